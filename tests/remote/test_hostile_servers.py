@@ -1,4 +1,4 @@
-"""Servers that lie, stall or drip: each is an error soon, in bounded memory, whoever asks."""
+"""Servers that lie, stall or drip cause an error soon and in bounded memory, for every client."""
 
 import asyncio
 import gzip
@@ -27,11 +27,11 @@ from spinezarr.remote.transport import open_transport
 from spinezarr.store.files import read_each
 
 GENERAL = {"http": {"client_kwargs": {"trust_env": False}}, "s3": {"version_aware": False}}
-"""Options that change nothing, and that our own client does not know."""
+"""Options without effect that our own client does not support, so that fsspec is used."""
 MOST_BYTES = 1 << 20
 SPAN = (10, 110)
 SENT_BYTES = 1 << 30
-"""Sent of what has no end; more than any reader may keep."""
+"""Bytes sent of an endless answer; more than any reader may keep."""
 KEPT_BYTES = 512 << 20
 ZEROS = bytes(1 << 20)
 RANGE_HEAD = "HTTP/1.1 206 x\r\nContent-Range: bytes 10-109/1024\r\n"
@@ -65,7 +65,7 @@ def says(head, body=b"", *, ends=False):
 
 
 def endless(head, part=ZEROS):
-    """Answer with a head and what has no end."""
+    """Answer with a head and an endless body."""
 
     def lie(_server, connection, _head):
         connection.sendall(head.encode() + b"\r\n")
@@ -176,12 +176,12 @@ IMPATIENT = RemoteSettings(
     opening_patience_s=0.5,
     first_patience_s=0.5,
 )
-"""Wait for seconds where users wait for minutes."""
+"""Settings that wait for seconds where users wait for minutes."""
 
 
 @pytest.fixture(autouse=True)
 def _nobody(monkeypatch, tmp_path):
-    """Have no settings of the user's own."""
+    """Hide the user's own settings."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -190,7 +190,7 @@ def _nobody(monkeypatch, tmp_path):
 
 @pytest.fixture
 def liar():
-    """Start servers; they end with the test."""
+    """Return a function that starts servers, which end with the test."""
     running = []
 
     def start(lie):
@@ -215,7 +215,7 @@ def opened(server, way, settings=IMPATIENT, **options):
 
 @contextmanager
 def memory_bounded():
-    """Fail if the process grows."""
+    """Fail if the memory of the process grows."""
     process, over = psutil.Process(), threading.Event()
     base = most = process.memory_info().rss
 
@@ -240,7 +240,7 @@ def asked(transport, path, *span):
 
 
 FEW = ["endless range", "endless chunks", "endless error", "redirect to a file", "drip", "silence"]
-"""What s3fs is asked to read in each run of the tests, as each of its clients takes a second."""
+"""Lies that s3fs meets in each run of the tests, because each of its clients takes a second."""
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_lie_is_an_error_in_bounded_memory(liar, way, lie):
         with memory_bounded():
             found = attempt(transport, f"{path}/a", *span)
         if isinstance(found, bytes):
-            # What holds an object's bytes, and no more than may come.
+            # Bytes are returned only if they are no more than were requested or allowed.
             assert len(found) <= (100 if span is SPAN else MOST_BYTES)
             assert span is not SPAN or lie == "no such range, ever"
         else:
@@ -271,7 +271,7 @@ def test_a_lie_is_an_error_in_bounded_memory(liar, way, lie):
 
 
 def attempt(transport, path, *span):
-    """Return the bytes, or the error."""
+    """Return the bytes, or the error that was raised."""
     try:
         return asked(transport, path, *span)
     except (OSError, SpinezarrError) as problem:
@@ -279,7 +279,7 @@ def attempt(transport, path, *span):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_object_that_is_too_large_is_told_with_its_size(liar, way):
+def test_the_error_of_a_too_large_object_names_its_size(liar, way):
     server = liar(says("HTTP/1.1 200 x\r\nContent-Length: 5000\r\n", ZEROS[:5000]))
     transport, path = opened(server, way)
     assert len(asked(transport, f"{path}/a", None, None, 5000)) == 5000
@@ -287,7 +287,7 @@ def test_an_object_that_is_too_large_is_told_with_its_size(liar, way):
         asked(transport, f"{path}/a", None, None, 4999)
 
 
-TOLD = {
+REFUSALS = {
     "gzip bomb": r"compresses what it sends \(Content-Encoding\)",
     "redirect loop": "leads on more than 5 times",
     "redirect to a file": "leads to what is no web server",
@@ -295,18 +295,18 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("lie", TOLD)
+@pytest.mark.parametrize("lie", REFUSALS)
 @pytest.mark.parametrize("way", ["http-direct", "http-fsspec"])
-def test_what_is_refused_is_told(liar, way, lie):
+def test_the_error_says_why_an_answer_is_refused(liar, way, lie):
     transport, path = opened(liar(LIES[lie]), way)
-    with pytest.raises(OSError, match=TOLD[lie]):
+    with pytest.raises(OSError, match=REFUSALS[lie]):
         asked(transport, f"{path}/a", *SPAN)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("lie", ["silence", "silence in the middle", "drip", "drip of the head"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stall_says_so(liar, way, lie):
+def test_the_error_of_a_stalled_answer_says_so(liar, way, lie):
     server = liar(LIES[lie] if lie != "drip" else drips(RANGE_HEAD + "Content-Length: 100\r\n\r\n"))
     transport, path = opened(server, way)
     with pytest.raises(StalledAnswerError, match="sends nothing, or too little"):
@@ -314,7 +314,7 @@ def test_a_stall_says_so(liar, way, lie):
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_store_does_not_open_on_a_lie(liar, lie):
+def test_opening_a_store_on_a_lying_server_is_an_error(liar, lie):
     server = liar(LIES[lie])
     with memory_bounded(), pytest.raises((SpinezarrError, OSError)) as caught:
         spinezarr.open(f"{server.url}/store.zarr")
@@ -324,7 +324,7 @@ def test_a_store_does_not_open_on_a_lie(liar, lie):
 
 @pytest.mark.parametrize("name", ["zarr.json", "table_bundle", "table/zarr.json"])
 @pytest.mark.parametrize("body", [b"garbage", b"{}", ZEROS])
-def test_garbage_for_a_file_is_an_error(liar, name, body):
+def test_garbage_in_place_of_a_store_file_is_an_error(liar, name, body):
     def lie(_server, connection, head):
         body_here = body if head.split()[1].endswith(name) else b""
         status = "200 x" if body_here else "404 x"
@@ -337,7 +337,7 @@ def test_garbage_for_a_file_is_an_error(liar, name, body):
         spinezarr.open(f"{liar(lie).url}/store.zarr")
 
 
-def test_an_object_that_comes_and_goes_is_absent_or_there(liar):
+def test_an_object_that_comes_and_goes_is_absent_or_whole(liar):
     count = iter(range(1000))
 
     def lie(_server, connection, _head):
@@ -350,12 +350,12 @@ def test_an_object_that_comes_and_goes_is_absent_or_there(liar):
         assert objects.read([f"{server.url}/a"]) in ({}, {f"{server.url}/a": b"ab"})
 
 
-# Slow, and honest
+# Slow and honest servers
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_slow_server_is_waited_for(liar, way):
-    """A quarter of what the slowest link carries in a window, again and again."""
+    """The server repeatedly sends a quarter of what the slowest link carries in a window."""
     window_s = IMPATIENT.stall_window_s + IMPATIENT.stall_window_per_request_s
     part = int(IMPATIENT.slowest_link_bytes_per_s * window_s / 4) + 1
 
@@ -370,7 +370,7 @@ def test_a_slow_server_is_waited_for(liar, way):
     assert asked(transport, f"{path}/a", 0, 5 * part) == bytes(5 * part)
 
 
-def test_the_window_grows_with_the_requests_under_way():
+def test_the_stall_window_grows_with_the_requests_in_flight():
     async def run():
         many = stall_detection.StallDetector(IMPATIENT)
         alone = [many.window_s, many.least_bytes / many.window_s]
@@ -385,7 +385,7 @@ def test_the_window_grows_with_the_requests_under_way():
     asyncio.run(run())
 
 
-def test_no_answer_takes_for_ever(liar):
+def test_an_endless_answer_is_given_up(liar):
     short = replace(IMPATIENT, longest_answer_s=1.5)
     transport, path = opened(liar(endless_at_pace), "http-direct", short)
     with pytest.raises(StalledAnswerError):
@@ -400,7 +400,7 @@ def endless_at_pace(server, connection, _head):
 
 
 def test_a_server_that_falls_silent_is_given_up(liar):
-    """Some answers, then none: the time for a restart, not for ever."""
+    """After some answers there are none: the client waits about as long as a restart takes."""
     count = iter(range(1000))
 
     def lie(_server, connection, _head):
@@ -469,7 +469,7 @@ def test_no_signature_follows_a_redirect(liar, way):
     assert not any(re.search("(?i)canary|authorization", head) for head in there.heads)
 
 
-def test_a_header_that_is_two_is_not_sent(liar):
+def test_a_header_with_a_line_break_is_not_sent(liar):
     server = liar(says(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
     transport, path = open_transport(server.url, {"headers": {"X-A": "b\r\nX-C: d"}}, IMPATIENT)
     with pytest.raises((OSError, ValueError)):
@@ -477,7 +477,7 @@ def test_a_header_that_is_two_is_not_sent(liar):
     assert not any("X-C" in head for head in server.heads)
 
 
-def test_what_a_server_calls_its_error_is_short_and_printable():
+def test_the_error_text_of_a_server_is_shortened_and_printable():
     said = str(response_error(418, "A\x1b[2J\u202e" + "B" * 10_000, "s3://bucket/a"))
     assert len(said) < 400
     assert said.isprintable()
@@ -512,7 +512,7 @@ def test_requests_are_signed_as_botocore_signs_them():
 # Writers
 
 
-def test_what_a_writer_reads_from_afar_is_bounded(liar):
+def test_a_writer_reads_a_limited_number_of_bytes(liar):
     server = liar(endless("HTTP/1.1 206 x\r\nContent-Range: bytes 0-1000/*\r\n", ZEROS))
     options = {"endpoint_url": server.url, "key": "K", "secret": "S"}
     from spinezarr.store.files import open_filesystem  # noqa: PLC0415

@@ -46,7 +46,7 @@ def read_ranges(objects, wanted):
 
 
 class Scripted:
-    """A transport that does what it is told, and notes how much of it is under way."""
+    """A transport that answers as scripted, and records the requests in flight."""
 
     async def get_ranges(self, _path, _spans):
         return None
@@ -75,7 +75,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Make objects behind a scripted transport."""
+    """Return a function that makes remote objects with a scripted transport."""
 
     def start(answer, **settings):
         transport = Scripted(answer)
@@ -90,7 +90,7 @@ async def whole(_number, _path, start, stop):
     return DATA[start:stop]
 
 
-# What comes back
+# Results
 
 
 @given(
@@ -99,7 +99,7 @@ async def whole(_number, _path, start, stop):
     )
 )
 @settings(max_examples=20)
-def test_ranges_come_back_in_order_whatever_fails(served, proxies, spans):
+def test_ranges_come_back_in_order_despite_faults(served, proxies, spans):
     kinds = tuple(kind for kind in proxies.FAULTS if kind not in {"flip", "stall"})
     served.set(proxies.Conditions(fault_rate=0.2, fault_kinds=kinds))
     wanted = [(f"{served.url}/large", a, min(a + n, len(DATA))) for a, n in spans]
@@ -118,7 +118,7 @@ def test_an_absent_object_has_no_ranges(proxy):
         read_ranges(RemoteObjects(proxy.url), [(f"{proxy.url}/absent", 0, 5)])
 
 
-def test_an_object_that_is_shorter_is_asked_for_again_and_comes_back_short(proxy):
+def test_a_short_object_is_requested_again_and_returned_short(proxy):
     path = f"{proxy.url}/small5"
     (data,) = read_ranges(RemoteObjects(proxy.url), [(path, 0, 9)])
     assert bytes(data) == bytes([5]) * 5
@@ -141,7 +141,7 @@ def _read(objects, wanted):
     return bytes(read_ranges(objects, wanted)[0])
 
 
-def test_a_process_forked_while_others_read_reads_too(proxy):
+def test_a_process_forked_while_threads_read_can_read(proxy):
     objects = RemoteObjects(proxy.url)
     wanted = [(f"{proxy.url}/large", n, n + 5000) for n in range(50)]
     done = threading.Event()
@@ -166,7 +166,7 @@ def test_a_process_forked_while_others_read_reads_too(proxy):
 
 @pytest.fixture
 def plain_server(tmp_path):
-    """Python's own, which has no ranges; and the paths that it was asked for."""
+    """Serve with Python's own server, which has no ranges; return the list of requested paths."""
     (tmp_path / "large").write_bytes(DATA)
     asked = []
 
@@ -200,12 +200,12 @@ def test_a_server_without_ranges_is_an_error_at_once(plain_server, options):
         read_ranges(objects, [(f"{url}/large", 5, 99)])
     assert type(caught.value) is NoRangesError
     assert time.monotonic() - began < 5
-    assert len(asked) <= 2  # our own client does not tell why, and fsspec does
+    assert len(asked) <= 2  # after our own client, fsspec asks to learn the reason
     with pytest.raises(NoRangesError):
         read_ranges(objects, [(f"{url}/large", n, n + 9) for n in range(0, 900, 30)])
 
 
-def test_a_whole_object_in_place_of_a_range_is_a_fault_of_a_server_that_has_ranges(scripted):
+def test_a_server_that_sent_ranges_before_is_asked_again_for_a_missing_one(scripted):
     unranged = NoRangesError(5, "whole")
 
     async def second_fails(number, _path, start, stop):
@@ -220,13 +220,13 @@ def test_a_whole_object_in_place_of_a_range_is_a_fault_of_a_server_that_has_rang
     objects, transport = scripted(
         failing(99, unranged), first_backoff_s=0.001, longest_backoff_s=0.01
     )
-    # The whole of an object is no range.
+    # A server that never sent a range is not asked again.
     with pytest.raises(NoRangesError):
         read_ranges(objects, [("p", 5, 9)])
     assert len(transport.asked) == 1
 
 
-def test_ranges_that_are_given_no_more_end_patience(scripted):
+def test_a_server_that_stops_sending_ranges_is_given_up(scripted):
 
     async def only_once(number, _path, start, stop):
         if number:
@@ -242,7 +242,7 @@ def test_ranges_that_are_given_no_more_end_patience(scripted):
     assert len(transport.asked) > 5
 
 
-def test_where_an_object_ends_before_the_range_is_asked_once(scripted):
+def test_a_range_behind_the_end_of_an_object_takes_one_request(scripted):
     async def empty(_number, _path, _start, _stop):
         return b""
 
@@ -251,10 +251,10 @@ def test_where_an_object_ends_before_the_range_is_asked_once(scripted):
     assert len(transport.asked) == 1
 
 
-# How many at once
+# Limits of requests and memory
 
 
-def test_no_more_requests_are_under_way_than_may_be(scripted):
+def test_requests_in_flight_stay_within_their_limit(scripted):
     objects, transport = scripted(whole, requests_in_flight=4)
 
     def read(first):
@@ -267,7 +267,7 @@ def test_no_more_requests_are_under_way_than_may_be(scripted):
     assert len(transport.asked) == 300
 
 
-def test_no_more_bytes_are_held_than_may_be(scripted):
+def test_bytes_held_stay_within_their_limit(scripted):
     objects, transport = scripted(whole, held_bytes=1000)
     with ThreadPoolExecutor(1) as thread:
         with objects.ranges([("p", 0, 300), ("p", 600, 900)]):
@@ -277,20 +277,20 @@ def test_no_more_bytes_are_held_than_may_be(scripted):
         assert waiting.result() == [DATA[5:405], DATA[5:106]]
         with pytest.raises(ZeroDivisionError), objects.ranges([("p", 0, 900)]):
             raise ZeroDivisionError
-        # What is larger than the bound goes alone.
+        # A range larger than the limit is read alone.
         assert read_ranges(objects, [("p", 0, 5000)]) == [DATA[:5000]]
         assert read_ranges(objects, [("p", 0, 1000)]) == [DATA[:1000]]
 
 
-def test_what_fails_holds_no_memory(scripted):
+def test_a_failed_request_releases_its_memory(scripted):
     objects, _ = scripted(failing(1, PermissionError(13, "refused")), held_bytes=1000)
     with pytest.raises(PermissionError):
         read_ranges(objects, [("p", 0, 900)])
     assert read_ranges(objects, [("p", 0, 900)]) == [DATA[:900]]
 
 
-def test_what_is_left_makes_room_for_others(scripted):
-    """Requests that wait for their turn, and those under way, go when nobody waits for them."""
+def test_an_interrupted_read_cancels_its_requests(scripted):
+    """Both waiting requests and those in flight are cancelled."""
 
     async def slow(number, _path, start, stop):
         await asyncio.sleep(0 if number >= 2 else 30)
@@ -305,7 +305,7 @@ def test_what_is_left_makes_room_for_others(scripted):
 
 
 class interrupted:  # noqa: N801  reads as a verb
-    """Raise an error in the main thread a moment later, as an interrupt would."""
+    """Raise an error in the main thread a moment later, like an interrupt."""
 
     def __init__(self, problem):
         self._problem = problem
@@ -322,7 +322,7 @@ class interrupted:  # noqa: N801  reads as a verb
         signal.signal(signal.SIGALRM, self._before)
 
 
-def test_what_is_abandoned_ends_and_gives_all_room_back(scripted):
+def test_abandoned_requests_end_and_release_all_room(scripted):
 
     async def slow(number, _path, start, stop):
         await asyncio.sleep(0 if number >= 2 else 60)
@@ -341,13 +341,13 @@ def test_what_is_abandoned_ends_and_gives_all_room_back(scripted):
         objects.abandon([ident])
         with pytest.raises(CancelledError):
             waiting.result(30)
-        # The thread itself is as good as ever.
+        # The background thread still works.
         assert thread.submit(read_each, 7).result(30) == [[DATA[7:457]], [DATA[8:458]]]
     assert transport.left == 2
     objects.abandon([12345])
 
 
-# Asking again
+# Retries
 
 
 def failing(times, problem):
@@ -365,7 +365,7 @@ def transient(wait_s=None):
     return problem
 
 
-def test_what_fails_is_asked_for_again(scripted):
+def test_a_transient_failure_is_retried(scripted):
     objects, transport = scripted(
         failing(4, transient()), first_backoff_s=0.001, longest_backoff_s=0.002
     )
@@ -383,7 +383,7 @@ def test_a_server_that_never_answered_is_given_up_soon(scripted):
     assert len(transport.asked) == 5
 
 
-def test_a_server_that_has_answered_is_given_time(scripted):
+def test_a_server_that_has_answered_before_is_retried_for_longer(scripted):
 
     async def answer(number, _path, start, stop):
         if number:
@@ -401,7 +401,7 @@ def test_a_server_that_has_answered_is_given_time(scripted):
     assert len(transport.asked) > 6
 
 
-def test_a_server_is_left_alone_for_as_long_as_it_wishes(scripted):
+def test_a_retry_waits_as_long_as_the_server_asks(scripted):
     objects, _ = scripted(failing(1, transient(0.4)))
     began = time.monotonic()
     read_ranges(objects, [("p", 0, 1)])
@@ -409,7 +409,7 @@ def test_a_server_is_left_alone_for_as_long_as_it_wishes(scripted):
 
 
 @pytest.mark.parametrize("problem", [PermissionError(13, "refused"), OSError(5, "no such bucket")])
-def test_what_will_not_change_is_not_asked_for_again(scripted, problem):
+def test_a_permanent_failure_is_not_retried(scripted, problem):
     objects, transport = scripted(failing(9, problem))
     with pytest.raises(type(problem), match=problem.strerror):
         read_ranges(objects, [("p", 0, 1)])
@@ -419,7 +419,7 @@ def test_what_will_not_change_is_not_asked_for_again(scripted, problem):
 # Late answers
 
 
-def test_a_late_answer_is_asked_for_a_second_time(scripted):
+def test_a_late_answer_is_requested_a_second_time(scripted):
 
     async def answer(number, _path, start, stop):
         if number == 0:
@@ -444,7 +444,7 @@ def test_a_late_answer_is_used_if_it_comes_first(scripted):
     ) == [DATA[3:8]]
 
 
-def test_a_failure_beside_a_late_answer_is_no_failure(scripted):
+def test_a_failed_second_request_does_not_end_the_late_first_one(scripted):
 
     async def answer(number, _path, start, stop):
         await asyncio.sleep((0.3, 0.01)[min(number, 1)])
@@ -457,7 +457,7 @@ def test_a_failure_beside_a_late_answer_is_no_failure(scripted):
     assert 2 <= len(transport.asked) <= 4
 
 
-def test_after_a_stall_nothing_more_is_asked_beside(scripted):
+def test_a_stall_ends_both_requests_without_a_third(scripted):
 
     async def answer(number, _path, _start, _stop):
         await asyncio.sleep((0.1, 0.6)[min(number, 1)])
@@ -471,7 +471,7 @@ def test_after_a_stall_nothing_more_is_asked_beside(scripted):
     assert len(transport.asked) == 2
 
 
-def test_few_requests_are_second_ones(scripted):
+def test_at_most_a_quarter_more_requests_are_second_ones(scripted):
 
     async def answer(_number, _path, start, stop):
         await asyncio.sleep(0.5)
@@ -484,7 +484,7 @@ def test_few_requests_are_second_ones(scripted):
     assert transport.most_under_way == 8 + 8 // 4
 
 
-def test_an_answer_is_late_by_what_is_usual_for_its_size():
+def test_lateness_is_measured_against_the_usual_time_for_the_size():
     times = remote._DurationEstimate(DEFAULTS)
     assert times.late_s(0) == DEFAULTS.first_late_s
     for _ in range(100):
@@ -496,13 +496,13 @@ def test_an_answer_is_late_by_what_is_usual_for_its_size():
     assert times.late_s(0) == DEFAULTS.least_late_s
 
 
-# What lies between two ranges
+# Gaps between two ranges
 
 
 def gap_bytes(latency_s, bytes_per_s, in_flight=64, size=1 << 19):
-    """Read for a while at that rate, with that many requests under way."""
+    """Simulate reading at a rate; return the largest gap that is read along with two ranges."""
     times = remote._DurationEstimate(DEFAULTS)
-    times.add(latency_s, 1, 2000)  # alone: metadata
+    times.add(latency_s, 1, 2000)  # metadata, read alone
     ended_s = [latency_s] * in_flight
     for _ in range(900):
         began_s = ended_s[-in_flight]
@@ -511,14 +511,14 @@ def gap_bytes(latency_s, bytes_per_s, in_flight=64, size=1 << 19):
     return times.gap_bytes
 
 
-def test_few_bytes_are_read_for_nothing_on_a_link_that_is_full():
+def test_only_small_gaps_are_read_over_a_full_link():
     least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
     for latency_s in (0.0, 0.001, 0.02):
         assert gap_bytes(latency_s, 100e6) == least
     assert gap_bytes(0.1, 100e6) < most / 2
 
 
-def test_few_requests_are_made_over_a_long_link_that_is_free():
+def test_large_gaps_are_read_over_a_free_link_of_high_latency():
     least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
     assert gap_bytes(0.1, 2e9, in_flight=128, size=1 << 18) == most
     assert least < gap_bytes(0.1, 2e9, in_flight=1000) < most
@@ -527,7 +527,7 @@ def test_few_requests_are_made_over_a_long_link_that_is_free():
 
 @given(st.floats(0, 0.3), st.floats(1e6, 3e9), st.floats(1, 3))
 @settings(max_examples=50)
-def test_the_gap_grows_with_the_latency_and_stays_in_its_bounds(latency_s, bytes_per_s, factor):
+def test_the_gap_grows_with_the_latency_and_stays_within_its_limits(latency_s, bytes_per_s, factor):
     least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
     gap = gap_bytes(latency_s, bytes_per_s)
     assert least <= gap <= most
@@ -535,10 +535,10 @@ def test_the_gap_grows_with_the_latency_and_stays_in_its_bounds(latency_s, bytes
     assert gap_bytes(latency_s, bytes_per_s / factor) <= gap + 1
 
 
-# Names
+# Names and threads
 
 
-def test_names_hold_no_secret():
+def test_names_of_objects_contain_no_secret():
     assert RemoteObjects("http://me:pass@host:80/a.zarr").name(
         "http://me:pass@host:80/a.zarr/x"
     ) == ("http://host:80/a.zarr/x")
@@ -549,7 +549,7 @@ def test_names_hold_no_secret():
 
 def test_all_stores_share_one_thread(proxy):
     def threads():
-        # The event loop looks names up in a pool of its own, which has a bound.
+        # The event loop resolves names in a thread pool of its own, which is limited.
         return {t for t in threading.enumerate() if not t.name.startswith("asyncio_")}
 
     before = threads()
@@ -558,14 +558,14 @@ def test_all_stores_share_one_thread(proxy):
     assert len(threads() - before) <= 1
 
 
-def test_a_turn_that_nobody_waits_for_any_more_is_passed_over():
+def test_the_turn_of_a_cancelled_request_goes_to_the_next():
     async def run():
         gate = remote._FairSemaphore(1)
         await gate.acquire(1)
         waiting = asyncio.create_task(gate.acquire(1))
         await asyncio.sleep(0)
         waiting.cancel()
-        gate.release(1)  # before the task hears that it is cancelled
+        gate.release(1)  # before the task is told of its cancellation
         with pytest.raises(asyncio.CancelledError):
             await waiting
         await asyncio.wait_for(gate.acquire(1), 1)

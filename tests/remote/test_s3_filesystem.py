@@ -1,4 +1,4 @@
-"""The file system of buckets, against moto's server."""
+"""Tests of the file system of S3 buckets, against moto's server."""
 
 import errno
 import pickle
@@ -32,7 +32,7 @@ def refused(fs, path, kind=OSError):
     return str(caught.value)
 
 
-def test_what_is_written_is_read(fs, bucket):
+def test_a_written_object_can_be_read(fs, bucket):
     fs.pipe_file(f"{bucket}/a/b", b"0123456789")
     assert fs.cat_file(f"{bucket}/a/b") == b"0123456789"
     assert fs.cat_file(f"{bucket}/a/b", start=2, end=5) == b"234"
@@ -47,7 +47,7 @@ def test_a_large_object_is_read_block_by_block(fs, bucket):
         assert b"".join(iter(lambda: file.read(1_000_003), b"")) == data
 
 
-def test_a_range_behind_the_end_is_empty(fs, bucket):
+def test_a_range_behind_the_end_of_an_object_is_empty(fs, bucket):
     fs.pipe_file(f"{bucket}/short", b"abc")
     assert fs.cat_file(f"{bucket}/short", start=3, end=9) == b""
     assert fs.cat_ranges([f"{bucket}/short"] * 2, [100, 1], [101, 9]) == [b"", b"bc"]
@@ -69,7 +69,7 @@ def test_listings_show_what_others_write(fs, bucket, s3_server):
     assert fs.ls(bucket, detail=False) == [f"{bucket}/a", f"{bucket}/b"]
 
 
-def test_only_the_first_of_many_creates(fs, bucket):
+def test_one_of_many_writers_creates_an_object(fs, bucket):
     def create(number):
         try:
             fs.pipe_file(f"{bucket}/one", str(number).encode(), mode="create")
@@ -92,7 +92,7 @@ def test_an_object_is_replaced_only_if_it_is_unchanged(fs, bucket):
     assert fs.cat_file(f"{bucket}/one") == b"4"
 
 
-def test_a_bucket_has_one_lock(fs, bucket):
+def test_one_of_many_writers_gets_the_lock_of_a_bucket(fs, bucket):
     other = StoreLock(fs, bucket, "s3://x", "an audit")
     with (
         StoreLock(fs, bucket, "s3://x", "an ingest"),
@@ -102,7 +102,7 @@ def test_a_bucket_has_one_lock(fs, bucket):
     assert not fs.exists(f"{bucket}/ingest.lock")
 
 
-def test_a_lock_is_made_and_replaced_only_as_it_was(fs, bucket):
+def test_a_lock_is_created_or_replaced_only_if_it_is_unchanged(fs, bucket):
     path = f"{bucket}/lock"
     assert _put(fs, path, b"1", None)
     assert not _put(fs, path, b"2", None)
@@ -117,11 +117,11 @@ def test_a_missing_object_and_a_missing_bucket_are_told_apart(fs, bucket):
     assert not fs.exists(f"{bucket}/gone")
 
 
-def test_a_name_that_no_bucket_can_have_is_an_error_and_no_traceback(fs):
+def test_an_impossible_bucket_name_is_an_error_without_traceback(fs):
     assert "Invalid bucket name" in refused(fs, "a_b@c/gone")
 
 
-def test_a_private_bucket_is_closed_to_the_anonymous(fs, bucket, s3_server):
+def test_a_private_bucket_refuses_anonymous_requests(fs, bucket, s3_server):
     fs.pipe_file(f"{bucket}/a", b"secret")
     anonymous, _ = open_filesystem("s3://", {"endpoint_url": s3_server.endpoint_url, "anon": True})
     text = refused(anonymous, f"{bucket}/a", PermissionError)
@@ -142,7 +142,7 @@ def test_without_credentials_the_error_says_how_to_give_them(s3_server, monkeypa
     assert "profile (nobody) could not be found" in refused(fs, "bucket/a", PermissionError)
 
 
-def test_settings_of_the_environment_hold_for_what_is_opened_next(monkeypatch):
+def test_changed_environment_settings_apply_to_the_next_opening(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     first, _ = open_filesystem("s3://bucket")
     assert open_filesystem("s3://bucket")[0] is first
@@ -164,7 +164,7 @@ def options_for(port):
     }
 
 
-def test_a_server_that_is_not_there_is_named(one_attempt):
+def test_the_error_names_a_server_that_cannot_be_reached(one_attempt):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -176,7 +176,7 @@ def test_a_server_that_is_not_there_is_named(one_attempt):
 
 
 def answering(answer):
-    """Run a server that sends ``answer`` to every request; ends with the listening socket."""
+    """Run a server that sends ``answer`` to every request, until the listening socket closes."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve():
@@ -223,7 +223,7 @@ def test_an_endpoint_must_be_a_url(endpoint):
         open_filesystem("s3://bucket", {"endpoint_url": endpoint})
 
 
-def test_options_do_not_go_with_paths(tmp_path):
+def test_s3_options_for_a_local_path_are_refused(tmp_path):
     with pytest.raises(UsageError, match="is a path"):
         open_filesystem(str(tmp_path), {"anon": True})
 
@@ -236,7 +236,7 @@ def test_a_file_system_is_pickled_with_its_options_and_shows_no_secret(fs, bucke
     assert fs.secret not in repr(fs)
 
 
-def test_errors_keep_their_numbers(fs, bucket):
+def test_errors_keep_their_errno(fs, bucket):
     with pytest.raises(FileNotFoundError) as caught:
         fs.cat_file(f"{bucket}/gone")
     assert caught.value.errno == errno.ENOENT

@@ -1,4 +1,4 @@
-"""One attempt for one object of a bucket, against a server of S3."""
+"""Tests of single requests for objects of a bucket, against an S3 server."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from spinezarr.remote.transport import open_transport
 
 DATA = bytes(range(256)) * 8
 GENERAL = {"version_aware": False}
-"""An option that changes nothing, and that our own client does not know."""
+"""An option without effect that our own client does not support, so that s3fs is used."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def get(transport, path, *span):
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 3000), st.integers(0, 3000))
-def test_bytes_are_those_of_a_slice(place, start, stop):
+def test_a_range_equals_the_slice_of_the_object(place, start, stop):
     transport, path = place
     assert get(transport, f"{path}/a", start, stop) == DATA[start:stop]
     assert get(transport, f"{path}/a") == DATA
@@ -47,7 +47,7 @@ def test_bytes_are_those_of_a_slice(place, start, stop):
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["a b", "a+b", "a%20b", "%41", "ä", "~a", "a#b", "[x]*'!", "a&b=c", "a:b"]))
-def test_any_key_is_found(place, s3_server, bucket, key):
+def test_objects_with_any_key_can_be_read(place, s3_server, bucket, key):
     transport, path = place
     s3_server.client.put_object(Bucket=bucket, Key=f"folder/{key}", Body=key.encode())
     assert get(transport, f"{path}/{key}") == key.encode()
@@ -74,7 +74,7 @@ def test_an_object_is_read_in_one_version(place, s3_server, bucket):
     assert second.etag != first.etag
 
 
-def test_what_is_absent_and_what_is_refused(place, s3_server):
+def test_absent_and_refused_objects_raise_different_errors(place, s3_server):
     transport, path = place
     with pytest.raises(FileNotFoundError, match="no such object"):
         get(transport, f"{path}/b", 0, 5)

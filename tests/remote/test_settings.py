@@ -11,7 +11,7 @@ MAY_BE_ZERO = {"least_gap_bytes", "most_gap_bytes", "whole_shard_bytes"}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(RemoteSettings)])
-def test_numbers_out_of_range_are_refused(name):
+def test_settings_out_of_range_are_refused(name):
     for value in (-1, math.inf, math.nan) if name not in MAY_BE_ZERO else (-1,):
         with pytest.raises(UsageError, match=f"{name} {value}: must"):
             replace(RemoteSettings(), **{name: value})
@@ -26,7 +26,7 @@ def test_numbers_out_of_range_are_refused(name):
     ("least", "most"),
     [("least_gap_bytes", "most_gap_bytes"), ("first_backoff_s", "longest_backoff_s")],
 )
-def test_a_least_above_its_most_is_refused(least, most):
+def test_a_minimum_above_its_maximum_is_refused(least, most):
     with pytest.raises(UsageError, match=f"{least} 9: must not be above {most} 8"):
         RemoteSettings(**{least: 9, most: 8})
 

@@ -1,4 +1,4 @@
-"""One attempt for one object, over the wire, through our own client and through fsspec."""
+"""Tests of single requests over real sockets, through our own client and through fsspec."""
 
 import asyncio
 import errno
@@ -43,11 +43,11 @@ from spinezarr.remote.transport import NoRangesError, TransientError, open_trans
 N = 1024
 DATA = bytes(range(256)) * (N // 256)
 GENERAL = {"http": {"client_kwargs": {"trust_env": False}}, "s3": {"version_aware": False}}
-"""Options that change nothing, and that our own client does not know."""
+"""Options without effect that our own client does not support, so that fsspec is used."""
 
 
 def answer(status, body=b"", *headers, length=None):
-    """Return an answer of HTTP; length None stands for the true one."""
+    """Return an HTTP answer; length None means the true length."""
     lines = [f"HTTP/1.1 {status}", *headers]
     lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -69,10 +69,10 @@ def part(start, stop, *, total=N, body=None, length=None):
 
 
 class Server(RawServer):
-    """Plays the same answer to each request for a name, and notes what it was asked.
+    """A server that plays one answer to each request for a name, and records the requests.
 
-    A name without an answer is served with DATA, as a server does. Answers of the kind CUT are
-    followed by the end of the connection; STALL never comes.
+    A name without a scripted answer is served with DATA. The connection is closed after answers
+    of the kind CUT; STALL is never answered.
     """
 
     CUT, STALL = object(), object()
@@ -127,7 +127,7 @@ def lasting():
 
 @pytest.fixture
 def server(lasting):
-    """Give one server to all: s3fs takes long to meet another."""
+    """Share one server between tests, because s3fs takes long to connect to a new one."""
     lasting.answers.clear()
     lasting.heads.clear()
     lasting.asked.clear()
@@ -137,7 +137,7 @@ def server(lasting):
 
 @pytest.fixture
 def own_server():
-    """Give a server that may be closed."""
+    """Return a server that the test may close."""
     started = Server()
     yield started
     started.close()
@@ -145,7 +145,7 @@ def own_server():
 
 @pytest.fixture(autouse=True)
 def _nobody(monkeypatch, tmp_path):
-    """Have no settings of the user's own."""
+    """Hide the user's own settings."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -154,7 +154,7 @@ def _nobody(monkeypatch, tmp_path):
 
 
 def opened(server, kind, way, **options):
-    """Return a transport and the path of a folder, through our own client or not."""
+    """Return a transport, through our own client or fsspec, and the path of a folder."""
     if kind == "s3":
         options = {"endpoint_url": server.url, "key": "KEY", "secret": "SECRET", **options}
     options |= GENERAL[kind] if way == "fsspec" else {}
@@ -180,26 +180,26 @@ def get(transport, path, *span):
     "span",
     [(), (0, 10), (5, 900), (1000, 1024), (1000, 2000), (1024, 1030), (3000, 4000), (7, None)],
 )
-def test_bytes_are_those_of_a_slice(place, span):
+def test_a_range_equals_the_slice_of_the_data(place, span):
     transport, path = place
     expected = DATA[slice(*span)] if span else DATA
     assert get(transport, f"{path}/a", *span) == expected
 
 
-def test_no_bytes_take_no_request(place, server):
+def test_an_empty_range_takes_no_request(place, server):
     transport, path = place
     assert get(transport, f"{path}/a", 5, 5) == b""
     assert server.heads == []
 
 
-def test_each_range_is_one_request(place, server):
+def test_each_range_takes_one_request(place, server):
     transport, path = place
     for start in range(5):
         assert get(transport, f"{path}/a", start, start + 3) == DATA[start : start + 3]
     assert len(server.heads) == 5
 
 
-def test_many_loops_ask_at_once(place):
+def test_many_event_loops_can_read_at_once(place):
     transport, path = place
 
     async def all_of_them():
@@ -217,7 +217,7 @@ def test_many_loops_ask_at_once(place):
 
 
 def versioned(tag, written="Sun, 06 Nov 1994 08:49:37 GMT"):
-    """Play a server that knows one version of an object, and what If-Match means."""
+    """Return an answer of a server that has one version of an object and supports If-Match."""
 
     def play(head):
         asked = re.search(r"(?im)^if-match: (.*?)\r?$", head)
@@ -239,7 +239,7 @@ def version(transport, path, *span, **asked):
     return asyncio.run(transport.get_response(ObjectRequest(path, *span, limit_bytes=N, **asked)))
 
 
-def test_a_version_is_told_and_asked_for(place, server):
+def test_the_version_of_an_object_is_returned_and_can_be_requested(place, server):
     transport, path = place
     server.answers["a"] = versioned('"1"')
     found = version(transport, f"{path}/a", 5, 9)
@@ -255,7 +255,7 @@ def test_a_version_is_told_and_asked_for(place, server):
     assert bytes(version(transport, f"{path}/a", 5, 9).data) == DATA[5:9]
 
 
-def test_another_version_is_none_though_the_server_ignores_what_is_asked(place, server):
+def test_another_version_is_an_error_even_if_the_server_ignores_conditions(place, server):
     transport, path = place
     server.answers["a"] = part(5, 9)
     with pytest.raises(ChangedObjectError):
@@ -324,22 +324,22 @@ FAULTS = {
 
 LEFT_TO_FSSPEC = {name for name in FAULTS if name.startswith(("whole", "page", "no range"))}
 TAKEN_FOR_IDLE = {"cut head", "hung up", "no HTTP"}
-"""Connections of aiohttp."""
+"""Faults after which aiohttp retries, because its connection might have been idle."""
 WRONG_LENGTH = {
     f"{kind} {what}"
     for kind in ("short", "long", "longer", "later", "other", "unnamed", "nonsense")
     for what in ("body", "range")
 }
-"""fsspec is asked again, which tells what came."""
+"""Faults after which fsspec requests the object again, to report what came."""
 TWICE = LEFT_TO_FSSPEC | TAKEN_FOR_IDLE | WRONG_LENGTH
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_has_its_class_and_no_repetition(place, server, fault):
+def test_each_fault_raises_its_class_without_a_retry(place, server, fault):
     transport, path = place
     server.answers["a"], kind = FAULTS[fault]
     if fault == "unnamed range" and path.startswith("bucket"):
-        kind = TransientError  # s3fs does not tell it from the whole object
+        kind = TransientError  # s3fs cannot distinguish it from the whole object
     with pytest.raises(OSError, match=re.escape(f"{path}/a")) as caught:
         get(transport, f"{path}/a", 10, 110)
     assert type(caught.value) is kind
@@ -348,7 +348,7 @@ def test_a_fault_has_its_class_and_no_repetition(place, server, fault):
     assert len(server.heads) <= (2 if fault in TWICE else 1)
 
 
-def test_what_to_do_about_a_server_without_ranges_is_said(place, server):
+def test_the_error_of_a_server_without_ranges_explains_it(place, server):
     transport, path = place
     server.answers["a"] = answer("200 OK", DATA)
     with pytest.raises(NoRangesError, match=r"1024 bytes instead of bytes 10 to 109\. Chunks"):
@@ -360,7 +360,7 @@ def test_what_to_do_about_a_server_without_ranges_is_said(place, server):
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
 def test_the_body_of_a_whole_object_is_not_awaited(server, way):
-    """It may be a shard of a hundred MB."""
+    """The whole object may be a shard of a hundred MB."""
     transport, path = opened(server, "http", way)
     server.answers["a"] = answer("200 OK", DATA[:100], length=1 << 30)
     with pytest.raises(NoRangesError, match=f"whole object of {1 << 30} bytes"):
@@ -369,7 +369,7 @@ def test_the_body_of_a_whole_object_is_not_awaited(server, way):
 
 @pytest.mark.parametrize("page", [b"<html><body>Sign in", b"\n <!doctype HTML><p>Sign in"])
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
-def test_a_page_to_log_in_is_no_object(server, own_server, way, page):
+def test_a_login_page_is_not_taken_for_the_object(server, own_server, way, page):
     server.answers["a"] = answer("302 Found", b"", f"Location: {own_server.url}/login?next=CANARY")
     own_server.answers["login"] = answer("200 OK", page, "Content-Type: text/html")
     transport, path = opened(server, "http", way)
@@ -382,7 +382,7 @@ def test_a_page_to_log_in_is_no_object(server, own_server, way, page):
 
 
 @pytest.mark.parametrize("kind", ["http", "s3"])
-def test_the_time_a_server_asks_for_is_kept(server, kind):
+def test_the_error_keeps_the_time_of_retry_after(server, kind):
     transport, path = opened(server, kind, "fsspec")
     soon = format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True)
     for text, least, most in (
@@ -421,7 +421,7 @@ S3_FAULTS = {
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
 @pytest.mark.parametrize("name", S3_FAULTS)
-def test_what_s3_says_is_explained(server, way, name):
+def test_errors_of_s3_are_explained(server, way, name):
     transport, path = opened(server, "s3", way)
     status, kind, text = S3_FAULTS[name]
     server.answers["a"] = answer(status, code(name))
@@ -449,7 +449,7 @@ def test_a_bucket_in_another_region_is_found(own_server, way):
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
 @pytest.mark.parametrize("kind", ["http", "s3"])
-def test_nobody_there_is_transient(own_server, way, kind):
+def test_a_refused_connection_is_a_transient_error(own_server, way, kind):
     transport, path = opened(own_server, kind, way)
     own_server.close()
     with pytest.raises(TransientError, match="network"):
@@ -457,7 +457,7 @@ def test_nobody_there_is_transient(own_server, way, kind):
 
 
 @pytest.mark.parametrize("options", [{}, GENERAL["http"]])
-def test_a_name_that_does_not_resolve_is_transient(options):
+def test_a_host_name_that_does_not_resolve_is_a_transient_error(options):
     transport, path = open_transport("http://nowhere.invalid/a", options)
     with pytest.raises(TransientError):
         get(transport, path)
@@ -480,7 +480,7 @@ def test_cancelling_frees_the_connection(place, server):
 
 
 @pytest.mark.parametrize("where", ["https://host/a", "s3://bucket/a"])
-def test_only_a_server_says_that_an_object_is_absent(where):
+def test_a_missing_local_file_is_not_reported_as_an_absent_object(where):
     found = _translated(FileNotFoundError(errno.ENOENT, "certificates"), where, None)
     assert type(found) is OSError
 
@@ -500,7 +500,7 @@ PLANTED = re.compile("canary", re.IGNORECASE)
 
 
 def said(problem):
-    """Return all that is printed of an error, whoever prints it."""
+    """Return everything that could be printed of an error and its causes."""
     chain, following = [], [problem]
     while following:
         chain.append(following.pop())
@@ -531,9 +531,9 @@ def echoing(plan):
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
 @pytest.mark.parametrize("kind", ["http", "signed", "s3"])
-def test_no_secret_is_told(own_server, way, kind, caplog, monkeypatch):
+def test_errors_and_logs_contain_no_secret(own_server, way, kind, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
-    for module in ("botocore", "aiobotocore", "s3fs"):  # they tell when asked to
+    for module in ("botocore", "aiobotocore", "s3fs"):  # at DEBUG they log secrets
         monkeypatch.setattr(logging.getLogger(module), "level", logging.INFO)
     monkeypatch.setenv("AWS_SESSION_TOKEN", SECRETS["token"])
     url, options = planted(own_server, kind)
@@ -560,7 +560,7 @@ def test_no_secret_is_told(own_server, way, kind, caplog, monkeypatch):
         "s3://CANARY:CANARY@bucket/a?versionId=CANARY",
     ],
 )
-def test_a_url_is_told_without_its_secrets(url):
+def test_a_redacted_url_contains_no_secret(url):
     assert not PLANTED.search(redact_url(url))
     assert redact_url(url).endswith("/a")
     assert redact_url("https://host:80/a@b/c d") == "https://host:80/a@b/c d"
@@ -574,7 +574,7 @@ def test_a_url_is_told_without_its_secrets(url):
         ("nothing://u:CANARY@host", {}),
     ],
 )
-def test_options_that_do_not_fit_are_refused_without_telling_secrets(url, options):
+def test_the_error_of_invalid_options_contains_no_secret(url, options):
     with pytest.raises(UsageError) as caught:
         open_transport(url, options)
     assert not PLANTED.search(said(caught.value))
@@ -597,7 +597,7 @@ ESCAPES = st.sampled_from(
 @given(
     st.lists(SEGMENT | ESCAPES | st.tuples(SEGMENT, ESCAPES).map("".join), min_size=1, max_size=3)
 )
-def test_a_path_is_asked_for_as_fsspec_does(server_for_paths, segments):
+def test_a_path_is_requested_as_fsspec_requests_it(server_for_paths, segments):
     url = f"{server_for_paths.url}/{'/'.join(segments)}"
     asked = []
     for options in ({}, GENERAL["http"]):
@@ -616,7 +616,7 @@ def server_for_paths():
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
-def test_a_signed_url_is_asked_for_as_it_is(server, way):
+def test_a_signed_url_is_requested_unchanged(server, way):
     transport, _ = opened(server, "http", way)
     assert get(transport, f"{server.url}/a?X-Amz-Signature=1%2B2&b=c", 0, 5) == DATA[:5]
     assert server.heads[0].startswith("GET /a?X-Amz-Signature=1%2B2&b=c HTTP")
@@ -643,7 +643,9 @@ def test_user_headers_and_logins_are_sent(server, way):
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
-def test_a_redirect_is_followed_and_takes_no_login_elsewhere(server, own_server, way):
+def test_a_redirect_is_followed_without_sending_the_login_to_another_server(
+    server, own_server, way
+):
     server.answers["a"] = answer("302 Found", b"", f"Location: {own_server.url}/b")
     transport, path = opened(server, "http", way, headers={"Authorization": "Bearer x"})
     assert get(transport, f"{path}/a", 3, 9) == DATA[3:9]
@@ -653,7 +655,7 @@ def test_a_redirect_is_followed_and_takes_no_login_elsewhere(server, own_server,
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """Make a certificate for this machine, signed by nobody: the file, and one with its key."""
+    """Make a self-signed certificate for this machine; return its file, and one with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
@@ -679,7 +681,7 @@ def secure_server(certificate):
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
-def test_certificates_are_checked_as_asked(secure_server, way, certificate, monkeypatch):
+def test_certificates_are_checked_as_configured(secure_server, way, certificate, monkeypatch):
     assert secure_server.url.startswith("https://")
     for kind in ("http", "s3"):
         transport, path = opened(secure_server, kind, way)
@@ -704,7 +706,7 @@ def test_certificates_are_checked_as_asked(secure_server, way, certificate, monk
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
-def test_options_of_s3fs_reach_the_wire(server, way):
+def test_s3fs_options_change_the_requests(server, way):
     def head(**options):
         transport, path = opened(server, "s3", way, **options)
         assert get(transport, f"{path}/a", 0, 5) == DATA[:5]
@@ -724,7 +726,7 @@ def test_options_of_s3fs_reach_the_wire(server, way):
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
-def test_the_environment_reaches_the_wire(server, way, monkeypatch, tmp_path):
+def test_environment_variables_change_the_requests(server, way, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ENV")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "TOK")
@@ -745,7 +747,7 @@ def test_the_environment_reaches_the_wire(server, way, monkeypatch, tmp_path):
     assert "Credential=OPT/" in head(key="OPT", secret="x")  # noqa: S106
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     assert "Credential=ENV/" in head(endpoint_url=server.url)
-    # What other clients read, and botocore does not know.
+    # Other clients read these, and botocore does not.
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     monkeypatch.setenv("AWS_REQUEST_PAYER", "true")
@@ -795,7 +797,7 @@ def profiles(server, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
-def test_profiles_reach_the_wire(server, way, profiles, monkeypatch):
+def test_profiles_change_the_requests(server, way, profiles, monkeypatch):
     def head(**options):
         general = GENERAL["s3"] if way == "fsspec" else {}
         transport, path = open_transport("s3://bucket/a", {**options, **general})
@@ -837,7 +839,7 @@ def test_credentials_are_renewed(server, profiles, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
-def test_without_credentials_the_next_step_is_told(server, way):
+def test_the_error_of_missing_credentials_names_the_next_step(server, way):
     transport, path = opened(server, "s3", way, key=None, secret=None)
     with pytest.raises(PermissionError, match="AWS_PROFILE") as caught:
         get(transport, f"{path}/a")
@@ -848,7 +850,7 @@ def test_without_credentials_the_next_step_is_told(server, way):
     assert server.heads == []
 
 
-def test_buckets_of_aws_are_named_in_the_host_where_they_can_be():
+def test_aws_bucket_names_are_put_into_the_host_where_possible():
     def where(bucket, **options):
         given = {"key": "k", "secret": "s", **options}
         return _endpoint(bucket, _settings(_Options.of(given), timedelta(minutes=1)))
@@ -871,7 +873,7 @@ def test_buckets_of_aws_are_named_in_the_host_where_they_can_be():
 # Other file systems
 
 
-def test_any_file_system_serves(tmp_path):
+def test_any_fsspec_file_system_can_be_read(tmp_path):
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/transport/a", DATA)
     (tmp_path / "a").write_bytes(DATA)
@@ -938,7 +940,7 @@ def test_forked_and_spawned_processes_read(server, kind, way, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["http", "s3"])
-def test_the_fast_way_imports_little(server, kind):
+def test_our_own_client_imports_few_modules(server, kind):
     options = {"endpoint_url": server.url, "key": "K", "secret": "S"} if kind == "s3" else {}
     url = "s3://bucket/a" if kind == "s3" else f"{server.url}/a"
     slow = "aiobotocore aiohttp boto3 botocore s3fs yarl"
