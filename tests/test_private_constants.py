@@ -12,12 +12,10 @@ import pytest
 
 TESTS = Path(__file__).parent
 PRIVATE_CONSTANT = re.compile(r"(?:.*\.)?_[A-Z][A-Z0-9_]*")
-CLUSTER = "ingestion/test_cluster.py"
 ALLOWED = {
     ("recipe/test_expression.py", "_TIME_BUDGET"),
-    *((CLUSTER, name) for name in ("_CONNECT_S", "_FIRST_WORKER_S", "_SHARES_EVERY_S")),
 }
-"""State of a process that tests begin anew, and three times that are no settings yet."""
+"""State of a process that tests begin anew."""
 
 
 def patched_constants(source):

@@ -44,18 +44,16 @@ from spinezarr.redaction import redact_url, redact_urls_in
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.text import to_printable
 
-__all__ = ["DaskWorkers", "existing_cluster", "local_cluster"]
+__all__ = [
+    "CLUSTER_SETTINGS",
+    "ClusterSettings",
+    "DaskWorkers",
+    "existing_cluster",
+    "local_cluster",
+]
 
 _TASKS_PER_THREAD: Final = 2
 """One task under way, and one to start while the client writes the scan table."""
-_CONNECT_S: Final = 10.0
-_FIRST_WORKER_S: Final = 60.0
-_LOOK_S: Final = 1.0
-"""Seconds between two counts of the worker threads."""
-_STOP_S: Final = 60.0
-"""Seconds that workers may take to leave their scan after they were told to stop."""
-_SHARES_EVERY_S: Final = 1.0
-"""Seconds between two progress messages of a worker."""
 _ROUNDS: Final = 3
 """How often a scan is submitted again that only waited where workers died."""
 _SAME_VERSION: Final = ("spinezarr", "dask", "distributed", "numcodecs")
@@ -65,6 +63,39 @@ _MEMORY: Final = {f"distributed.worker.memory.{key}": False for key in ("target"
 """Dask must not pause workers or spill results: the voxels of a scan are no results that it
 could write to disk, so a worker would wait for ever. Dask still ends a worker that needs nearly
 all of its memory, before the system ends another process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """How long a run waits for a Dask cluster, and how often it hears from it, in seconds.
+
+    Attributes
+    ----------
+    connect_s
+        Time within which the scheduler must answer. A wrong address is reported after this time.
+    first_worker_s
+        Time within which the scheduler must have a worker. Workers are often started together with
+        the scheduler, and a batch system may start them a little later.
+    poll_s
+        Time between two counts of the worker threads, and between two checks that the scheduler is
+        still there while no message arrives.
+    progress_s
+        Time between two progress messages of a scan. They all pass through the scheduler, so that
+        it must not get too many.
+    stop_s
+        Time that workers get to leave their scans after an interrupt. A worker leaves its scan when
+        it next has progress to report.
+    """
+
+    connect_s: float = 10.0
+    first_worker_s: float = 60.0
+    poll_s: float = 1.0
+    progress_s: float = 1.0
+    stop_s: float = 60.0
+
+
+CLUSTER_SETTINGS: Final = ClusterSettings()
+"""The settings of a run, unless a caller chooses others."""
 
 
 class _InterruptFilter(Filter):
@@ -92,6 +123,8 @@ class DaskWorkers:
         Connected to the cluster. It stays open.
     encode_threads
         Threads that encode chunks, of each worker process; as many as it runs tasks if not given.
+    settings
+        How long to wait for the cluster, and how often to hear from it.
 
     Raises
     ------
@@ -99,18 +132,25 @@ class DaskWorkers:
         If there is no worker, or scheduler or workers have other versions than this process.
     """
 
-    def __init__(self, client: Client, *, encode_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        encode_threads: int | None = None,
+        settings: ClusterSettings = CLUSTER_SETTINGS,
+    ) -> None:
         try:
-            client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
+            client.wait_for_workers(1, timeout=settings.first_worker_s)
         except TimeoutError as problem:
             raise UsageError(
                 f"the Dask scheduler at {_address(client)} has had no worker for "
-                f"{_FIRST_WORKER_S:.0f} seconds. Start some, then run the command again."
+                f"{settings.first_worker_s:.0f} seconds. Start some, then run the command again."
             ) from problem
         _check_versions(client)
         getLogger("tornado.application").addFilter(_INTERRUPTS)
         self._client = client
         self._encode_threads = encode_threads
+        self._settings = settings
 
     @property
     def dashboard(self) -> str | None:
@@ -130,7 +170,7 @@ class DaskWorkers:
         LostLockError
             If another run has taken over the store.
         """
-        run = _Run(self._client, _for_workers(job), listener, self._encode_threads)
+        run = _Run(self._client, _for_workers(job), listener, self._encode_threads, self._settings)
         try:
             yield from run.results(iter(tasks))
         except KeyboardInterrupt:
@@ -142,13 +182,17 @@ class DaskWorkers:
 
 
 @contextmanager
-def local_cluster(n_workers: int) -> Iterator[DaskWorkers]:
+def local_cluster(
+    n_workers: int, *, settings: ClusterSettings = CLUSTER_SETTINGS
+) -> Iterator[DaskWorkers]:
     """Start worker processes on this machine, which share its cores, and end them afterward.
 
     Parameters
     ----------
     n_workers
         How many scans are done at once.
+    settings
+        How long to wait for the workers, and how often to hear from them.
     """
     with warnings.catch_warnings(), dask.config.set(_MEMORY):
         # Where the dashboard's usual port is taken, it gets another one.
@@ -162,11 +206,14 @@ def local_cluster(n_workers: int) -> Iterator[DaskWorkers]:
         )
     with cluster, Client(cluster, set_as_default=False) as client:
         client.register_plugin(_IgnoreInterrupt())
-        yield DaskWorkers(client, encode_threads=max(1, cpu_count() // n_workers))
+        encode_threads = max(1, cpu_count() // n_workers)
+        yield DaskWorkers(client, encode_threads=encode_threads, settings=settings)
 
 
 @contextmanager
-def existing_cluster(scheduler: str | Client) -> Iterator[DaskWorkers]:
+def existing_cluster(
+    scheduler: str | Client, *, settings: ClusterSettings = CLUSTER_SETTINGS
+) -> Iterator[DaskWorkers]:
     """Use a cluster that is running, and leave it running.
 
     Parameters
@@ -174,6 +221,8 @@ def existing_cluster(scheduler: str | Client) -> Iterator[DaskWorkers]:
     scheduler
         Address of its scheduler, such as ``tcp://10.0.0.1:8786``, or a client that is connected to
         it and stays open.
+    settings
+        How long to wait for the cluster, and how often to hear from it.
 
     Raises
     ------
@@ -181,20 +230,21 @@ def existing_cluster(scheduler: str | Client) -> Iterator[DaskWorkers]:
         If it cannot be reached, or is not fit; see :class:`DaskWorkers`.
     """
     if isinstance(scheduler, Client):
-        yield DaskWorkers(scheduler)
+        yield DaskWorkers(scheduler, settings=settings)
         return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", VersionMismatchWarning)  # said below, and an error
-            client = Client(scheduler, timeout=_CONNECT_S, set_as_default=False)
+            client = Client(scheduler, timeout=settings.connect_s, set_as_default=False)
     except (OSError, ValueError, TypeError) as problem:
         raise UsageError(
-            f"no Dask scheduler answers at {redact_url(scheduler)} within {_CONNECT_S:.0f} "
-            f"seconds: {problem}. Give the address that the scheduler prints when it starts, such "
-            "as tcp://10.0.0.1:8786, and look whether this machine can reach it."
+            f"no Dask scheduler answers at {redact_url(scheduler)} within "
+            f"{settings.connect_s:.0f} seconds: {problem}. Give the address that the scheduler "
+            "prints when it starts, such as tcp://10.0.0.1:8786, and look whether this machine "
+            "can reach it."
         ) from problem
     with client:
-        yield DaskWorkers(client)
+        yield DaskWorkers(client, settings=settings)
 
 
 class _IgnoreInterrupt(WorkerPlugin):
@@ -274,12 +324,18 @@ class _Run:
     """The client's side of one ingest."""
 
     def __init__(
-        self, client: Client, job: IngestJob, listener: Listener, encode_threads: int | None
+        self,
+        client: Client,
+        job: IngestJob,
+        listener: Listener,
+        encode_threads: int | None,
+        settings: ClusterSettings,
     ) -> None:
         self._client = client
         self._job = job
         self._listener = listener
         self._encode_threads = encode_threads
+        self._settings = settings
         self._token = secrets.token_hex(4)
         self._in_flight: dict[str, _InFlight] = {}
         self._redone: dict[str, tuple[ScanTask, ScanResult]] = {}
@@ -327,7 +383,7 @@ class _Run:
         with suppress(OSError, TimeoutError, CancelledError):
             self._client.run(_stop, self._token, on_error="ignore")
             with self._client.as_current():
-                wait(futures, timeout=_STOP_S)
+                wait(futures, timeout=self._settings.stop_s)
 
     def close(self) -> None:
         """Stop listening to workers, and cancel what is under way."""
@@ -344,7 +400,7 @@ class _Run:
 
     def _room(self) -> int:
         now = time.monotonic()
-        if self._looked is None or now - self._looked > _LOOK_S:
+        if self._looked is None or now - self._looked > self._settings.poll_s:
             self._threads = sum(self._client.nthreads().values())
             self._looked = now
         return _TASKS_PER_THREAD * self._threads
@@ -357,6 +413,7 @@ class _Run:
             task,
             self._token,
             self._encode_threads,
+            self._settings.progress_s,
             # No result that the scheduler keeps has this key. It groups tasks by what stands before
             # the first part that is no word.
             key=f"ingest-{self._token}{next(self._sent)}-{scan_id}",
@@ -373,7 +430,7 @@ class _Run:
         if self._client.status == "closed":
             raise LostClusterError(_lost_cluster())
         try:
-            message = self._inbox.get(timeout=_LOOK_S)
+            message = self._inbox.get(timeout=self._settings.poll_s)
         except Empty:
             return
         sent = self._in_flight.get(message.scan_id)
@@ -480,7 +537,7 @@ class _StoppedError(SpinezarrError):
 
 
 def _ingest_on_worker(
-    job: IngestJob, task: ScanTask, token: str, encode_threads: int | None
+    job: IngestJob, task: ScanTask, token: str, encode_threads: int | None, progress_s: float
 ) -> ScanResult:
     worker = get_worker()
     scan_id = task.source.scan_id
@@ -492,15 +549,16 @@ def _ingest_on_worker(
 
     say(None)
     pool = _encode_pool(encode_threads or worker.state.nthreads).get()
-    return run_task(job, task, pool, _Shares(token, say))
+    return run_task(job, task, pool, _Progress(token, say, progress_s))
 
 
-class _Shares:
+class _Progress:
     """Reports the progress of a scan now and then; raises if the run was stopped."""
 
-    def __init__(self, token: str, say: Callable[[float], None]) -> None:
+    def __init__(self, token: str, say: Callable[[float], None], period_s: float) -> None:
         self._token = token
         self._say = say
+        self._period_s = period_s
         self._untold = 0.0
         self._told = time.monotonic()
 
@@ -509,7 +567,7 @@ class _Shares:
             raise _StoppedError
         self._untold += share
         now = time.monotonic()
-        if now - self._told > _SHARES_EVERY_S:
+        if now - self._told > self._period_s:
             self._say(self._untold)
             self._untold, self._told = 0.0, now
 
