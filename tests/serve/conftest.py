@@ -14,7 +14,7 @@ RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs"
 
 @pytest.fixture
 def bring(two_versions):
-    """Return what ingests a version of a scan into a store."""
+    """Return a function that ingests a version of a scan into a store."""
 
     def bring(version, store):
         found = discover(RECIPE, str(two_versions / version))
@@ -25,7 +25,7 @@ def bring(two_versions):
 
 @pytest.fixture
 def bring_to_bucket(two_versions, s3_server):
-    """Return what ingests a version of a scan into a store in a bucket."""
+    """Return a function that ingests a version of a scan into a store in a bucket."""
 
     def bring(version, place):
         found = discover(RECIPE, str(two_versions / version))
@@ -37,7 +37,7 @@ def bring_to_bucket(two_versions, s3_server):
 
 @pytest.fixture
 def serve_within(ctspine1k_url):
-    """Return what serves the dataset within other limits, and gives the URL of the server."""
+    """Return a function that serves the dataset with given limits and returns the server's URL."""
     with ExitStack() as running:
 
         def serve(**limits):

@@ -1,4 +1,4 @@
-"""Who may read: sessions of browsers, signed URLs, and what neither of them opens."""
+"""Tests of access: browser sessions, signed URLs, and requests that neither of them permits."""
 
 import html
 import json
@@ -37,7 +37,7 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Lab:
-    """A server that asks for tokens."""
+    """A server that requires tokens."""
 
     url: str
     file: Path
@@ -52,7 +52,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(ctspine1k_url, tmp_path_factory):
-    """Serve the store twice, under names of which one begins as the other."""
+    """Serve the store twice; one name is a prefix of the other."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ctspine1k_url, folder / "ct.zarr")
     shutil.copytree(ctspine1k_url, folder / "ct2.zarr")
@@ -66,7 +66,7 @@ def lab(ctspine1k_url, tmp_path_factory):
 
 @pytest.fixture
 def own(lab, tmp_path):
-    """Serve the same stores by tokens of its own, to change."""
+    """Serve the same stores with a token file of their own, which a test may change."""
     file = tmp_path / "tokens"
     token = new_token(file, "anna")
     paths = (str(lab.file.parent / "ct.zarr"),)
@@ -75,7 +75,7 @@ def own(lab, tmp_path):
 
 
 def ask_once(url, method="GET", form=None, **headers):
-    """Ask, and follow no redirect."""
+    """Send a request, and follow no redirect."""
     parts = urllib.parse.urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=20)
     body = None if form is None else urllib.parse.urlencode(form)
@@ -91,17 +91,17 @@ def ask_once(url, method="GET", form=None, **headers):
 
 
 def signed_in(lab, **headers):
-    """Return what a browser would send from now on."""
+    """Sign in, and return the cookie that a browser would send from then on."""
     status, said, _ = ask_once(f"{lab.url}/login", "POST", {"token": lab.token}, **headers)
     assert status == 303
     return said["set-cookie"].partition(";")[0]
 
 
-# With a browser
+# Sessions of browsers
 
 
 @pytest.mark.parametrize("way", ["form", "link"])
-def test_a_token_that_is_shown_once_lasts(lab, way):
+def test_signing_in_once_with_a_token_opens_a_session(lab, way):
     if way == "form":
         form = {"token": f" {lab.token}\n", "next": "/v1/stores?a=b"}
         status, said, body = ask_once(f"{lab.url}/login", "POST", form)
@@ -123,10 +123,10 @@ def test_a_token_that_is_shown_once_lasts(lab, way):
     assert "Signed in as anna" in page
 
 
-def test_who_is_not_signed_in_is_asked_to(lab):
+def test_a_browser_without_a_session_gets_the_login_page_with_status_401(lab):
     status, said, body = ask(f"{lab.url}/v1/stores?x=1&token=abc", accept="text/html,*/*")
     page = body.decode()
-    assert status == 401  # and not 200 or 303, which a client would take for the file
+    assert status == 401  # a client would take 200 or 303 for the file
     assert said["www-authenticate"].startswith("Bearer")
     assert 'name="next" value="/v1/stores?x=1"' in page
     assert "http-equiv" not in page
@@ -146,7 +146,7 @@ def test_who_is_not_signed_in_is_asked_to(lab):
     assert ask(f"{lab.url}/v1/stores", accept="*/*")[1]["content-type"].startswith("text/plain")
 
 
-def test_a_wrong_token_signs_nobody_in(lab):
+def test_a_wrong_token_opens_no_session(lab):
     for wrong in ("wrong", f"{lab.token}x", "é", Tokens(lab.file).hash_of("anna")):
         status, said, body = ask_once(f"{lab.url}/login", "POST", {"token": wrong})
         assert (status, "set-cookie" in said) == (401, False)
@@ -173,7 +173,7 @@ def test_a_wrong_token_signs_nobody_in(lab):
         "elsewhere",
     ],
 )
-def test_nobody_is_led_to_another_server(lab, onward):
+def test_signing_in_never_redirects_to_another_server(lab, onward):
     form = {"token": lab.token, "next": onward}
     assert ask_once(f"{lab.url}/login", "POST", form)[1]["location"] == "/"
     query = urllib.parse.urlencode(form)
@@ -183,7 +183,7 @@ def test_nobody_is_led_to_another_server(lab, onward):
     )
 
 
-def test_what_was_asked_for_is_written_as_text(lab):
+def test_the_login_page_escapes_the_requested_path(lab):
     onward = "/'\"><script>alert(1)</script>"
     page = ask(f"{lab.url}/login?{urllib.parse.urlencode({'next': onward})}")[2].decode()
     assert "<script" not in page
@@ -192,7 +192,7 @@ def test_what_was_asked_for_is_written_as_text(lab):
     assert "<script" not in ask(f"{lab.url}{asked}", accept="text/html")[2].decode()
 
 
-def test_a_link_of_another_site_signs_in_too(lab):
+def test_a_login_link_on_another_site_works(lab):
     link = f"{lab.url}/login?token={lab.token}&next=/v1/stores"
     status, said, body = ask_once(link, accept="text/html", sec_fetch_site="cross-site")
     assert (status, said["referrer-policy"]) == (200, "no-referrer")
@@ -200,7 +200,7 @@ def test_a_link_of_another_site_signs_in_too(lab):
     assert ask(f"{lab.url}/v1/stores", cookie=said["set-cookie"].partition(";")[0])[0] == 200
 
 
-def test_signing_out(lab):
+def test_signing_out_works_only_from_pages_of_this_server(lab):
     host = lab.url.removeprefix("http://")
     cookie = signed_in(lab, origin=lab.url)
     status, said, _ = ask_once(f"{lab.url}/logout", "POST", {}, cookie=cookie, origin=lab.url)
@@ -246,7 +246,7 @@ def test_signing_out(lab):
         ({"origin": "null"}, False),
     ],
 )
-def test_a_session_is_of_pages_of_this_server(lab, headers, counts):
+def test_a_session_counts_only_for_pages_of_this_server(lab, headers, counts):
     found, said, _ = ask(f"{lab.url}/v1/stores", cookie=signed_in(lab), **headers)
     assert found == (200 if counts else 401)
     credentials = said.get("access-control-allow-credentials")
@@ -254,7 +254,7 @@ def test_a_session_is_of_pages_of_this_server(lab, headers, counts):
     assert ask(f"{lab.url}/v1/stores", authorization=f"Bearer {lab.token}", **headers)[0] == 200
 
 
-def test_behind_tls_the_cookie_keeps_to_it(lab):
+def test_the_cookie_is_secure_behind_tls(lab):
     for said_to_be, is_secure in (("https", True), ("HTTPS, http", True), ("http", False)):
         form = {"token": lab.token}
         said = ask_once(f"{lab.url}/login", "POST", form, x_forwarded_proto=said_to_be)[1]
@@ -272,7 +272,7 @@ def test_a_session_ends_with_its_token_and_its_key(own):
     assert ask(read, cookie=cookie)[0] == 401
     assert ask(read, cookie=bens)[0] == 200
     new_token(own.file, "anna")
-    assert ask(read, cookie=cookie)[0] == 401  # another token of that name
+    assert ask(read, cookie=cookie)[0] == 401  # the name has another token now
     own.file.write_text(lines)
     assert ask(read, cookie=cookie)[0] == 200
     key = own.key().read_text()
@@ -285,10 +285,10 @@ def test_a_session_ends_with_its_token_and_its_key(own):
     with pytest.raises(UsageError, match="is no key"):
         make_key(own.file)
     own.key().write_text(key)
-    assert ask(read, cookie=cookie)[0] == 200  # so it is after a restart, and in each process
+    assert ask(read, cookie=cookie)[0] == 200  # as after a restart, and in each process
 
 
-def test_a_session_ends_with_time_and_cannot_be_made_up(lab, monkeypatch):
+def test_a_session_expires_and_cannot_be_forged(lab, monkeypatch):
     tokens, value = Tokens(lab.file), signed_in(lab).partition("=")[2]
     assert session_name(tokens, value) == "anna"
     expires, name, signature = value.split(".")
@@ -314,7 +314,7 @@ def test_a_session_ends_with_time_and_cannot_be_made_up(lab, monkeypatch):
     assert session_name(tokens, value) is None
 
 
-def test_files_of_tokens_and_keys_are_their_owners_alone(own):
+def test_token_and_key_files_are_readable_only_by_their_owner(own):
     for path in (own.file, own.key()):
         assert path.stat().st_mode & 0o077 == 0
     key = own.key().read_text()
@@ -322,7 +322,7 @@ def test_files_of_tokens_and_keys_are_their_owners_alone(own):
     assert own.key().read_text() == key
 
 
-def test_no_cache_between_keeps_what_a_token_opened(lab):
+def test_answers_to_a_token_are_private_to_the_client(lab):
     checksum = spinezarr.open(lab.file.parent / "ct.zarr").table.content_checksum[0].item()
     scan = spinezarr.open(lab.file.parent / "ct.zarr").table.scan[0].item()
     path = f"/ct/@{checksum}/scans/{scan}/zarr.json"
@@ -334,11 +334,11 @@ def test_no_cache_between_keeps_what_a_token_opened(lab):
             assert "immutable" in said["cache-control"]
 
 
-def test_without_tokens_there_is_nothing_to_sign_in_to(ctspine1k_url):
+def test_the_login_page_of_an_open_server_says_that_no_token_is_needed(ctspine1k_url):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         assert ask(f"{server.url}/login")[2] == b"No token is needed here.\n"
         assert ask(f"{server.url}/login", host="evil.example")[0] == 421
-        # A client that still has a signed URL must not take the answer for background.
+        # A client with an old signed URL must not take the answer for background.
         assert ask(f"{server.url}/signed/1.2.a.{'A' * 43}/zarr/ctspine1k/zarr.json")[0] == 401
 
 
@@ -391,7 +391,7 @@ def test_our_reader_reads_a_signed_url(lab, expected):
     assert there.split("/")[4] not in str(problem.value)
 
 
-def test_patches_and_facts_by_a_signed_url(lab):
+def test_a_signed_url_of_a_store_opens_its_patches_and_facts(lab):
     url = lab.sign("/v1/ct")
     assert json.loads(ask(f"{url}/scans/{SCAN}")[2])["scan_id"] == SCAN
     wanted = {"items": [{"scan_id": SCAN, "start_zyx": [0, 0, 0]}], "size_zyx": [4, 4, 4]}
@@ -399,7 +399,7 @@ def test_patches_and_facts_by_a_signed_url(lab):
     scans = lab.sign("/v1/ct/scans")
     assert ask(scans)[0] == 200
     assert ask_for_patches(scans.replace("/ct/scans", "/ct/batch"), wanted)[0] == 401
-    # All files of a store say all that is asked here; those of a scan do not.
+    # A signature of the whole store permits batches; one of a single scan does not.
     whole, scan = lab.sign("/zarr/ct"), lab.sign(f"/zarr/ct/scans/{SCAN}")
     assert ask_for_patches(whole.replace("/zarr/ct", "/v1/ct/batch"), wanted)[0] == 200
     assert ask(f"{url}/zarr.json".replace("/v1/", "/zarr/"))[0] == 401
@@ -407,7 +407,7 @@ def test_patches_and_facts_by_a_signed_url(lab):
     assert ask(f"{lab.sign('/v1/stores')}?x=1")[0] == 200
 
 
-def test_what_a_signed_url_answers(lab):
+def test_statuses_of_a_signed_url_equal_those_of_other_urls(lab):
     url = lab.sign("/zarr/ct")
     ticket = url.split("/")[4]
     status, said, body = ask(f"{url}/zarr.json", range="bytes=-9")
@@ -420,13 +420,13 @@ def test_what_a_signed_url_answers(lab):
     assert ask(f"{url}/zarr.json", "PUT")[0] == 405
     asks = {"origin": VIEWER, "access_control_request_method": "GET"}
     assert ask(f"{url}/zarr.json", "OPTIONS", **asks)[0] == 204
-    # What is no longer open is no background either.
+    # A 401 cannot be taken for background, unlike 404.
     status, said, body = ask(f"{url.replace('.2.anna.', '.2.ben.')}/none", accept="text/html")
     assert (status, said["content-type"]) == (401, "text/plain; charset=utf-8")
 
 
 def changed(ticket):
-    """Return what a ticket may be changed into."""
+    """Yield forged versions of a ticket."""
     expires, depth, name, signature = ticket.split(".")
     yield from (
         f"{int(expires) + 1}.{depth}.{name}.{signature}",
@@ -492,7 +492,7 @@ BEYOND = [
 
 
 def status_of(url, path):
-    """Return the status of a path that is sent as it is."""
+    """Send a path unchanged, and return the status of the answer."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
@@ -500,7 +500,7 @@ def status_of(url, path):
         return int(connection.recv(64).split()[1])
 
 
-def test_a_signature_opens_what_was_signed_and_no_more(lab):
+def test_a_signature_opens_only_paths_below_the_signed_one(lab):
     signed = lab.sign("/zarr/ct")
     start, ticket = signed.removesuffix("/zarr/ct"), signed.split("/")[4]
     there = start.removeprefix(lab.url)
@@ -524,7 +524,7 @@ def test_a_signature_opens_what_was_signed_and_no_more(lab):
         assert status_of(lab.url, scan.replace(f"scans/{SCAN}", path)) == 401
 
 
-def test_a_cookie_is_no_signature_and_a_signature_no_cookie(lab):
+def test_a_cookie_is_not_accepted_as_a_signature_nor_the_reverse(lab):
     name, _, value = signed_in(lab).partition("=")
     expires, _, signature = value.split(".")
     assert ask(f"{lab.url}/signed/{expires}.2.anna.{signature}/zarr/ct/zarr.json")[0] == 401
@@ -534,13 +534,13 @@ def test_a_cookie_is_no_signature_and_a_signature_no_cookie(lab):
         assert ask(f"{lab.url}/zarr/ct/zarr.json", authorization=f"Bearer {wrong}")[0] == 401
 
 
-def test_a_signed_url_ends(own, monkeypatch):
+def test_a_signed_url_ends_with_its_time_its_token_and_its_key(own, monkeypatch):
     new_token(own.file, "ben")
     url, bens = (f"{own.sign('/zarr/ct', name, 60)}/zarr.json" for name in ("anna", "ben"))
     assert [ask(x)[0] for x in (url, bens)] == [200, 200]
     settings = ServeSettings(paths=(str(own.file.parent),), token_file=str(own.file))
-    with BackgroundServer(settings) as other:  # another process, or after a restart
-        assert ask(url.replace(own.url, other.url))[0] == 404  # there is no such store there
+    with BackgroundServer(settings) as other:  # stands for another process, or a restart
+        assert ask(url.replace(own.url, other.url))[0] == 404  # it serves no such store
     now = time.time()
     with monkeypatch.context() as later:
         later.setattr(time, "time", lambda: now + 61)
@@ -562,7 +562,7 @@ SEGMENT = st.sampled_from(
 
 
 @given(signed=st.lists(SEGMENT, min_size=1, max_size=4), asked=st.lists(SEGMENT, max_size=6))
-def test_only_a_path_below_is_opened(lab, signed, asked):
+def test_a_signed_path_opens_itself_and_paths_below(lab, signed, asked):
     tokens = Tokens(lab.file)
     url = f"http://lab/zarr/{'/'.join(urllib.parse.quote(x) for x in signed)}"
     wanted = "/".join(["zarr", *signed]).rstrip("/").split("/")
@@ -586,7 +586,7 @@ def command(*words):
     return CliRunner().invoke(app, ["serve", *map(str, words)])
 
 
-def test_the_command_signs(own):
+def test_the_command_signs_a_url_for_the_given_time(own):
     words = ("--token-file", own.file, "--as", "anna", "--sign", f"{own.url}/zarr/ct")
     for more, seconds in (((), 7 * DAY_S), (("--for", "2h"), 7200), (("--for", "1m"), 60)):
         done = command(*words, *more)
@@ -613,7 +613,7 @@ def test_the_command_signs(own):
         ),
     ],
 )
-def test_a_wrong_use_is_explained(lab, words, expected):
+def test_wrong_options_of_signing_are_explained(lab, words, expected):
     done = command(*(word.format(url=f"{lab.url}/zarr/ct", file=lab.file) for word in words))
     assert done.exit_code == 2
     assert expected in " ".join(done.output.split())
@@ -640,7 +640,7 @@ def test_a_wrong_use_is_explained(lab, words, expected):
         "http://lab/zarr" + "/a" * 100,
     ],
 )
-def test_what_is_no_url_of_a_store_is_not_signed(lab, url):
+def test_only_urls_of_stores_are_signed(lab, url):
     with pytest.raises(UsageError) as problem:
         signed_url(Tokens(lab.file), url, "anna", 60)
     assert "secret" not in str(problem.value)

@@ -1,4 +1,4 @@
-"""What the application holds, for how long, and in which parts it sends."""
+"""Limits of the application: the memory that it holds, for how long, and the parts it sends."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ def served(ctspine1k_url):
         yield server.url
 
 
-def test_bodies_that_do_not_come_whole_have_a_bound(serve_within):
+def test_incomplete_request_bodies_are_limited(serve_within):
     served = serve_within(bodies_bytes=1 << 20)
     host, _, port = served.removeprefix("http://").partition(":")
     head = f"POST /v1/ctspine1k/batch HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4000000\r\n\r\n"
@@ -35,12 +35,12 @@ def test_bodies_that_do_not_come_whole_have_a_bound(serve_within):
         large = json.dumps(SMALL).encode().ljust(300_000)
         wait_until(lambda: ask_for_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 429)
         assert ask_for_patches(f"{served}/v1/ctspine1k/batch", SMALL)[0] == 200
-    # Its bytes are free.
+    # The bytes of the closed connection are free again.
     wait_until(lambda: ask_for_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 200)
 
 
 def everything(one):
-    """Return all that comes until the connection ends."""
+    """Return all bytes until the connection ends."""
     found = b""
     while data := one.recv(1 << 20):
         found += data
@@ -48,7 +48,7 @@ def everything(one):
 
 
 def stalled(url, window=4096):
-    """Ask for patches of tens of megabytes, and read nothing."""
+    """Request patches of tens of megabytes, and read nothing."""
     host, _, port = url.removeprefix("http://").partition(":")
     body = json.dumps({"items": [ITEM], "size_zyx": [200, 300, 400]}).encode()
     one = socket.socket()
@@ -60,7 +60,7 @@ def stalled(url, window=4096):
     return one
 
 
-def test_answers_that_nobody_reads_have_a_bound(serve_within):
+def test_unread_answers_are_limited(serve_within):
     served = serve_within(unsent_bytes=1 << 20)
     url = f"{served}/v1/ctspine1k/batch"
     with stalled(served) as one:
@@ -69,12 +69,12 @@ def test_answers_that_nobody_reads_have_a_bound(serve_within):
     wait_until(lambda: ask_for_patches(url, SMALL)[0] == 200)
 
 
-def test_who_does_not_read_is_let_go_and_holds_up_nobody(serve_within):
+def test_a_client_that_does_not_read_is_disconnected_and_delays_no_other(serve_within):
     url = serve_within(batches_at_once=1, unread_s=1.0)
     with stalled(url) as one, stalled(url) as other:
         assert one.recv(12) == other.recv(12) == b"HTTP/1.1 200"
         assert ask_for_patches(f"{url}/v1/ctspine1k/batch", SMALL)[0] == 200
-        time.sleep(2)  # the system ends the connection, which shows once somebody reads from it
+        time.sleep(2)  # the server resets the connection, which the next read shows
         with pytest.raises(ConnectionResetError):
             everything(one)
 
@@ -91,8 +91,8 @@ def test_long_answers_are_sent_in_parts(serve_within, ctspine1k_url):
     assert ask_for_patches(f"{serve_within()}/v1/ctspine1k/batch", body)[2] == in_parts[2]
 
 
-def test_a_file_that_is_cut_meanwhile_ends_the_answer(ctspine1k_url, tmp_path, capfd):
-    """The length that was said tells the client that something is missing."""
+def test_a_file_cut_while_it_is_sent_ends_the_answer_early(ctspine1k_url, tmp_path, capfd):
+    """The announced length tells the client that bytes are missing."""
     limits = ServeLimits(part_at_once_bytes=1000, part_bytes=300)
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     key = "scans/liver_0/image/c/0/0/0"
@@ -122,8 +122,8 @@ def test_a_request_with_two_lengths_is_refused(served):
         assert found.count(b"HTTP/1.1") == 1
 
 
-def test_answers_do_not_wait_to_be_acknowledged(ctspine1k_url):
-    """A client acknowledges after 40 ms what it gets in parts (RFC 1122, section 4.2.3.2)."""
+def test_answers_are_sent_without_waiting_for_acknowledgments(ctspine1k_url):
+    """A client may delay its acknowledgment by 40 ms (RFC 1122, section 4.2.3.2)."""
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
         connection.request("GET", "/healthz")

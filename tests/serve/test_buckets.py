@@ -1,4 +1,4 @@
-"""Stores in a bucket are served as those on disk are: the same bytes, or an error that says so."""
+"""Stores in a bucket are served like those on disk: with the same bytes, or a clear error."""
 
 import hashlib
 import itertools
@@ -34,9 +34,9 @@ from spinezarr.view import levels
 LIMITS = ServeLimits()
 FRESH_S = LIMITS.bucket_fresh_s
 COARSEST = 500
-"""Voxels of the coarsest level, so that small scans have several levels too."""
+"""Most voxels of the coarsest level, so that small scans have several levels too."""
 BY_RANGES = ServeLimits(bucket_whole_bytes=0)
-"""No shard is small enough to be kept."""
+"""Limits under which no shard is small enough to be cached."""
 IMPATIENT = ServeLimits(bucket_whole_bytes=0, bucket_s=2.0, bucket_reader_s=2.0)
 SCAN = "liver_0"
 ARRAYS = ("image", "label")
@@ -51,7 +51,7 @@ def digests(scan):
 
 
 def put(s3_server, store, place, below="scans"):
-    """Copy a store, or what lies beside its scans."""
+    """Copy a store into a bucket, with or without its scans."""
     name, _, prefix = place.partition("/")
     folders = [Path(store, folder) for folder in ("table", "table_bundle", below)]
     paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
@@ -62,7 +62,7 @@ def put(s3_server, store, place, below="scans"):
 
 @pytest.fixture(scope="module")
 def place(s3_server, ctspine1k_url):
-    """Return a folder in a bucket, with one store; not to be changed."""
+    """Return a folder in a bucket with one store, which no test may change."""
     place = f"{s3_server.new_bucket()}/stores"
     put(s3_server, ctspine1k_url, f"{place}/ctspine1k.zarr")
     return place
@@ -70,7 +70,7 @@ def place(s3_server, ctspine1k_url):
 
 @pytest.fixture
 def serving(s3_server):
-    """Return what serves places."""
+    """Return a function that serves given locations."""
     with ExitStack() as running:
 
         def serve(*places, limits=LIMITS, **options):
@@ -83,13 +83,13 @@ def serving(s3_server):
 
 @pytest.fixture(params=["whole", "by ranges"])
 def served(request, serving, place):
-    """Serve the bucket, with shards that are small enough to be kept, or that never are."""
+    """Serve the bucket; its shards are small enough to be cached, or never are."""
     by_ranges = {"bucket_whole_bytes": 0} if request.param == "by ranges" else {}
     limits = ServeLimits(coarsest_level_voxels=COARSEST, **by_ranges)
     return serving(f"s3://{place}", limits=limits)
 
 
-def test_coarse_levels_and_images_of_ome(served, ctspine1k_url):
+def test_buckets_serve_coarse_levels_and_ome_images(served, ctspine1k_url):
     store = spinezarr.open(ctspine1k_url)
     scan = store._reader.scan(SCAN)
     made = levels.LevelReader(store._engine)
@@ -124,7 +124,7 @@ def test_tensorstore_reads_the_voxels(served, ctspine1k_url, tree):
         assert digest(read) == expected[name]
 
 
-def test_patches_and_facts_are_those_of_the_disk(served, ctspine1k_url):
+def test_patches_and_facts_equal_those_of_the_store_on_disk(served, ctspine1k_url):
     shape = spinezarr.open(ctspine1k_url).scan(SCAN).image.shape
     wanted = {"items": [{"scan_id": SCAN, "start_zyx": (0, 0, 0)}], "size_zyx": shape}
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as disk:
@@ -139,7 +139,7 @@ def test_patches_and_facts_are_those_of_the_disk(served, ctspine1k_url):
     assert {name: digest(found[name][0]) for name in ARRAYS} == expected
 
 
-def test_answers_are_those_of_the_disk(served, ctspine1k_url):
+def test_answers_equal_those_of_the_store_on_disk(served, ctspine1k_url):
     root = Path(ctspine1k_url)
     keys = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     keys = [key for key in keys if SCAN in key and "/zarr.json" not in key.partition("/image")[2]]
@@ -161,12 +161,12 @@ def test_answers_are_those_of_the_disk(served, ctspine1k_url):
                 assert ask(url, "HEAD")[1]["content-length"] == str(len(body))
 
 
-# A scan that is replaced
+# Scans that are replaced
 
 
 @pytest.fixture
 def changing(s3_server, serving, bring_to_bucket):
-    """Serve a store of one scan; also return what ingests it anew, and where it lies."""
+    """Serve a store of one scan; return a function that ingests it again, its URL and its place."""
     place = f"{s3_server.new_bucket()}/own.zarr"
     bring_to_bucket("before", place)
     return (
@@ -177,7 +177,7 @@ def changing(s3_server, serving, bring_to_bucket):
 
 
 @pytest.mark.long
-def test_a_scan_that_is_replaced_is_the_old_one_or_the_new_one(changing):
+def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing):
     bring, url, _ = changing
     shards = itertools.cycle(
         [f"{url}/zarr/own/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")]
@@ -206,7 +206,7 @@ def test_a_scan_that_is_replaced_is_the_old_one_or_the_new_one(changing):
     assert len(set.union(*bodies.values())) == 2
 
 
-def test_a_renewed_scan_is_seen_within_a_second(changing):
+def test_a_replaced_scan_is_served_within_a_second(changing):
     bring, url, _ = changing
     shard = f"{url}/zarr/own/scans/a/image/c/0/0/0"
     patch = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
@@ -226,8 +226,8 @@ def test_a_renewed_scan_is_seen_within_a_second(changing):
     assert (after != before).sum() == 1
 
 
-def test_an_object_that_is_overwritten_is_never_taken_for_the_one_before(changing, s3_server):
-    """As a copy tool does it: the same key, size and metadata, and other bytes."""
+def test_an_overwritten_object_is_never_served_as_the_old_one(changing, s3_server):
+    """A copy tool overwrites it: same key, size and metadata, other bytes."""
     _, url, place = changing
     name, _, prefix = place.partition("/")
     key = f"{prefix}/scans/a/image/c/0/0/0"
@@ -236,14 +236,14 @@ def test_an_object_that_is_overwritten_is_never_taken_for_the_one_before(changin
     assert ask(shard, range="bytes=0-9")[2] == data[:10]
     other = bytes([data[0] ^ 1]) + data[1:]
     s3_server.client.put_object(Bucket=name, Key=key, Body=other)
-    for _ in range(2):  # bound to the tag of the one before; then compared anew
+    for _ in range(2):  # first conditional on the old tag, then compared again
         status, headers, _ = ask(shard, range="bytes=0-9")
         assert (status, headers["retry-after"], headers["cache-control"]) == (503, "1", "no-store")
     s3_server.client.delete_object(Bucket=name, Key=key)
     assert ask(shard)[0] == 503
     s3_server.client.put_object(Bucket=name, Key=key, Body=data)
     assert ask(shard, range="bytes=0-9")[2] == data[:10]
-    about = {"Bucket": name, "Key": key}  # the same bytes, under another tag
+    about = {"Bucket": name, "Key": key}  # the same bytes get another tag
     upload = s3_server.client.create_multipart_upload(**about)["UploadId"]
     part = s3_server.client.upload_part(**about, UploadId=upload, PartNumber=1, Body=data)
     parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
@@ -261,7 +261,7 @@ def test_an_object_that_is_overwritten_is_never_taken_for_the_one_before(changin
 
 @pytest.fixture
 def serve_behind(proxies, s3_server, serving, place):
-    """Return what serves a bucket behind a proxy, whose conditions can be changed."""
+    """Return a function that serves a bucket through a proxy whose conditions can be changed."""
     with proxies.proxy(upstream=s3_server.endpoint_url) as proxy:
 
         def serve(limits):
@@ -274,13 +274,13 @@ def serve_behind(proxies, s3_server, serving, place):
 
 @pytest.fixture
 def behind(serve_behind):
-    """Serve it with the default patience."""
+    """Serve it with the default time limits."""
     return serve_behind(BY_RANGES)
 
 
 @pytest.fixture
 def failing(serve_behind):
-    """Serve it without much patience."""
+    """Serve it with short time limits."""
     return serve_behind(IMPATIENT)
 
 
@@ -298,7 +298,7 @@ PATHS = [
 @pytest.mark.parametrize(
     ("kind", "is_known"), [("unavailable", False), ("unavailable", True), ("stall", True)]
 )
-def test_a_bucket_that_fails_is_never_background(failing, kind, is_known):
+def test_a_failing_bucket_is_answered_with_503_and_never_404(failing, kind, is_known):
     url, set_conditions, _ = failing
     known = {path: {ask(f"{url}/{path}")[0]} for path in PATHS if is_known}
     assert not is_known or set.union(*known.values()) == {200, 410}
@@ -310,22 +310,22 @@ def test_a_bucket_that_fails_is_never_background(failing, kind, is_known):
     for one in asking:
         one.start()
     time.sleep(0.2)
-    assert ask(f"{url}/healthz")[0] == 200  # nothing waits on the loop
+    assert ask(f"{url}/healthz")[0] == 200  # the event loop is not blocked
     assert time.monotonic() - began_s < 1.5
     time.sleep(FRESH_S)
     for one in asking:
         one.join()
     for path, (status, headers, _) in answers.items():
-        may = {503} | (known.get(path, set()) if is_known else set())  # what was just seen counts
+        may = {503} | (known.get(path, set()) if is_known else set())  # recent answers count
         assert status in may, path
         assert status != 503 or headers["retry-after"] == "1"
-    with ThreadPoolExecutor(len(PATHS)) as pool:  # by now it counts no more
+    with ThreadPoolExecutor(len(PATHS)) as pool:  # by now recent answers have expired
         assert {*pool.map(lambda path: ask(f"{url}/{path}")[0], PATHS)} == {503}
     item = {"scan_id": SCAN, "start_zyx": (0, 0, 0)}
     batch = {"items": [item] * 3, "size_zyx": (4, 4, 4)}
     status, headers, _ = ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)
     assert (status, headers["retry-after"]) == (503, "1")
-    # Of a bucket that gives metadata alone, no scan is called damaged.
+    # If a bucket serves only metadata, no scan may be reported as damaged.
     set_conditions(fault_rate=1.0, fault_kinds=(kind,), fault_paths="/image/c[/.]")
     assert ask(f"{url}/{PATHS[1]}")[0] == 200
     assert ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 503
@@ -334,7 +334,7 @@ def test_a_bucket_that_fails_is_never_background(failing, kind, is_known):
     assert ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 200
 
 
-def test_all_who_wait_for_the_same_are_told_together(failing):
+def test_clients_that_wait_for_the_same_object_fail_together(failing):
     url, set_conditions, _ = failing
     set_conditions(fault_rate=1.0, fault_kinds=("stall",))
     began_s = time.monotonic()
@@ -345,7 +345,7 @@ def test_all_who_wait_for_the_same_are_told_together(failing):
 
 
 @pytest.mark.long
-def test_a_bucket_that_hangs_holds_up_itself_alone(
+def test_a_hanging_bucket_does_not_delay_stores_on_disk(
     proxies, s3_server, place, ctspine1k_url, tmp_path
 ):
     (tmp_path / "here.zarr").symlink_to(ctspine1k_url)
@@ -378,7 +378,7 @@ def test_a_bucket_that_hangs_holds_up_itself_alone(
             assert {one.result()[0] for one in hung} <= {200, 410, 503}
 
 
-def test_some_faults_of_a_bucket_are_not_seen(behind, ctspine1k_url):
+def test_occasional_faults_of_a_bucket_are_hidden_from_clients(behind, ctspine1k_url):
     url, set_conditions, proxy = behind
     expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
     set_conditions(fault_rate=0.3, fault_kinds=("unavailable", "cut"))
@@ -388,8 +388,8 @@ def test_some_faults_of_a_bucket_are_not_seen(behind, ctspine1k_url):
     assert sum(proxy.counts().faults.values()) >= 3
 
 
-def test_a_bucket_that_refuses_is_never_background(s3_server, place, serving):
-    """What is served is closed while it runs."""
+def test_a_bucket_that_refuses_access_is_answered_with_503_and_never_404(s3_server, place, serving):
+    """The bucket is made private while the server runs."""
     name = s3_server.new_bucket()
     for key in ("zarr.json", "scans/zarr.json"):
         source = {"Bucket": place.partition("/")[0], "Key": f"stores/ctspine1k.zarr/{key}"}
@@ -405,10 +405,10 @@ def test_a_bucket_that_refuses_is_never_background(s3_server, place, serving):
         assert name.encode() not in body
 
 
-# Which stores there are
+# The list of stores
 
 
-def test_stores_come_and_go_while_it_runs(s3_server, serving, ctspine1k_url):
+def test_stores_of_a_bucket_come_and_go_while_the_server_runs(s3_server, serving, ctspine1k_url):
     name = s3_server.new_bucket()
     url = serving(f"s3://{name}/stores")
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
@@ -435,8 +435,8 @@ def test_disk_and_bucket_are_served_together(s3_server, place, ctspine1k_url, tm
         BackgroundServer(settings)
 
 
-def test_another_server_is_served_from(ctspine1k_url, serve):
-    """With versions, as of our own; without them, as of the one of these tests, nothing is."""
+def test_a_store_of_another_spinezarr_server_can_be_served(ctspine1k_url, serve):
+    """Only a server that gives versions of its files, like ours, can be a source."""
     expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as first:
         place = f"{first.url}/zarr/ctspine1k"
@@ -444,7 +444,7 @@ def test_another_server_is_served_from(ctspine1k_url, serve):
             url = f"{second.url}/zarr/ctspine1k"
             found = xr.open_zarr(f"{url}/scans/{SCAN}", zarr_format=3, consolidated=True)
             assert digests(found) == expected
-            # A name that would be another place there is asked for nowhere.
+            # A scan id that would lead to another path there is not requested.
             for scan_id in ("..%252f..%252fhealthz%253f", "a%253fb", "%252e%252e"):
                 assert ask(f"{url}/scans/{scan_id}/zarr.json")[0] == 503
                 assert ask(f"{second.url}/v1/ctspine1k/scans/{scan_id}")[0] == 404
@@ -473,7 +473,7 @@ def test_no_url_of_a_client_is_fetched(behind):
     assert all("/stores/ctspine1k.zarr/" in path for _, path, _ in proxy.counts().asked)
 
 
-# What is secret, and how it is started
+# Secrets, and starting the server
 
 
 def test_no_secret_is_in_an_answer_or_a_log(proxies, s3_server, place, caplog, capfd):
@@ -517,7 +517,7 @@ def serve_once(s3_server, *words, **environ):
         (["s3://{place}/ctspine1k.zarr", "--profile", "nobody"], {}, "(nobody) could not be found"),
     ],
 )
-def test_a_start_without_credentials_or_bucket_is_explained(
+def test_the_error_of_starting_without_credentials_or_bucket_explains_it(
     s3_server, place, monkeypatch, words, environ, expected
 ):
     for name, text in {**s3_server.environment, **environ}.items():
@@ -557,7 +557,7 @@ def test_the_command_serves_a_catalog_of_buckets(s3_server, place, ctspine1k_url
     assert "Traceback" not in said
 
 
-def test_an_opened_store_in_a_bucket_serves_itself(s3_server, place, ctspine1k_url):
+def test_the_serve_method_of_a_store_in_a_bucket_works(s3_server, place, ctspine1k_url):
     url = f"s3://{place}/ctspine1k.zarr"
     with spinezarr.open(url, storage_options=s3_server.storage_options).serve() as server:
         there = spinezarr.open(f"{server.url}/zarr/ctspine1k")

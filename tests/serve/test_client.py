@@ -1,4 +1,4 @@
-"""Batches that a server reads are those that ranges give, and come by the faster way."""
+"""Batches that a server reads equal those read by ranges, and the faster way is chosen."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def served(ctspine1k_url):
 
 
 def counted(stream):
-    """Return units that came as patches, as ranges, and that the server did not give."""
+    """Return the numbers of groups read as patches, read by ranges, and refused by the server."""
     known = stream.client._stats.values()
     rates = [[kind.choice.n_reads[way] for kind in known] for way in ("patches", "ranges")]
     return (*map(sum, rates), sum(kind.unserved for kind in known))
@@ -82,7 +82,7 @@ STREAMS = {
     st.booleans(),
     st.sampled_from(["exact", "window"]),
 )
-def test_batches_are_the_same_in_both_ways(
+def test_batches_read_by_the_server_equal_those_read_by_ranges(
     served, ctspine1k_url, kind, batch_size, n_samples, epoch, labels, shuffle
 ):
     options = {
@@ -102,7 +102,7 @@ def test_batches_are_the_same_in_both_ways(
         assert by_ranges == unserved == 0
 
 
-def test_a_short_url_is_enough(served, ctspine1k_url):
+def test_a_short_url_opens_the_store(served, ctspine1k_url):
     base = served.removesuffix("/zarr/ctspine1k")
     store = spinezarr.open(f"{base}/ctspine1k")
     assert store.url == served
@@ -114,7 +114,7 @@ def test_a_short_url_is_enough(served, ctspine1k_url):
     assert store_url("http://ctspine1k") is None
 
 
-def test_it_says_which_way_and_why(served, ctspine1k_url, tmp_path):
+def test_explain_says_how_batches_are_transferred_and_why(served, ctspine1k_url, tmp_path):
     def way(**options):
         stream = spinezarr.open(served, **options).patches((16, 24, 24), batch_size=2)
         return stream.explain().transfer
@@ -130,8 +130,8 @@ def test_it_says_which_way_and_why(served, ctspine1k_url, tmp_path):
         spinezarr.open(ctspine1k_url, transfer="both")
 
 
-def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
-    """A server that takes its time is left, and its batches are the same."""
+def test_ranges_are_chosen_where_they_are_faster(served, monkeypatch):
+    """The client stops asking a slow server for patches, and its batches stay the same."""
     real = endpoints.answer_batch
     event = threading.Event()
 
@@ -148,7 +148,7 @@ def test_ranges_are_taken_where_they_are_faster(served, monkeypatch):
     assert "by ranges" in stream.explain().transfer
 
 
-def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
+def test_servers_of_another_protocol_version_are_read_by_ranges(ctspine1k_url, monkeypatch):
     other = patches.batch_limits(ServeLimits()).model_copy(update={"protocol": PROTOCOL + 1})
     monkeypatch.setattr("spinezarr.serve.tables.batch_limits", lambda _: other)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
@@ -157,7 +157,7 @@ def test_servers_without_batches_give_ranges(ctspine1k_url, monkeypatch):
         assert stream.explain().transfer == "by ranges, as the server is of another version"
 
 
-def test_what_is_too_much_for_the_server_comes_by_ranges(served, monkeypatch):
+def test_batches_larger_than_the_server_allows_are_read_by_ranges(served, monkeypatch):
     few = patches.batch_limits(ServeLimits()).model_copy(update={"items": 2})
     monkeypatch.setattr("spinezarr.serve.tables.batch_limits", lambda _: few)
     stream = spinezarr.open(served, transfer="patches").patches(8, n_samples=3, batch_size=3)
@@ -166,7 +166,7 @@ def test_what_is_too_much_for_the_server_comes_by_ranges(served, monkeypatch):
     assert "more than the server sends together" in stream.explain().transfer
 
 
-def test_a_request_that_is_refused_comes_by_ranges(ctspine1k_url):
+def test_batches_that_the_server_refuses_are_read_by_ranges(ctspine1k_url):
     settings = ServeSettings(paths=(ctspine1k_url,), limits=ServeLimits(batch_source_bytes=1))
     with BackgroundServer(settings) as server:
         url = f"{server.url}/ctspine1k"
@@ -174,15 +174,15 @@ def test_a_request_that_is_refused_comes_by_ranges(ctspine1k_url):
         assert len(list(stream)) == 100
     assert stream.client._refused == ""
     by_server, by_ranges, unserved = counted(stream)
-    assert 8 <= unserved <= 50  # what is under way when the eighth is known comes beside it
-    assert by_server == unserved  # all of them in vain
+    assert 8 <= unserved <= 50  # eight refusals end it, and others are in flight by then
+    assert by_server == unserved  # the server served none of them
     assert by_ranges + unserved == 100
 
 
 @pytest.mark.parametrize(
     "name", ["start_zyx", "padding_zyx", "label", "image", "affine", "status", "checksum", "all"]
 )
-def test_a_server_that_says_something_else_is_not_believed(
+def test_a_wrong_answer_of_the_server_is_replaced_by_ranges(
     served, ctspine1k_url, monkeypatch, name
 ):
     real = endpoints.answer_batch
@@ -215,7 +215,7 @@ def test_a_server_that_says_something_else_is_not_believed(
     assert counted(stream) == (3, 0, 3)
 
 
-def test_what_comes_damaged_is_asked_for_again(served, ctspine1k_url, monkeypatch):
+def test_an_answer_with_a_wrong_checksum_is_requested_again(served, ctspine1k_url, monkeypatch):
     real, damaged = endpoints.answer_batch, []
 
     def damage_once(*args, **kwargs):
@@ -232,14 +232,14 @@ def test_what_comes_damaged_is_asked_for_again(served, ctspine1k_url, monkeypatc
     assert damaged
 
 
-def test_grids_read_ranges(served, monkeypatch):
-    """Their patches overlap: chunks that are read once serve many of them."""
+def test_grids_are_read_by_ranges(served, monkeypatch):
+    """The patches of a grid overlap, so one chunk serves many of them."""
     monkeypatch.setattr(endpoints, "answer_batch", None)
     grid = spinezarr.open(served, transfer="patches").grid("liver_0", 24)
     assert len(list(grid)) == len(grid)
 
 
-def test_what_waits_for_a_turn_has_a_bound():
+def test_the_admission_queue_limits_waiting_requests_and_bytes():
     async def ask(turns, n_bytes):
         async with turns.taken(n_bytes):
             await asyncio.sleep(0.01)
@@ -254,7 +254,7 @@ def test_what_waits_for_a_turn_has_a_bound():
         assert [type(one) for one in found if one is not None] == [BusyError] * refused
 
 
-def test_errors_are_those_of_ranges(ctspine1k_url, tmp_path):
+def test_damage_raises_the_same_error_as_reading_by_ranges(ctspine1k_url, tmp_path):
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     ids = spinezarr.open(copy).table.scan.to_numpy().tolist()
     shard = copy / f"scans/{ids[1]}/image/c/0/0/0"
@@ -271,7 +271,7 @@ def test_errors_are_those_of_ranges(ctspine1k_url, tmp_path):
             list(store.patches(70, scans=[ids[1]], n_samples=2))
 
 
-def test_a_scan_that_is_replaced_is_an_error_or_followed(tmp_path, bring, monkeypatch):
+def test_a_replaced_scan_is_an_error_or_followed_as_on_change_says(tmp_path, bring, monkeypatch):
     store = tmp_path / "own.zarr"
     bring("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
@@ -287,7 +287,7 @@ def test_a_scan_that_is_replaced_is_an_error_or_followed(tmp_path, bring, monkey
         )
         with pytest.raises(ScanChangedError):
             next(iter(old))
-        assert len(asked) == 1  # what the server cannot read it is not asked for again
+        assert len(asked) == 1  # a batch that the server cannot read is not requested again
         assert (next(iter(follow)).image != before).sum() == 1
 
 
@@ -308,7 +308,7 @@ def test_a_token_is_sent_with_batches(ctspine1k_url, tmp_path):
             spinezarr.open(f"{server.url}/ctspine1k")
 
 
-def test_streams_go_to_other_processes(served):
+def test_streams_work_after_pickling_and_in_other_processes(served):
     stream = spinezarr.open(served, transfer="patches").patches((8, 9, 10), n_samples=6)
     expected = list(stream)
     assert_same(list(pickle.loads(pickle.dumps(stream))), expected)  # noqa: S301
@@ -325,7 +325,7 @@ def state_after(stream, n):
     return json.loads(json.dumps(batches.state_dict()))
 
 
-def test_more_trainers_than_turns_wait_for_them(ctspine1k_url):
+def test_more_trainers_than_the_server_admits_wait_and_finish(ctspine1k_url):
     limits = ServeLimits(batches_at_once=1, waiting=2)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
         url, found = f"{server.url}/ctspine1k", {}
@@ -350,7 +350,7 @@ shapes = st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple)
 
 
 @given(shapes, dtypes, st.sampled_from(["none", "lz4", "zstd"]), st.data())
-def test_tensors_come_as_they_were_sent_or_not_at_all(shape, dtype, pack, data):
+def test_tensors_are_parsed_as_they_were_sent_or_refused(shape, dtype, pack, data):
     values = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
     sent = write_tensors({"a": values, "b": np.arange(3)}, {"status": ["ok"]}, {"a": pack})
     found = Tensors.parse(sent)
@@ -381,7 +381,7 @@ def test_tensors_come_as_they_were_sent_or_not_at_all(shape, dtype, pack, data):
      b'{"__metadata__":{"crc32c":"{\\"a\\":0}"},"a":{"dtype":"I16","shape":[1],"data_offsets":[0,0]}}',
      b'{"__metadata__":{"crc32c":"{}"}}' + b" " * (5 << 20)],
 )  # fmt: skip
-def test_lies_about_tensors_are_refused(head):
+def test_false_tensor_headers_are_refused(head):
     lies = struct.pack("<Q", len(head)) + head
     with pytest.raises(DamagedTensorsError, match=r"tensor"):
         Tensors.parse(lies).get("a", (1,), "int16")
@@ -389,7 +389,7 @@ def test_lies_about_tensors_are_refused(head):
         Tensors.parse(struct.pack("<Q", 1 << 60) + head)
 
 
-def test_a_frame_says_no_more_than_it_holds():
+def test_a_compressed_frame_with_a_false_size_is_refused():
     values = np.arange(1000, dtype="int16")
     sent = write_tensors({"a": values}, {}, {"a": "lz4"})
     body = sent[8 + int.from_bytes(sent[:8], "little") :]

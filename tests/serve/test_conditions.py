@@ -1,4 +1,4 @@
-"""Ranges and conditions as RFC 9110 has them."""
+"""Tests of ranges and conditions, as RFC 9110 specifies them."""
 
 import pytest
 from hypothesis import given
@@ -32,7 +32,7 @@ RANGES = {
     "bytes= 1-2": (206, 1, 3),
     "bytes=1-2 ": (206, 1, 3),
     "bytes=\t1-2": (206, 1, 3),
-    # nothing there
+    # ranges without a byte
     "bytes=10-": (416, 0, 0),
     "bytes=10-10": (416, 0, 0),
     "bytes=11-20": (416, 0, 0),
@@ -55,7 +55,7 @@ RANGES = {
     "bytes=0-" + "9" * 20: (416, 0, 0),
     "bytes=-" + "9" * 20: (416, 0, 0),
     "bytes=" + "1" * 8000: (416, 0, 0),
-    # other units, several ranges: the whole
+    # other units, or several ranges, give the whole
     "items=0-1": (200, 0, 10),
     "bytes 0-1": (200, 0, 10),
     "byte=0-1": (200, 0, 10),
@@ -70,24 +70,24 @@ RANGES = {
 
 
 @pytest.mark.parametrize("asked", RANGES)
-def test_a_range_is_taken_or_refused(asked):
+def test_a_range_gives_the_expected_status_and_bytes(asked):
     found = check_conditions("GET", {"range": asked}, etag=TAG, size_bytes=SIZE)
     assert (found.status.value, found.start, found.stop) == RANGES[asked]
 
 
 @pytest.mark.parametrize("asked", RANGES)
-def test_ranges_are_of_get_alone(asked):
+def test_a_range_of_a_head_request_is_ignored(asked):
     found = check_conditions("HEAD", {"range": asked}, etag=TAG, size_bytes=SIZE)
     assert (found.status.value, found.start, found.stop) == (200, 0, 10)
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-", "bytes=0-0", "bytes=-1", "bytes=1-"])
-def test_nothing_has_no_range(asked):
+def test_every_range_of_an_empty_file_is_refused(asked):
     assert check_conditions("GET", {"range": asked}, etag=TAG, size_bytes=0).status == 416
 
 
 @given(st.integers(0, 60), st.integers(0, 70), st.integers(0, 70), st.sampled_from("ab-"))
-def test_a_range_is_the_slice(size, first, last, form):
+def test_a_range_equals_the_slice_of_the_file(size, first, last, form):
     data = bytes(range(size))
     text, expected = {
         "a": (f"bytes={first}-{last}", data[first : last + 1]),
@@ -131,7 +131,7 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize(("name", "value"), CONDITIONS)
-def test_a_condition_holds_or_not(name, value):
+def test_a_condition_gives_the_expected_status(name, value):
     headers = {"range": "bytes=1-2", name: value}
     assert (
         check_conditions("GET", headers, etag=TAG, size_bytes=SIZE).status
@@ -139,7 +139,7 @@ def test_a_condition_holds_or_not(name, value):
     )
 
 
-def test_conditions_have_an_order():
+def test_if_match_is_checked_before_if_none_match_before_range():
     both = {"if-match": '"x"', "if-none-match": TAG, "range": "bytes=90-"}
     assert check_conditions("GET", both, etag=TAG, size_bytes=SIZE).status == 412
     assert (
@@ -149,7 +149,7 @@ def test_conditions_have_an_order():
 
 
 @pytest.mark.parametrize("text", ['"a",' * 2000, ", " * 4000 + "x", '"' * 8000, "W/" * 4000])
-def test_no_header_takes_long(text):
-    """Linear: a list of tags has no part that can be taken in two ways."""
+def test_long_headers_are_parsed_in_linear_time(text):
+    """The grammar of a list of tags is unambiguous, so parsing it never backtracks."""
     for name in ("if-match", "if-none-match", "if-range", "range"):
         check_conditions("GET", {name: text}, etag=TAG, size_bytes=SIZE)

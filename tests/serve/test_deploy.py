@@ -1,4 +1,4 @@
-"""The configurations in docs/deploy, run as they are but for names, ports and certificates."""
+"""The configurations in docs/deploy run; only names, ports and certificates are changed."""
 
 import os
 import re
@@ -60,7 +60,7 @@ http {{
     include {folder}/spinezarr.conf;
 }}
 """
-"""What stands around it, with Debian's ``gzip on`` made to take all that it may."""
+"""The nginx configuration around it, with Debian's ``gzip on`` for all types."""
 READERS = """
 import hashlib, sys
 import numpy as np, spinezarr, xarray as xr
@@ -87,7 +87,7 @@ for url, options in ((signed, None), (plain, headers)):
 
 @dataclass(frozen=True)
 class Site:
-    """A server, and the proxy before it."""
+    """A server, and the proxy in front of it."""
 
     direct: str
     url: str
@@ -136,7 +136,7 @@ def has_ipv6():
 
 
 def program(name):
-    """Return where a program is that a plain machine lacks."""
+    """Return the path of a program that may be missing; skip the test if it is."""
     found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
     if found is None:
         pytest.skip(f"{name} is not installed. On Debian: apt-get install {name}")
@@ -145,7 +145,7 @@ def program(name):
 
 @contextmanager
 def running(url, *command, **options):
-    """Run a program until it answers, and as long as it is wanted."""
+    """Start a program, wait until it answers, and end it with the context."""
     with subprocess.Popen([*map(str, command)], **options) as process:
         try:
             place = urllib.parse.urlsplit(url)
@@ -205,7 +205,7 @@ def caddy(folder, ports, port):
 
 @pytest.fixture(scope="module", params=[nginx, caddy], ids=["nginx", "caddy"])
 def site(request, ctspine1k_url, tmp_path_factory):
-    """Run the command, and a proxy before it."""
+    """Run the command, and a proxy in front of it."""
     folder = tmp_path_factory.mktemp("site")
     ports, port = (free_port(), free_port()), free_port()
     command = request.param(folder, ports, port)
@@ -233,7 +233,7 @@ def site(request, ctspine1k_url, tmp_path_factory):
 
 
 @pytest.mark.long
-def test_answers_come_through_as_they_are(site, ctspine1k_url):
+def test_the_proxy_passes_answers_on_unchanged(site, ctspine1k_url):
     signed = site.command("--sign", f"{site.url}/zarr/ctspine1k", "--as", "anna")
     bearer = {"authorization": f"Bearer {site.token}"}
     shard = Path(ctspine1k_url, SHARD).read_bytes()
@@ -280,13 +280,13 @@ def test_answers_come_through_as_they_are(site, ctspine1k_url):
         assert site.ask(url, authorization=wrong)[0] == 401
     for path in ("/%2e%2e/other", "/..%2fother", "/../other", "2"):
         assert site.ask(f"{signed}{path}/zarr.json")[0] == 401
-    # nginx reads no more than it is told to; Caddy says 502 if it was still sending when refused.
+    # nginx reads no more than its limit; Caddy answers 502 if it was still sending when refused.
     status = site.ask(f"{site.url}/v1/ctspine1k/batch", "POST", b" " * (5 << 20), **bearer)[0]
     assert status == 413 or (status == 502 and not (site.folder / "nginx.conf").exists())
 
 
 @pytest.mark.long
-def test_clients_read_through_it(site, ctspine1k_url):
+def test_clients_read_through_the_proxy(site, ctspine1k_url):
     signed = site.command("--sign", f"{site.url}/zarr/ctspine1k", "--for", "1h", "--as", "anna")
     own = {**os.environ, "SSL_CERT_FILE": str(site.folder / "site.pem")}
     words = [sys.executable, "-W", "error", "-c", READERS, signed, site.token, ctspine1k_url]
@@ -295,7 +295,7 @@ def test_clients_read_through_it(site, ctspine1k_url):
 
 
 @pytest.mark.long
-def test_a_browser_signs_in_through_it(site):
+def test_a_browser_signs_in_through_the_proxy(site):
     form = urllib.parse.urlencode({"token": site.token, "next": "/v1/stores"}).encode()
     status, said, _ = site.ask(f"{site.url}/login", "POST", form, origin=site.url)
     assert (status, said["location"]) == (303, "/v1/stores")
@@ -309,7 +309,7 @@ def test_a_browser_signs_in_through_it(site):
 
 
 @pytest.mark.long
-def test_it_leads_to_tls_and_logs_nothing_secret(site):
+def test_the_proxy_redirects_to_tls_and_logs_no_secret(site):
     status, said, _ = site.ask(f"{site.plain}/login?a=b")
     assert status in {301, 308}
     assert said["location"].startswith("https://localhost")
@@ -331,7 +331,7 @@ def test_it_leads_to_tls_and_logs_nothing_secret(site):
     assert not any(ticket in path.read_text() for path in others if path.exists())
 
 
-def test_the_unit_is_one_that_systemd_takes(tmp_path):
+def test_systemd_accepts_the_unit_and_rates_it_as_safe(tmp_path):
     found = program("systemd-analyze")
     text = (DEPLOY / "spinezarr.service").read_text()
     assert "/opt/spinezarr/bin/spinezarr serve" in text
@@ -340,7 +340,7 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     unit.write_text(own)
     done = subprocess.run([found, "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    # Of 10, with 0 for a service that may do nothing.
+    # The exposure runs from 0, for a service that may do nothing, to 10.
     line = [found, "security", "--offline=true", "--threshold=20", unit]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""Pages of a server: what is described is what is answered; figures and lines of the log."""
+"""Endpoints of a server: answers follow the OpenAPI description; metrics and log lines."""
 
 import base64
 import hashlib
@@ -50,7 +50,7 @@ def described(served):
     return json.loads(ask(f"{served}/v1/openapi.json")[2])
 
 
-# Path as it is described, path as it is asked for, and what comes.
+# Path in the description, requested path, and what is answered.
 ASKED = [
     ("/zarr/{store}/{key}", "/zarr/ctspine1k/zarr.json", {}, 200),
     ("/zarr/{store}/{key}", "/zarr/ctspine1k/zarr.json", {"range": "bytes=0-1"}, 206),
@@ -136,7 +136,7 @@ ASKED = [
 
 
 def check_described(described, method, path, answer):
-    """Check that an answer is one that is described."""
+    """Check that the description lists an answer."""
     status, headers, body = answer
     told = described["paths"][path][method.lower()]["responses"][str(status)]
     fields = {name.lower() for name in headers}
@@ -152,7 +152,7 @@ def check_described(described, method, path, answer):
 
 
 @pytest.mark.parametrize(("path", "place", "headers", "status"), ASKED)
-def test_what_is_answered_is_described(served, described, path, place, headers, status):
+def test_answers_to_get_follow_the_description(served, described, path, place, headers, status):
     answer = ask(f"{served}{place}", **headers)
     assert answer[0] == status
     check_described(described, "GET", path, answer)
@@ -178,14 +178,14 @@ def test_what_is_answered_is_described(served, described, path, place, headers, 
         (b" " * (5 << 20), {}, 413),
     ],
 )
-def test_what_is_posted_is_described(served, described, body, headers, status):
+def test_answers_to_post_follow_the_description(served, described, body, headers, status):
     answer = ask_for_patches(f"{served}/v1/ctspine1k/batch", body, **headers)
     assert answer[0] == status
     check_described(described, "POST", "/v1/{store}/batch", answer)
 
 
-def test_all_is_described_once(described):
-    """From the list that the pages are routed by."""
+def test_every_route_is_described_once(described):
+    """The description is made from the list of routes."""
     found = {
         (path, method)
         for path, item in described["paths"].items()
@@ -197,7 +197,7 @@ def test_all_is_described_once(described):
 
 
 @pytest.mark.parametrize("op", [op for op in OPERATIONS if op.group != "Bytes"])
-def test_other_methods_are_refused(served, op):
+def test_methods_that_are_not_described_are_refused(served, op):
     parts = {"file": "page.css", "level": "0", "version": "1"}
     path = op.path.format(store="ctspine1k", scan_id="liver_0", **parts)
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
@@ -213,7 +213,7 @@ def test_nothing_is_redirected(served, path):
     assert ask(f"{served}{path}")[0] == 404
 
 
-def test_pages_of_others_may_read_only_if_named(served):
+def test_pages_of_other_origins_may_read_only_if_allowed(served):
     headers = ask(f"{served}/v1/stores", origin="http://localhost:1")[1]
     assert headers["access-control-allow-origin"] == "http://localhost:1"
     headers = ask(f"{served}/v1/stores", origin="https://evil.example")[1]
@@ -222,11 +222,11 @@ def test_pages_of_others_may_read_only_if_named(served):
     assert ask(f"{served}/v1/ctspine1k/batch", "OPTIONS", **asks)[0] == 204
 
 
-# The page for people
+# The documentation page
 
 
 class Page(HTMLParser):
-    """What a browser would make of it."""
+    """Parses a page; fails at attributes that run code or load resources."""
 
     def __init__(self, text):
         super().__init__()
@@ -253,7 +253,9 @@ class Page(HTMLParser):
             self.style += data
 
 
-def test_the_page_shows_all_and_asks_nobody(served, described):
+def test_the_documentation_page_shows_every_route_and_loads_nothing_from_elsewhere(
+    served, described
+):
     _, headers, body = ask(f"{served}/docs")
     text = body.decode()
     found = Page(text)
@@ -276,7 +278,7 @@ def test_the_page_shows_all_and_asks_nobody(served, described):
     assert "-----" not in text  # docstrings that are no text
 
 
-# A program that asks all that the description allows, and more
+# Requests that a program makes from the description
 
 
 PINNED = {
@@ -290,7 +292,7 @@ PINNED = {
 
 
 def pinned(described):
-    """Return a description of what is there, so that most of what is asked is answered."""
+    """Return the description restricted to existing names, so that most requests succeed."""
     copy = json.loads(json.dumps(described))
     sizes = [copy["components"]["schemas"]["BatchModel"]["properties"]["size_zyx"]]
     for operation in (one for item in copy["paths"].values() for one in item.values()):
@@ -309,11 +311,11 @@ def pinned(described):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["anything", "what there is"])
-def test_schemathesis_finds_nothing(served, described, tmp_path, kind):
-    """No error that nobody handled, and no answer that is not described."""
+def test_schemathesis_finds_no_fault(served, described, tmp_path, kind):
+    """There is no unhandled error, and every answer is described."""
     is_pinned = kind == "what there is"
     (tmp_path / "api.json").write_text(json.dumps(pinned(described) if is_pinned else described))
-    # Some of what each field may be, and of what headers may hold, does not go together.
+    # Some values that fields and headers allow separately are invalid together.
     options = ("--mode", "positive", "--exclude-checks", "positive_data_acceptance")
     command = [
         *(str(Path(sys.executable).parent / "schemathesis"), "run", "api.json", "--url", served),
@@ -333,7 +335,7 @@ def test_schemathesis_finds_nothing(served, described, tmp_path, kind):
         assert not is_pinned or asked[name] - before.get(name, 0) >= 15
 
 
-# Figures
+# Metrics
 
 
 def figures(url, **headers):
@@ -343,7 +345,7 @@ def figures(url, **headers):
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-def test_answers_are_counted_by_what_they_are_of(ctspine1k_url):
+def test_metrics_count_answers_by_kind(ctspine1k_url):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         sent = 0
         for at in range(3):
@@ -383,7 +385,7 @@ def test_patches_that_are_too_many_are_refused_and_counted(ctspine1k_url):
 
 
 @pytest.mark.long
-def test_figures_are_of_all_processes(ctspine1k_url):
+def test_metrics_cover_all_processes(ctspine1k_url):
     process, url = started(ctspine1k_url, "--processes", 2)
     try:
         for _ in range(40):
@@ -396,7 +398,7 @@ def test_figures_are_of_all_processes(ctspine1k_url):
         process.communicate(timeout=PATIENCE_S)
 
 
-def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path):
+def test_readiness_fails_while_a_store_cannot_be_opened(ctspine1k_url, tmp_path):
     limits = ServeLimits(ready_s=0.0)
     for name in ("one", "two"):
         shutil.copytree(ctspine1k_url, tmp_path / f"{name}.zarr")
@@ -410,7 +412,7 @@ def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path
                 (tmp_path / "two.zarr/table_bundle/zarr.json").unlink()
             status, headers, body = ask(f"{server.url}/readyz")
             assert (status, headers["retry-after"]) == (503, "5")
-            assert b"two" not in body  # whoever has no token may ask
+            assert b"two" not in body  # clients without a token may ask, too
             assert ask(f"{server.url}/healthz")[0] == 200
             file.write_bytes(before)
             assert ask(f"{server.url}/readyz")[0] == 200
@@ -418,7 +420,7 @@ def test_it_is_ready_as_long_as_all_stores_can_be_opened(ctspine1k_url, tmp_path
         assert ask(f"{server.url}/readyz")[0] == 200
 
 
-def test_whoever_has_no_token_makes_no_work(ctspine1k_url, monkeypatch):
+def test_readiness_is_checked_at_most_once_a_second(ctspine1k_url, monkeypatch):
     asked = []
     real = endpoints.ServedStores.can_be_opened
     monkeypatch.setattr(
@@ -436,7 +438,7 @@ def test_whoever_has_no_token_makes_no_work(ctspine1k_url, monkeypatch):
 
 @pytest.fixture
 def guarded(ctspine1k_url, tmp_path, request, capsys):
-    """Serve to those who have a token, and log."""
+    """Serve a store that requires a token, with a log."""
     file = tmp_path / "tokens"
     token = new_token(file, "anna")
     form = getattr(request, "param", LogForm.JSON)
@@ -450,7 +452,7 @@ def guarded(ctspine1k_url, tmp_path, request, capsys):
         yield server.url, token, logged
 
 
-def test_pages_need_a_token_but_those_of_watchdogs(guarded):
+def test_all_routes_but_health_checks_need_a_token(guarded):
     url, token, logged = guarded
     for path in ("/docs", "/v1/openapi.json", "/metrics", "/v1/stores", SCAN, PATCH, "/none"):
         assert ask(f"{url}{path}")[0] == 401
@@ -464,7 +466,7 @@ def test_pages_need_a_token_but_those_of_watchdogs(guarded):
     assert logged()
 
 
-def test_sessions_and_signatures_are_logged_by_name_alone(guarded, tmp_path):
+def test_sessions_and_signatures_are_logged_only_by_name(guarded, tmp_path):
     url, token, logged = guarded
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     about = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -529,7 +531,7 @@ def test_no_token_reaches_the_log(guarded):
     assert "?" not in text
 
 
-def test_a_line_says_what_was_answered(guarded):
+def test_a_log_line_describes_its_answer(guarded):
     url, token, logged = guarded
     sent = ask(f"{url}/zarr/ctspine1k/zarr.json?x=1", authorization=f"Bearer {token}")[2]
     ask(f"{url}{SCAN}", "HEAD", authorization=f"Bearer {token}")
@@ -554,7 +556,7 @@ def test_a_line_says_what_was_answered(guarded):
 
 
 @pytest.mark.parametrize("guarded", [LogForm.TEXT], indirect=True)
-def test_lines_for_people_cannot_be_forged(guarded):
+def test_log_lines_cannot_be_forged(guarded):
     url, token, logged = guarded
     ask(f"{url}/%1b[2J%0a2026-01-01%20200%20GET", authorization=f"Bearer {token}")
     (line,) = logged().splitlines()
@@ -562,14 +564,14 @@ def test_lines_for_people_cannot_be_forged(guarded):
     assert re.search(r" 404 GET /\\x1b\[2J\\x0a2026-01-01 200 GET 23 bytes [\d.]+ ms anna$", line)
 
 
-def test_nothing_is_logged_unless_asked(ctspine1k_url, capsys):
+def test_nothing_is_logged_by_default(ctspine1k_url, capsys):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         ask(f"{server.url}/v1/stores")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.long
-def test_the_command_logs(ctspine1k_url):
+def test_the_command_writes_the_log(ctspine1k_url):
     process, url = started(ctspine1k_url, "--log", "json")
     try:
         ask(f"{url}/v1/stores")
@@ -580,7 +582,7 @@ def test_the_command_logs(ctspine1k_url):
     assert [line["path"] for line in lines][-1] == "/v1/stores"
 
 
-def test_without_the_packages_it_says_so(ctspine1k_url, monkeypatch):
+def test_the_error_names_the_missing_packages(ctspine1k_url, monkeypatch):
     for name in ("starlette", "starlette.applications"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in ("spinezarr.serve.app", "spinezarr.serve.endpoints"):
@@ -589,7 +591,7 @@ def test_without_the_packages_it_says_so(ctspine1k_url, monkeypatch):
         BackgroundServer(ServeSettings(paths=(ctspine1k_url,)))
 
 
-def test_the_commands_need_none_of_them():
+def test_other_commands_work_without_the_packages_of_the_server():
     names = {"starlette", "granian", "prometheus_client", "uvicorn"}
     code = f"import sys, spinezarr.cli.main; print(sorted({names} & sys.modules.keys()))"
     command = [sys.executable, "-c", code]
@@ -631,11 +633,11 @@ OFFERS = ("a/one", "a/two", "b/three")
         ("a/two" + ";" * 5000, "a/two"),
     ],
 )
-def test_the_form_that_is_liked_best_is_taken(accept, expected):
+def test_the_answer_has_the_preferred_media_type(accept, expected):
     assert negotiate_media_type(accept, OFFERS) == expected
 
 
-def test_a_query_is_read_as_its_model_has_it():
+def test_a_query_is_parsed_into_its_model():
     asked = parse_query(
         PatchQuery,
         "size_zyx=1,2,3&start_zyx=-1,0,%31&spacing_zyx_mm=1.5,null,2&with_label=false&nonfinite=-1e3"
@@ -673,6 +675,6 @@ def test_a_query_is_read_as_its_model_has_it():
         "&".join(["size_zyx=1,1,1"] * 5000),
     ],
 )
-def test_a_query_that_is_none_is_refused(text):
+def test_an_invalid_query_is_refused(text):
     with pytest.raises(WrongQueryError):
         parse_query(PatchQuery, text)

@@ -1,4 +1,4 @@
-"""Levels that a server sends are those that are made of the stored voxels."""
+"""Levels that a server sends equal those computed from the stored voxels."""
 
 import gzip
 import os
@@ -22,7 +22,7 @@ from spinezarr.serve.version_headers import RefusedError
 from spinezarr.view.levels import LevelReader, levels_of
 
 COARSEST = 500
-"""Voxels of the coarsest level, so that small scans have several levels too."""
+"""Most voxels of the coarsest level, so that small scans have several levels too."""
 LIMITS = ServeLimits(coarsest_level_voxels=COARSEST)
 
 
@@ -42,7 +42,7 @@ def voxels(answer):
     return np.frombuffer(body, dtype).reshape(shape)
 
 
-def test_levels_and_boxes(served, ctspine1k_url):
+def test_levels_and_boxes_of_them_equal_computed_ones(served, ctspine1k_url):
     store = spinezarr.open(ctspine1k_url)
     scan = store._reader.scan("liver_0")
     plan = levels_of(scan, COARSEST)
@@ -88,13 +88,13 @@ def test_levels_and_boxes(served, ctspine1k_url):
         ("liver_0/levels/1?start_zyx=0,0,999", 422, "not inside"),
     ],
 )
-def test_what_cannot_be_is_explained(served, path, status, says):
+def test_the_errors_of_invalid_requests_for_levels_explain_them(served, path, status, says):
     found = ask(f"{served}/{path}")
     assert found[0] == status
     assert says in found[2].decode()
 
 
-def test_there_are_bounds(ctspine1k_url):
+def test_requests_above_the_limits_are_refused(ctspine1k_url):
     path = "v1/ctspine1k/scans/liver_0/levels"
     voxels, source = {"level_voxel_bytes": 200}, {"level_source_bytes": 200}
     for bounds in (voxels, voxels | source):
@@ -108,7 +108,7 @@ def test_there_are_bounds(ctspine1k_url):
             assert status == (413 if "level_source_bytes" in bounds else 200)
 
 
-def test_a_version_may_be_kept(served, ctspine1k_url):
+def test_levels_of_a_version_may_be_cached(served, ctspine1k_url):
     checksum = spinezarr.open(ctspine1k_url)._reader.scan("liver_0").content_checksum
     url = f"{served}/liver_0/levels/1"
     headers = ask(url)[1]
@@ -125,7 +125,7 @@ def test_a_version_may_be_kept(served, ctspine1k_url):
     assert len(tags) == 5  # images come in one coding
 
 
-def test_a_scan_that_was_replaced(tmp_path, bring):
+def test_levels_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, bring):
     store = tmp_path / "own.zarr"
     bring("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),), limits=LIMITS)) as server:
@@ -144,7 +144,7 @@ def test_a_scan_that_was_replaced(tmp_path, bring):
         assert (voxels(after) == expected).all()
 
 
-def test_damage_is_no_voxels(ctspine1k_url, tmp_path):
+def test_damaged_levels_are_an_error(ctspine1k_url, tmp_path):
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     shard = copy / "scans/liver_0/image/c/0/0/0"
     shard.write_bytes(os.urandom(shard.stat().st_size))
@@ -158,14 +158,14 @@ def test_damage_is_no_voxels(ctspine1k_url, tmp_path):
         assert ask(f"{url}/1?array=label")[0] == 200
 
 
-def test_a_scan_without_a_mask(ctspine1k_url):
+def test_the_mask_levels_of_a_scan_without_a_mask_are_404(ctspine1k_url):
     scan = replace(spinezarr.open(ctspine1k_url)._reader.scan("liver_0"), label=None)
     with pytest.raises(RefusedError) as refused:
         _found(scan, "0", LevelQuery(array="label"), LIMITS)
     assert refused.value.answer.status == 422
 
 
-def test_odd_images_come_as_float32(odd):
+def test_levels_of_odd_images_are_float32(odd):
     with BackgroundServer(ServeSettings(paths=(odd.url,), limits=LIMITS)) as server:
         for name, image in odd.image.items():
             found = voxels(ask(f"{server.url}/v1/odd/scans/{name}/levels/0"))
@@ -173,7 +173,7 @@ def test_odd_images_come_as_float32(odd):
             np.testing.assert_array_equal(found, image.astype(found.dtype))
 
 
-def test_levels_need_a_token_where_bytes_do(ctspine1k_url, tmp_path):
+def test_levels_need_a_token_if_the_server_requires_one(ctspine1k_url, tmp_path):
     token = new_token(tmp_path / "tokens", "lab")
     given = {"paths": (ctspine1k_url,), "token_file": str(tmp_path / "tokens")}
     with BackgroundServer(ServeSettings(**given, limits=LIMITS)) as server:

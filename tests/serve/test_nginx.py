@@ -1,4 +1,4 @@
-"""Ranges and conditions beside nginx, which serves the same file: what differs, and why."""
+"""Answers to ranges and conditions, compared with nginx, and the reasons for differences."""
 
 import shutil
 import subprocess
@@ -52,9 +52,9 @@ RANGES = [
     "bytes=-1", "bytes=-2", "bytes=-{m}", "bytes=-{n}", "bytes=-99999999999", "bytes=-0",
     "bytes=-00",
     "bytes=-9223372036854775806",
-    # beyond
+    # beyond the end
     "bytes={n}-{n}", "bytes={n}-99999999999", "bytes=99999999999-99999999999",
-    # numbers that no file has
+    # numbers larger than any file
     "bytes=99999999999999999999-", "bytes=0-99999999999999999999", "bytes=-99999999999999999999",
     "bytes=18446744073709551616-18446744073709551617",
     # no ranges
@@ -87,7 +87,7 @@ CONDITIONS = [
 ]  # fmt: skip
 UNMODIFIED = "if_unmodified_since: Thu, 01 Jan 1970 00:00:00 GMT"
 DIFFERENCES = {
-    # what is asked: (status of nginx, status of ours), why
+    # request: (status of nginx, our status), reason
     "GET range: bytes=0-1,3-4": ((206, 200), SEVERAL),
     "GET range: bytes=0-0,-1": ((206, 200), SEVERAL),
     "GET range: bytes=0-1, 3-4": ((206, 200), SEVERAL),
@@ -114,7 +114,7 @@ DIFFERENCES = {
 
 @pytest.fixture(scope="module")
 def both(ctspine1k_url, tmp_path_factory):
-    """Serve a file by nginx and by us; also return its size."""
+    """Serve a file with nginx and with our server; return both URLs and the file's size."""
     if NGINX is None:
         pytest.skip("nginx is not installed. On Debian: apt-get install nginx-light")
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
@@ -142,7 +142,7 @@ def both(ctspine1k_url, tmp_path_factory):
 
 
 def answer(url, method, size, fields):
-    """Return what an answer says of a range: a page about an error is none of the file."""
+    """Return the parts of an answer to compare; the text of an error page is left out."""
     tag = {k.lower(): v for k, v in ask(url, "HEAD")[1].items()}["etag"]
     headers = {name: value.format(n=size, m=size - 1, etag=tag) for name, value in fields.items()}
     status, found, body = ask(url, method, **headers)
@@ -167,7 +167,7 @@ def named(method, fields):
 
 @pytest.mark.long
 @pytest.mark.parametrize(("method", "fields"), CASES, ids=str)
-def test_an_answer_is_that_of_nginx_or_differs_for_a_reason(both, method, fields):
+def test_an_answer_equals_that_of_nginx_or_differs_for_a_listed_reason(both, method, fields):
     theirs, ours, size = both
     found = [answer(url, method, size, fields) for url in (theirs, ours)]
     case = named(method, fields)
@@ -179,7 +179,7 @@ def test_an_answer_is_that_of_nginx_or_differs_for_a_reason(both, method, fields
         assert found[0] == found[1]
 
 
-def test_each_difference_is_of_a_case():
+def test_each_listed_difference_belongs_to_a_case():
     cases = {named(*case) for case in CASES}
     assert DIFFERENCES.keys() <= cases
     assert len(cases) == len(CASES)

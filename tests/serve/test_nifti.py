@@ -1,4 +1,4 @@
-"""Whole scans as NIfTI: the files that the export writes, sent while they are packed."""
+"""Whole scans as NIfTI equal the files of the export, and are sent while they are compressed."""
 
 import gzip
 import http.client
@@ -29,7 +29,7 @@ def served(ctspine1k_url, odd):
 
 
 def check_alike(url, store, name, folder):
-    """Compare what a server sends of all scans with what the export writes of them."""
+    """Compare the files that a server sends of all scans with those of the export."""
     count = 0
     for row in store.table.scan.to_numpy().tolist():
         store.export_nifti(out=folder, scans=row, overwrite=True).done[0]
@@ -50,15 +50,15 @@ def check_alike(url, store, name, folder):
     return count
 
 
-def test_it_is_what_the_export_writes(served, store, tmp_path):
+def test_a_scan_sent_as_nifti_equals_the_exported_file(served, store, tmp_path):
     assert check_alike(served, store, "ctspine1k", tmp_path) == 12
 
 
-def test_it_is_so_of_scaled_and_odd_images(served, odd, tmp_path):
+def test_scaled_and_odd_images_sent_as_nifti_equal_the_exported_files(served, odd, tmp_path):
     assert check_alike(served, spinezarr.open(odd.url), "odd", tmp_path) >= 14
 
 
-def test_a_version_may_be_kept_for_ever(served, ctspine1k_url):
+def test_nifti_of_a_version_may_be_cached_forever(served, ctspine1k_url):
     url = f"{served}/v1/ctspine1k/scans/liver_0/image.nii.gz"
     status, headers, body = ask(url, "HEAD")
     assert (status, body, headers["cache-control"]) == (200, b"", "no-cache")
@@ -80,7 +80,7 @@ def damage(store, scan_id, part):
 
 @pytest.fixture(scope="module")
 def long_scan(tmp_path_factory):
-    """Ingest a scan of several shards along z, of noise, which takes more than one part to send."""
+    """Ingest a noise scan of several shards along z, whose file is sent in several parts."""
     from spinezarr.ingestion.discovery.discover import discover  # noqa: PLC0415
     from spinezarr.ingestion.run import ingest  # noqa: PLC0415
     from spinezarr.recipe import Recipe  # noqa: PLC0415
@@ -96,7 +96,7 @@ def long_scan(tmp_path_factory):
 
 
 def receive(url, path):
-    """Return all that comes before a connection ends, and whether it ended as it should."""
+    """Return all bytes until the connection ends, and whether the answer was complete."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
     connection.request("GET", path)
     answer = connection.getresponse()
@@ -111,7 +111,7 @@ def receive(url, path):
 PATH = "/v1/long/scans/a/image.nii.gz"
 
 
-def test_a_scan_without_mask_has_none(long_scan):
+def test_the_mask_file_of_a_scan_without_mask_is_404(long_scan):
     with BackgroundServer(ServeSettings(paths=(str(long_scan),))) as server:
         assert ask(f"{server.url}/v1/long/scans/a/label.nii.gz")[0] == 422
 
@@ -123,7 +123,7 @@ def check_cut(url):
         gzip.decompress(body)
 
 
-def test_what_cannot_be_read_to_its_end_is_no_file(long_scan, tmp_path, caplog):
+def test_damage_in_the_middle_of_a_scan_ends_the_answer_unfinished(long_scan, tmp_path, caplog):
     store = Path(shutil.copytree(long_scan, tmp_path / "long.zarr"))
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
         whole = gzip.decompress(receive(server.url, PATH)[1])
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_to_its_end_is_no_file(long_scan, tmp_path, caplog):
 
 
 @pytest.mark.long
-def test_granian_ends_it_unfinished_too(long_scan, tmp_path):
+def test_granian_ends_a_damaged_answer_unfinished(long_scan, tmp_path):
     store = Path(shutil.copytree(long_scan, tmp_path / "long.zarr"))
     with running(tmp_path, store) as server:
         assert len(gzip.decompress(receive(server.url, PATH)[1])) == 352 + 96 * 96 * 300 * 2
@@ -145,7 +145,7 @@ def test_granian_ends_it_unfinished_too(long_scan, tmp_path):
         check_cut(server.url)
 
 
-def test_files_that_are_too_many_are_refused(long_scan):
+def test_too_many_files_at_once_are_refused(long_scan):
     settings = ServeSettings(paths=(str(long_scan),), limits=ServeLimits(streams=1))
     with BackgroundServer(settings) as server:
         one = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
@@ -160,10 +160,10 @@ def test_files_that_are_too_many_are_refused(long_scan):
 
 
 def status_when_free(url, path):
-    """Ask until no other client holds the place."""
+    """Repeat a request until no other client occupies the only slot."""
     for _ in range(100):
         status = ask(f"{url}{path}")[0]
         if status != 429:
             return status
         time.sleep(0.1)
-    pytest.fail("a client that is gone holds a place")
+    pytest.fail("a client that has left occupies a slot")

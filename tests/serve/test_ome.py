@@ -1,4 +1,4 @@
-"""Scans as OME-Zarr images: the stored bytes, coarse levels, and what a client may not mistake."""
+"""Scans as OME-Zarr images: the stored bytes, coarse levels, and errors that clients notice."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PAIRS = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
 
 
 COARSEST = 500
-"""Voxels of the coarsest level, so that small scans have several levels too."""
+"""Most voxels of the coarsest level, so that small scans have several levels too."""
 LIMITS = ServeLimits(coarsest_level_voxels=COARSEST)
 
 
@@ -51,14 +51,14 @@ def node(url):
     return json.loads(body)
 
 
-def places_mm(ome, level, index_zyx):
-    """Say where a voxel lies, as a reader of OME-Zarr does."""
+def positions_mm(ome, level, index_zyx):
+    """Return the position of a voxel in mm, as a reader of OME-Zarr computes it."""
     scale, move = ome["multiscales"][0]["datasets"][level]["coordinateTransformations"]
     assert (scale["type"], move["type"]) == ("scale", "translation")
     return np.array(index_zyx) * scale["scale"] + move["translation"]
 
 
-def test_level_0_is_the_stored_array(served, tree):
+def test_level_0_has_the_bytes_of_the_stored_array(served, tree):
     for place, name in (("0", "image"), ("labels/vertebrae/0", "label")):
         stored = f"{served}/zarr/ctspine1k/scans/{SCAN}/{name}"
         assert node(f"{tree}/{place}") == node(stored)
@@ -92,7 +92,7 @@ def test_all_levels_are_read_by_other_programs(tree, ctspine1k_url):
             assert (found == expected).all()
 
 
-def test_places_are_those_of_the_affine(tree, ctspine1k_url):
+def test_positions_equal_those_of_the_affine(tree, ctspine1k_url):
     scan = spinezarr.open(ctspine1k_url)._reader.scan(SCAN)
     ome = node(tree)["attributes"]["ome"]
     mask = node(f"{tree}/labels/vertebrae")["attributes"]["ome"]
@@ -101,10 +101,10 @@ def test_places_are_those_of_the_affine(tree, ctspine1k_url):
     for level in levels_of(scan, COARSEST):
         for index in ((0, 0, 0), (3, 2, 1)):
             x, y, z = (level.affine @ [*index[::-1], 1])[:3]
-            np.testing.assert_allclose(places_mm(ome, level.level, index), (z, y, x), atol=1e-9)
+            np.testing.assert_allclose(positions_mm(ome, level.level, index), (z, y, x), atol=1e-9)
 
 
-def test_names_colors_and_windows(tree, ctspine1k_url):
+def test_images_have_names_label_colors_and_intensity_windows(tree, ctspine1k_url):
     scan = spinezarr.open(ctspine1k_url)._reader.scan(SCAN)
     mask = node(f"{tree}/labels/vertebrae")["attributes"]["ome"]["image-label"]
     names = {one["name"]: one["label-value"] for one in mask["properties"]}
@@ -129,7 +129,7 @@ def test_names_colors_and_windows(tree, ctspine1k_url):
         ("labels/zarr.json", 200),
         ("1/zarr.json", 200),
         ("1/c/0/0/0", 200),
-        # What clients look for, and must not find.
+        # Clients look for these files, and must get 404.
         (".zattrs", 404),
         ("1/.zarray", 404),
         ("99/zarr.json", 404),
@@ -138,7 +138,7 @@ def test_names_colors_and_windows(tree, ctspine1k_url):
         ("labels/other/zarr.json", 404),
         ("0zarr.json", 404),
         ("", 404),
-        # What a client would take for air or background.
+        # A client would take 404 of these for air or background.
         ("0/c/9/0/0", 410),
         ("1/c/9/0/0", 410),
         ("1/c/00/0/0", 410),
@@ -147,7 +147,7 @@ def test_names_colors_and_windows(tree, ctspine1k_url):
         ("labels/vertebrae/1/c/0/0/9", 410),
     ],
 )
-def test_what_is_missing_and_what_is_gone(tree, key, status):
+def test_absent_metadata_are_404_and_absent_chunks_410(tree, key, status):
     assert ask(f"{tree}/{key}")[0] == status
 
 
@@ -170,7 +170,7 @@ def test_what_is_missing_and_what_is_gone(tree, key, status):
         ("none/itk/liver_0.ome.zarr/1/c/0/0/0", 410),
     ],
 )
-def test_other_scans_and_stores(served, place, status):
+def test_ome_paths_of_other_scans_and_stores_have_the_expected_status(served, place, status):
     assert ask(f"{served}/ome/{place}")[0] == status
 
 
@@ -187,7 +187,7 @@ def test_coarse_chunks_have_tags_and_ranges(tree):
     assert ask(url, "HEAD")[1]["content-length"] == str(len(body))
 
 
-def test_a_version_may_be_kept_until_it_is_replaced(tmp_path, bring):
+def test_ome_chunks_of_a_version_may_be_cached_until_it_is_replaced(tmp_path, bring):
     store = tmp_path / "own.zarr"
     bring("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),), limits=LIMITS)) as server:
@@ -202,7 +202,7 @@ def test_a_version_may_be_kept_until_it_is_replaced(tmp_path, bring):
         bring("after", store)
         for key in keys:
             assert ask(f"{named}/{key}")[0] == 410
-        # Whoever still has the old metadata does not get the new chunks.
+        # A client with the old metadata does not get the new chunks.
         for key in keys[1:]:
             assert ask(f"{url}/a.ome.zarr/{key}")[0] == 410
         fresh = zarr.open_group(f"{url}/a.ome.zarr", mode="r", zarr_format=3)
@@ -217,7 +217,7 @@ def test_a_version_may_be_kept_until_it_is_replaced(tmp_path, bring):
         assert ask(f"{url}/a.ome.zarr/zarr.json")[0] == 404
 
 
-def test_damage_is_no_background(ctspine1k_url, tmp_path):
+def test_damaged_ome_chunks_are_an_error_and_not_404(ctspine1k_url, tmp_path):
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     for name in ("image", "label"):
         shard = copy / f"scans/{SCAN}/{name}/c/0/0/0"
@@ -232,7 +232,7 @@ def test_damage_is_no_background(ctspine1k_url, tmp_path):
 
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory):
-    """A store of an oblique scan."""
+    """Return a store of an oblique scan."""
     folder = tmp_path_factory.mktemp("turned")
     cosine, sine = np.cos(np.radians(20)), np.sin(np.radians(20))
     affine = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -248,7 +248,7 @@ def turned(tmp_path_factory):
     return str(folder / "turned.zarr")
 
 
-def test_an_oblique_scan_says_what_cannot_be_said(turned):
+def test_metadata_of_an_oblique_scan_hold_its_affine_and_a_warning(turned):
     with BackgroundServer(ServeSettings(paths=(turned,), limits=LIMITS)) as server:
         found = node(f"{server.url}/ome/turned/a.ome.zarr")["attributes"]
     scan = spinezarr.open(turned)
@@ -258,13 +258,13 @@ def test_an_oblique_scan_says_what_cannot_be_said(turned):
     assert np.array_equal(about["affine"], scan._reader.scan("a").affine)
     coordinates = scan.scan("a")
     for level in range(2):
-        z, y, x = places_mm(found["ome"], level, (0, 0, 0))
+        z, y, x = positions_mm(found["ome"], level, (0, 0, 0))
         factor = levels_of(scan._reader.scan("a"), COARSEST)[level].factor_zyx
         for axis, at, n in zip("zyx", (z, y, x), factor, strict=True):
             assert at == pytest.approx(float(coordinates[axis][:n].mean()))
 
 
-def test_scaled_images_have_windows_of_their_numbers(odd):
+def test_windows_of_scaled_images_are_in_stored_numbers(odd):
     with BackgroundServer(ServeSettings(paths=(odd.url,), limits=LIMITS)) as server:
         for name, image in odd.image.items():
             url = f"{server.url}/ome/odd/{name}.ome.zarr"
@@ -303,7 +303,7 @@ def test_a_scan_without_a_mask_has_no_labels(tmp_path):
             assert ask(f"{url}/labels/vertebrae/{level}/c/0/0/0")[0] == 410
 
 
-def test_tokens_and_signed_urls(ctspine1k_url, tmp_path):
+def test_ome_images_need_a_token_or_a_signed_url(ctspine1k_url, tmp_path):
     file = tmp_path / "tokens"
     token = new_token(file, "lab")
     settings = ServeSettings(paths=(ctspine1k_url,), limits=LIMITS, token_file=str(file))
@@ -319,7 +319,7 @@ def test_tokens_and_signed_urls(ctspine1k_url, tmp_path):
         assert ask(f"{other}/zarr.json")[0] == 401
 
 
-def test_pages_elsewhere_may_read_if_named(tree):
+def test_pages_of_allowed_origins_may_read_ome_images(tree):
     headers = ask(f"{tree}/1/c/0/0/0", origin="http://localhost:1")[1]
     assert headers["access-control-allow-origin"] == "http://localhost:1"
     headers = ask(f"{tree}/zarr.json", origin="https://evil.example")[1]

@@ -1,7 +1,7 @@
-"""Other people's programs read scans as OME-Zarr images, and put them where they lie.
+"""Third-party programs read scans as OME-Zarr images, and place them where they lie.
 
-``ngff-zarr``, with the schemas of the specification, is installed for development. The others hold
-pydantic back, so that they have an extra and an environment of their own: ``make test-ome``.
+``ngff-zarr``, with the schemas of the specification, is installed for development. The others pin
+an old pydantic, so they have an extra and an environment of their own: ``make test-ome``.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ APART = "has an environment of its own: make test-ome"
 
 @dataclass(frozen=True)
 class Expected:
-    """What is stored."""
+    """The stored voxels, and where they lie."""
 
     url: str
     sha256: tuple[str, str]
     at_mm: tuple[float, float, float]
-    """Where voxel AT lies: z, y, x by the affine."""
+    """Position of voxel AT by the affine, (z, y, x)."""
 
 
 AT = (5, 11, 7)
@@ -40,7 +40,7 @@ def sha256(voxels):
 
 @pytest.fixture(scope="module", params=["served", "written"])
 def expected(request, ctspine1k_url, tmp_path_factory):
-    """The tree that the server makes, and one that was written."""
+    """Serve the image of a scan, or write it to disk; return where it is, and the stored values."""
     store = spinezarr.open(ctspine1k_url)
     scan = store.scan(SCAN)
     x, y, z, _ = store._reader.scan(SCAN).affine @ [*AT[::-1], 1]
@@ -64,7 +64,7 @@ def place(transformations):
     [("", "image"), ("labels/vertebrae", "image"), ("labels/vertebrae", "label")],
 )
 @pytest.mark.parametrize("strict", [False, True])
-def test_the_schemas_of_the_specification_hold(expected, folder, kind, strict):
+def test_metadata_follow_the_schemas_of_the_specification(expected, folder, kind, strict):
     validate = pytest.importorskip("ngff_zarr.validate").validate
     root = zarr.open_group(expected.url, mode="r", zarr_format=3)
     attributes = (root[folder] if folder else root).attrs.asdict()
@@ -72,7 +72,7 @@ def test_the_schemas_of_the_specification_hold(expected, folder, kind, strict):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ngff_zarr(expected):
+def test_ngff_zarr_reads_the_image(expected):
     ngff_zarr = pytest.importorskip("ngff_zarr")
     image = ngff_zarr.from_ngff_zarr(expected.url, validate=True).images[0]
     mask = ngff_zarr.from_ngff_zarr(f"{expected.url}/labels/vertebrae").images[0]
@@ -90,7 +90,7 @@ def test_ngff_zarr(expected):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_itk_and_slicer(ctspine1k_url):
+def test_the_itk_image_of_ngff_zarr_lies_in_place(ctspine1k_url):
     """The image that ngff-zarr makes for ITK; Slicer's extension computes the same matrix."""
     ngff_zarr = pytest.importorskip("ngff_zarr")
     limits = ServeLimits(coarsest_level_voxels=500)
@@ -107,7 +107,7 @@ def test_itk_and_slicer(ctspine1k_url):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ome_zarr_models(expected):
+def test_ome_zarr_models_reads_the_metadata(expected):
     models = pytest.importorskip("ome_zarr_models", reason=APART)
     root = zarr.open_group(expected.url, mode="r", zarr_format=3)
     image = models.open_ome_zarr(root)
@@ -117,7 +117,7 @@ def test_ome_zarr_models(expected):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ome_zarr_py(expected):
+def test_ome_zarr_py_reads_the_image(expected):
     io = pytest.importorskip("ome_zarr.io", reason=APART)
     reader = pytest.importorskip("ome_zarr.reader", reason=APART)
     nodes = [node for node in reader.Reader(io.parse_url(expected.url))() if node.data]
@@ -128,8 +128,8 @@ def test_ome_zarr_py(expected):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_napari(expected):
-    """What its plugin for OME-Zarr gives the viewer, whose transforms put it into the world."""
+def test_napari_shows_the_image_in_place(expected):
+    """The plugin for OME-Zarr gives the viewer layers, whose transforms place them in the world."""
     plugin = pytest.importorskip("napari_ome_zarr", reason=APART)
     layers = plugin.napari_get_reader(expected.url)(expected.url)
     assert [kind for _, _, kind in layers] == ["image", "labels"]

@@ -1,4 +1,4 @@
-"""Where else a scan can be opened: links that lead somewhere, and code that runs."""
+"""Other ways to open a scan: links that can be followed, and code that runs."""
 
 import json
 
@@ -17,7 +17,7 @@ PATH = "/v1/ctspine1k/scans/liver_0/open-in"
 
 @pytest.fixture(scope="module", params=["open", "token"])
 def server(request, ctspine1k_url, tmp_path_factory):
-    """Return the server's URL, and the token that it wants, if any."""
+    """Return the server's URL, and the token that it requires, if any."""
     token = file = None
     if request.param == "token":
         file = tmp_path_factory.mktemp("tokens") / "tokens"
@@ -34,7 +34,7 @@ def ways_at(url, token, **headers):
     return {way["name"]: way for way in json.loads(body)["ways"]}
 
 
-def test_links_are_paths_that_answer(server):
+def test_every_link_can_be_followed(server):
     url, token = server
     asked = {"authorization": f"Bearer {token}"} if token else {}
     links = [way["text"] for way in ways_at(url, token).values() if way["kind"] == "link"]
@@ -46,7 +46,7 @@ def test_links_are_paths_that_answer(server):
 
 
 @pytest.mark.parametrize("name", ["Python", "xarray"])
-def test_code_runs_as_it_is(server, store, name):
+def test_every_code_sample_runs_unchanged(server, store, name):
     url, token = server
     code = ways_at(url, token)[name]["text"]
     assert ("TOKEN" in code) == (token is not None)
@@ -56,7 +56,7 @@ def test_code_runs_as_it_is(server, store, name):
     np.testing.assert_array_equal(image.values, store.scan("liver_0").image.values)
 
 
-def test_what_is_pasted_names_the_server_as_it_was_reached(ctspine1k_url, tmp_path):
+def test_code_samples_name_the_server_by_the_requested_host(ctspine1k_url, tmp_path):
     token = new_token(tmp_path / "tokens", "client")
     settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(tmp_path / "tokens"))
     with BackgroundServer(settings) as running:
@@ -70,8 +70,8 @@ def test_what_is_pasted_names_the_server_as_it_was_reached(ctspine1k_url, tmp_pa
         assert ask(f"{running.url}{PATH}", **headers)[0] == 400
 
 
-def test_names_of_strangers_run_nothing():
-    """Whatever a store and a scan are called, a line pasted into a shell is one of one command."""
+def test_hostile_names_run_no_command_when_pasted():
+    """Whatever a store and a scan are called, a line pasted into a shell is a single command."""
     for name in ("a b", "x;rm -rf ~", "$(id)", "`id`", "'q'", '"', "ä/ö", "-v"):
         scan = ServedScan("http://h", "s t", name, has_label=False, needs_token=True)
         ways = {way.name: way.text for way in ways_to_open(scan)}
@@ -84,7 +84,7 @@ def test_names_of_strangers_run_nothing():
             assert code.count("\n") == 5 - (code == ways["xarray"])
 
 
-def test_the_mask_is_offered_where_there_is_one(server):
+def test_the_mask_is_offered_only_if_there_is_one(server):
     assert "NIfTI, mask" in ways_at(*server)
 
 

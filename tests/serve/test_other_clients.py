@@ -1,4 +1,4 @@
-"""What others read with: each reads the voxels that are there, with a token and without."""
+"""Every third-party client reads the stored voxels, with a token and without."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def digest(values):
 
 @pytest.fixture(scope="module", params=["open", "token"])
 def server(request, ctspine1k_url, tmp_path_factory):
-    """Return the server's URL, and the headers and token that it wants."""
+    """Return the server's URL, and the headers and the token that it requires."""
     token = file = None
     if request.param == "token":
         file = tmp_path_factory.mktemp("tokens") / "tokens"
@@ -95,7 +95,7 @@ def test_every_client_reads_the_voxels(server, expected, read, tree):
 
 @pytest.fixture(scope="module")
 def zarrita(tmp_path_factory):
-    """Return what reads arrays by zarrita, as pages in browsers do, under node."""
+    """Return a function that reads arrays with zarrita under node, as web pages do."""
     folder = tmp_path_factory.mktemp("node")
     command = ["npm", "install", "--no-audit", "--no-fund", "zarrita@0.7"]
     subprocess.run(command, check=True, cwd=folder, capture_output=True)

@@ -1,4 +1,4 @@
-"""Patches that a server reads are those that a stream reads."""
+"""Patches that a server reads equal those that a stream reads."""
 
 import io
 import json
@@ -32,7 +32,7 @@ from spinezarr.stream.request import PatchRequest
 
 
 def parsed(body):
-    """Read an answer with somebody else's program."""
+    """Parse an answer with the safetensors package."""
     tensors = safetensors.numpy.load(body)
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     about = {name: json.loads(text) for name, text in header["__metadata__"].items()}
@@ -67,7 +67,9 @@ items = st.lists(
     st.sampled_from(["none", "lz4", "zstd"]),
     st.booleans(),
 )
-def test_patches_are_those_of_a_stream(served, local, chosen, size_zyx, pack, with_label):
+def test_patches_of_the_server_equal_those_of_a_stream(
+    served, local, chosen, size_zyx, pack, with_label
+):
     ids = local.table.scan.to_numpy().tolist()
     wanted = [(ids[which % len(ids)], start) for which, start in chosen]
     body = {
@@ -94,7 +96,7 @@ def test_patches_are_those_of_a_stream(served, local, chosen, size_zyx, pack, wi
     assert with_label or "label" not in found
 
 
-def test_slices_and_spacings_too(served, local):
+def test_slices_and_resampled_patches_equal_those_of_a_stream(served, local):
     for fields, stream in (
         (
             {"size_zyx": (1, 30, 30), "flat_axis": 0, "neighbors": 2, "neighbor_step_mm": 3.0},
@@ -116,7 +118,7 @@ def test_slices_and_spacings_too(served, local):
         assert (found["label"] == expected.label).all()
 
 
-def test_each_item_is_answered_for_itself(ctspine1k_url, tmp_path):
+def test_each_item_of_a_batch_has_its_own_status(ctspine1k_url, tmp_path):
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     store = spinezarr.open(copy)
     ids = store.table.scan.to_numpy().tolist()
@@ -184,14 +186,14 @@ def test_each_item_is_answered_for_itself(ctspine1k_url, tmp_path):
         ({"items": [], "size_zyx": (1, 1, 1)}, 200),
     ],
 )
-def test_a_wrong_request_is_told_what_is_wrong(served, body, status):
+def test_the_error_of_an_invalid_request_explains_it(served, body, status):
     found, headers, answer = ask(served, body)
     assert found == status
     assert headers["cache-control"] == "no-store"
     assert status == 200 or b"Traceback" not in answer
 
 
-def test_a_body_that_does_not_come_holds_nobody_up(serve_within):
+def test_a_body_that_never_arrives_delays_no_other_request(serve_within):
     served = f"{serve_within(body_s=0.3)}/v1/ctspine1k/batch"
     host = served.removeprefix("http://").partition("/")[0]
     name, _, port = host.partition(":")
@@ -205,8 +207,8 @@ def test_a_body_that_does_not_come_holds_nobody_up(serve_within):
             assert one.recv(64).startswith(b"HTTP/1.1 408")
 
 
-def test_what_is_read_has_a_bound_too(served, serve_within, local):
-    """A coarse patch is small, and read from a whole scan."""
+def test_the_voxels_read_for_a_batch_are_limited(served, serve_within, local):
+    """A patch of coarse spacing is small, but is read from a whole scan."""
     scan_id = local.table.scan.to_numpy()[0]
     body = {"items": [{"scan_id": scan_id, "start_zyx": (0, 0, 0)}], "size_zyx": (9, 9, 9)}
     coarse = {**body, "spacing_zyx_mm": (20.0, 20.0, 20.0)}
@@ -218,7 +220,7 @@ def test_what_is_read_has_a_bound_too(served, serve_within, local):
     assert [ask(bound, wanted)[0] for wanted in (alone, beside)] == [200, 413]
 
 
-def test_patches_need_a_token_where_bytes_do(ctspine1k_url, tmp_path):
+def test_patches_need_a_token_if_the_server_requires_one(ctspine1k_url, tmp_path):
     token = new_token(tmp_path / "tokens", "lab")
     given_paths = {"paths": (ctspine1k_url,), "token_file": str(tmp_path / "tokens")}
     with BackgroundServer(ServeSettings(**given_paths)) as server:
@@ -229,7 +231,7 @@ def test_patches_need_a_token_where_bytes_do(ctspine1k_url, tmp_path):
         assert ask(none, body, authorization=f"Bearer {token}")[0] == 404
 
 
-def test_a_scan_that_was_replaced_is_read_anew(tmp_path, bring):
+def test_patches_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, bring):
     store = tmp_path / "own.zarr"
     bring("before", store)
     body = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
@@ -245,8 +247,8 @@ def test_a_scan_that_was_replaced_is_read_anew(tmp_path, bring):
         assert parsed(ask(url, body)[2])[1]["status"] == ["the scan has changed"]
 
 
-def test_chunks_that_are_kept_are_of_the_version_that_is_there(tmp_path, bring):
-    """Nothing of the older version is asked of the disk, so none of its files can be missed."""
+def test_cached_chunks_of_a_replaced_scan_are_not_used(tmp_path, bring):
+    """The older version is in memory, so reading it would not notice that its files are gone."""
     store = tmp_path / "own.zarr"
     bring("before", store)
     body = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
@@ -258,10 +260,8 @@ def test_chunks_that_are_kept_are_of_the_version_that_is_there(tmp_path, bring):
         assert (parsed(ask(url, body)[2])[0]["image"] != before).sum() == 1
 
 
-def test_a_scan_that_is_replaced_after_the_look_at_it_is_no_other_version(
-    tmp_path, bring, monkeypatch
-):
-    """Whoever names a version gets its voxels, or none."""
+def test_a_request_for_a_version_never_gets_the_voxels_of_another(tmp_path, bring, monkeypatch):
+    """The scan is replaced between the check of its version and the reading."""
     store = tmp_path / "own.zarr"
     bring("before", store)
     monkeypatch.setattr(patches.PatchSource, "_is_current", lambda *_: True)
@@ -279,13 +279,13 @@ def test_a_scan_that_is_replaced_after_the_look_at_it_is_no_other_version(
         assert (found["image"] != before[:1]).sum() == 1
 
 
-def test_a_store_is_opened_anew_only_where_a_scan_has_changed(tmp_path, bring):
+def test_a_store_is_opened_again_only_if_a_scan_has_changed(tmp_path, bring):
     store = tmp_path / "own.zarr"
     bring("before", store)
     source = ServedStores([str(store)]).patches("own")
     first, _ = source.opened(["a"])
     assert source.opened(["a"])[0] is first
-    assert source.opened(["absent"])[0] is first  # whoever reads it says so
+    assert source.opened(["absent"])[0] is first  # reading the scan raises the error
     bring("after", store)
     now, _ = source.opened(["a"])
     assert now is not first
@@ -294,7 +294,7 @@ def test_a_store_is_opened_anew_only_where_a_scan_has_changed(tmp_path, bring):
     assert source.opened(["a"])[0] is not now
 
 
-# One patch
+# Single patches
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +334,7 @@ def test_one_array_comes_as_npy(scan_url, local):
 
 
 @pytest.mark.parametrize("pack", ["none", "lz4", "zstd"])
-def test_arrow_says_the_same(served, scan_url, local, pack):
+def test_arrow_holds_the_same_arrays(served, scan_url, local, pack):
     accept = "application/vnd.apache.arrow.stream"
     wanted = [("liver_0", START), ("none", START), ("HN_P001", (0, 0, 0))]
     items = [{"scan_id": scan_id, "start_zyx": start} for scan_id, start in wanted]
@@ -383,7 +383,7 @@ def test_arrow_says_the_same(served, scan_url, local, pack):
     ],
 )
 @pytest.mark.parametrize("form", ["application/gzip", "application/x-nifti"])
-def test_nifti_lies_where_the_patch_lies(
+def test_the_nifti_file_of_a_patch_lies_where_the_patch_lies(
     scan_url, local, tmp_path, affine_of_itk, query, array, stream, form
 ):
     status, headers, body = ask_for(f"{scan_url}/patch?{query}&array={array}", accept=form)
@@ -407,8 +407,8 @@ def test_nifti_lies_where_the_patch_lies(
     np.testing.assert_allclose(affine_of_itk(image), batch.affine[0], rtol=1e-5, atol=1e-3)
 
 
-def test_the_affine_of_nifti_is_that_of_the_scan(scan_url, local):
-    """The patch lies where its voxels lie in the whole scan: the same point in RAS+ mm."""
+def test_the_affine_of_a_nifti_patch_agrees_with_that_of_the_scan(scan_url, local):
+    """A voxel of the patch has the same position in RAS+ mm as in the whole scan."""
     _, _, body = ask_for(f"{scan_url}/patch?{ONE}", accept="application/x-nifti")
     patch = nibabel.Nifti1Image.from_bytes(body)
     whole = np.array(local._reader.scan("liver_0").affine)
@@ -436,13 +436,13 @@ def test_the_affine_of_nifti_is_that_of_the_scan(scan_url, local):
         ("", "*/*", 400, "size_zyx"),
     ],
 )
-def test_a_patch_that_cannot_be_is_explained(scan_url, query, accept, status, says):
+def test_the_errors_of_invalid_patches_explain_them(scan_url, query, accept, status, says):
     found, headers, body = ask_for(f"{scan_url}/patch?{query}", accept=accept)
     assert (found, headers["content-type"]) == (status, "text/plain; charset=utf-8")
     assert says in body.decode()
 
 
-def test_arrow_needs_its_package(served, scan_url, monkeypatch):
+def test_arrow_without_pyarrow_is_a_clear_error(served, scan_url, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     accept = "application/vnd.apache.arrow.stream"
     for status, _, body in (
@@ -455,7 +455,7 @@ def test_arrow_needs_its_package(served, scan_url, monkeypatch):
     assert (status, headers["content-type"]) == (200, "application/x-safetensors")
 
 
-def test_a_patch_of_a_version_may_be_kept(scan_url, local, monkeypatch):
+def test_a_patch_of_a_version_may_be_cached(scan_url, local, monkeypatch):
     checksum = local.table.content_checksum.sel(scan="liver_0").item()
     now, named = f"{scan_url}/patch?{ONE}", f"{scan_url}/patch?{ONE}&content_checksum={checksum}"
     _, headers, _ = ask_for(now)
@@ -479,7 +479,7 @@ def test_a_patch_of_a_version_may_be_kept(scan_url, local, monkeypatch):
         assert ask_for(url, if_match='"x"')[0] == 412
 
 
-def test_a_patch_of_a_version_that_is_gone_is_410(tmp_path, bring):
+def test_a_patch_of_a_replaced_version_is_410(tmp_path, bring):
     store = tmp_path / "own.zarr"
     bring("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
@@ -503,8 +503,8 @@ def test_a_patch_of_a_version_that_is_gone_is_410(tmp_path, bring):
         assert ask_for(url)[0] == 503
 
 
-def test_chunks_are_kept_for_others_if_asked_to(ctspine1k_url, tmp_path):
-    """Within a bound, and of the version that is there."""
+def test_decoded_chunks_are_cached_if_a_limit_is_set(ctspine1k_url, tmp_path):
+    """The cache keeps within its limit, and holds only chunks of the current version."""
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     ids = spinezarr.open(copy).table.scan.to_numpy().tolist()
     body = {"items": [{"scan_id": ids[0], "start_zyx": (0, 0, 0)}], "size_zyx": (9, 9, 9)}

@@ -1,4 +1,4 @@
-"""The server in processes of its own: bodies that are cut, clients that stall, loads and ends."""
+"""The server in processes of its own: cut bodies, stalled clients, loads and shutdown."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def server(ctspine1k_url, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Make a store of one scan of noise, whose image is a file of tens of megabytes."""
+    """Make a store of one noise scan, whose image is a file of tens of megabytes."""
     folder = tmp_path_factory.mktemp("large")
     image = np.random.default_rng(1).integers(-1024, 3071, (128, 384, 384), np.int16)
     write_nifti(folder / "a_ct.nii", image, np.eye(4), NiftiForm())
@@ -51,7 +51,7 @@ SHARD = "scans/a/image/c/0/0/0"
 
 
 def said(server):
-    """Return what it said after it had named its stores."""
+    """Return the output of the server after the list of its stores."""
     return server.said.partition("Serving at")[2].partition("\n")[2].strip()
 
 
@@ -69,7 +69,7 @@ def head(*lines, method="POST", path="/v1/ctspine1k/batch"):
 
 
 def everything(one):
-    """Return all that comes until the connection ends."""
+    """Return all bytes until the connection ends."""
     found = b""
     while data := one.recv(1 << 20):
         found += data
@@ -92,14 +92,14 @@ def everything(one):
         (["Content-Length: 9", "Content-Length: 10"], SOUND, 400),
     ],
 )
-def test_a_body_is_whole_or_none(server, lines, body, status):
-    """What came before a fault is a request that nobody made."""
+def test_a_faulty_body_is_never_taken_for_a_request(server, lines, body, status):
+    """The part of a body before a fault is a request that no client made."""
     with connected(server) as one:
         one.sendall(head("Connection: close", *lines) + body)
         assert everything(one).startswith(b"HTTP/1.1 %d" % status)
 
 
-def test_a_body_of_which_no_more_comes_is_none(server):
+def test_an_unfinished_body_is_never_taken_for_a_request(server):
     with connected(server) as one:
         one.sendall(head(f"Content-Length: {len(SOUND) + 1}") + SOUND)
         one.shutdown(socket.SHUT_WR)
@@ -107,7 +107,7 @@ def test_a_body_of_which_no_more_comes_is_none(server):
     assert found == b"" or found.startswith(b"HTTP/1.1 400")
 
 
-def test_no_request_is_answered_that_lies_in_another(server):
+def test_a_request_smuggled_into_another_is_not_answered(server):
     inner = head("Connection: close", method="GET", path="/zarr/ctspine1k/zarr.json")
     for body in (b"0\r\n\r\n", b"%x\r\n" % len(inner) + inner + b"\r\n0\r\n\r\n"):
         with connected(server) as one:
@@ -142,7 +142,7 @@ def test_sixty_four_clients_get_the_bytes_of_the_disk(ctspine1k_url):
 
 
 def open_many(stack, server, count, data):
-    """Open connections that send so much and no more."""
+    """Open connections that send some data and then nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 2 * count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(2 * count, hard), hard))
@@ -162,7 +162,7 @@ def open_many(stack, server, count, data):
     ],
     ids=["head", "nothing", "body"],
 )
-def test_a_thousand_that_are_slow_go_while_others_are_served(server, data, expected):
+def test_a_thousand_slow_clients_are_disconnected_while_others_are_served(server, data, expected):
     with ExitStack() as stack:
         began = time.monotonic()
         many = open_many(stack, server, 1000, data)
@@ -180,7 +180,7 @@ def test_a_thousand_that_are_slow_go_while_others_are_served(server, data, expec
 
 
 @pytest.mark.long
-def test_who_does_not_read_takes_little_and_is_let_go(large, tmp_path):
+def test_clients_that_do_not_read_take_little_memory_and_are_disconnected(large, tmp_path):
     size = [128, 384, 384]
     body = json.dumps({"items": [{"scan_id": "a", "start_zyx": [0, 0, 0]}], "size_zyx": size})
     get = head(method="GET", path=f"/zarr/large/{SHARD}")
@@ -192,7 +192,7 @@ def test_who_does_not_read_takes_little_and_is_let_go(large, tmp_path):
             one = stack.enter_context(connected(server, window=4096))
             one.sendall(data)
         most = 0
-        # Answers in parts wait for their clients; those that were refused end by themselves.
+        # Answers in parts wait for their clients; refusals end by themselves.
         while server.sockets > idle + 4 or time.monotonic() - began < 10:
             most = max(most, server.resident_bytes)
             assert time.monotonic() - began < 60
@@ -206,8 +206,8 @@ def test_who_does_not_read_takes_little_and_is_let_go(large, tmp_path):
 
 
 @pytest.mark.long
-def test_who_leaves_in_the_middle_leaves_nothing(large, tmp_path):
-    """Half of them say goodbye, the others reset the connection."""
+def test_clients_that_leave_in_the_middle_leave_nothing_behind(large, tmp_path):
+    """Half of the clients close the connection, the others reset it."""
     size = [64, 128, 128]
     body = json.dumps({"items": [{"scan_id": "a", "start_zyx": [0, 0, 0]}], "size_zyx": size})
     asked = [
@@ -243,12 +243,12 @@ def test_who_leaves_in_the_middle_leaves_nothing(large, tmp_path):
         assert said(server) == ""
 
 
-# Ends
+# Shutdown
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("reads", [True, False])
-def test_what_was_begun_is_finished_within_five_seconds(large, tmp_path, reads):
+def test_at_shutdown_answers_are_finished_within_five_seconds(large, tmp_path, reads):
     bodies = {}
     with running(tmp_path, large) as server, ExitStack() as stack:
         window = None if reads else 4096
@@ -278,7 +278,7 @@ def test_what_was_begun_is_finished_within_five_seconds(large, tmp_path, reads):
 
 
 @pytest.mark.long
-def test_a_process_that_is_killed_comes_again(ctspine1k_url, tmp_path):
+def test_a_killed_worker_process_is_replaced(ctspine1k_url, tmp_path):
     with running(tmp_path, ctspine1k_url, "--processes", 2) as server:
         url = f"{server.url}/zarr/ctspine1k/zarr.json"
         before = {worker.pid for worker in server.workers}

@@ -1,4 +1,4 @@
-"""Stores over a real socket: every client reads the same voxels, and nothing else is read."""
+"""Stores over a real socket: clients read the stored voxels, and no other file is served."""
 
 import hashlib
 import itertools
@@ -54,14 +54,14 @@ def served(ctspine1k_url):
 
 @pytest.fixture
 def own(ctspine1k_url, tmp_path):
-    """Serve a copy, to change."""
+    """Serve a copy of the store, which a test may change."""
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "of/own.zarr"))
     with BackgroundServer(ServeSettings(paths=(str(copy.parent),))) as server:
         yield copy, server.url
 
 
 def ask_raw(url, *lines, body=b""):
-    """Send a head as it is written here, and return all that comes."""
+    """Send the head of a request unchanged, and return the whole answer."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
@@ -82,7 +82,7 @@ def test_xarray_reads_the_voxels(served, ctspine1k_url, tree):
     assert digests(xr.open_zarr(pinned, zarr_format=3, consolidated=True)) == expected
 
 
-def test_our_reader_reads_all_of_it(served, ctspine1k_url):
+def test_our_reader_reads_the_table_and_the_voxels(served, ctspine1k_url):
     here, there = spinezarr.open(ctspine1k_url), spinezarr.open(f"{served}/zarr/ctspine1k")
     assert there.table.equals(here.table)
     for scan_id in here.table.scan.to_numpy():
@@ -93,7 +93,7 @@ def test_our_reader_reads_all_of_it(served, ctspine1k_url):
         assert (one.label == other.label).all()
 
 
-def test_every_file_is_served_as_it_lies_and_no_other(served, ctspine1k_url):
+def test_every_file_of_readers_is_served_unchanged_and_no_other(served, ctspine1k_url):
     root = Path(ctspine1k_url)
     for path in (path for path in root.rglob("*") if path.is_file()):
         key = path.relative_to(root).as_posix()
@@ -117,7 +117,7 @@ def test_every_file_is_served_as_it_lies_and_no_other(served, ctspine1k_url):
 
 
 @pytest.mark.parametrize("in_memory", ["what is", "half", "unknown", "never asked"])
-def test_a_long_file_comes_whole_from_memory_and_from_a_disk(
+def test_a_long_file_arrives_whole_from_memory_and_from_disk(
     ctspine1k_url, serve_within, monkeypatch, in_memory
 ):
     copy, url = Path(ctspine1k_url), serve_within(part_at_once_bytes=512)
@@ -136,7 +136,7 @@ def test_a_long_file_comes_whole_from_memory_and_from_a_disk(
     assert ask(asked, range="bytes=3-1500")[2] == path.read_bytes()[3:1501]
 
 
-def test_one_version_may_be_kept_for_ever(own):
+def test_files_of_a_version_may_be_cached_forever(own):
     copy, url = own
     checksum = spinezarr.open(copy).table.content_checksum.sel(scan=SCAN).item()
     key = f"scans/{SCAN}/image/c/0/0/0"
@@ -151,8 +151,8 @@ def test_one_version_may_be_kept_for_ever(own):
 
 
 @pytest.mark.parametrize("tree", ["zarr", "flat"])
-def test_what_cannot_be_read_is_never_background(own, tree):
-    """404 would be, to every client of Zarr."""
+def test_a_damaged_or_missing_file_is_503_and_never_404(own, tree):
+    """Zarr clients take 404 for background."""
     copy, url = own
     shard, flat = copy / f"scans/{SCAN}/image/c/0/0/0", "image/c/0/0/0"
     base = f"{url}/{tree}/own/scans/{SCAN}"
@@ -218,7 +218,7 @@ def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
-def test_few_files_and_scans_are_kept(ctspine1k_url, tmp_path, monkeypatch):
+def test_open_files_and_scans_are_limited(ctspine1k_url, tmp_path, monkeypatch):
     monkeypatch.setattr(DiskStorage, "room", 3)
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     folder = ServedFolder(DiskStorage(str(copy)), scans=2)
@@ -234,16 +234,16 @@ def test_few_files_and_scans_are_kept(ctspine1k_url, tmp_path, monkeypatch):
 
 @pytest.fixture
 def changing(bring, tmp_path):
-    """Serve a store of one scan; also return what ingests it anew."""
+    """Serve a store of one scan; return a function that ingests it again, and the URL."""
     store = tmp_path / "of/own.zarr"
     bring("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
         yield partial(bring, store=store), f"{server.url}/zarr/own"
 
 
-def test_a_scan_that_is_replaced_is_the_old_one_or_the_new_one(changing):
+def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing):
     bring, url = changing
-    # A version is written beside the one that it replaces, under keys of the other form.
+    # A new version is written next to the old one, under keys of the other form.
     shards = itertools.cycle([f"{url}/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")])
     bodies, statuses, is_over = {}, set(), Event()
 
@@ -268,7 +268,7 @@ def test_a_scan_that_is_replaced_is_the_old_one_or_the_new_one(changing):
     assert len(set.union(*bodies.values())) == 2
 
 
-def test_who_holds_the_old_version_is_told(changing):
+def test_requests_for_the_old_version_are_answered_with_410(changing):
     bring, url = changing
     tag = ask(f"{url}/scans/a/image/c/0/0/0")[1]["etag"]
     checksum = spinezarr.open(url).table.content_checksum.item()
@@ -286,8 +286,8 @@ def test_who_holds_the_old_version_is_told(changing):
     assert spinezarr.open(url).table.content_checksum.item() != checksum
 
 
-def test_metadata_of_one_version_are_never_those_of_another(bring, tmp_path):
-    """Though a scan is replaced between the look at it and the answer."""
+def test_metadata_of_a_version_are_never_served_from_another(bring, tmp_path):
+    """The scan is replaced between the check of its version and the answer."""
     store = tmp_path / "own.zarr"
     bring("before", store)
     files = ServedFolder(DiskStorage(str(store)))
@@ -298,7 +298,7 @@ def test_metadata_of_one_version_are_never_those_of_another(bring, tmp_path):
         files.metadata("a", scan)
 
 
-def test_stores_come_and_go_while_it_runs(own, ctspine1k_url):
+def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url):
     copy, url = own
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
     shutil.copytree(ctspine1k_url, copy.parent / "later.zarr")
@@ -313,8 +313,8 @@ def test_stores_come_and_go_while_it_runs(own, ctspine1k_url):
         assert ask(f"{url}/zarr/later/{key}")[0] == 410
 
 
-def test_a_store_that_moves_to_another_folder_is_served_from_there(bring, tmp_path):
-    """Its name stays; nothing is answered from where it was."""
+def test_a_store_moved_to_another_folder_is_served_from_there(bring, tmp_path):
+    """The name stays, and nothing is served from the old folder."""
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
@@ -332,7 +332,7 @@ def test_a_store_that_moves_to_another_folder_is_served_from_there(bring, tmp_pa
     assert stores.files("own") is stores.served_table("own") is None
 
 
-def test_a_store_that_goes_while_it_is_looked_for_is_none(bring, tmp_path, monkeypatch):
+def test_a_store_that_vanishes_during_the_search_is_left_out(bring, tmp_path, monkeypatch):
     bring("before", tmp_path / "own.zarr")
     stores = ServedStores([str(tmp_path)])
     places = stores._look()
@@ -397,7 +397,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
-def test_nothing_else_is_served(own, path):
+def test_paths_outside_the_stores_are_not_served(own, path):
     copy, url = own
     (copy.parent / "outside").write_text("canary")
     for folder in (copy, copy / "table", copy / "table/scan"):
@@ -412,7 +412,7 @@ def test_nothing_else_is_served(own, path):
 
 
 @pytest.mark.parametrize("tree", ["zarr", "flat"])
-def test_a_key_that_no_file_has_is_never_one_that_is_gone(served, tree):
+def test_malformed_keys_are_404_and_absent_chunks_410(served, tree):
     host = served.removeprefix("http://")
     for key in ("scans/none/../x", "scans/none/./x", "scans/none//x", "scans/none/x/"):
         line = f"GET /{tree}/ctspine1k/{key} HTTP/1.1"
@@ -422,18 +422,18 @@ def test_a_key_that_no_file_has_is_never_one_that_is_gone(served, tree):
         assert ask(f"{served}/{tree}/ctspine1k/scans/{SCAN}/{key}")[0] == 410, key
 
 
-def test_writing_is_refused(served):
+def test_methods_that_write_are_refused(served):
     for method in ("PUT", "POST", "DELETE", "PATCH", "TRACE", "PROPFIND"):
         status, headers, _ = ask(f"{served}/zarr/ctspine1k/zarr.json", method)
         assert status == 405
         assert headers["allow"] == "GET, HEAD, OPTIONS"
 
 
-# Who may ask
+# Access
 
 
-def test_a_token_has_a_bound(tmp_path):
-    """What is longer is not even hashed, which would take the longer the more a client sends."""
+def test_an_overlong_token_is_refused_before_it_is_hashed(tmp_path):
+    """Hashing would take the longer, the more a client sends."""
     file = tmp_path / "tokens"
     lines = []
     for size in (1, 512, 513):
@@ -456,7 +456,7 @@ def test_a_token_has_a_bound(tmp_path):
             assert guard.name_of(request) == (f"of-{size}" if expected else None)
 
 
-def test_only_tokens_may_read(ctspine1k_url, tmp_path):
+def test_only_requests_with_a_token_may_read(ctspine1k_url, tmp_path):
     file = tmp_path / "tokens"
     token, other = new_token(file, "lab"), new_token(file, "other")
     assert token not in file.read_text()
@@ -495,7 +495,7 @@ def test_only_tokens_may_read(ctspine1k_url, tmp_path):
         assert ask(f"{url}/zarr.json", authorization=f"Bearer {other}")[0] == 401
 
 
-def test_a_name_that_leads_here_by_a_trick_is_not_answered(served):
+def test_requests_for_a_foreign_host_name_are_refused(served):
     url = f"{served}/zarr/ctspine1k/zarr.json"
     for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765", "",
                  "[::1].evil.example", "[::1]:80@evil.example", "localhost:80:evil.example",
@@ -505,7 +505,7 @@ def test_a_name_that_leads_here_by_a_trick_is_not_answered(served):
         assert ask(url, host=host)[0] == 200
 
 
-def test_pages_of_this_machine_may_read_and_others_only_if_named(ctspine1k_url):
+def test_pages_of_this_machine_may_read_and_others_only_if_allowed(ctspine1k_url):
     settings = ServeSettings(paths=(ctspine1k_url,), origins=frozenset({"https://viewer.example"}))
     with BackgroundServer(settings) as server:
         url = f"{server.url}/zarr/ctspine1k/zarr.json"
@@ -532,7 +532,7 @@ def test_pages_of_this_machine_may_read_and_others_only_if_named(ctspine1k_url):
 
 
 @pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_until_it_is_told_to_end(ctspine1k_url, ends):
+def test_the_command_serves_until_it_gets_a_signal(ctspine1k_url, ends):
     process, url = started(ctspine1k_url)
     try:
         expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
@@ -546,7 +546,7 @@ def test_the_command_serves_until_it_is_told_to_end(ctspine1k_url, ends):
     assert "Traceback" not in said
 
 
-def test_slow_heads_are_let_go_while_others_are_served(ctspine1k_url):
+def test_clients_with_slow_heads_are_disconnected_while_others_are_served(ctspine1k_url):
     process, url = started(ctspine1k_url)
     try:
         port = int(url.rpartition(":")[2])
@@ -575,7 +575,7 @@ def test_slow_heads_are_let_go_while_others_are_served(ctspine1k_url):
         ([], "Give a store"),
     ],
 )
-def test_a_wrong_use_is_explained(ctspine1k_url, tmp_path, words, expected):
+def test_wrong_options_of_serving_are_explained(ctspine1k_url, tmp_path, words, expected):
     (tmp_path / "bad").write_text("secret-token\n")
     names = {"store": ctspine1k_url, "absent": tmp_path / "absent", "bad": tmp_path / "bad"}
     argv = [word.format(**names) for word in words]
@@ -586,7 +586,7 @@ def test_a_wrong_use_is_explained(ctspine1k_url, tmp_path, words, expected):
     assert "secret-token" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_named(ctspine1k_url, tmp_path):
+def test_the_error_names_a_port_that_is_in_use(ctspine1k_url, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         command = [forked.command(), "serve", "--port", port, ctspine1k_url]
@@ -595,7 +595,7 @@ def test_a_port_that_is_taken_is_named(ctspine1k_url, tmp_path):
     assert "Choose another --port" in done.stderr
 
 
-def test_flat_metadata_name_no_shards(served):
+def test_metadata_of_the_flat_tree_name_no_shards(served):
     for key in (f"scans/{SCAN}/zarr.json", f"scans/{SCAN}/image/zarr.json"):
         node = json.loads(ask(f"{served}/flat/ctspine1k/{key}")[2])
         assert "sharding_indexed" not in json.dumps(node)

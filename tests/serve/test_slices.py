@@ -1,4 +1,4 @@
-"""Slices that a server draws."""
+"""Tests of slices that a server draws as images."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def shown(values, window):
 
 
 @pytest.mark.parametrize("window", WINDOWS_HU)
-def test_an_axial_slice_is_the_stores_voxels(served, local, window):
+def test_an_axial_slice_shows_the_stored_voxels(served, local, window):
     scan = local.scan("liver_0")
     assert scan.attrs["spacing_zyx_mm"][1] == scan.attrs["spacing_zyx_mm"][2]
     for at in (0, 7, len(scan.z) - 1):
@@ -72,7 +72,7 @@ def test_a_thumbnail_shows_the_spine(served, local):
     assert (np.round(np.array(vertebra_color(shows)) * 255) == colored).all(axis=1).any()
 
 
-def test_it_is_kept_as_long_as_the_scan_is_the_same(served, local):
+def test_a_slice_may_be_cached_until_the_scan_is_replaced(served, local):
     checksum = local._reader.scan("liver_0").content_checksum
     asked = f"{served}{SCAN}?size_px=32"
     _, headers, body = ask(asked)
@@ -112,14 +112,14 @@ def test_it_is_kept_as_long_as_the_scan_is_the_same(served, local):
         ("plane=axial&mm=-1e9", 422, "mm: z of this scan runs from "),
     ],
 )
-def test_what_is_no_slice_is_refused(served, query, status, text):
+def test_invalid_slices_are_refused(served, query, status, text):
     found, headers, body = ask(f"{served}{SCAN}?{query}")
     assert (found, headers["cache-control"]) == (status, "no-store")
     assert body.decode().startswith(text)
 
 
 @pytest.mark.parametrize("scan_id", ["none", "..", "zarr.json", quote("a/b", safe="")])
-def test_what_is_not_there_is_404(served, scan_id):
+def test_slices_of_unknown_scans_are_404(served, scan_id):
     assert ask(f"{served}/v1/ctspine1k/scans/{scan_id}/slice.png")[0] == 404
     assert ask(f"{served}/v1/none/scans/liver_0/slice.png")[0] == 404
 
@@ -150,7 +150,7 @@ def test_a_damaged_scan_is_503(ctspine1k_url, tmp_path):
         assert ask(url)[0] == 404
 
 
-def test_it_is_drawn_of_what_is_there_now(tmp_path, bring):
+def test_a_slice_is_drawn_from_the_current_version(tmp_path, bring):
     bring("before", tmp_path / "own.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         url = f"{server.url}/v1/own/scans/a/slice.png?plane=axial&mm=0&labels=false"
@@ -164,7 +164,7 @@ def test_it_is_drawn_of_what_is_there_now(tmp_path, bring):
         assert after.shape == before.shape
 
 
-def test_who_looks_does_not_hold_up_who_trains(ctspine1k_url):
+def test_drawing_slices_does_not_delay_batches(ctspine1k_url):
     patch = "/v1/ctspine1k/scans/liver_0/patch?size_zyx=4,4,4&start_zyx=0,0,0"
     for limits, answers in (
         (ServeLimits(slices_at_once=0, waiting=0), (429, 200)),
@@ -178,7 +178,7 @@ def test_who_looks_does_not_hold_up_who_trains(ctspine1k_url):
             assert refused[1]["retry-after"] == "1"
 
 
-def test_slices_come_from_buckets_too(s3_server, bring_to_bucket):
+def test_slices_are_drawn_from_buckets(s3_server, bring_to_bucket):
     place = f"{s3_server.new_bucket()}/own.zarr"
     bring_to_bucket("before", place)
     options = s3_server.storage_options

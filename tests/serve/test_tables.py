@@ -1,4 +1,4 @@
-"""What stores and scans are, as JSON."""
+"""Tests of the JSON that describes stores and scans."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ def told(url):
     return json.loads(body)
 
 
-def test_stores_are_told_with_their_figures(served, ctspine1k_url):
+def test_stores_are_listed_with_their_figures(served, ctspine1k_url):
     (found,) = told(f"{served}/v1/stores")["stores"]
     store = spinezarr.open(ctspine1k_url)
     assert found["name"] == "ctspine1k"
@@ -44,7 +44,7 @@ def test_stores_are_told_with_their_figures(served, ctspine1k_url):
     assert told(f"{served}{found['zarr']}/zarr.json")["attributes"]["format"] == "spinezarr"
 
 
-def test_a_store_says_how_its_patches_are_asked_for(served):
+def test_a_store_describes_how_to_request_its_patches(served):
     found = told(f"{served}/v1/ctspine1k")
     (listed,) = told(f"{served}/v1/stores")["stores"]
     assert {name: value for name, value in listed.items() if name in found} == {
@@ -71,7 +71,7 @@ def test_a_store_says_how_its_patches_are_asked_for(served):
         {"audit": "ok"},
     ],
 )
-def test_scans_are_told_by_what_they_are(served, ctspine1k_url, filters):
+def test_scans_are_listed_with_their_facts(served, ctspine1k_url, filters):
     table = spinezarr.open(ctspine1k_url).table
     fits = table.scan.to_numpy() != ""
     for name in ("split", "source"):
@@ -97,7 +97,7 @@ def test_scans_are_told_by_what_they_are(served, ctspine1k_url, filters):
 
 @pytest.fixture(scope="module")
 def unusual(ctspine1k_url, tmp_path_factory):
-    """Serve a store whose table says more of its scans."""
+    """Serve a store whose table has more facts about its scans."""
     url = tmp_path_factory.mktemp("unusual") / "own.zarr"
     shutil.copytree(ctspine1k_url, url)
     reader = spinezarr.open(url)._reader
@@ -128,7 +128,7 @@ def unusual(ctspine1k_url, tmp_path_factory):
         ({"audit": "error", "anomaly": "true"}, [3]),
     ],
 )
-def test_unusual_scans_are_found(unusual, filters, shown):
+def test_filters_find_unusual_scans(unusual, filters, shown):
     url, words, names = unusual
     query = "&".join(f"{name}={value}" for name, value in filters.items())
     found = told(f"{url}?{query}")["scans"]
@@ -141,17 +141,17 @@ def test_unusual_scans_are_found(unusual, filters, shown):
     "query",
     ["audit=bad", "audit=", "erratum=yes", "other=1", "vertebra=L9", "vertebra=", "anomaly=yes"],
 )
-def test_a_filter_that_is_none_is_refused(served, query):
+def test_invalid_filters_are_refused(served, query):
     assert ask(f"{served}/v1/ctspine1k/scans?{query}")[0] == 400
 
 
-def test_rows_are_those_that_are_described(served):
+def test_rows_follow_the_description(served):
     for row in told(f"{served}/v1/ctspine1k/scans")["scans"]:
         found = RowModel.model_validate_json(json.dumps(row), strict=True)
         assert found.model_dump(mode="json") == row
 
 
-def test_a_list_is_packed_and_sent_once(served):
+def test_a_list_is_compressed_and_not_sent_again_while_unchanged(served):
     url = f"{served}/v1/ctspine1k/scans"
     _, headers, body = ask(url)
     _, packed, data = ask(url, accept_encoding="gzip")
@@ -165,7 +165,7 @@ def test_a_list_is_packed_and_sent_once(served):
     assert headers["cache-control"] == "no-cache"
 
 
-def test_a_list_is_made_once_for_each_version(tmp_path, bring, monkeypatch):
+def test_a_list_is_built_once_for_each_version(tmp_path, bring, monkeypatch):
     made = []
     real = tables._rows
     monkeypatch.setattr(tables, "_rows", lambda table: made.append(0) or real(table))
@@ -197,7 +197,7 @@ def test_ten_thousand_scans_are_listed(ctspine1k_url, monkeypatch):
         assert ask(url, accept_encoding="gzip", if_none_match=headers["etag"])[::2] == (304, b"")
 
 
-def test_a_scan_is_told_as_it_is_stored(served, ctspine1k_url):
+def test_the_facts_of_a_scan_equal_the_stored_ones(served, ctspine1k_url):
     scan = spinezarr.open(ctspine1k_url)._reader.scan("liver_0")
     found = told(f"{served}/v1/ctspine1k/scans/liver_0")
     assert found["content_checksum"] == scan.content_checksum
@@ -210,11 +210,11 @@ def test_a_scan_is_told_as_it_is_stored(served, ctspine1k_url):
     ["v1", "v1/", "v1/none", "v1/none/scans", "v1/ctspine1k/scans/none",
      "v1/ctspine1k/scans/..", "v1/ctspine1k/scans/liver_0/x", "v1/stores/scans", "v1/../zarr"],
 )  # fmt: skip
-def test_what_is_not_there_is_404(served, path):
+def test_facts_of_unknown_stores_and_scans_are_404(served, path):
     assert ask(f"{served}/{path}")[0] == 404
 
 
-def test_it_is_told_as_it_is_now(ctspine1k_url, tmp_path, bring):
+def test_the_facts_of_a_replaced_scan_are_the_new_ones(ctspine1k_url, tmp_path, bring):
     bring("before", tmp_path / "own.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         assert [s["name"] for s in told(f"{server.url}/v1/stores")["stores"]] == ["own"]
@@ -238,7 +238,7 @@ def test_it_is_told_as_it_is_now(ctspine1k_url, tmp_path, bring):
     "chosen",
     [{}, {"split": "train"}, {"source": "MSD-T10"}, {"split": "train", "source": "MSD-T10"}],
 )
-def test_statistics_are_those_of_the_store(served, ctspine1k_url, chosen):
+def test_statistics_equal_those_of_the_store(served, ctspine1k_url, chosen):
     store = spinezarr.open(ctspine1k_url)
     query = "&".join(f"{name}={value}" for name, value in chosen.items())
     found = told(f"{served}/v1/ctspine1k/statistics?{query}")
@@ -272,7 +272,7 @@ def test_statistics_of_no_scan_are_empty(served):
     assert ask(f"{served}/v1/ctspine1k/statistics", if_none_match=tag)[::2] == (304, b"")
 
 
-def test_levels_that_points_alone_name_are_not_shown(ctspine1k_url):
+def test_statistics_leave_out_levels_named_only_by_points(ctspine1k_url):
     table = spinezarr.open(ctspine1k_url).table.copy(deep=True)
     before = _counted(table)
     table.annotated_centroid_zyx_mm.loc[{"vertebra": "S1"}] = 1.0

@@ -1,4 +1,4 @@
-"""Trainings on one server: it is killed, they are; the way between is faulty."""
+"""Trainings on one server while the server, the trainers or the network fail."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ TRAIN = """if True:
         print(json.dumps([batch.index.tolist(), sums.tolist()]), flush=True)
     assert share.client._refused == ""
 """
-"""A trainer: prints the samples of its share, and sums that tell them from each other."""
+"""A trainer: prints the samples of its rank, with sums that distinguish them."""
 
 
 def trainer(url, rank, ranks, n):
@@ -70,7 +70,7 @@ def test_trainers_share_an_epoch(server, ctspine1k_url, ranks):
     assert dict(given) == sums_of(ctspine1k_url, n)
 
 
-def test_a_trainer_that_dies_or_stalls_harms_no_other(server, ctspine1k_url):
+def test_a_trainer_that_dies_or_stalls_disturbs_no_other(server, ctspine1k_url):
     dying, stalling, other = (trainer(server, 0, 1, n) for n in (4000, 4000, 400))
     dying.stdout.readline()
     stalling.stdout.readline()
@@ -84,7 +84,7 @@ def test_a_trainer_that_dies_or_stalls_harms_no_other(server, ctspine1k_url):
             process.communicate()
 
 
-def test_a_server_that_is_killed_and_starts_again_loses_no_sample(ctspine1k_url):
+def test_trainers_lose_no_sample_if_the_server_is_killed_and_restarted(ctspine1k_url):
     process, url = started(ctspine1k_url)
     port = url.rpartition(":")[2]
     stream = spinezarr.open(f"{url}/ctspine1k", transfer="patches").patches(
@@ -115,7 +115,7 @@ def test_a_server_that_is_killed_and_starts_again_loses_no_sample(ctspine1k_url)
         assert (batch.label == right.label).all()
 
 
-def test_faults_on_the_way_change_no_sample(ctspine1k_url):
+def test_faults_of_the_network_change_no_sample(ctspine1k_url):
     code = """if True:
         import json, sys
         import numpy as np

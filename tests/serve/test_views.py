@@ -1,4 +1,4 @@
-"""What a page gets to show a scan."""
+"""Tests of the data that a page gets to show a scan."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def told(url):
     return json.loads(body)
 
 
-def test_vertebrae_are_those_of_the_mask(served, audited):
+def test_vertebrae_of_a_view_equal_those_of_the_mask(served, audited):
     for scan_id in audited.table.scan.to_numpy().tolist():
         scan, found = audited.scan(scan_id), told(f"{served}/{scan_id}/view")
         (mask,) = found["masks"]
@@ -72,7 +72,7 @@ def test_vertebrae_are_those_of_the_mask(served, audited):
             np.testing.assert_allclose(vertebra["centroid_xyz_mm"], centroid, atol=1e-6)
 
 
-def test_facts_are_those_of_the_store(served, audited):
+def test_facts_of_a_view_equal_those_of_the_store(served, audited):
     found = told(f"{served}/liver_0/view")
     handle, row = audited._reader.scan("liver_0"), audited.table.sel(scan="liver_0")
     for name in ("split", "source", "label_state", "anomaly", "erratum", "content_checksum"):
@@ -85,7 +85,7 @@ def test_facts_are_those_of_the_store(served, audited):
     assert audited.scan("liver_0").label.values[z, y, x] > 0
 
 
-def test_unusual_scans_say_so(audited):
+def test_the_view_of_an_unusual_scan_says_why(audited):
     scan = audited._reader.scan("liver_0")
     for columns, sidecar, told_of in (
         ({"anomaly": "L6", "erratum": "T12 is T11"}, {}, ("L6", "T12 is T11")),
@@ -99,7 +99,7 @@ def test_unusual_scans_say_so(audited):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_levels_are_those_that_can_be_asked_for(served, audited, name):
+def test_every_level_of_a_view_can_be_requested(served, audited, name):
     found = told(f"{served}/liver_0/view")
     assert [level["level"] for level in found["levels"]] == list(range(len(found["levels"])))
     assert found["levels"][0]["affine"] == found["affine"]
@@ -115,7 +115,7 @@ def test_levels_are_those_that_can_be_asked_for(served, audited, name):
         assert ask(f"{server.url}/v1/own/scans/liver_0/levels/{len(found['levels'])}")[0] == 404
 
 
-def test_values_that_no_voxel_has_are_left_out(audited):
+def test_mask_values_without_voxels_are_left_out(audited):
     facts = audited._reader.scan("liver_0").attributes
     changed = facts.model_copy(update={"other_labels": {"0": 5, "78": 2, "77": 0}})
     shown, before = list(shown_vertebrae(changed)), list(shown_vertebrae(facts))
@@ -123,7 +123,7 @@ def test_values_that_no_voxel_has_are_left_out(audited):
     assert (shown[-1].value, shown[-1].voxel_count) == (78, 2)
 
 
-def test_neighbors_are_those_of_the_table(served, audited):
+def test_previous_and_next_scan_follow_the_table(served, audited):
     names = audited.table.scan.to_numpy().tolist()
     found = [told(f"{served}/{name}/view") for name in names]
     assert [view["scan_id"] for view in found] == names
@@ -131,7 +131,7 @@ def test_neighbors_are_those_of_the_table(served, audited):
     assert [view["next"] for view in found] == [*names[1:], None]
 
 
-def test_findings_are_those_of_the_audit(served, audited):
+def test_findings_of_a_view_equal_those_of_the_audit(served, audited):
     expected = audited.audit(write=False).by_scan()
     assert any(expected.values())
     for scan_id, findings in expected.items():
@@ -145,7 +145,7 @@ def test_findings_are_those_of_the_audit(served, audited):
         assert view["audit"] == audited.table.audit.sel(scan=scan_id).item()
 
 
-def test_an_audit_of_another_version_does_not_count(tmp_path, bring):
+def test_findings_about_another_version_are_left_out(tmp_path, bring):
     place = tmp_path / "own.zarr"
     bring("before", place)
     with BackgroundServer(ServeSettings(paths=(str(place),))) as server:
@@ -170,7 +170,7 @@ def test_an_audit_of_another_version_does_not_count(tmp_path, bring):
 
 @pytest.fixture(scope="module")
 def odd_ones(tmp_path_factory):
-    """Serve a scan without mask, an oblique one, and one whose mask has other values."""
+    """Serve a scan without a mask, an oblique one, and one whose mask has unknown values."""
     folder, rng = tmp_path_factory.mktemp("odd_ones"), np.random.default_rng(2)
     shape, affine = (12, 14, 16), np.diag([2.0, 2, 2, 1])
     mask = np.zeros(shape, np.uint8)
@@ -188,14 +188,14 @@ def odd_ones(tmp_path_factory):
         yield f"{server.url}/v1"
 
 
-def test_a_scan_without_mask_is_shown(odd_ones):
+def test_a_scan_without_a_mask_has_a_view(odd_ones):
     found = told(f"{odd_ones}/bare/scans/plain/view")
     assert (found["masks"], found["label_state"], found["is_oblique"]) == ([], "none", False)
     affine = np.array(found["affine"])
     np.testing.assert_allclose(found["middle_mm"], (affine @ [8, 7, 6, 1])[:3])
 
 
-def test_other_values_are_gray_and_last(odd_ones):
+def test_unknown_mask_values_are_gray_and_last(odd_ones):
     found = told(f"{odd_ones}/masked/scans/oblique/view")
     assert found["is_oblique"]
     assert found["oblique_deg"] > 15
@@ -208,7 +208,7 @@ def test_other_values_are_gray_and_last(odd_ones):
     )
 
 
-def test_a_mask_that_cannot_be_read_moves_the_middle_alone(audited, tmp_path):
+def test_the_view_of_an_unreadable_mask_starts_in_the_middle_of_the_scan(audited, tmp_path):
     shutil.copytree(audited.url, tmp_path / "own.zarr")
     for path in (tmp_path / "own.zarr/scans/liver_0/label").rglob("*"):
         if path.is_file() and path.name != "zarr.json":
@@ -223,13 +223,13 @@ def test_a_mask_that_cannot_be_read_moves_the_middle_alone(audited, tmp_path):
         )
 
 
-def test_what_is_not_there_is_404(served):
+def test_views_of_unknown_scans_are_404(served):
     for scan_id in ("none", "..", "zarr.json"):
         assert ask(f"{served}/{scan_id}/view")[0] == 404
     assert ask(f"{served.replace('own', 'other')}/liver_0/view")[0] == 404
 
 
-def test_it_is_packed_and_sent_once(served):
+def test_a_view_is_compressed_and_not_sent_again_while_unchanged(served):
     url = f"{served}/liver_0/view"
     _, headers, body = ask(url)
     assert "content-encoding" not in headers
@@ -251,7 +251,7 @@ def test_it_is_packed_and_sent_once(served):
     assert ask(url, if_match='"x"')[0] == 412
 
 
-def test_a_finding_that_names_another_scan_holds_as_long_as_that_is_the_same(audited):
+def test_a_finding_about_two_scans_is_left_out_once_the_other_has_changed(audited):
     one, other = (audited._reader.scan(name).attributes for name in ("liver_0", "HN_P001"))
     fields = {"severity": "error", "vertebra": None, "voxel_zyx": None, "position_mm": None}
     findings = tuple(
