@@ -1,4 +1,4 @@
-"""Levels hold the means and modes of blocks, at the places of these blocks."""
+"""Levels hold means and modes of blocks, at the positions of these blocks."""
 
 import shutil
 from collections import Counter
@@ -30,7 +30,7 @@ SHAPES = st.tuples(*[st.integers(1, 9)] * 3)
 
 
 def blocks(voxels, factor_zyx):
-    """Yield the index of each block, and its voxels as Python's numbers."""
+    """Yield the index of each block, and its voxels as Python numbers."""
     grid = [-(-n // f) for n, f in zip(voxels.shape, factor_zyx, strict=True)]
     for index in product(*map(range, grid)):
         box = tuple(slice(i * f, i * f + f) for i, f in zip(index, factor_zyx, strict=True))
@@ -65,7 +65,7 @@ def mode_model(voxels, factor_zyx):
     FACTORS,
     st.data(),
 )
-def test_whole_numbers_become_rounded_means(dtype, shape, factor, data):
+def test_levels_of_integers_are_rounded_means(dtype, shape, factor, data):
     voxels = data.draw(hnp.arrays(dtype, shape))
     found = levels._means(voxels, factor)
     assert found.dtype == voxels.dtype
@@ -82,7 +82,7 @@ def test_sums_do_not_overflow(dtype, end):
 
 @settings(max_examples=60)
 @given(SHAPES, FACTORS, st.sampled_from(["float32", "float64"]), st.data())
-def test_only_finite_values_count(shape, factor, dtype, data):
+def test_means_are_taken_over_finite_values(shape, factor, dtype, data):
     numbers = st.one_of(st.floats(-1e4, 1e4, width=32), st.sampled_from([np.nan, np.inf, -np.inf]))
     voxels = data.draw(hnp.arrays(dtype, shape, elements=numbers))
     found = levels._means(voxels, factor)
@@ -109,7 +109,7 @@ def test_many_mixed_blocks_are_counted_in_parts():
     st.tuples(*[st.floats(0.1, 10)] * 3),
     st.lists(st.floats(-1, 1), min_size=12, max_size=12),
 )
-def test_a_plan_of_levels(shape, spacing, numbers):
+def test_levels_have_the_expected_factors_and_shapes(shape, spacing, numbers):
     affine = np.eye(4)
     affine[:3] = np.reshape(numbers, (3, 4))
     plan = plan_levels(shape, spacing, affine)
@@ -134,8 +134,8 @@ def test_a_plan_of_levels(shape, spacing, numbers):
 
 
 @given(FACTORS, st.lists(st.floats(-2, 2), min_size=12, max_size=12), SHAPES)
-def test_places_in_mm_stay(factor, numbers, index_zyx):
-    """A voxel of a level lies at the mean place of its whole block, also in oblique scans."""
+def test_voxels_of_levels_keep_their_positions_in_mm(factor, numbers, index_zyx):
+    """A voxel of a level lies at the mean position of its block, also in oblique scans."""
     affine = np.eye(4)
     affine[:3] = np.reshape(numbers, (3, 4))
     level = levels._level(1, factor, (64, 64, 64), (1.0, 1.0, 1.0), affine)
@@ -169,7 +169,7 @@ def coarse(scan, factor):
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(MODELED), st.integers(1, 3), st.booleans(), st.data())
-def test_a_box_is_that_of_the_whole_level(opened, models, factor, threads, keeps, data):
+def test_a_box_equals_the_same_box_of_the_whole_level(opened, models, factor, threads, keeps, data):
     reader, engine = opened
     scan = reader.scan("plain")
     level = coarse(scan, factor)
@@ -188,7 +188,7 @@ def test_a_box_is_that_of_the_whole_level(opened, models, factor, threads, keeps
 
 
 @pytest.mark.parametrize("name", ["byte", "half", "word", "thin", "down", "holes", "sieve"])
-def test_odd_images_too(odd, opened, name):
+def test_levels_of_odd_images_are_means_of_their_values(odd, opened, name):
     reader, engine = opened
     scan = reader.scan(name)
     level = coarse(scan, (1, 2, 4))
@@ -200,7 +200,7 @@ def test_odd_images_too(odd, opened, name):
     assert numbers.dtype == scan.image.stored_dtype
 
 
-def test_what_takes_much_memory_is_made_in_halves(odd, opened, monkeypatch):
+def test_large_levels_are_computed_in_parts(odd, opened, monkeypatch):
     reader, engine = opened
     scan = reader.scan("plain")
     level = coarse(scan, (2, 2, 2))
@@ -217,7 +217,7 @@ def test_what_takes_much_memory_is_made_in_halves(odd, opened, monkeypatch):
     assert max(sizes) <= 5000 < sum(sizes) == np.prod(scan.image.shape_zyx)
 
 
-def test_pieces_are_kept_for_one_version_of_one_scan(two_versions, tmp_path):
+def test_cached_pieces_belong_to_one_version_of_a_scan(two_versions, tmp_path):
     store = tmp_path / "own.zarr"
     recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
     kept = LevelCache(1 << 20)
@@ -235,7 +235,7 @@ def test_pieces_are_kept_for_one_version_of_one_scan(two_versions, tmp_path):
     assert len(kept._pieces._kept) == 2
 
 
-def test_threads_that_want_a_piece_at_once_make_it_once(odd, monkeypatch):
+def test_threads_that_request_the_same_piece_compute_it_once(odd, monkeypatch):
     reader = StoreReader(odd.url)
     scan = reader.scan("plain")
     engine = Engine(fetcher_for(reader.objects))
@@ -254,10 +254,10 @@ def test_threads_that_want_a_piece_at_once_make_it_once(odd, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(read, range(4))
     assert all((other == first).all() for other in others)
-    assert len(set(made)) == len(made), "a piece was made twice"
+    assert len(set(made)) == len(made), "a piece was computed twice"
 
 
-def test_damage_is_told(odd, tmp_path):
+def test_a_damaged_shard_is_an_error_of_its_level(odd, tmp_path):
     copy = shutil.copytree(odd.url, tmp_path / "odd.zarr")
     shard = copy / "scans/plain/image/c/0/0/0"
     shard.write_bytes(bytes(shard.stat().st_size))

@@ -1,4 +1,4 @@
-"""What neuroglancer is told: places, colors, names and windows, against NumPy."""
+"""The state for neuroglancer has the positions, colors, names and windows that NumPy computes."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ def scan(ctspine1k_url):
 
 
 def placed(scan, affine):
-    """Return a scan that lies elsewhere."""
+    """Return the scan with another affine."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
     rows = tuple(map(tuple, affine.tolist()))
     facts = scan.attributes.model_copy(update={"affine": rows, "spacing_zyx_mm": (z, y, x)})
@@ -49,7 +49,7 @@ angles = st.floats(-30, 30)
     origin=st.tuples(*[st.floats(-500, 500)] * 3),
     voxel=st.tuples(*[st.integers(0, 60)] * 3),
 )
-def test_every_voxel_lies_where_the_affine_says(scan, angles, spacing, origin, voxel):
+def test_every_voxel_has_the_position_of_the_affine(scan, angles, spacing, origin, voxel):
     a, b = np.radians(angles)
     about_z = [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
     about_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
@@ -82,21 +82,21 @@ RIGHT, ANTERIOR, SUPERIOR = np.eye(3)
     [(0, 0, -RIGHT, -ANTERIOR), (1, 0, -ANTERIOR, -SUPERIOR), (1, 1, -RIGHT, -SUPERIOR)],
     ids=["axial", "sagittal", "coronal"],
 )
-def test_planes_lie_as_radiologists_look_at_them(scan, column, row, to_the_right, down):
+def test_planes_have_the_radiological_orientation(scan, column, row, to_the_right, down):
     layout = neuroglancer_state(scan, PLACES, "t")["layout"]
     quaternion = layout["children"][column]["children"][row]["crossSectionOrientation"]["value"]
     np.testing.assert_allclose(turned(quaternion, [1.0, 0, 0]), to_the_right, atol=1e-12)
     np.testing.assert_allclose(turned(quaternion, [0, 1.0, 0]), down, atol=1e-12)
 
 
-def test_the_solid_view_is_from_the_front(scan):
+def test_the_3d_view_is_from_the_front(scan):
     inward = turned(neuroglancer_state(scan, PLACES, "t")["projectionOrientation"], [0, 0, 1.0])
     assert inward @ -ANTERIOR > 0.8
     assert inward @ RIGHT > 0.3
     assert inward @ -SUPERIOR > 0.3
 
 
-def test_the_planes_cross_in_a_vertebra_in_the_middle(scan):
+def test_the_planes_cross_in_a_vertebra_near_the_middle(scan):
     state = neuroglancer_state(scan, PLACES, "t")
     centers = np.array(
         [scan.affine[:3] @ (*v.centroid_zyx[::-1], 1) for v in scan.attributes.vertebrae.values()]
@@ -131,7 +131,7 @@ def test_vertebrae_have_their_names_and_colors(scan):
     np.testing.assert_allclose(volumes, expected, rtol=1e-3)
 
 
-def test_values_that_are_no_vertebra_have_names_too(scan):
+def test_mask_values_of_other_structures_have_names(scan):
     more = {"other_labels": {"41": 7, "99": 3}, "structures": {"41": "vertebral_disc"}}
     facts = scan.attributes.model_copy(update=more)
     inline = segment_properties(facts)["inline"]
@@ -149,7 +149,7 @@ def test_values_that_are_no_vertebra_have_names_too(scan):
         ("int16", Scaling(-2.0, 0.0), [250, -650]),
     ],
 )
-def test_the_window_is_of_the_numbers_that_are_stored(scan, dtype, scaling, expected):
+def test_the_window_is_in_stored_numbers(scan, dtype, scaling, expected):
     assert WINDOWS_HU["bone"] == (-500.0, 1300.0)
     image = replace(scan.image, stored_dtype=np.dtype(dtype), scaling=scaling)
     layer = layers_of(replace(scan, image=image))["CT"]
@@ -158,7 +158,7 @@ def test_the_window_is_of_the_numbers_that_are_stored(scan, dtype, scaling, expe
 
 
 @given(st.text(max_size=20))
-def test_any_title_stands_in_an_address(title):
+def test_any_title_can_be_put_into_a_url(title):
     fragment = state_fragment({"title": title})
     assert fragment.isascii()
     assert not set(fragment) & set(' "<>#%\\^`{}') - {"%"}

@@ -1,4 +1,4 @@
-"""OME-Zarr images that are written are those that are served, and whole or not there."""
+"""Exported OME-Zarr images equal the served ones, and are written whole or not at all."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SCAN = "liver_0"
 
 
 COARSEST = 500
-"""Voxels of the coarsest level, so that small scans have several levels too."""
+"""Most voxels of the coarsest level, so that small scans have several levels too."""
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def files(folder):
     return {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
 
 
-def test_shards_are_those_of_the_store(opened, own, tmp_path):
+def test_shards_of_level_0_are_copies_of_the_stored_ones(opened, own, tmp_path):
     seen = []
     exported = export(opened, tmp_path / "out", on_bytes=seen.append)
     place = tmp_path / "out" / f"{SCAN}.ome.zarr"
@@ -78,7 +78,7 @@ def test_shards_are_those_of_the_store(opened, own, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [place.name]
 
 
-def test_links_take_no_room(opened, own, tmp_path):
+def test_with_link_the_shards_are_hard_links(opened, own, tmp_path):
     export(opened, tmp_path, link=True)
     place = tmp_path / f"{SCAN}.ome.zarr"
     check(opened, zarr.open_group(place, mode="r"))
@@ -88,7 +88,7 @@ def test_links_take_no_room(opened, own, tmp_path):
             assert path.samefile(copied[key])
 
 
-def test_a_disk_that_shares_blocks_is_asked_to(opened, own, tmp_path, monkeypatch):
+def test_each_shard_is_cloned_where_the_disk_shares_blocks(opened, own, tmp_path, monkeypatch):
     asked = []
 
     def share(source, file):
@@ -108,7 +108,7 @@ def test_a_disk_that_shares_blocks_is_asked_to(opened, own, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("damage", ["gone", "short", "flipped"])
-def test_damage_is_told_and_leaves_nothing(opened, own, tmp_path, link, damage):
+def test_a_damaged_shard_is_an_error_and_leaves_no_image(opened, own, tmp_path, link, damage):
     shard = own / "scans" / SCAN / "label/c/0/0/0"
     data = bytearray(shard.read_bytes())
     data[-1] ^= damage == "flipped"
@@ -120,7 +120,7 @@ def test_damage_is_told_and_leaves_nothing(opened, own, tmp_path, link, damage):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_what_is_there_stays_unless_it_is_to_be_replaced(opened, tmp_path):
+def test_an_existing_image_is_replaced_only_with_overwrite(opened, tmp_path):
     place = tmp_path / f"{SCAN}.ome.zarr"
     export(opened, tmp_path)
     (place / "mine.txt").write_text("x")
@@ -142,7 +142,7 @@ def test_what_is_there_stays_unless_it_is_to_be_replaced(opened, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if SCAN in path.name] == [place.name]
 
 
-def test_only_images_are_replaced(opened, tmp_path):
+def test_overwrite_replaces_only_ome_zarr_images(opened, tmp_path):
     place = tmp_path / f"{SCAN}.ome.zarr"
     place.mkdir()
     (place / "mine.txt").write_text("x")
@@ -175,7 +175,7 @@ def test_links_across_disks_are_explained(opened, tmp_path, monkeypatch):
     assert not list(tmp_path.glob(f"{SCAN}*"))
 
 
-def test_to_a_bucket_and_from_one(opened, own, tmp_path, s3_server):
+def test_images_are_exported_to_a_bucket_and_from_a_bucket(opened, own, tmp_path, s3_server):
     options = s3_server.storage_options
     bucket = s3_server.new_bucket()
     url = f"s3://{bucket}/images"
@@ -197,7 +197,7 @@ def test_to_a_bucket_and_from_one(opened, own, tmp_path, s3_server):
     assert again == keys
     with pytest.raises(UsageError, match="need a folder on disk"):
         export(opened, f"{url}2", storage_options=options, link=True)
-    # And back.
+    # From a bucket to the disk.
     for path in (path for path in own.rglob("*") if path.is_file()):
         key = f"own.zarr/{path.relative_to(own)}"
         client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
@@ -208,7 +208,7 @@ def test_to_a_bucket_and_from_one(opened, own, tmp_path, s3_server):
         export(far, tmp_path / "linked", link=True)
 
 
-def test_the_image_comes_last_in_a_bucket(opened, s3_server, monkeypatch):
+def test_the_root_of_an_image_is_written_last_to_a_bucket(opened, s3_server, monkeypatch):
     bucket = s3_server.new_bucket()
     written = []
     write = ome_export._Bucket.write
@@ -227,7 +227,7 @@ def run(*words):
     return CliRunner().invoke(app, ["export", "ome-zarr", *map(str, words)])
 
 
-def test_the_command(own, tmp_path):
+def test_the_command_exports_images(own, tmp_path):
     out = tmp_path / "images"
     done = run(own, "--out", out, "--scan", SCAN, "--json")
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""Slices as pictures: the same shades as NumPy gives, the right way round, and colored."""
+"""Pictures of slices have the shades that NumPy computes, the right orientation and colors."""
 
 import io
 import math
@@ -34,7 +34,7 @@ WIDE = (-1000.0, 3000.0)
 
 @pytest.fixture(scope="module")
 def phantom():
-    """Draw one with a bright block in the front, on the right and at the top."""
+    """Return a volume with bright blocks at the front, on the right and at the top."""
     spec = PhantomSpec(shape_zyx=(48, 40, 44), spacing_zyx_mm=(4.0, 4.0, 4.0))
     made = make_phantom(spec)
     for block in np.s_[:, -5:-2, :], np.s_[:, :, -8:-4], np.s_[-3:, :, :]:
@@ -101,13 +101,13 @@ def drawn(store, scan_id, plane, index, **asked):
 
 
 def turned(store, scan_id, plane, index, array="image"):
-    """Return the voxels as they are to be seen, from xarray."""
+    """Return the voxels of a slice from xarray, in the orientation of the picture."""
     voxels = store.scan(scan_id)[array].values
     return voxels.take(index, FLAT[plane])[::-1, ::-1]
 
 
 def shades(values, low, high):
-    """Say what a window makes of values, number by number."""
+    """Return the shades of values under a window."""
     shown = np.where(np.isnan(values), low, np.clip(values.astype(float), low, high))
     return np.round((shown - low) * 255 / (high - low))
 
@@ -116,7 +116,7 @@ def shades(values, low, high):
 @pytest.mark.parametrize("scan_id", ["phantom", "oblique", "float", "scaled"])
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_shades_are_those_of_the_window(labeled, scan_id, plane, data):
+def test_shades_follow_the_window(labeled, scan_id, plane, data):
     index = data.draw(st.integers(0, (48, 40, 44)[FLAT[plane]] - 1))
     low = data.draw(st.integers(-2000, 2000))
     window = low, low + data.draw(st.sampled_from([1, 255, 400, 1800, 2500]))
@@ -125,7 +125,7 @@ def test_shades_are_those_of_the_window(labeled, scan_id, plane, data):
     np.testing.assert_array_equal(found, shades(turned(labeled, scan_id, plane, index), *window))
 
 
-def test_a_file_holds_the_same_pixels(labeled):
+def test_a_png_file_holds_the_drawn_pixels(labeled):
     for labels in (None, frozenset()):
         request = SliceRequest("sagittal", 22, labels=labels)
         scan = labeled._reader.scan("phantom")
@@ -135,8 +135,8 @@ def test_a_file_holds_the_same_pixels(labeled):
 
 
 @pytest.mark.parametrize("scan_id", ["phantom", "oblique"])
-def test_left_is_left_and_the_head_is_up(labeled, scan_id):
-    """The block in front is on the left or on top, that on the right on the left, the head up."""
+def test_pictures_have_the_radiological_orientation(labeled, scan_id):
+    """The front is on the left or on top, the patient's right on the left, the head on top."""
 
     def edges(plane, index):
         found = drawn(labeled, scan_id, plane, index, window_hu=WIDE, labels=frozenset()) > 200
@@ -148,7 +148,7 @@ def test_left_is_left_and_the_head_is_up(labeled, scan_id):
     assert edges("axial", 10) == ([2, 3, 4], [4, 5, 6, 7])
 
 
-def test_pixels_are_square(labeled, bare):
+def test_pictures_have_square_pixels(labeled, bare):
     mm = {"sagittal": (48 * 5, 40 * 1.1), "coronal": (48 * 5, 44 * 0.9), "axial": (44, 39.6)}
     for plane, (high, wide) in mm.items():
         fine = 0.9 if plane != "sagittal" else 1.1
@@ -200,7 +200,7 @@ def test_vertebrae_have_their_colors(labeled, plane, size_px):
     np.testing.assert_array_equal(found, model)
 
 
-def test_some_vertebrae_can_be_shown_alone(labeled):
+def test_only_the_chosen_vertebrae_are_colored(labeled):
     everything = drawn(labeled, "phantom", "sagittal", 22)
     plain = drawn(labeled, "phantom", "sagittal", 22, labels=frozenset())
     label = turned(labeled, "phantom", "sagittal", 22, "label")
@@ -215,7 +215,7 @@ def test_some_vertebrae_can_be_shown_alone(labeled):
 
 @pytest.mark.parametrize("plane", FLAT)
 @pytest.mark.parametrize("scan_id", ["phantom", "oblique"])
-def test_the_slice_nearest_to_a_place_is_drawn(labeled, scan_id, plane):
+def test_the_slice_nearest_to_a_position_in_mm_is_drawn(labeled, scan_id, plane):
     scan, at_mm = labeled._reader.scan(scan_id), labeled.scan(scan_id)[COORDINATE[plane]].values
     for index, mm in enumerate(at_mm):
         for off in (-1.9, 0, 1.9):
@@ -227,7 +227,7 @@ def test_the_slice_nearest_to_a_place_is_drawn(labeled, scan_id, plane):
             slice_at(scan, labeled._engine, plane, mm)
 
 
-def test_the_middle_of_the_spine_is_shown_first(labeled, bare):
+def test_the_default_slice_passes_through_the_middle_of_the_spine(labeled, bare):
     scan = labeled._reader.scan("phantom")
     label = labeled.scan("phantom").label.values
     for plane, axis in FLAT.items():
@@ -258,7 +258,7 @@ def test_axes_of_one_voxel_are_drawn(bare, scan_id, plane):
     st.floats(-3000, 3000),
     st.floats(1, 5000),
 )
-def test_windows_are_those_of_numpy(values, low, width):
+def test_windows_of_any_values_equal_those_of_numpy(values, low, width):
     found = np.array(values, np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -266,7 +266,7 @@ def test_windows_are_those_of_numpy(values, low, width):
     np.testing.assert_array_equal(gray, shades(found, low, low + width))
 
 
-def test_windows_are_named_or_numbers():
+def test_a_window_is_a_name_or_two_numbers():
     assert {parse_window(name) for name in WINDOWS_HU} == set(WINDOWS_HU.values())
     assert parse_window("-1350,150") == WINDOWS_HU["lung"] == (-600 - 750, -600 + 750)
     assert parse_window("-500,1300") == WINDOWS_HU["bone"] == (400 - 900, 400 + 900)
@@ -276,13 +276,13 @@ def test_windows_are_named_or_numbers():
             parse_window(text)
 
 
-def test_labels_are_named():
+def test_labels_are_chosen_by_name():
     assert parse_labels("T13,C1,coccyx") == {VALUE_OF_NAME[n] for n in ("T13", "C1", "coccyx")}
     for text in ("", "L1,", "L9", "l1", "20", "L1, L2", "True", "true,L1"):
         with pytest.raises(UsageError, match=r"^labels: is true, false, or some of C1, C2, "):
             parse_labels(text)
 
 
-def test_values_that_are_no_vertebrae_are_gray(labeled):
+def test_mask_values_of_other_structures_are_gray(labeled):
     assert math.isclose(len({label_color(value) for value in range(1, 29)}), 28)
     assert {label_color(value) for value in (0, 29, 255)} == {(0.85, 0.85, 0.85)}

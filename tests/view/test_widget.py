@@ -1,4 +1,4 @@
-"""A scan in a notebook: what the widget is given are the voxels of a level, where they lie."""
+"""A scan in a notebook: the widget gets the voxels of a level, at their positions."""
 
 import base64
 import gzip
@@ -34,7 +34,7 @@ SCAN = "liver_0"
 
 
 def read(volume):
-    """Read a file that the widget is given as nibabel does."""
+    """Read a file that the widget gets, with nibabel."""
     return nib.Nifti1Image.from_bytes(gzip.decompress(volume.data))
 
 
@@ -43,7 +43,7 @@ def shown_zyx(volume):
 
 
 @pytest.mark.parametrize("level", [None, 0])
-def test_the_widget_has_the_voxels_and_their_place(store, level):
+def test_the_widget_has_the_voxels_and_the_affine(store, level):
     view = store.view(SCAN, level=level)
     scan = store.scan(SCAN)
     image, label = view.widget.volumes
@@ -55,7 +55,7 @@ def test_the_widget_has_the_voxels_and_their_place(store, level):
     assert (image.cal_min, image.cal_max) == (-500, 1300)
 
 
-def test_vertebrae_have_the_colors_and_names_of_all_pictures(store):
+def test_vertebrae_have_the_colors_and_names_of_the_library(store):
     lut = store.view(SCAN).widget.volumes[1].colormap_label
     names = set(store._reader.scan(SCAN).attributes.vertebrae)
     assert names <= set(lut.labels)
@@ -69,7 +69,7 @@ def test_vertebrae_have_the_colors_and_names_of_all_pictures(store):
     assert colors[0 - int(lut.min)][3] == 0
 
 
-def test_the_patient_lies_as_radiologists_look_at_him(store):
+def test_the_widget_has_the_radiological_orientation(store):
     opts = store.view(SCAN).widget.opts
     assert opts.is_radiological_convention
     assert opts.sagittal_nose_left
@@ -89,7 +89,7 @@ def test_the_planes_cross_in_the_spine(store):
     assert "HU" not in view._described([1e4, 0, 0])
 
 
-def test_no_mask_window_and_levels(store):
+def test_the_options_mask_window_and_level_are_applied_and_checked(store):
     view = store.view(SCAN, mask=None, window="-160,240")
     (image,) = view.widget.volumes
     assert (image.cal_min, image.cal_max) == (-160, 240)
@@ -110,7 +110,7 @@ def test_no_mask_window_and_levels(store):
         ((600, 512, 512), (2, 4, 4)),
     ],
 )
-def test_the_bytes_are_bounded_whatever_the_scan(store, shape_zyx, factor):
+def test_the_finest_level_within_the_byte_limit_is_shown(store, shape_zyx, factor):
     scan = store._reader.scan(SCAN)
     affine = ((0.7, 0, 0, 0), (0, 0.7, 0, 0), (0, 0, 1.0 if factor[0] == 2 else 2.5, 0))
     facts = scan.attributes.model_copy(
@@ -126,7 +126,7 @@ def test_the_bytes_are_bounded_whatever_the_scan(store, shape_zyx, factor):
     assert np.prod(level.shape_zyx) * 2 <= MOST_BYTES
 
 
-def test_coarser_levels_lie_in_the_same_place(store):
+def test_a_coarse_level_in_the_widget_has_its_voxels_and_affine(store):
     scan = store._reader.scan(SCAN)
     coarse = levels_of(scan)[-1]
     if coarse.level == 0:
@@ -144,7 +144,7 @@ def test_coarser_levels_lie_in_the_same_place(store):
         np.testing.assert_allclose(read(image).affine, coarse.affine, atol=1e-4)
 
 
-def test_scaled_images_and_a_served_store(odd, ctspine1k_url):
+def test_the_widget_shows_scaled_images_and_served_stores(odd, ctspine1k_url):
     view = spinezarr.open(odd.url).view("byte")
     found = shown_zyx(view.widget.volumes[0])
     assert found.dtype == np.float32
@@ -158,7 +158,7 @@ def test_scaled_images_and_a_served_store(odd, ctspine1k_url):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Write a store of one scan that has several levels."""
+    """Write a store of one scan with several levels."""
     folder, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(4)
     image = rng.integers(-900, 1500, (100, 120, 130)).astype(np.int16)
     label = np.zeros(image.shape, np.uint8)
@@ -175,7 +175,7 @@ def volumes(view):
 
 
 @pytest.mark.parametrize("has_token", [False, True])
-def test_a_server_computes_the_level(large, tmp_path, monkeypatch, has_token):
+def test_the_server_of_a_store_computes_the_level(large, tmp_path, monkeypatch, has_token):
     expected = volumes(spinezarr.open(large).view("a", level=1))
     tokens, options = None, {}
     if has_token:
@@ -186,14 +186,14 @@ def test_a_server_computes_the_level(large, tmp_path, monkeypatch, has_token):
         there = spinezarr.open(f"{server.url}/large", storage_options=options)
         view = there.view("a", level=1)
         with monkeypatch.context() as patched:
-            # The server runs in this process, so what computes is told by the thread.
+            # The server runs in this process, so the thread shows where a level is computed.
             found = _computed_in(patched)
             assert volumes(view) == expected
         assert found == {"server"}
 
 
 @pytest.mark.parametrize("how", ["no levels", "short", "flipped", "other", "ranges"])
-def test_a_level_that_is_not_served_is_computed_here(large, monkeypatch, how):
+def test_a_level_that_the_server_refuses_is_computed_locally(large, monkeypatch, how):
     expected = volumes(spinezarr.open(large).view("a", level=1))
     change = {
         "short": lambda data: data[:-1],
@@ -218,7 +218,7 @@ def test_a_level_that_is_not_served_is_computed_here(large, monkeypatch, how):
 
 
 def _computed_in(patched):
-    """Note where levels are computed: in this thread or in one of the server."""
+    """Record whether levels are computed in this thread or in one of the server."""
     found, here, read = set(), threading.get_ident(), LevelReader.read
 
     def noted(*words, **options):
@@ -229,7 +229,7 @@ def _computed_in(patched):
     return found
 
 
-# What a notebook is told
+# Forms of the output in a notebook
 
 
 def check_picture(forms):
@@ -238,7 +238,7 @@ def check_picture(forms):
         assert min(picture.size) > 300
 
 
-def test_outside_of_a_notebook_there_is_a_picture(store):
+def test_outside_a_notebook_a_picture_is_shown(store):
     view = store.view(SCAN)
     forms = view._repr_mimebundle_()
     assert set(forms) == {"text/plain", "image/png"}
@@ -257,7 +257,7 @@ def test_without_the_package_a_notebook_shows_a_picture(store, monkeypatch):
         _ = view.widget
 
 
-def test_names_of_strangers_are_no_html(store):
+def test_names_of_structures_are_escaped_in_html(store):
     view = store.view(SCAN)
     scan = view._scan
     facts = scan.attributes.model_copy(
@@ -269,7 +269,7 @@ def test_names_of_strangers_are_no_html(store):
     assert "&lt;script&gt;" in legend
 
 
-def test_the_widget_brings_its_script_and_asks_nobody():
+def test_the_widget_contains_its_script_and_loads_nothing_from_other_hosts():
     text = ipyniivue.NiiVue._esm
     text = str(text)
     assert len(text) > 1e6
@@ -278,7 +278,7 @@ def test_the_widget_brings_its_script_and_asks_nobody():
 
 
 @pytest.mark.long
-def test_a_notebook_that_runs_shows_the_widget(ctspine1k_url):
+def test_an_executed_notebook_shows_the_widget(ctspine1k_url):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     code = f"import spinezarr\nspinezarr.open({ctspine1k_url!r}).view({SCAN!r})"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])

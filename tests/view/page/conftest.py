@@ -1,4 +1,4 @@
-"""A browser that looks at a server, and says what its pages did wrong."""
+"""A browser that opens the pages of a server, and records their errors."""
 
 import shutil
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ CHROMIUM = shutil.which("chromium")
 PATIENCE_MS = PATIENCE_S * 1000
 _FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]
 _SLOW_DRIVER = "GL Driver Message (OpenGL, Performance"
-"""Said by Chromium when a screenshot reads what WebGL drew."""
+"""Warning of Chromium when a screenshot reads pixels that WebGL drew."""
 
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -23,8 +23,8 @@ expect.set_options(timeout=PATIENCE_MS)
 def chromium():
     """Run Debian's Chromium for the tests of a module.
 
-    As long as its driver is there, its event loop runs in this thread, and others' tests of
-    asyncio could not.
+    While its driver lives, its event loop runs in this thread, and tests that use asyncio could
+    not run.
     """
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed. On Debian: apt-get install chromium")
@@ -43,9 +43,9 @@ def served(ctspine1k_url):
 
 @pytest.fixture
 def page(chromium):
-    """Return a tab of 1280 x 720; what it reports, or asks of other hosts, fails the test.
+    """Return a tab of 1280 x 720; its errors, and requests to other hosts, fail the test.
 
-    What a test expects to be refused, it takes out of ``page.complaints``.
+    A test removes the errors that it expects from ``page.complaints``.
     """
     context = chromium.new_context(viewport={"width": 1280, "height": 720}, locale="en-US")
     tab = context.new_page()

@@ -1,4 +1,4 @@
-"""The page of stores and their scans, in a browser."""
+"""Tests of the page that lists stores and their scans, in a browser."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color
 pytestmark = pytest.mark.long
 MANY = 1005
 MOST_NODES = 3000
-"""Of a page that lists any number of scans."""
+"""Largest number of DOM nodes of a page that lists any number of scans."""
 
 
 def png(color):
@@ -39,7 +39,7 @@ def png(color):
 
 @pytest.fixture(scope="module")
 def folder(ctspine1k_url, tmp_path_factory):
-    """Stores of many scans, of one and of none, and one that cannot be read."""
+    """Return a folder of stores of many scans, of one and of none, and one that cannot be read."""
     folder = tmp_path_factory.mktemp("stores")
     for name, n in (("many", MANY), ("one", 1), ("none", 0)):
         shutil.copytree(ctspine1k_url, folder / f"{name}.zarr")
@@ -52,27 +52,27 @@ def folder(ctspine1k_url, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stores(folder):
-    """Serve them; return the URL of the server."""
+    """Serve the stores; return the URL of the server."""
     with BackgroundServer(ServeSettings(paths=(str(folder),))) as server:
         yield server.url
 
 
 @pytest.fixture(scope="module")
 def rows(stores):
-    """Rows of the long table, as the server lists them."""
+    """Return the rows of the long table, as the server lists them."""
     return json.loads(ask(f"{stores}/v1/many/scans")[2])["scans"]
 
 
 @pytest.fixture
 def tab(page):
-    """Return a tab that is sent a picture and a page of each scan: most are in the table alone."""
+    """Return a tab with stubs for pictures and scan pages: most scans exist only in the table."""
     page.route("**/slice.png*", lambda route: route.fulfill(body=png((90, 90, 90))))
     page.route("**/scan/**", lambda route: route.fulfill(body="A scan.", content_type="text/html"))
     return page
 
 
 def shown(tab):
-    """Return the ids of the first rows of the list, as many as are in the page."""
+    """Return the ids of the first rows of the list, as far as the page holds them."""
     return tab.locator(".scans-table tbody tr").evaluate_all(
         "rows => rows.map(row => row.querySelector('a').getAttribute('aria-label'))"
     )
@@ -91,7 +91,7 @@ def of_all(n, total=MANY):
     return f"{total:,} scans" if n == total else f"{n:,} of {total:,} scans"
 
 
-def test_a_store_alone_is_picked_and_its_scans_are_shown(page, served):
+def test_a_single_store_is_selected_and_its_scans_are_listed(page, served):
     open_list(page, served)
     rows = json.loads(ask(f"{served}/v1/ctspine1k/scans")[2])["scans"]
     assert shown(page) == [row["scan_id"] for row in rows]
@@ -110,7 +110,7 @@ def test_a_store_alone_is_picked_and_its_scans_are_shown(page, served):
     assert min(widths) > 20
 
 
-def test_names_and_colors_of_vertebrae_are_those_of_all_pictures(page, served):
+def test_names_and_colors_of_vertebrae_equal_those_of_the_library(page, served):
     open_list(page, served)
     names, colors, texts = page.evaluate(
         """async (cases) => {
@@ -142,7 +142,7 @@ def test_names_and_colors_of_vertebrae_are_those_of_all_pictures(page, served):
     ]
 
 
-def test_one_of_several_stores_is_picked(tab, stores):
+def test_one_of_several_stores_can_be_selected(tab, stores):
     open_list(tab, stores)
     cards = tab.locator(".card")
     assert cards.count() == 4
@@ -180,7 +180,7 @@ FILTERS = {
 }
 
 
-def test_scans_are_filtered_and_the_url_says_so(tab, stores, rows):
+def test_filters_choose_scans_and_appear_in_the_url(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many")
     for name, (value, fits) in FILTERS.items():
         expected = [row["scan_id"] for row in rows if fits(row)]
@@ -194,7 +194,7 @@ def test_scans_are_filtered_and_the_url_says_so(tab, stores, rows):
         assert count(tab) == "1,005 scans"
 
 
-def test_words_are_searched_for_as_they_are_typed(tab, stores, rows):
+def test_the_search_follows_the_typed_words(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many")
     tab.locator("#search").press_sequentially("LIVER 9 tra")
     expected = [
@@ -225,7 +225,7 @@ SORTS = {
 }
 
 
-def test_each_column_sorts(tab, stores, rows):
+def test_each_column_sorts_in_both_directions(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many")
     for name, key in SORTS.items():
         head = tab.get_by_role("columnheader", name=name)
@@ -266,7 +266,7 @@ SEARCHED = ("scan_id", "source", "split", "anomaly", "erratum", "label_state", "
 
 
 def fits(row, name, wanted):
-    """Whether a row is what a filter asks for."""
+    """Return whether a row meets a filter."""
     if name == "vertebra":
         return wanted in row["vertebrae"]
     if wanted in {"true", "false"}:
@@ -275,7 +275,7 @@ def fits(row, name, wanted):
 
 
 def chosen(rows, state):
-    """Choose and order rows as the list does, in Python's words."""
+    """Choose and order rows as the list does, in Python."""
     words = state.get("q", "").lower().split()
     found = [
         row
@@ -295,7 +295,7 @@ def chosen(rows, state):
     return sorted(found, key=key, reverse=is_descending)
 
 
-def test_any_link_shows_what_it_says_in_its_order(tab, stores, rows):
+def test_any_link_shows_the_rows_of_its_filters_in_its_order(tab, stores, rows):
     open_list(tab, f"{stores}/?store=one")
     select = """async (search) => {
       const { ScanIndex, formatState, parseState } = await import("/page/list_state.js");
@@ -317,7 +317,7 @@ def test_any_link_shows_what_it_says_in_its_order(tab, stores, rows):
     check()
 
 
-def test_a_link_says_all_and_rows_hand_it_on(tab, stores, rows):
+def test_a_link_restores_every_filter_and_rows_pass_it_to_scan_pages(tab, stores, rows):
     asked = "q=50.4&split=train&vertebra=L5&sort=-size"
     open_list(tab, f"{stores}/?store=many&{asked}")
     fits = [
@@ -334,7 +334,7 @@ def test_a_link_says_all_and_rows_hand_it_on(tab, stores, rows):
     assert parse_qs(place.query)["list"] == [asked]
 
 
-def test_back_from_a_scan_is_the_place_that_one_left(tab, stores, rows):
+def test_going_back_from_a_scan_restores_the_scroll_position(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many&sort=size")
     tab.locator(".scans").evaluate("list => { list.scrollTop = 480 * 48; }")
     by_size = sorted(rows, key=lambda row: row["stored_bytes"])
@@ -348,7 +348,7 @@ def test_back_from_a_scan_is_the_place_that_one_left(tab, stores, rows):
     assert urlsplit(tab.url).query == "store=many&sort=size"
 
 
-def test_keys_move_in_the_list_and_open_a_scan(tab, stores, rows):
+def test_keys_move_through_the_list_and_open_a_scan(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many")
 
     def focused():
@@ -381,7 +381,7 @@ def test_keys_move_in_the_list_and_open_a_scan(tab, stores, rows):
     tab.wait_for_url(f"**/scan/many/{focused_id}")
 
 
-def test_the_skip_link_leads_to_the_list(tab, stores, rows):
+def test_the_skip_link_moves_the_focus_to_the_list(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.textContent") == "Skip to the scans"
@@ -391,7 +391,7 @@ def test_the_skip_link_leads_to_the_list(tab, stores, rows):
     assert focused == rows[0]["scan_id"]
 
 
-def test_few_rows_are_in_the_page_and_say_which_they_are(tab, stores, rows):
+def test_the_page_holds_only_a_few_rows_with_their_row_numbers(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many")
     table = tab.get_by_role("table", name="Scans")
     assert table.get_attribute("aria-rowcount") == str(MANY + 1)
@@ -411,7 +411,7 @@ def test_few_rows_are_in_the_page_and_say_which_they_are(tab, stores, rows):
     assert focused == rows[4]["scan_id"]
 
 
-def test_figures_follow_the_filters_and_a_bar_filters(tab, stores, rows):
+def test_figures_follow_the_filters_and_clicking_a_bar_adds_one(tab, stores, rows):
     open_list(tab, f"{stores}/?store=many&source=MSD-T10")
     fits = [row for row in rows if row["source"] == "MSD-T10"]
     bar = tab.locator("[data-vertebra=L4]")
@@ -429,7 +429,7 @@ def test_figures_follow_the_filters_and_a_bar_filters(tab, stores, rows):
     assert count(tab) == of_all(len(fits))
 
 
-def test_what_is_empty_says_so(tab, stores):
+def test_empty_lists_are_explained(tab, stores):
     open_list(tab, f"{stores}/?store=none")
     assert "No scans yet" in tab.locator(".empty").inner_text()
     open_list(tab, f"{stores}/?store=one")
@@ -445,13 +445,13 @@ def test_what_is_empty_says_so(tab, stores):
     tab.complaints = [said for said in tab.complaints if "404" not in said]
 
 
-def test_no_stores_are_said_to_be_none(page, tmp_path):
+def test_a_server_without_stores_is_explained(page, tmp_path):
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         open_list(page, server.url)
         assert "This server serves no store now" in page.locator("#main").inner_text()
 
 
-def test_what_the_server_says_is_shown_and_asked_again(tab, stores):
+def test_an_error_of_the_server_is_shown_with_a_button_to_retry(tab, stores):
     said = "The store cannot be read."
     tab.route("**/v1/many/scans", lambda route: route.fulfill(status=503, body=said))
     open_list(tab, f"{stores}/?store=many")
@@ -466,7 +466,7 @@ def test_what_the_server_says_is_shown_and_asked_again(tab, stores):
     tab.complaints.clear()
 
 
-def test_who_signs_in_is_led_to_the_list(tab, folder, tmp_path):
+def test_signing_in_leads_to_the_requested_list(tab, folder, tmp_path):
     file = tmp_path / "tokens"
     token = new_token(file, "anna")
     make_key(file)
@@ -485,7 +485,7 @@ def test_who_signs_in_is_led_to_the_list(tab, folder, tmp_path):
     tab.complaints = [said for said in tab.complaints if "401" not in said]
 
 
-def test_a_picture_that_fails_leaves_a_tile(page, stores):
+def test_a_picture_that_cannot_be_loaded_leaves_a_tile(page, stores):
     page.route("**/slice.png*", lambda route: route.abort())
     open_list(page, f"{stores}/?store=many")
     page.wait_for_selector(".tile.failed")
@@ -533,7 +533,7 @@ CUT = """() => [...document.querySelectorAll("html, .scans, .store, .tools, butt
 
 
 @pytest.mark.parametrize("path", ["/", "/?store=many&sort=-audit&vertebra=L5", "/?store=none"])
-def test_all_can_be_read_and_nothing_overflows(tab, stores, path):
+def test_texts_have_enough_contrast_and_nothing_overflows(tab, stores, path):
     open_list(tab, stores + path)
     for width in (1920, 1280, 800):
         tab.set_viewport_size({"width": width, "height": 720})
@@ -545,7 +545,7 @@ def test_all_can_be_read_and_nothing_overflows(tab, stores, path):
         assert not {name: c for name, c in contrasts.items() if c < 4.5}, scheme
 
 
-def test_nothing_jumps_while_the_page_is_made(tab, stores):
+def test_the_layout_does_not_shift_while_the_page_loads(tab, stores):
     open_list(tab, f"{stores}/?store=many")
     tab.wait_for_selector(".tile.drawn")
     moved = tab.evaluate(
@@ -560,7 +560,7 @@ def test_nothing_jumps_while_the_page_is_made(tab, stores):
     assert moved < 0.01
 
 
-def test_ten_thousand_scans_are_filtered_as_any_number(tab, ctspine1k_url, tmp_path):
+def test_ten_thousand_scans_are_listed_and_filtered(tab, ctspine1k_url, tmp_path):
     shutil.copytree(ctspine1k_url, tmp_path / "large.zarr")
     name_many(tmp_path / "large.zarr", 10_000)
     with BackgroundServer(ServeSettings(paths=(str(tmp_path / "large.zarr"),))) as server:

@@ -1,4 +1,4 @@
-"""neuroglancer opens on a scan: client and state come from here, and draw the store's voxels."""
+"""The neuroglancer client and state that the server sends draw the stored voxels of a scan."""
 
 import gzip
 import io
@@ -27,11 +27,11 @@ from spinezarr.view.neuroglancer_state import state_fragment
 HERE = "/neuroglancer/ctspine1k/liver_0"
 SHAPE_XYZ = (60, 50, 40)
 LEFT, RIGHT = 20, 21
-"""Labels of what lies on that side of the patient: the left is high, the right low."""
+"""Labels of the patient's left and right side; the left side is bright, the right dark."""
 
 
 def state_at(url, **headers):
-    """Return the client's path, and what it is told."""
+    """Return the path of the client, and the state that it gets."""
     status, fields, _ = ask(url, **headers)
     assert status == 303
     assert fields["cache-control"] == "no-store"
@@ -39,7 +39,7 @@ def state_at(url, **headers):
     return path, json.loads(unquote(fragment))
 
 
-def test_the_state_leads_to_the_voxels_of_one_version(served, ctspine1k_url):
+def test_the_state_refers_to_the_voxels_of_one_version(served, ctspine1k_url):
     path, state = state_at(f"{served}{HERE}")
     status, fields, body = ask(f"{served}{path}")
     assert (status, fields["content-type"]) == (200, "text/html; charset=utf-8")
@@ -57,7 +57,7 @@ def test_the_state_leads_to_the_voxels_of_one_version(served, ctspine1k_url):
     assert set(label["segments"]) <= set(info["inline"]["ids"])
 
 
-def test_urls_are_those_by_which_the_server_is_reached(ctspine1k_url, tmp_path):
+def test_urls_of_the_state_name_the_server_by_the_requested_host(ctspine1k_url, tmp_path):
     token = new_token(tmp_path / "tokens", "anna")
     settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(tmp_path / "tokens"))
     with BackgroundServer(settings) as server:
@@ -74,7 +74,7 @@ def test_urls_are_those_by_which_the_server_is_reached(ctspine1k_url, tmp_path):
         assert ask(f"{server.url}{CLIENT}/1/index.html")[0] == 401
 
 
-def test_the_client_is_what_the_package_brings(served):
+def test_the_files_of_the_client_equal_those_of_the_package(served):
     path = state_at(f"{served}{HERE}")[0]
     base = path.rpartition("/")[0]
     folder = Path(neuroglancer.__file__).parents[2]  # of this package: nothing else is imported
@@ -114,12 +114,12 @@ def test_the_client_is_what_the_package_brings(served):
         "",
     ],
 )
-def test_nothing_else_of_the_machine_is_sent(served, name):
+def test_no_other_file_of_the_machine_is_sent(served, name):
     base = state_at(f"{served}{HERE}")[0].rpartition("/")[0]
     assert ask(f"{served}{base}/{name}")[0] == 404
 
 
-def test_a_view_in_another_version_opens_in_that_which_is_there(served):
+def test_a_view_of_an_old_version_opens_in_the_current_one(served):
     path = state_at(f"{served}{HERE}")[0]
     status, fields, _ = ask(f"{served}{CLIENT}/0.0/index.html")
     assert (status, fields["location"]) == (303, path)
@@ -127,7 +127,9 @@ def test_a_view_in_another_version_opens_in_that_which_is_there(served):
 
 
 @pytest.mark.parametrize("found", [None, "no client"])
-def test_without_the_package_a_page_says_what_to_install(served, monkeypatch, tmp_path, found):
+def test_without_neuroglancer_a_page_names_the_package_to_install(
+    served, monkeypatch, tmp_path, found
+):
     class Spec:
         origin = str(tmp_path / "__init__.py")
 
@@ -166,7 +168,7 @@ def serving(raw, place, label="{scan}_seg.nii.gz"):
 
 
 def affines():
-    """Return where scans lie: along the axes, and oblique."""
+    """Return affines of scans: along the axes, and oblique."""
     straight = np.diag([-0.8, -0.9, 2.5, 1])
     straight[:3, 3] = 20, 30, -50
     a, b = np.radians([20, -15])
@@ -179,7 +181,7 @@ def affines():
 
 @pytest.fixture(scope="module")
 def asymmetric(tmp_path_factory):
-    """Serve scans of which no two voxels near each other, and no two sides, are alike."""
+    """Serve scans in which neighboring voxels differ, and so do all sides."""
     folder = tmp_path_factory.mktemp("asymmetric")
     raw = folder / "raw"
     raw.mkdir()
@@ -201,19 +203,19 @@ void main() {
   emitRGB(vec3(float(n / 256) / 255.0, float(n % 256) / 255.0, 0.5));
 }
 """
-"""Draws the numbers themselves: high byte red, low byte green."""
+"""A shader that draws the numbers themselves: high byte red, low byte green."""
 DIRECTIONS = {
     "axial": ((-1, 0, 0), (0, -1, 0)),
     "sagittal": ((0, -1, 0), (0, 0, -1)),
     "coronal": ((-1, 0, 0), (0, 0, -1)),
 }
-"""What lies to the right, and down, of a plane: x, y, z of the patient (RAS+)."""
+"""Directions to the right and downward in each plane: x, y, z of the patient (RAS+)."""
 CELLS = {"axial": (0, 0), "sagittal": (1, 0), "coronal": (1, 1)}
 MM_PER_PX = 0.25
 
 
-def plane_alone(state, plane, scan, index_xyz):
-    """Return a state that shows one plane, through the center of a voxel, and nothing over it."""
+def single_plane(state, plane, scan, index_xyz):
+    """Return a state that shows one plane through the center of a voxel, without overlays."""
     column, row = CELLS[plane]
     view = state["layout"]["children"][column]["children"][row]
     return {
@@ -228,7 +230,7 @@ def plane_alone(state, plane, scan, index_xyz):
     }
 
 
-def layer_alone(state, layer):
+def single_layer(state, layer):
     """Return a state of one plane with one layer."""
     (view,) = state["layout"]["children"]
     layout = {"type": "row", "children": [{**view, "layers": [layer["name"]]}]}
@@ -236,18 +238,18 @@ def layer_alone(state, layer):
 
 
 def middle_of(scan, label):
-    """Return a voxel in the middle of what has a label."""
+    """Return a voxel in the middle of a label."""
     z, y, x = (int(np.median(index)) for index in np.nonzero(scan.label.values == label))
     return x, y, z
 
 
 def drawn(page, url, path, state):
-    """Return the pixels of the plane, and where its middle is."""
+    """Return the pixels of the plane, and the position of its middle."""
     page.goto("about:blank")
     page.goto(f"{url}{path}#{state_fragment(state)}")
     for _ in range(200):
         page.wait_for_timeout(100)
-        # By a call: the page's policy lets no text become a function.
+        # By a call, because the page's policy does not allow text to become a function.
         if page.evaluate("() => window.viewer !== undefined && viewer.isReady()"):
             break
     else:
@@ -256,7 +258,7 @@ def drawn(page, url, path, state):
     box = page.locator(".neuroglancer-rendered-data-panel").first.bounding_box()
     with Image.open(io.BytesIO(page.screenshot())) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    # Inside: a panel has a border, and buttons at its top.
+    # Only the inside: a panel has a border, and buttons at its top.
     left, top = round(box["x"]), round(box["y"])
     width, height = round(box["width"]), round(box["height"])
     rows, columns = np.mgrid[top + 40 : top + height - 5, left + 40 : left + width - 60]
@@ -269,7 +271,7 @@ def drawn(page, url, path, state):
 
 
 def expected_index(scan, state, plane, across, down):
-    """Return the voxel under each pixel, and how near its border each pixel's center is."""
+    """Return the voxel under each pixel, and the distance of the pixel's center to its border."""
     right, downward = (np.array(direction) for direction in DIRECTIONS[plane])
     mm = (
         np.array(state["position"])
@@ -282,7 +284,7 @@ def expected_index(scan, state, plane, across, down):
 
 
 def forgive_absent_chunks(page):
-    """Take out what Chromium says of background, which is not stored, and of its own drawing."""
+    """Remove Chromium's messages about absent background chunks, and about its own drawing."""
     page.complaints[:] = [
         text for text in page.complaints if "404" not in text and "GL Driver Message" not in text
     ]
@@ -291,14 +293,14 @@ def forgive_absent_chunks(page):
 @pytest.mark.long
 @pytest.mark.parametrize("plane", DIRECTIONS)
 @pytest.mark.parametrize("name", affines())
-def test_what_is_drawn_are_the_stores_voxels(page, asymmetric, name, plane):
+def test_the_planes_show_the_stored_voxels_in_place(page, asymmetric, name, plane):
     url, store = asymmetric
     scan = store.scan(name)
     path, state = state_at(f"{url}/neuroglancer/own/{name}")
     image, label = state["layers"]
-    state = plane_alone(state, plane, scan, middle_of(scan, LEFT))
+    state = single_plane(state, plane, scan, middle_of(scan, LEFT))
 
-    shown = layer_alone(state, {**image, "shader": NUMBERS, "shaderControls": {}})
+    shown = single_layer(state, {**image, "shader": NUMBERS, "shaderControls": {}})
     pixels, across, down = drawn(page, url, path, shown)
     index, is_clear = expected_index(scan, state, plane, across, down)
     inside = is_clear & np.all((index >= 0) & (index < SHAPE_XYZ), axis=-1)
@@ -307,7 +309,7 @@ def test_what_is_drawn_are_the_stores_voxels(page, asymmetric, name, plane):
     found = pixels[..., 0] * 256 + pixels[..., 1] - 32768
     np.testing.assert_array_equal(found[inside], scan.image.values[z, y, x])
 
-    pixels, _, _ = drawn(page, url, path, layer_alone(state, {**label, "selectedAlpha": 1}))
+    pixels, _, _ = drawn(page, url, path, single_layer(state, {**label, "selectedAlpha": 1}))
     labels = scan.label.values[z, y, x]
     for value in (LEFT, RIGHT):
         assert np.all(near(pixels[inside], value) == (labels == value))
@@ -317,8 +319,8 @@ def test_what_is_drawn_are_the_stores_voxels(page, asymmetric, name, plane):
 
 @pytest.mark.long
 @pytest.mark.parametrize("plane", DIRECTIONS)
-def test_images_of_ome_are_drawn_where_they_lie(page, asymmetric, plane):
-    """From the scales and translations of OME-Zarr alone."""
+def test_ome_images_are_drawn_in_place(page, asymmetric, plane):
+    """The places follow from the scales and translations of OME-Zarr alone."""
     url, store = asymmetric
     scan = store.scan("straight")
     path, state = state_at(f"{url}/neuroglancer/own/straight")
@@ -326,9 +328,9 @@ def test_images_of_ome_are_drawn_where_they_lie(page, asymmetric, plane):
     root = f"{url}/ome/own/straight.ome.zarr"
     image = {**image, "source": f"{root}/|zarr3:"}
     label = {**label, "source": [f"{root}/labels/vertebrae/|zarr3:", label["source"][1]]}
-    state = plane_alone(state, plane, scan, middle_of(scan, LEFT))
+    state = single_plane(state, plane, scan, middle_of(scan, LEFT))
 
-    shown = layer_alone(state, {**image, "shader": NUMBERS, "shaderControls": {}})
+    shown = single_layer(state, {**image, "shader": NUMBERS, "shaderControls": {}})
     pixels, across, down = drawn(page, url, path, shown)
     index, is_clear = expected_index(scan, state, plane, across, down)
     inside = is_clear & np.all((index >= 0) & (index < SHAPE_XYZ), axis=-1)
@@ -336,7 +338,7 @@ def test_images_of_ome_are_drawn_where_they_lie(page, asymmetric, plane):
     found = pixels[..., 0] * 256 + pixels[..., 1] - 32768
     np.testing.assert_array_equal(found[inside], scan.image.values[z, y, x])
 
-    pixels, _, _ = drawn(page, url, path, layer_alone(state, {**label, "selectedAlpha": 1}))
+    pixels, _, _ = drawn(page, url, path, single_layer(state, {**label, "selectedAlpha": 1}))
     labels = scan.label.values[z, y, x]
     for value in (LEFT, RIGHT):
         assert np.all(near(pixels[inside], value) == (labels == value))
@@ -344,21 +346,21 @@ def test_images_of_ome_are_drawn_where_they_lie(page, asymmetric, plane):
 
 
 def near(pixels, value):
-    """Whether pixels have the color of a vertebra, but for what rounding does to it."""
+    """Return whether pixels have a color, up to rounding."""
     color = [int(hex_color(value)[at : at + 2], 16) for at in (1, 3, 5)]
     return np.abs(pixels - color).max(axis=-1) <= 1
 
 
 @pytest.mark.long
-def test_left_is_on_the_right_of_the_picture(page, asymmetric):
-    """As radiologists look at a patient from the front."""
+def test_the_left_side_is_on_the_right_of_the_picture(page, asymmetric):
+    """Radiologists look at a patient from the front."""
     url, store = asymmetric
     scan, across = store.scan("straight"), {}
     path, state = state_at(f"{url}/neuroglancer/own/straight")
     layer = {**state["layers"][1], "selectedAlpha": 1}
     for value in (LEFT, RIGHT):
         middle = (SHAPE_XYZ[0] // 2, *middle_of(scan, value)[1:])
-        shown = layer_alone(plane_alone(state, "coronal", scan, middle), layer)
+        shown = single_layer(single_plane(state, "coronal", scan, middle), layer)
         pixels, px, _ = drawn(page, url, path, shown)
         across[value] = px[near(pixels, value)].mean()
     assert across[LEFT] > 0 > across[RIGHT]
@@ -366,7 +368,7 @@ def test_left_is_on_the_right_of_the_picture(page, asymmetric):
 
 
 @pytest.mark.long
-def test_a_person_sees_named_and_colored_vertebrae(page, served, store):
+def test_the_vertebrae_have_names_and_colors(page, served, store):
     page.goto(f"{served}{HERE}")
     names = store._reader.scan("liver_0").attributes.vertebrae
     listed = page.locator(".neuroglancer-segment-list-entry-name")
@@ -377,7 +379,7 @@ def test_a_person_sees_named_and_colored_vertebrae(page, served, store):
 
 
 @pytest.mark.long
-def test_a_session_suffices(page, ctspine1k_url, tmp_path):
+def test_a_browser_session_gives_access_to_neuroglancer(page, ctspine1k_url, tmp_path):
     token = new_token(tmp_path / "tokens", "anna")
     settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(tmp_path / "tokens"))
     with BackgroundServer(settings) as server:

@@ -1,4 +1,4 @@
-"""Files of the page, and its policy."""
+"""Tests of the files of the page, and of its content security policy."""
 
 import gzip
 from importlib.resources import files
@@ -12,7 +12,7 @@ from spinezarr.serve.page_files import answer_page_file
 PAGE = files("spinezarr.view").joinpath("page")
 
 
-def test_files_come_as_they_lie_in_the_package(served):
+def test_files_equal_those_of_the_package(served):
     for path, name in [("/", "list.html"), ("/scan/any/any", "scan.html")] + [
         (f"/page/{name}", name) for name in ("page.css", "common.js", "icon.svg")
     ]:
@@ -29,11 +29,11 @@ def test_files_come_as_they_lie_in_the_package(served):
 
 
 @pytest.mark.parametrize("name", ["none.js", "..%2f__init__.py", "%2e%2e/facts.py", "", "__init__"])
-def test_nothing_else_can_be_asked_for(served, name):
+def test_no_other_file_is_served(served, name):
     assert ask(f"{served}/page/{name}")[0] == 404
 
 
-def test_a_page_runs_and_shows_nothing_from_elsewhere(served):
+def test_the_policy_allows_nothing_from_other_hosts(served):
     policy = ask(served)[1]["content-security-policy"]
     words = {part.split()[0]: part.split()[1:] for part in policy.split(";")}
     assert words["default-src"] == ["'none'"]
@@ -42,17 +42,17 @@ def test_a_page_runs_and_shows_nothing_from_elsewhere(served):
     assert "'unsafe-eval'" not in policy
 
 
-def test_a_client_that_weighs_encodings_gets_the_file_as_it_is():
+def test_a_client_that_refuses_gzip_gets_the_file_uncompressed():
     request = Request("GET", "/", headers={"accept-encoding": "gzip;q=0, *;q=0.5"})
     assert "content-encoding" not in answer_page_file(request, "page.css").headers
 
 
-def test_a_page_opens_without_complaint(page, served):
+def test_a_page_opens_without_errors(page, served):
     page.goto(served)
     assert page.locator(".home").inner_text() == "spinezarr"
 
 
-def test_a_scan_is_seen_without_complaint(page, served):
+def test_a_scan_page_opens_without_errors(page, served):
     page.goto(f"{served}/scan/ctspine1k/liver_0")
     page.wait_for_function("() => performance.getEntriesByName('first-view').length")
     assert page.locator("h1").inner_text() == "liver_0"

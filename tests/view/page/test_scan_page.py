@@ -1,4 +1,4 @@
-"""The page of one scan, in a browser: what it draws is what is stored."""
+"""The page of one scan draws the stored voxels, in a browser."""
 
 import hashlib
 import json
@@ -37,19 +37,19 @@ SHAPE_XYZ = (24, 30, 20)
 AFFINE = np.array([[2.0, 0, 0, -23], [0, 1.5, 0, 10.25], [0, 0, 3.0, -600], [0, 0, 0, 1]])
 SPACING = (2.0, 1.5, 3.0)
 LABELED = {"T12": np.s_[4:12, 8:18, 11:16], "L1": np.s_[4:12, 8:18, 4:10]}
-"""On the patient's left of the middle: x of RAS+ grows to the right."""
+"""Voxel ranges of labels, to the patient's left of the middle; x of RAS+ grows to the right."""
 REAL = Path(__file__).parents[4] / "shared/data/real/lidc-idri"
 EDGE = 0.05
-"""Of a voxel: float32 places a border no more exactly."""
+"""Part of a voxel at its border that is not compared, because float32 is not more exact."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A server of a store of three small scans, and what is in them."""
+    """A server of a store of three small scans, and their contents."""
 
     url: str
     image: np.ndarray
-    """Of the scan "b", x, y, z; noise: no other order of its voxels looks the same."""
+    """Voxels (x, y, z) of the scan "b": noise, so that any other order looks different."""
     label: np.ndarray
 
     def page(self, scan_id="b", **query):
@@ -59,7 +59,7 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Make the store: scans a, b and c; in "b" noise, in "a" and "c" a bright corner."""
+    """Make a store of scans a, b and c; "b" is noise, "a" and "c" have a bright corner."""
     folder, rng = tmp_path_factory.mktemp("scan-page"), np.random.default_rng(5)
     raw = folder / "raw"
     raw.mkdir()
@@ -81,14 +81,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(folder):
-    """Serve it."""
+    """Serve the store of three small scans."""
     with BackgroundServer(ServeSettings(paths=(str(folder[0] / "small.zarr"),))) as server:
         yield Shown(server.url, folder[1], folder[2])
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Serve a scan that is shown in a coarse level first; return the URL of the server."""
+    """Serve a scan that is shown in a coarse level at first; return the URL of the server."""
     folder = tmp_path_factory.mktemp("large")
     image = np.zeros((160, 160, 160), np.int16)
     image[40:90, 50:120, 60:100] = 700
@@ -102,14 +102,14 @@ def large(tmp_path_factory):
 
 @pytest.fixture
 def tab(page):
-    """Return a tab that waits as long as a busy machine needs to draw in software."""
+    """Return a tab with time limits for drawing in software on a busy machine."""
     page.set_default_timeout(60_000)
     return page
 
 
 @pytest.fixture
 def quick(tab):
-    """Return a tab whose planes the server draws: for all that is the same either way."""
+    """Return a tab whose planes the server draws, for tests that do not depend on NiiVue."""
     without_niivue(tab)
     return tab
 
@@ -145,7 +145,7 @@ def test_labels_have_their_colors_in_the_planes(tab, small):
         found = voxel_pixels(picture(tab, plane), plane, SHAPE_XYZ, SPACING)
         label = np.take(small.label, voxel[flat], axis=flat)
         inner = np.isin(label, [VALUE_OF_NAME[name] for name in LABELED])
-        # The renderer softens the borders of labels by the share of neighbors that are one.
+        # The renderer softens the borders of labels by the fraction of labeled neighbors.
         for axis in (0, 1):
             for shift in (-1, 1):
                 inner &= np.roll(label, shift, axis) == label
@@ -155,7 +155,7 @@ def test_labels_have_their_colors_in_the_planes(tab, small):
 
 
 @pytest.mark.parametrize("has_niivue", [True, False])
-def test_left_is_left_and_right_is_right(tab, small, has_niivue):
+def test_the_planes_have_the_radiological_orientation(tab, small, has_niivue):
     if not has_niivue:
         without_niivue(tab)
     tab.goto(small.page("a", at_mm=at_mm((18, 24, 16)), labels="false"))
@@ -166,13 +166,13 @@ def test_left_is_left_and_right_is_right(tab, small, has_niivue):
         pixels = picture(tab, plane)[..., 0]
         middle = [n // 2 for n in pixels.shape]
         bright = np.argwhere(pixels > 200)
-        # The bright corner is to the right, anterior and superior: on the upper left in each plane.
+        # The bright corner is right, anterior and superior: at the upper left of each plane.
         assert (bright < middle).all(), plane
         assert len(bright) > 1000, plane
         assert tab.locator(f".tile[data-plane={plane}] .side").all_inner_texts() == list(sides)
 
 
-def test_a_build_without_niivue_shows_all_but_3d(quick, small):
+def test_a_build_without_niivue_shows_everything_but_3d(quick, small):
     quick.goto(small.page(at_mm=at_mm((8, 12, 7))))
     quick.wait_for_selector("#stage[data-first]")
     assert "npm view @niivue/niivue" in quick.locator(".lacking").inner_text()
@@ -190,7 +190,7 @@ def test_a_build_without_niivue_shows_all_but_3d(quick, small):
     assert quick.locator("#outlines").is_hidden()
 
 
-def test_a_browser_without_webgl2_is_told(tab, small):
+def test_a_browser_without_webgl2_gets_an_explanation(tab, small):
     tab.add_init_script("""
         const get = HTMLCanvasElement.prototype.getContext;
         HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
@@ -203,17 +203,17 @@ def test_a_browser_without_webgl2_is_told(tab, small):
 
 
 def place(tab):
-    """Return where the planes cross, x, y, z in mm, as the address says it."""
+    """Return the point where the planes cross, x, y, z in mm, from the URL."""
     return [float(part) for part in parse_qs(urlsplit(tab.url).query)["at_mm"][0].split(",")]
 
 
 def status_of(tab, voxel):
-    """Return what is told of a voxel, as soon as the server has said it."""
+    """Return the status text of a voxel, once the server has answered."""
     tab.wait_for_selector(f"#status[data-voxel='{','.join(map(str, voxel))}']")
     return tab.locator("#status").inner_text()
 
 
-def test_a_vertebra_that_is_picked_is_where_the_planes_go(quick, small):
+def test_selecting_a_vertebra_moves_the_planes_to_its_centroid(quick, small):
     quick.goto(small.page())
     quick.wait_for_selector("#stage[data-first]")
     quick.get_by_role("button", name="T12", exact=True).or_(
@@ -228,7 +228,7 @@ def test_a_vertebra_that_is_picked_is_where_the_planes_go(quick, small):
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_click_tells_the_stored_voxel(quick, small, plane):
+def test_a_click_shows_the_value_and_index_of_the_stored_voxel(quick, small, plane):
     quick.goto(small.page())
     quick.wait_for_selector("#stage[data-first]")
     box = quick.locator(f".tile[data-plane={plane}] .picture").bounding_box()
@@ -251,7 +251,7 @@ def test_a_click_tells_the_stored_voxel(quick, small, plane):
     assert place(quick) == pytest.approx(mm(wanted))
 
 
-def test_labels_go_and_come_back(tab, small):
+def test_labels_can_be_hidden_and_shown(tab, small):
     tab.goto(small.page(at_mm=at_mm((8, 12, 7)), level="0"))
     wait_for_volume(tab)
     shown = drawn_hash(tab)
@@ -276,7 +276,7 @@ def test_labels_go_and_come_back(tab, small):
     assert drawn_hash(tab) == without
 
 
-def test_windows_are_presets_or_numbers(tab, small):
+def test_the_window_is_a_preset_or_two_numbers(tab, small):
     tab.goto(small.page(level="0", labels="false"))
     wait_for_volume(tab)
     hashes = set()
@@ -294,7 +294,7 @@ def test_windows_are_presets_or_numbers(tab, small):
     assert len(hashes) == len(WINDOWS_HU) + 1
 
 
-def test_a_link_says_all(quick, small):
+def test_a_link_restores_the_whole_view(quick, small):
     where = {
         "at_mm": at_mm((3, 4, 5)),
         "window": "-300,700",
@@ -325,7 +325,7 @@ def test_the_address_can_be_copied(quick, small):
     assert quick.evaluate("() => navigator.clipboard.readText()") == quick.url
 
 
-def test_other_programs_are_offered(quick, small):
+def test_the_menu_lists_other_programs(quick, small):
     quick.goto(small.page())
     button = quick.get_by_role("button", name="Open in")
     button.click()
@@ -341,7 +341,7 @@ def test_other_programs_are_offered(quick, small):
     assert quick.locator("#open-in-list").is_hidden()
 
 
-def test_pictures_come_where_a_coarse_level_rests(tab, large):
+def test_sharp_pictures_replace_a_coarse_level_once_the_planes_rest(tab, large):
     tab.goto(f"{large}/scan/large/a?labels=false")
     wait_for_volume(tab)
     assert tab.locator("#stage").get_attribute("data-level") != "0"
@@ -359,7 +359,7 @@ def test_pictures_come_where_a_coarse_level_rests(tab, large):
     expect(tab).to_have_url(re.compile("level=0"))
 
 
-def test_keys_go_to_the_scans_beside(quick, small):
+def test_keys_open_the_previous_and_the_next_scan(quick, small):
     quick.goto(small.page(window="lung"))
     quick.wait_for_selector("#stage[data-first]")
     quick.keyboard.press("n")
@@ -373,7 +373,7 @@ def test_keys_go_to_the_scans_beside(quick, small):
     quick.wait_for_url("**/scan/small/a?**")
 
 
-def test_the_order_of_a_list_is_followed(quick, small):
+def test_the_next_scan_follows_the_order_of_the_list(quick, small):
     quick.goto(small.page(list="sort%3D-scan"))
     quick.get_by_text("2 of 3").wait_for()
     quick.keyboard.press("n")
@@ -385,7 +385,7 @@ def test_the_order_of_a_list_is_followed(quick, small):
     assert quick.locator("#next").get_attribute("href").startswith("/scan/small/c?")
 
 
-def test_keys_move_the_plane_that_was_used_last(quick, small):
+def test_keys_move_the_last_used_plane(quick, small):
     voxel = [11, 13, 7]
     quick.goto(small.page(at_mm=at_mm(voxel)))
     quick.wait_for_selector("#stage[data-first]")
@@ -404,7 +404,7 @@ def test_keys_move_the_plane_that_was_used_last(quick, small):
     assert not quick.get_by_role("dialog").is_visible()
 
 
-def test_the_list_is_searched_by_keyboard(quick, small):
+def test_the_list_of_vertebrae_can_be_searched_by_keyboard(quick, small):
     quick.goto(small.page())
     quick.wait_for_selector("#stage[data-first]")
     search = quick.get_by_role("searchbox", name="Search the vertebrae")
@@ -424,7 +424,7 @@ def test_the_spine_is_drawn_in_3d_and_turns(tab, small):
     before = picture(tab, "render")
     for name in LABELED:
         red, green, blue = bytes.fromhex(hex_color(VALUE_OF_NAME[name])[1:])
-        # Light makes it darker, not another color: the brightest part stays so.
+        # Light makes the spine darker in parts, so the brightest part shows its color.
         strongest = int(np.argmax((red, green, blue)))
         lit = before[before.max(axis=2) > 60]
         assert (np.argmax(lit, axis=1) == strongest).any(), name
@@ -434,7 +434,7 @@ def test_the_spine_is_drawn_in_3d_and_turns(tab, small):
     assert (picture(tab, "render") != before).any()
 
 
-def test_a_scan_that_is_not_there_is_named(tab, small):
+def test_the_page_names_an_unknown_scan(tab, small):
     tab.goto(small.page("none"))
     assert "no scan none in small" in tab.get_by_role("alert").inner_text()
     assert tab.locator("#scan").is_hidden()
@@ -445,7 +445,7 @@ def test_a_scan_that_is_not_there_is_named(tab, small):
 @pytest.mark.parametrize(
     ("status", "said"), [(503, "damaged, or out of reach"), (410, "replaced"), (None, "connection")]
 )
-def test_a_failed_read_draws_nothing(tab, small, status, said):
+def test_a_scan_that_cannot_be_read_draws_nothing(tab, small, status, said):
     def refuse(route):
         if status is None:
             route.abort()
@@ -462,7 +462,7 @@ def test_a_failed_read_draws_nothing(tab, small, status, said):
     tab.complaints.clear()
 
 
-def test_a_level_that_fails_leaves_what_is_shown(tab, small):
+def test_a_level_that_cannot_be_read_keeps_the_shown_one(tab, small):
     tab.route("**/levels/**", lambda route: route.fulfill(status=503, body="no"))
     tab.goto(small.page())
     tab.get_by_role("alert").get_by_text("damaged").wait_for()
@@ -471,7 +471,7 @@ def test_a_level_that_fails_leaves_what_is_shown(tab, small):
     tab.complaints.clear()
 
 
-def test_pictures_come_back_when_the_graphics_are_lost(tab, small):
+def test_losing_the_webgl_context_shows_pictures_of_the_server(tab, small):
     tab.goto(small.page(level="0"))
     wait_for_volume(tab)
     assert tab.locator("img.slice:visible").count() == 0
@@ -484,7 +484,7 @@ def test_pictures_come_back_when_the_graphics_are_lost(tab, small):
     tab.complaints.clear()
 
 
-def test_who_has_a_token_is_let_in(tab, folder, tmp_path):
+def test_a_token_opens_the_scan_page(tab, folder, tmp_path):
     store = str(folder[0] / "small.zarr")
     token = new_token(tmp_path / "tokens", "reader")
     settings = ServeSettings(paths=(store,), token_file=str(tmp_path / "tokens"))
@@ -533,7 +533,7 @@ def test_a_real_scan_is_drawn_as_it_is_stored(tab, lidc, plane):
     for n, mm, axis in zip(pixels.shape[::-1], size_mm, axes, strict=True):
         at.append((mm / 2 - (np.arange(n) + 0.5 - n / 2) / scale) / spacing[axis])
     u, v = np.meshgrid(*at)
-    # At an edge between two voxels either may be drawn.
+    # At the border of two voxels either may be drawn.
     is_sure = (np.abs(u - np.rint(u)) > EDGE) & (np.abs(v - np.rint(v)) > EDGE)
     is_sure &= (u > 0) & (u < shades.shape[0]) & (v > 0) & (v < shades.shape[1])
     assert is_sure.sum() > 100_000

@@ -1,4 +1,4 @@
-"""Two fingers on a plane zoom it, and what lies between them stays there."""
+"""A pinch of two fingers zooms a plane, and the point between them keeps its place."""
 
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,11 +16,11 @@ from spinezarr.serve.settings import ServeSettings
 pytestmark = pytest.mark.long
 SHAPE_XYZ = (30, 30, 30)
 SPOT = (8, 19, 12)
-"""A block of 2 x 2 x 2 bright voxels begins here; left, anterior and inferior of the middle."""
+"""First voxel of a bright block of 2 x 2 x 2; left, anterior and inferior of the middle."""
 APART_PX = (20, 60)
 """Distance of each finger from the middle of the two: before and after."""
 BACK_PX = (60, 15)
-"""The same on the way back, a little further than to 100 %."""
+"""The same distances on the way back, a little further than to 100 %."""
 ERROR_PX = 6
 """Largest error of a position: a pixel or two before the zoom, three times as many after it."""
 BRIGHT = 200
@@ -62,7 +62,7 @@ def touch(client, kind, *points):
 
 
 def pinch(tab, middle, *, moved=(0, 0), apart=APART_PX):
-    """Put two fingers beside a place of the page, move them, and lift them."""
+    """Put two fingers around a point of the page, move them, and lift them."""
     client = tab.context.new_cdp_session(tab)
     before, after = apart
 
@@ -87,7 +87,7 @@ def zoom(tab):
 @pytest.mark.parametrize("has_niivue", [True, False])
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("moved", [(0, 0), (25, 15)])
-def test_what_is_between_two_fingers_stays_there(tab, url, plane, has_niivue, moved):
+def test_the_point_between_two_fingers_keeps_its_place(tab, url, plane, has_niivue, moved):
     if not has_niivue:
         without_niivue(tab)
     where = ",".join(f"{at + 0.25}" for at in SPOT)
@@ -108,7 +108,7 @@ def test_what_is_between_two_fingers_stays_there(tab, url, plane, has_niivue, mo
     assert np.abs(spot(tab, plane)[0] - at).max() < ERROR_PX
 
 
-def test_a_pinch_leaves_the_planes_where_they_are(tab, url):
+def test_a_pinch_does_not_move_the_planes(tab, url):
     without_niivue(tab)
     tab.goto(f"{url}/scan/touch/a")
     tab.wait_for_selector("#stage[data-first]")

@@ -1,4 +1,4 @@
-"""Unusual scans are drawn as they are stored: no mask, an empty mask, one slice, one voxel."""
+"""Unusual scans are drawn as stored: no mask, an empty mask, a single slice, a single voxel."""
 
 import gzip
 
@@ -19,7 +19,7 @@ from spinezarr.view.windows import WINDOWS_HU
 pytestmark = pytest.mark.long
 SPACING_XYZ = (2.0, 2.0, 5.0)
 SMOOTH_ERROR = 40
-"""Largest difference in the middle of a voxel in pictures of the server, which are smooth."""
+"""Largest difference of shades in the middle of a voxel; pictures of the server are smoothed."""
 SHAPES_XYZ = {"bare": (12, 14, 10), "empty": (12, 14, 10), "slice": (14, 14, 1), "voxel": (1, 1, 1)}
 BRIGHT = 60
 LABEL = VALUE_OF_NAME["L1"]
@@ -28,7 +28,7 @@ _MOVES = """() => [...document.querySelectorAll("*")].filter(e => {
   return animationName !== "none" || transitionDuration.split(",").some(s => parseFloat(s) > 0)
     || scrollBehavior === "smooth";
 }).map(e => e.outerHTML.slice(0, 80)).concat(document.getAnimations().map(a => String(a)))"""
-"""Elements that are animated, or would be when they change."""
+"""Script that finds elements that are animated, or would be when they change."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def url(images):
 
 
 @pytest.mark.parametrize("has_niivue", [True, False])
-def test_a_scan_without_a_mask_says_so(page, url, images, has_niivue):
+def test_the_page_says_that_a_scan_has_no_mask(page, url, images, has_niivue):
     if not has_niivue:
         without_niivue(page)
     page.goto(f"{url}/scan/bare/bare?interpolation=nearest&level=0&at_mm=10,12,25")
@@ -81,7 +81,7 @@ def test_a_scan_without_a_mask_says_so(page, url, images, has_niivue):
     assert page.get_by_role("alert").is_hidden()
 
 
-def test_an_empty_mask_says_so_in_place_of_3d(page, url, images):
+def test_the_3d_tile_says_that_a_mask_is_empty(page, url, images):
     page.goto(f"{url}/scan/empty/empty?interpolation=nearest&level=0&at_mm=10,12,25")
     page.wait_for_selector("#stage[data-render]")
     assert_drawn(page, images[1]["empty"], (5, 6, 5), WINDOWS_HU["bone"], SPACING_XYZ)
@@ -118,7 +118,7 @@ def test_scans_of_one_slice_or_one_voxel_are_drawn(page, url, images, name, has_
 
 
 @pytest.mark.parametrize("name", ["slice", "voxel"])
-def test_a_notebook_gets_scans_of_one_slice_or_one_voxel(images, name):
+def test_a_notebook_shows_scans_of_one_slice_or_one_voxel(images, name):
     folder, voxels = images
     view = spinezarr.open(folder / f"{name}.zarr").view(name)
     image, label = (
@@ -132,7 +132,7 @@ def test_a_notebook_gets_scans_of_one_slice_or_one_voxel(images, name):
     assert len(view.figure.axes) >= len(PLANES)
 
 
-def test_nothing_turns_where_less_motion_is_wanted(chromium, url):
+def test_nothing_is_animated_if_reduced_motion_is_preferred(chromium, url):
     context = chromium.new_context(reduced_motion="reduce", viewport={"width": 1280, "height": 720})
     tab = context.new_page()
     tab.set_default_timeout(60_000)
