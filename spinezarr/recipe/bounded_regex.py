@@ -2,9 +2,9 @@ r"""How are the regular expressions of a recipe matched in bounded time and memo
 
 They have Python's syntax. A careless or malicious expression such as ``(?:a|aa)+b`` may take
 exponential time, and so may the pattern ``{a}_{b}_{c}_{d}``. The package regex therefore does the
-matching, because it accepts a time-out. All expressions share one time budget. Each match adds time
-to it in proportion to the length of the text, a hundred times what sound expressions need, and
-subtracts the time it took.
+matching, because it accepts a time-out. All expressions of a process share one time budget. Each
+match adds time to it in proportion to the length of the text, a hundred times what sound
+expressions need, and subtracts the time it took.
 
 Expressions that regex would read differently from Python are refused. So are expressions that regex
 would unroll to an enormous size when it compiles them, such as ``(?:a{60000}){60000}``.
@@ -22,7 +22,7 @@ import regex
 from spinezarr.errors import RecipeLimitError
 from spinezarr.text import to_printable
 
-__all__ = ["MAX_REGEX_CHARACTERS", "BoundedRegex", "compile_bounded"]
+__all__ = ["MAX_REGEX_CHARACTERS", "BoundedRegex", "TimeBudget", "compile_bounded"]
 
 T = TypeVar("T")
 
@@ -31,7 +31,6 @@ MAX_REGEX_CHARACTERS: Final = 20_000
 recipe has 400."""
 _MAX_REPEATED: Final = 4_000
 """Largest number of characters that repetitions may add to an expression when written out."""
-_FULL_S: Final = 5.0
 _MAX_MATCH_S: Final = 1.0
 _PER_TEXT_S: Final = 2e-5
 _PER_CHARACTER_S: Final = 2e-6
@@ -43,26 +42,41 @@ _TOKEN: Final = re.compile(
 _VERBOSE: Final = re.compile(r"\(\?[a-zA-Z]*x")
 
 
-class _TimeBudget:
-    """Time budget in seconds that all expressions share."""
+class TimeBudget:
+    """Time in seconds that expressions share.
 
-    def __init__(self) -> None:
-        self._left_s = _FULL_S
+    Parameters
+    ----------
+    full_s
+        Time that is there at the start, and at most.
+    """
+
+    def __init__(self, full_s: float = 5.0) -> None:
+        self._full_s = full_s
+        self._left_s = full_s
 
     def before(self, length: int) -> float:
         """Return the time limit in seconds for matching a text of ``length`` characters."""
         added = _PER_TEXT_S + _PER_CHARACTER_S * length
-        self._left_s = min(_FULL_S, self._left_s + added)
+        self._left_s = min(self._full_s, self._left_s + added)
         return min(self._left_s, _MAX_MATCH_S + added)
 
     def after(self, took_s: float) -> None:
+        """Subtract the time that a match took.
+
+        Raises
+        ------
+        TimeoutError
+            If no time is left.
+        """
         self._left_s -= took_s
         if self._left_s <= 0:
-            self._left_s = _FULL_S  # a caller that goes on uses another recipe
+            self._left_s = self._full_s  # a caller that goes on uses another recipe
             raise TimeoutError
 
 
-_TIME_BUDGET: Final = _TimeBudget()
+_PROCESS_BUDGET: Final = TimeBudget()
+"""Time budget of all expressions of this process."""
 
 
 class BoundedRegex:
@@ -74,6 +88,8 @@ class BoundedRegex:
         Regular expression in Python's syntax.
     ignore_case
         Whether to ignore the case of letters.
+    budget
+        Time budget for all matches; the one of the process by default.
 
     Raises
     ------
@@ -81,8 +97,11 @@ class BoundedRegex:
         If this is no regular expression of Python, or is too long, as it is or written out.
     """
 
-    def __init__(self, text: str, *, ignore_case: bool) -> None:
+    def __init__(
+        self, text: str, *, ignore_case: bool, budget: TimeBudget = _PROCESS_BUDGET
+    ) -> None:
         self.text = text
+        self._budget = budget
         self._flags = regex.DOTALL | (regex.IGNORECASE if ignore_case else 0)
         if len(text) > MAX_REGEX_CHARACTERS:
             raise ValueError(
@@ -130,10 +149,10 @@ class BoundedRegex:
         return self._within_budget(text, find)
 
     def _within_budget(self, text: str, compare: Callable[..., T]) -> T:
-        limit_s, began_s = _TIME_BUDGET.before(len(text)), time.perf_counter()
+        limit_s, began_s = self._budget.before(len(text)), time.perf_counter()
         try:
             found = compare(text, timeout=limit_s)
-            _TIME_BUDGET.after(time.perf_counter() - began_s)
+            self._budget.after(time.perf_counter() - began_s)
         except (TimeoutError, MemoryError) as problem:
             raise self._timeout_error(text) from problem
         return found

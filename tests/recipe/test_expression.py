@@ -1,5 +1,4 @@
 import re
-import sys
 
 import pytest
 from hypothesis import example, given
@@ -7,7 +6,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import RecipeError, RecipeLimitError
 from spinezarr.recipe import Layout, PathPattern, Recipe, compile_bounded, fill_template
-from spinezarr.recipe.bounded_regex import BoundedRegex
+from spinezarr.recipe.bounded_regex import BoundedRegex, TimeBudget
 from spinezarr.recipe.model import Lookup
 from spinezarr.recipe.pattern import template_regex_text
 from spinezarr.recipe.table import Table
@@ -23,15 +22,9 @@ EVIL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def whole_time_budget(monkeypatch):
-    """Give each test the time that other tests of the process have taken."""
-    module = sys.modules[BoundedRegex.__module__]
-    monkeypatch.setattr(module, "_TIME_BUDGET", module._TimeBudget())
-
-
 def made(text):
-    return BoundedRegex(text, ignore_case=False)
+    """Return an expression with little time, of which other tests take nothing."""
+    return BoundedRegex(text, ignore_case=False, budget=TimeBudget(full_s=0.5))
 
 
 @pytest.mark.parametrize("text", EVIL)
@@ -55,9 +48,28 @@ def test_many_names_that_are_slow_each_are_stopped_as_well():
         any(map(slow.fullmatch, names))
 
 
+def matched(budget, length, took_s, times):
+    """Take the time of some matches from a budget."""
+    for _ in range(times):
+        budget.before(length)
+        budget.after(took_s)
+
+
 def test_sound_expressions_may_be_compared_as_often_as_wanted():
-    sound = made("(?:.*/)?sub-(?P<id>[0-9]+)_ct[.]nii")
-    assert all(sound.fullmatch(f"raw/sub-{n}_ct.nii")["id"] == f"{n}" for n in range(20_000))
+    budget = TimeBudget(full_s=1.0)
+    matched(budget, 0, 1e-5, 200_000)
+    matched(budget, 100, 1e-4, 20_000)
+    with pytest.raises(TimeoutError):
+        matched(budget, 20, 5e-4, 4_000)
+    assert budget.before(20) == pytest.approx(1.0), "another recipe has a whole budget"
+    with pytest.raises(TimeoutError):
+        matched(budget, 0, 1e-4, 20_000)
+
+
+def test_expressions_share_the_budget_of_their_process():
+    budgets = {id(compile_bounded(text)._budget) for text in ("a", "b")}
+    assert len(budgets) == 1
+    assert id(made("a")._budget) not in budgets
 
 
 @pytest.mark.parametrize("name", recipe_names())
