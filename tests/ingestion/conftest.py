@@ -1,4 +1,4 @@
-"""What a store holds, to look for what must not be there."""
+"""Fixtures that return the contents of a store, to search it for private text."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 
 CHUNK = re.compile(r"(^|/)c[./][0-9./]+$")
 CHECKSUMS = "chunks"
-"""Key of a manifest whose value is Base64: any few letters can be in it by chance."""
+"""Keys of a manifest whose values are Base64, which can contain any few letters by chance."""
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +22,9 @@ def bytes_of_store():
 
 @pytest.fixture(scope="session")
 def text_of_store():
-    """Return what can be text in a store: names, metadata, and all arrays decompressed.
+    """Return everything in a store that can be text: names, metadata, decompressed arrays.
 
-    Any few letters can be in compressed bytes, and in Base64, by chance.
+    Compressed bytes and Base64 are left out: they can contain any few letters by chance.
     """
     return lambda store: b"\0\0".join([*names_and_metadata(store), *arrays(store)])
 
@@ -53,7 +53,7 @@ def names_and_metadata(store):
 
 
 def texts(value):
-    """Yield each text of a JSON value, and each key of its objects."""
+    """Yield each string of a JSON value, and each key of its objects."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield key.encode()

@@ -1,4 +1,4 @@
-"""Annotated centroids through a whole ingest, in every orientation and convention."""
+"""Annotated centroids keep their place in a whole ingest, in every orientation and convention."""
 
 import nibabel as nib
 import numpy as np
@@ -28,7 +28,7 @@ labels: {{scheme: canonical, state: unknown}}
 
 
 def blocks():
-    """A mask of four blocks from head to tail, and a point within each in RAS+ mm."""
+    """Return a mask of four blocks from head to tail, and a point within each in RAS+ mm."""
     label = np.zeros((26, 14, 12), np.uint8)
     points = {}
     for row, (name, value) in enumerate(LEVELS.items()):
@@ -40,7 +40,7 @@ def blocks():
 
 
 def turned(points, before, after):
-    """Move points with the patient, whom an oblique file turns."""
+    """Rotate points with the patient, for an oblique file."""
     turn = after @ np.linalg.inv(before)
     return {name: tuple((turn @ [*point, 1])[:3].tolist()) for name, point in points.items()}
 
@@ -86,7 +86,9 @@ def lost_mm(tmp_path, convention, oblique_deg=0.0):
 @pytest.mark.parametrize(
     "convention", ["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]
 )
-def test_a_centroid_survives_every_orientation(tmp_path, monkeypatch, convention, oblique_deg):
+def test_centroids_keep_their_place_in_every_orientation(
+    tmp_path, monkeypatch, convention, oblique_deg
+):
     if convention == "lml":
         monkeypatch.delitem(LEVELS, "T13")  # .lml files have no id for it
     assert lost_mm(tmp_path, convention, oblique_deg) < 1e-6

@@ -1,4 +1,4 @@
-"""Scans on real Dask schedulers and workers, some of which die."""
+"""Tests of ingests on real Dask schedulers and workers, some of which die."""
 
 import asyncio
 import filecmp
@@ -50,7 +50,7 @@ def start(module, *words, **environment):
 
 
 class Cluster:
-    """A scheduler and workers, each a process as a user would start it."""
+    """A scheduler and workers, each in a process, started as a user starts them."""
 
     def __init__(self, folder, n_workers=2):
         self.file = folder / "scheduler.json"
@@ -95,11 +95,11 @@ class Cluster:
         worker.wait()
 
     def catch(self, store, process, scan_ids=SCANS):
-        """Stop a worker in the middle of a scan and name both."""
+        """Stop a worker in the middle of a scan; return the names of both."""
         while process.poll() is None:
             under_way = {key for keys in self.client.processing().values() for key in keys}
             wanted = [key for key in under_way if scan_of(key) in scan_ids]
-            # Only workers with these are asked: one that starts answers late.
+            # Only workers that hold these tasks are asked, because a starting one answers late.
             stacks_of = self.client.call_stack(keys=wanted) if wanted else {}
             for address, stacks in stacks_of.items():
                 for key, frames in stacks.items():
@@ -123,7 +123,7 @@ class Cluster:
 
 
 def scan_of(key):
-    """Return the scan that a task of Dask is for."""
+    """Return the scan of a Dask task."""
     return key.split("-", 2)[2]
 
 
@@ -160,7 +160,7 @@ def raw(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(raw, tmp_path_factory):
-    """Return the store that threads make."""
+    """Return the store that an ingest with threads writes."""
     out = tmp_path_factory.mktemp("expected") / "s.zarr"
     assert ingest(PAIRS, discover(PAIRS, str(raw)), str(out)).done == SCANS
     return out
@@ -189,7 +189,7 @@ def relative_files(folder):
 
 
 def assert_same_scans(a, b):
-    """Tables that were written twice are equal, under chunk keys of another kind."""
+    """Check that tables are equal, though one was rewritten under keys of the other form."""
     assert_same_store(a / "scans", b / "scans")
     assert spinezarr.open(a).table.identical(spinezarr.open(b).table)
 
@@ -205,7 +205,7 @@ def run(raw, out, workers, **options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_worker_dies_and_the_store_is_the_same(number, cluster, raw, expected, tmp_path):
+def test_a_dead_worker_does_not_change_the_store(number, cluster, raw, expected, tmp_path):
     out = tmp_path / "s.zarr"
     process = begin(raw, out, "--scheduler", cluster.address)
     _, name = cluster.catch(out, process)
@@ -221,7 +221,7 @@ def test_a_worker_dies_and_the_store_is_the_same(number, cluster, raw, expected,
     np.testing.assert_array_equal(stored.scan("s3").label, threads.scan("s3").label)
 
 
-def test_two_processes_of_its_own_make_the_same_store(raw, expected, tmp_path):
+def test_local_worker_processes_write_the_same_store(raw, expected, tmp_path):
     process = begin(raw.name, tmp_path / "s.zarr", "--workers", "2", cwd=raw.parent)
     assert report_of(process)["exit_code"] == 0
     assert_same_store(tmp_path / "s.zarr", expected)
@@ -230,7 +230,7 @@ def test_two_processes_of_its_own_make_the_same_store(raw, expected, tmp_path):
 def test_a_scan_that_kills_its_workers_fails_alone(cluster, raw, tmp_path):
     out = tmp_path / "s.zarr"
     process = begin(raw, out, "--scheduler", cluster.address)
-    # A death before the scan has begun anew is not charged to it: some may come on top.
+    # A crash counts only against a scan that had started, so there may be a few more.
     with suppress(AssertionError):
         for _ in range(ALLOWED_DEATHS + 3):
             _, name = cluster.catch(out, process, ["s1"])
@@ -246,7 +246,7 @@ def test_a_scan_that_kills_its_workers_fails_alone(cluster, raw, tmp_path):
 
 
 class Counts:
-    """Workers that count how many scans are asked for and not yet done."""
+    """Workers that count the scans that are requested and not yet done."""
 
     def __init__(self, workers):
         self.workers = workers
@@ -266,7 +266,7 @@ class Counts:
 
 
 class Watches:
-    """A listener that does something when the first scan has ended."""
+    """A listener that calls a function when the first scan has ended."""
 
     def __init__(self, on_first_end):
         self.on_first_end = on_first_end
@@ -292,7 +292,7 @@ def get(url):
         return page.read().decode()
 
 
-def test_few_scans_are_in_flight_and_the_dashboard_names_them(cluster, raw, expected, tmp_path):
+def test_few_scans_are_in_flight_and_the_dashboard_lists_them(cluster, raw, expected, tmp_path):
     dashboard = cluster.client.dashboard_link.removesuffix("status")
     pages = []
 
@@ -315,13 +315,13 @@ def test_few_scans_are_in_flight_and_the_dashboard_names_them(cluster, raw, expe
     assert 1 <= len(named) <= 4
 
 
-def test_a_client_that_is_killed_leaves_a_store_to_go_on_with(cluster, raw, expected, tmp_path):
+def test_after_a_killed_client_the_next_run_completes_the_store(cluster, raw, expected, tmp_path):
     out = tmp_path / "s.zarr"
     process = begin(raw, out, "--scheduler", cluster.address)
     _, name = cluster.catch(out, process)
     process.kill()
     process.communicate()
-    # What it has begun it may end, unless the next run is there first.
+    # Workers may finish scans that they began, unless the next run takes the lock before.
     cluster.workers[name].send_signal(signal.SIGCONT)
     again = begin(raw, out, "--scheduler", cluster.address)
     report_of(again)
@@ -329,7 +329,7 @@ def test_a_client_that_is_killed_leaves_a_store_to_go_on_with(cluster, raw, expe
     assert_same_scans(out, expected)
 
 
-def test_processes_of_a_client_that_is_killed_end(raw, tmp_path):
+def test_worker_processes_of_a_killed_client_end(raw, tmp_path):
     out = tmp_path / "s.zarr"
     process = begin(raw, out, "--workers", "2")
     until((out / "scans" / "s0" / "image").exists)
@@ -341,8 +341,8 @@ def test_processes_of_a_client_that_is_killed_end(raw, tmp_path):
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_an_interrupt_before_a_call_has_begun_is_no_error(filtered, caplog):
-    """Whether Ctrl-C comes at that moment is chance, so the moment is made here."""
+def test_an_interrupt_before_a_call_begins_is_not_logged(filtered, caplog):
+    """Ctrl-C at that moment would be chance, so the test creates the moment."""
     logger, interrupts = logging.getLogger("tornado.application"), cluster_module._INTERRUPTS
     runner = LoopRunner(asynchronous=False)
     runner.start()
@@ -354,7 +354,7 @@ def test_an_interrupt_before_a_call_has_begun_is_no_error(filtered, caplog):
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             sync(runner.loop, asyncio.sleep, 5)
-        runner.loop.add_callback(int, "no number")  # an error of somebody else
+        runner.loop.add_callback(int, "no number")  # an unrelated error
         until(lambda: "no number" in caplog.text)
     finally:
         runner.stop()
@@ -363,7 +363,9 @@ def test_an_interrupt_before_a_call_has_begun_is_no_error(filtered, caplog):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_ctrl_c_keeps_what_is_done_and_leaves_nothing_half(own, cluster, raw, expected, tmp_path):
+def test_ctrl_c_keeps_finished_scans_and_removes_unfinished_ones(
+    own, cluster, raw, expected, tmp_path
+):
     out = tmp_path / "s.zarr"
     words = ("--workers", "2") if own else ("--scheduler", cluster.address)
     process = begin(raw, out, *words, start_new_session=True)
@@ -389,7 +391,7 @@ def test_a_lost_lock_ends_the_run(cluster, raw, tmp_path):
         run(raw, out, DaskWorkers(cluster.client), listener=takes)
 
 
-def test_a_scheduler_without_workers_and_one_that_goes(raw, tmp_path):
+def test_errors_of_a_scheduler_without_workers_and_one_that_stops(raw, tmp_path):
     with ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.comm.timeouts.connect": "1s"}))
         doomed = Cluster(tmp_path, n_workers=0)
@@ -403,7 +405,7 @@ def test_a_scheduler_without_workers_and_one_that_goes(raw, tmp_path):
             run(raw, out, DaskWorkers(doomed.client), listener=ends)
 
 
-def test_other_versions_are_refused_by_name(cluster, tmp_path):
+def test_the_error_names_versions_of_workers_that_differ(cluster, tmp_path):
     metadata = tmp_path / "spinezarr-9.9.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: spinezarr\nVersion: 9.9\n")
@@ -419,7 +421,7 @@ def test_other_versions_are_refused_by_name(cluster, tmp_path):
     ("address", "words"),
     [("tcp://127.0.0.1:1", "no Dask scheduler answers"), ("ham://1", "no Dask scheduler answers")],
 )
-def test_a_scheduler_that_does_not_answer_is_wrong_usage(address, words):
+def test_a_scheduler_that_does_not_answer_is_a_usage_error(address, words):
     settings = ClusterSettings(connect_s=0.3)
     with pytest.raises(UsageError, match=words), existing_cluster(address, settings=settings):
         pass
@@ -437,7 +439,7 @@ def test_the_command_line_does_not_import_dask_distributed():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_progress_of_several_scans_adds_up(raw):
+def test_progress_of_parallel_scans_adds_up_their_bytes(raw):
     scans = discover(PAIRS, str(raw)).scans
     size = scans[0].size_bytes
     seen = []
@@ -459,7 +461,7 @@ def test_the_progress_of_several_scans_adds_up(raw):
     assert (seen[-1].scans_done, seen[-1].scans_total) == (3, len(scans))
 
 
-def test_python_takes_a_client_in_place_of_an_address(cluster, raw, expected, tmp_path):
+def test_ingest_accepts_a_dask_client_in_place_of_an_address(cluster, raw, expected, tmp_path):
     seen = []
     report = spinezarr.ingest(
         "pairs",

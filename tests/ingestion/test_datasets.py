@@ -1,4 +1,4 @@
-"""Synthetic copies of every layout, ingested by the recipes that ship."""
+"""Synthetic copies of every dataset layout, ingested with the shipped recipes."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ def centroids_of(store, scan_id):
 
 
 def assert_stored_as_written(store, source, written):
-    """Image and mask are the phantom's; centroids lie where the bodies are."""
+    """Check that image and mask equal the phantom, and that centroids lie in the bodies."""
     stored = store.scan(source.scan_id)
     phantom = make_phantom(written.spec)
     np.testing.assert_array_equal(stored.image.to_numpy(), phantom.image)
@@ -88,7 +88,7 @@ def test_verse_subjects_are_stored_as_written(subjects):
         spacing = store.table.spacing_zyx_mm.sel(scan=source.scan_id).max().item()
         assert set(points) == (set(plan.centers_mm) if plan.points_path else set())
         for level, position in points.items():
-            # The files state a tenth of a voxel.
+            # The files give tenths of a voxel.
             assert np.abs(position - plan.centers_mm[level]).max() < 0.1 * spacing
             assert (
                 store.table.annotated_centroid_distance_mm.sel(scan=source.scan_id, vertebra=level)
@@ -96,7 +96,7 @@ def test_verse_subjects_are_stored_as_written(subjects):
             )
 
 
-def test_verse_scans_carry_patient_split_year_and_label_state(subjects):
+def test_verse_scans_have_patient_split_year_and_label_state(subjects):
     raw, written, found, store = subjects
     of_image = by_image(raw, written)
     names = {"training": "train", "validation": "validation", "test": "test"}
@@ -123,7 +123,7 @@ def test_verse_keeps_rare_levels_in_anatomical_order(subjects):
     assert [True, False, True] in without_t12
 
 
-def test_resource_forks_of_macs_are_ignored(subjects):
+def test_resource_forks_of_macos_are_ignored(subjects):
     _, _, found, _ = subjects
     forks = [note.path for note in found.ignored if "/._" in note.path or "__MACOSX" in note.path]
     assert len(forks) > 50
@@ -183,12 +183,12 @@ def test_challenge_releases_are_stored_as_written(tmp_path, year):
         spacing = store.table.spacing_zyx_mm.sel(scan=source.scan_id).max().item()
         assert set(points) == (set(plan.centers_mm) if plan.points_path else set())
         for level, position in points.items():
-            # Whole or tenths of a mm, by the rule of the challenge's readers.
+            # Whole or tenths of a mm, as readers of the challenge round them.
             assert np.abs(position - plan.centers_mm[level]).max() <= 0.51 + 1e-6
             assert np.linalg.norm(position - plan.centers_mm[level]) < spacing
 
 
-def test_scans_met_in_several_releases_are_taken_once(tmp_path, subjects):
+def test_scans_of_several_releases_are_taken_once(tmp_path, subjects):
     raw = tmp_path / "raw"
     write_verse_subjects(raw / "complete")
     write_verse_2019_challenge(raw / "miccai2019")
@@ -202,7 +202,7 @@ def test_scans_met_in_several_releases_are_taken_once(tmp_path, subjects):
     assert len(left) == 15
 
 
-def test_a_mask_that_only_the_challenge_has_brings_its_image(tmp_path):
+def test_a_mask_that_only_the_challenge_has_selects_its_image(tmp_path):
     raw = tmp_path / "raw"
     write_verse_subjects(raw / "complete")
     write_verse_2019_challenge(raw / "miccai2019")
@@ -226,7 +226,7 @@ def test_msr_is_stored_as_written(tmp_path, release):
         points = assert_stored_as_written(store, source, plan)
         assert set(points) == set(plan.centers_mm)
         for level, position in points.items():
-            # Six digits of a number below 1000.
+            # The files give six digits of a number below 1000.
             np.testing.assert_allclose(position, plan.centers_mm[level], atol=1e-3)
     assert not found.without_image
     assert not [note for note in found.ignored if "no pattern" in note.reason]
@@ -303,7 +303,7 @@ def test_rerunning_a_neighbor_skips_every_scan(neighbor):
     assert not again.updated
 
 
-def test_dry_runs_leave_nothing_unexplained(neighbor):
+def test_dry_runs_account_for_every_file(neighbor):
     _, _, _, found, _, _ = neighbor
     strange = [note.path for note in found.ignored if "no pattern" in note.reason]
     assert all(path.endswith(("train_bounding_boxes.csv",)) for path in strange), strange
@@ -356,7 +356,7 @@ def test_rsna_scans_without_mask_are_scans_and_fractures_are_columns(tmp_path):
     assert all(scan.image.endswith("/") for scan in found.scans)
 
 
-def test_the_series_that_path_csv_names_is_taken(tmp_path):
+def test_the_series_that_the_path_csv_names_is_taken(tmp_path):
     write_ctspine1k_tcia(tmp_path / "raw")
     for folder in list((tmp_path / "raw").glob("*/*/9.*")):
         folder.rename(folder.with_name(folder.name.replace("9.", "1.", 1)))  # first by name
@@ -373,7 +373,7 @@ def test_the_series_that_path_csv_names_is_taken(tmp_path):
     assert {scan.scan_id for scan in unlisted.scans} == {scan.scan_id for scan in listed.scans}
 
 
-def test_ctspine1k_tables_variants_and_errata_are_columns(tmp_path):
+def test_ctspine1k_tables_variants_and_errata_become_columns(tmp_path):
     written = write_ctspine1k(tmp_path / "raw", scale=0.15)
     names = [scan.scan_id for scan in written]
     before = run("ctspine1k", tmp_path / "raw", tmp_path / "c.zarr")[2].table
@@ -422,7 +422,7 @@ def test_completed_verse_masks_are_joined_to_the_challenge_images(tmp_path):
     assert set(store.table.source.to_numpy()) == {"Verse", "completed_annotation_verse"}
 
 
-def test_vertebrae_have_an_anatomical_order_and_not_that_of_their_values():
+def test_vertebrae_are_ordered_anatomically_and_not_by_mask_value():
     by_value = [NAME_OF_VALUE[value] for value in sorted(NAME_OF_VALUE)]
     assert by_value != list(ANATOMICAL_ORDER)
     assert sorted(by_value) == sorted(ANATOMICAL_ORDER)

@@ -1,4 +1,4 @@
-"""Masks as people have them: off by rounding, or one file a vertebra of which some are absent."""
+"""Imperfect masks: values off by rounding, and one file per vertebra with some files absent."""
 
 import nibabel as nib
 import numpy as np
@@ -70,7 +70,7 @@ def write_part(folder, name, mask, scan="a", dtype="uint8"):
 
 
 def write_as_nibabel_scales_floats(path, values):
-    """Save floats as int16, for which nibabel chooses a slope and an intercept."""
+    """Save floats as int16, with a slope and an intercept that nibabel chooses."""
     written = nib.Nifti1Image(values.T, AFFINE)
     written.set_data_dtype(np.int16)
     path.parent.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ def test_a_mask_that_nibabel_scaled_is_rounded(tmp_path, recipe):
 
 @pytest.mark.parametrize("value", [20.4, -0.002, 255.002, np.nan, np.inf])
 @pytest.mark.parametrize("recipe", [PAIRS, mapped({"24": "L5"})], ids=["as is", "mapped"])
-def test_what_is_no_rounding_error_is_refused(tmp_path, recipe, value):
+def test_mask_values_further_from_integers_are_refused(tmp_path, recipe, value):
     image(tmp_path / "raw")
     mask = labels()
     mask[-1, -1, -1] = value
@@ -134,7 +134,7 @@ def test_what_is_no_rounding_error_is_refused(tmp_path, recipe, value):
     assert f"a_seg.nii: the mask holds the value {value!r}" in failed.reason
 
 
-def test_an_export_says_that_the_source_was_rounded(tmp_path):
+def test_an_export_reports_that_the_source_was_rounded(tmp_path):
     image(tmp_path / "raw")
     mask = labels() + 1e-6
     write_nifti(tmp_path / "raw/a_seg.nii", mask, AFFINE, NiftiForm("LPS", "float64"))
@@ -158,7 +158,7 @@ def test_an_export_says_that_the_source_was_rounded(tmp_path):
 # Parts
 
 
-def test_absent_parts_are_named(tmp_path):
+def test_absent_mask_parts_are_listed(tmp_path):
     image(tmp_path / "raw")
     for name, value in (("C7", 7), ("L5", 24)):
         write_part(tmp_path / "raw", name, (labels() == value).astype(np.uint8))
@@ -177,7 +177,7 @@ def test_absent_parts_are_named(tmp_path):
     assert_equal_to_source(tmp_path / "s.zarr", tmp_path / "raw")
 
 
-def test_a_part_that_the_recipe_names_later_is_absent_then(tmp_path):
+def test_a_part_added_to_the_recipe_later_is_reported_as_absent(tmp_path):
     image(tmp_path / "raw")
     write_part(tmp_path / "raw", "C7", (labels() == 7).astype(np.uint8))
     assert "a" not in run(tmp_path / "raw", tmp_path / "s.zarr", in_parts("C7")).notes
@@ -196,7 +196,7 @@ def test_a_part_that_the_recipe_names_later_is_absent_then(tmp_path):
     assert report.notes == {}
 
 
-def test_a_part_without_a_voxel_is_there_and_says_that_the_vertebra_is_not(tmp_path):
+def test_an_empty_part_means_that_the_vertebra_is_absent(tmp_path):
     image(tmp_path / "raw")
     write_part(tmp_path / "raw", "C7", (labels() == 7).astype(np.uint8))
     write_part(tmp_path / "raw", "L5", np.zeros(SHAPE, np.uint8))
@@ -206,7 +206,7 @@ def test_a_part_without_a_voxel_is_there_and_says_that_the_vertebra_is_not(tmp_p
 
 
 @pytest.mark.parametrize("mask", ["required", "optional"])
-def test_a_scan_of_which_every_part_is_absent_has_no_mask(tmp_path, mask):
+def test_a_scan_without_any_part_has_no_mask(tmp_path, mask):
     image(tmp_path / "raw")
     report = run(tmp_path / "raw", tmp_path / "s.zarr", in_parts(*PARTS, mask=mask))
     if mask == "required":
@@ -255,7 +255,7 @@ def test_a_part_that_is_no_mask_of_a_vertebra_is_a_failed_scan(tmp_path, outside
     assert reason in failed.reason
 
 
-def test_the_command_line_says_which_parts_are_absent(tmp_path):
+def test_the_command_line_lists_absent_parts(tmp_path):
     image(tmp_path / "raw")
     write_part(tmp_path / "raw", "C7", (labels() == 7).astype(np.uint8))
     recipe = tmp_path / "parts.yaml"

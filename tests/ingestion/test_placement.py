@@ -1,4 +1,4 @@
-"""Headers that contradict themselves: what the report says of them, and what the audit finds."""
+"""Contradictory headers: tests of the notes in the report, and of the findings of the audit."""
 
 import nibabel as nib
 import numpy as np
@@ -58,7 +58,7 @@ def moved_qform(header):
         (moved_qform, "the qform places corners up to 12 mm off", "qform-conflict"),
     ],
 )
-def test_a_header_that_contradicts_itself_is_read_by_its_sform(tmp_path, edit, note, rule):
+def test_the_sform_of_a_contradictory_header_is_used(tmp_path, edit, note, rule):
     write(tmp_path, edit=edit)
     report, store = run(tmp_path)
     (said,) = report.notes["a"]
@@ -70,14 +70,14 @@ def test_a_header_that_contradicts_itself_is_read_by_its_sform(tmp_path, edit, n
     assert finding.text.startswith("the image's header ")
 
 
-def test_a_header_that_agrees_with_itself_is_no_note(tmp_path):
+def test_a_consistent_header_causes_no_note(tmp_path):
     write(tmp_path)
     report, store = run(tmp_path)
     assert report.notes == {}
     assert findings_of(store, "spacing-conflict", "qform-conflict", "unplaced", "sheared") == []
 
 
-def test_what_the_masks_header_says_is_told_apart(tmp_path):
+def test_notes_distinguish_the_header_of_the_mask(tmp_path):
     write(tmp_path)
     path = tmp_path / "a_seg.nii"
     header = nib.load(path).header
@@ -94,7 +94,7 @@ def without_codes(header):
     header["sform_code"] = header["qform_code"] = 0
 
 
-def test_a_file_without_orientation_is_found(tmp_path):
+def test_the_audit_finds_a_file_without_orientation(tmp_path):
     write(tmp_path, edit=without_codes)
     images = Recipe.from_pairs("{scan}_ct.nii", None, name="images")
     report, store = run(tmp_path, images)
@@ -104,7 +104,7 @@ def test_a_file_without_orientation_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("affine", [np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0])])
-def test_a_file_that_was_never_placed_is_found(tmp_path, affine):
+def test_the_audit_finds_a_file_with_a_default_affine(tmp_path, affine):
     write(tmp_path, image=affine, mask=affine)
     report, store = run(tmp_path)
     (said,) = report.notes["a"]
@@ -118,7 +118,7 @@ def sheared(degrees):
     return shear @ AFFINE
 
 
-def test_shear_is_told_from_obliqueness(tmp_path):
+def test_the_audit_distinguishes_shear_from_obliqueness(tmp_path):
     write(tmp_path, image=sheared(15), mask=sheared(15), edit=without_qform)
     path = tmp_path / "a_seg.nii"
     header = nib.load(path).header
@@ -140,7 +140,7 @@ def without_qform(header):
     header["pixdim"][1:4] = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
 
 
-def test_a_turned_grid_is_oblique_and_not_sheared(tmp_path):
+def test_a_rotated_grid_is_oblique_and_not_sheared(tmp_path):
     angle = np.radians(15)
     turn = np.eye(4)
     turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -182,7 +182,7 @@ def edited(path, **fields):
         ),
     ],
 )
-def test_metaimages_are_held_to_the_same(tmp_path, fields, note, rule, severity):
+def test_contradictions_in_metaimage_headers_are_found(tmp_path, fields, note, rule, severity):
     write_metaimage(tmp_path / "a.mha", PHANTOM.image, AFFINE, MetaImageForm("LPS"))
     edited(tmp_path / "a.mha", **fields)
     report, store = run(tmp_path, Recipe.from_pairs("{scan}.mha", None, name="metaimages"))

@@ -1,4 +1,4 @@
-"""Nothing of a header is copied but what the page on privacy lists: strings planted are nowhere."""
+"""Only the header fields that the privacy page lists are copied: planted strings are nowhere."""
 
 import gzip
 import json
@@ -58,7 +58,7 @@ SHAPE = (6, 5, 4)
 IMAGE = np.arange(120, dtype=np.int16).reshape(SHAPE, order="F")
 MASK = np.where(IMAGE > 60, 20, 0).astype(np.uint8)
 WINDOW = 5
-"""Characters of a canary that are found in any piece of it."""
+"""Length of the pieces of a canary that are searched for."""
 
 
 class Canaries:
@@ -86,7 +86,7 @@ class Canaries:
 
 
 def nifti_bytes(values, canaries, name, **fields):
-    """A NIfTI-1 file with canaries in every text field and in extensions of many kinds."""
+    """Return a NIfTI-1 file with canaries in every text field and in extensions of many kinds."""
     image = nib.Nifti1Image(values, np.diag([2.0, 2.0, 3.0, 1.0]))
     for field in ("descrip", "aux_file", "db_name", "intent_name", "data_type"):
         image.header[field] = canaries.text(f"{name} {field}").encode()
@@ -103,7 +103,7 @@ def nifti_bytes(values, canaries, name, **fields):
 
 
 def gzip_bytes(data, canaries, name):
-    """Gzip with a canary in FEXTRA, FNAME and FCOMMENT (RFC 1952, 2.3.1)."""
+    """Compress data with a canary in FEXTRA, FNAME and FCOMMENT (RFC 1952, 2.3.1)."""
     extra = b"AB" + struct.pack("<H", 10) + canaries.text(f"{name} gzip extra").encode()
     deflate = zlib.compressobj(wbits=-15)
     return b"".join([
@@ -117,7 +117,7 @@ def gzip_bytes(data, canaries, name):
 
 
 def metaimage_bytes(canaries, name, values=IMAGE, **changed):
-    """A .mha with canaries in free and unknown keys."""
+    """Return a .mha file with canaries in free and unknown keys."""
     keys = {
         "ObjectType": "Image",
         "NDims": "3",
@@ -145,7 +145,7 @@ def metaimage_bytes(canaries, name, values=IMAGE, **changed):
 
 
 def write_dicom(folder, canaries, name, **form):
-    """A series with canaries in names, dates, descriptions, UIDs, private tags and sequences."""
+    """Write a series with canaries in names, dates, texts, UIDs, private tags and sequences."""
     values = np.arange(18 * 17 * 3, dtype=np.int16).reshape(18, 17, 3)
     affine = np.diag([-0.75, -0.5, 2.5, 1.0])
     paths = write_dicom_series(folder, values, affine, DicomForm(**form))
@@ -191,7 +191,7 @@ def replace_bytes(path, old, new):
 
 
 def write_good(raw, canaries):
-    """Scans of every format that can be ingested."""
+    """Write a scan of every format that can be ingested."""
     plain, mask = nifti_bytes(IMAGE, canaries, "nifti"), nifti_bytes(MASK, canaries, "mask")
     (raw / "plain_ct.nii").write_bytes(plain)
     (raw / "plain_seg.nii").write_bytes(mask)
@@ -226,7 +226,7 @@ def write_good(raw, canaries):
 
 
 def write_bad(raw, canaries):
-    """Scans whose files are wrong in a place that a message speaks of, with a canary there."""
+    """Write scans with a wrong value in each field that a message mentions; it is a canary."""
 
     def text(name):
         return canaries.text(name).encode() * 9
@@ -309,7 +309,7 @@ def write_bad_dicom(raw, canaries):
 
 
 def owner_marked(folder, canaries):
-    """Set an extended attribute on every file; whether the file system keeps them."""
+    """Set an extended attribute on every file; return whether the file system keeps them."""
     try:
         for path in folder.rglob("*"):
             os.setxattr(path, "user.owner", canaries.text("owner").encode())
@@ -352,7 +352,7 @@ def test_more_than_thirty_strings_are_planted(ingested):
     assert set(canaries.planted) - set(inside) - packed <= {"owner"}
 
 
-def test_good_scans_are_stored_and_bad_ones_named(ingested):
+def test_good_scans_are_stored_and_bad_ones_reported(ingested):
     _, _, (done, again) = ingested
     report = json.loads(done.stdout)
     assert sorted(report["done"]) == ["meta", "packed", "plain", "sbroken", "series", "split"]
@@ -362,21 +362,21 @@ def test_good_scans_are_stored_and_bad_ones_named(ingested):
     assert (done.returncode, again.returncode) == (1, 1)
 
 
-def test_no_string_is_in_the_store(ingested, bytes_of_store):
+def test_no_planted_string_is_in_the_store(ingested, bytes_of_store):
     folder, canaries, _ = ingested
     assert canaries.found_in(bytes_of_store(folder / "s.zarr")) == []
     assert spinezarr.open(folder / "s.zarr").table.KVP.sel(scan="plain").item() == "120"
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_no_string_is_printed(ingested, stream):
+def test_no_planted_string_is_printed(ingested, stream):
     _, canaries, done = ingested
     for printed in done:
         assert canaries.found_in(getattr(printed, stream)) == []
 
 
-def test_no_string_is_logged(ingested, caplog, capfd):
-    """In one's own program, too, whatever it does with the logs of pydicom and nibabel."""
+def test_no_planted_string_is_logged(ingested, caplog, capfd):
+    """This holds in a user's own program, whatever it does with logs of pydicom and nibabel."""
     folder, canaries, _ = ingested
     recipe = Recipe.load(str(folder / "canaries.yaml"))
     with caplog.at_level(logging.INFO):
@@ -410,7 +410,7 @@ labels: {scheme: canonical, state: unknown}
         ),
     ],
 )
-def test_errors_of_tables_and_lists_quote_nothing(tmp_path, name, content, further):
+def test_errors_of_tables_and_lists_quote_no_value(tmp_path, name, content, further):
     canaries = Canaries()
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.nii").touch()

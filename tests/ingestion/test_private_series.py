@@ -1,4 +1,4 @@
-"""What a store of a hospital's tree says of its series: what the recipe asks for, and no more."""
+"""A store of a hospital tree holds only those fields of its series that the recipe uses."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def hospital(tmp_path):
     return tmp_path, recipe
 
 
-def test_a_store_holds_no_description_and_only_what_ids_use(hospital, bytes_of_store):
+def test_a_store_holds_no_free_text_and_only_the_fields_used_in_ids(hospital, bytes_of_store):
     folder, recipe = hospital
     recipe = recipe("{series_number}")
     found = discover(recipe, str(folder / "raw"))
@@ -47,11 +47,11 @@ def test_a_store_holds_no_description_and_only_what_ids_use(hospital, bytes_of_s
     stored = bytes_of_store(folder / "s.zarr")
     for secret in (*FREE_TEXTS, "Br38f", "Br59f", "BONE"):
         assert secret.encode() not in stored
-    # Slices are named by their own UIDs in one folder, and those names are not stored either.
+    # In one folder slices are named by their UIDs, and those names are not stored.
     assert not any(uid.encode() in stored for uid in [*UIDS, "2.25."])
 
 
-def test_with_pseudonyms_ids_hide_all_that_they_are_made_of(hospital, bytes_of_store):
+def test_pseudonyms_hide_the_fields_that_ids_are_made_of(hospital, bytes_of_store):
     folder, recipe = hospital
     recipe = recipe("{kernel}_{series_uid}")
     out = str(folder / "s.zarr")

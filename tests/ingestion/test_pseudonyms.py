@@ -1,4 +1,4 @@
-"""With pseudonyms, nothing in a store names a scan, a patient or a file."""
+"""With pseudonyms, no name of a scan, a patient or a file is in the store."""
 
 import csv
 import json
@@ -125,7 +125,7 @@ def test_no_piece_of_thirty_names_is_in_the_store(tmp_path, text_of_store):
         assert (raw / line.label).is_file()
 
 
-def test_what_names_no_one_stays(raw, tmp_path):
+def test_columns_that_identify_no_one_are_kept(raw, tmp_path):
     run(raw, tmp_path / "s.zarr")
     (line,) = [x for x in lines_of(tmp_path / "s.zarr.pseudonyms.csv") if x.scan_id == "visitB"]
     row = spinezarr.open(tmp_path / "s.zarr").table.sel(scan=line.pseudonym)
@@ -136,7 +136,7 @@ def test_what_names_no_one_stays(raw, tmp_path):
     assert "Name" not in row
 
 
-def test_scans_of_one_patient_stay_together(raw, tmp_path):
+def test_scans_of_one_patient_share_the_patient_pseudonym(raw, tmp_path):
     run(raw, tmp_path / "s.zarr")
     a, b, c = sorted(lines_of(tmp_path / "s.zarr.pseudonyms.csv"), key=lambda line: line.scan_id)
     assert a.patient_pseudonym == b.patient_pseudonym != c.patient_pseudonym
@@ -146,7 +146,7 @@ def test_scans_of_one_patient_stay_together(raw, tmp_path):
         assert line.patient_pseudonym.startswith("patient-")
 
 
-def test_key_and_map_are_read_by_their_owner_alone(raw, tmp_path):
+def test_key_and_map_are_readable_only_by_their_owner(raw, tmp_path):
     run(raw, tmp_path / "s.zarr")
     for name in ("s.zarr.pseudonyms.csv", "s.zarr.pseudonyms.key"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
@@ -194,14 +194,14 @@ def test_running_again_skips_updates_and_adds(raw, tmp_path):
     assert lines_of(place) == added
 
 
-def test_a_changed_source_is_read_anew(raw, tmp_path):
+def test_a_changed_source_is_read_again(raw, tmp_path):
     run(raw, tmp_path / "s.zarr")
     (raw / "Roe_Rick" / "visitC_seg.nii").unlink()
     assert len(run(raw, tmp_path / "s.zarr").done) == 1
 
 
 @pytest.mark.parametrize("lost", ["s.zarr.pseudonyms.csv", "s.zarr.pseudonyms.key"])
-def test_a_lost_map_or_key_is_told(raw, tmp_path, lost):
+def test_the_error_names_a_lost_map_or_key(raw, tmp_path, lost):
     run(raw, tmp_path / "s.zarr")
     (tmp_path / lost).unlink()
     with pytest.raises(UsageError, match=rf"{lost}: is not there, and the store .* was made with"):
@@ -244,7 +244,7 @@ def test_a_damaged_key_or_map_is_refused(raw, tmp_path, apply, reason):
     assert "visit" not in str(caught.value)
 
 
-def test_a_store_goes_on_as_it_began(raw, tmp_path):
+def test_later_runs_must_use_pseudonyms_like_the_first(raw, tmp_path):
     recipe = Recipe.load(str(tmp_path / "hidden.yaml"))
     run(raw, tmp_path / "s.zarr")
     with pytest.raises(UsageError, match="was made with pseudonyms"):
@@ -255,7 +255,7 @@ def test_a_store_goes_on_as_it_began(raw, tmp_path):
     assert not (tmp_path / "t.zarr.pseudonyms.key").exists()
 
 
-def test_the_map_lies_where_the_user_says_and_never_in_the_store(raw, tmp_path, monkeypatch):
+def test_the_map_may_lie_anywhere_but_in_the_store(raw, tmp_path, monkeypatch):
     out = tmp_path / "s.zarr"
     run(raw, out, str(tmp_path / "safe.csv"))
     assert (tmp_path / "safe.csv").is_file()
@@ -274,7 +274,7 @@ def test_the_map_lies_where_the_user_says_and_never_in_the_store(raw, tmp_path, 
         run(raw, tmp_path / "u.zarr", str(tmp_path / "none" / "m.csv"))
 
 
-def test_the_command_says_what_is_wrong(raw, tmp_path):
+def test_errors_of_the_command_explain_the_problem(raw, tmp_path):
     words = [tmp_path / "hidden.yaml", "--raw", raw, "--out", tmp_path / "s.zarr"]
     alone = command(*words, "--pseudonyms", tmp_path / "m.csv")
     assert (alone.returncode, "goes with --pseudonymize" in alone.stderr) == (2, True)
@@ -283,7 +283,7 @@ def test_the_command_says_what_is_wrong(raw, tmp_path):
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_a_key_is_not_shown():
+def test_a_key_is_not_printed():
     names = Pseudonyms.new()
     assert names.key.hex() not in repr(names)
     assert repr(names.key) not in repr(ScanOptions(pseudonyms=names))
@@ -291,7 +291,7 @@ def test_a_key_is_not_shown():
 
 
 @given(st.text(), st.text(), st.binary(min_size=32, max_size=32))
-def test_pseudonyms_depend_on_key_kind_and_id_alone(a, b, key):
+def test_pseudonyms_depend_only_on_key_kind_and_id(a, b, key):
     names = Pseudonyms(key)
     assert (names.of("scan", a) == names.of("scan", b)) == (a == b)
     assert names.of("scan", a)[5:] != names.of("patient", a)[8:]

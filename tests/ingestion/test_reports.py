@@ -1,4 +1,4 @@
-"""What an ingest says of files that are in no scan: as much as the dry run, with names."""
+"""Files in no scan are reported by the ingest as by the dry run, with their names."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -61,13 +61,13 @@ def load(tmp_path, text, name="mine"):
     return Recipe.load(str(tmp_path / f"{name}.yaml"))
 
 
-def test_a_whole_folder_ends_with_0_and_leaves_nothing_out(raw, out):
+def test_a_complete_folder_exits_with_0_and_reports_no_file(raw, out):
     report = run(PAIRS, raw, out)
     assert (report.done, report.exit_code) == (("good",), 0)
     assert [getattr(report, field) for field in SHARED] == [(), (), False, (), (), ()]
 
 
-def test_files_that_were_unpacked_are_read_and_stored_as_they_are_spelled(raw, out):
+def test_unpacked_files_are_read_and_stored_under_their_own_names(raw, out):
     write(raw / "plain_ct.nii")
     write(raw / "CAPS_ct.NII.GZ")
     write(raw / "folder_ct.nii.gz" / "folder_ct.nii")
@@ -88,7 +88,7 @@ def test_files_that_were_unpacked_are_read_and_stored_as_they_are_spelled(raw, o
         np.testing.assert_array_equal(scan.label, MASK.T)
 
 
-def test_images_that_were_left_out_are_named_with_the_reason(raw, out):
+def test_images_that_were_left_out_are_reported_with_the_reason(raw, out):
     write(raw / "big_CT.nii.gz")
     write(raw / "below" / "deep_ct.nii.gz")
     (raw / "other_ct.nrrd").write_bytes(b"NRRD0004\n")
@@ -106,7 +106,7 @@ def test_images_that_were_left_out_are_named_with_the_reason(raw, out):
     }
 
 
-def test_a_copy_is_one_only_of_a_file_that_is_taken(raw):
+def test_only_copies_of_taken_files_are_reported_as_copies(raw):
     for name in ("lone_seg.nii", "lone_seg.nii.gz", "other.nii", "other.nii.gz", "good_seg.NII"):
         (raw / name).write_bytes(b"x")
     found = discover(PAIRS, str(raw))
@@ -151,11 +151,11 @@ def test_a_mask_without_its_image_fails_unless_the_recipe_expects_it(raw, out, t
         ("xvertseg", False),
     ],
 )
-def test_shipped_recipes_expect_lone_masks_where_masks_come_in_one_piece(recipe, expected):
+def test_shipped_recipes_expect_lone_masks_where_masks_are_downloaded_whole(recipe, expected):
     assert (Recipe.load(recipe).orphaned_masks == "expected") is expected
 
 
-def test_a_folder_of_a_series_of_masks_without_an_image_is_one_orphan(tmp_path):
+def test_a_folder_of_mask_slices_without_an_image_is_one_orphan(tmp_path):
     recipe = Recipe.from_pairs("{scan}/ct/", "{scan}/seg/", name="series")
     for path in ("p/ct/1.dcm", "p/seg/1.dcm", "q/seg/1.dcm", "q/seg/2.dcm"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def test_a_folder_of_a_series_of_masks_without_an_image_is_one_orphan(tmp_path):
         ("a_seg.nii.gz/b.txt", "There is a_seg.nii.gz/, which is a folder"),
     ],
 )
-def test_an_image_without_a_mask_is_told_of_one_that_is_nearly_there(raw, out, there, words):
+def test_the_error_of_a_missing_mask_names_a_near_miss(raw, out, there, words):
     write(raw / "a_ct.nii.gz")
     write(raw / there, MASK)
     report = run(PAIRS, raw, out)
@@ -184,7 +184,7 @@ def test_an_image_without_a_mask_is_told_of_one_that_is_nearly_there(raw, out, t
     assert words in failed.reason
 
 
-def test_one_name_that_cannot_be_used_fails_alone(raw, out):
+def test_one_name_that_is_no_scan_id_fails_only_its_scan(raw, out):
     for name in ("-a", "_a", "__b", ".hidden", "c\x1b", "d[1]"):
         write_pair(raw, name)
     for name in ("._good_ct.nii.gz", ".DS_Store", "Thumbs.db", "desktop.ini"):
@@ -206,14 +206,14 @@ def test_one_name_that_cannot_be_used_fails_alone(raw, out):
     assert (set(again.skipped), again.others) == ({"good", "-a", "_a"}, ())
 
 
-def test_names_that_cannot_be_used_at_all_are_wrong_usage(tmp_path):
+def test_a_folder_with_only_invalid_scan_ids_is_a_usage_error(tmp_path):
     for name in ("__a", "__b"):
         write_pair(tmp_path, name)
     with pytest.raises(RecipeError, match=r"scan id '__a'[\s\S]*So it is with 1 other scan\."):
         discover(PAIRS, str(tmp_path))
 
 
-def test_a_scan_that_is_stored_stays_when_its_name_is_met_twice(raw, out, tmp_path):
+def test_a_stored_scan_stays_if_its_id_is_found_twice(raw, out, tmp_path):
     recipe = Recipe.from_pairs("**/{scan}_ct.nii.gz", "**/{scan}_seg.nii.gz", name="pairs-test")
     write_pair(raw, "other")
     run(recipe, raw, out)
@@ -268,7 +268,7 @@ def test_lists_and_tables_are_joined_in_any_unicode_form(tmp_path, out, form, na
     assert set(run(load(tmp_path, text), raw, out).skipped) == {"b", "Müller"}
 
 
-def test_two_names_that_differ_only_in_form_do_not_become_one(raw, out):
+def test_two_names_that_differ_only_in_unicode_form_are_not_merged(raw, out):
     for form in ("NFC", "NFD"):
         write_pair(raw, normalize(form, "Müller"))
     report = run(PAIRS, raw, out)
@@ -279,7 +279,7 @@ def test_two_names_that_differ_only_in_form_do_not_become_one(raw, out):
 
 
 @pytest.mark.usefixtures("plain_user")
-def test_a_folder_that_may_not_be_listed_is_named_and_all_else_ingested(raw, out):
+def test_a_forbidden_folder_is_reported_and_everything_else_ingested(raw, out):
     recipe = Recipe.from_pairs("**/{scan}_ct.nii.gz", "**/{scan}_seg.nii.gz", name="pairs-test")
     for name in ("secret", "lost+found"):
         (raw / name).mkdir()
@@ -299,7 +299,7 @@ def test_a_folder_that_may_not_be_listed_is_named_and_all_else_ingested(raw, out
 
 
 @pytest.mark.parametrize("label", [None, "{scan}.nrrd"])
-def test_patterns_of_which_nothing_is_read_are_wrong_usage_at_once(tmp_path, out, label):
+def test_patterns_of_unsupported_formats_are_a_usage_error(tmp_path, out, label):
     for name in ("1.dcm", "2.dcm", "1.nrrd", "2.nrrd"):
         (tmp_path / name).write_bytes(b"x")
     recipe = Recipe.from_pairs("{scan}.dcm", label, name="slices")
@@ -316,7 +316,7 @@ def test_patterns_of_which_nothing_is_read_are_wrong_usage_at_once(tmp_path, out
     assert not out.exists()
 
 
-def test_a_format_that_is_not_read_fails_its_scans_where_others_are_read(raw, out):
+def test_scans_of_an_unsupported_format_fail_among_others(raw, out):
     recipe = Recipe.from_pairs(r"{scan}_ct.{ext:nii\.gz|nrrd}", None, name="mixed")
     (raw / "other_ct.nrrd").write_bytes(b"NRRD0004\n")
     (image,) = discover(recipe, str(raw)).patterns
@@ -327,7 +327,7 @@ def test_a_format_that_is_not_read_fails_its_scans_where_others_are_read(raw, ou
     assert "SimpleITK" in failed.reason
 
 
-def test_each_file_is_counted_for_one_pattern(tmp_path):
+def test_each_file_is_counted_under_one_pattern(tmp_path):
     names = ["data/colon/a", "data/liver/b", "data/covid/c"]
     masks = ["label/conlon/a", "label/Liver/b", "label/covid/c", "label/covid/lone"]
     for path in (*names, *(f"{mask}_seg" for mask in masks)):
@@ -350,7 +350,7 @@ def test_each_file_is_counted_for_one_pattern(tmp_path):
     }
 
 
-def test_parts_of_masks_are_counted_and_absent_ones_named(tmp_path):
+def test_mask_parts_are_counted_and_absent_ones_listed(tmp_path):
     parts = {"s0": ["vertebrae_L1", "vertebrae_L2"], "s1": ["vertebrae_L1", "heart"], "s2": []}
     for scan, names in parts.items():
         for name in ("ct", *(f"segmentations/{name}" for name in names)):
@@ -380,8 +380,8 @@ def test_parts_of_masks_are_counted_and_absent_ones_named(tmp_path):
     )
 
 
-def test_every_file_of_a_raw_folder_is_accounted_for_once(raw, out):
-    """Scans, failures, orphans and ignored files together are all that is there."""
+def test_every_file_of_a_raw_folder_is_reported_once(raw, out):
+    """Scans, failures, orphans and ignored files together are all files of the folder."""
     write_pair(raw, "__bad")
     write(raw / "lone_seg.nii.gz", MASK)
     write(raw / "nomask_ct.nii.gz")

@@ -1,4 +1,4 @@
-"""Running an ingest again gives the store that a fresh ingest gives."""
+"""Repeating an ingest gives the same store as a fresh ingest."""
 
 import json
 import subprocess
@@ -81,8 +81,8 @@ with StoreLock(StoreFileSystem(sys.argv[1]), sys.argv[1], sys.argv[1], "a test")
 """
 
 
-def test_what_a_killed_run_left_goes_with_the_next_one(raw, tmp_path):
-    """Only then: running again after a run that ended lists no scan's files."""
+def test_the_next_run_removes_the_leftovers_of_a_killed_one(raw, tmp_path):
+    """After a run that ended normally, the next one lists no files of scans."""
     out = tmp_path / "s.zarr"
     run(raw, out)
     left = out / "scans" / "a" / "image" / "c" / "9" / "9" / "9"
@@ -146,7 +146,7 @@ AMENDED = {
     "further structure": (None, ('"30": left_hip', '"30": left_hip, "31": right_hip')),
     "no structures": (None, (', structures: {"30": left_hip}', "")),
 }
-READ_ANEW = {
+READ_AGAIN = {
     "values": (None, ('"20": L1', '"20": L2')),
     "fewer values": (None, (', "7": "31"', "")),
     "more values": (None, ('"7": "31"', '"7": "31", "9": "32"')),
@@ -165,7 +165,7 @@ READ_ANEW = {
     "change",
     [pytest.param(c, marks=[pytest.mark.long] if n % 2 else []) for n, c in enumerate(AMENDED)],
 )
-def test_what_no_voxel_depends_on_is_amended(change, raw, tmp_path, differing):
+def test_changes_that_affect_no_voxel_only_amend_the_metadata(change, raw, tmp_path, differing):
     edit, replaced = AMENDED[change]
     out, fresh = tmp_path / "s.zarr", tmp_path / "fresh.zarr"
     run(raw, out)
@@ -183,9 +183,9 @@ def test_what_no_voxel_depends_on_is_amended(change, raw, tmp_path, differing):
     assert run(raw, out, text).skipped == ("a", "b")
 
 
-@pytest.mark.parametrize("change", READ_ANEW)
-def test_what_voxels_depend_on_is_read_anew(change, raw, tmp_path, differing):
-    edit, replaced = READ_ANEW[change]
+@pytest.mark.parametrize("change", READ_AGAIN)
+def test_changes_that_affect_voxels_read_the_scan_again(change, raw, tmp_path, differing):
+    edit, replaced = READ_AGAIN[change]
     out, fresh = tmp_path / "s.zarr", tmp_path / "fresh.zarr"
     run(raw, out)
     assert replaced is None or replaced[0] in RECIPE
@@ -200,7 +200,7 @@ def test_what_voxels_depend_on_is_read_anew(change, raw, tmp_path, differing):
     assert run(raw, out, text).skipped == ("a", "b")
 
 
-def test_parts_with_other_values_are_read_anew(raw, tmp_path, differing):
+def test_mask_parts_with_other_values_are_read_again(raw, tmp_path, differing):
     parts = RECIPE.replace(
         '    label: "{patient}_{scan}_seg.nii"\n',
         '    label_parts: {file: "{scan}_{part}.nii", values: {one: L1, two: L2}}\n',
@@ -219,7 +219,7 @@ def test_parts_with_other_values_are_read_anew(raw, tmp_path, differing):
     np.testing.assert_array_equal(stored == 22, PHANTOM.label == 19)
 
 
-def test_centroids_of_another_convention_are_read_anew(raw, tmp_path, differing):
+def test_centroids_of_another_convention_are_read_again(raw, tmp_path, differing):
     for scan in "ab":
         (raw / f"{scan}.json").write_text('[{"label": 20, "X": 90, "Y": 80, "Z": 70}]')
     text = RECIPE.replace("convention: verse", "convention: verse-2019-challenge")
@@ -230,7 +230,7 @@ def test_centroids_of_another_convention_are_read_anew(raw, tmp_path, differing)
     assert differing(tmp_path / "s.zarr", tmp_path / "fresh.zarr") == []
 
 
-def test_structures_are_named_anew_where_labels_are_described(raw, tmp_path):
+def test_structures_are_renamed_where_labels_are_described(raw, tmp_path):
     out = tmp_path / "s.zarr"
     run(raw, out)
     run(raw, out, RECIPE.replace("left_hip", "right hip"))
@@ -240,7 +240,7 @@ def test_structures_are_named_anew_where_labels_are_described(raw, tmp_path):
     assert named[31] == "label_31"
 
 
-def test_a_root_of_another_license_is_written_anew(raw, tmp_path):
+def test_a_root_of_another_license_is_written_again(raw, tmp_path):
     run(raw, tmp_path / "s.zarr")
     run(raw, tmp_path / "s.zarr", RECIPE.replace("CC0-1.0", "CC-BY-4.0"))
     assert spinezarr.open(tmp_path / "s.zarr").attrs["license"] == "CC-BY-4.0"
@@ -255,7 +255,7 @@ def test_scans_that_are_no_longer_found_stay_and_are_reported(raw, tmp_path):
     assert spinezarr.open(out).table.scan.to_numpy().tolist() == ["a", "b"]
 
 
-def test_notes_of_sidecars_and_values_come_and_go(raw, tmp_path):
+def test_notes_about_sidecars_and_values_follow_the_files(raw, tmp_path):
     out = tmp_path / "s.zarr"
     outside = "mask values outside the label scheme: 31"
     assert run(raw, out).notes["a"][-1] == outside
@@ -268,7 +268,7 @@ def test_notes_of_sidecars_and_values_come_and_go(raw, tmp_path):
     assert passed_over not in run(raw, out).notes["a"]
 
 
-def test_a_small_file_that_cannot_be_read_costs_no_stored_scan(raw, tmp_path):
+def test_an_unreadable_small_file_removes_no_stored_scan(raw, tmp_path):
     out = tmp_path / "s.zarr"
     run(raw, out)
     recipe = Recipe.load(str(raw.parent / "again.yaml"))

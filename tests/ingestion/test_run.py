@@ -87,7 +87,7 @@ def assert_same_files(a, b):
     oblique_deg=st.sampled_from([0.0, 8.0]),
     memory=st.sampled_from([MemoryBudget(), MemoryBudget(9, 9, 0)]),
 )
-def test_stored_voxels_and_affine_are_the_sources(
+def test_stored_voxels_and_affine_equal_those_of_the_source(
     image_axes, label_axes, image_dtype, label_dtype, scaling, oblique_deg, memory, tmp_path_factory
 ):
     folder = tmp_path_factory.mktemp("pair")
@@ -132,7 +132,7 @@ def test_stored_voxels_and_affine_are_the_sources(
         (np.array([1.0, np.inf], np.float64), "float64"),
     ],
 )
-def test_what_int16_cannot_hold_keeps_its_type_and_is_reported(values, kept, tmp_path):
+def test_images_beyond_int16_keep_their_type_with_a_note(values, kept, tmp_path):
     # The odd value comes last, after slabs that were already encoded as int16.
     array = np.full((20, 20, 150), values[0])
     array[3, 4, -1] = values[1]
@@ -153,7 +153,7 @@ def test_what_int16_cannot_hold_keeps_its_type_and_is_reported(values, kept, tmp
     assert "label" not in store.scan("a")
 
 
-def test_an_image_without_any_finite_value_is_stored_as_standard_json(tmp_path):
+def test_metadata_of_an_image_without_finite_values_are_standard_json(tmp_path):
     write_array(tmp_path / "a_ct.nii.gz", np.full((9, 9, 9), np.nan, np.float32))
     run(tmp_path, tmp_path / "s.zarr", IMAGES)
     text = (tmp_path / "s.zarr" / "scans" / "a" / "zarr.json").read_text()
@@ -162,7 +162,7 @@ def test_an_image_without_any_finite_value_is_stored_as_standard_json(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["{scan:.*}_ct.nii.gz", "{scan:[.a-z]*}_ct.nii.gz"])
-def test_a_scan_id_that_cannot_name_a_folder_fails_alone(pattern, tmp_path):
+def test_a_scan_id_that_is_no_folder_name_fails_only_its_scan(pattern, tmp_path):
     write_pair(tmp_path / "sub", ".a", label=None)
     recipe = Recipe.from_pairs("**/" + pattern, None, name="bad-ids")
     with pytest.raises(UsageError, match="cannot name a folder"):
@@ -175,7 +175,7 @@ def test_a_scan_id_that_cannot_name_a_folder_fails_alone(pattern, tmp_path):
     assert "sub/.a_ct.nii.gz: gives the scan id '.a', which cannot name a folder" in failed.reason
 
 
-def test_scaling_that_gives_fractions_is_kept_unrounded(tmp_path):
+def test_images_with_fractional_scaling_are_not_rounded(tmp_path):
     image = nib.Nifti1Image(np.arange(8000, dtype=np.int16).reshape(20, 20, 20), np.eye(4))
     image.header.set_slope_inter(0.1, -3.0)
     image.header.set_data_dtype(np.int16)
@@ -187,7 +187,7 @@ def test_scaling_that_gives_fractions_is_kept_unrounded(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, 256.0, np.nan])
-def test_a_mask_value_that_is_no_label_is_refused_by_name(value, tmp_path):
+def test_the_error_names_a_mask_value_that_is_no_label(value, tmp_path):
     label = PHANTOM.label.astype(np.float32).T.copy()
     label[1, 2, 3] = value
     write_pair(tmp_path, label=None)
@@ -197,7 +197,7 @@ def test_a_mask_value_that_is_no_label_is_refused_by_name(value, tmp_path):
     assert repr(value) in failed.reason
 
 
-def test_a_bad_scan_leaves_nothing_and_stops_no_other(tmp_path):
+def test_a_failed_scan_leaves_no_files_and_stops_no_other(tmp_path):
     raw = tmp_path / "raw"
     for name in ("cut", "flipped", "good", "moved", "other", "rgb", "series"):
         write_pair(raw, name)
@@ -274,7 +274,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
     assert_same_files(tmp_path / "1.zarr", tmp_path / "2.zarr")
 
 
-def test_running_again_redoes_what_is_missing_or_replaced(tmp_path, differing):
+def test_a_repeated_run_redoes_missing_and_replaced_scans(tmp_path, differing):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("a", "b", "c", "d"):
         write_pair(raw, name)
@@ -297,7 +297,7 @@ def test_running_again_redoes_what_is_missing_or_replaced(tmp_path, differing):
     assert run(raw, out).done == ("a",)
 
 
-def test_a_source_with_another_time_is_read_anew_only_if_its_content_differs(tmp_path, differing):
+def test_a_touched_source_is_read_again_only_if_its_content_differs(tmp_path, differing):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     raw.mkdir()
     for name in ("a", "b", "c"):  # not compressed: other voxels in as many bytes
@@ -320,7 +320,7 @@ def test_a_source_with_another_time_is_read_anew_only_if_its_content_differs(tmp
     assert run(raw, out, recipe).skipped == ("a", "b", "c")
 
 
-def test_what_is_as_it_was_is_not_opened(tmp_path):
+def test_unchanged_sources_are_not_opened(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("a", "b"):
         write_pair(raw, name)
@@ -336,7 +336,7 @@ def test_what_is_as_it_was_is_not_opened(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
-def test_a_lost_ledger_is_made_again(damage, tmp_path, differing):
+def test_a_lost_ledger_is_written_again(damage, tmp_path, differing):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("a", "b"):
         write_pair(raw, name)
@@ -351,7 +351,7 @@ def test_a_lost_ledger_is_made_again(damage, tmp_path, differing):
     assert differing(out, before) == []
 
 
-def test_adding_scans_leaves_the_rows_of_others_as_a_fresh_ingest_writes_them(tmp_path, differing):
+def test_adding_scans_gives_the_table_of_a_fresh_ingest(tmp_path, differing):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("b", "d"):
         write_pair(raw, name)
@@ -363,7 +363,7 @@ def test_adding_scans_leaves_the_rows_of_others_as_a_fresh_ingest_writes_them(tm
     assert differing(out, tmp_path / "fresh.zarr") == []
 
 
-def test_a_changed_split_list_is_followed(tmp_path):
+def test_a_changed_split_list_updates_the_splits(tmp_path):
     raw, out = tmp_path / "raw", str(tmp_path / "s.zarr")
     write_ctspine1k(raw, scale=0.2)
     recipe = Recipe.load("ctspine1k")
@@ -380,7 +380,7 @@ def test_a_changed_split_list_is_followed(tmp_path):
     assert table.split.sel(scan="HN_P001").item() == "test"
 
 
-def test_a_replaced_source_that_is_broken_costs_no_stored_scan(tmp_path):
+def test_a_broken_replacement_of_a_source_keeps_the_stored_scan(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("a", "b"):
         write_pair(raw, name)
@@ -394,7 +394,7 @@ def test_a_replaced_source_that_is_broken_costs_no_stored_scan(tmp_path):
 
 
 class StopsAt:
-    """A listener that ends the ingest from within, as Ctrl-C does."""
+    """A listener that interrupts the ingest, as Ctrl-C does."""
 
     def __init__(self, scan_id):
         self.scan_id = scan_id
@@ -410,7 +410,7 @@ class StopsAt:
         pass
 
 
-def test_an_interrupted_ingest_keeps_what_is_done_and_goes_on(tmp_path, differing):
+def test_an_interrupted_ingest_keeps_finished_scans_and_can_be_continued(tmp_path, differing):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("a", "b", "c"):
         write_pair(raw, name)
@@ -426,7 +426,7 @@ def test_an_interrupted_ingest_keeps_what_is_done_and_goes_on(tmp_path, differin
 
 
 @pytest.mark.long
-def test_a_killed_ingest_shows_only_whole_scans_and_goes_on(tmp_path, differing):
+def test_a_killed_ingest_shows_only_whole_scans_and_can_be_continued(tmp_path, differing):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     names = [f"scan{i:02}" for i in range(40)]
     for name in names:
@@ -454,7 +454,7 @@ def test_a_killed_ingest_shows_only_whole_scans_and_goes_on(tmp_path, differing)
     assert differing(out, fresh) == []
 
 
-def test_a_store_that_cannot_be_written_is_wrong_usage(tmp_path):
+def test_a_store_that_cannot_be_written_is_a_usage_error(tmp_path):
     write_pair(tmp_path / "raw")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="cannot be written"):
@@ -488,7 +488,7 @@ class Records:
         self.outcomes[source.scan_id] = outcome
 
 
-def test_progress_adds_up_to_one_a_scan(tmp_path):
+def test_progress_adds_up_to_one_per_scan(tmp_path):
     write_pair(tmp_path, "a")
     (tmp_path / "c_ct.nii.gz").write_bytes((tmp_path / "a_ct.nii.gz").read_bytes()[:99])
     (tmp_path / "c_seg.nii.gz").write_bytes((tmp_path / "a_seg.nii.gz").read_bytes())
@@ -502,13 +502,13 @@ def test_progress_adds_up_to_one_a_scan(tmp_path):
     assert heard.outcomes["a"] == "already in the store"
 
 
-def test_progress_goes_back_where_an_image_starts_anew(tmp_path):
+def test_progress_goes_back_when_an_image_is_encoded_again(tmp_path):
     kept = PHANTOM.image.astype(np.int32)
     kept[0, 0, 0] = 40000
     form = NiftiForm(dtype="int32", orientation="LPI")
     write_pair(tmp_path, "b", image=kept, label=None, forms=(form, None))
     heard = Records()
-    # A few planes at once, so that some are done before the value that does not fit.
+    # A few planes are read at once, so that some are done before the value that does not fit.
     options = ScanOptions(memory=MemoryBudget(strip_bytes=1 << 14))
     run(tmp_path, tmp_path / "s.zarr", IMAGES, listener=heard, options=options)
     assert heard.outcomes == {"b": "done"}

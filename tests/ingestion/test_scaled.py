@@ -35,7 +35,7 @@ def run(raw, out, recipe=IMAGES, **options):
 
 
 def assert_same_bits(found, expected):
-    """Compare also the sign of zero; NaN is NaN, and the order of bytes is the machine's."""
+    """Compare bit for bit, with the sign of zero; any NaN equals any other, in any byte order."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.dtype == expected.dtype.newbyteorder("=")
     np.testing.assert_array_equal(found, expected)
@@ -49,7 +49,7 @@ def raw_numbers_zyx(path):
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_the_array_holds_the_numbers_of_the_file(odd, name):
+def test_the_array_holds_the_stored_numbers_of_the_file(odd, name):
     array = zarr.open_array(f"{odd.url}/scans/{name}/image", mode="r")
     expected = raw_numbers_zyx(odd.raw / f"{name}_ct.nii")
     assert array.dtype == np.dtype(STORED[name]).newbyteorder("<")
@@ -57,7 +57,7 @@ def test_the_array_holds_the_numbers_of_the_file(odd, name):
 
 
 @pytest.mark.parametrize("name", [*STORED, "plain", "holes", "sieve"])
-def test_xarray_and_our_reader_give_the_bits_that_nibabel_reads(odd, name):
+def test_xarray_and_our_reader_return_the_values_of_nibabel_bit_for_bit(odd, name):
     plain = xr.open_zarr(f"{odd.url}/scans/{name}")
     ours = spinezarr.open(odd.url).scan(name)
     for scan in (plain, ours):
@@ -75,7 +75,7 @@ def test_xarray_and_our_reader_give_the_bits_that_nibabel_reads(odd, name):
     big_endian=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_any_scaling_gives_the_bits_that_nibabel_reads(
+def test_any_scaling_returns_the_values_of_nibabel_bit_for_bit(
     tmp_path_factory, dtype, slope, inter, version, big_endian, seed
 ):
     folder = tmp_path_factory.mktemp("scaled")
@@ -111,7 +111,7 @@ def test_any_scaling_gives_the_bits_that_nibabel_reads(
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_table_attributes_and_report_say_how_it_is_stored(odd, name):
+def test_table_attributes_and_report_describe_the_scaling(odd, name):
     table = spinezarr.open(odd.url).table.sel(scan=name)
     assert table.image_dtype.item() == "float64"
     assert table.image_stored_dtype.item() == STORED[name]
@@ -136,7 +136,7 @@ def test_an_ordinary_image_has_no_scaling(odd):
     assert "scale_factor" not in zarr.open_array(f"{odd.url}/scans/plain/image").attrs
 
 
-def test_a_scaled_image_that_int16_holds_is_int16(tmp_path):
+def test_a_scaled_image_that_fits_int16_is_stored_as_int16(tmp_path):
     values = np.arange(-500, 500, 2).reshape(5, 10, 10).astype(float)
     form = NiftiForm("LPS", "uint16", slope=2, inter=-500)
     write_nifti(tmp_path / "a_ct.nii", values, AFFINE, form)
@@ -146,7 +146,7 @@ def test_a_scaled_image_that_int16_holds_is_int16(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "kept"), [("float64", "float64"), ("int64", "float64")])
-def test_numbers_as_wide_as_their_values_are_not_kept(tmp_path, dtype, kept):
+def test_values_are_stored_if_the_numbers_of_the_file_are_as_wide(tmp_path, dtype, kept):
     values = np.arange(500).reshape(5, 10, 10) * 0.5
     write_nifti(tmp_path / "a_ct.nii", values, AFFINE, NiftiForm("LPS", dtype, slope=0.5))
     report = run(tmp_path, tmp_path / "s.zarr")
@@ -154,10 +154,10 @@ def test_numbers_as_wide_as_their_values_are_not_kept(tmp_path, dtype, kept):
     assert zarr.open_array(f"{tmp_path}/s.zarr/scans/a/image").dtype == kept
 
 
-def test_a_scaling_beyond_the_range_of_numbers_is_refused(tmp_path):
+def test_a_scaling_that_overflows_is_refused(tmp_path):
     header = nib.Nifti2Header()
     header.set_data_dtype(np.int16)
-    # The number that is scaled too far comes after slabs that have shown that int16 is too narrow.
+    # The overflow comes after slabs that have shown that int16 is too narrow.
     header.set_data_shape((3, 3, 150))
     header.set_sform(AFFINE, code=1)
     header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
@@ -209,12 +209,12 @@ def test_the_memory_budget_changes_no_byte(odd, tmp_path):
                 assert path.read_bytes() == twin.read_bytes()
 
 
-def test_verify_finds_nothing_and_says_equal(odd):
+def test_verify_against_the_sources_finds_them_equal(odd):
     assert not verify_store(odd.url).faults
     assert compare_with_source(odd.url, str(odd.raw), list(odd.image)) == []
 
 
-def test_verify_finds_another_scaling_in_the_source(odd, tmp_path):
+def test_verify_reports_another_scaling_in_the_source(odd, tmp_path):
     raw = shutil.copytree(odd.raw, tmp_path / "raw")
     data = bytearray((raw / "byte_ct.nii").read_bytes())
     data[112:116] = np.float32(0.3001).tobytes()
@@ -223,7 +223,7 @@ def test_verify_finds_another_scaling_in_the_source(odd, tmp_path):
     assert {fault.kind for fault in faults} == {"source", "voxels"}
 
 
-def test_running_again_reads_nothing_and_amending_keeps_the_scaling(odd, tmp_path):
+def test_a_repeated_run_reads_nothing_and_amending_keeps_the_scaling(odd, tmp_path):
     store = shutil.copytree(odd.url, tmp_path / "s.zarr")
     recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
     assert len(run(odd.raw, store, recipe).skipped) == len(odd.image)
@@ -234,7 +234,7 @@ def test_running_again_reads_nothing_and_amending_keeps_the_scaling(odd, tmp_pat
 
 
 @pytest.mark.parametrize("name", [*STORED, "sieve"])
-def test_exports_give_the_file_back_bit_for_bit(odd, tmp_path, name):
+def test_exports_restore_the_file_bit_for_bit(odd, tmp_path, name):
     done = (
         spinezarr.open(odd.url)
         .export_nifti(out=tmp_path, scans=name, compressed=False, overwrite=True)
@@ -288,7 +288,7 @@ def test_a_series_of_whole_numbers_stays_whole(tmp_path):
     assert zarr.open_array(f"{tmp_path}/s.zarr/scans/a/image").dtype == np.int32
 
 
-# The arithmetic
+# Arithmetic
 
 
 @given(
@@ -297,7 +297,7 @@ def test_a_series_of_whole_numbers_stays_whole(tmp_path):
     st.floats(-2000, 2000),
     st.sampled_from(["f4", "f8", ">f8", "i2"]),
 )
-def test_values_into_any_output_are_computed_in_float64(dtype, slope, inter, out_dtype):
+def test_values_for_any_output_type_are_computed_in_float64(dtype, slope, inter, out_dtype):
     numbers = np.arange(240).astype(dtype).reshape(6, 5, 8)
     scaling = Scaling(slope, inter)
     expected = numbers.astype(np.float64) * slope + inter
@@ -312,7 +312,7 @@ def test_values_into_any_output_are_computed_in_float64(dtype, slope, inter, out
     assert not around[:, 1::2].any()
 
 
-def test_large_blocks_and_none_at_all_are_scaled_alike():
+def test_large_and_empty_blocks_are_scaled_alike():
     numbers = np.arange(2 * 700 * 600, dtype=np.int32).reshape(2, 700, 600)
     out = np.empty(numbers.shape, np.float32)
     Scaling(0.1, 5).values_into(numbers, out)
@@ -321,7 +321,7 @@ def test_large_blocks_and_none_at_all_are_scaled_alike():
     Scaling(0.1, 5).values_into(numbers[:, :0], out[:, :0])
 
 
-def test_attributes_are_read_as_they_were_written():
+def test_attributes_of_a_scaling_survive_a_round_trip():
     for scaling in (Scaling(0.3, -10.0), Scaling(2.0, 0.0), Scaling(-1e-30, 1e30)):
         assert Scaling.of_attributes(json.loads(json.dumps(scaling.attributes))) == scaling
     assert Scaling.of_attributes({"units": "HU"}) is None

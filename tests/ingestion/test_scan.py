@@ -42,7 +42,7 @@ def files(folder):
 
 @pytest.mark.parametrize("axes", ["LPS", "PIR", "SAR"])
 @pytest.mark.parametrize("kept", [np.int16(3), np.float32(0.5)])
-def test_the_budget_changes_no_byte_of_a_store(tmp_path, axes, kept):
+def test_the_memory_budget_changes_no_byte_of_a_store(tmp_path, axes, kept):
     image = PHANTOM.image.astype(kept.dtype)
     image[40, 20, 30] = kept
     write_pair(tmp_path / "raw", image=image, axes=axes, dtypes=(kept.dtype.name, None))
@@ -53,7 +53,7 @@ def test_the_budget_changes_no_byte_of_a_store(tmp_path, axes, kept):
         assert filecmp.cmp(tmp_path / "memory" / name, tmp_path / "disk" / name, shallow=False)
 
 
-def test_of_two_bad_files_the_image_is_named(tmp_path):
+def test_the_error_of_two_bad_files_names_the_image(tmp_path):
     image, mask = write_pair(
         tmp_path / "raw", label=PHANTOM.label.astype(np.int32) * 400, dtypes=(None, "int32")
     )
@@ -78,7 +78,7 @@ def test_a_failed_image_stops_the_mask(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
-def test_progress_is_told_by_the_thread_that_ingests(tmp_path):
+def test_progress_is_reported_in_the_thread_that_ingests(tmp_path):
     class Listener:
         shares = ()
         threads = frozenset()
@@ -102,7 +102,7 @@ def test_progress_is_told_by_the_thread_that_ingests(tmp_path):
         assert sum(listener.shares) == pytest.approx(1)
 
 
-def test_scratch_files_go_to_the_folder_that_is_named(tmp_path):
+def test_scratch_files_are_written_to_the_given_folder(tmp_path):
     write_pair(tmp_path / "raw")
     missing = ScanOptions(memory=ALL_ON_DISK.memory, scratch=str(tmp_path / "none"))
     (failed,) = run(tmp_path / "raw", tmp_path / "s.zarr", options=missing).failed

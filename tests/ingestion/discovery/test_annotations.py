@@ -29,7 +29,7 @@ labels: {scheme: canonical, state: unknown}
 
 
 def centers():
-    """A voxel in the middle of each label, in RAS+ mm."""
+    """Return a voxel in the middle of each label, in RAS+ mm."""
     found = {}
     for name, value in VALUES.items():
         indices = np.argwhere(PHANTOM.label == value)

@@ -1,4 +1,4 @@
-"""Folders of DICOM files: which are CTs, which series are scans, and what is read to know it."""
+"""Tests of which DICOM folders and series are scans, and how few files are read to decide it."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def write_mr(folder, count=6):
 
 
 def put_beside(folder, name, **elements):
-    """Write another series, and move it among the files of ``folder``."""
+    """Write another series into ``folder``."""
     slices = write(folder / "new")
     set_dicom_elements(slices, SeriesInstanceUID=f"1.2.840.99.{name}", **elements)
     for path in slices:
@@ -75,7 +75,7 @@ def reasons(found):
 
 
 class NotingFileSystem(LocalFileSystem):
-    """The disk, and which files were opened, how often."""
+    """The local file system, with counts of opened files."""
 
     cachable = False
 
@@ -90,17 +90,17 @@ class NotingFileSystem(LocalFileSystem):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Count which files are opened, by path."""
+    """Count how often each file is opened, by path."""
     counts = Counter()
     fs = NotingFileSystem(counts)
     monkeypatch.setattr(discover_module, "open_filesystem", lambda raw, _=None: (fs, str(raw)))
     return counts
 
 
-# One scan a folder
+# One scan per folder
 
 
-def test_of_folders_that_are_ct_one_file_each_is_opened(tmp_path, opened):
+def test_one_file_is_opened_of_each_ct_folder(tmp_path, opened):
     for number in range(20):
         write(tmp_path / f"p{number}" / "ct", localizer=number % 2 > 0)
         (tmp_path / f"p{number}" / "ct" / "LICENSE").write_text("CC BY")
@@ -110,7 +110,7 @@ def test_of_folders_that_are_ct_one_file_each_is_opened(tmp_path, opened):
     assert set(opened.values()) == {1}
 
 
-def test_the_tcia_recipe_opens_one_file_a_series(tmp_path, opened):
+def test_the_tcia_recipe_opens_one_file_per_series(tmp_path, opened):
     recipe = Recipe.load("ctspine1k")
     spinezarr.testing.write_ctspine1k_tcia(tmp_path)
     found = found_in(tmp_path, recipe)
@@ -131,7 +131,7 @@ def test_the_tcia_recipe_opens_one_file_a_series(tmp_path, opened):
         ("DIRECTORY", "Media Storage Directory Storage"),
     ],
 )
-def test_a_folder_without_a_ct_is_passed_over_and_counted(tmp_path, modality, name):
+def test_a_folder_without_a_ct_is_skipped_and_counted(tmp_path, modality, name):
     write(tmp_path / "a" / "ct")
     written = write_dicom_objects(tmp_path / "a" / "other", modality, 3)
     written[0].rename(written[0].with_name("I0001"))
@@ -140,7 +140,7 @@ def test_a_folder_without_a_ct_is_passed_over_and_counted(tmp_path, modality, na
     assert reasons(found) == {f"{NOT_CT}{name}": len(written)}
 
 
-def test_a_folder_of_localizers_or_pictures_is_passed_over(tmp_path):
+def test_a_folder_of_localizers_or_pictures_is_skipped(tmp_path):
     write(tmp_path / "ct")
     for path in write(tmp_path / "scout", VALUES[..., :2], secondary_capture=True):
         set_dicom_elements([path], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
@@ -162,7 +162,7 @@ def test_a_raw_folder_without_any_ct_is_no_error(tmp_path):
     assert spinezarr.open(tmp_path / "s.zarr").table.sizes["scan"] == 0
 
 
-def test_a_ct_among_other_objects_is_found_wherever_it_is(tmp_path):
+def test_a_ct_among_files_of_other_classes_is_found(tmp_path):
     write_mr(tmp_path / "mixed")
     for path in (tmp_path / "mixed").iterdir():
         path.rename(path.with_name(f"mr-{path.name}"))
@@ -177,7 +177,7 @@ def test_a_ct_among_other_objects_is_found_wherever_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", bytes(900), b"<html>404", None])
-def test_a_folder_that_cannot_be_read_still_fails(tmp_path, content):
+def test_a_folder_of_unreadable_files_is_a_failed_scan(tmp_path, content):
     write_mr(tmp_path / "mr")
     (path,) = write(tmp_path / "broken", VALUES[..., :1])
     path = path.rename(path.with_suffix(""))
@@ -189,12 +189,12 @@ def test_a_folder_that_cannot_be_read_still_fails(tmp_path, content):
     assert "broken/1: " in report.failed[0].reason
 
 
-def test_a_broken_file_beside_others_that_are_no_ct_is_not_passed_over(tmp_path):
+def test_a_folder_with_an_unreadable_file_is_not_skipped(tmp_path):
     write_mr(tmp_path / "mr")[2].write_bytes(bytes(700))
     assert ids(found_in(tmp_path)) == ["mr"]
 
 
-def test_folders_without_dicom_by_name_are_no_scans(tmp_path):
+def test_folders_without_dicom_file_names_are_no_scans(tmp_path):
     write(tmp_path / "ct")
     for name in ("a/report.pdf", "b/README", "b/table.csv", "c/.DS_Store", "d/x.nii.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -205,7 +205,7 @@ def test_folders_without_dicom_by_name_are_no_scans(tmp_path):
     assert reasons(found)["left by an operating system or program"] == 1
 
 
-def test_the_shipped_dicom_recipes_give_what_they_gave(tmp_path):
+def test_the_rsna_recipe_makes_one_scan_of_each_folder(tmp_path):
     written = write_rsna(tmp_path / "rsna")
     found = found_in(tmp_path / "rsna", Recipe.load("rsna2022"))
     assert sorted(ids(found)) == sorted(scan.scan_id for scan in written)
@@ -213,7 +213,7 @@ def test_the_shipped_dicom_recipes_give_what_they_gave(tmp_path):
     assert all(scan.patient_id == scan.scan_id for scan in found.scans)
 
 
-def test_without_pydicom_folders_are_still_told_apart(tmp_path):
+def test_folders_without_a_ct_are_skipped_without_pydicom(tmp_path):
     write(tmp_path / "ct")
     write_mr(tmp_path / "mr")
     code = (
@@ -228,7 +228,7 @@ def test_without_pydicom_folders_are_still_told_apart(tmp_path):
     assert done.stdout.strip() == "['ct'] {'passed over, not CT: object of an unknown class'}"
 
 
-# One scan a series
+# One scan per series
 
 
 def recipe_of(tmp_path, series="{}", **keys):
@@ -254,7 +254,7 @@ def recipe_of(tmp_path, series="{}", **keys):
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory):
-    """A tree that is not to be changed, and what was written there."""
+    """Return a hospital tree that no test may change, and the scans written there."""
     raw = tmp_path_factory.mktemp("hospital")
     return raw, write_hospital(raw)
 
@@ -299,7 +299,9 @@ def test_every_ct_series_of_a_hospital_tree_is_a_scan(hospital, tmp_path):
         ('{"number": 3, "kernel": "STANDARD"}', []),
     ],
 )
-def test_series_are_chosen_and_all_others_counted_by_number(hospital, tmp_path, series, numbers):
+def test_the_series_option_chooses_series_and_the_others_are_counted_by_number(
+    hospital, tmp_path, series, numbers
+):
     raw, _ = hospital
     found = found_in(raw, recipe_of(tmp_path, series))
     assert [scan_id.rsplit("_", 1)[-1] for scan_id in ids(found)] == numbers
@@ -307,14 +309,14 @@ def test_series_are_chosen_and_all_others_counted_by_number(hospital, tmp_path, 
     assert left == {f"series '{number}'" for number in {"2", "3", "302"} - {*numbers}}
 
 
-def test_all_that_a_template_can_say_of_a_series(hospital, tmp_path):
+def test_templates_may_use_every_field_of_a_series(hospital, tmp_path):
     raw, _ = hospital
     names = "{series_number}_{kernel}_{slice_thickness_mm}_{study_uid}_{series_uid}"
     found = found_in(raw, recipe_of(tmp_path, scan_id=f"{{patient}}_{{date}}_{names}"))
     assert ids(found)[2] == ("P0012_20231102_302_BONE_5_2.25.12023110212_2.25.12023110212.302")
 
 
-def test_a_lookup_may_use_what_a_series_says(hospital, tmp_path):
+def test_lookups_may_use_fields_of_a_series(hospital, tmp_path):
     lookups = {"sharp": {"inputs": "kernel", "values": {"Br3*": "soft", "{k}": "bone"}}}
     recipe = recipe_of(
         tmp_path, lookups=lookups, source="{sharp}", scan_id="{patient}_{sharp}_{series_number}"
@@ -345,13 +347,11 @@ def test_series_that_share_an_id_are_refused_with_their_numbers(hospital, tmp_pa
     assert 'e.g. "{series_number}_{scan}"' in message
 
 
-def test_of_series_that_are_one_scan_the_first_is_taken_and_the_others_are_noted(
-    hospital, tmp_path
-):
+def test_one_of_several_series_of_a_scan_is_taken_and_the_others_are_noted(hospital, tmp_path):
     recipe = recipe_of(tmp_path, duplicate_key="{patient}", scan_id="{patient}")
     found = found_in(hospital[0], recipe)
     assert ids(found) == ["P0007", "P0012"]
-    assert found.scans[0].series.name == "series '3'"  # it has a mask
+    assert found.scans[0].series.name == "series '3'"  # the one with a mask
     left = [note for note in found.ignored if note.reason == "image of a scan that is taken from "
             "another file"]  # fmt: skip
     assert len(left) == 13
@@ -394,7 +394,7 @@ def test_masks_may_be_named_by_a_joined_path(tmp_path):
 
 @pytest.mark.parametrize("recipe", [TREE, BY_SERIES])
 def test_linked_slices_are_read(tmp_path, recipe):
-    """As in the cache of Hugging Face, where files are links to others named by their hash."""
+    """In the cache of Hugging Face, files are links to blobs that are named by their hash."""
     raw = tmp_path / "snapshots" / "1f" / "a"
     raw.mkdir(parents=True)
     for number, path in enumerate(write(tmp_path / "blobs")):
@@ -407,7 +407,7 @@ def test_linked_slices_are_read(tmp_path, recipe):
     np.testing.assert_array_equal(image, VALUES[::-1, ::-1].transpose(2, 1, 0))
 
 
-def test_short_series_are_not_scans_of_their_own(tmp_path):
+def test_series_of_too_few_slices_are_no_scans(tmp_path):
     write(tmp_path / "a")
     put_beside(tmp_path / "a", "8", SeriesNumber=8)
     for path in sorted((tmp_path / "a").glob("8-*"))[1:]:
@@ -420,7 +420,7 @@ def test_short_series_are_not_scans_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_broken_file_fails_every_series_that_it_may_be_of(tmp_path, kept):
+def test_an_unreadable_file_fails_every_series_of_its_folder(tmp_path, kept):
     raw = tmp_path / "raw"
     write(raw / "a")
     put_beside(raw / "a", "8", SeriesNumber=8)
@@ -443,7 +443,7 @@ def test_a_broken_file_fails_every_series_that_it_may_be_of(tmp_path, kept):
 
 
 @pytest.mark.parametrize("recipe", [TREE, BY_SERIES])
-def test_a_folder_that_could_not_be_read_is_looked_at_again(tmp_path, monkeypatch, recipe):
+def test_a_folder_that_could_not_be_read_is_read_again(tmp_path, monkeypatch, recipe):
     write(tmp_path / "ct")
     write_mr(tmp_path / "mr")
     read = LocalFileSystem.cat_file
@@ -453,7 +453,7 @@ def test_a_folder_that_could_not_be_read_is_looked_at_again(tmp_path, monkeypatc
 
     monkeypatch.setattr(LocalFileSystem, "cat_file", broken)
     found = found_in(tmp_path, recipe)
-    assert len(found.scans) == 2  # the ingest tries again, and says what is wrong
+    assert len(found.scans) == 2  # the ingest reads again, and reports the error
     assert found.folders == {}
     monkeypatch.setattr(LocalFileSystem, "cat_file", read)
     found = found_in(tmp_path, recipe, known=found.folders)
@@ -461,7 +461,7 @@ def test_a_folder_that_could_not_be_read_is_looked_at_again(tmp_path, monkeypatc
     assert len(found.folders) == 2
 
 
-def test_a_series_that_lies_in_two_folders_is_no_scan_in_either(tmp_path):
+def test_a_series_split_over_two_folders_fails_in_both(tmp_path):
     raw = tmp_path / "raw"
     slices = write(raw / "a")
     (raw / "b").mkdir()
@@ -475,10 +475,10 @@ def test_a_series_that_lies_in_two_folders_is_no_scan_in_either(tmp_path):
         assert "files of its series '2' lie in 2 folders: a/, b/; expected one." in failed.reason
 
 
-# Running again
+# Repeated runs
 
 
-def test_what_is_known_of_folders_is_not_read_again(tmp_path, opened):
+def test_folders_read_before_are_not_read_again(tmp_path, opened):
     raw = tmp_path / "raw"
     write_hospital(raw)
     recipe = recipe_of(tmp_path)
@@ -497,10 +497,10 @@ def test_what_is_known_of_folders_is_not_read_again(tmp_path, opened):
     assert len(changed.scans) == 4
     opened.clear()
     found_in(raw, recipe_of(tmp_path, '{"min_slices": 3}'), known=first.folders)
-    assert len(opened) > 40  # another recipe asks other questions
+    assert len(opened) > 40  # another recipe needs other facts
 
 
-def test_a_second_ingest_opens_nothing_and_the_ledger_names_nobody(tmp_path):
+def test_a_second_ingest_opens_no_file_and_the_ledger_holds_no_private_text(tmp_path):
     raw, out = tmp_path / "raw", str(tmp_path / "s.zarr")
     write_hospital(raw)
     recipe = recipe_of(tmp_path)
@@ -523,7 +523,7 @@ def test_a_second_ingest_opens_nothing_and_the_ledger_names_nobody(tmp_path):
     assert len(report.others) == 2
 
 
-def test_a_bucket_is_looked_into_like_a_disk(tmp_path):
+def test_scans_of_a_bucket_equal_those_of_the_same_folder_on_disk(tmp_path):
     write_hospital(tmp_path)
     fs = MemoryFileSystem()
     fs.put(str(tmp_path), "/hospital", recursive=True)
@@ -534,13 +534,13 @@ def test_a_bucket_is_looked_into_like_a_disk(tmp_path):
     fs.rm("/hospital", recursive=True)
 
 
-def test_a_folder_that_matches_nothing_is_still_refused(tmp_path):
+def test_a_raw_folder_that_matches_nothing_is_refused(tmp_path):
     write(tmp_path / "a")
     with pytest.raises(UsageError, match="no image of"):
         found_in(tmp_path, Recipe.from_pairs("{scan}/{series}/", None, name="x"))
 
 
-def test_a_class_in_the_file_meta_information_alone_is_enough(tmp_path):
+def test_the_class_may_stand_only_in_the_file_meta_information(tmp_path):
     for path in write_mr(tmp_path / "mr"):
         dataset = pydicom.dcmread(path)
         del dataset.SOPClassUID

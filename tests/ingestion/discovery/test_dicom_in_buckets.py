@@ -21,7 +21,7 @@ BY_SERIES = Recipe.from_pairs(
 
 @pytest.fixture(scope="module")
 def raw(s3_server, tmp_path_factory):
-    """A hospital's tree in a bucket, which is not to be changed."""
+    """Return a hospital tree in a bucket, which no test may change."""
     folder = tmp_path_factory.mktemp("hospital")
     write_hospital(folder)
     bucket = s3_server.new_bucket()
@@ -45,10 +45,10 @@ def test_series_of_a_bucket_are_scans(s3_server, raw, tmp_path):
         np.testing.assert_array_equal(store.scan(scan_id).image, expected)
 
 
-def test_few_requests_tell_which_folders_are_cts(s3_server, raw, tmp_path, monkeypatch):
+def test_few_requests_find_the_ct_folders_of_a_bucket(s3_server, raw, tmp_path, monkeypatch):
     asked = Counter()
     options, out = s3_server.storage_options, str(tmp_path / "s.zarr")
-    fs, _ = open_filesystem(raw, options)  # the one that discovery gets, too
+    fs, _ = open_filesystem(raw, options)  # the object that discovery uses, too
     whole = fs.cat_file
 
     def cat_file(path, **keys):

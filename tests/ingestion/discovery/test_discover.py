@@ -113,7 +113,7 @@ def test_all_1005_scans_are_found_in_every_layout(tmp_path, tree):
 
 def test_the_shipped_list_is_the_published_one():
     words = "\n".join(shipped_list().read_text().split()).encode()
-    # Taken from the data_split.txt of the dataset's repository.
+    # The numbers are from the data_split.txt of the dataset's repository.
     published = "5c29e8ddbff0e62d4a24b83032ddd78460e6e73ab5afe6ee261a3ca3951754e5"
     assert hashlib.sha256(words).hexdigest() == published
 
@@ -133,7 +133,7 @@ def test_masks_are_paired_across_the_spellings_of_the_official_folders(tmp_path)
     }
 
 
-def test_label_folders_spelt_as_the_data_folders_are_found_too(tmp_path):
+def test_label_folders_spelled_like_the_data_folders_are_found(tmp_path):
     root = write_few(tmp_path)
     (root / "label/conlon").rename(root / "label/colon")
     found = found_in(root)
@@ -141,7 +141,7 @@ def test_label_folders_spelt_as_the_data_folders_are_found_too(tmp_path):
     assert not found.without_mask
 
 
-def test_sizes_are_those_of_both_files(tmp_path):
+def test_the_size_of_a_scan_is_that_of_image_and_mask(tmp_path):
     root = write_few(tmp_path)
     (root / "data/liver/liver_0.nii.gz").write_bytes(bytes(1000))
     (root / "label/Liver/liver_0_seg.nii.gz").write_bytes(bytes(10))
@@ -166,7 +166,7 @@ def test_masks_of_verse_are_ignored_with_their_reason(tmp_path, path):
     assert [note.path for note in found.ignored if "VerSe image" in note.reason] == [path]
 
 
-def test_files_beside_the_scans_are_ignored_with_a_reason(tmp_path):
+def test_other_files_are_ignored_with_a_reason(tmp_path):
     root = write_few(tmp_path)
     known = [
         "readme.txt",
@@ -186,13 +186,13 @@ def test_files_beside_the_scans_are_ignored_with_a_reason(tmp_path):
     assert set(known) <= set(reasons)
 
 
-def test_the_split_file_that_was_read_is_not_among_the_ignored(tmp_path):
+def test_the_split_file_is_not_listed_as_ignored(tmp_path):
     found = found_in(write_few(tmp_path, "huggingface"))
     assert found.split_file == "metadata/data_split.txt"
     assert found.ignored == ()
 
 
-def test_an_image_without_its_mask_is_reported_with_the_paths_looked_at(tmp_path):
+def test_an_image_without_its_mask_is_reported_with_the_searched_paths(tmp_path):
     root = write_few(tmp_path)
     (root / "label/conlon/CTC-1018399231_seg.nii.gz").unlink()
     found = found_in(root)
@@ -243,7 +243,7 @@ def test_without_a_split_file_the_shipped_list_is_used(tmp_path):
     assert len(found.absent) == 1005 - 6
 
 
-def test_the_list_in_the_raw_folder_counts_more_than_the_shipped_one(tmp_path):
+def test_the_list_in_the_raw_folder_overrides_the_shipped_one(tmp_path):
     root = write_few(tmp_path)
     (root / "data_split.txt").write_text("test_private:\nliver_0.nii.gz\n")
     found = found_in(root)
@@ -253,7 +253,7 @@ def test_the_list_in_the_raw_folder_counts_more_than_the_shipped_one(tmp_path):
     assert set(splits.values()) == {("", -1)}
 
 
-def test_a_split_file_that_is_wrong_is_refused_by_name_and_line(tmp_path):
+def test_the_error_of_a_wrong_split_file_names_its_line(tmp_path):
     root = write_few(tmp_path)
     (root / "data_split.txt").write_text("trainset:\nliver_0\n")
     with pytest.raises(RecipeError, match=r"data_split\.txt, line 2: is neither"):
@@ -270,7 +270,7 @@ def test_a_split_file_saved_by_a_windows_editor_is_read(tmp_path):
     assert found_in(root).absent == ()
 
 
-def test_a_list_shipped_beside_a_recipe_of_ones_own_is_used(tmp_path):
+def test_a_list_next_to_a_users_recipe_is_used(tmp_path):
     text = resource("ingest/ctspine1k.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("ctspine1k.data_split.txt", "mine.txt"))
     (tmp_path / "mine.txt").write_text("trainset:\nliver_0.nii.gz\nHN_P001.nii.gz\n")
@@ -283,7 +283,7 @@ def test_a_list_shipped_beside_a_recipe_of_ones_own_is_used(tmp_path):
     }
 
 
-def test_a_partial_download_lists_what_is_absent_in_the_order_of_the_list(tmp_path):
+def test_absent_scans_of_a_partial_download_are_listed_in_order(tmp_path):
     root = write_few(tmp_path)
     shutil.rmtree(root / "data/colon")
     shutil.rmtree(root / "label/conlon")
@@ -332,7 +332,7 @@ def test_the_raw_folder_may_be_a_url(tmp_path):
             memory.pipe_file(f"/raw/{path.relative_to(root)}", path.read_bytes())
     found = discover(RECIPE, "memory://raw")
     here = found_in(root).scans
-    # Times are those of each file system.
+    # The two file systems have their own modification times.
     assert [replace(scan, stamp="") for scan in found.scans] == [
         replace(scan, stamp="") for scan in here
     ]
@@ -341,7 +341,7 @@ def test_the_raw_folder_may_be_a_url(tmp_path):
 
 
 @pytest.mark.parametrize("linked", ["data", "data/liver", "data/liver/liver_0.nii.gz"])
-def test_what_is_linked_from_another_disk_is_found(tmp_path, linked):
+def test_linked_files_and_folders_are_found(tmp_path, linked):
     root = write_few(tmp_path / "raw")
     (root / linked).rename(tmp_path / "elsewhere")
     (root / linked).symlink_to(tmp_path / "elsewhere")
@@ -370,7 +370,7 @@ def test_an_empty_folder_is_refused(tmp_path):
     assert_lists_the_layouts(message)
 
 
-def test_another_folder_is_refused_with_what_is_in_it(tmp_path):
+def test_the_error_of_a_wrong_folder_lists_its_contents(tmp_path):
     paths = [f"photos/{number}.jpg" for number in range(8)]
     for path in paths:
         touch(tmp_path / path)
@@ -384,7 +384,7 @@ def test_another_folder_is_refused_with_what_is_in_it(tmp_path):
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("below", ["CTSpine1K", "downloads/2024/CTSpine1K"])
-def test_a_folder_further_up_is_refused_with_the_folder_that_matches(tmp_path, tree, below):
+def test_the_error_of_a_folder_too_high_names_the_one_that_matches(tmp_path, tree, below):
     write_few(tmp_path / below, tree)
     message = refusal(tmp_path)
     assert message.endswith(f"use --raw {tmp_path}/{below}")
@@ -392,7 +392,7 @@ def test_a_folder_further_up_is_refused_with_the_folder_that_matches(tmp_path, t
 
 
 @pytest.mark.parametrize(("near", "far"), [("a", "z/a"), ("z", "a/a")])
-def test_of_several_folders_that_match_the_nearest_is_named(tmp_path, near, far):
+def test_the_error_names_the_nearest_of_several_folders_that_match(tmp_path, near, far):
     for folder in (near, far):
         write_few(tmp_path / folder)
     assert refusal(tmp_path).endswith(f"use --raw {tmp_path}/{near}")
@@ -420,7 +420,7 @@ def test_pairs_by_name_need_no_splits(tmp_path):
     assert {(scan.split, scan.split_index, scan.source) for scan in found.scans} == {("", -1, "")}
 
 
-def test_masks_with_the_name_of_their_image_in_another_folder_are_told_apart(tmp_path):
+def test_masks_named_like_their_image_in_another_folder_are_distinguished(tmp_path):
     recipe = Recipe.from_pairs("**/ct/{scan}.nii", "mask/{scan}.nii", name="pairs")
     touch(tmp_path / "ct/a.nii")
     touch(tmp_path / "mask/a.nii")
@@ -428,7 +428,7 @@ def test_masks_with_the_name_of_their_image_in_another_folder_are_told_apart(tmp
     assert (scan.image, scan.label) == ("ct/a.nii", "mask/a.nii")
 
 
-def test_an_image_pattern_that_fits_its_masks_leaves_them_out(tmp_path):
+def test_an_image_pattern_that_also_matches_masks_takes_only_images(tmp_path):
     recipe = Recipe.from_pairs("{scan}.nii", "{scan}_seg.nii", name="pairs")
     for name in ("a.nii", "a_seg.nii", "b.nii", "b_seg.nii"):
         touch(tmp_path / name)
@@ -457,7 +457,7 @@ def test_a_folder_linked_twice_is_read_in_both_places(tmp_path):
     assert scan.label == "masks/a_seg.nii.gz"
 
 
-def test_splits_list_what_the_pattern_remembers_as_scan(tmp_path):
+def test_split_lists_name_the_scan_field_of_the_pattern(tmp_path):
     text = resource("ingest/ctspine1k.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(
         text.replace("splits:", 'scan_id: "ct-{scan}"\npatient_id: "{scan}"\nsplits:')
@@ -471,7 +471,7 @@ def test_splits_list_what_the_pattern_remembers_as_scan(tmp_path):
 
 
 @pytest.mark.parametrize("inside", ["raw_data", "raw_data/volumes", "raw_data/volumes/COLONOG"])
-def test_a_folder_too_deep_is_answered_with_the_one_above(tmp_path, inside):
+def test_the_error_of_a_folder_too_deep_names_the_one_above(tmp_path, inside):
     root = tmp_path / "CTSpine1K"
     for place in ("volumes/COLONOG/CTC-1.nii.gz", "labels/COLONOG/CTC-1_seg.nii.gz"):
         touch(root / "raw_data" / place)

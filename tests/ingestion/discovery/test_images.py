@@ -99,7 +99,7 @@ def test_the_image_that_a_list_names_is_taken(tmp_path, load):
     assert details["b/y/"] == "taken from b/x/"
 
 
-def test_the_list_counts_more_than_a_mask(tmp_path, load):
+def test_the_image_of_the_list_is_taken_even_if_another_has_a_mask(tmp_path, load):
     text = LISTED.replace('"**/{scan}_seg.nii"', '"{scan}/{series}_seg.nii"')
     (tmp_path / "list.txt").write_text("a y\n")
     files = ["a/x/1", "a/x_seg.nii", "a/y/1", "list.txt"]
@@ -117,7 +117,7 @@ layouts:
 BOTH = ["P1/1_ct.nii", "P1/1_seg.nii", "P2/1_ct.nii", "P2/1_seg.nii"]
 
 
-def test_two_images_with_one_id_are_refused_unless_the_recipe_says_they_are_one(load):
+def test_two_images_with_one_id_are_refused_without_a_duplicate_key(load):
     other = ["P3/2_ct.nii", "P3/2_seg.nii"]
     chosen = choice(load(TWICE), [*BOTH, *other])
     assert taken(chosen) == {"2": tuple(other)}
@@ -164,7 +164,7 @@ def test_scans_that_would_share_a_mask_are_refused(load, label):
     assert pairs(choice(recipe, files[1:])) == {"10": ("10_ct.nii", "mask/10_seg.nii")}
 
 
-def test_several_images_of_one_file_are_one_scan_a_part(load):
+def test_mask_parts_are_found_by_their_file_names(load):
     recipe = load(
         "layouts:\n  x: {description: x, image: '{scan}/ct.nii', label_parts: "
         "{file: '{scan}/{part}.nii', values: {l1: L1, hip: '30', l2: L2}}}\n"
@@ -175,7 +175,7 @@ def test_several_images_of_one_file_are_one_scan_a_part(load):
     assert (a.whole, b.whole, b.parts) == (True, False, ())
 
 
-def test_a_lookup_with_folders_in_it_is_known_to_name_masks(load):
+def test_masks_named_through_a_lookup_are_not_taken_for_images(load):
     recipe = load(
         "layouts:\n  x: {description: x, image: '**/{scan}.nii', label: '{place}/{scan}.nii'}\n"
         "lookups:\n  place: {inputs: scan, values: {'liver*': label/Liver, '*': label}}\n"
@@ -187,7 +187,7 @@ def test_a_lookup_with_folders_in_it_is_known_to_name_masks(load):
     }
 
 
-def test_a_lookup_may_rewrite_the_text_it_reads_once(load):
+def test_a_lookup_may_rewrite_its_own_input_once(load):
     recipe = load(
         "layouts:\n  x: {description: x, image: '{scan}.nii', label: 'm/{scan}.nii'}\n"
         "lookups:\n  scan: {inputs: scan, values: {'x{rest}': '{rest}'}}\n"
@@ -198,7 +198,7 @@ def test_a_lookup_may_rewrite_the_text_it_reads_once(load):
     }
 
 
-def test_lookups_use_those_that_stand_before_them(load):
+def test_lookups_may_use_only_those_above_them(load):
     layout = "layouts:\n  x: {description: x, image: '{scan}.nii'}\nscan_id: '{b}'\nlookups:\n"
     a = "  a: {inputs: scan, values: {'s{n}': '{n}'}}\n"
     b = "  b: {inputs: a, values: {'{n}': 'id{n}'}}\n"
@@ -207,7 +207,7 @@ def test_lookups_use_those_that_stand_before_them(load):
         load(layout + b + a)
 
 
-def test_a_part_is_no_lookup_of_that_name(load):
+def test_a_lookup_named_part_does_not_replace_the_part_of_a_mask(load):
     recipe = load(
         "layouts:\n  x: {description: x, image: '{scan}/ct.nii', label_parts: "
         "{file: '{scan}/{part}.nii', values: {l1: L1}}}\n"
@@ -223,7 +223,7 @@ def test_a_part_is_no_lookup_of_that_name(load):
         *["a\x7f", "a\x85", "a\u2028", "a\u202e"],
     ],
 )
-def test_an_id_that_cannot_name_a_folder_everywhere_fails_alone(load, name):
+def test_an_id_that_is_no_valid_folder_name_fails_only_its_scan(load, name):
     recipe = load("layouts:\n  x: {description: x, image: '{scan}.nii', label: 'm/{scan}.nii'}\n")
     chosen = choice(recipe, [f"{name}.nii", f"m/{name}.nii", "b.nii", "m/b.nii"])
     assert taken(chosen) == {"b": ("b.nii", "m/b.nii")}
@@ -236,12 +236,12 @@ def test_an_id_that_cannot_name_a_folder_everywhere_fails_alone(load, name):
 @pytest.mark.parametrize(
     "name", ["1.3.6.1", "my scan (2)", "é", "zarr.jsonx", "partial", "a{1}", "-a", "_a", "a__b"]
 )
-def test_other_ids_are_taken_as_they_are(load, name):
+def test_other_ids_are_used_unchanged(load, name):
     recipe = load("layouts:\n  x: {description: x, image: '{scan}.nii'}\n")
     assert set(pairs(choice(recipe, [f"{name}.nii"]))) == {name}
 
 
-def test_an_image_that_counts_as_a_mask_is_named(tmp_path, load):
+def test_the_error_names_an_image_that_also_matches_a_mask_template(tmp_path, load):
     recipe = load(
         "layouts:\n  x: {description: x, image: '{scan}/ct.nii', label: '{scan}/*.nii'}\n"
     )
@@ -278,7 +278,7 @@ trees = st.lists(
 
 @settings(max_examples=150)
 @given(trees, st.randoms())
-def test_the_order_of_the_listing_changes_nothing(files, random):
+def test_the_order_of_the_listing_does_not_change_the_scans(files, random):
     recipe = Recipe.model_validate_json(as_json(ANY))
     results = [choice(recipe, order) for order in (files, random.sample(files, len(files)))]
     assert results[0] == results[1]
@@ -290,7 +290,7 @@ def as_json(text):
 
 @settings(max_examples=150)
 @given(trees)
-def test_every_scan_is_taken_once_and_every_other_image_is_accounted_for(files):
+def test_every_scan_is_taken_once_and_every_other_image_is_reported(files):
     recipe = Recipe.model_validate_json(as_json(ANY))
     raw = RawFolder.of_files(DISK, "raw", dict.fromkeys(files, 1))
     matched = match_images(recipe, raw)
@@ -321,11 +321,11 @@ PAIR = "layouts:\n  x: {description: x, image: '{scan}_ct.nii.gz', label: '{scan
         ("a_ct.nii.gz/a_ct.nii", "a_seg.nii/a_seg.nii"),
     ],
 )
-def test_files_that_were_unpacked_are_paired(load, image, mask):
+def test_unpacked_and_differently_capitalized_files_are_paired(load, image, mask):
     assert pairs(choice(load(PAIR), [image, mask])) == {"a": (image, mask)}
 
 
-def test_files_in_folders_of_their_own_names_find_each_other_below_any_folders(load):
+def test_files_unpacked_into_folders_of_their_own_names_are_paired(load):
     recipe = load(
         "layouts:\n  x:\n    description: x\n"
         "    image: '{base:(?:.*/)?}{scan:v\\d+}.{ext:nii|nii\\.gz}'\n"
@@ -337,7 +337,7 @@ def test_files_in_folders_of_their_own_names_find_each_other_below_any_folders(l
     assert pairs(choice(explicit, ["v1.nii/v1.nii"])) == {"v1": ("v1.nii/v1.nii",)}
 
 
-def test_a_file_of_exactly_the_name_comes_before_its_copies(load):
+def test_an_image_of_the_exact_name_is_preferred_to_its_copies(load):
     files = ["a_ct.nii", "a_ct.nii.gz", "a_seg.nii", "a_seg.nii.gz"]
     assert pairs(choice(load(PAIR), files)) == {"a": ("a_ct.nii.gz", "a_seg.nii.gz")}
 
@@ -350,7 +350,7 @@ def test_a_file_of_exactly_the_name_comes_before_its_copies(load):
         ["a_ct.nii.gz", "a_seg.nii", "a_seg.NII"],
     ],
 )
-def test_two_copies_of_which_none_has_the_very_name_are_refused(load, files):
+def test_two_copies_without_the_exact_name_are_refused(load, files):
     chosen = choice(load(PAIR), [*files, "b_ct.nii.gz", "b_seg.nii.gz"])
     assert set(taken(chosen)) == {"b"}
     (refused,) = chosen.refused
@@ -366,7 +366,7 @@ def test_an_image_is_not_its_own_mask(load):
     assert found == {"a": (("a.nii.gz",), True), "b": ((), False), "b_1": ((), False)}
 
 
-def test_several_masks_that_fit_equally_are_refused_unless_they_are_one_scan(load):
+def test_several_masks_that_fit_equally_are_refused_without_a_duplicate_key(load):
     text = "layouts:\n  x: {description: x, image: 'ct/{scan}.nii', label: '**/{scan}_*seg.nii'}\n"
     files = ["ct/a.nii", "new/a_seg.nii", "old/a_seg.nii", "old/a_1_seg.nii", "ct/b.nii"]
     files.append("new/b_seg.nii")
@@ -385,7 +385,7 @@ def test_several_masks_that_fit_equally_are_refused_unless_they_are_one_scan(loa
     assert pairs(choice(ignoring, files))["a"] == ("ct/a.nii", "new/a_seg.nii")
 
 
-def test_of_several_templates_the_first_counts_and_the_rest_is_told(load):
+def test_the_mask_of_the_first_template_is_taken_and_the_others_reported(load):
     recipe = load(
         "layouts:\n  x: {description: x, image: '{scan}.nii', label: ['m/{scan}', 'n/{scan}']}\n"
     )
@@ -397,7 +397,7 @@ def test_of_several_templates_the_first_counts_and_the_rest_is_told(load):
 @pytest.mark.parametrize(
     "key", ["centroids: {files: '{scan}*.json', convention: verse}", "sidecar: '{scan}*.json'"]
 )
-def test_several_files_beside_an_image_are_refused_too(load, key):
+def test_several_sidecars_or_centroid_files_of_an_image_are_refused(load, key):
     recipe = load(f"layouts:\n  x:\n    description: x\n    image: '{{scan}}.nii'\n    {key}\n")
     chosen = choice(recipe, ["a.nii", "a.json", "a_1.json", "b.nii", "b.json"])
     (paired,) = chosen.taken
@@ -406,7 +406,7 @@ def test_several_files_beside_an_image_are_refused_too(load, key):
     assert "2 files fit a.nii equally well:\n  a.json\n  a_1.json" in refused.reason
 
 
-def test_two_names_in_two_unicode_forms_are_refused_as_one_scan(load):
+def test_names_that_differ_only_in_unicode_form_are_refused_as_one_scan(load):
     names = [normalize(form, "Müller") for form in ("NFC", "NFD")]
     chosen = choice(
         load(PAIR), [f"{name}_{kind}.nii.gz" for name in names for kind in ("ct", "seg")]
@@ -435,7 +435,7 @@ def test_scans_are_the_same_in_any_unicode_form(stems, data):
     assert pairs(chosen) == {stem: (files[2 * i], files[2 * i + 1]) for i, stem in enumerate(stems)}
 
 
-def test_files_whose_names_cannot_be_opened_fail_alone(tmp_path, load):
+def test_files_with_unprintable_names_fail_only_their_scans(tmp_path, load):
     for name in ("a\n_ct.nii.gz", "a\n_seg.nii.gz", "b_ct.nii.gz", "b_seg.nii.gz"):
         (tmp_path / name).touch()
     (tmp_path / "c\x1b").mkdir()
@@ -454,7 +454,7 @@ def test_files_whose_names_cannot_be_opened_fail_alone(tmp_path, load):
     }
 
 
-def test_a_series_in_a_folder_whose_name_cannot_be_opened_fails_alone(tmp_path, load):
+def test_a_series_in_a_folder_with_an_unprintable_name_fails_alone(tmp_path, load):
     for path in ("p\x07/a/1.dcm", "q/b/1.dcm", "q/b/2\x07.dcm"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
@@ -467,7 +467,7 @@ def test_a_series_in_a_folder_whose_name_cannot_be_opened_fails_alone(tmp_path, 
     assert refused.reason.startswith(r"p\x07/a/: its path holds control characters")
 
 
-def test_a_mask_whose_name_cannot_be_opened_fails_its_scan(tmp_path, load):
+def test_a_mask_with_an_unprintable_name_fails_its_scan(tmp_path, load):
     (tmp_path / "m\x07").mkdir()
     for name in ("a_ct.nii.gz", "m\x07/a_seg.nii.gz", "b_ct.nii.gz", "b_seg.nii.gz"):
         (tmp_path / name).touch()

@@ -28,7 +28,7 @@ MASK = "nearly fits the mask pattern {scan}_seg.nii.gz, but "
         ("a_ct.mha", IMAGE + "it has the ending of another format.", r"{ext:nii\.gz|mha}"),
     ],
 )
-def test_a_file_that_nearly_fits_is_told_why_and_what_to_do(path, start, step):
+def test_a_file_that_nearly_fits_is_reported_with_reason_and_advice(path, start, step):
     reason = near_misses(PAIRS)(path)
     assert reason.startswith(start)
     assert step in reason
@@ -38,11 +38,11 @@ def test_a_file_that_nearly_fits_is_told_why_and_what_to_do(path, start, step):
     "path",
     ["a.nii.gz", "notes.txt", "a_ct.png", "a_ct.json", "a_ct", "x/a_ct.nrrd", "a_ct.nii.gz.txt"],
 )
-def test_other_files_are_not_told_to_be_near(path):
+def test_unrelated_files_are_not_reported_as_near_misses(path):
     assert near_misses(PAIRS)(path) == ""
 
 
-def test_a_pattern_of_folders_is_nearly_fitted_too():
+def test_folders_can_nearly_fit_a_pattern():
     near = near_misses(BELOW)
     assert near("raw/p/ct/a.nii.gz").startswith(
         "nearly fits the image pattern {patient}/ct/{scan}.nii.gz, but it lies in a folder."
@@ -51,12 +51,12 @@ def test_a_pattern_of_folders_is_nearly_fitted_too():
     assert near("ct/a.nii.gz") == ""
 
 
-def test_a_file_that_fits_and_is_not_of_the_dataset_is_not_near():
+def test_a_file_that_fits_but_is_not_of_the_dataset_is_no_near_miss():
     near = near_misses(Recipe.load("ctspine1k"))
     assert near("data/liver/odd_name.nii.gz") == ""
     assert "capital letters differ" in near("Data/liver/liver_0.nii.gz")
 
 
-def test_files_that_differ_in_digits_alone_have_one_reason():
+def test_files_that_differ_only_in_digits_share_one_reason():
     near = near_misses(PAIRS)
     assert near("x/1_ct.nii.gz") == near("x/2_ct.nii.gz") != ""

@@ -29,7 +29,7 @@ def folder_of(files):
 @example(["aab_seg.nii", "b_seg.nii", "x"], "*{scan}_seg.nii", "b")
 @example(["b.nii", "x", "y"], "**/{scan}.nii", "b")
 @example(["masks/10.nii", "masks/1_x.nii"], "masks/{scan}*.nii", "1")
-def test_the_files_found_are_all_that_fit(files, template, scan):
+def test_a_template_finds_all_files_that_fit(files, template, scan):
     pattern = filled_template_regex(template, {"scan": scan})
     expected = sorted(path for path in files if pattern.fullmatch(path))
     if template.endswith("/"):
@@ -38,7 +38,7 @@ def test_the_files_found_are_all_that_fit(files, template, scan):
 
 
 @given(st.lists(paths, unique=True, max_size=12), st.randoms())
-def test_the_order_of_the_listing_changes_nothing(files, random):
+def test_the_order_of_the_listing_does_not_change_the_files(files, random):
     shuffled = random.sample(files, len(files))
     one, other = folder_of(files), folder_of(shuffled)
     assert list(one.sizes) == list(other.sizes) == sorted(files)
@@ -48,7 +48,7 @@ def test_the_order_of_the_listing_changes_nothing(files, random):
     }
 
 
-def test_a_template_without_a_value_finds_nothing():
+def test_a_template_with_a_missing_value_finds_nothing():
     assert folder_of(["a.nii"]).find("{scan}.nii", {}) == ()
     assert folder_of(["a.nii"]).find("*{scan}*", {}) == ()
 
@@ -59,7 +59,7 @@ def test_earlier_patterns_come_before_earlier_files():
     assert folder.first(("*.xlsx",)) is None
 
 
-def test_sizes_of_folders_and_metaimages_are_those_of_their_files():
+def test_the_size_of_a_folder_or_metaimage_is_the_sum_of_its_files():
     sizes = {"s/1.dcm": 3, "s/2.dcm": 4, "s/x/3.dcm": 50, "a.mhd": 1, "a.raw": 9, "b.mhd": 2}
     folder = RawFolder.of_files(DISK, "raw", sizes)
     assert folder.size_of("s/") == 7
@@ -68,7 +68,7 @@ def test_sizes_of_folders_and_metaimages_are_those_of_their_files():
     assert folder.files_of("s/1.dcm") == ("s/1.dcm",)
 
 
-def test_a_small_file_that_cannot_be_read_is_refused_by_name(tmp_path):
+def test_the_error_names_a_small_file_that_cannot_be_read(tmp_path):
     (tmp_path / "gone.csv").symlink_to(tmp_path / "nowhere")
     folder = RawFolder.list(DISK, str(tmp_path))
     assert folder.sizes == {"gone.csv": 0}
@@ -83,7 +83,7 @@ def test_pipes_and_devices_are_no_files(tmp_path):
     assert RawFolder.list(DISK, str(tmp_path)).sizes == {"c_ct.nii.gz": 1}
 
 
-def test_links_that_go_round_in_circles_end(tmp_path):
+def test_the_listing_ends_despite_circular_links(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.nii").touch()
@@ -93,14 +93,14 @@ def test_links_that_go_round_in_circles_end(tmp_path):
     assert {path for path in listed if "back" not in path} == {"a/x.nii", "b/x.nii", "self"}
 
 
-def test_a_name_that_is_no_text_can_be_shown(tmp_path):
+def test_a_name_that_is_no_utf_8_can_be_printed(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.nii")).touch()
     folder = RawFolder.list(DISK, str(tmp_path))
     assert list(folder.sizes) == [r"a\xff.nii"]
     assert folder.unusable == {r"a\xff.nii"}
 
 
-def test_files_of_one_name_in_two_forms_are_both_found():
+def test_files_of_one_name_in_two_unicode_forms_are_both_found():
     both = [normalize(form, "Müller_seg.nii") for form in ("NFC", "NFD")]
     folder = folder_of(both)
     assert sorted(folder.sizes) == sorted(both)
@@ -112,7 +112,7 @@ def test_files_of_one_name_in_two_forms_are_both_found():
 
 
 @given(st.lists(st.text("aüeé", min_size=1, max_size=3), unique=True, max_size=6), st.data())
-def test_names_are_found_in_any_form_and_given_as_they_are_spelled(stems, data):
+def test_names_are_found_in_any_unicode_form_and_returned_as_spelled(stems, data):
     forms = [data.draw(st.sampled_from(["NFC", "NFD"])) for _ in stems]
     files = {
         stem: normalize(form, f"é/{stem}.nii") for form, stem in zip(forms, stems, strict=True)
@@ -145,7 +145,7 @@ def test_names_are_found_in_any_form_and_given_as_they_are_spelled(stems, data):
         ("a.nii.gz.x", []),
     ],
 )
-def test_a_file_answers_to_the_names_that_it_had_before_it_was_unpacked(file, names):
+def test_a_file_is_found_by_its_name_before_unpacking(file, names):
     assert sorted(set(other_names(file))) == sorted(set(names) - {file})
     folder = folder_of([file])
     for name in names:
@@ -153,7 +153,7 @@ def test_a_file_answers_to_the_names_that_it_had_before_it_was_unpacked(file, na
         assert folder.named(name) == []
 
 
-def test_the_file_of_exactly_that_name_comes_before_its_copies():
+def test_the_file_of_the_exact_name_is_preferred_to_its_copies():
     files = ["a.nii", "a.nii.gz", "a.nii.gz.txt", "a.NII"]
     folder = folder_of(files)
     assert folder.find("{scan}.nii.gz", {"scan": "a"}) == ("a.nii.gz",)
@@ -187,7 +187,7 @@ SYSTEM = {
 
 
 @pytest.mark.parametrize("where", ["disk", "memory"])
-def test_files_of_operating_systems_are_passed_over_and_named(tmp_path, where):
+def test_files_of_operating_systems_are_skipped_and_listed(tmp_path, where):
     kept = ["b_ct.nii.gz", "x/my.cache/c_ct.nii.gz", "x/.hidden_ct.nii.gz", "x/Thumbs.db.nii"]
     if where == "disk":
         fs, root = DISK, str(tmp_path)
@@ -201,7 +201,7 @@ def test_files_of_operating_systems_are_passed_over_and_named(tmp_path, where):
     assert folder.of_system == tuple(sorted(set(SYSTEM.values())))
 
 
-def test_a_name_with_control_characters_is_shown_with_escapes_and_not_opened(tmp_path):
+def test_a_file_with_control_characters_in_its_name_is_escaped_and_not_opened(tmp_path):
     for name in ("a\x1b[2J.nii", "b\n.nii", "c\u2028.nii", "d.nii"):
         (tmp_path / name).touch()
     folder = RawFolder.list(DISK, str(tmp_path))
@@ -211,7 +211,7 @@ def test_a_name_with_control_characters_is_shown_with_escapes_and_not_opened(tmp
 
 
 @pytest.mark.usefixtures("plain_user")
-def test_folders_that_may_not_be_listed_are_named_and_others_listed(tmp_path):
+def test_folders_that_may_not_be_listed_are_reported_and_others_listed(tmp_path):
     for name in ("secret", "half", "open", "lost+found"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.nii").touch()
@@ -221,7 +221,7 @@ def test_folders_that_may_not_be_listed_are_named_and_others_listed(tmp_path):
     folder = RawFolder.list(DISK, str(tmp_path))
     assert folder.unlisted == {"secret/": "Permission denied", "half/below/": "Permission denied"}
     assert folder.of_system == ("lost+found/",)
-    # Its names can be read: opening the file says what is wrong.
+    # The names of this folder can be read, so the error comes from opening the file.
     assert folder.sizes == {"half/a.nii": 0, "open/a.nii": 0}
     (tmp_path / "open").chmod(0)
     with pytest.raises(PermissionError):
@@ -231,7 +231,7 @@ def test_folders_that_may_not_be_listed_are_named_and_others_listed(tmp_path):
 
 
 class Denying(AbstractFileSystem):
-    """A file system without a listing of all files, as of SFTP; one of its folders is closed."""
+    """A file system without a recursive listing, like SFTP; one of its folders is forbidden."""
 
     def ls(self, path, **kwargs):
         if path.endswith("/secret"):
@@ -239,7 +239,7 @@ class Denying(AbstractFileSystem):
         return DISK.ls(path, **kwargs)
 
 
-def test_folders_of_other_file_systems_that_may_not_be_listed_are_named(tmp_path):
+def test_forbidden_folders_of_other_file_systems_are_reported(tmp_path):
     for path in ("secret/a.nii", "open/below/a.nii", "open/__MACOSX/a.nii", "b.nii"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(b"xy")

@@ -37,7 +37,7 @@ def columns(discovery):
     return {scan.scan_id: scan.columns for scan in discovery.scans}
 
 
-def test_rows_are_given_to_the_scans_they_name(raw):
+def test_rows_are_joined_to_the_scans_that_they_name(raw):
     (raw / "t.csv").write_text("Age,Id,Empty\n61, a ,\n,b,\n40,nobody,\n")
     discovery = found(raw, "  t: {files: t.csv, key: Id}\n", "abc")
     assert columns(discovery) == {"a": {"Age": "61"}, "b": {}, "c": {}}
@@ -57,21 +57,21 @@ def test_rows_are_given_to_the_scans_they_name(raw):
         (["7a"], ["07a"], {"07a": ""}),
     ],
 )
-def test_zeros_in_front_of_a_number_count_only_where_they_must(raw, listed, scans, expected):
+def test_leading_zeros_are_ignored_unless_scans_differ_only_in_them(raw, listed, scans, expected):
     rows = "".join(f"{name},{name}\n" for name in listed)
     (raw / "t.csv").write_text(f"Id,Said\n{rows}")
     discovery = found(raw, "  t: {files: t.csv, key: Id}\n", scans)
     assert {scan: cells.get("Said", "") for scan, cells in columns(discovery).items()} == expected
 
 
-def test_rows_and_tables_that_speak_of_one_scan_stand_side_by_side(raw):
+def test_all_rows_of_a_scan_are_joined_to_it(raw):
     (raw / "t.csv").write_text("Id,Grade,Level\na,1,L1\na,2,L1\n")
     (raw / "u.csv").write_text("Id;Grade\na;3\n")
     tables = "  t: {files: t.csv, key: Id}\n  u: {files: u.csv, key: Id, delimiter: ';'}\n"
     assert columns(found(raw, tables, "a")) == {"a": {"Grade": "1; 2; 3", "Level": "L1"}}
 
 
-def test_the_column_that_names_most_scans_is_found(raw):
+def test_tables_are_joined_by_the_column_that_names_most_scans(raw):
     (raw / "t.csv").write_text("Nr,Twin,Scan\n1,b,a\n2,x,b\n3,y,c\n")
     assert columns(found(raw, "  t: {files: t.csv}\n", "abc"))["c"] == {"Nr": "3", "Twin": "y"}
 
@@ -81,7 +81,7 @@ def test_a_table_that_names_no_scan_joins_nothing(raw):
     assert columns(found(raw, "  t: {files: t.csv}\n", "a")) == {"a": {}}
 
 
-def test_a_table_may_say_the_split_and_a_list_counts_more(raw):
+def test_a_table_may_give_the_split_and_a_list_overrides_it(raw):
     (raw / "t.csv").write_text("Id,Part\na,train\nb,test\nc,\n")
     (raw / "s.txt").write_text("one:\nb\n")
     tables = "  t: {files: t.csv, key: Id, split: Part}\n"
@@ -94,7 +94,7 @@ def test_a_table_may_say_the_split_and_a_list_counts_more(raw):
     }
 
 
-def test_a_plain_list_may_say_the_split(raw):
+def test_a_list_without_numbers_may_give_the_split(raw):
     (raw / "t.txt").write_text("patients: 11; 12\r\n")
     tables = (
         "  t: {files: t.txt, scan_regex: '\\d+', constants: {fold: '1', part: test}, split: part}\n"
@@ -104,7 +104,7 @@ def test_a_plain_list_may_say_the_split(raw):
     assert columns(discovery)["11"] == {"fold": "1", "part": "test"}
 
 
-def test_a_table_of_one_split_may_say_so(raw):
+def test_a_table_may_belong_to_one_split(raw):
     (raw / "t.csv").write_text("Id,Age\na,61\n")
     tables = "  t: {files: t.csv, key: Id, constants: {part: test}, split: part}\n"
     discovery = found(raw, tables, "ab")
@@ -123,14 +123,14 @@ def test_all_scans_of_a_patient_have_the_row_of_the_patient(raw):
     assert columns(discovery) == {"a": {"Age": "61"}, "b": {"Age": "61"}, "c": {}}
 
 
-def test_a_table_beside_the_recipe_is_read_as_well(raw):
+def test_a_table_next_to_the_recipe_is_read(raw):
     (raw / "t.csv").write_text("Id,Age\na,61\n")
     (raw.parent / "mine.csv").write_text("Id,Note\na,prone\n")
     tables = "  t: {files: t.csv, shipped: mine.csv, key: Id}\n"
     assert columns(found(raw, tables, "a")) == {"a": {"Age": "61", "Note": "prone"}}
 
 
-def test_a_column_of_the_recipe_that_no_row_fills_is_no_mistake(raw):
+def test_a_column_of_the_recipe_may_be_empty_in_every_row(raw):
     (raw / "t.csv").write_text("Id,Part\na,\n")
     tables = "  t: {files: t.csv, key: Id, split: Part}\n"
     assert columns(found(raw, tables, "a")) == {"a": {}}
@@ -146,14 +146,14 @@ def test_a_column_of_the_recipe_that_no_row_fills_is_no_mistake(raw):
         (lambda path: path.symlink_to(path.parent / "gone"), ["cannot be read"]),
     ],
 )
-def test_a_table_that_cannot_be_read_is_refused_by_name(raw, write, fragments):
+def test_the_error_names_a_table_that_cannot_be_read(raw, write, fragments):
     write(raw / "t.csv")
     with pytest.raises(FormatError) as caught:
         found(raw, "  t: {files: t.csv, key: Id}\n", "a")
     assert all(text in str(caught.value) for text in ["t.csv", *fragments]), str(caught.value)
 
 
-def test_shipped_files_that_are_missing_or_no_text_are_refused(raw):
+def test_missing_or_binary_files_of_a_recipe_are_refused(raw):
     with pytest.raises(RecipeError, match=r"tables\.t\.shipped names .*gone\.csv"):
         found(raw, "  t: {shipped: gone.csv, key: Id}\n", "a")
     (raw.parent / "s.txt").write_bytes(b"\xff\xfe")
@@ -162,7 +162,7 @@ def test_shipped_files_that_are_missing_or_no_text_are_refused(raw):
         found(raw, f"  t: {{files: none.csv}}\n{splits}", "a")
 
 
-def test_workbooks_are_joined_as_texts_are(raw):
+def test_workbooks_are_joined_like_csv_files(raw):
     book = openpyxl.Workbook()
     book.active.append(["Id", "Age"])
     book.active.append([17, 61.0])

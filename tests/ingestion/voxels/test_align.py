@@ -15,7 +15,7 @@ SPACING = min(IMAGE.spacing_zyx_mm)
 
 
 def turned(grid, axcodes):
-    """Let nibabel reorder the axes of a file; its voxels stay where they are."""
+    """Reorder the axes of a grid with nibabel; its voxels keep their positions."""
     turn = ornt_transform(axcodes2ornt(grid.axis_map.axcodes), axcodes2ornt(axcodes))
     shape = [0, 0, 0]
     for axis, (place, _) in enumerate(turn):
@@ -87,7 +87,7 @@ def test_the_tolerance_is_a_tenth_of_the_smallest_spacing():
 
 
 @pytest.mark.parametrize(("stretch", "accepted"), [(0.9, True), (1.1, False)])
-def test_a_wrong_spacing_counts_by_what_it_moves_the_far_corner(stretch, accepted):
+def test_a_wrong_spacing_is_judged_by_the_shift_of_the_far_corner(stretch, accepted):
     image = Grid((101, 4, 4), np.eye(4))
     label = Grid((101, 4, 4), np.diag([1 + stretch * GRID_TOLERANCE / 100, 1, 1, 1]))
     if accepted:
@@ -107,7 +107,7 @@ def test_a_mirrored_mask_is_refused():
     assert "corners" in refusal(label)
 
 
-def test_other_shapes_are_refused_with_both_grids_and_advice():
+def test_the_error_of_different_shapes_shows_both_grids_and_advice():
     for shape in ((5, 7, 8), (7, 6, 5)):
         message = refusal(Grid(shape, IMAGE.affine))
         assert message.startswith("image and mask have different shapes:\n")
@@ -128,7 +128,7 @@ def part_of(grid, axis, first, stop):
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
 @given(data=st.data())
-def test_slices_that_only_one_of_both_has_at_an_end_are_counted(axcodes, data):
+def test_the_error_counts_slices_that_only_image_or_mask_has(axcodes, data):
     axis = data.draw(st.integers(0, 2))
     n = IMAGE.shape_ijk[axis]
     first = data.draw(st.integers(0, n - 2))
@@ -149,7 +149,7 @@ def test_slices_that_only_one_of_both_has_at_an_end_are_counted(axcodes, data):
     assert "lacks" not in str(caught.value)
 
 
-def test_other_affines_are_refused_with_both_grids_and_the_way_out():
+def test_the_error_of_different_affines_shows_both_grids_and_the_remedy():
     message = refusal(shifted(IMAGE, (0, 3, 4)))
     assert "same shape, but their corners are 5 mm apart" in message
     assert "--take-image-grid" in message
@@ -158,24 +158,24 @@ def test_other_affines_are_refused_with_both_grids_and_the_way_out():
 @pytest.mark.parametrize(
     "affine", [shifted(IMAGE, (0, 0, 99)).affine, IMAGE.affine @ np.diag([-1, 2, 1, 1]), np.eye(4)]
 )
-def test_the_image_grid_may_be_taken_where_the_shapes_are_equal(affine):
+def test_take_image_grid_accepts_a_mask_of_equal_shape(affine):
     assert aligned(Grid(IMAGE.shape_ijk, affine), take_image_grid=True) is IMAGE
 
 
-def test_the_image_grid_may_be_taken_though_axes_were_mixed_up():
+def test_take_image_grid_accepts_a_mask_with_mixed_up_axes():
     label = Grid(IMAGE.shape_ijk, IMAGE.affine[:, [1, 2, 0, 3]])
     assert label.shape_zyx != IMAGE.shape_zyx
     assert aligned(label, take_image_grid=True) is IMAGE
 
 
 @pytest.mark.parametrize("label", [Grid((5, 6, 8), IMAGE.affine), Grid((7, 6, 5), np.eye(4))])
-def test_the_image_grid_is_not_taken_where_the_shapes_differ(label):
+def test_take_image_grid_refuses_a_mask_of_another_shape(label):
     message = refusal(label, take_image_grid=True)
     assert "--take-image-grid needs equal shapes in file order, too." in message
     assert "Get the mask" not in message
 
 
-def test_equal_shapes_after_turning_are_not_enough_to_take_the_image_grid():
+def test_take_image_grid_refuses_shapes_that_are_equal_only_after_reordering():
     label = turned(shifted(IMAGE, (0, 0, 50)), "SPL")
     assert label.shape_zyx == IMAGE.shape_zyx
     assert "equal shapes in file order" in refusal(label, take_image_grid=True)

@@ -24,7 +24,7 @@ chunk_indices = st.tuples(*[st.integers(0, 20)] * 3)
 
 
 def numbers_of(dtype):
-    """Draw any number of a dtype, and often one at which another dtype ends."""
+    """Draw any number of a dtype, and often one at the limit of another dtype."""
     if dtype.kind == "f":
         width = dtype.itemsize * 8
         edges = [float(np.float32(edge)) if width == 32 else float(edge) for edge in EDGES]
@@ -38,7 +38,7 @@ def numbers_of(dtype):
 
 
 def exact(number):
-    """Tell whether a NumPy number is an integer, and which, without any cast."""
+    """Return a NumPy number as an exact integer, or None if it is none, without any cast."""
     value = number.item()
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
@@ -73,7 +73,7 @@ def test_a_cast_to_integers_keeps_every_value_or_refuses(data, source, target):
 
 
 @given(st.data(), dtypes)
-def test_a_cast_to_the_same_type_keeps_everything(data, dtype):
+def test_a_cast_to_the_same_type_keeps_every_value(data, dtype):
     values = data.draw(arrays(dtype, (2, 3), elements=numbers_of(dtype)))
     assert cast_losslessly(values, dtype).tobytes() == values.tobytes()
 
@@ -94,7 +94,7 @@ def test_an_image_chunk_decodes_to_its_voxels_and_padding(voxels, chunk_zyx):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_image_may_be_kept_in_any_type(dtype):
+def test_an_image_may_be_stored_in_any_type(dtype):
     dtype = np.dtype(dtype)
     limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
     voxels = np.array([limits.min, 3, limits.max], dtype).reshape(3, 1, 1)
@@ -102,7 +102,7 @@ def test_an_image_may_be_kept_in_any_type(dtype):
     np.testing.assert_array_equal(decoded(encoded, dtype)[:3, :1, :1], voxels)
 
 
-def test_the_range_of_an_image_is_that_of_its_finite_voxels():
+def test_the_range_of_an_image_covers_its_finite_voxels():
     voxels = np.array([np.nan, -7, np.inf, 0.5, -np.inf], np.float32).reshape(5, 1, 1)
     facts = ImageEncoder(BALANCED, voxels.dtype)(voxels, (0, 0, 0)).facts
     assert (facts.lowest, facts.highest) == (-7, 0.5)
@@ -111,7 +111,7 @@ def test_the_range_of_an_image_is_that_of_its_finite_voxels():
 
 
 @pytest.mark.parametrize("value", [0.5, 32768.0, -32769.0, np.nan, np.inf])
-def test_an_image_value_that_int16_cannot_hold_is_named(value):
+def test_the_error_names_an_image_value_beyond_int16(value):
     voxels = np.full((2, 2, 2), 7.0)
     voxels[1, 1, 1] = value
     with pytest.raises(DoesNotFitError) as caught:
@@ -134,7 +134,7 @@ def masks(draw):
 @settings(deadline=None, max_examples=60)
 @given(masks(), chunk_indices, dtypes.filter(lambda dtype: dtype != "int8"))
 @example(np.full((64, 48, 48), 255, np.uint8), (9999, 9999, 9999), np.dtype(np.float64))
-def test_labels_are_counted_and_placed_as_numpy_counts_and_places_them(mask, chunk_zyx, dtype):
+def test_counts_and_boxes_of_labels_equal_those_of_numpy(mask, chunk_zyx, dtype):
     encoded = LabelEncoder(BALANCED)(mask.astype(dtype), chunk_zyx)
     assert encoded.chunk_zyx == encoded.facts.chunk_zyx == chunk_zyx
     found = {label.value: label for label in encoded.facts.labels}
@@ -170,7 +170,7 @@ def test_labels_are_counted_and_placed_as_numpy_counts_and_places_them(mask, chu
         ("float32", -np.inf),
     ],
 )
-def test_a_value_that_is_no_label_is_named(dtype, value):
+def test_the_error_names_a_value_that_is_no_label(dtype, value):
     voxels = np.ones((3, 3, 3), dtype)
     voxels[2, 0, 1] = value
     shown = re.escape(repr(voxels[2, 0, 1].item()))
@@ -190,7 +190,7 @@ file_values = st.dictionaries(
 @settings(max_examples=60)
 @given(st.data(), file_values, st.sampled_from(["uint16", "int32", "float64"]))
 @example(None, {65535: 1}, "uint16")
-def test_values_are_mapped_and_what_is_dropped_is_counted(data, values, dtype):
+def test_values_are_mapped_and_dropped_voxels_counted(data, values, dtype):
     if data is None:
         voxels = np.array([[[0, 65535, 65534, 65534]]])
     else:
@@ -213,7 +213,7 @@ def test_values_are_mapped_and_what_is_dropped_is_counted(data, values, dtype):
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.5, 65536.0, np.nan])
-def test_a_value_that_cannot_be_mapped_is_named(value):
+def test_the_error_names_a_value_that_cannot_be_mapped(value):
     voxels = np.full((2, 2, 2), 200.0)
     voxels[1, 0, 1] = value
     shown = re.escape(repr(value))
@@ -229,7 +229,7 @@ sizes_mm = st.tuples(*[st.floats(0.2, 5)] * 3)
 @given(masks(), st.tuples(*[st.integers(0, 2)] * 3), coordinates, sizes_mm)
 @example(np.ones((1, 1, 1), np.uint8), (0, 0, 0), (0.5, -0.5, 0.5), (1.0, 2.0, 3.0))
 @example(np.ones((1, 1, 1), np.uint8), (1, 0, 0), (66.5, 0.0, 0.0), (3.0, 1.0, 1.0))
-def test_the_distance_to_a_label_is_that_to_its_nearest_voxel(mask, chunk_zyx, point, spacing):
+def test_the_distance_to_a_label_is_measured_to_its_nearest_voxel(mask, chunk_zyx, point, spacing):
     encoder = LabelEncoder(BALANCED, centroid_zyx={1: point, 200: point}, spacing_zyx_mm=spacing)
     labels = {label.value: label for label in encoder(mask, chunk_zyx).facts.labels}
     origin = np.multiply(chunk_zyx, BALANCED.chunk_shape_zyx)

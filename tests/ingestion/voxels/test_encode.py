@@ -24,7 +24,7 @@ from spinezarr.testing import all_axcodes
 
 
 class MemoryVolume:
-    """Voxels in memory, turned into file order by nibabel."""
+    """Voxels in memory, reordered into file order with nibabel."""
 
     notes = ()
 
@@ -50,7 +50,7 @@ class MemoryVolume:
 
 
 class Shards:
-    """Collects shards; none may be written twice."""
+    """Collects shards, each of which may be written only once."""
 
     def __init__(self, shape_zyx):
         self._shape_zyx = shape_zyx
@@ -80,7 +80,7 @@ class Shards:
                     yield chunk, data[offset : offset + size]
 
     def decoded(self, dtype, fill):
-        """Put all chunks together, padding included."""
+        """Join all chunks, with their padding, into one array."""
         grid = BALANCED.chunk_grid(self._shape_zyx)
         whole = np.full(
             [n * c for n, c in zip(grid, BALANCED.chunk_shape_zyx, strict=True)], fill, dtype
@@ -99,7 +99,7 @@ def voxels_of(chunk_zyx):
 
 
 class MeteredAllowance(Allowance):
-    """Remembers the most that was held."""
+    """An allowance that records the most bytes held at once."""
 
     def __init__(self, limit_bytes):
         super().__init__(limit_bytes)
@@ -140,7 +140,7 @@ def encode(volume, encoder, *, pool=None, write=None, on_voxels=lambda _: None, 
 
 
 class NameChunk:
-    """Stands for an encoder: keeps where a chunk is and what it holds, in few bytes."""
+    """An encoder for tests: encodes position and contents of a chunk in a few bytes."""
 
     def cast(self, values, /):
         return values
@@ -181,7 +181,7 @@ def expected_facts(array_zyx):
 
 @pytest.mark.parametrize("budget", [BUDGETS["all in memory"], BUDGETS["voxels on disk"]])
 @pytest.mark.parametrize("axcodes", all_axcodes())
-def test_every_chunk_is_encoded_once_and_lies_in_its_place(axcodes, budget):
+def test_every_chunk_is_encoded_once_at_its_position(axcodes, budget):
     array = scattered(SHAPE)
     volume = MemoryVolume(array, axcodes)
     done = []
@@ -210,7 +210,7 @@ def test_every_chunk_is_encoded_once_and_lies_in_its_place(axcodes, budget):
         encoded_bytes=st.integers(0, 1 << 9),
     ),
 )
-def test_any_shape_is_encoded_whole_within_any_budget(shape, axcodes, budget):
+def test_any_shape_is_encoded_completely_within_any_budget(shape, axcodes, budget):
     array = np.arange(math.prod(shape), dtype=np.uint32).reshape(shape)
     workspace = MeteredWorkspace(budget)
     facts, shards = encode(MemoryVolume(array, axcodes), name_chunk, workspace=workspace)
@@ -223,7 +223,7 @@ def test_any_shape_is_encoded_whole_within_any_budget(shape, axcodes, budget):
 
 @pytest.mark.parametrize("axcodes", ["LPS", "SRA", "IPL"])
 @pytest.mark.parametrize("shape", [(5, 800, 3), (5, 3, 800), (129, 769, 2)])
-def test_shards_along_every_axis_are_told_apart(axcodes, shape):
+def test_shards_along_every_axis_have_their_own_keys(axcodes, shape):
     array = scattered(shape)
     facts, shards = encode(MemoryVolume(array, axcodes), name_chunk)
     assert facts == expected_facts(array)
@@ -249,7 +249,7 @@ def test_the_shards_of_an_image_decode_to_the_image(axcodes, budget):
 
 
 @pytest.mark.parametrize("axcodes", ["LPS", "RAS", "PIR", "SAL"])
-def test_chunks_and_shards_of_a_mask_that_hold_only_background_are_absent(axcodes):
+def test_background_chunks_and_shards_of_a_mask_are_absent(axcodes):
     array = np.zeros(SHAPE, np.float64)
     array[100:128, 49, 97:] = 25
     array[3, 3, 3] = 1
@@ -269,7 +269,7 @@ def test_a_mask_without_any_label_writes_nothing():
 
 
 @pytest.mark.parametrize("axcodes", ["LPS", "RAI", "PIR", "SAL"])
-def test_the_budget_changes_no_byte(axcodes):
+def test_the_memory_budget_changes_no_encoded_byte(axcodes):
     array = scattered(SHAPE)
     encoder = ImageEncoder(BALANCED, np.dtype(np.int16))
     stored = []
@@ -279,8 +279,8 @@ def test_the_budget_changes_no_byte(axcodes):
     assert all(data == stored[0] for data in stored)
 
 
-def test_nothing_is_held_twice_in_any_orientation():
-    """Two layers of voxels and the chunks of a row of shards do not fit: disk takes them."""
+def test_memory_stays_within_the_budget_in_any_orientation():
+    """Two layers of voxels and the chunks of a row of shards do not fit: disk takes the rest."""
     array = np.zeros((130, 66, 400), np.int16)
     array[::7] = 5
     budget = MemoryBudget(strip_bytes=1 << 16, voxel_bytes=1 << 21, encoded_bytes=1 << 14)
@@ -295,7 +295,7 @@ def test_nothing_is_held_twice_in_any_orientation():
 
 
 @budgets
-def test_a_value_that_does_not_fit_ends_it(budget):
+def test_a_value_that_does_not_fit_ends_the_encoding(budget):
     array = scattered(SHAPE, np.float64)
     array[-1, -1, -1] = 0.5
     with pytest.raises(DoesNotFitError):
@@ -307,7 +307,7 @@ def test_a_value_that_does_not_fit_ends_it(budget):
 
 
 @pytest.mark.parametrize("budget", ["all on disk", "encoded chunks on disk"])
-def test_a_folder_that_holds_no_scratch_files_is_named(tmp_path, budget):
+def test_the_error_names_a_folder_that_cannot_hold_scratch_files(tmp_path, budget):
     workspace = Workspace(BUDGETS[budget], str(tmp_path / "none"))
     with pytest.raises(UsageError, match=r"none: cannot hold scratch files: .* --scratch"):
         encode(MemoryVolume(scattered(SHAPE), "RAS"), name_chunk, workspace=workspace)
@@ -327,7 +327,7 @@ def test_scratch_files_leave_nothing_behind(tmp_path):
 
 
 class RecordingPool(ThreadPoolExecutor):
-    """Keeps what it was asked to do."""
+    """A pool that records its submitted tasks."""
 
     def __init__(self):
         super().__init__(2)
@@ -345,7 +345,7 @@ class BrokenVolume(MemoryVolume):
 
 
 class SlowChunk(NameChunk):
-    """Takes its time, and fails at one call."""
+    """An encoder that is slow, and fails at one call."""
 
     def __init__(self, fails_at=None):
         self._fails_at = fails_at
@@ -368,7 +368,7 @@ def fail(*_args):
 
 @budgets
 @pytest.mark.parametrize("broken", ["1st chunk", "9th chunk", "last chunk", "write", "volume"])
-def test_a_failure_leaves_no_thread_at_work(broken, budget, tmp_path):
+def test_a_failure_leaves_no_thread_running(broken, budget, tmp_path):
     encoder = SlowChunk({"1st chunk": 1, "9th chunk": 9, "last chunk": 18}.get(broken))
     volume = (BrokenVolume if broken == "volume" else MemoryVolume)(scattered(SHAPE), "RAS")
     with RecordingPool() as pool:
@@ -385,7 +385,7 @@ def test_a_failure_leaves_no_thread_at_work(broken, budget, tmp_path):
     assert encoder.begun == encoder.ended == ended
 
 
-def test_a_volume_that_ends_early_is_no_volume():
+def test_a_volume_that_ends_early_is_an_error():
     class ShortVolume(MemoryVolume):
         def slabs(self, thicknesses, /):
             yield from list(super().slabs(thicknesses))[:-1]
@@ -395,7 +395,7 @@ def test_a_volume_that_ends_early_is_no_volume():
 
 
 def test_a_layer_is_encoded_while_the_next_one_is_read():
-    """The reader waits at its third layer until a chunk of the first is done."""
+    """The reader waits at its third layer until a chunk of the first one is encoded."""
     first_chunk = threading.Event()
 
     class WaitingVolume(MemoryVolume):

@@ -41,7 +41,7 @@ def test_layers_cover_the_volume_once_in_file_order(axcodes, shape_zyx):
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from(["RAS", "LPI"]))
-def test_strips_are_the_layers_in_pieces(depth, planes, axcodes):
+def test_strips_cut_layers_into_pieces(depth, planes, axcodes):
     _, _, grid = in_file_order((depth, 2, 3), axcodes)
     strips = plan_strips(grid, BALANCED.chunk_shape_zyx, planes)
     assert list(dict.fromkeys(strip.layer for strip in strips)) == grid.axis_map.slab_boxes(
@@ -88,7 +88,7 @@ def test_blocks_hold_the_stored_voxels_of_their_boxes(tmp_path, axcodes, block_b
 
 @pytest.mark.parametrize("axcodes", all_axcodes())
 @pytest.mark.parametrize("chunks", [0, 1, 2, 99])
-def test_blocks_are_whole_chunks_of_no_more_than_was_asked(tmp_path, axcodes, chunks):
+def test_blocks_are_whole_chunks_up_to_the_given_size(tmp_path, axcodes, chunks):
     _, numbers_ijk, grid = in_file_order((130, 100, 150), axcodes)
     for box in grid.axis_map.slab_boxes(grid.shape_zyx, BALANCED.chunk_shape_zyx):
         block_bytes = chunks * math.prod(BALANCED.chunk_shape_zyx) * numbers_ijk.itemsize

@@ -53,13 +53,13 @@ print(peak_mib() - before)
 
 
 def test_a_process_stays_within_the_budget(tmp_path):
-    """384 MiB in the file, 192 MiB as int16, about 150 MiB encoded, all in one row of shards."""
+    """The image takes 384 MiB in the file, 192 MiB as int16, and 150 MiB in one row of shards."""
     command = [sys.executable, "-c", INGEST, str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert float(done.stdout) < 32 + 16 + 4 * 8
 
 
-def test_bytes_are_held_up_to_the_limit():
+def test_an_allowance_grants_bytes_up_to_its_limit():
     allowance = Allowance(10)
     assert allowance.take_if_room(10)
     assert not allowance.take_if_room(1)
@@ -70,7 +70,7 @@ def test_bytes_are_held_up_to_the_limit():
     assert allowance.take_if_room(1)
 
 
-def test_shares_of_a_budget_are_no_more_than_the_budget():
+def test_parts_of_a_budget_sum_to_no_more_than_the_budget():
     budget = MemoryBudget()
     shares = budget.share(2, 3), budget.share(1, 3)
     for field in MemoryBudget.__dataclass_fields__:
@@ -79,7 +79,7 @@ def test_shares_of_a_budget_are_no_more_than_the_budget():
         assert sum(parts) <= getattr(budget, field)
 
 
-def test_a_scratch_file_gives_back_what_was_written(tmp_path):
+def test_a_scratch_file_returns_the_written_bytes(tmp_path):
     with ScratchFile(str(tmp_path)) as file:
         file.write_at(100, b"later")
         file.write_at(0, b"first")
@@ -94,7 +94,7 @@ def test_a_scratch_file_gives_back_what_was_written(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_a_full_disk_is_named(tmp_path):
+def test_the_error_of_a_full_disk_names_the_folder(tmp_path):
     with ScratchFile(str(tmp_path)) as file:
         file.close()
         file._file = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115

@@ -10,7 +10,7 @@ from spinezarr.ingestion.voxels.shards import ShardCollector
 from spinezarr.store.layout import BALANCED
 
 SHAPE = (1000, 60, 100)
-"""Eight shards of up to 2 x 2 x 3 chunks, the last with half as many."""
+"""Shape of a volume of eight shards of up to 2 x 2 x 3 chunks; some are half empty."""
 GRID, PER_SHARD = BALANCED.chunk_grid(SHAPE), BALANCED.chunk_grid(BALANCED.shard_shape_zyx(SHAPE))
 
 
@@ -19,7 +19,7 @@ def data_of(chunk):
 
 
 def expected(absent):
-    """Assemble every shard from all its chunks at once."""
+    """Return every shard, assembled from all its chunks at once."""
     shards = {}
     for chunk in np.ndindex(GRID):
         shard = tuple(i // n for i, n in zip(chunk, PER_SHARD, strict=True))
@@ -31,7 +31,7 @@ def expected(absent):
 
 
 @pytest.mark.parametrize("encoded_bytes", [0, 300, 1 << 20])
-def test_shards_are_whole_whatever_the_order_of_their_chunks(tmp_path, encoded_bytes):
+def test_shards_are_complete_for_any_order_of_their_chunks(tmp_path, encoded_bytes):
     rng = np.random.default_rng(0)
     chunks = [tuple(chunk) for chunk in rng.permutation(list(np.ndindex(GRID))).tolist()]
     absent = {*chunks[:20], *((15, y, x) for y in range(2) for x in range(3))}
@@ -50,7 +50,7 @@ def test_shards_are_whole_whatever_the_order_of_their_chunks(tmp_path, encoded_b
     assert workspace.encoded._held_bytes == 0
 
 
-def test_scratch_space_is_used_again(tmp_path):
+def test_scratch_space_is_reused(tmp_path):
     workspace = Workspace(MemoryBudget(encoded_bytes=0), str(tmp_path))
     sizes = []
 
