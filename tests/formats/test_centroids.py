@@ -30,13 +30,13 @@ REAL = Path(__file__).parents[3] / "shared/data/real"
 LPS = Grid(
     (11, 21, 31), np.array([[-2.0, 0, 0, 90], [0, -1, 0, 80], [0, 0, 0.5, -700], [0, 0, 0, 1]])
 )
-"""22 x 21 x 15.5 mm."""
+"""Grid in LPS, with an extent of 22 x 21 x 15.5 mm."""
 OBLIQUE = np.array([[0.9, -0.06, 0.3, -40.5], [0.05, 0.7, 0.4, 12.25], [-0.2, -0.1, 2.4, -700]])
 POINTS = {"T12": (6.0, 5.0, 14.0), "L1": (5.0, 6.0, 10.0), "L2": (5.5, 4.0, 2.5)}
 
 
 def orthogonal(matrix):
-    """Turn the voxel axes square and leave their lengths."""
+    """Make the voxel axes orthogonal and keep their lengths."""
     lengths = np.linalg.norm(matrix, axis=0)
     u, _, v = np.linalg.svd(matrix / lengths)
     return u @ v * lengths
@@ -100,7 +100,7 @@ def levels_of(convention):
 
 @pytest.mark.parametrize("axcodes", all_axcodes())
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_points_known_in_mm_survive_every_orientation(axcodes, convention):
+def test_points_keep_their_position_in_every_orientation(axcodes, convention):
     grid = turned(oblique_ras((30, 40, 17)), axcodes)
     points = random_points(grid, levels_of(convention), seed=1)
     exact = read(written(points, grid, convention, 12), convention, grid)
@@ -112,12 +112,12 @@ def test_points_known_in_mm_survive_every_orientation(axcodes, convention):
 
 @pytest.mark.parametrize("axcodes", all_axcodes())
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_the_digits_of_published_files_cost_no_more_than_their_rounding(axcodes, convention):
+def test_points_are_as_exact_as_the_digits_of_published_files(axcodes, convention):
     grid = turned(oblique_ras((30, 40, 17)), axcodes)
     points = random_points(grid, levels_of(convention), seed=2)
     decimals = None if convention == "lml" else 1
     rounded = read(written(points, grid, convention, decimals), convention, grid)
-    # Half a unit of the last digit along each axis: of voxels, of mm, of 6 digits below 100 mm.
+    # Half a unit of the last digit along each axis: voxels, mm, or 6 digits below 100 mm.
     bound = {"verse": 0.05 * np.linalg.norm(voxel_sizes(grid.affine)), "lml": 0.5e-4 * 3**0.5}
     errors = [
         np.linalg.norm(np.subtract(rounded.positions_xyz_mm[level], point))
@@ -134,7 +134,9 @@ def test_the_digits_of_published_files_cost_no_more_than_their_rounding(axcodes,
     convention=st.sampled_from(CONVENTIONS),
     share=st.tuples(*[st.floats(0, 1)] * 3),
 )
-def test_points_survive_on_any_grid(*, shape, spacing, origin, axcodes, convention, share):
+def test_points_keep_their_position_on_any_grid(
+    *, shape, spacing, origin, axcodes, convention, share
+):
     affine = oblique_ras(shape).affine @ np.diag([*spacing, 1])
     affine[:3, 3] = origin
     grid = turned(Grid(shape, affine), axcodes)
@@ -173,7 +175,7 @@ def test_challenge_files_are_read_by_the_published_rule(convention, lps_mm, axco
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS[:3])
-def test_a_direction_entry_counts_more_than_the_convention(convention):
+def test_a_direction_entry_overrides_the_convention(convention):
     found = read(verse(entry(20, 1, 2, 3), direction="PIR"), convention)
     np.testing.assert_allclose(
         found.positions_xyz_mm["L1"], apply_affine(LPS.affine, (10 - 3, 1, 30 - 2))
@@ -182,13 +184,13 @@ def test_a_direction_entry_counts_more_than_the_convention(convention):
 
 def test_lml_coordinates_run_along_the_axes_of_the_file():
     found = read(lml("200\tL1_center\t3\t4\t5"), "lml", turned(LPS, "ASR"))
-    # Spacing and place do not matter but through the affine: 3 mm to A, 4 to S, 5 to R.
+    # Spacing and position enter only through the affine: 3 mm to A, 4 to S, 5 to R.
     corner = (90 - 20, 80 - 20, -700)
     np.testing.assert_allclose(found.positions_xyz_mm["L1"], np.add(corner, (5, 3, 4)))
 
 
 @pytest.mark.parametrize("label", range(-1, 31))
-def test_labels_are_those_of_the_scheme(label):
+def test_labels_follow_the_scheme(label):
     found = read(verse(entry(label), entry(float(label))))
     if label in NAME_OF_VALUE:
         assert list(found.positions_xyz_mm) == [NAME_OF_VALUE[label]]
@@ -199,7 +201,7 @@ def test_labels_are_those_of_the_scheme(label):
 
 
 @pytest.mark.parametrize("decimals", [None, 3])
-def test_what_stands_for_no_position_is_passed_over(decimals):
+def test_placeholders_for_missing_positions_are_skipped(decimals):
     text = verse_json(
         {"L1": (np.nan,) * 3, "L2": (70.0, 70.0, -690.0)},
         LPS.shape_ijk,
@@ -215,21 +217,21 @@ def test_what_stands_for_no_position_is_passed_over(decimals):
 
 @pytest.mark.parametrize("axis", "xyz")
 @pytest.mark.parametrize("number", [None, np.nan, np.inf, -np.inf, 1e300, -1e300, 10**400, 1e6 + 1])
-def test_numbers_that_are_no_place_are_passed_over(axis, number):
+def test_impossible_positions_are_skipped(axis, number):
     found = read(verse(entry(20, **{axis: number}), entry(21)))
     assert list(found.positions_xyz_mm) == ["L2"]
     assert found.notes == ("passed over, as they have no position: L1",)
 
 
 @pytest.mark.parametrize("number", ["NaN", "nan", "Inf", "-inf", "1e999", "9" * 5000, "-1e7"])
-def test_numbers_in_lml_files_that_are_no_place_are_passed_over(number):
+def test_impossible_positions_in_lml_files_are_skipped(number):
     found = read(lml(f"200 L1_center 1 {number} 3", "210 L2_center 1 2 3"), "lml")
     assert list(found.positions_xyz_mm) == ["L2"]
     assert found.notes == ("passed over, as they have no position: L1",)
 
 
 @pytest.mark.parametrize("convention", ["verse", "lml"])
-def test_a_level_named_again_keeps_its_first_point_and_the_note_says_how_far(convention):
+def test_a_repeated_level_keeps_its_first_point_with_a_note_of_the_distance(convention):
     again = {
         "verse": verse(entry(20, 5, 6, 7), entry(21), entry(20, 5, 6, 9)),
         "lml": lml("200 L1_center 10 6 3.5", "210 L2_center 5 5 5", "200 L1_center 10 6 4.5"),
@@ -252,7 +254,7 @@ def test_a_level_named_again_keeps_its_first_point_and_the_note_says_how_far(con
         ((5, 5, 30030), "15000.0"),
     ],
 )
-def test_points_outside_the_image_stay_and_the_note_says_how_far(index, note):
+def test_points_outside_the_image_are_kept_with_a_note_of_the_distance(index, note):
     found = read(verse(entry(20, *index)))
     np.testing.assert_allclose(found.positions_xyz_mm["L1"], apply_affine(LPS.affine, index))
     assert found.notes == (() if note is None else (f"outside the image: L1 (by {note} mm)",))
@@ -269,7 +271,7 @@ def test_a_file_without_points_has_no_centroids(convention):
 @pytest.mark.parametrize("between", ["\t", " ", "  \t "])
 @pytest.mark.parametrize("after", ["", "\t", "\t0.93 seen"])
 @pytest.mark.parametrize("header", ["# 0", "# 2", "", "spine", "a b c d e"])
-def test_lml_files_may_be_laid_out_in_any_way(end, between, after, header):
+def test_lml_files_may_use_any_whitespace_and_line_ends(end, between, after, header):
     rows = [("190", "T12_center", "1", "2.5", "3"), ("200", "L1_center", "1e0", "-.5", "+2.E-1")]
     lines = ["", *(between.join(row) + after for row in rows), "  ", ""]
     found = read(lml(*lines, header=header, end=end), "lml", Grid((9, 9, 9), np.eye(4)))
@@ -292,7 +294,7 @@ def test_every_lml_id_and_name_is_known():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_name_counts_more_than_the_id(level):
+def test_the_name_of_a_landmark_overrides_its_id(level):
     identifier = "180" if level != "T11" else "190"
     found = read(lml(f"{identifier} {level}_center 1 2 3"), "lml")
     assert list(found.positions_xyz_mm) == [level]
@@ -302,14 +304,14 @@ def test_the_name_counts_more_than_the_id(level):
 
 
 @pytest.mark.parametrize("identifier", ["0", "185", "270", "-10"])
-def test_lml_points_of_no_level_are_passed_over(identifier):
+def test_lml_points_of_no_level_are_skipped(identifier):
     found = read(lml(f"{identifier} L7_center 1 2 3", "200 L1_center 1 2 3"), "lml")
     assert list(found.positions_xyz_mm) == ["L1"]
     about = "passed over, as neither name nor id is a level"
     assert found.notes == (f"{about}: 'L7_center' with id '{identifier}'",)
 
 
-def test_a_first_line_that_is_a_landmark_is_told_of():
+def test_a_landmark_in_place_of_the_heading_is_noted():
     found = read(lml("210 L2_center 1 2 3", header="200 L1_center 1 2 3"), "lml")
     assert list(found.positions_xyz_mm) == ["L2"]
     assert found.notes == ("passed over, as line 1 is the header of an .lml file: a landmark",)
@@ -352,7 +354,7 @@ def test_a_first_line_that_is_a_landmark_is_told_of():
         (json.dumps([{"direction": ["P", "I", ""]}]), "its direction is"),
     ],
 )
-def test_what_is_no_verse_file_is_refused(text, reason):
+def test_invalid_verse_files_are_refused(text, reason):
     assert re.search(reason, refusal(text))
 
 
@@ -384,7 +386,7 @@ def test_what_is_no_verse_file_is_refused(text, reason):
         (bytes(range(256)) * 4, "line|is no .lml"),
     ],
 )
-def test_what_is_no_lml_file_is_refused(text, reason):
+def test_invalid_lml_files_are_refused(text, reason):
     assert re.search(reason, refusal(text, "lml"))
 
 
@@ -448,10 +450,10 @@ def test_any_lines_are_read_or_refused(text):
 
 
 @given(st.sets(st.sampled_from(LEVELS)))
-def test_a_spine_upright_is_in_order_whatever_it_shows(levels):
+def test_an_upright_spine_is_in_order_whichever_levels_it_shows(levels):
     upright = {level: (0.0, 0.0, -10.0 * LEVELS.index(level)) for level in levels}
     assert misordered_levels(upright) == ()
-    # Upside down every pair compared is wrong; parts of the sacrum are not compared.
+    # Upside down, every compared pair is wrong; parts of the sacrum are not compared.
     above = [level for level in LEVELS[:-4] if level in levels]
     sacral = [level for level in LEVELS[-4:] if level in levels][:1]
     upside_down = {level: (x, y, -z) for level, (x, y, z) in upright.items()}
@@ -519,7 +521,7 @@ if (REAL / "verse").exists():
 
     def test_a_challenge_file_of_verse004_agrees_within_a_voxel(mask):
         grid = Grid(mask.shape, mask.affine)
-        # Quoted in whole mm in https://github.com/luiserrador/IndVertSeg_VerSe, issue 2.
+        # The values are whole mm in https://github.com/luiserrador/IndVertSeg_VerSe, issue 2.
         quoted = json.dumps([entry(16, 42.0, 78.0, 57.0)])
         point = read(quoted, "verse-2019-challenge", grid).positions_xyz_mm["T9"]
         index = apply_affine(np.linalg.inv(mask.affine), point)

@@ -39,7 +39,7 @@ COMPRESSED = [
 
 
 def turned(axcodes, shape=VALUES.shape, oblique_deg=0.0):
-    """Affine of a volume with these axes, of which the whole patient is turned about (2, 2, 1)."""
+    """Return the affine of a volume with these axes, rotated with the patient about (2, 2, 1)."""
     x, y, z = np.array([2, 2, 1]) / 3
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.radians(oblique_deg)
@@ -63,7 +63,7 @@ def read(folder, thicknesses=None):
 
 
 def in_space(values, affine):
-    """Return voxels as (z, y, x) with their affine, whatever the order of the file's axes."""
+    """Return voxels as (z, y, x) with their affine, for any order of the file's axes."""
     image = nib.as_closest_canonical(nib.Nifti1Image(values.astype(np.float64), affine))
     return image.get_fdata().transpose(2, 1, 0), image.affine
 
@@ -140,7 +140,7 @@ def test_every_orientation_is_read_as_gdcm_reads_it(tmp_path, axcodes, oblique_d
 
 
 @pytest.mark.parametrize("naming", ["number", "uid", "reversed"])
-def test_names_and_numbers_do_not_order_slices(tmp_path, naming):
+def test_slices_are_ordered_by_position_and_not_by_name_or_number(tmp_path, naming):
     values = np.arange(12, dtype=np.int16) * np.ones((3, 2, 1), np.int16)
     paths = write(tmp_path, values, naming=naming)
     assert [path.name for path in paths] != sorted(path.name for path in paths)
@@ -149,7 +149,7 @@ def test_names_and_numbers_do_not_order_slices(tmp_path, naming):
     np.testing.assert_array_equal(read(tmp_path)[1], values)
 
 
-def test_a_single_slice_thickness_and_the_whole_are_the_same_and_may_be_read_again(tmp_path):
+def test_slabs_of_any_thickness_give_the_same_voxels_and_can_be_read_again(tmp_path):
     write(tmp_path)
     volume = open_volume(LOCAL, f"{tmp_path}/")
     for thicknesses in ([1] * 5, [2, 3], [5]):
@@ -158,7 +158,7 @@ def test_a_single_slice_thickness_and_the_whole_are_the_same_and_may_be_read_aga
         np.testing.assert_array_equal(np.concatenate(slabs, axis=2), VALUES)
 
 
-def test_hash_and_size_are_of_the_files_along_k(tmp_path):
+def test_hash_and_size_cover_the_files_in_slice_order(tmp_path):
     paths = write(tmp_path, naming="reversed", localizer=True)
     volume = open_volume(LOCAL, f"{tmp_path}/")
     with pytest.raises(RuntimeError, match="before slabs"):
@@ -169,7 +169,7 @@ def test_hash_and_size_are_of_the_files_along_k(tmp_path):
     assert volume.source_file().size_bytes == len(content)
 
 
-def test_any_file_system_and_a_folder_with_or_without_slash_will_do(tmp_path):
+def test_any_file_system_and_a_folder_with_or_without_slash_can_be_read(tmp_path):
     write(tmp_path)
     fs = MemoryFileSystem()
     fs.put(str(tmp_path), "/dicom/ct", recursive=True)
@@ -185,7 +185,7 @@ def test_a_folder_that_is_absent_is_not_a_broken_folder(tmp_path):
 
 
 @pytest.mark.parametrize("module", ["pydicom", "gdcm"])
-def test_without_its_packages_the_error_says_what_to_install(tmp_path, monkeypatch, module):
+def test_the_error_of_missing_packages_says_what_to_install(tmp_path, monkeypatch, module):
     write(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=r"pip install 'spinezarr\[dicom\]'"):
@@ -251,7 +251,7 @@ def test_pixels_of_8_bits_are_read(tmp_path, big_endian):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_bits_above_those_stored_do_not_count(tmp_path, signed):
+def test_bits_above_bits_stored_are_ignored(tmp_path, signed):
     form = {"signed": signed, "intercept": 0, "bits_stored": 12}
     values = np.array([[[0, 1], [5, 1023]], [[2047, 7], [9, 11]]]) - (1024 if signed else 0)
     paths = write(tmp_path, values, **form)
@@ -261,7 +261,7 @@ def test_bits_above_those_stored_do_not_count(tmp_path, signed):
     np.testing.assert_array_equal(read(tmp_path)[1], values)
 
 
-def test_padding_values_are_left_as_they_are(tmp_path):
+def test_padding_values_are_kept(tmp_path):
     values = VALUES.copy()
     values[:3] = -2000
     for path in write(tmp_path, values, **SIGNED):
@@ -271,7 +271,7 @@ def test_padding_values_are_left_as_they_are(tmp_path):
     np.testing.assert_array_equal(read(tmp_path)[1], values)
 
 
-def test_what_pydicom_warns_of_and_reads_is_read(tmp_path):
+def test_files_that_pydicom_reads_with_a_warning_are_read(tmp_path):
     for path in write(tmp_path):
         dataset = pydicom.dcmread(path)
         edit(path, PixelData=dataset.PixelData + bytes(10))
@@ -317,7 +317,7 @@ def test_a_slice_in_another_unit_than_others_is_refused(tmp_path, usual):
     np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
 
-def test_lossy_compression_that_came_before_is_noted(tmp_path):
+def test_earlier_lossy_compression_is_noted(tmp_path):
     for path in write(tmp_path):
         edit(path, LossyImageCompression="01")
     (note,) = read(tmp_path)[0].notes
@@ -326,7 +326,7 @@ def test_lossy_compression_that_came_before_is_noted(tmp_path):
 
 @pytest.mark.parametrize("name", ["CT_small.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
 def test_slices_from_scanners_are_read_as_gdcm_reads_them(tmp_path, name):
-    # They come with pydicom. Two of them, a step along their normal apart, make a series.
+    # These files come with pydicom. Two copies, one step apart along their normal, make a series.
     for k in (0, 1):
         path = tmp_path / f"{k}.dcm"
         shutil.copy(get_testdata_file(name, download=False), path)
@@ -338,10 +338,10 @@ def test_slices_from_scanners_are_read_as_gdcm_reads_them(tmp_path, name):
     assert_read_as_gdcm_does(tmp_path, volume, values)
 
 
-# What lies in a folder
+# Contents of a folder
 
 
-def test_what_is_no_slice_is_passed_over(tmp_path):
+def test_other_files_in_a_folder_are_skipped(tmp_path):
     paths = write(tmp_path, localizer=True, secondary_capture=True, naming="uid")
     write_dicom_objects(tmp_path, "DIRECTORY")[0].rename(tmp_path / "anything")
     write_dicom_objects(tmp_path, "SR", 2)
@@ -357,7 +357,7 @@ def test_what_is_no_slice_is_passed_over(tmp_path):
     )
 
 
-def test_files_whose_names_say_that_they_are_no_slices_are_passed_over(tmp_path):
+def test_files_with_names_of_other_formats_are_skipped(tmp_path):
     write(tmp_path)
     names = ["DICOMDIR", "LICENSE", "series.csv", "readme.txt", "README", "._1.dcm", ".DS_Store"]
     names += ["a.jpg", "Thumbs.db", "scan.nii.gz", "table.csv.xz", "report.XML", "desktop.ini"]
@@ -421,7 +421,7 @@ def test_a_slice_without_a_preamble_that_is_cut_anywhere_is_refused(tmp_path, sy
         assert str(path) in refusal(tmp_path)
 
 
-def test_a_folder_without_slices_says_what_it_holds(tmp_path):
+def test_the_error_of_a_folder_without_slices_lists_its_contents(tmp_path):
     for path in write(tmp_path, secondary_capture=True):
         path.unlink()
     message = refusal(tmp_path)
@@ -444,7 +444,7 @@ def test_without_any_class_a_file_is_refused(tmp_path):
     assert f"{path}: states no SOPClassUID" in refusal(tmp_path)
 
 
-def test_the_largest_series_is_taken_and_the_others_are_named(tmp_path):
+def test_the_largest_series_is_taken_with_a_note_that_names_the_others(tmp_path):
     write(tmp_path, second_series=4)
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES)
@@ -461,7 +461,7 @@ def test_series_of_equal_size_are_refused_with_their_names(tmp_path):
     assert all((tmp_path / file).is_file() for _, file in named)
 
 
-# Slices that are not one even stack
+# Slices that do not form one even stack
 
 
 def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path):
@@ -475,7 +475,7 @@ def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path):
     assert "GantryDetectorTilt" not in refusal(tmp_path)
 
 
-def test_a_stated_tilt_of_straight_slices_does_no_harm(tmp_path):
+def test_a_stated_tilt_is_ignored_if_slices_are_straight(tmp_path):
     for path in write(tmp_path):
         edit(path, GantryDetectorTilt=15)
     np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
@@ -493,7 +493,7 @@ def test_missing_slices_are_counted(tmp_path, affine, missing, count, gap):
     assert "expected 2.500 mm everywhere" in message
 
 
-def test_where_slices_are_missing_is_said(tmp_path):
+def test_the_error_says_where_slices_are_missing(tmp_path):
     write(tmp_path, missing=(1, 2))
     assert "2 in 7.500 mm between 1.dcm and 2.dcm at -90.250 and -82.750 mm" in refusal(tmp_path)
 
@@ -508,7 +508,7 @@ def test_an_uneven_slice_is_refused_with_the_gaps(tmp_path, moved_mm):
     assert "within 0.150 mm" in message
 
 
-def test_a_gap_is_uneven_even_if_each_slice_is_near_its_place(tmp_path):
+def test_an_uneven_gap_is_refused_even_if_each_slice_is_near_its_position(tmp_path):
     write(tmp_path, moved_mm=((1, 0.1), (2, -0.1)))
     message = refusal(tmp_path)
     assert "2.300 mm between 2.dcm and 3.dcm at" in message
@@ -532,7 +532,7 @@ def test_repeated_slices_are_counted_and_named(tmp_path, repeated):
     assert f"{k + 1}.dcm and 6.dcm at (-30.5, 90.25, {-90.25 + 2.5 * k:g})" in message
 
 
-def test_a_slice_beside_the_others_is_refused(tmp_path):
+def test_a_slice_shifted_sideways_is_refused(tmp_path):
     paths = write(tmp_path)
     x, y, z = pydicom.dcmread(paths[3]).ImagePositionPatient
     edit(paths[3], ImagePositionPatient=[x + 0.3, y, z])
@@ -544,7 +544,7 @@ def test_a_slice_beside_the_others_is_refused(tmp_path):
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
 @pytest.mark.parametrize("step", [0.3, 0.625, 1.25, 3.27])
-def test_positions_that_are_rounded_are_even_enough(tmp_path, digits, step):
+def test_rounded_positions_are_accepted(tmp_path, digits, step):
     affine = turned("LPS", oblique_deg=17) @ np.diag([1, 1, step / 2.5, 1])
     values = np.zeros((2, 2, 12), int)
     for path in write(tmp_path, values, affine):
@@ -599,7 +599,9 @@ def test_two_slices_are_a_stack(tmp_path):
         ),
     ],
 )
-def test_slices_that_differ_are_refused_with_what_they_are(tmp_path, elements, what, usual, odd):
+def test_the_error_of_slices_that_differ_shows_the_differing_values(
+    tmp_path, elements, what, usual, odd
+):
     edit(write(tmp_path)[2], **elements)
     expected = f"differ in {what}: {usual} in 4 (1.dcm); {odd} in 1 (3.dcm); expected one"
     assert expected in refusal(tmp_path)
@@ -631,7 +633,7 @@ def test_slices_that_differ_are_refused_with_what_they_are(tmp_path, elements, w
         ({"PixelData": None}, "cut short: it holds 0 of 612 bytes of pixels"),
     ],
 )  # fmt: skip
-def test_a_slice_that_cannot_be_used_is_refused_by_name(tmp_path, elements, expected):
+def test_the_error_names_a_slice_that_cannot_be_used(tmp_path, elements, expected):
     path = write(tmp_path)[2]
     edit(path, **elements)
     message = refusal(tmp_path)
@@ -661,7 +663,7 @@ def test_an_unknown_transfer_syntax_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("syntax", DICOM_TRANSFER_SYNTAXES)
-def test_a_slice_cut_anywhere_is_refused_by_name(tmp_path, syntax):
+def test_the_error_names_a_slice_cut_anywhere(tmp_path, syntax):
     path = write(tmp_path, transfer_syntax=syntax)[2]
     content = path.read_bytes()
     sizes = range(0, len(content), 61)
@@ -671,13 +673,13 @@ def test_a_slice_cut_anywhere_is_refused_by_name(tmp_path, syntax):
         if isinstance(found, str):
             assert str(path) in found
         else:
-            # Behind the mark that ends the pixels, four zeros say nothing.
+            # The four zeros behind the end marker of the pixels carry no data.
             assert size >= len(content) - 4
             np.testing.assert_array_equal(found, VALUES)
 
 
 @pytest.mark.parametrize("syntax", COMPRESSED)
-def test_compressed_pixels_without_their_end_are_said_to_be_cut_short(tmp_path, syntax):
+def test_compressed_pixels_without_an_end_marker_are_reported_as_cut(tmp_path, syntax):
     path = write(tmp_path, transfer_syntax=syntax)[2]
     path.write_bytes(path.read_bytes()[:-9])
     assert refusal(tmp_path) == f"{path}: cut short: its pixels do not end. Download it again."
@@ -685,7 +687,7 @@ def test_compressed_pixels_without_their_end_are_said_to_be_cut_short(tmp_path, 
 
 @pytest.mark.parametrize("syntax", COMPRESSED)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
-def test_a_code_stream_cut_short_in_a_whole_file_is_refused(tmp_path, syntax, share):
+def test_a_cut_code_stream_in_a_complete_file_is_refused(tmp_path, syntax, share):
     path = write(tmp_path, transfer_syntax=syntax)[2]
     dataset = pydicom.dcmread(path)
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
@@ -695,7 +697,7 @@ def test_a_code_stream_cut_short_in_a_whole_file_is_refused(tmp_path, syntax, sh
 
 
 @pytest.mark.parametrize("syntax", ["jpeg-lossless", "jpeg-lossless-57", "jpeg-ls", "jpeg2000"])
-def test_a_code_stream_with_zeros_for_its_end_is_refused(tmp_path, syntax):
+def test_a_code_stream_that_ends_in_zeros_is_refused(tmp_path, syntax):
     path = write(tmp_path, transfer_syntax=syntax)[2]
     frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
     half = len(frame) // 2
@@ -705,7 +707,7 @@ def test_a_code_stream_with_zeros_for_its_end_is_refused(tmp_path, syntax):
 
 @pytest.mark.parametrize("syntax", ["jpeg-lossless", "jpeg-lossless-57", "jpeg-ls", "jpeg2000"])
 @pytest.mark.parametrize("pad", [b"\xff", b"\x01"])
-def test_a_pad_byte_behind_a_code_stream_may_be_any(tmp_path, syntax, pad):
+def test_a_pad_byte_behind_a_code_stream_may_have_any_value(tmp_path, syntax, pad):
     padded = 0
     for path in write(tmp_path, np.concatenate([VALUES] * 4, axis=2), transfer_syntax=syntax):
         frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1).rstrip(b"\0")
@@ -739,7 +741,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
 )
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_damage_causes_anything_but_a_refusal(tmp_path, syntax, data):
+def test_any_damaged_slice_is_read_or_refused_with_a_clear_error(tmp_path, syntax, data):
     values = VALUES[..., :2]
     path = tmp_path / "1.dcm"
     write(tmp_path, values, transfer_syntax=syntax)

@@ -1,4 +1,4 @@
-"""The header walker, held against pydicom."""
+"""The header parser, compared with pydicom."""
 
 import io
 import logging
@@ -27,9 +27,9 @@ MR = "1.2.840.10008.5.1.4.1.1.4"
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 NUMERIC = {b"DS", b"IS", b"US", b"UL"}
 ONLY_OURS = {"ExplVR_LitEndNoMeta.dcm", "rtstruct.dcm"}
-"""Without a preamble, which pydicom reads when it is told to."""
+"""Files without a preamble, which pydicom reads only with ``force=True``."""
 NOT_DICOM = {"ExplVR_BigEndNoMeta.dcm", "no_meta.dcm"}
-"""Big endian without a preamble, and a data set behind a stray byte."""
+"""Files that are no DICOM: big endian without a preamble, and a data set behind a stray byte."""
 
 
 def header_of(data, **options):
@@ -38,7 +38,7 @@ def header_of(data, **options):
 
 
 def values_of(dataset, keyword, vr):
-    """Return what pydicom makes of an element, as a list."""
+    """Return the values of an element from pydicom, as a list."""
     value = dataset.get(keyword)
     values = value if isinstance(value, MultiValue | list) else [value]
     if value in (None, ""):
@@ -61,7 +61,7 @@ def files_with_pydicom():
 
 
 @pytest.mark.parametrize("name", files_with_pydicom())
-def test_the_header_of_every_file_that_comes_with_pydicom_is_as_pydicom_reads_it(name):
+def test_headers_of_all_files_of_pydicom_are_parsed_as_pydicom_parses_them(name):
     data = (TEST_FILES / name).read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,7 +85,7 @@ def test_the_header_of_every_file_that_comes_with_pydicom_is_as_pydicom_reads_it
         assert data[start : start + size] == dataset.PixelData
 
 
-def test_a_number_that_is_none_is_an_error_without_its_text():
+def test_the_error_of_an_invalid_number_does_not_quote_it():
     header = header_of((TEST_FILES / "badVR.dcm").read_bytes())
     with pytest.raises(HeaderError) as caught:
         header.data.numbers("NumberOfFrames")
@@ -160,7 +160,7 @@ def data_set(tree, *, undefined):
     form=st.sampled_from(["implicit-le", "explicit-le", "explicit-be", "deflated"]),
     after=st.booleans(),
 )
-def test_any_data_set_is_read_as_pydicom_reads_it(tree, undefined, form, after):
+def test_any_data_set_is_parsed_as_pydicom_parses_it(tree, undefined, form, after):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, of texts that are no proper values
         dataset = data_set(tree, undefined=undefined)
@@ -180,7 +180,7 @@ def test_any_data_set_is_read_as_pydicom_reads_it(tree, undefined, form, after):
 
 
 @pytest.mark.parametrize("implicit", [False, True])
-def test_a_class_that_is_not_asked_for_is_read_up_to_its_series(implicit):
+def test_headers_of_other_classes_are_read_only_up_to_their_series(implicit):
     dataset = Dataset()
     dataset.SOPClassUID = MR
     dataset.SeriesInstanceUID = "1.2.3.4"
@@ -196,7 +196,7 @@ def test_a_class_that_is_not_asked_for_is_read_up_to_its_series(implicit):
     assert "Rows" in header_of(data, classes=[CT, MR]).data
 
 
-def test_elements_of_implicit_vr_within_explicit_ones_are_stepped_over():
+def test_elements_of_implicit_vr_within_explicit_ones_are_skipped():
     inner = struct.pack("<HHL4s", 0x0008, 0x0100, 4, b"CODE")
     item = struct.pack("<HHL", 0xFFFE, 0xE000, len(inner)) + inner
     end = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
@@ -212,7 +212,7 @@ def test_elements_of_implicit_vr_within_explicit_ones_are_stepped_over():
 
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("with_length", [False, True])
-def test_a_bare_data_set_is_told_from_other_files(implicit, with_length):
+def test_a_data_set_without_preamble_is_distinguished_from_other_files(implicit, with_length):
     dataset = Dataset()
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.ImageType = ["ORIGINAL", "PRIMARY"]
@@ -229,7 +229,7 @@ def test_a_bare_data_set_is_told_from_other_files(implicit, with_length):
     assert (header.transfer_syntax == ImplicitVRLittleEndian) == implicit
 
 
-def test_file_meta_information_without_a_preamble_is_believed():
+def test_file_meta_information_without_a_preamble_is_used():
     dataset = Dataset()
     dataset.Rows = 5
     data = file_of(encoded(dataset), DICOM_TRANSFER_SYNTAXES["explicit-le"])[132:]
@@ -238,12 +238,12 @@ def test_file_meta_information_without_a_preamble_is_believed():
 
 
 @given(st.binary(max_size=300))
-def test_random_bytes_are_no_data_set(data):
+def test_random_bytes_are_not_taken_for_a_data_set(data):
     assert not is_bare_data_set(data)
 
 
 @given(st.binary(min_size=2, max_size=300))
-def test_bytes_behind_the_first_group_are_no_data_set(data):
+def test_invalid_bytes_behind_the_first_group_are_no_data_set(data):
     assert not is_bare_data_set(b"\x08\0" + data)
 
 
@@ -261,24 +261,24 @@ def test_bytes_behind_the_first_group_are_no_data_set(data):
         b"\x10\0\x10\0PN\x08\0Jane Doe",
     ],
 )
-def test_what_only_looks_like_a_data_set(start):
+def test_files_that_only_begin_like_a_data_set_are_refused(start):
     assert not is_bare_data_set(start)
 
 
-# Bounds
+# Limits
 
 
 def element(group, number, value, vr=b"UN"):
     return struct.pack("<HH2sHL", group, number, vr, 0, len(value)) + value
 
 
-def test_a_value_that_is_wanted_is_short():
+def test_an_overlong_value_of_a_needed_element_is_refused():
     data = file_of(element(0x0028, 0x0030, b"1\\" * 3000), DICOM_TRANSFER_SYNTAXES["explicit-le"])
     with pytest.raises(HeaderError, match="PixelSpacing has 6000 bytes, expected at most 4096"):
         header_of(data)
 
 
-def test_a_value_that_is_not_wanted_is_not_read():
+def test_values_of_other_elements_are_not_read():
     size = 1 << 30
     rows = struct.pack("<HH2sHH", 0x0028, 0x0010, b"US", 2, 9)
     start = file_of(b"", DICOM_TRANSFER_SYNTAXES["explicit-le"])
@@ -286,7 +286,7 @@ def test_a_value_that_is_not_wanted_is_not_read():
     reads = []
 
     def read(first, stop):
-        """A file of a gigabyte that nobody has."""
+        """Return bytes of a virtual file of a gigabyte."""
         reads.append(stop - first)
         whole = start[first:stop].ljust(stop - first, b"\xaa")
         at = len(start) + size - first
@@ -300,13 +300,13 @@ def test_a_value_that_is_not_wanted_is_not_read():
 
 
 def nested(depth):
-    """A sequence in a sequence, none of which ends."""
+    """Return nested sequences, none of which ends."""
     start = struct.pack("<HH2sHL", 0x0008, 0x1115, b"SQ", 0, 0xFFFFFFFF)
     return (start + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)) * depth
 
 
 def groups_of(count):
-    """A sequence of so many empty frames."""
+    """Return a sequence of ``count`` empty frames."""
     item = struct.pack("<HHL", 0xFFFE, 0xE000, 0)
     return struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, len(item) * count) + item * count
 
@@ -321,7 +321,7 @@ def groups_of(count):
         (nested(1)[:12] + b"\xfe\xff\xdd\xe1" + bytes(9), "do not start as such"),
     ],
 )
-def test_hostile_headers_are_refused_soon(body, expected):
+def test_hostile_headers_are_refused_quickly(body, expected):
     began = time.process_time()
     with pytest.raises(HeaderError, match=expected):
         header_of(file_of(body, DICOM_TRANSFER_SYNTAXES["explicit-le"]))
@@ -336,8 +336,8 @@ def test_a_header_is_read_no_further_than_the_limit():
         header_of(data, max_bytes=100_000)
 
 
-def test_other_bytes_than_were_asked_for_are_not_taken():
-    """As a server gives that takes no ranges, or a file that was cut since it was listed."""
+def test_a_read_of_another_length_than_requested_is_refused():
+    """A server without ranges returns too much, and a file that was cut returns too little."""
     long = element(0x0019, 0x1001, bytes(1 << 15))
     rows = struct.pack("<HH2sHH", 0x0028, 0x0010, b"US", 2, 9)
     data = file_of(long + rows, DICOM_TRANSFER_SYNTAXES["explicit-le"])
@@ -372,7 +372,7 @@ def test_fragments_are_found_with_their_first_bytes():
 
 
 @pytest.mark.parametrize("cut", [1, 8, 9, 12])
-def test_fragments_that_do_not_end_are_cut_short(cut):
+def test_fragments_without_an_end_are_reported_as_cut(cut):
     data = item(b"") + item(b"abcd") + item(b"", 0xE0DD)
     with pytest.raises(TruncatedPixelsError, match="its pixels do not end"):
         read_fragments(lambda a, b: data[:-cut][a:b], len(data) - cut, 0)

@@ -1,4 +1,4 @@
-"""Enhanced CT: all slices in one file, held against the same slices in files of their own."""
+"""Enhanced CT, with all slices in one file, compared with the same slices in single files."""
 
 import copy
 import hashlib
@@ -64,7 +64,7 @@ def edit(path, change):
 )
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("syntax", DICOM_TRANSFER_SYNTAXES)
-def test_frames_are_read_as_the_same_slices_in_files_are(tmp_path, syntax, legacy, form):
+def test_frames_equal_the_same_slices_in_single_files(tmp_path, syntax, legacy, form):
     values = VALUES + 0.5 if form.get("slope") else VALUES
     write(tmp_path / "frames", values, legacy=legacy, transfer_syntax=syntax, **form)
     write_dicom_series(
@@ -78,7 +78,7 @@ def test_frames_are_read_as_the_same_slices_in_files_are(tmp_path, syntax, legac
     assert (volume.dtype, volume.notes) == (slices.dtype, slices.notes)
 
 
-def test_frames_in_any_order_lie_where_they_say(tmp_path):
+def test_frames_are_ordered_by_their_positions(tmp_path):
     path = write(tmp_path)
     order = [3, 0, 4, 1, 2]
 
@@ -93,7 +93,7 @@ def test_frames_in_any_order_lie_where_they_say(tmp_path):
     np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
 
-def test_each_frame_may_have_a_scale_of_its_own(tmp_path):
+def test_each_frame_may_have_its_own_rescaling(tmp_path):
     path = write(tmp_path, intercept=0, signed=True)
 
     def rescale(dataset):
@@ -118,7 +118,7 @@ def test_each_frame_may_have_a_scale_of_its_own(tmp_path):
 @pytest.mark.parametrize("vr", ["OB", "OW"])
 @pytest.mark.parametrize("shape", [(3, 5, 4), (3, 4, 4)])
 def test_pixels_of_8_bits_are_read_by_pairs_of_bytes(tmp_path, big_endian, vr, shape):
-    """In big endian words the bytes of two pixels change places, across frames of odd size too."""
+    """In big endian words the bytes of two pixels are swapped, also across frames of odd size."""
     syntax = "explicit-be" if big_endian else "explicit-le"
     path = write(tmp_path, np.zeros(shape, int), transfer_syntax=syntax, intercept=0)
     pixels = np.arange(np.prod(shape), dtype=np.uint8) * 4
@@ -152,7 +152,7 @@ def test_a_frame_may_be_in_several_fragments(tmp_path, syntax, has_table, pieces
     np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
 
-def test_any_file_system_will_do(tmp_path):
+def test_a_multi_frame_file_of_any_file_system_can_be_read(tmp_path):
     write(tmp_path, transfer_syntax="jpeg-ls")
     fs = MemoryFileSystem()
     fs.put(str(tmp_path), "/frames", recursive=True)
@@ -161,7 +161,7 @@ def test_any_file_system_will_do(tmp_path):
     fs.rm("/frames", recursive=True)
 
 
-def test_hash_and_size_are_of_the_file(tmp_path):
+def test_hash_and_size_are_those_of_the_file(tmp_path):
     content = write(tmp_path, naming="reversed").read_bytes()
     write_dicom_objects(tmp_path, "SEG")
     volume, _ = read(tmp_path, [1] * 5)
@@ -181,7 +181,7 @@ def test_a_series_of_two_files_is_stacked_from_all_their_frames(tmp_path):
     np.testing.assert_allclose(volume.grid.affine, AFFINE, atol=1e-9)
 
 
-def test_memory_stays_at_a_few_frames(tmp_path):
+def test_only_a_few_frames_are_in_memory(tmp_path):
     shape = (256, 256, 200)
     write(tmp_path, np.zeros(shape, np.int16))
     tracemalloc.start()
@@ -194,11 +194,11 @@ def test_memory_stays_at_a_few_frames(tmp_path):
     assert peak < 10_000_000
 
 
-# What is refused
+# Refused files
 
 
 @pytest.mark.parametrize("gap", [{"missing": (2,)}, {"repeated": (1,)}])
-def test_frames_that_are_not_even_are_refused_with_their_numbers(tmp_path, gap):
+def test_the_error_of_uneven_frames_lists_their_numbers(tmp_path, gap):
     write(tmp_path, **gap)
     message = refusal(tmp_path)
     if "missing" in gap:
@@ -233,7 +233,7 @@ def test_several_stacks_or_times_are_refused(tmp_path):
         ("PerFrameFunctionalGroupsSequence", "has 5 frames and positions of 0"),
     ],
 )
-def test_a_file_that_does_not_say_where_its_frames_lie_is_refused(tmp_path, sequence, expected):
+def test_a_file_without_positions_of_its_frames_is_refused(tmp_path, sequence, expected):
     def remove(dataset):
         shared = dataset.SharedFunctionalGroupsSequence[0]
         for place in (dataset, shared, *dataset.PerFrameFunctionalGroupsSequence):
@@ -246,7 +246,7 @@ def test_a_file_that_does_not_say_where_its_frames_lie_is_refused(tmp_path, sequ
     assert expected in message
 
 
-def test_a_file_without_a_scale_is_noted(tmp_path):
+def test_a_file_without_rescaling_is_noted(tmp_path):
     path = write(tmp_path, intercept=-1024)
     edit(
         path, lambda d: d.SharedFunctionalGroupsSequence[0].pop("PixelValueTransformationSequence")
@@ -256,7 +256,7 @@ def test_a_file_without_a_scale_is_noted(tmp_path):
     assert volume.notes == ("no RescaleSlope: values as stored, which may not be HU",)
 
 
-def test_its_size_has_a_limit_of_its_own(tmp_path):
+def test_a_multi_frame_file_above_its_size_limit_is_refused(tmp_path):
     size = write(tmp_path).stat().st_size
     for limits in (Limits(dicom_file_bytes=size - 1), Limits(dicom_multiframe_bytes=size)):
         np.testing.assert_array_equal(read(tmp_path, limits=limits)[1], VALUES)
@@ -267,7 +267,7 @@ def test_its_size_has_a_limit_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("syntax", DICOM_TRANSFER_SYNTAXES)
-def test_a_file_cut_anywhere_is_refused_by_name(tmp_path, syntax):
+def test_the_error_names_a_file_cut_anywhere(tmp_path, syntax):
     path = write(tmp_path, transfer_syntax=syntax)
     content = path.read_bytes()
     whole = len(content) - (syntax == "deflated" and content.endswith(b"\0"))  # without padding
@@ -288,7 +288,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
 @pytest.mark.parametrize("syntax", ["explicit-le", "implicit-le", "deflated", "jpeg-ls", "rle"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_damage_causes_anything_but_a_refusal(tmp_path, syntax, data):
+def test_any_damaged_file_is_read_or_refused_with_a_clear_error(tmp_path, syntax, data):
     path = tmp_path / "frames.dcm"
     if not (tmp_path / "whole").exists():
         write(tmp_path, transfer_syntax=syntax).rename(tmp_path / "whole")
@@ -310,7 +310,7 @@ def test_no_damage_causes_anything_but_a_refusal(tmp_path, syntax, data):
     assert str(folder) in found if isinstance(found, str) else found.ndim == 3
 
 
-def test_pydicom_reads_what_is_written_here(tmp_path):
+def test_pydicom_reads_the_files_of_the_testing_writer(tmp_path):
     for syntax in ("explicit-le", "deflated", "jpeg-ls", "rle"):
         path = write(tmp_path, transfer_syntax=syntax)
         dataset = pydicom.dcmread(io.BytesIO(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""Which files are one series, and what a series says of slices that it lacks."""
+"""Tests of which files form one series, and of the signs that slices are missing."""
 
 import re
 
@@ -34,7 +34,7 @@ def refusal(folder):
 
 
 def shift(paths, mm):
-    """Move slices along z."""
+    """Shift slices along z."""
     for path in paths:
         dataset = pydicom.dcmread(path)
         x, y, z = map(float, dataset.ImagePositionPatient)
@@ -42,12 +42,12 @@ def shift(paths, mm):
         dataset.save_as(path)
 
 
-# Series without a UID, or with too many
+# Series without a UID, or with too many UIDs
 
 
 @pytest.mark.parametrize("uid", [None, ""])
 @pytest.mark.parametrize("which", [slice(None), slice(3, 4), slice(0, 12)])
-def test_files_without_a_series_uid_belong_to_those_that_are_like_them(tmp_path, uid, which):
+def test_files_without_a_series_uid_belong_to_the_series_that_they_match(tmp_path, uid, which):
     for path in write(tmp_path)[which]:
         dataset = pydicom.dcmread(path)
         if uid is None:
@@ -71,7 +71,7 @@ def test_files_without_a_series_uid_belong_to_those_that_are_like_them(tmp_path,
         {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]},
     ],
 )
-def test_two_series_without_a_uid_are_told_apart_by_what_else_they_say(tmp_path, elements):
+def test_two_series_without_a_uid_are_distinguished_by_other_elements(tmp_path, elements):
     write(tmp_path)
     others = write(tmp_path / "other", VALUES[..., :8])
     set_dicom_elements(others, **elements)
@@ -84,7 +84,7 @@ def test_two_series_without_a_uid_are_told_apart_by_what_else_they_say(tmp_path,
     assert volume.notes == (f"took series '2' (24 slices), not series '{number}' (8 slices)",)
 
 
-def test_files_that_are_each_a_series_of_their_own_are_one_if_all_else_agrees(tmp_path):
+def test_files_with_different_series_uids_form_one_series_if_all_else_agrees(tmp_path):
     for number, path in enumerate(write(tmp_path, naming="reversed")):
         set_dicom_elements([path], SeriesInstanceUID=f"1.2.3.{number}")
     volume, values = read(tmp_path)
@@ -98,7 +98,7 @@ def test_files_that_are_each_a_series_of_their_own_are_one_if_all_else_agrees(tm
 
 
 @pytest.mark.parametrize("element", ["StudyInstanceUID", "FrameOfReferenceUID"])
-def test_files_that_are_each_of_another_examination_are_not_listed_one_by_one(tmp_path, element):
+def test_the_error_of_many_examinations_in_a_folder_is_short(tmp_path, element):
     for number, path in enumerate(write(tmp_path)):
         own = {element: f"1.2.4.{number}"}
         set_dicom_elements([path], SeriesInstanceUID=f"1.2.3.{number}", **own)
@@ -109,7 +109,7 @@ def test_files_that_are_each_of_another_examination_are_not_listed_one_by_one(tm
     assert "; 21 more. If they are one, give them one SeriesInstanceUID" in message
 
 
-def test_a_tie_of_many_series_names_a_few(tmp_path):
+def test_the_error_of_many_equally_large_series_names_a_few(tmp_path):
     for number in range(9):
         for path in write(tmp_path / "one", VALUES[..., :2]):
             set_dicom_elements([path], SeriesInstanceUID=f"1.2.{number}", SeriesNumber=number)
@@ -126,7 +126,7 @@ def test_a_tie_of_many_series_names_a_few(tmp_path):
 
 
 @pytest.mark.parametrize("form", [{"scout": True}, {"localizer": True, "scout": True}])
-def test_a_scout_under_the_uid_of_the_series_is_passed_over(tmp_path, form):
+def test_a_scout_with_the_uid_of_the_series_is_skipped(tmp_path, form):
     write(tmp_path, **form)
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES)
@@ -134,7 +134,7 @@ def test_a_scout_under_the_uid_of_the_series_is_passed_over(tmp_path, form):
     assert len(volume.notes) == len(form)
 
 
-def test_two_scouts_are_passed_over_and_three_are_not(tmp_path):
+def test_two_scouts_are_skipped_and_three_are_refused(tmp_path):
     write(tmp_path, scout=True)
     directions = [[0, 1, 0, 0, 0, -1], [0.8, 0.6, 0, 0, 0, -1]]
     for count, cosines in enumerate(directions, start=2):
@@ -155,7 +155,7 @@ def test_a_series_of_one_slice_with_a_scout_is_not_taken_for_two(tmp_path):
 
 
 @pytest.mark.parametrize("degrees", [1, 20, 44])
-def test_a_slice_that_leans_is_no_scout(tmp_path, degrees):
+def test_a_slightly_tilted_slice_is_no_scout(tmp_path, degrees):
     path = write(tmp_path)[4]
     sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
     leaning = [1, 0, 0, 0, round(cosine, 9), round(sine, 9)]
@@ -168,7 +168,7 @@ def test_a_slice_that_leans_is_no_scout(tmp_path, degrees):
 
 @pytest.mark.parametrize(("first", "second"), [(2.5, 5), (5, 2.5), (1.25, 3), (2.5, 7.5)])
 @pytest.mark.parametrize(("n", "m"), [(20, 4), (12, 12), (5, 3)])
-def test_two_spacings_are_said_as_such(tmp_path, first, second, n, m):
+def test_the_error_names_two_spacings(tmp_path, first, second, n, m):
     values = np.zeros((4, 4, n + m), np.int16)
     along = np.concatenate([first * np.arange(n), first * (n - 1) + second * np.arange(1, m + 1)])
     for path, z in zip(write(tmp_path, values), along.tolist(), strict=True):
@@ -181,7 +181,7 @@ def test_two_spacings_are_said_as_such(tmp_path, first, second, n, m):
     assert "missing" not in message
 
 
-def test_stretches_of_one_spacing_are_counted_together_and_thicknesses_named(tmp_path):
+def test_the_error_sums_up_stretches_of_one_spacing_and_names_thicknesses(tmp_path):
     values = np.zeros((4, 4, 24), np.int16)
     gaps = [2.5] * 9 + [5.0] * 5 + [2.5] * 9
     paths = write(tmp_path, values)
@@ -193,7 +193,7 @@ def test_stretches_of_one_spacing_are_counted_together_and_thicknesses_named(tmp
     assert "Their SliceThickness is 2.5 mm in 19 (1.dcm); 5 mm in 5 (10.dcm)." in message
 
 
-def test_a_single_wide_gap_between_two_spacings_changes_nothing(tmp_path):
+def test_two_spacings_are_found_despite_a_single_wide_gap(tmp_path):
     gaps = [2.5] * 10 + [11.3] + [5.0] * 12
     for path, z in zip(write(tmp_path), np.cumsum([0, *gaps]).tolist(), strict=True):
         set_dicom_elements([path], ImagePositionPatient=[0, 0, round(z, 4)])
@@ -201,7 +201,7 @@ def test_a_single_wide_gap_between_two_spacings_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("gaps", [[5], [5, 5], [5, 2.5, 5], [7.5, 5]])
-def test_one_or_two_wide_gaps_are_missing_slices(tmp_path, gaps):
+def test_one_or_two_wide_gaps_are_reported_as_missing_slices(tmp_path, gaps):
     all_gaps = [2.5] * 8 + gaps + [2.5] * (15 - len(gaps))
     for path, z in zip(write(tmp_path), np.cumsum([0, *all_gaps]).tolist(), strict=True):
         set_dicom_elements([path], ImagePositionPatient=[0, 0, z])
@@ -209,7 +209,7 @@ def test_one_or_two_wide_gaps_are_missing_slices(tmp_path, gaps):
     assert f": {count} slice{'s are' if count > 1 else ' is'} missing: " in refusal(tmp_path)
 
 
-def test_two_stacks_at_the_same_places_name_their_thicknesses(tmp_path):
+def test_the_error_of_two_stacks_at_equal_positions_names_their_thicknesses(tmp_path):
     set_dicom_elements(write(tmp_path), SliceThickness="2.5")
     thick = write(tmp_path / "thick", VALUES[..., ::2], LPS @ np.diag([1, 1, 2, 1]))
     uid = pydicom.dcmread(tmp_path / "1.dcm").SeriesInstanceUID
@@ -229,7 +229,7 @@ def notes_of(folder):
     return list(read(folder)[0].notes)
 
 
-def test_a_whole_series_with_all_counts_has_no_notes(tmp_path):
+def test_a_complete_series_that_states_its_counts_has_no_notes(tmp_path):
     paths = write(tmp_path, localizer=True)
     set_dicom_elements(
         tmp_path.glob("*.dcm"), ImagesInAcquisition=25, NumberOfSeriesRelatedInstances=25
@@ -278,7 +278,7 @@ def test_fewer_images_than_the_acquisition_had_are_noted(tmp_path):
         ([None, *range(7, 30)], None),
     ],
 )
-def test_numbers_that_start_late_or_have_holes_are_noted(tmp_path, numbers, expected):
+def test_instance_numbers_that_start_late_or_have_gaps_are_noted(tmp_path, numbers, expected):
     for path, number in zip(write(tmp_path), numbers, strict=True):
         dataset = pydicom.dcmread(path)
         dataset.InstanceNumber = number
@@ -287,7 +287,7 @@ def test_numbers_that_start_late_or_have_holes_are_noted(tmp_path, numbers, expe
     assert notes_of(tmp_path) == ([] if expected is None else [said.format(*expected)])
 
 
-def test_the_number_of_a_scout_or_localizer_is_no_hole(tmp_path):
+def test_the_instance_number_of_a_scout_is_no_gap(tmp_path):
     paths = write(tmp_path, localizer=True, scout=True)
     others = [tmp_path / "localizer.dcm", tmp_path / "scout.dcm"]
     for number, path in enumerate([*others, *paths], start=1):
@@ -311,7 +311,7 @@ def test_slices_further_apart_than_stated_are_noted(tmp_path, stated, noted, sig
 # One of several series
 
 
-def test_a_series_is_chosen_by_its_key_and_read_from_its_files_alone(tmp_path):
+def test_a_series_chosen_by_its_key_is_read_only_from_its_files(tmp_path):
     write(tmp_path, second_series=9)
     fs = LocalFileSystem()
     sizes = {str(path): path.stat().st_size for path in tmp_path.iterdir()}

@@ -1,4 +1,4 @@
-"""Files that are taken for others: each is told by its bytes, and its next step works."""
+"""Unsupported files are recognized by their bytes, and the advised conversion works."""
 
 import bz2
 import gzip
@@ -120,7 +120,7 @@ def refusal(path, data=None):
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_each_kind_is_told_by_its_first_bytes(case):
+def test_each_kind_is_recognized_by_its_first_bytes(case):
     data, name, step = KINDS[case]
     kind = detect_kind(data[:KIND_BYTES])
     assert kind.name.startswith(name)
@@ -145,7 +145,7 @@ def test_a_file_of_another_kind_is_refused_with_its_next_step(tmp_path, ending, 
     assert "Jane" not in message
 
 
-def test_what_is_packed_in_gzip_is_told_too(tmp_path):
+def test_the_kind_of_a_gzip_file_is_that_of_its_contents(tmp_path):
     message = refusal(tmp_path / "a.nii.gz", gzip.compress(packed(tarred)))
     assert "it looks like a tar archive. Unpack it: tar xf" in message
 
@@ -170,14 +170,14 @@ def test_what_is_packed_in_gzip_is_told_too(tmp_path):
         ("a.png", "a PNG picture"),
     ],
 )
-def test_what_no_reader_takes_is_told_by_its_ending(tmp_path, name, kind):
+def test_unsupported_formats_are_recognized_by_the_file_name_ending(tmp_path, name, kind):
     assert kind_from_ending(f"x.nii/{name}").name == unsupported_kind(name).name == kind
     message = refusal(tmp_path / name, b"unread")
     assert f"its ending names no format that is read; it looks like {kind}" in message
 
 
 @pytest.mark.parametrize("name", ["a.nii", "A.NII.GZ", "a.mhd", "a.MHA", "a/"])
-def test_what_a_reader_takes_is_not_told_by_its_ending(name):
+def test_supported_formats_are_not_judged_by_the_file_name_ending(name):
     assert unsupported_kind(name) is None
 
 
@@ -189,7 +189,7 @@ def test_what_a_reader_takes_is_not_told_by_its_ending(name):
         (b"anything", "text", "Files that are read: NIfTI (.nii, .nii.gz), MetaImage"),
     ],
 )
-def test_a_file_without_a_known_ending_is_told_by_its_content(tmp_path, data, kind, step):
+def test_a_file_without_a_known_ending_is_recognized_by_its_contents(tmp_path, data, kind, step):
     for name in ("a", "a.xyz", "1.2.840"):
         message = refusal(tmp_path / name, data)
         assert f"it looks like {kind}. " in message
@@ -197,7 +197,7 @@ def test_a_file_without_a_known_ending_is_told_by_its_content(tmp_path, data, ki
 
 
 def command_of(message, old):
-    """Return the command of a next step, for a file that is there."""
+    """Return the command that an error message advises, for an existing file."""
     command = re.search(r'python -c "(.*?)"\.', message)[1]
     assert old in command
     return command
@@ -225,7 +225,7 @@ def converted(folder, command, old):
         ),
     ],
 )
-def test_the_commands_of_next_steps_convert(tmp_path, name, old, write):
+def test_the_advised_commands_convert_the_file(tmp_path, name, old, write):
     nib.save(IMAGE, tmp_path / "a.nrrd.nii")
     write(tmp_path / name)
     command = command_of(refusal(tmp_path / name), old)
@@ -234,7 +234,7 @@ def test_the_commands_of_next_steps_convert(tmp_path, name, old, write):
     np.testing.assert_array_equal(values, VALUES)
 
 
-def test_a_link_to_nothing_is_told_from_a_file_that_is_not_there(tmp_path):
+def test_the_error_distinguishes_a_dangling_link_from_an_absent_file(tmp_path):
     (tmp_path / "a.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
     assert "is a link to a file that is not there: put the file there" in refusal(
         tmp_path / "a.nii.gz"
@@ -247,14 +247,14 @@ def test_a_link_to_nothing_is_told_from_a_file_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a"])
-def test_a_folder_in_the_place_of_a_file_is_told(tmp_path, name):
+def test_the_error_says_that_a_folder_is_in_place_of_a_file(tmp_path, name):
     (tmp_path / name).mkdir()
     message = refusal(tmp_path / name)
     assert f"{name}: is a folder, expected a file" in message
     assert "ends with '/'" in message
 
 
-def test_a_folder_in_the_place_of_a_file_is_told_on_other_file_systems():
+def test_the_error_names_a_folder_in_place_of_a_file_on_other_file_systems():
     memory = MemoryFileSystem()
     memory.pipe_file("/kinds/a.nii/b.nii", b"x")
     with pytest.raises(FormatError, match=r"/kinds/a\.nii: is a folder, expected a file"):
@@ -262,7 +262,7 @@ def test_a_folder_in_the_place_of_a_file_is_told_on_other_file_systems():
 
 
 @pytest.mark.usefixtures("plain_user")
-def test_a_file_that_may_not_be_read_is_told(tmp_path):
+def test_the_error_says_that_a_file_may_not_be_read(tmp_path):
     path = tmp_path / "a.nii"
     path.write_bytes(IMAGE.to_bytes())
     path.chmod(0)

@@ -106,7 +106,7 @@ def test_files_of_several_formats_are_merged(folder):
     np.testing.assert_array_equal(volume.grid.axis_map.to_zyx(whole(volume)), expected)
 
 
-def test_masks_may_be_read_again_and_the_overlap_is_that_of_the_last_time(folder):
+def test_masks_may_be_read_again_and_the_overlap_is_counted_anew(folder):
     masks = [mask_with((0, 0, 0), (1, 1, 1))] * 3
     volume, found = merge(folder, masks, [1, 2, 3])
     assert volume.overlap_voxels == 2
@@ -127,7 +127,7 @@ def test_the_overlap_is_not_known_before_the_end(folder):
         volume.source_file()
 
 
-def test_size_and_hash_are_of_all_files_in_order(folder):
+def test_size_and_hash_cover_all_files_in_order(folder):
     paths = [write_part(folder, str(i), mask_with((i, 0, 0))) for i in range(3)]
     volume = merged([1, 2, 3], paths)
     whole(volume, [1, 2])
@@ -140,7 +140,7 @@ def test_size_and_hash_are_of_all_files_in_order(folder):
     assert other.source_file().sha256 != source.sha256
 
 
-def test_what_several_files_have_in_common_is_said_once(folder):
+def test_a_note_that_several_files_share_appears_once(folder):
     paths = [folder / f"{i}.mha" for i in range(3)]
     for path in paths:
         write_metaimage(path, mask_with(), AFFINE, MetaImageForm("LPS", "uint8"))
@@ -152,7 +152,7 @@ def test_what_several_files_have_in_common_is_said_once(folder):
     assert "assumed 0, 0, 0" in note
 
 
-def test_a_slab_of_one_file_is_held_at_a_time(folder):
+def test_a_slab_of_only_one_file_is_in_memory_at_a_time(folder):
     volume = merged([1], [write_part(folder, "a", mask_with((0, 0, 0)))])
     slabs = volume.slabs([1, 2])
     slab = next(slabs)
@@ -219,7 +219,7 @@ def test_a_mask_may_fill_up_to_half_of_the_volume(folder):
     half.flat[-1] = 1
     with pytest.raises(LabelError, match=r"fills 51\.7% of the volume, expected at most 50%"):
         merge(folder, [half], [24])
-    # Another structure, such as the body or what nobody annotated, may be larger.
+    # Other structures, such as the body or unannotated voxels, may be larger.
     np.testing.assert_array_equal(merge(folder, [half], [255])[1], 255 * half)
 
 
@@ -248,7 +248,7 @@ def moved(x_mm=0.0, stretch=1.0):
 
 
 @pytest.mark.parametrize("share", [-0.99, 0.99])
-def test_grids_that_differ_by_rounding_are_one(folder, share):
+def test_grids_that_differ_by_rounding_are_accepted(folder, share):
     first = write_part(folder, "a", mask_with(), form=NiftiForm("LPS", "uint8"))
     step = share * GRID_TOLERANCE * 0.7
     second = write_part(
@@ -283,7 +283,7 @@ def test_masks_on_different_grids_are_refused(folder, options, reason):
     assert lines[3] == "Get the masks that belong together."
 
 
-def test_axes_in_another_order_are_another_grid_even_with_equal_shape(folder):
+def test_a_mask_with_axes_in_another_order_is_refused_even_with_equal_shape(folder):
     cube = np.zeros((3, 3, 3), np.uint8)
     paths = [
         write_part(folder, code, cube, affine=np.eye(4), form=NiftiForm(code, "uint8"))
@@ -323,6 +323,6 @@ def test_a_label_that_a_byte_cannot_hold_is_refused(folder, label):
         merged([label], [path])
 
 
-def test_nothing_cannot_be_merged():
+def test_merging_no_files_is_refused():
     with pytest.raises(UsageError, match="no mask file to merge"):
         MergedLabels([], [])

@@ -25,7 +25,7 @@ VALUES = (np.arange(5 * 4 * 3, dtype=np.int16).reshape(5, 4, 3) * 37) % 2000 - 1
 VOXELS = VALUES.astype("<i2").tobytes(order="F")
 PACKED = zlib.compress(VOXELS)
 PERMUTED = "0 1 0 0 0 1 1 0 0"
-"""Not symmetric: rows taken for columns would show."""
+"""An asymmetric direction matrix, so that confusing rows and columns would show."""
 FIELDS = {
     "ObjectType": "Image",
     "NDims": "3",
@@ -87,7 +87,7 @@ def assert_read_as_simpleitk_does(path, thicknesses=None):
 
 
 def refusal(path, content):
-    """Return why ``open_volume`` or else reading to the end refuses ``content``."""
+    """Return the error of ``open_volume``, or else of reading ``content`` to its end."""
     path.write_bytes(content)
     with pytest.raises(FormatError) as caught:
         read(path)
@@ -96,7 +96,7 @@ def refusal(path, content):
 
 
 def refusal_unread(path, content):
-    """Return why ``content`` is refused before any voxel is asked for."""
+    """Return the error of ``content`` that is raised before any voxel is read."""
     path.write_bytes(content)
     with pytest.raises(FormatError) as caught:
         open_volume(LocalFileSystem(), str(path))
@@ -124,7 +124,7 @@ def arrays(draw):
 
 @st.composite
 def directions(draw):
-    """Any rotation or reflection, most of them oblique, some along the axes."""
+    """Draw a rotation or reflection, most of them oblique, some along the axes."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     if draw(st.booleans()):
         return np.linalg.qr(rng.normal(size=(3, 3)))[0]
@@ -222,7 +222,7 @@ def test_other_names_of_fields_are_read_as_simpleitk_reads_them(folder, field, o
         np.testing.assert_array_equal(read(path)[1], expected_values)
 
 
-def test_the_spacing_counts_more_than_the_size_of_a_voxel(folder):
+def test_element_spacing_overrides_element_size(folder):
     path = folder / "v.mha"
     path.write_bytes(header(ElementSize="1 1 9") + VOXELS)
     assert_read_as_simpleitk_does(path)
@@ -237,12 +237,12 @@ def test_the_spacing_counts_more_than_the_size_of_a_voxel(folder):
         ("ElementByteOrderMSB", "True"),
     ],
 )
-def test_other_names_that_disagree_are_refused(folder, other, value):
+def test_synonymous_fields_that_disagree_are_refused(folder, other, value):
     message = refusal_unread(folder / "v.mha", header(**{other: value}) + VOXELS)
     assert re.search(rf"says .* and {other} = '{value}'\. Find out which is right", message)
 
 
-def test_a_field_given_twice_must_say_the_same(folder):
+def test_a_field_given_twice_must_have_the_same_value(folder):
     path, twice = folder / "v.mha", b"Offset = -40.50 12.25 -7e2\n"
     np.testing.assert_array_equal(read_back(path, twice + header() + VOXELS), VALUES)
     assert "Offset = " in refusal_unread(path, twice.replace(b"7", b"8") + header() + VOXELS)
@@ -265,7 +265,7 @@ def test_a_field_given_twice_must_say_the_same(folder):
         lambda lines: "Comment = " + "x" * 10_000 + "\n" + "\n".join(lines) + "\n",
     ],
 )
-def test_headers_of_any_hand_are_read(folder, change):
+def test_headers_of_any_spacing_and_line_ends_are_read(folder, change):
     text = change(lines_of({})).encode("utf-8", "surrogateescape")
     volume, values = read_of(folder / "v.mha", text + VOXELS)
     np.testing.assert_array_equal(values, VALUES)
@@ -282,21 +282,21 @@ def test_headers_of_any_hand_are_read(folder, change):
         ("BinaryDataByteOrderMSB", "no byte order; assumed little-endian"),
     ],
 )
-def test_what_a_header_leaves_open_gets_a_note(folder, missing, note):
+def test_missing_fields_of_a_header_get_a_note(folder, missing, note):
     path = folder / "v.mha"
     path.write_bytes(header(**{missing: None}) + VOXELS)
     (found,) = assert_read_as_simpleitk_does(path).notes
     assert re.search(note, found)
 
 
-def test_bytes_have_no_order_to_state(folder):
+def test_the_byte_order_may_be_missing_for_single_bytes(folder):
     content = header(ElementType="MET_UCHAR", BinaryDataByteOrderMSB=None) + VOXELS[:60]
     assert read_of(folder / "v.mha", content)[0].notes == ()
 
 
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("size", [-1, 500, 5000])
-def test_bytes_before_the_voxels_are_passed_over(folder, beside, size):
+def test_bytes_before_the_voxels_are_skipped(folder, beside, size):
     path = folder / ("v.mhd" if beside else "v.mha")
     text = header(HeaderSize=size, ElementDataFile="v.raw" if beside else "LOCAL")
     padding = b"\xff" * (abs(size) if beside or size < 0 else size - len(text))
@@ -317,7 +317,7 @@ def test_both_kinds_of_stream_that_metaio_inflates_are_read(folder, packed):
     path = folder / "v.mha"
     path.write_bytes(packed_header(packed) + packed)
     assert_read_as_simpleitk_does(path)
-    # SimpleITK gives what its memory held instead; the end of the file is the end of the stream.
+    # SimpleITK returns uninitialized memory here; the end of the file is the end of the stream.
     for unstated in (None, 0):
         content = header(CompressedData="True", CompressedDataSize=unstated) + packed
         np.testing.assert_array_equal(read_back(path, content), VALUES)
@@ -325,7 +325,7 @@ def test_both_kinds_of_stream_that_metaio_inflates_are_read(folder, packed):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("local", [False, True])
-def test_the_hash_is_that_of_both_files_one_after_the_other(folder, local, packed):
+def test_the_hash_covers_header_and_data_file_in_order(folder, local, packed):
     path = folder / ("whole.mha" if local else "whole.mhd")
     write_metaimage(path, VALUES, np.eye(4), MetaImageForm(compressed=packed))
     parts = [path] if local else [path, path.with_suffix(".zraw" if packed else ".raw")]
@@ -354,7 +354,7 @@ def test_slabs_are_parts_of_the_volume_in_file_order_and_may_be_read_again(folde
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
-def test_a_slab_that_nobody_needs_is_given_back(folder, big_endian):
+def test_a_slab_without_references_is_freed(folder, big_endian):
     path = folder / "v.mha"
     write_metaimage(path, VALUES, np.eye(4), MetaImageForm(big_endian=big_endian))
     slabs = open_volume(LocalFileSystem(), str(path)).slabs([1, 4])
@@ -381,7 +381,7 @@ def test_a_pair_in_the_current_folder_is_read(tmp_path, monkeypatch):
 
 
 class SizelessFileSystem(MemoryFileSystem):
-    """Tells no sizes, as a web server that sends no Content-Length."""
+    """A file system without sizes, like a web server that sends no Content-Length."""
 
     def info(self, path, **kwargs):
         return {**super().info(path, **kwargs), "size": None}
@@ -396,7 +396,7 @@ def test_a_file_of_unknown_size_is_refused():
 
 
 @pytest.mark.parametrize("name", ["V.MHA", "1.2.3.mha", "a b.mha", "v.mhd"])
-def test_voxels_may_follow_the_header_whatever_the_name(folder, name):
+def test_voxels_may_follow_the_header_in_a_file_of_any_name(folder, name):
     np.testing.assert_array_equal(read_back(folder / name, header() + VOXELS), VALUES)
 
 
@@ -458,7 +458,7 @@ def test_a_link_is_not_followed(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path):
-    """A download in the cache of Hugging Face: links to files that are named by their hash."""
+    """Return a download in the cache of Hugging Face: links to files named by their hash."""
     dataset = tmp_path / "datasets--a--b"
     (dataset / "blobs").mkdir(parents=True)
     (dataset / "snapshots" / "1f").mkdir(parents=True)
@@ -470,7 +470,7 @@ def cache(tmp_path):
     return dataset
 
 
-def test_a_link_into_a_folder_that_is_named_is_followed(cache):
+def test_a_link_into_an_allowed_folder_is_followed(cache):
     path = str(cache / "snapshots/1f/v.mhd")
     with pytest.raises(FormatError) as caught:
         open_volume(LocalFileSystem(), path)
@@ -484,7 +484,7 @@ def test_a_link_into_a_folder_that_is_named_is_followed(cache):
 @pytest.mark.parametrize(
     "target", ["../../../datasets--a--bc/v", "../../../secret", "../../blobs/absent"]
 )
-def test_a_link_out_of_the_folder_that_is_named_is_not_followed(cache, target):
+def test_a_link_out_of_the_allowed_folder_is_not_followed(cache, target):
     for name in ("datasets--a--bc/v", "secret"):
         (cache.parent / name).parent.mkdir(exist_ok=True)
         (cache.parent / name).write_bytes(VOXELS)
@@ -497,7 +497,7 @@ def test_a_link_out_of_the_folder_that_is_named_is_not_followed(cache, target):
         )
 
 
-def test_a_link_to_a_link_counts_by_where_it_ends(cache):
+def test_a_chain_of_links_is_judged_by_its_end(cache):
     (cache.parent / "secret").write_bytes(VOXELS)
     blob = cache / "blobs" / f"{len(VOXELS):x}"
     blob.unlink()
@@ -534,7 +534,7 @@ def test_a_data_file_that_is_missing_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, len(VOXELS) - 1, len(VOXELS) + 1, 10 * len(VOXELS)])
-def test_plain_voxels_of_another_size_are_refused_unread(folder, size):
+def test_uncompressed_voxels_of_another_size_are_refused_unread(folder, size):
     data = (VOXELS * 10)[:size]
     (folder / "v.raw").write_bytes(data)
     for content in (header(ElementDataFile="v.raw"), header() + data):
@@ -597,7 +597,7 @@ def test_a_stream_of_more_or_fewer_voxels_is_refused(folder, pack):
 
 
 @pytest.mark.parametrize("packed", [PACKED, zlib.compress(VOXELS, 0), gzip.compress(VOXELS)])
-def test_a_compressed_stream_cut_anywhere_is_refused(folder, packed):
+def test_a_compressed_stream_cut_at_any_byte_is_refused(folder, packed):
     path = folder / "v.mha"
     for size in range(len(packed)):
         refusal(path, header(CompressedData="True") + packed[:size])
@@ -605,7 +605,7 @@ def test_a_compressed_stream_cut_anywhere_is_refused(folder, packed):
 
 
 @pytest.mark.parametrize("level", [0, 1, 9])
-def test_no_changed_byte_of_a_compressed_stream_changes_a_voxel(folder, level):
+def test_a_changed_byte_of_a_compressed_stream_is_refused_or_changes_no_voxel(folder, level):
     path = folder / "v.mha"
     packed = zlib.compress(VOXELS, level)
     refused = 0
@@ -622,7 +622,7 @@ def test_no_changed_byte_of_a_compressed_stream_changes_a_voxel(folder, level):
 
 @pytest.fixture(scope="module")
 def large():
-    """More than any buffer holds, so that the end of the file is read after the last voxel."""
+    """Return more bytes than any buffer holds, so that the end of the file is read last."""
     voxels = np.random.default_rng(0).integers(-1000, 1000, (256, 256, 40), np.int16)
     return zlib.compress(voxels.tobytes(), 1)
 
@@ -721,7 +721,7 @@ def test_a_file_that_is_no_metaimage_is_refused(folder, name, content, reason):
         ("CompressedDataSize", ["1e3", "x"], "expected a whole number"),
     ],
 )
-def test_a_header_of_no_volume_is_refused_by_reason(folder, field, values, expected):
+def test_a_header_of_no_volume_is_refused_with_the_reason(folder, field, values, expected):
     for value in values:
         message = refusal_unread(folder / "v.mha", header(**{field: value}) + VOXELS)
         assert re.search(expected, message), message
@@ -750,7 +750,7 @@ def test_an_element_size_that_differs_from_the_spacing_gets_a_note(
     assert volume.notes == ((note,) if is_conflict else ())
 
 
-def test_what_a_header_states_of_its_place_is_known(folder):
+def test_the_geometry_fields_of_a_header_are_returned(folder):
     stated, _ = read_of(folder / "a.mha", header() + VOXELS)
     assert (stated.geometry.states_orientation, stated.geometry.states_position) == (True, True)
     bare, _ = read_of(folder / "b.mha", header(TransformMatrix=None, Offset=None) + VOXELS)
@@ -834,18 +834,18 @@ def test_a_series_of_one_volume_that_simpleitk_writes_is_read(folder, compressed
         ),
     ],
 )
-def test_further_axes_that_say_more_are_refused(folder, changes, reason):
+def test_further_axes_with_a_position_or_direction_are_refused(folder, changes, reason):
     message = refusal_unread(folder / "v.mha", header(**{**WITH_TIME, **changes}) + VOXELS)
     assert re.search(reason, message), message
 
 
 @pytest.mark.parametrize("field", ["NDims", "DimSize", "ElementSpacing", "ElementType"])
-def test_a_field_without_which_nothing_is_known_is_required(folder, field):
+def test_a_header_without_a_required_field_is_refused(folder, field):
     message = refusal_unread(folder / "v.mha", header(**{field: None}) + VOXELS)
     assert f"has no {field.replace('Spacing', 'Size')}. Write it again" in message
 
 
-def test_where_compressed_voxels_end_a_file_they_start_nowhere_known(folder):
+def test_compressed_voxels_at_the_end_of_a_file_are_refused(folder):
     content = packed_header(HeaderSize=-1) + PACKED
     assert "do not say where its voxels start" in refusal_unread(folder / "v.mha", content)
 
@@ -867,7 +867,7 @@ def test_a_volume_larger_than_its_file_can_hold_is_refused_unread(folder, size):
     assert f"cannot inflate to the {2 * size**3} bytes of" in packed
 
 
-def test_the_tightest_stream_is_read(folder):
+def test_a_stream_of_the_highest_compression_ratio_is_read(folder):
     zeros = zlib.compress(bytes(1 << 23), 9)
     content = packed_header(zeros, DimSize="2048 2048 1") + zeros
     assert not read_back(folder / "v.mha", content).any()
@@ -900,7 +900,7 @@ KEYS = [*FIELDS, "ElementDataFile", "CompressedDataSize", "HeaderSize", "Positio
     data=st.sampled_from([b"", VOXELS, VOXELS[:60], PACKED]),
 )
 @example(changes=[("DimSize", "9 " * 3), ("CompressedData", "1")], order=None, data=PACKED)
-def test_no_header_causes_anything_but_a_volume_or_a_refusal(folder, changes, order, data):
+def test_any_header_is_read_or_refused_with_a_clear_error(folder, changes, order, data):
     fields = {**FIELDS, **dict(changes)}
     end = fields.pop("ElementDataFile", "LOCAL")
     lines = [f"{key} = {value}" for key, value in fields.items()]
@@ -914,10 +914,10 @@ def test_no_header_causes_anything_but_a_volume_or_a_refusal(folder, changes, or
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_cause_anything_but_a_refusal(folder, content):
+def test_any_bytes_are_refused_with_a_clear_error(folder, content):
     refusal_unread(folder / "v.mha", content)
 
 
-def test_a_header_that_is_absent_is_not_a_broken_file(tmp_path):
+def test_an_absent_header_is_not_reported_as_a_broken_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_volume(LocalFileSystem(), str(tmp_path / "v.mha"))

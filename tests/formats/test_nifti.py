@@ -25,7 +25,7 @@ HEADERS = {1: nib.Nifti1Header, 2: nib.Nifti2Header}
 
 
 def header_of(stored, *, version=1, affine=AFFINE, big_endian=False, **fields):
-    """Compose a header with any field set to anything, as no writer would."""
+    """Compose a header whose fields may have values that no writer would write."""
     header = HEADERS[version](endianness=">" if big_endian else "<")
     header.set_data_dtype(stored.dtype)
     header.set_data_shape(stored.shape)
@@ -193,7 +193,7 @@ def test_hash_and_size_are_unknown_before_the_voxels_are_read(folder):
         open_volume(LocalFileSystem(), str(path)).source_file()
 
 
-def test_any_file_system_will_do():
+def test_a_nifti_file_of_any_file_system_can_be_read():
     fs = MemoryFileSystem()
     fs.pipe_file("/formats/v.nii.gz", gzip.compress(nifti_bytes()))
     (values,) = open_volume(fs, "/formats/v.nii.gz").slabs([3])
@@ -203,7 +203,7 @@ def test_any_file_system_will_do():
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("n_bytes", [16, 64, 1008])
-def test_header_extensions_are_passed_over(folder, version, n_bytes):
+def test_header_extensions_are_skipped(folder, version, n_bytes):
     size = {1: 348, 2: 540}[version]
     comment = np.array([n_bytes, 6], "<i4").tobytes() + b"\xff" * (n_bytes - 8)
     path = folder / "v.nii"
@@ -229,7 +229,7 @@ def test_a_gzip_file_of_several_members_is_read_whole(folder):
 @pytest.mark.parametrize(
     ("name", "packed"), [("v.nii", True), ("v.nii.gz", False), ("V.NII.GZ", True)]
 )
-def test_what_a_file_holds_counts_more_than_its_name(folder, name, packed):
+def test_the_contents_of_a_file_override_its_name(folder, name, packed):
     path = folder / name
     path.write_bytes(gzip.compress(nifti_bytes()) if packed else nifti_bytes())
     np.testing.assert_array_equal(read(path)[1], VALUES)
@@ -252,7 +252,7 @@ SQUARE = np.array([[0, -0.8, 0, 40.5], [-0.7, 0, 0, 12.25], [0, 0, 2.5, -700], [
 
 
 def conflicting(path, *, sform=SQUARE, qform=SQUARE, codes=(1, 1), **fields):
-    """Write a header that places its voxels twice."""
+    """Write a header whose sform and qform differ."""
     header = header_of(VALUES, affine=qform)
     header.set_sform(sform, code=codes[0])
     header["qform_code"] = codes[1]
@@ -268,7 +268,7 @@ def test_pixdim_that_differs_from_the_sform_gets_a_note_and_is_not_taken(folder)
     (note,) = volume.notes
     assert note.startswith("pixdim says voxels of 0.8 x 0.7 x 1 mm, the sform of 0.7 x 0.8 x 2.5")
     assert note.endswith("the sform was taken")
-    # ITK goes by pixdim: this is what the note is for.
+    # The note is needed because ITK uses pixdim.
     assert sitk.ReadImage(str(path)).GetSpacing() == pytest.approx((0.8, 0.7, 1.0))
 
 
@@ -282,7 +282,7 @@ def test_a_negative_pixdim_by_which_itk_mirrors_the_volume_gets_a_note(folder):
 
 
 @given(shift=st.floats(-1, 1), along=st.integers(0, 2))
-def test_only_a_spacing_that_moves_the_far_end_is_another(folder, shift, along):
+def test_a_spacing_is_judged_by_the_shift_of_the_far_end(folder, shift, along):
     affine, n = np.diag([0.75, 0.75, 2.5, 1.0]), VALUES.shape[along]
     pixdim = [1.0, 0.75, 0.75, 2.5, 0, 0, 0, 0]
     pixdim[1 + along] += shift / 4
@@ -303,7 +303,7 @@ def test_a_qform_that_differs_from_the_sform_gets_a_note_and_is_not_taken(folder
 
 
 @given(seed=st.integers(0, 2**32), flipped=st.booleans(), version=st.sampled_from([1, 2]))
-def test_the_qform_is_the_one_that_nibabel_reads(seed, flipped, version):
+def test_the_qform_equals_that_of_nibabel(seed, flipped, version):
     rng = np.random.default_rng(seed)
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     turn *= np.sign(np.linalg.det(turn)) * (-1 if flipped else 1)
@@ -319,7 +319,7 @@ def test_the_qform_is_the_one_that_nibabel_reads(seed, flipped, version):
     assert qform_sform_distance_mm(numbers, VALUES.shape, far) == pytest.approx(7, abs=1e-3)
 
 
-def test_numbers_of_a_damaged_header_are_far_off_and_no_warning(folder):
+def test_huge_numbers_in_a_header_cause_a_note_and_no_warning(folder):
     path = folder / "v.nii"
     header = header_of(VALUES, version=2)
     header["pixdim"][1:4] = 1e300
@@ -330,7 +330,7 @@ def test_numbers_of_a_damaged_header_are_far_off_and_no_warning(folder):
     assert qform.startswith("the qform places corners up to 1")
 
 
-def test_mirrored_axes_are_no_conflict(folder):
+def test_equally_mirrored_sform_and_qform_are_no_conflict(folder):
     mirrored = SQUARE @ np.diag([-1, 1, 1, 1])
     assert conflicting(folder / "v.nii", sform=mirrored, qform=mirrored).notes == ()
 
@@ -344,7 +344,7 @@ def test_a_file_without_orientation_gets_a_note(folder):
     assert read(path)[0].grid.axis_map.axcodes == "LAS"
 
 
-def test_qfac_0_counts_as_1(folder):
+def test_qfac_0_means_1(folder):
     # nifti1.h: "if pixdim[0]=0.0 (which should not occur), we take qfac=1".
     header = header_of(VALUES, affine=np.diag([1.0, 2.0, 3.0, 1.0]), sform_code=0)
     assert header["pixdim"][0] == 1
@@ -432,7 +432,7 @@ RGB = np.zeros((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
         ({"dim": [3, 8192, 8192, 9, 1, 1, 1, 1], "scl_slope": 2}, "slices of 8192 x 8192"),
     ],
 )
-def test_a_nifti_that_is_no_volume_is_refused_by_reason(folder, version, fields, reason):
+def test_a_nifti_that_is_no_volume_is_refused_with_the_reason(folder, version, fields, reason):
     message = refusal(folder / "v.nii", nifti_bytes(version=version, **fields))
     assert re.search(reason, message), message
 
@@ -471,7 +471,7 @@ def test_a_series_of_one_volume_that_simpleitk_and_nibabel_write_is_read(folder,
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 1), (5, 1, 3), (1, 4, 3), (1, 1, 1)])
-def test_three_axes_stay_three_though_one_has_length_1(folder, shape):
+def test_an_axis_of_length_1_among_three_is_kept(folder, shape):
     path = folder / "slice.nii"
     path.write_bytes(nifti_bytes(VALUES[: shape[0], : shape[1], : shape[2]]))
     assert assert_read_as_nibabel_does(path).grid.shape_ijk == shape
@@ -499,13 +499,13 @@ def test_other_endings_are_refused(tmp_path, name):
     assert "its ending names no format that is read; it looks like " in message
 
 
-def test_a_file_that_is_absent_is_not_a_broken_file(tmp_path):
+def test_an_absent_file_is_not_reported_as_a_broken_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_volume(LocalFileSystem(), str(tmp_path / "v.nii"))
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_plain_file_cut_anywhere_is_refused(folder, version):
+def test_an_uncompressed_file_cut_anywhere_is_refused(folder, version):
     content = nifti_bytes(version=version)
     for size in range(len(content)):
         message = refusal(folder / "v.nii", content[:size])
@@ -513,7 +513,7 @@ def test_a_plain_file_cut_anywhere_is_refused(folder, version):
         assert ("cut short" in message) == (size >= voxels_start)
 
 
-def test_a_file_cut_short_says_how_much_there_is(folder):
+def test_the_error_of_a_cut_file_says_how_many_bytes_it_has(folder):
     message = refusal(folder / "v.nii", nifti_bytes()[: 352 + 100])
     assert "after about 100 of 120 bytes. Download it again." in message
 
@@ -526,7 +526,7 @@ def test_a_gzip_file_cut_anywhere_is_refused(folder, level):
 
 
 @pytest.mark.parametrize("level", [0, 1, 9])
-def test_no_changed_byte_of_a_gzip_file_changes_a_voxel(folder, level):
+def test_a_changed_byte_of_a_gzip_file_is_refused_or_changes_no_voxel(folder, level):
     packed = gzip.compress(nifti_bytes(), level, mtime=0)
     path = folder / "v.nii.gz"
     for at in range(3, len(packed)):
@@ -534,7 +534,7 @@ def test_no_changed_byte_of_a_gzip_file_changes_a_voxel(folder, level):
         changed[at] ^= 0x15
         path.write_bytes(changed)
         found = values_or_refusal(path)
-        # Flags, time and system of the gzip header carry no data.
+        # Flags, time and operating system in the gzip header carry no data.
         if isinstance(found, str) or at >= 10:
             refusal(path, changed)
         else:
@@ -543,7 +543,7 @@ def test_no_changed_byte_of_a_gzip_file_changes_a_voxel(folder, level):
 
 @pytest.fixture(scope="module")
 def large():
-    """More than any buffer holds, so that the end of the file is read after the last voxel."""
+    """Return more bytes than any buffer holds, so that the end of the file is read last."""
     voxels = np.random.default_rng(0).integers(-1000, 1000, (256, 256, 40), np.int16)
     return gzip.compress(nifti_bytes(voxels), 1)
 
@@ -580,7 +580,7 @@ def test_a_large_file_is_refused_where_it_is_cut(folder, large):
 )
 @example(version=1, changes={108: b"\0\0\xc0\x7f"}, packed=False)  # vox_offset NaN
 @example(version=1, changes={40: b"\x03\0\xff\x7f", 44: b"\xff\x7f\xff\x7f"}, packed=True)
-def test_no_damaged_header_causes_anything_but_a_refusal(folder, version, changes, packed):
+def test_any_damaged_header_is_read_or_refused_with_a_clear_error(folder, version, changes, packed):
     content = bytearray(nifti_bytes(version=version))
     for at, block in changes.items():
         content[at : at + len(block)] = block
@@ -590,7 +590,7 @@ def test_no_damaged_header_causes_anything_but_a_refusal(folder, version, change
     assert str(path) in found if isinstance(found, str) else found.ndim == 3
 
 
-def test_a_zlib_stream_is_not_gzip(folder):
+def test_a_zlib_stream_in_place_of_gzip_is_refused(folder):
     assert "is not a NIfTI file" in refusal(folder / "v.nii.gz", zlib.compress(nifti_bytes()))
 
 
@@ -609,7 +609,7 @@ def test_a_file_that_was_compressed_twice_is_read(tmp_path, version, levels):
 
 
 @pytest.mark.parametrize("layer", ["inner", "outer"])
-def test_both_checksums_of_a_file_that_was_compressed_twice_count(tmp_path, layer):
+def test_both_checksums_of_a_twice_compressed_file_are_checked(tmp_path, layer):
     def wrong(data):
         return data[:-8] + bytes(4) + data[-4:]
 
@@ -622,7 +622,7 @@ def test_both_checksums_of_a_file_that_was_compressed_twice_count(tmp_path, laye
             assert "Download it again" in refusal(tmp_path / "v.nii.gz", data)
 
 
-def test_a_file_that_was_compressed_three_times_is_told(tmp_path):
+def test_a_file_compressed_three_times_is_refused_with_the_reason(tmp_path):
     data = nifti_bytes()
     for _ in range(3):
         data = gzip.compress(data)

@@ -12,7 +12,7 @@ DTYPES = st.sampled_from(["float32", "float64"])
 @given(
     st.lists(st.tuples(st.integers(0, 255), st.floats(-9e-4, 9e-4)), min_size=1, max_size=9), DTYPES
 )
-def test_what_is_close_to_a_label_becomes_the_label(pairs, dtype):
+def test_values_close_to_a_label_become_the_label(pairs, dtype):
     expected, off = np.array(pairs).T
     values = (expected + off).astype(dtype)
     labels, rounding = round_labels(values, 255)
@@ -23,7 +23,7 @@ def test_what_is_close_to_a_label_becomes_the_label(pairs, dtype):
 
 
 @given(st.integers(-3, 70000), st.floats(-0.5, 0.5), DTYPES, st.sampled_from([255, 65535]))
-def test_a_value_is_taken_if_and_only_if_a_label_is_near(label, off, dtype, highest):
+def test_a_value_is_accepted_only_if_a_label_is_near(label, off, dtype, highest):
     value = np.array([label + off], dtype)
     nearest = min(max(np.rint(value.astype(float)), 0), highest)
     is_near = abs(float(value[0]) - nearest) <= LABEL_TOLERANCE
@@ -41,7 +41,7 @@ def test_a_value_that_is_no_label_is_refused_among_others(value):
         round_labels(np.array([0.0, 24.0000004, value, 1.0]), 255)
 
 
-def test_integers_and_nothing_at_all_are_no_special_case():
+def test_integers_and_empty_arrays_are_accepted():
     labels, rounding = round_labels(np.array([0, 7], np.int32), 255)
     assert (labels.tolist(), rounding) == ([0, 7], Rounding())
     assert round_labels(np.empty((0, 3, 3)), 255)[1] == Rounding()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spinezarr.errors import FormatError
 from spinezarr.formats.sheet import read_sheet
 
-# What XML and csv can hold; cells are stripped, so blanks stand only inside.
+# Characters that XML and CSV can hold. Cells are stripped, so blanks appear only inside.
 words = st.from_regex(r"[A-Za-z0-9é_.\"',;/-]([A-Za-z0-9é_ \n\"',;/-]*[a-z0-9])?", fullmatch=True)
 cells = st.one_of(st.just(""), words)
 
@@ -56,7 +56,7 @@ def rezipped(data, change):
 
 @given(tables(), st.sampled_from([",", ";", "\t", "/"]), st.sampled_from(["", "\ufeff"]))
 @example((["Id", "Note"], [["1", 'say "x", y'], ["", ""]]), ",", "\ufeff")
-def test_what_csv_writes_is_read(table, delimiter, mark):
+def test_tables_that_the_csv_module_writes_are_read(table, delimiter, mark):
     names, rows = table
     data = (mark + as_text([names, *rows], delimiter)).encode()
     sheet = read_sheet(data, "t.csv", delimiter=delimiter)
@@ -68,7 +68,7 @@ def test_what_csv_writes_is_read(table, delimiter, mark):
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(tables())
-def test_what_openpyxl_writes_is_read(table):
+def test_workbooks_that_openpyxl_writes_are_read(table):
     names, rows = table
     sheet = read_sheet(as_workbook([names, *rows]), "T.XLSX", delimiter=",")
     assert sheet.columns == tuple(names)
@@ -91,12 +91,12 @@ def test_what_openpyxl_writes_is_read(table):
         (dt.time(5, 6), "05:06:00"),
     ],
 )
-def test_a_cell_becomes_the_text_that_a_person_sees(value, text):
+def test_a_cell_becomes_its_displayed_text(value, text):
     data = as_workbook([["Id", "Value"], ["a", value]])
     assert read_sheet(data, "t.xlsx", delimiter=",").rows == ({"Id": "a", "Value": text},)
 
 
-def test_a_workbook_that_states_a_wrong_size_is_read_whole():
+def test_a_workbook_with_a_wrong_declared_size_is_read_whole():
     def spoil(xml):
         assert b'<dimension ref="A1:B3"/>' in xml.replace(b" />", b"/>")
         return xml.replace(b'ref="A1:B3"', b'ref="A1"')
@@ -105,18 +105,18 @@ def test_a_workbook_that_states_a_wrong_size_is_read_whole():
     assert len(read_sheet(data, "t.xlsx", delimiter=",").rows) == 2
 
 
-def test_a_note_beside_the_table_of_a_workbook_is_left_out():
+def test_a_note_next_to_the_table_of_a_workbook_is_left_out():
     data = as_workbook([["Id"], ["a", None, "checked by me"]])
     assert read_sheet(data, "t.xlsx", delimiter=",").rows == ({"Id": "a"},)
 
 
-def test_columns_with_one_name_are_told_apart():
+def test_columns_of_equal_names_get_different_names():
     sheet = read_sheet(b"Id,Grade,Grade,,Grade,Grade (2)\na,1,2,x,3,4\n", "t.csv", delimiter=",")
     assert sheet.columns == ("Id", "Grade", "Grade (2)", "Grade (3)", "Grade (2) (2)")
     assert list(sheet.rows[0].values()) == ["a", "1", "2", "3", "4"]
 
 
-def test_a_column_without_a_cell_is_a_column():
+def test_a_column_without_values_is_kept():
     sheet = read_sheet(b"Id,Split\na,\n", "t.csv", delimiter=",")
     assert (sheet.columns, sheet.rows) == (("Id", "Split"), ({"Id": "a"},))
 
@@ -152,7 +152,7 @@ WORKBOOK = as_workbook([["Id"], ["a"]])
         ("t.xlsx", rezipped(WORKBOOK, lambda xml: xml[:-30]), "Save it again as .xlsx"),
     ],
 )
-def test_what_is_no_table_is_refused_by_name(name, data, fragment):
+def test_the_error_names_a_file_that_is_no_table(name, data, fragment):
     with pytest.raises(FormatError) as caught:
         read_sheet(data, name, delimiter=",")
     assert str(caught.value).startswith(name)
@@ -161,7 +161,7 @@ def test_what_is_no_table_is_refused_by_name(name, data, fragment):
 
 @settings(max_examples=60)
 @given(st.data())
-def test_a_damaged_workbook_is_refused_or_read_and_never_a_surprise(data):
+def test_any_damaged_workbook_is_read_or_refused_with_a_clear_error(data):
     at = data.draw(st.integers(0, len(WORKBOOK) - 1))
     spoilt = bytearray(WORKBOOK)
     spoilt[at] ^= data.draw(st.integers(1, 255))
@@ -171,13 +171,13 @@ def test_a_damaged_workbook_is_refused_or_read_and_never_a_surprise(data):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
-def test_text_in_another_encoding_is_refused_for_its_nul_characters(encoding):
+def test_text_in_utf_16_or_32_is_refused_for_its_nul_characters(encoding):
     with pytest.raises(FormatError, match=r"t\.csv: is not text in UTF-8: it holds NUL"):
         read_sheet("Id,Split\n1,train\n".encode(encoding), "t.csv", delimiter=",")
 
 
-def test_cells_are_what_the_file_says():
-    """What is printed of them is made fit where it is printed."""
+def test_cells_keep_their_characters_unescaped():
+    """Cells are made printable only where they are printed."""
     data = 'Id,No\u202ete\na\x1b[2Jb,"two\nlines"\n'.encode()
     sheet = read_sheet(data, "t.csv", delimiter=",")
     assert sheet.columns == ("Id", "No\u202ete")
@@ -188,13 +188,13 @@ SHEET = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
 
 
 def sheet_of(rows, declared=""):
-    """Write a workbook by hand, with what openpyxl would not write."""
+    """Write a workbook by hand, with contents that openpyxl would not write."""
     text = f'<?xml version="1.0"?>{declared}<worksheet {SHEET}><sheetData>{rows}</sheetData>'
     return as_workbook([["x"]], lambda _: f"{text}</worksheet>".encode())
 
 
 def sharing(text, rows, cells_in_row):
-    """Write a workbook whose cells all share one text."""
+    """Return a workbook whose cells all share one string."""
     cell = '<c t="s"><v>0</v></c>'
     data = sheet_of(f"<row>{cell * cells_in_row}</row>" * rows)
     part = (
@@ -246,7 +246,7 @@ def test_cells_that_share_a_text_are_read():
         ),
     ],
 )
-def test_a_workbook_that_would_become_too_much_is_refused(data, reason):
+def test_a_workbook_that_would_expand_too_much_is_refused(data, reason):
     with pytest.raises(FormatError, match=rf"t\.xlsx: .*{reason}"):
         read_sheet(data, "t.xlsx", delimiter=",")
 
