@@ -1,4 +1,4 @@
-"""Running the command line as its user does, in this process."""
+"""A fixture that runs the command line as a user does, in this process."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ from spinezarr.cli import main as cli
 
 @pytest.fixture
 def run(monkeypatch, capfdbinary, tmp_path):
-    """Run ``spinezarr``; gives what it printed as bytes, and checks its exit code."""
+    """Return a function that runs ``spinezarr``, checks its exit code and returns its output."""
 
     def start(*words, code=None):
         monkeypatch.setattr(sys, "argv", ["spinezarr", *map(str, words)])

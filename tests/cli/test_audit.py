@@ -50,7 +50,7 @@ def ingest(raw, out):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """Folder of the stores below; not to be changed."""
+    """Return a folder of the stores below, which no test may change."""
     folder = tmp_path_factory.mktemp("stores")
     for seed, name in enumerate(["a", "b"]):
         write_scan(folder / "raw", name, seed=seed)
@@ -63,13 +63,13 @@ def stores(tmp_path_factory):
 
 @pytest.fixture
 def sound(stores, tmp_path):
-    """Store of two scans without errors."""
+    """Return a store of two scans without errors."""
     return Path(shutil.copytree(stores / "sound.zarr", tmp_path / "sound.zarr"))
 
 
 @pytest.fixture
 def faulty(stores, tmp_path):
-    """Store in which b lacks a level and has the same image as a scan of the sound store."""
+    """Return a store in which scan b lacks a level and has an image of the sound store."""
     return Path(shutil.copytree(stores / "faulty.zarr", tmp_path / "faulty.zarr"))
 
 
@@ -92,14 +92,14 @@ def test_help_shows_an_example_and_the_exit_codes():
     assert "Exit code 0: no finding is an error; 1: at least one is; 2: wrong usage." in output
 
 
-def test_a_sound_store_ends_with_0(sound):
+def test_a_store_without_errors_exits_with_0(sound):
     output = run("audit", sound).output
     assert "2 scans" in output
     assert "border-contact" in output
     assert verdicts(sound) == {"a": "info", "b": "info"}
 
 
-def test_an_error_ends_with_1_and_says_what_where(faulty):
+def test_an_error_exits_with_1_and_is_printed_with_its_place(faulty):
     result = run("audit", faulty, "--severity", "warning", code=1)
     output = " ".join(result.output.split())
     assert "skipped-level" in output
@@ -107,7 +107,7 @@ def test_an_error_ends_with_1_and_says_what_where(faulty):
     assert verdicts(faulty) == {"b": "error", "c": "info"}
 
 
-def test_json_says_everything(faulty):
+def test_json_holds_every_field_of_the_findings(faulty):
     result = run("audit", faulty, "--json", code=1)
     (store,) = json.loads(result.stdout)
     assert store["url"] == str(faulty)
@@ -120,7 +120,7 @@ def test_json_says_everything(faulty):
     assert len(store["findings"]) == 5
 
 
-def test_severity_leaves_out_what_is_less(faulty):
+def test_severity_leaves_out_less_severe_findings(faulty):
     only = findings(run("audit", faulty, "--json", "--severity", "error", code=1).stdout)
     assert only == [("b", "error", "skipped-level", "L1")]
     output = run("audit", faulty, "--severity", "error", code=1).output
@@ -135,19 +135,19 @@ def test_one_scan_can_be_chosen(faulty):
     assert verdicts(faulty) == {"b": "", "c": "info"}
 
 
-def test_a_store_without_the_chosen_scan_is_left_alone(sound, faulty):
+def test_a_store_without_the_chosen_scan_is_not_changed(sound, faulty):
     run("audit", sound, faulty, "--scan", "c")
     assert verdicts(faulty) == {"b": "", "c": "info"}
     assert not (sound / "audit").exists()
 
 
-def test_nothing_is_written_if_so_asked(faulty):
+def test_nothing_is_written_with_no_write(faulty):
     run("audit", faulty, "--no-write", code=1)
     assert verdicts(faulty) == {"b": "", "c": ""}
     assert not (faulty / "audit").exists()
 
 
-def test_stores_are_compared(sound, faulty):
+def test_several_stores_are_compared(sound, faulty):
     assert "same-image" not in run("audit", faulty, code=1).output
     found = findings(run("audit", sound, faulty, "--json", "--severity", "warning", code=1).stdout)
     assert found == [
@@ -155,7 +155,7 @@ def test_stores_are_compared(sound, faulty):
         ("b", "error", "skipped-level", "L1"),
         ("b", "warning", "same-image", None),
     ]
-    # A store's table speaks of that store alone.
+    # The table of a store describes only that store.
     assert verdicts(sound) == {"a": "info", "b": "info"}
 
 
@@ -165,7 +165,7 @@ def test_a_store_named_twice_is_audited_once(sound):
     assert len(json.loads(result.stdout)) == 1
 
 
-def test_long_tables_are_cut_short(tmp_path):
+def test_long_tables_are_shortened(tmp_path):
     values = range(40, 40 + SHOWN + 3)
     write_scan(tmp_path / "raw", "a", seed=0, values=values)
     url = ingest(tmp_path / "raw", tmp_path / "a.zarr")
@@ -183,14 +183,14 @@ def test_a_store_without_findings_says_so(tmp_path):
     assert verdicts(url) == {"a": "ok"}
 
 
-def test_a_store_that_cannot_be_written_is_reported_all_the_same(faulty, serve):
+def test_findings_are_printed_even_if_the_store_cannot_be_written(faulty, serve):
     url, _ = serve(Path(faulty).parent)
     result = run("audit", f"{url}/{faulty.name}", "--json", "--scan", "b", code=1)
     assert "only reported" in result.stderr
     assert ("b", "error", "skipped-level", "L1") in findings(result.stdout)
 
 
-def test_damaged_findings_say_what_to_do(faulty):
+def test_the_error_of_damaged_findings_says_what_to_do(faulty):
     run("audit", faulty, code=1)
     (faulty / "audit/zarr.json").write_text("{}")
     again = run("audit", faulty, "--scan", "c", code=1)
@@ -207,6 +207,6 @@ def test_damaged_findings_say_what_to_do(faulty):
         (["STORE", "--severity", "awful"], "awful"),
     ],
 )
-def test_wrong_usage_ends_with_2(sound, words, message):
+def test_wrong_usage_of_audit_exits_with_2(sound, words, message):
     words = [str(sound) if word == "STORE" else word for word in words]
     assert message in " ".join(run("audit", *words, code=2).stderr.split())

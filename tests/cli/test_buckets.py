@@ -1,4 +1,4 @@
-"""The command line on buckets of moto's server; a process of its own where that matters."""
+"""The command line on buckets of moto's server, in a process of its own where needed."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def bucket(s3_server):
 
 @pytest.fixture
 def cli(s3_server, tmp_path, monkeypatch):
-    """Run a command in this process, with nothing of the user's own AWS settings."""
+    """Return a function that runs a command in this process, without the user's AWS settings."""
 
     def run(*words, code=0, **variables):
         with monkeypatch.context() as patch:
@@ -75,7 +75,7 @@ def upload(s3_server, bucket, folder, prefix=""):
 
 
 def same_store(found, expected):
-    """Whether two stores hold the same bytes; times of source files are the ledger's alone."""
+    """Return whether two stores hold the same bytes; only the ledger has times of source files."""
     for store in (found, expected):
         store.pop("ingest/zarr.json", None)
     assert found == expected
@@ -83,7 +83,7 @@ def same_store(found, expected):
 
 @pytest.fixture(scope="module")
 def ingested(s3_server, ctspine1k_raw):
-    """Bucket with a store at ``store/ct.zarr``, not to be changed; what the command printed."""
+    """Return a bucket with a store ``store/ct.zarr``, which no test may change, and the output."""
     bucket = s3_server.new_bucket()
     url = f"s3://{bucket}/store/ct.zarr"
     done = subprocess.run(
@@ -97,13 +97,13 @@ def ingested(s3_server, ctspine1k_raw):
     return bucket, url, json.loads(done.stdout)
 
 
-def test_a_bucket_gets_the_bytes_that_a_folder_gets(ingested, s3_server, ctspine1k_url):
+def test_a_store_in_a_bucket_has_the_bytes_of_one_on_disk(ingested, s3_server, ctspine1k_url):
     bucket, _, report = ingested
     assert len(report["done"]) == SCANS
     same_store(objects(s3_server, bucket, "store/ct.zarr/"), files(ctspine1k_url))
 
 
-def test_running_again_reads_the_table_and_writes_nothing(ingested, s3_server, cli, ctspine1k_raw):
+def test_a_repeated_ingest_into_a_bucket_writes_nothing(ingested, s3_server, cli, ctspine1k_raw):
     bucket, url, _ = ingested
     before = objects(s3_server, bucket)
     out = cli("ingest", "ctspine1k", "--raw", ctspine1k_raw[0], "--out", url, "--json")
@@ -111,7 +111,7 @@ def test_running_again_reads_the_table_and_writes_nothing(ingested, s3_server, c
     assert objects(s3_server, bucket) == before
 
 
-def test_plain_xarray_opens_what_was_written(ingested, s3_server, ctspine1k_url):
+def test_plain_xarray_opens_a_store_in_a_bucket(ingested, s3_server, ctspine1k_url):
     _, url, _ = ingested
     options = s3_server.storage_options
     for path in ("table", "scans/liver_0"):
@@ -124,7 +124,7 @@ def test_plain_xarray_opens_what_was_written(ingested, s3_server, ctspine1k_url)
     )
 
 
-def test_patches_from_a_bucket_are_those_from_disk(ingested, s3_server, ctspine1k_url):
+def test_patches_from_a_bucket_equal_those_from_disk(ingested, s3_server, ctspine1k_url):
     remote = spinezarr.open(ingested[1], storage_options=s3_server.storage_options)
     options = {"batch_size": 3, "foreground": 0.5, "n_samples": 6}
     pairs = zip(
@@ -137,7 +137,7 @@ def test_patches_from_a_bucket_are_those_from_disk(ingested, s3_server, ctspine1
         np.testing.assert_array_equal(there.label, here.label)
 
 
-def test_every_command_reads_from_a_bucket(ingested, cli, ctspine1k_url, tmp_path):
+def test_every_command_works_on_a_bucket(ingested, cli, ctspine1k_url, tmp_path):
     url = ingested[1]
     there = json.loads(cli("info", url, "--json"))
     here = json.loads(cli("info", ctspine1k_url, "--json"))
@@ -147,7 +147,7 @@ def test_every_command_reads_from_a_bucket(ingested, cli, ctspine1k_url, tmp_pat
     assert (tmp_path / "pictures" / "liver_0.png").stat().st_size > 1000
 
 
-def test_the_options_are_those_of_the_aws_command_line(ingested, s3_server, cli, tmp_path):
+def test_s3_options_are_named_as_in_the_aws_command_line(ingested, s3_server, cli, tmp_path):
     bucket, url, _ = ingested
     (tmp_path / "config").write_text(f"[profile lab]\nendpoint_url = {s3_server.endpoint_url}\n")
     (tmp_path / "keys").write_text(
@@ -165,7 +165,7 @@ def test_the_options_are_those_of_the_aws_command_line(ingested, s3_server, cli,
     assert "no such" not in cli(
         "info", url, "--endpoint-url", s3_server.endpoint_url, AWS_ENDPOINT_URL=None
     )
-    # A private bucket, then a public one.
+    # First a private bucket, then a public one.
     asked = ("info", url, "--endpoint-url", s3_server.endpoint_url, "--no-sign-request")
     assert "access is denied" in cli(*asked, code=1, **nothing)
     everybody = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"]}
@@ -180,7 +180,9 @@ def test_the_options_are_those_of_the_aws_command_line(ingested, s3_server, cli,
         s3_server.client.delete_bucket_policy(Bucket=bucket)
 
 
-def test_a_catalog_says_how_a_bucket_is_reached(ingested, s3_server, cli, tmp_path, monkeypatch):
+def test_a_catalog_may_hold_the_options_of_a_bucket(
+    ingested, s3_server, cli, tmp_path, monkeypatch
+):
     text = (
         "datasets:\n  ct:\n    recipe: ctspine1k\n"
         f"    store: {ingested[1]}\n"
@@ -205,14 +207,18 @@ def test_an_audit_is_kept_in_the_bucket(s3_server, bucket, cli, ctspine1k_url):
     assert (store.table.audit != "").all()
 
 
-def test_from_bucket_to_bucket_and_to_disk(s3_server, bucket, cli, ctspine1k_raw, ctspine1k_url):
+def test_a_raw_folder_in_a_bucket_is_ingested_into_a_bucket_and_to_disk(
+    s3_server, bucket, cli, ctspine1k_raw, ctspine1k_url
+):
     upload(s3_server, bucket, ctspine1k_raw[0], "raw/CTSpine1K/")
     raw = f"s3://{bucket}/raw/CTSpine1K"
     cli("ingest", "ctspine1k", "--raw", raw, "--out", f"s3://{bucket}/ct.zarr")
     same_store(objects(s3_server, bucket, "ct.zarr/"), files(ctspine1k_url))
 
 
-def test_the_raw_folder_may_be_reached_otherwise(s3_server, bucket, cli, ctspine1k_raw, tmp_path):
+def test_the_raw_folder_may_have_its_own_s3_options(
+    s3_server, bucket, cli, ctspine1k_raw, tmp_path
+):
     upload(s3_server, bucket, ctspine1k_raw[0])
     ours = ("--raw-endpoint-url", s3_server.endpoint_url)
     raw = ("ingest", "ctspine1k", "--raw", f"s3://{bucket}", *ours)
@@ -237,7 +243,7 @@ def pairs(tmp_path):
     return raw, ("ingest", "pairs", "--raw", raw, *patterns)
 
 
-def test_a_killed_ingest_goes_on_where_it_was(s3_server, bucket, cli, pairs, tmp_path):
+def test_a_killed_ingest_into_a_bucket_can_be_continued(s3_server, bucket, cli, pairs, tmp_path):
     url = f"s3://{bucket}/mine.zarr"
     words = [*COMMAND, *map(str, pairs[1]), "--out", url]
     with subprocess.Popen(
@@ -258,7 +264,7 @@ def test_a_killed_ingest_goes_on_where_it_was(s3_server, bucket, cli, pairs, tmp
     same_store(objects(s3_server, bucket, "mine.zarr/"), files(tmp_path / "mine.zarr"))
 
 
-def test_a_changed_source_is_read_anew(s3_server, bucket, cli, tmp_path):
+def test_a_changed_source_in_a_bucket_is_read_again(s3_server, bucket, cli, tmp_path):
     raw = tmp_path / "raw"
     written = write_ctspine1k(raw, scale=0.25)
     url = f"s3://{bucket}/ct.zarr"
@@ -276,7 +282,7 @@ def test_a_changed_source_is_read_anew(s3_server, bucket, cli, tmp_path):
     assert tuple(store.table.shape_zyx.sel(scan=written[0].scan_id)) == phantom.image.shape
 
 
-def test_a_bucket_that_refuses_one_scan_gets_the_others(s3_server, bucket, cli, pairs):
+def test_a_refused_write_fails_one_scan_and_the_others_are_stored(s3_server, bucket, cli, pairs):
     deny = {
         "Effect": "Deny",
         "Principal": "*",
@@ -297,7 +303,7 @@ def test_a_bucket_that_refuses_one_scan_gets_the_others(s3_server, bucket, cli, 
     assert json.loads(cli(*words))["done"] == ["b"]
 
 
-def test_a_bucket_that_is_not_there_is_one_clear_message(cli, pairs):
+def test_the_error_of_an_absent_bucket_is_one_clear_message(cli, pairs):
     url = "s3://bucket-that-is-not/mine.zarr"
     assert "no such bucket" in cli(*pairs[1], "--out", url, code=2)
     assert "no such bucket" in cli("info", url, code=2)
@@ -312,7 +318,7 @@ def test_a_bucket_that_is_not_there_is_one_clear_message(cli, pairs):
         ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "--profile"),
     ],
 )
-def test_no_server_and_no_credentials_are_one_clear_message(cli, pairs, variables, said):
+def test_errors_of_missing_server_or_credentials_are_one_clear_message(cli, pairs, variables, said):
     url = "s3://some-bucket/mine.zarr"
     for words, code in (((*pairs[1], "--out", url), 2), (("info", url), 1)):
         text = cli(*words, code=code, **variables)
@@ -320,7 +326,7 @@ def test_no_server_and_no_credentials_are_one_clear_message(cli, pairs, variable
         assert text.count("Error:") == 1
 
 
-def test_a_process_ends_without_traceback(s3_server):
+def test_a_process_with_a_wrong_bucket_exits_without_traceback(s3_server):
     environment = {**s3_server.environment, "AWS_MAX_ATTEMPTS": "1"}
     words = [*COMMAND, "info", "s3://some-bucket/x.zarr", "--endpoint-url", "http://127.0.0.1:9"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
@@ -329,12 +335,12 @@ def test_a_process_ends_without_traceback(s3_server):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_place_without_a_store_is_not_found(s3_server, bucket):
+def test_the_error_of_a_bucket_without_a_store_says_so(s3_server, bucket):
     with pytest.raises(StoreNotFoundError, match="there is no store"):
         spinezarr.open(f"s3://{bucket}/x.zarr", storage_options=s3_server.storage_options)
 
 
-def test_no_secret_is_shown(s3_server, bucket, cli, ctspine1k_raw):
+def test_no_s3_secret_is_printed(s3_server, bucket, cli, ctspine1k_raw):
     words = ("ingest", "ctspine1k", "--raw", ctspine1k_raw[0], "--out", f"s3://{bucket}/ct.zarr")
     out = cli(*words, "--json", AWS_SECRET_ACCESS_KEY=HUSH)
     stored = b"".join(objects(s3_server, bucket).values())

@@ -1,4 +1,4 @@
-"""Trees of DICOM files and linked voxels from the command line."""
+"""Tests of the command line with trees of DICOM files and with linked voxels."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_a_tree_of_any_depth_is_ingested_series_by_series(hospital, tmp_path):
     run("verify", out, "--against", hospital)
 
 
-def test_a_folder_of_several_series_is_one_scan_unless_each_is_asked_for(hospital, tmp_path):
+def test_a_folder_of_several_series_is_one_scan_unless_each_is_requested(hospital, tmp_path):
     words = ["ingest", "pairs", "--raw", hospital, "--image", "{path:.+}/"]
     report = json.loads(run(*words, "--out", tmp_path / "s.zarr", "--json").stdout)
     assert report["done"] == ["P0007_20240115_DICOM", "P0012_20231102_CT_series 302"]
@@ -51,12 +51,12 @@ def test_a_folder_of_several_series_is_one_scan_unless_each_is_asked_for(hospita
     assert note == "took series '3' (24 slices), not series '2' (12 slices)"
 
 
-def test_scan_ids_go_with_pairs_alone(hospital):
+def test_the_scan_id_option_is_accepted_only_with_pairs(hospital):
     words = ["ingest", "rsna2022", "--raw", hospital, "--scan-id", "{scan}"]
     assert "--scan-id go with the dataset 'pairs' only" in run(*words, code=2).output
 
 
-def test_a_raw_folder_without_a_ct_ends_with_0(hospital, tmp_path):
+def test_a_raw_folder_without_a_ct_exits_with_0(hospital, tmp_path):
     words = ["ingest", "pairs", "--raw", hospital, "--image", "{patient}/{date}/reports/"]
     report = json.loads(run(*words, "--out", tmp_path / "s.zarr", "--json").stdout)
     assert (report["done"], report["failed"], report["exit_code"]) == ([], [], 0)
@@ -64,7 +64,7 @@ def test_a_raw_folder_without_a_ct_ends_with_0(hospital, tmp_path):
 
 @pytest.fixture
 def cache(tmp_path):
-    """A scan in the cache of Hugging Face: links to files that are named by their hash."""
+    """Return a scan in the cache of Hugging Face: links to files named by their hash."""
     dataset = tmp_path / "datasets--a--b"
     for folder in ("blobs", "snapshots/1f"):
         (dataset / folder).mkdir(parents=True)
@@ -76,7 +76,7 @@ def cache(tmp_path):
     return dataset
 
 
-def test_links_to_voxels_are_followed_where_the_user_says(cache, tmp_path):
+def test_links_to_voxels_are_followed_only_if_the_user_allows_it(cache, tmp_path):
     raw, out = cache / "snapshots" / "1f", tmp_path / "s.zarr"
     words = ["ingest", "pairs", "--raw", raw, "--image", "{scan}.mhd", "--out", out, "--json"]
     (failed,) = json.loads(run(*words, code=1).stdout)["failed"]

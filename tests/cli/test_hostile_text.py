@@ -1,4 +1,4 @@
-"""Whatever strangers wrote, in whichever field: nothing that controls a terminal is printed."""
+"""No field of a file or store can make the command line print terminal control characters."""
 
 import copy
 import csv
@@ -172,7 +172,7 @@ def _named(words):
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=_named)
-def test_no_command_prints_what_controls_a_terminal(words, places, run, tmp_path):
+def test_no_command_prints_terminal_control_characters(words, places, run, tmp_path):
     (tmp_path / "out").mkdir()
     said = run(*(word.format(**places) if word.isascii() else word for word in words))
     out, err = said.out.decode(), said.err.decode()
@@ -187,7 +187,7 @@ def test_no_command_prints_what_controls_a_terminal(words, places, run, tmp_path
             assert not forbidden(path.read_text(encoding="utf-8")), path
 
 
-def test_nothing_is_taken_for_markup(capsys):
+def test_square_brackets_are_not_taken_for_markup(capsys):
     marked = "[red]x[/] :smile: [bold"
     titled, header, cell = Table(marked, "a"), Table("", marked), Table("", "a")
     cell.add_row(MultilineText(marked, "z\x1b"))
@@ -208,7 +208,7 @@ def test_nothing_is_taken_for_markup(capsys):
         assert "\x1b" not in said.out + said.err
 
 
-def test_programs_read_every_text_as_it_is(places, run):
+def test_json_output_holds_every_text_unchanged(places, run):
     summary = json.loads(run("info", places["store"], "--json", code=0).out)
     assert [summary[key] for key in ("title", "license", "citation", "homepage")] == [EVIL] * 4
     audited = json.loads(run("stats", places["store"], "--format", "json", code=0).out)
@@ -220,7 +220,7 @@ def test_programs_read_every_text_as_it_is(places, run):
     assert places["id"] in {scan["scan_id"] for scan in exported["done"]}
 
 
-def test_a_page_shows_texts_as_texts(places, run):
+def test_markdown_output_shows_texts_literally(places, run):
     said = run("stats", places["store"], "--format", "markdown", code=0).out.decode()
     against = ["--against", places["card"], "--format", "markdown"]
     said += run("stats", places["store"], *against, code=1).out.decode()
@@ -230,11 +230,11 @@ def test_a_page_shows_texts_as_texts(places, run):
     }
     assert "&lt;img src=x onerror=alert(1)&gt;[link=http://x]a[/link]" in rendered
     assert ":smile:|`$x$ [m](http://x.org)" in rendered
-    assert re.search(r"(?<!\\)\$", said) is None, "a formula"
-    assert re.search(r"https?://", said) is None, "what GitHub makes a link"
+    assert re.search(r"(?<!\\)\$", said) is None, "the text holds a formula"
+    assert re.search(r"https?://", said) is None, "GitHub makes this a link"
 
 
-def test_a_spreadsheet_computes_nothing(places, run):
+def test_csv_output_holds_no_formula(places, run):
     said = run("stats", places["store"], "--format", "csv", code=0).out.decode()
     rows = list(csv.reader(io.StringIO(said)))
     assert all(len(row) == 4 for row in rows)
@@ -243,8 +243,8 @@ def test_a_spreadsheet_computes_nothing(places, run):
         assert not any(re.match(r"[=@+]|-\D", cell) for cell in row)
 
 
-def test_a_terminal_gets_no_more_than_styles(places):
-    """What Rich sends to a real terminal: colors, the bar and the cursor, and nothing else."""
+def test_a_real_terminal_gets_only_styles_and_cursor_movements(places):
+    """Rich sends colors, the progress bar and cursor movements to a terminal, and nothing else."""
     own = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[0-9]*[AK]|\r")
     for words in (["info", "{store}"], ["verify", "{damaged}"], ["info", EVIL]):
         ours, theirs = pty.openpty()
@@ -258,18 +258,18 @@ def test_a_terminal_gets_no_more_than_styles(places):
                 said += chunk
         os.close(ours)
         assert process.returncode in {0, 1, 2}
-        assert b"\x1b[" in said, "it was not taken for a terminal"
+        assert b"\x1b[" in said, "the command did not take its output for a terminal"
         assert not forbidden(own.sub("", said.decode())), said
 
 
 def _read(terminal):
     try:
         return os.read(terminal, 1 << 16)
-    except OSError:  # Linux's way to say that the other end is closed
+    except OSError:  # Linux raises it if the other end is closed
         return b""
 
 
-def test_what_python_prints_is_fit_to_print_too(places):
+def test_reprs_and_tables_in_python_are_printable(places):
     store = spinezarr.open(places["store"])
     assert not forbidden(repr(store))
     for shown in (store.table, *map(store.scan, store.table.scan.to_numpy())):
@@ -284,7 +284,7 @@ def test_what_python_prints_is_fit_to_print_too(places):
     assert not forbidden(str(caught.value))
 
 
-def test_errors_keep_their_lines_and_no_others():
+def test_errors_keep_their_own_line_breaks_and_no_others():
     assert str(UsageError("one\n  two \x1b")) == "one two \\x1b"
     error = UsageError(MultilineText("one", "  two\nthree"))
     assert str(error) == "one\n  two\\x0athree"
@@ -296,7 +296,7 @@ def test_errors_keep_their_lines_and_no_others():
         assert str(copy.copy(problem)) == str(problem)
 
 
-def test_warnings_and_logs_go_the_same_way(capsys, monkeypatch):
+def test_warnings_and_logs_are_made_printable(capsys, monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)
     show_warnings_and_logs()
@@ -313,7 +313,7 @@ def test_warnings_and_logs_go_the_same_way(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("text", [EVIL, "$\\frac{$", "日本", "_x", "a" * 100_000, "ع\u0301" * 50])
-def test_pictures_take_any_text(text, places, tmp_path):
+def test_pictures_can_be_drawn_with_any_text(text, places, tmp_path):
     from spinezarr.export.picture import draw_preview  # noqa: PLC0415  takes long
     from spinezarr.stats.plots import draw_detection, draw_spacing, draw_volumes  # noqa: PLC0415
 

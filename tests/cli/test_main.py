@@ -65,11 +65,11 @@ def test_help_shows_an_example(command):
     assert f"Example: spinezarr {command}" in " ".join(run(command, "--help").output.split())
 
 
-def test_version_is_that_of_the_package():
+def test_version_prints_that_of_the_package():
     assert run("--version").output.strip() == f"spinezarr {spinezarr.__version__}"
 
 
-def test_the_installed_command_runs_and_reports_wrong_usage_with_2():
+def test_the_installed_command_exits_with_2_for_wrong_usage():
     command = Path(sys.executable).parent / "spinezarr"
     done = subprocess.run([command, "info", "nowhere"], capture_output=True, check=False)
     assert done.returncode == 2
@@ -77,7 +77,7 @@ def test_the_installed_command_runs_and_reports_wrong_usage_with_2():
     assert b"Traceback" not in done.stderr
 
 
-def test_a_terminal_that_lacks_a_letter_shows_a_question_mark(ctspine1k_url):
+def test_a_letter_outside_the_encoding_of_the_terminal_becomes_a_question_mark(ctspine1k_url):
     command = [forked.command(), "stats", ctspine1k_url]
     variables = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, check=False, env=variables)
@@ -94,7 +94,7 @@ def test_pairs_are_ingested_skipped_and_reported_as_json(pairs, tmp_path):
     assert first["stored_bytes"] > 0
 
 
-def test_a_failed_scan_is_reported_and_the_others_are_done(pairs, tmp_path):
+def test_a_failed_scan_is_reported_and_the_others_are_stored(pairs, tmp_path):
     data = (pairs / "a_ct.nii.gz").read_bytes()
     (pairs / "a_ct.nii.gz").write_bytes(data[: len(data) // 2])
     report = json.loads(ingest_pairs(pairs, tmp_path / "a.zarr", "--json", code=1).stdout)
@@ -145,7 +145,7 @@ def test_dry_run_shows_found_unpaired_and_ignored_and_writes_nothing(pairs, tmp_
         (["preview", "nowhere", "--out", "p"], "nowhere"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_a_message(words, message, tmp_path, monkeypatch):
+def test_wrong_usage_exits_with_2_and_a_message(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in " ".join(run(*words, code=2).stderr.split())
 
@@ -155,7 +155,7 @@ def test_wrong_usage_ends_with_2_and_a_message(words, message, tmp_path, monkeyp
     [["preview", "{url}", "--out"], ["demo", "--out"], ["init"]],
     ids=lambda words: words[0],
 )
-def test_a_file_where_a_folder_should_be_is_wrong_usage(words, ctspine1k_url, tmp_path):
+def test_a_file_in_place_of_a_folder_is_wrong_usage(words, ctspine1k_url, tmp_path):
     (tmp_path / "file").write_text("precious")
     place = tmp_path / "file" / "catalog.yaml" if words == ["init"] else tmp_path / "file"
     stderr = run(*(word.format(url=ctspine1k_url) for word in words), place, code=2).stderr
@@ -163,7 +163,7 @@ def test_a_file_where_a_folder_should_be_is_wrong_usage(words, ctspine1k_url, tm
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_init_makes_the_folder_of_the_catalog(tmp_path):
+def test_init_creates_the_folder_of_the_catalog(tmp_path):
     run("init", tmp_path / "new" / "mine.yaml")
     assert (tmp_path / "new" / "mine.yaml").is_file()
 
@@ -176,11 +176,11 @@ def test_an_existing_folder_is_not_taken_for_a_store(pairs, tmp_path):
     assert (out / "thesis.txt").read_text() == "precious"
 
 
-def test_a_store_of_another_dataset_is_left_alone(pairs, tmp_path, ctspine1k_url):
+def test_a_store_of_another_dataset_is_not_changed(pairs, tmp_path, ctspine1k_url):
     assert "holds the dataset 'ctspine1k'" in ingest_pairs(pairs, ctspine1k_url, code=2).stderr
 
 
-def test_a_mask_on_another_grid_needs_to_be_asked_for(pairs, tmp_path, spec):
+def test_a_mask_on_another_grid_is_accepted_only_with_its_option(pairs, tmp_path, spec):
     phantom = make_phantom(spec)
     moved = phantom.affine_xyz + np.array([0, 0, 0, 30.0]) * np.array([[1], [0], [0], [0]])
     write_nifti(pairs / "a_seg.nii.gz", phantom.label, moved, NiftiForm(dtype="uint8"))
@@ -195,7 +195,7 @@ def test_a_mask_on_another_grid_needs_to_be_asked_for(pairs, tmp_path, spec):
     np.testing.assert_array_equal(stored.label, phantom.label)
 
 
-def test_catalog_makes_options_needless(tmp_path, monkeypatch):
+def test_a_catalog_replaces_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "catalog.yaml" in run("init").output
     assert "exists already" in run("init", code=2).stderr
@@ -216,7 +216,7 @@ def use_variables(catalog):
     catalog.write_text(catalog.read_text().replace(" data/", " ${SPINE_DATA}/"))
 
 
-def test_a_catalog_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
+def test_the_error_names_a_catalog_variable_that_is_not_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SPINE_DATA", raising=False)
     use_variables(tmp_path / "catalog.yaml")
@@ -247,7 +247,7 @@ def test_info_shows_splits_sizes_and_vertebrae(ctspine1k_url):
     assert summary["stored_bytes"] < summary["uncompressed_bytes"]
 
 
-def test_info_tears_no_count_from_its_vertebra_and_says_what_was_audited(ctspine1k_url):
+def test_info_keeps_counts_with_their_vertebrae_and_says_what_was_audited(ctspine1k_url):
     output = run("info", ctspine1k_url).output
     counts = json.loads(run("info", ctspine1k_url, "--json").stdout)["scans_by_vertebra"]
     for name, scans in counts.items():
@@ -268,7 +268,7 @@ def test_info_counts_annotated_centers(tmp_path):
     assert found["scans_by_audit"] == {"info": 1, "warning": 3}
 
 
-def test_preview_writes_a_picture_a_scan(ctspine1k_url, tmp_path):
+def test_preview_writes_a_picture_of_each_scan(ctspine1k_url, tmp_path):
     run("preview", ctspine1k_url, "--out", tmp_path / "all")
     assert len(list((tmp_path / "all").glob("*.png"))) == 6
     run("preview", ctspine1k_url, "--out", tmp_path / "one", "--scan", "liver_0")
@@ -280,7 +280,7 @@ def test_preview_writes_a_picture_a_scan(ctspine1k_url, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_preview_of_a_damaged_store_ends_with_1(pairs, tmp_path):
+def test_preview_of_a_damaged_store_exits_with_1(pairs, tmp_path):
     ingest_pairs(pairs, tmp_path / "a.zarr")
     (shard,) = (tmp_path / "a.zarr" / "scans" / "a" / "image" / "c").rglob("0/0/0")
     shard.unlink()
@@ -288,7 +288,7 @@ def test_preview_of_a_damaged_store_ends_with_1(pairs, tmp_path):
     assert "shard is missing" in " ".join(damaged.stderr.split())
 
 
-def test_demo_leaves_a_folder_that_it_did_not_make(tmp_path):
+def test_demo_does_not_touch_a_folder_that_it_did_not_create(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     assert "no demo made it" in run("demo", "--out", tmp_path, code=2).stderr
     assert (tmp_path / "mine.txt").exists()

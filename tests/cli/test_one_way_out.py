@@ -1,4 +1,4 @@
-"""No module prints but through the console, so that nothing is printed that is not made fit."""
+"""Modules print only through the console, which makes every text printable."""
 
 import ast
 from pathlib import Path
@@ -25,15 +25,15 @@ WAYS_OUT = {
     "logging.error": set(),
     "logging.info": set(),
 }
-"""What prints, and the modules that may use it."""
+"""Functions that print, and the modules that may use them."""
 OF_RICH = {
     CONSOLE: None,
     "cli/audit.py": {"MofNCompleteColumn", "TextColumn"},
     "cli/ingest.py": {"ProgressColumn", "Task", "TaskID", "Text"},
 }
-"""What modules may take of Rich: columns of numbers, which the console shows; None is all."""
+"""Names of Rich that modules may import, such as columns of numbers; None means all."""
 PAGES = ("cli", "verbs", "stats", "export", "audit")
-"""Parts that make documents: their JSON and names come from one function."""
+"""Modules that write documents, whose JSON and names come from one function."""
 
 
 def _dotted(node):
@@ -45,7 +45,7 @@ def _dotted(node):
 
 
 def ways_out(source, module):
-    """Name what a module does to print beside the console."""
+    """Return the ways in which a module prints without the console."""
     nodes = list(ast.walk(ast.parse(source)))
     return [found for node in nodes for found in (*_used(node, module), *_imported(node, module))]
 
@@ -80,7 +80,7 @@ def _imported(node, module):
     [path for path in sorted(PACKAGE.rglob("*.py")) if "testing" not in path.parts],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
-def test_a_module_prints_through_the_console_alone(path):
+def test_modules_print_only_through_the_console(path):
     assert not ways_out(path.read_text(encoding="utf-8"), path.relative_to(PACKAGE).as_posix())
 
 
@@ -100,5 +100,5 @@ def test_a_module_prints_through_the_console_alone(path):
         "import json\nx = json.dumps({})",
     ],
 )
-def test_the_check_sees_what_prints(source):
+def test_the_check_finds_every_way_to_print(source):
     assert ways_out(source, "cli/new.py")

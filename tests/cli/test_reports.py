@@ -1,4 +1,4 @@
-"""What the terminal and ``--json`` say of a raw folder, and of options that name what is none."""
+"""Reports about a raw folder in the terminal and ``--json``, and errors of wrong options."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def messy(raw):
     return raw
 
 
-def test_a_real_run_says_what_the_dry_run_says(messy, tmp_path):
+def test_an_ingest_reports_the_same_as_its_dry_run(messy, tmp_path):
     dry = json.loads(pairs(messy, tmp_path / "s.zarr", "--dry-run", "--json").stdout)
     real = json.loads(pairs(messy, tmp_path / "s.zarr", "--json", code=1).stdout)
     for field in ("without_mask", "without_image", "ignored", "unlisted", "absent", "tables"):
@@ -95,7 +95,7 @@ def test_the_terminal_shows_the_same_counts(messy, tmp_path):
         assert "no mask for nomask_ct.nii.gz; looked for nomask_seg.nii.gz" in said
 
 
-def test_a_folder_of_scans_alone_says_nothing_more(raw, tmp_path):
+def test_a_folder_of_complete_scans_has_a_short_report(raw, tmp_path):
     output = pairs(raw, tmp_path / "s.zarr").stdout
     for word in ("Ignored", "without", "Listed", "Failed", "Notes", "Table"):
         assert word not in output
@@ -138,7 +138,7 @@ def test_lists_tables_and_expected_masks_are_reported(raw, tmp_path):
     assert all(name.startswith("scan-") for name in (absent, first, second))
 
 
-def test_the_dry_run_has_a_total_row_and_names_what_is_not_read(raw, tmp_path):
+def test_the_dry_run_has_a_total_row_and_lists_unread_files(raw, tmp_path):
     (tmp_path / "mine.yaml").write_text(RECIPE.replace("ct.nii.gz'", r"ct.{ext:nii\.gz|nrrd}'"))
     (raw / "split.txt").write_text("one:\na\n")
     write(raw / "c_ct.nrrd.nii")
@@ -165,7 +165,7 @@ def test_several_sources_are_added_up(tmp_path, ctspine1k_raw):
     assert sum(use["files"] for use in masks) == len(written)
 
 
-def test_a_series_named_slice_by_slice_is_told_once_how_to_name_it(tmp_path):
+def test_the_advice_for_a_pattern_of_single_slices_appears_once(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     for number in range(3):
@@ -180,7 +180,7 @@ def test_a_series_named_slice_by_slice_is_told_once_how_to_name_it(tmp_path):
     )
 
 
-def test_sizes_are_compared_with_the_files_as_they_came_and_with_nii_gz(tmp_path):
+def test_sizes_are_compared_with_the_source_files_and_with_nii_gz(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.normal(0, 40, (96, 80, 64)).astype(np.int16)
     mask = np.zeros_like(values, np.uint8)
@@ -202,11 +202,11 @@ def test_sizes_are_compared_with_the_files_as_they_came_and_with_nii_gz(tmp_path
     )
 
 
-def test_files_that_are_nii_gz_are_compared_once(raw, tmp_path):
+def test_sources_in_nii_gz_are_compared_only_once(raw, tmp_path):
     assert "As .nii.gz" not in pairs(raw, tmp_path / "s.zarr").stdout
 
 
-def test_a_renamed_store_is_known_by_what_it_says(raw, tmp_path, ctspine1k_url):
+def test_a_renamed_store_is_recognized_by_its_metadata(raw, tmp_path, ctspine1k_url):
     pairs(raw, tmp_path / "s.zarr")
     (tmp_path / "s.zarr").rename(tmp_path / "del.zarr")
     write_pair(raw, "c")
@@ -265,7 +265,7 @@ def test_pseudonyms_are_the_same_in_any_unicode_form(tmp_path):
     assert again["others"] == []
 
 
-def test_scans_that_fail_by_their_names_have_pseudonyms_too(raw, tmp_path):
+def test_scans_with_invalid_names_are_reported_under_pseudonyms(raw, tmp_path):
     write_pair(raw, "__jane")
     write(raw / "doe_ct.nii.gz")
     words = ["--pseudonymize", "--json"]
@@ -313,7 +313,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("kind", NAMED)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_an_option_that_names_the_wrong_thing_is_answered_with_its_path(
+def test_the_error_of_an_option_of_the_wrong_kind_names_its_path(
     raw, tmp_path, monkeypatch, option, kind
 ):
     monkeypatch.chdir(tmp_path)
@@ -324,7 +324,7 @@ def test_an_option_that_names_the_wrong_thing_is_answered_with_its_path(
         pairs(raw, "s.zarr")
     NAMED[kind](tmp_path / name)
     words = [word.replace("{}", name) for word in words]
-    # A store whose source files are elsewhere is not as it should be; all else is wrong usage.
+    # A store whose source files are missing has faults; everything else is wrong usage.
     code = 0 if kind in right else 1 if (option, kind) == ("against", "folder") else 2
     result = run(*words, code=code)
     if code == 2:
@@ -336,7 +336,7 @@ def test_an_option_that_names_the_wrong_thing_is_answered_with_its_path(
 
 
 @pytest.mark.parametrize("which", ["x.csv", "x.key"])
-def test_a_folder_in_the_place_of_a_map_or_its_key_is_told(raw, tmp_path, which):
+def test_the_error_names_a_folder_in_place_of_a_map_or_its_key(raw, tmp_path, which):
     (tmp_path / which).mkdir()
     if which == "x.csv":
         (tmp_path / "x.key").write_text("00" * 32)
@@ -347,7 +347,7 @@ def test_a_folder_in_the_place_of_a_map_or_its_key_is_told(raw, tmp_path, which)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_names_are_complete_in_json_whatever_the_terminal_shows(raw, tmp_path, encoding):
+def test_json_holds_names_that_the_terminal_shortens(raw, tmp_path, encoding):
     name = normalize("NFD", "Ünpaired 日本\u202e")
     (raw / f"{name}.txt").touch()
     command = [forked.command(), "ingest", "pairs", "--raw", raw]
@@ -358,7 +358,7 @@ def test_names_are_complete_in_json_whatever_the_terminal_shows(raw, tmp_path, e
     assert note["path"] == f"{name[:-1]}\\u202e.txt"
 
 
-def test_parts_of_masks_that_are_absent_are_counted(tmp_path):
+def test_absent_mask_parts_are_counted(tmp_path):
     for scan, parts in {"s0": ["C1", "C2"], "s1": ["C1"], "s2": ["C1", "L1"]}.items():
         for name in ("ct", *(f"segmentations/vertebrae_{part}" for part in parts)):
             path = tmp_path / scan / f"{name}.nii.gz"

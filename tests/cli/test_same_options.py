@@ -1,4 +1,4 @@
-"""Every command of the command line is a function of Python with the same options and defaults."""
+"""Every command has a Python function with the same options and defaults."""
 
 import inspect
 
@@ -30,9 +30,9 @@ OF_S3 = {"endpoint_url", "profile", "no_sign_request"}
 OF_RAW_S3 = {f"raw_{name}" for name in OF_S3}
 PRINTING = {"as_json", "output"}
 PLURAL = {"scan": "scans"}
-"""Options that may be repeated, and their names in Python."""
+"""Options that may be repeated, with the names of their parameters in Python."""
 NEGATED = {"uncompressed": "compressed", "no_write": "write"}
-"""Flags that turn something off, and the parameters of Python that turn it on."""
+"""Flags that turn something off, with the parameters of Python that turn it on."""
 
 
 def parameters_of(command):
@@ -42,7 +42,7 @@ def parameters_of(command):
 
 
 def options_of(command):
-    """Names and defaults of a command's options, as Python should have them."""
+    """Return the names and defaults of a command's options, as Python must have them."""
     options = {}
     for name, parameter in parameters_of(command).items():
         default = None if parameter.required else parameter.default
@@ -75,14 +75,14 @@ def test_a_command_and_its_function_have_the_same_options_and_defaults(command):
     assert found == options
 
 
-def test_every_command_has_a_verb_or_a_reason():
+def test_every_command_has_a_function_or_a_reason_against_it():
     commands = get_command(app).list_commands(None)
     exports = [f"export {name}" for name in get_command(export_app).list_commands(None)]
     assert {*commands, *exports} - {"export"} == {*VERBS, *WITHOUT_A_VERB}
 
 
 @pytest.mark.parametrize("command", VERBS)
-def test_what_must_be_given_must_be_given_in_both(command):
+def test_required_options_are_required_in_both(command):
     required = {
         PLURAL.get(name, name)
         for name, parameter in parameters_of(command).items()
@@ -93,6 +93,6 @@ def test_what_must_be_given_must_be_given_in_both(command):
 
 
 @pytest.mark.parametrize("command", VERBS)
-def test_whoever_waits_can_be_told_how_far_it_is(command):
+def test_every_long_command_has_a_progress_callback(command):
     takes_long = command not in {"info", "stats"}
     assert ("on_progress" in inspect.signature(VERBS[command]).parameters) == takes_long

@@ -1,4 +1,4 @@
-"""What is secret in a URL or in options is told to nobody but the server."""
+"""Secrets of URLs and options are sent only to the server, and never printed or stored."""
 
 import base64
 import copy
@@ -45,7 +45,7 @@ inside = st.text("aZ0-._~!$&'()*+,;=:%@", max_size=6)
 @example("http", "://", "u:", "/", "", "host", "/a")
 @example("http", "://", "u:x", "@", "/", "host", "/a")
 def test_no_password_is_in_a_public_url(scheme, slashes, before, odd, after, host, path):
-    # A user, a colon, a password with anything in it; RFC 3986 reads digits before '/' as a port.
+    # The password may be any text; RFC 3986 takes digits before '/' for a port.
     url = f"{scheme}{slashes}u:{SECRET}{before}{odd}{after}{SECRET}@{host}{path}"
     shown = redact_url(url)
     assert SECRET not in shown, url
@@ -61,7 +61,7 @@ def test_no_query_is_in_a_public_url(scheme, mark, text, path):
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size=12))
-def test_a_path_on_this_machine_stays_as_it_is(name):
+def test_a_local_path_is_not_redacted(name):
     for path in (f"/data/{name}", f"./{name}@x?y#z", f"file:///data/{name}@x?y#z"):
         assert redact_url(path) == path
 
@@ -95,18 +95,18 @@ def test_a_path_on_this_machine_stays_as_it_is(name):
         ("rel:a@b?c", "rel:a@b?c"),
     ],
 )
-def test_public_urls(url, shown):
+def test_urls_are_redacted_as_expected(url, shown):
     assert redact_url(url) == shown
 
 
-def test_errors_tell_no_secret():
+def test_errors_contain_no_secret():
     for text in ("http://u:CANARY@host/a: no.", "(simplecache::http://u:CANARY@h/a?CANARY), x"):
         assert SECRET not in str(UsageError(text))
         assert SECRET not in repr(UsageError(text))
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serves files and ranges to who knows the password."""
+    """Serves files and ranges to requests with the password."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16
@@ -225,7 +225,7 @@ FEW = [1, 3, 7, 15, 16]
         if place.endswith(" store") or number in FEW
     ],
 )
-def test_no_command_tells_a_secret(place, words, served, run, tmp_path):
+def test_no_command_prints_a_secret(place, words, served, run, tmp_path):
     hostile.write_pair(tmp_path / "raw", "a")
     (tmp_path / "out").mkdir()
     url = PLACES[place].format(f"127.0.0.1:{served.server_port}")
@@ -240,7 +240,7 @@ def test_no_command_tells_a_secret(place, words, served, run, tmp_path):
         json.loads(said.out)
 
 
-def test_a_store_tells_no_secret_in_python(served):
+def test_reprs_and_attributes_of_a_store_contain_no_secret(served):
     url = f"http://user:{SECRET}@127.0.0.1:{served.server_port}/s?token={SECRET}"
     store = spinezarr.open(f"http://user:{SECRET}@127.0.0.1:{served.server_port}/s")
     scan = store.scan("a")
@@ -260,7 +260,7 @@ def test_a_store_tells_no_secret_in_python(served):
     assert SECRET not in str(caught.value)
 
 
-def test_options_are_told_to_nobody(tmp_path):
+def test_secret_options_are_not_printed(tmp_path):
     (tmp_path / "catalog.yaml").write_text(
         "datasets:\n  x:\n    recipe: verse\n    store: s3://k:CANARY@bucket/x\n"
         "    storage_options: {endpoint_url: 'https://u:CANARY@host'}\n"

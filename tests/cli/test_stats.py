@@ -23,7 +23,7 @@ def run(*words, code=0):
 
 @pytest.fixture
 def own_card(store, tmp_path):
-    """Card of the demo itself, as someone might publish it."""
+    """Return a card of the demo dataset, as its authors might publish it."""
     found = store.stats()
     spreads = {
         key: {name: [getattr(s[axis], name) for axis in "ijk"] for name in ("min", "median", "max")}
@@ -47,7 +47,7 @@ def own_card(store, tmp_path):
     return path
 
 
-def test_a_table_of_80_columns_cuts_nothing(ctspine1k_url):
+def test_nothing_is_cut_at_a_width_of_80_columns(ctspine1k_url):
     output = run(ctspine1k_url).output
     for text in ("COLONOG", "validation", "Median cm³", "Vertebra", "T12", "16.67%", "all 6 scans"):
         assert text in output
@@ -70,20 +70,20 @@ def test_each_format_is_one_document(ctspine1k_url, store, tmp_path):
     assert "| Dataset Statistics | spacing (mm)" in as_markdown
 
 
-def test_a_file_where_plots_should_lie_is_wrong_usage(ctspine1k_url, tmp_path):
+def test_a_file_in_place_of_the_plot_folder_is_wrong_usage(ctspine1k_url, tmp_path):
     (tmp_path / "plots").write_text("mine")
     result = run(ctspine1k_url, "--plots", tmp_path / "plots" / "new", code=2)
     assert "Give the name of a folder" in result.stderr
     assert not result.stdout
 
 
-def test_filters_count_and_draw_a_part(ctspine1k_url, tmp_path):
+def test_filters_restrict_counts_and_plots(ctspine1k_url, tmp_path):
     words = [ctspine1k_url, "--split", "train", "--source", "COLONOG", "--format", "json"]
     assert json.loads(run(*words).stdout)["scans"] == 1
     assert "the store has" in run(ctspine1k_url, "--split", "x", code=2).stderr
 
 
-def test_plots_are_pictures(ctspine1k_url, tmp_path):
+def test_plots_are_png_files(ctspine1k_url, tmp_path):
     assert "spacing.png" in run(ctspine1k_url, "--plots", tmp_path / "new" / "plots").stderr
     pictures = list((tmp_path / "new" / "plots").iterdir())
     assert {path.name for path in pictures} == PLOTS
@@ -93,12 +93,12 @@ def test_plots_are_pictures(ctspine1k_url, tmp_path):
         assert pixels.std() > 0.05
 
 
-def test_the_demo_is_not_a_whole_ctspine1k(ctspine1k_url):
+def test_the_demo_differs_from_the_card_of_ctspine1k(ctspine1k_url):
     result = run(ctspine1k_url, "--against", "card", code=1)
     assert "123 figures: differs" in result.output
     assert "printed as" in result.output
     assert "Note: C1 max cm³, C2 max cm³, C3 max cm³ and 22 more: printed as min\n" in result.output
-    assert "│ median spacing k mm │ " in result.output, "no name is torn apart"
+    assert "│ median spacing k mm │ " in result.output, "the name must stay on one line"
     lines = json.loads(run(ctspine1k_url, "--against", "card", "--format", "json", code=1).stdout)
     split = next(line for line in lines["lines"] if line["name"] == "train")
     assert (split["store"], split["card"], split["difference"]) == (3, 610, -607)
@@ -114,7 +114,7 @@ def test_a_store_agrees_with_its_own_card(ctspine1k_url, own_card, output):
     assert "differs" in run(ctspine1k_url, "--against", own_card, "--format", output, code=1).stdout
 
 
-def test_wrong_usage_of_cards_ends_with_2(ctspine1k_url, own_card, tmp_path):
+def test_wrong_usage_of_cards_exits_with_2(ctspine1k_url, own_card, tmp_path):
     words = [ctspine1k_url, "--against", "card"]
     assert "whole dataset" in run(*words, "--split", "train", code=2).stderr
     assert "whole dataset" in run(*words, "--source", "COLONOG", code=2).stderr
@@ -123,7 +123,7 @@ def test_wrong_usage_of_cards_ends_with_2(ctspine1k_url, own_card, tmp_path):
     assert "own.card.yaml" in run(ctspine1k_url, "--against", own_card, code=2).stderr
 
 
-def test_a_dataset_without_a_card_says_so(tmp_path):
+def test_the_error_says_that_a_dataset_has_no_card(tmp_path):
     phantom = make_phantom(
         PhantomSpec(shape_zyx=(20, 20, 20), spacing_zyx_mm=(6.0, 6.0, 6.0), levels=("L1", "L2"))
     )

@@ -54,8 +54,8 @@ def stored(raw, out, image="{scan}_ct.nii", label="{scan}_seg.nii", **options):
     return spinezarr.open(out)
 
 
-def assert_given_back(file, source):
-    """Voxels as stored, type with byte order, scaling, affine and both its forms: bit for bit."""
+def assert_restored(file, source):
+    """Compare voxels, type with byte order, scaling, affine and both its forms, bit for bit."""
     found, expected = nib.load(file), nib.load(source)
     assert type(found) is type(expected)
     assert found.shape == expected.shape
@@ -100,7 +100,7 @@ forms = st.builds(
 )
 
 
-def test_every_orientation_is_given_back(tmp_path, assert_read_alike):
+def test_every_orientation_is_restored(tmp_path, assert_read_alike):
     rng = np.random.default_rng(2)
     codes, endings = [(1, 1), (2, 0), (0, 1)], ("ct.nii.gz", "seg.nii.gz")
     for i, axes in enumerate(all_axcodes()):
@@ -125,7 +125,7 @@ def test_every_orientation_is_given_back(tmp_path, assert_read_alike):
         assert exact.notes == ()
         assert [Path(file).name for file in exact.files] == [f"{axes}_{end}" for end in endings]
         for file in exact.files:
-            assert_given_back(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
+            assert_restored(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
         done = store.export_nifti(out=tmp_path, scans=axes, overwrite=True).done[0]
         assert done.files == exact.files
         noted = assert_usable(done, tmp_path / "raw", assert_read_alike)
@@ -133,7 +133,7 @@ def test_every_orientation_is_given_back(tmp_path, assert_read_alike):
 
 
 def assert_usable(done, raw, assert_read_alike):
-    """Files are read alike, and are their source's where they have no notes; return these."""
+    """Check that programs read the files alike, and like the source unless noted; return notes."""
     noted = {}
     for note in done.notes:
         name, _, text = note.partition(": ")
@@ -142,7 +142,7 @@ def assert_usable(done, raw, assert_read_alike):
         assert_read_alike(file)
         (source,) = (raw / name for name in (file.name, file.stem) if (raw / name).exists())
         if file.name not in noted:
-            assert_given_back(file, source)
+            assert_restored(file, source)
         found, expected = nib.load(file), nib.load(source)
         np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
     return [note for notes in noted.values() for note in notes]
@@ -150,11 +150,11 @@ def assert_usable(done, raw, assert_read_alike):
 
 @given(forms, forms, st.sampled_from([None, 0.0, -1024.0, 3.3]), st.integers(0, 2**32))
 @settings(max_examples=15)
-def test_whatever_the_form_it_is_given_back(
+def test_files_of_any_form_are_restored(
     tmp_path_factory, assert_read_alike, image, label, inter, seed
 ):
     folder, rng = tmp_path_factory.mktemp("forms"), np.random.default_rng(seed)
-    # Floats that are scaled come back as they are where dividing does not undo the scaling.
+    # Scaled floats are written as values where division does not undo the scaling.
     slope = image.slope if np.dtype(image.dtype).kind in "iu" else None
     image = replace(image, slope=slope, inter=inter if slope else None)
     label = replace(label, slope=None, oblique_deg=image.oblique_deg)
@@ -167,7 +167,7 @@ def test_whatever_the_form_it_is_given_back(
         .done[0]
         .files
     ):
-        assert_given_back(file, folder / "raw" / Path(file).name)
+        assert_restored(file, folder / "raw" / Path(file).name)
     (folder / "usable").mkdir()
     assert_usable(
         store.export_nifti(out=folder / "usable", scans="a", overwrite=True).done[0],
@@ -176,7 +176,7 @@ def test_whatever_the_form_it_is_given_back(
     )
 
 
-def test_headers_without_any_place_and_nifti_2_are_given_back_exactly(tmp_path):
+def test_headers_without_orientation_and_nifti_2_are_restored_exactly(tmp_path):
     rng = np.random.default_rng(1)
     values = rng.integers(-5, 5, SHAPE).astype(np.int16)
     (tmp_path / "raw").mkdir()
@@ -192,16 +192,16 @@ def test_headers_without_any_place_and_nifti_2_are_given_back_exactly(tmp_path):
         (file,) = (
             store.export_nifti(out=tmp_path, scans=name, exact=True, overwrite=True).done[0].files
         )
-        assert_given_back(file, tmp_path / f"raw/{name}_ct.nii")
+        assert_restored(file, tmp_path / f"raw/{name}_ct.nii")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_values_of_which_their_slope_does_not_tell_the_numbers_come_back(tmp_path, dtype):
+def test_values_are_written_where_the_slope_cannot_restore_the_numbers(tmp_path, dtype):
     numbers = np.random.default_rng(1).normal(0, 700, SHAPE).astype(dtype)
     path = tmp_path / "raw/a_ct.nii"
     write_nifti(path, numbers, AFFINE, NiftiForm("LPS", dtype))
     data = bytearray(path.read_bytes())
-    # Beside such an intercept the last digits of the numbers are lost.
+    # With such an intercept the last digits of the numbers are lost.
     data[112:120] = np.array([1 / 3, 1e15], "<f4").tobytes()
     path.write_bytes(data)
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", label=None)
@@ -211,10 +211,10 @@ def test_values_of_which_their_slope_does_not_tell_the_numbers_come_back(tmp_pat
     assert np.asarray(found.dataobj).tobytes() == np.asarray(expected.dataobj).tobytes()
     assert found.affine.tobytes() == expected.affine.tobytes()
     if dtype == "float32":  # which is stored as it is; of float64 the values are
-        assert_given_back(done.files[0], path)
+        assert_restored(done.files[0], path)
 
 
-def test_a_mask_that_took_the_images_grid_lies_on_it(tmp_path, assert_read_alike):
+def test_a_mask_that_took_the_grid_of_its_image_is_exported_on_it(tmp_path, assert_read_alike):
     rng = np.random.default_rng(3)
     image = rng.integers(-9, 9, SHAPE).astype(np.int16)
     write_nifti(tmp_path / "raw/a_ct.nii", image, AFFINE, NiftiForm("PIR"))
@@ -227,7 +227,7 @@ def test_a_mask_that_took_the_images_grid_lies_on_it(tmp_path, assert_read_alike
     for file in (
         store.export_nifti(out=tmp_path, scans="a", exact=True, overwrite=True).done[0].files
     ):
-        assert_given_back(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
+        assert_restored(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
     done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     (note,) = done.notes
     assert re.fullmatch(r"a_seg.nii.gz: lies where its image lies; its source says \d+ mm .*", note)
@@ -238,7 +238,7 @@ def test_a_mask_that_took_the_images_grid_lies_on_it(tmp_path, assert_read_alike
         assert_read_alike(file)
 
 
-def test_further_axes_of_length_1_come_back_without_them(tmp_path):
+def test_further_axes_of_length_1_are_left_out_of_the_export(tmp_path):
     rng = np.random.default_rng(6)
     values = rng.integers(-9, 9, (9, 8, 7)).astype(np.int16)
     label = rng.integers(0, 26, values.shape).astype(np.uint8)
@@ -259,7 +259,7 @@ def test_further_axes_of_length_1_come_back_without_them(tmp_path):
         assert found.affine.tobytes() == expected.affine.tobytes()
 
 
-# Elsewhere
+# Positions that programs read differently
 
 
 OBLIQUE = nib.affines.from_matvec(
@@ -277,7 +277,7 @@ def sheared(degrees):
 
 
 def header(affine, qform_code, sform_code, qform=None, **fields):
-    """Compose a header of a form that nibabel would not write."""
+    """Compose a header that nibabel would not write."""
     made = nib.Nifti1Header()
     made.set_data_shape(SHAPE[::-1])
     made.set_data_dtype(fields.pop("dtype", "int16"))
@@ -304,7 +304,9 @@ READ_APART = {
 
 
 @pytest.mark.parametrize("name", READ_APART)
-def test_headers_that_programs_read_apart_are_written_alike(tmp_path, assert_read_alike, name):
+def test_headers_that_programs_read_differently_are_written_unambiguously(
+    tmp_path, assert_read_alike, name
+):
     made, expected = READ_APART[name]
     values = np.random.default_rng(1).integers(-5, 5, SHAPE).astype(np.int16)
     (tmp_path / "raw").mkdir()
@@ -317,17 +319,17 @@ def test_headers_that_programs_read_apart_are_written_alike(tmp_path, assert_rea
     assert re.search(expected, note)
     (file,) = done.files
     assert_read_alike(file, apart_mm=0.07)
-    # Where the store has them, to the rounding that is said.
+    # The position is that of the store, up to the rounding in the note.
     meant = np.array(store.scan("a").attrs["image_source"]["affine_ijk"])
     apart = corner_distance_mm(SHAPE[::-1], nib.load(file).affine, meant)
     said = [float(re.search(r"up to (\S+) mm beside", text)[1]) for text in rounded]
     assert apart <= sum(said) <= 2e-5
     np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj).T, values)
     (exact,) = store.export_nifti(out=tmp_path, scans="a", exact=True, overwrite=True).done[0].files
-    assert_given_back(exact, tmp_path / "raw/a_ct.nii")
+    assert_restored(exact, tmp_path / "raw/a_ct.nii")
 
 
-def test_axes_that_no_qform_has_are_said(tmp_path):
+def test_axes_that_a_qform_cannot_express_are_noted(tmp_path):
     made = header(sheared(5), 1, 1)
     (tmp_path / "raw").mkdir()
     values = np.zeros(SHAPE, np.int16)
@@ -336,7 +338,7 @@ def test_axes_that_no_qform_has_are_said(tmp_path):
     done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     assert any("5 degrees off perpendicular: SimpleITK" in note for note in done.notes)
     (file,) = done.files
-    # Rather than place voxels 4 mm elsewhere, as it would by the qform of the source.
+    # The qform of the source would place voxels 4 mm elsewhere.
     with pytest.raises(RuntimeError, match="orthonormal"):
         SimpleITK.ReadImage(file)
     np.testing.assert_array_equal(nib.load(file).affine, made.get_best_affine())
@@ -392,7 +394,7 @@ def test_64_bit_integers_become_a_type_that_programs_read(
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "float32"])
-def test_metaimages_come_in_the_narrowest_type(tmp_path, assert_read_alike, dtype):
+def test_metaimages_are_exported_in_the_narrowest_type(tmp_path, assert_read_alike, dtype):
     values = np.resize(np.array([0, 100], dtype), SHAPE)
     write_metaimage(tmp_path / "raw/a.mha", values, AFFINE, MetaImageForm("PIR", dtype))
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}.mha", label=None)
@@ -404,7 +406,7 @@ def test_metaimages_come_in_the_narrowest_type(tmp_path, assert_read_alike, dtyp
     assert nib.load(exact).get_data_dtype() == dtype
 
 
-def test_12_bit_dicom_comes_as_int16_in_nifti_1(tmp_path, assert_read_alike):
+def test_12_bit_dicom_is_exported_as_int16_in_nifti_1(tmp_path, assert_read_alike):
     values = np.random.default_rng(4).integers(-1024, 3072, (9, 20, 30)).astype(np.int16)
     write_dicom_series(tmp_path / "raw/a", values, AFFINE, DicomForm())
     store = stored(tmp_path / "raw", tmp_path / "a.zarr", image="{scan}/", label=None)
@@ -446,7 +448,7 @@ degrees = st.one_of(st.just(0.0), st.floats(-40, 40), st.floats(-0.01, 0.01))
     st.lists(st.floats(-2000, 2000), min_size=3, max_size=3),
     st.tuples(*[st.integers(1, 700)] * 3),
 )
-def test_itk_and_nibabel_find_any_place(
+def test_itk_and_nibabel_read_any_position(
     tmp_path_factory, affine_of_itk, axes, turns, spacing, origin, shape
 ):
     turned = np.eye(4)
@@ -471,7 +473,9 @@ def test_itk_and_nibabel_find_any_place(
 
 
 @pytest.mark.parametrize(("spacing", "rounds"), [(0.75, False), (0.7, True)])
-def test_metaimages_come_with_equal_voxels_and_affine(tmp_path, assert_read_alike, spacing, rounds):
+def test_metaimages_are_exported_with_equal_voxels_and_affine(
+    tmp_path, assert_read_alike, spacing, rounds
+):
     rng = np.random.default_rng(4)
     affine = np.diag([spacing, spacing, 2.5, 1.0])
     values = rng.integers(-900, 900, SHAPE).astype(np.int16)
@@ -497,7 +501,7 @@ def assert_holds_volume(file, source, kind=None):
     assert found.affine.tobytes() == volume.grid.affine.tobytes()
 
 
-def test_mapped_and_merged_masks_come_in_the_scheme(tmp_path):
+def test_mapped_and_merged_masks_are_exported_in_the_scheme(tmp_path):
     write_totalsegmentator(tmp_path / "raw")
     recipe = Recipe.load("totalsegmentator")
     report = ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(tmp_path / "t.zarr"))
@@ -520,7 +524,7 @@ def test_mapped_and_merged_masks_come_in_the_scheme(tmp_path):
 
 @pytest.fixture
 def pair(tmp_path):
-    """A store of two scans."""
+    """Return a store of two scans."""
     rng = np.random.default_rng(8)
     for name in ("a", "b"):
         image = rng.integers(-900, 900, SHAPE).astype(np.int16)
@@ -557,7 +561,7 @@ def test_an_interrupted_export_leaves_whole_files_only(pair):
         except KeyboardInterrupt:
             assert all(name.endswith(".nii.gz") for name in names(out))
             for name in names(out):
-                assert_given_back(out / name, pair / "raw" / name.removesuffix(".gz"))
+                assert_restored(out / name, pair / "raw" / name.removesuffix(".gz"))
             shutil.rmtree(out)
         else:
             break
@@ -565,7 +569,7 @@ def test_an_interrupted_export_leaves_whole_files_only(pair):
     assert names(out) == ["a_ct.nii.gz", "a_seg.nii.gz"]
 
 
-def test_a_killed_export_leaves_no_half_file_under_a_files_name(pair):
+def test_a_killed_export_leaves_no_incomplete_file_under_a_final_name(pair):
     code = (
         "import os, spinezarr;"
         f"spinezarr.open({str(pair / 'two.zarr')!r})"
@@ -579,7 +583,7 @@ def test_a_killed_export_leaves_no_half_file_under_a_files_name(pair):
     assert "a_ct.nii.gz.partial" not in names(pair)
 
 
-def test_an_export_without_room_names_the_file_and_what_to_do(pair):
+def test_the_error_of_a_full_disk_names_the_file_and_what_to_do(pair):
     code = (
         "import resource, sys; from spinezarr.cli.main import app;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
@@ -611,7 +615,7 @@ def test_a_damaged_scan_fails_and_others_are_written(pair):
     assert "image chunk" in output
 
 
-def test_files_that_are_there_are_not_replaced_unless_so_asked(pair):
+def test_existing_files_are_replaced_only_with_overwrite(pair):
     words = ("export", "nifti", pair / "two.zarr", "--out", pair / "out", "--uncompressed")
     run(*words, "--scan", "b")
     assert names(pair / "out") == ["b_ct.nii", "b_seg.nii"]
@@ -621,7 +625,7 @@ def test_files_that_are_there_are_not_replaced_unless_so_asked(pair):
     run(*words, "--overwrite")
     assert names(pair / "out") == ["a_ct.nii", "a_seg.nii", "b_ct.nii", "b_seg.nii"]
     for name in names(pair / "out"):
-        assert_given_back(pair / "out" / name, pair / "raw" / name)
+        assert_restored(pair / "out" / name, pair / "raw" / name)
 
 
 def test_equal_notes_of_many_files_are_one_row(tmp_path):
@@ -638,8 +642,8 @@ def test_equal_notes_of_many_files_are_one_row(tmp_path):
     assert isinstance(nib.load(tmp_path / "exact/a_ct.nii.gz"), nib.Nifti2Image)
 
 
-def test_no_file_goes_beside_its_twin(pair):
-    """SimpleITK reads the voxels of a.nii for a.nii.gz."""
+def test_no_file_is_written_next_to_one_with_the_other_ending(pair):
+    """SimpleITK would read the voxels of a.nii for a.nii.gz."""
     words = ("export", "nifti", pair / "two.zarr", "--out", pair / "out", "--scan", "a")
     run(*words)
     for more in ((), ("--overwrite",)):
@@ -654,7 +658,7 @@ def test_no_file_goes_beside_its_twin(pair):
     assert names(pair / "out") == ["a_ct.nii.gz", "a_seg.nii.gz"]
 
 
-def test_wrong_usage_ends_with_2(pair):
+def test_wrong_usage_of_export_exits_with_2(pair):
     run("export", "nifti", pair / "none.zarr", "--out", pair / "out", code=2)
     run("export", "nifti", pair / "two.zarr", "--out", pair / "out", "--scan", "c", code=2)
     (pair / "file").write_text("x")

@@ -17,7 +17,7 @@ SHAPES = [(160, 150, 30), (70, 30, 1), (33, 44, 25)]
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """A store of three scans, one without mask, and the bytes of each as gzip packs them."""
+    """Return a store of three scans, one without mask, and their compressed sizes in bytes."""
     folder = tmp_path_factory.mktemp("sizes")
     rng = np.random.default_rng(0)
     sizes = {}

@@ -50,7 +50,7 @@ def files(folder):
 
 
 def keeps_the_rules(folder, assert_read_alike):
-    """Rules of nnU-Net's dataset_format.md and verify_dataset_integrity, by each of its readers."""
+    """Check nnU-Net's rules (dataset_format.md, verify_dataset_integrity) with each reader."""
     facts = json.loads((folder / "dataset.json").read_text())
     assert {"channel_names", "labels", "numTraining", "file_ending"} <= facts.keys()
     assert facts["channel_names"] == {"0": "CT"}
@@ -60,7 +60,7 @@ def keeps_the_rules(folder, assert_read_alike):
     if "ignore" in labels:
         assert labels["ignore"] == max(labels.values())
     ending = facts["file_ending"]
-    # As its get_filenames_of_train_images_and_targets finds them.
+    # Files are found as by its get_filenames_of_train_images_and_targets.
     crop = len(ending) + 5
     cases = sorted({path.name[:-crop] for path in (folder / "imagesTr").iterdir()})
     assert len(cases) == facts["numTraining"]
@@ -91,7 +91,7 @@ def assert_keeps_the_rules(assert_read_alike):
     return partial(keeps_the_rules, assert_read_alike=assert_read_alike)
 
 
-def test_a_dataset_is_whole_and_keeps_the_rules(
+def test_a_dataset_is_complete_and_follows_the_rules(
     ctspine1k_raw, ctspine1k_url, tmp_path, assert_keeps_the_rules
 ):
     out = tmp_path / "raw"
@@ -130,12 +130,14 @@ def test_a_dataset_is_whole_and_keeps_the_rules(
         meanings = dict(zip(flags["flag_values"], flags["flag_meanings"].split(), strict=True))
         for number in set(np.unique(numbers).tolist()) - {0}:
             assert names[number] == meanings[back[number]]
-    # Every number is used, by the order of the stored values.
+    # All numbers are used, in the order of the stored values.
     assert seen == set(facts["labels"].values())
     assert list(facts["stored_labels"].values()) == sorted(facts["stored_labels"].values())
 
 
-def test_the_splits_go_where_nnunet_reads_them(ctspine1k_url, tmp_path, assert_keeps_the_rules):
+def test_splits_are_written_where_nnunet_reads_them(
+    ctspine1k_url, tmp_path, assert_keeps_the_rules
+):
     words = ("export", "nnunet", ctspine1k_url, "--dataset-id", "7", "--name", "Spine-1")
     given = {"nnUNet_raw": str(tmp_path / "raw"), "nnUNet_preprocessed": str(tmp_path / "pre")}
     said = json.loads(run(*words, "--uncompressed", "--json", **given).stdout)
@@ -149,14 +151,16 @@ def test_the_splits_go_where_nnunet_reads_them(ctspine1k_url, tmp_path, assert_k
     assert_keeps_the_rules(folder)
 
 
-def test_parts_of_a_store_are_numbered_alike(ctspine1k_url, tmp_path, assert_keeps_the_rules):
+def test_exports_of_parts_of_a_store_number_labels_alike(
+    ctspine1k_url, tmp_path, assert_keeps_the_rules
+):
     run("export", "nnunet", ctspine1k_url, "--out", tmp_path / "all")
     run("export", "nnunet", ctspine1k_url, "--out", tmp_path / "one", "--split", "validation")
     parts = [tmp_path / name / "Dataset501_CTSpine1K" for name in ("all", "one")]
     whole, part = map(assert_keeps_the_rules, parts)
     assert part["labels"] == whole["labels"]
     assert (whole["numTraining"], part["numTraining"]) == (5, 2)
-    # Nothing to hold against each other: nnU-Net makes its own splits.
+    # A single split is not written: nnU-Net makes its own splits.
     assert not (parts[1] / "splits_final.json").exists()
     assert not (parts[1] / "imagesTs").exists()
 
@@ -185,7 +189,7 @@ def test_the_label_to_ignore_comes_last_whatever_its_value():
 
 
 def pairs(folder, forms):
-    """A store of scans whose masks may have other axes than their images; values 3, 99 and 7."""
+    """Return a store of scans whose masks may have other axes; their values are 3, 99 and 7."""
     rng = np.random.default_rng(8)
     for i, (image_axes, label_axes) in enumerate(forms):
         image = rng.integers(-900, 900, SHAPE).astype(np.int16)
@@ -198,7 +202,9 @@ def pairs(folder, forms):
     return folder / "pairs.zarr"
 
 
-def test_masks_lie_on_the_grid_of_their_image_whatever_their_axes(tmp_path, assert_keeps_the_rules):
+def test_masks_of_any_axes_are_exported_on_the_grid_of_their_image(
+    tmp_path, assert_keeps_the_rules
+):
     url = pairs(tmp_path, [*zip(all_axcodes()[::6], all_axcodes()[1::6], strict=True)])
     run("export", "nnunet", url, "--out", tmp_path / "out", "--name", "pairs")
     folder = tmp_path / "out/Dataset501_pairs"
@@ -213,7 +219,9 @@ def test_masks_lie_on_the_grid_of_their_image_whatever_their_axes(tmp_path, asse
         np.testing.assert_array_equal(values, np.asarray(wanted.dataobj))
 
 
-def test_dicom_and_metaimages_are_read_by_every_reader(tmp_path, assert_keeps_the_rules):
+def test_exported_dicom_and_metaimages_are_read_by_every_reader_of_nnunet(
+    tmp_path, assert_keeps_the_rules
+):
     rng = np.random.default_rng(3)
     shape = (12, 16, 18)
     image = rng.integers(-1024, 3072, shape).astype(np.int16)
@@ -241,7 +249,7 @@ def test_dicom_and_metaimages_are_read_by_every_reader(tmp_path, assert_keeps_th
         assert nib.load(case).get_data_dtype() == np.int16
 
 
-def test_scans_without_mask_are_nothing_to_train_on(tmp_path, assert_keeps_the_rules):
+def test_scans_without_mask_are_exported_as_test_images(tmp_path, assert_keeps_the_rules):
     write_xvertseg(tmp_path / "x")
     recipe = Recipe.load("xvertseg")
     report = ingest(recipe, discover(recipe, str(tmp_path / "x")), str(tmp_path / "x.zarr"))
@@ -269,7 +277,7 @@ def test_scans_without_mask_are_nothing_to_train_on(tmp_path, assert_keeps_the_r
 # Failures
 
 
-def test_a_dataset_is_none_until_every_scan_is_there(
+def test_dataset_json_is_written_only_once_every_scan_is_there(
     ctspine1k_url, tmp_path, assert_keeps_the_rules
 ):
     broken = Path(shutil.copytree(ctspine1k_url, tmp_path / "broken.zarr"))
@@ -287,13 +295,13 @@ def test_a_dataset_is_none_until_every_scan_is_there(
     assert "exists already" in " ".join(run(*words, code=2).stderr.split())
     run(*words, "--overwrite")
     assert_keeps_the_rules(folder)
-    # What was whole is none while it is written again.
+    # A complete dataset loses its dataset.json while it is written again.
     shard.unlink()
     run(*words, "--overwrite", code=1)
     assert "dataset.json" not in files(folder)
 
 
-def test_what_nnunet_would_refuse_is_refused_first(ctspine1k_url, tmp_path):
+def test_datasets_that_nnunet_would_refuse_are_refused(ctspine1k_url, tmp_path):
     out = tmp_path / "raw"
     words = ("export", "nnunet", ctspine1k_url, "--out", out)
     (out / "Dataset501_Other").mkdir(parents=True)
@@ -317,7 +325,9 @@ def test_what_nnunet_would_refuse_is_refused_first(ctspine1k_url, tmp_path):
         spinezarr.open(ctspine1k_url).export_nnunet(out=out, dataset_id=1000)
 
 
-def test_a_part_of_a_store_is_a_dataset_too(ctspine1k_url, tmp_path, assert_keeps_the_rules):
+def test_a_part_of_a_store_can_be_exported_as_a_dataset(
+    ctspine1k_url, tmp_path, assert_keeps_the_rules
+):
     store, seen = spinezarr.open(ctspine1k_url), []
     report = store.export_nnunet(
         out=tmp_path, split=["train", "validation"], on_progress=seen.append

@@ -1,4 +1,4 @@
-"""What the pictures show: sides, sizes in mm, colors and names, read from rendered pixels."""
+"""Sides, sizes in mm, colors and names of the pictures, read from rendered pixels."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -45,7 +45,7 @@ def panel(figure, name):
 
 
 def pixels(figure, name):
-    """Red, green and blue of a panel, 0 to 1, its frame cut off."""
+    """Return red, green and blue of a panel, 0 to 1, without its frame."""
     figure.canvas.draw()
     picture = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
     x0, y0, x1, y1 = panel(figure, name).bbox.extents.round().astype(int)
@@ -59,18 +59,18 @@ def names_in(figure, name):
 
 
 def dots_in(figure, name):
-    """Millimeters across and up, and color, of each dot of a panel."""
+    """Return the position in mm across and up, and the color, of each dot of a panel."""
     dots = [line for line in panel(figure, name).lines if line.get_marker() == "o"]
     return [(*line.get_xydata()[0].tolist(), line.get_markerfacecolor()) for line in dots]
 
 
 def boxes_of(texts):
-    """Left, bottom, right and top of texts, in pixels."""
+    """Return left, bottom, right and top of texts, in pixels."""
     return {text.get_text(): text.get_window_extent().extents for text in texts}
 
 
 def column_of_vertebrae(names, *, height=12, gap=2):
-    """Sagittal labels (z, y) from head to foot, bodies on y 20 to 39."""
+    """Return sagittal labels (z, y) from head to foot, with bodies at y 20 to 39."""
     rows = len(names) * (height + gap)
     label = np.zeros((rows, 60), np.uint8)
     for rank, name in enumerate(names):
@@ -93,7 +93,7 @@ def test_high_rows_are_up_and_low_columns_on_the_right(name):
     ("name", "left", "right", "up", "down"),
     [("sagittal", *"APSI"), ("coronal", *"RLSI"), ("axial", *"RLAP")],
 )
-def test_letters_stand_outside_their_edges(name, left, right, up, down):
+def test_orientation_letters_stand_outside_the_edges_of_panels(name, left, right, up, down):
     figure = draw_preview("s", [plane_of(name, np.zeros((40, 40)))], "")
     at = {text.get_text(): text.get_position() for text in panel(figure, name).texts}
     assert (at[left][0] < 0, at[right][0] > 1) == (True, True)
@@ -186,7 +186,7 @@ def test_all_sagittal_names_are_shown_in_order_without_overlap(height, below, be
     assert min(box[0] for box in boxes.values()) > 0
 
 
-def test_sagittal_names_stand_in_front_of_their_bodies():
+def test_sagittal_names_stand_anterior_to_their_bodies():
     label = column_of_vertebrae(["T12", "L1", "L2"])
     label[:, 5:10] = label[:, 20:25]
     figure = draw_preview("s", [plane_of("sagittal", label * 0, label)], "")
@@ -197,7 +197,7 @@ def test_sagittal_names_stand_in_front_of_their_bodies():
         assert middle == pytest.approx(7.5 + 14 * rank, abs=1)
 
 
-def test_a_lone_arch_is_named_behind():
+def test_a_lone_arch_is_named_posterior_to_it():
     label = np.zeros((60, 60), np.uint8)
     label[10:40, 25:50], label[20:30, 10:16] = 19, 18
     figure = draw_preview("s", [plane_of("sagittal", label * 0, label)], "")
@@ -207,7 +207,7 @@ def test_a_lone_arch_is_named_behind():
     assert to_mm.transform(boxes["T11"][:2])[0] < 10
 
 
-def test_a_name_behind_stays_in_its_panel():
+def test_a_posterior_name_stays_in_its_panel():
     label = np.zeros((60, 60), np.uint8)
     label[10:40, 25:50], label[20:30, 0:6] = 19, 18
     figure = draw_preview("s", [plane_of("sagittal", label * 0, label)], "")
@@ -215,7 +215,7 @@ def test_a_name_behind_stays_in_its_panel():
     assert box[2] <= panel(figure, "sagittal").bbox.x1
 
 
-def test_names_that_leave_a_narrow_panel_spare_the_letter():
+def test_names_in_a_narrow_panel_do_not_cover_the_orientation_letter():
     label = column_of_vertebrae(ANATOMICAL_ORDER)[:, 18:42]
     figure = draw_preview("s", [plane_of("sagittal", label * 0, label)], "")
     letter = next(text for text in panel(figure, "sagittal").texts if text.get_text() == "A")
@@ -224,7 +224,7 @@ def test_names_that_leave_a_narrow_panel_spare_the_letter():
 
 
 @pytest.mark.parametrize("name", PLANES[1:])
-def test_names_at_centers_give_way_to_larger_regions(name):
+def test_names_at_centers_are_left_out_in_favor_of_larger_regions(name):
     label = np.zeros((60, 60), np.uint8)
     label[10:30, 10:50], label[31:33, 28:32], label[40:55, 10:50] = 20, 21, 22
     label[19:21, 28:31] = 19
@@ -247,7 +247,7 @@ def test_names_at_centers_never_overlap():
 
 
 @pytest.mark.parametrize("name", PLANES)
-def test_annotated_centers_are_dots_in_mm_with_names_beside(name):
+def test_annotated_centers_are_named_dots_at_their_position_in_mm(name):
     points = [("T12", 30.5, 20.0), ("L1", 20.0, 20.25), ("S1", 8.0, 24.0)]
     plane = plane_of(
         name, np.zeros((40, 50)), spacing=(3.0, 2.0), origin=(-500.0, 70.0), points=points
@@ -270,7 +270,7 @@ def test_annotated_centers_are_dots_in_mm_with_names_beside(name):
         assert 0 < across - (70 + 2 * column) < 12, "on the left, where columns are higher"
 
 
-def test_a_dot_is_seen_on_its_label_and_its_level_named_once():
+def test_a_dot_is_visible_on_its_label_and_its_level_is_named_once():
     label = np.zeros((40, 40, 40), np.uint8)
     label[10:30, 10:30, 10:30] = 20
     for name, plane in zip(PLANES, three_planes(label.shape, label), strict=True):
@@ -320,7 +320,7 @@ def test_planes_without_origin_show_no_cuts():
 
 
 @pytest.mark.parametrize("shape", [(30, 30, 30), (300, 30, 30)])
-def test_title_and_caption_are_shown_as_written(shape):
+def test_title_and_caption_are_shown_unchanged(shape):
     caption = "CC-BY-4.0, 80 voxels of 1 mm " * 12
     figure = draw_preview("sub-$1_2$", three_planes(shape), caption)
     figure.canvas.draw()
@@ -354,7 +354,7 @@ def test_any_volume_fits_the_picture(shape, spacing, tmp_path):
     assert 200 <= height <= 900
 
 
-def test_pictures_are_the_same_each_time_and_in_any_thread(tmp_path):
+def test_pictures_are_reproducible_in_any_thread(tmp_path):
     label = np.zeros((30, 30, 30), np.uint8)
     label[5:25, 5:25, 5:25] = 20
     planes = three_planes(label.shape, label)
@@ -367,7 +367,7 @@ def test_pictures_are_the_same_each_time_and_in_any_thread(tmp_path):
 
 
 @pytest.mark.parametrize("planes", [[], [plane_of("axial", np.zeros((2, 2)))] * 2])
-def test_no_plane_or_one_twice_is_refused(planes):
+def test_empty_or_repeated_planes_are_refused(planes):
     with pytest.raises(UsageError, match="one slice each"):
         draw_preview("scan", planes, "")
 
@@ -396,5 +396,5 @@ def test_spread_keeps_order_gap_and_bounds():
         assert placed[-1] <= 98.0 + 1e-9
 
 
-def test_spread_leaves_what_has_room():
+def test_spread_keeps_positions_that_have_room():
     assert spread_apart([3.0, 20.0, 40.0], 4.0, 0.0, 50.0) == [3.0, 20.0, 40.0]

@@ -1,4 +1,4 @@
-"""Predictions as NIfTI, on the grid of the file that an image came from."""
+"""Predictions are written as NIfTI on the grid of the image's source file."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SHAPE = (13, 5, 7)
 
 @pytest.fixture(scope="module", params=["RAS", "LPS", "PIR", "SAL"])
 def pair(request, tmp_path_factory):
-    """Store of one scan whose file has some orientation, and that file."""
+    """Return a store of one scan, and its source file in some orientation."""
     folder = tmp_path_factory.mktemp("raw")
     image = np.random.default_rng(1).integers(-1024, 3072, SHAPE).astype(np.int16)
     form = NiftiForm(request.param, "int16", slope=0.5, inter=-3)
@@ -32,7 +32,9 @@ def pair(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_values_lie_on_their_voxels_in_the_source_file(pair, tmp_path, assert_read_alike, suffix):
+def test_predicted_values_lie_on_their_voxels_in_the_source_file(
+    pair, tmp_path, assert_read_alike, suffix
+):
     store, source = pair
     image = store.scan("a").image.to_numpy()
     path = tmp_path / f"bone{suffix}"
@@ -49,7 +51,7 @@ def test_values_lie_on_their_voxels_in_the_source_file(pair, tmp_path, assert_re
     ("dtype", "written"),
     [("float32", "float32"), ("float16", "float32"), ("uint16", "uint16"), (">i2", ">i2")],
 )
-def test_types_are_kept(pair, tmp_path, dtype, written):
+def test_types_of_predictions_are_kept(pair, tmp_path, dtype, written):
     store, _ = pair
     values = (np.random.default_rng(2).random(store.scan("a").image.shape) * 100).astype(dtype)
     for _ in range(2):  # a file that is there is replaced
@@ -68,7 +70,7 @@ def test_types_are_kept(pair, tmp_path, dtype, written):
 def test_64_bit_integers_become_a_type_that_programs_read(
     pair, tmp_path, assert_read_alike, dtype, values, written
 ):
-    """As argmax gives them."""
+    """``argmax`` returns such integers."""
     store, _ = pair
     numbers = np.resize(
         np.abs(values) if dtype == "uint64" else values, store.scan("a").image.shape
@@ -81,7 +83,7 @@ def test_64_bit_integers_become_a_type_that_programs_read(
     np.testing.assert_array_equal(canonical.transpose(2, 1, 0), numbers)
 
 
-def test_predictions_lie_as_the_exported_image_does(tmp_path, assert_read_alike):
+def test_predictions_lie_on_the_grid_of_the_exported_image(tmp_path, assert_read_alike):
     image = np.random.default_rng(1).integers(-1024, 3072, SHAPE).astype(np.int16)
     write_dicom_series(tmp_path / "raw/a", image, AFFINE, DicomForm())
     recipe = Recipe.from_pairs("{scan}/", None, name="a")
@@ -105,7 +107,7 @@ def test_merged_predictions_are_written(pair, tmp_path):
     np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(file.dataobj))
 
 
-def test_what_does_not_fit_is_refused(pair, tmp_path):
+def test_invalid_predictions_are_refused(pair, tmp_path):
     store, _ = pair
     values = np.zeros(store.scan("a").image.shape, np.uint8)
     with pytest.raises(UsageError, match=r"values of shape \(1, .* which has \("):

@@ -1,4 +1,4 @@
-"""Which slices of a scan are shown, and where its annotated centers stand in them."""
+"""Tests of which slices of a scan are shown, and of the positions of its annotated centers."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from spinezarr.testing import (
 )
 
 AXES = {"sagittal": (0, 1), "coronal": (0, 2), "axial": (1, 2)}
-"""Axes of (z, y, x) that run up and across a panel."""
+"""Axes of (z, y, x) that run upward and across a panel."""
 FLAT = {"sagittal": 2, "coronal": 1, "axial": 0}
 
 
@@ -34,26 +34,26 @@ def msr(tmp_path_factory):
 
 
 def dots(axes):
-    """Millimeters up and across."""
+    """Return the positions of dots in mm, upward and across."""
     found = [line.get_xydata()[0, ::-1] for line in axes.lines if line.get_marker() == "o"]
     return np.array(found).reshape(-1, 2)
 
 
 def voxels_of(store, scan):
-    """Voxel index (z, y, x) of each annotated center."""
+    """Return the voxel index (z, y, x) of each annotated center."""
     inverse = np.linalg.inv(store.scan(scan.scan_id).attrs["affine"])
     return {name: (inverse @ (*xyz, 1))[2::-1] for name, xyz in scan.centers_mm.items()}
 
 
 def positions(store, scan_id):
-    """Position of the first voxel and spacing, (z, y, x)."""
+    """Return the position of the first voxel and the spacing, (z, y, x)."""
     opened = store.scan(scan_id)
     first = np.array([float(opened[axis][0]) for axis in "zyx"])
     return first, np.array(opened.attrs["spacing_zyx_mm"])
 
 
 @pytest.mark.parametrize("scan_id", ["2804506", "2805012", "4533808", "4511471"])
-def test_centers_stand_in_the_planes_where_their_voxels_are(msr, scan_id):
+def test_centers_are_drawn_in_the_planes_of_their_voxels(msr, scan_id):
     store, written = msr
     voxels = np.array(list(voxels_of(store, written[scan_id]).values()))
     first, spacing = positions(store, scan_id)
@@ -101,7 +101,7 @@ def test_a_scan_with_neither_mask_nor_centers_is_cut_in_its_middle(tmp_path):
     assert names.count("L2") == names.count("L3") == 1
 
 
-def test_structures_are_named_where_the_recipe_names_them(tmp_path):
+def test_structures_have_the_names_of_the_recipe(tmp_path):
     phantom = make_phantom(PhantomSpec(shape_zyx=(40, 40, 40), spacing_zyx_mm=(4.0, 5.0, 5.0)))
     label = phantom.label.copy()
     label[5:35, 15:25, 2:12] = 30

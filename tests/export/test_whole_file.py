@@ -1,4 +1,4 @@
-"""What is exported lies in its folder and nowhere else, whole or not at all."""
+"""Exports write only inside their folder, and each file whole or not at all."""
 
 import os
 
@@ -18,7 +18,7 @@ def precious(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.json", "x.json.partial"])
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_a_link_in_the_way_is_replaced_and_not_followed(name, link, precious, tmp_path):
+def test_a_link_in_place_of_a_file_is_replaced_and_not_followed(name, link, precious, tmp_path):
     link(precious, tmp_path / name)
     with write_atomically(tmp_path / "x.json") as file:
         file.write(b"new")
@@ -28,7 +28,7 @@ def test_a_link_in_the_way_is_replaced_and_not_followed(name, link, precious, tm
     assert {path.name for path in tmp_path.iterdir()} == {"precious", "x.json"}
 
 
-def test_what_breaks_off_leaves_what_was_there(tmp_path):
+def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     (tmp_path / "x").write_text("old")
     with pytest.raises(TypeError), write_atomically(tmp_path / "x") as file:
         file.write("no bytes")
@@ -48,7 +48,7 @@ def test_exports_follow_no_link(ctspine1k_url, precious, tmp_path):
     assert not any(path.is_symlink() for path in out.iterdir())
 
 
-def test_a_dataset_of_nnunet_is_written_into_no_other_folder(ctspine1k_url, tmp_path):
+def test_an_nnunet_dataset_is_not_written_through_a_link(ctspine1k_url, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     folder = tmp_path / "Dataset501_x"
     folder.mkdir()
