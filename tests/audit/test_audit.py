@@ -41,7 +41,7 @@ def write_scan(raw, name, image, label, affine, *, orientation="LPS"):
 
 
 def ingest_all(raw, url, recipe=RECIPE, **changes):
-    """Ingest; ``changes`` are fields of the scan sources, by scan id."""
+    """Ingest a folder; ``changes`` are fields of the scan sources to change, by scan id."""
     found = discover(recipe, str(raw))
     sources = tuple(replace(s, **changes.get(s.scan_id, {})) for s in found.scans)
     report = ingest(recipe, replace(found, scans=sources), str(url))
@@ -53,7 +53,7 @@ def short(findings):
     return [(f.rule, f.severity, f.vertebra) for f in findings]
 
 
-# Each defect: changes image and mask in place, and says what is to be found and where.
+# Each defect changes image and mask in place, and returns the expected finding and its place.
 
 
 def middle_of(label, value):
@@ -61,7 +61,7 @@ def middle_of(label, value):
 
 
 def skipped(image, label):
-    """The middle between the neighbors, not far from the vertebra itself."""
+    """Remove a level; the finding lies between its neighbors, close to the vertebra itself."""
     between = [np.argwhere(label == v).mean(axis=0) for v in (T11, L1)]
     label[label == T12] = 0
     return ("skipped-level", "error", "T12"), np.rint(np.mean(between, axis=0))
@@ -160,7 +160,7 @@ DEFECTS = {
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """Store of a scan a defect, oriented each in its own way; and what was planted."""
+    """Return a store with a scan of each defect, oriented differently, and what is expected."""
     raw = tmp_path_factory.mktemp("planted")
     expected = {}
     orientations = ("LPS", "RAS", "PIR", "ASL")
@@ -179,7 +179,7 @@ def audited(planted):
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_each_planted_defect_is_found_and_nothing_else(planted, audited, name):
+def test_each_planted_defect_is_the_only_finding_of_its_scan(planted, audited, name):
     expected, where, _ = planted[1][name]
     findings = audited[name]
     if expected is None:
@@ -197,7 +197,7 @@ def test_each_planted_defect_is_found_and_nothing_else(planted, audited, name):
         np.testing.assert_allclose(finding.position_mm, position, atol=1e-3)
 
 
-def test_the_parts_of_a_split_vertebra_are_those_of_a_flood_fill(planted, audited):
+def test_pieces_of_a_split_vertebra_equal_those_of_a_flood_fill(planted, audited):
     label = planted[1]["split"][2]
     (finding,) = audited["split"]
     parts = [connected_part(label == L1, tuple(p["voxel_zyx"])) for p in finding.facts["largest"]]
@@ -224,7 +224,7 @@ def test_a_clean_dataset_has_no_error_or_warning(tmp_path):
     assert all(not findings[name] for name in ("thirteen", "lumbar", "thoracic"))
 
 
-def test_voxels_that_are_no_numbers_are_one_finding_and_hide_no_bone(tmp_path):
+def test_nonfinite_voxels_are_one_finding_and_hide_no_bone(tmp_path):
     phantom = make_phantom(SPEC)
     image = phantom.image.astype(np.float32)
     image[5:-5:7] = np.nan
@@ -253,7 +253,7 @@ def test_a_scan_without_mask_is_noted(tmp_path):
     assert short(store.audit().findings) == [("no-mask", "info", None)]
 
 
-# Pieces over chunk borders
+# Pieces that cross chunk borders
 
 
 def pieces_by_flood_fill(mask):
@@ -276,7 +276,7 @@ def test_pieces_are_counted_once_over_all_chunks(tmp_path):
             start = [int(rng.integers(0, n - 8)) for n in label.shape]
             size = rng.integers(1, 9, 3)
             label[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))] = value
-    # T4 fills a bow of chunks around a voxel of its own in a chunk that touches none of them.
+    # T4 fills an L of chunks, and one voxel of a chunk that touches none of them.
     bow = [(0, i) for i in range(4)] + [(i, 3) for i in range(4)]
     for j, k in bow:
         label[1:3, j * y : (j + 1) * y, k * x : (k + 1) * x] = 11
@@ -299,7 +299,7 @@ def test_pieces_are_counted_once_over_all_chunks(tmp_path):
 
 
 def bone_by_numpy(image, label, spacing_zyx, reach_mm=6.0):
-    """Vertebra, median, voxels and share of brighter pairs, over the whole volume at once."""
+    """Return vertebra, median, voxels and fraction of brighter pairs, from the whole volume."""
     values = [value for value in np.unique(label).tolist() if value in NAME_OF_VALUE]
     value = max(values, key=lambda value: (label == value).sum())
     inside = label == value
@@ -316,7 +316,7 @@ def bone_by_numpy(image, label, spacing_zyx, reach_mm=6.0):
     return NAME_OF_VALUE[value], np.median(hu), inside.sum(), pairs
 
 
-def test_bone_is_compared_with_what_lies_around_it(planted):
+def test_bone_is_compared_with_its_surroundings(planted):
     store, expected = planted
     reader = store._reader
     for name in ("clean", "split", "moved_mask", "mask_beside_bone"):
@@ -329,7 +329,7 @@ def test_bone_is_compared_with_what_lies_around_it(planted):
         assert label[found.voxel_zyx] == VALUE_OF_NAME[vertebra]
 
 
-def test_of_a_large_label_the_middle_is_looked_at_and_sacrum_is_no_sample(tmp_path):
+def test_only_the_middle_of_a_large_label_is_sampled_and_never_the_sacrum(tmp_path):
     label = np.zeros((4, 300, 260), np.uint8)
     label[:1] = 20
     label[1:] = 26
@@ -363,12 +363,12 @@ REAL_PAIRS = {name: pair for name, pair in REAL_PAIRS.items() if (REAL / pair[0]
 
 
 class TestRealBone:
-    """There only where the real files are."""
+    """Tests that run only where the real files are."""
 
     __test__ = bool(REAL_PAIRS)
 
     @pytest.mark.parametrize("name", REAL_PAIRS)
-    def test_a_mask_is_told_from_a_mirrored_one(self, name, tmp_path):
+    def test_a_real_mask_is_distinguished_from_a_mirrored_one(self, name, tmp_path):
         image, label = (nib.as_closest_canonical(nib.load(REAL / p)) for p in REAL_PAIRS[name])
         voxels = [np.asarray(v.dataobj).transpose(2, 1, 0) for v in (image, label)]
         image_zyx, label_zyx = voxels[0].astype(np.int16), voxels[1].astype(np.uint8)
@@ -385,7 +385,7 @@ class TestRealBone:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    """Raw folder of four scans, of which a and b have one image; not to be changed."""
+    """Return a raw folder of four scans, which no test may change; a and b have equal images."""
     raw = tmp_path_factory.mktemp("four")
     for seed, name in enumerate(["a", "b", "c", "d"]):
         phantom = make_phantom(replace(SPEC, seed=max(1, seed)))
@@ -395,7 +395,7 @@ def four(tmp_path_factory):
 
 @pytest.fixture
 def alike(four, tmp_path):
-    """A copy of that folder."""
+    """Copy that folder."""
     return Path(shutil.copytree(four, tmp_path / "raw"))
 
 
@@ -423,7 +423,7 @@ def test_a_duplicate_in_one_split_is_a_warning(alike, tmp_path):
     assert audit.counts == {"same-image": {"warning": 2}}
 
 
-def test_comparing_stores_does_not_repeat_what_each_has_alone(alike, tmp_path):
+def test_comparing_stores_does_not_repeat_findings_within_each(alike, tmp_path):
     store = ingest_all(alike, tmp_path / "a.zarr")
     audit = store.audit()
     keys = scan_keys(store.url, "planted", store.table)
@@ -433,7 +433,7 @@ def test_comparing_stores_does_not_repeat_what_each_has_alone(alike, tmp_path):
     assert {f.scan_id for f in more.findings} == {"a", "b", "c", "d"}
 
 
-def test_an_unknown_scan_is_named(store):
+def test_an_error_names_the_unknown_scan_of_an_audit(store):
     with pytest.raises(UnknownScanError, match="'nobody'"):
         store.audit(scans=["nobody"])
 
@@ -455,12 +455,12 @@ def test_a_damaged_scan_is_a_finding_and_the_others_are_audited(alike, tmp_path)
     xr.testing.assert_identical(store.table.drop_vars(added), before.drop_vars(added))
 
 
-# Kept in the store
+# Findings kept in the store
 
 
 @pytest.fixture(scope="module")
 def prepared(four, tmp_path_factory):
-    """Folder with raw files and an audited store; not to be changed."""
+    """Return a folder with raw files and an audited store, which no test may change."""
     folder = tmp_path_factory.mktemp("prepared")
     shutil.copytree(four, folder / "raw")
     write_defect(folder / "raw", "d")
@@ -471,7 +471,7 @@ def prepared(four, tmp_path_factory):
 
 @pytest.fixture
 def kept(prepared, tmp_path):
-    """Raw folder and store of four scans, audited."""
+    """Return raw folder and audited store of four scans."""
     shutil.copytree(prepared, tmp_path / "kept")
     return tmp_path / "kept/raw", spinezarr.open(tmp_path / "kept/a.zarr")
 
@@ -494,7 +494,7 @@ def test_before_an_audit_the_column_is_empty(store):
     assert set(store.table.audit_findings.to_numpy()) == {""}
 
 
-def test_the_table_shows_what_was_found(kept):
+def test_the_table_has_the_severity_of_each_scan(kept):
     _, store = kept
     assert columns(store) == {"a": "warning", "b": "warning", "c": "ok", "d": "error"}
     texts = store.table.audit_findings
@@ -512,7 +512,7 @@ def test_findings_are_a_group_that_zarr_reads(kept):
     assert not list(Path(store.url).rglob("*.partial"))
 
 
-def test_findings_survive_the_table_being_rebuilt(kept, tmp_path):
+def test_findings_are_kept_when_the_table_is_rebuilt(kept, tmp_path):
     raw, store = kept
     before = columns(store)
     shutil.rmtree(Path(store.url) / "table")
@@ -521,26 +521,26 @@ def test_findings_survive_the_table_being_rebuilt(kept, tmp_path):
     xr.testing.assert_identical(spinezarr.open(store.url).table, store.table)
 
 
-def test_findings_are_dropped_with_the_voxels_they_are_of(kept):
+def test_findings_are_dropped_when_the_voxels_change(kept):
     raw, store = kept
     phantom = make_phantom(replace(SPEC, seed=20))
     label = phantom.label.copy()
     label[label == T11] = 0
-    # The image stays, and another mask of the same size is not noticed: so another image.
+    # A mask of equal size alone might not be noticed, so the image changes, too.
     write_nifti(raw / "b_ct.nii", phantom.image[:-1], phantom.affine_xyz, NiftiForm())
     write_nifti(raw / "b_seg.nii", label[:-1], phantom.affine_xyz, NiftiForm(dtype="uint8"))
     ingest_all(raw, store.url)
-    # The finding of a spoke of b, which is another scan now.
+    # The finding of a named b, which is another scan now, so it is dropped.
     assert columns(store) == {"a": "ok", "b": "", "c": "ok", "d": "error"}
 
 
-def test_a_scan_in_another_split_is_not_audited(kept):
+def test_a_scan_moved_to_another_split_counts_as_not_audited(kept):
     raw, store = kept
     ingest_all(raw, store.url, c={"split": "test", "split_index": 0})
     assert columns(store)["c"] == ""
 
 
-def test_an_audit_of_one_scan_leaves_the_others(kept):
+def test_an_audit_of_one_scan_keeps_the_findings_of_others(kept):
     raw, store = kept
     phantom = make_phantom(replace(SPEC, seed=9, shape_zyx=(47, 48, 48)))
     write_scan(raw, "d", phantom.image, phantom.label, phantom.affine_xyz)
@@ -563,7 +563,7 @@ def test_damaged_findings_are_an_error_until_the_next_audit(kept, content):
     write_scan(raw, "e", phantom.image, phantom.label, phantom.affine_xyz)
     with pytest.raises(CorruptStoreError, match=r"audit/zarr\.json.*Run 'spinezarr audit"):
         ingest_all(raw, store.url)
-    assert not (Path(store.url) / "scans/e").exists(), "met before any work is done"
+    assert not (Path(store.url) / "scans/e").exists(), "the error must come before any work is done"
     with pytest.raises(CorruptStoreError, match="over all scans again"):
         store.audit(scans=["d"])
     assert (Path(store.url) / "table/zarr.json").read_bytes() == table
@@ -572,7 +572,7 @@ def test_damaged_findings_are_an_error_until_the_next_audit(kept, content):
     assert columns(store)["d"] == "error"
 
 
-def test_a_store_on_a_web_server_is_only_read(kept, serve):
+def test_an_audit_of_a_store_on_a_web_server_only_reads(kept, serve):
     _, store = kept
     url, _ = serve(Path(store.url).parent)
     remote = spinezarr.open(f"{url}/a.zarr")
@@ -583,7 +583,7 @@ def test_a_store_on_a_web_server_is_only_read(kept, serve):
     assert not store.audit(scans=["d"]).not_written
 
 
-def test_an_audit_that_cannot_be_written_leaves_the_store_as_it_was(alike, tmp_path):
+def test_an_audit_that_cannot_be_written_does_not_change_the_store(alike, tmp_path):
     store = ingest_all(alike, tmp_path / "a.zarr")
     (tmp_path / "a.zarr/audit").mkdir()
     (tmp_path / "a.zarr/audit/zarr.json").mkdir()

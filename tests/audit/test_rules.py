@@ -26,7 +26,7 @@ from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME
 AFFINE = np.array([[4.0, 0, 0, -80], [0, 4.0, 0, 30.5], [0, 0, 3.0, -600], [0, 0, 0, 1]])
 SPINE = ("T7", "T8", "T9", "T10", "T11", "T12", "L1", "L2")
 STEP, HEIGHT = 8, 7
-"""Slices from block to block, and of a block: 24 and 21 mm."""
+"""Slices from block to block (24 mm), and slices of a block (21 mm)."""
 
 REAL = Path(__file__).parents[3] / "shared/data/real"
 REAL_MASKS = {
@@ -39,7 +39,7 @@ REAL_MASKS = {name: path for name, path in REAL_MASKS.items() if path.exists()}
 
 
 def measured(label):
-    """What the ingest says of each vertebra, by NumPy; and the voxels of other values."""
+    """Return the measures of each vertebra with NumPy, and the voxel counts of other values."""
     at = np.argwhere(label)
     values = label[tuple(at.T)]
     vertebrae, other = {}, {}
@@ -109,7 +109,7 @@ def scan_of(label, affine=AFFINE, **changes):
 
 
 def blocks(levels=SPINE, *, gap_below=None):
-    """Vertebrae of 29.6 cm3, one below the other, away from all faces."""
+    """Return vertebrae of 29.6 cm3, one below the other, away from all faces."""
     n = len(levels) + (gap_below is not None)
     label = np.zeros((n * STEP + 2, 20, 30), np.uint8)
     top = label.shape[0] - 2
@@ -143,14 +143,14 @@ def assert_at(finding, voxel_zyx, affine=AFFINE):
 
 
 def relabeled(scan, names):
-    """Give vertebrae other names; None takes the label away."""
+    """Give vertebrae other names; None removes the label."""
     changed = {names.get(name, name): record for name, record in scan.vertebrae.items()}
     changed.pop(None, None)
     return scan.model_copy(update={"vertebrae": changed})
 
 
 def center_of(label, name):
-    """Voxel in the middle of a block."""
+    """Return the voxel in the middle of a block."""
     at = np.argwhere(label == VALUE_OF_NAME[name])
     return tuple(np.rint(at.mean(axis=0)).astype(int).tolist())
 
@@ -169,13 +169,13 @@ def center_of(label, name):
         ("L4", "L5", "sacrum"),
     ],
 )
-def test_whole_vertebrae_one_below_the_other_are_fine(levels):
+def test_whole_vertebrae_one_below_the_other_have_no_findings(levels):
     label = blocks(levels)
     assert found(scan_of(label)) == []
 
 
 @pytest.mark.parametrize("name", SPINE[1:-1])
-def test_an_unlabeled_vertebra_is_a_skipped_level(name):
+def test_an_unlabeled_vertebra_is_reported_as_a_skipped_level(name):
     label = blocks()
     where = center_of(label, name)
     label[label == VALUE_OF_NAME[name]] = 0
@@ -187,7 +187,7 @@ def test_an_unlabeled_vertebra_is_a_skipped_level(name):
     assert finding.facts["usual_step_mm"] == pytest.approx(24)
 
 
-def test_two_levels_that_are_skipped_are_one_finding():
+def test_two_adjacent_skipped_levels_are_one_finding():
     label = blocks()
     label[np.isin(label, (17, 18))] = 0
     finding = only(scan_of(label))
@@ -196,14 +196,14 @@ def test_two_levels_that_are_skipped_are_one_finding():
 
 
 @pytest.mark.parametrize("name", SPINE[1:-1])
-def test_a_jump_in_the_numbers_is_an_error_but_for_the_variant_without_t12(name):
+def test_a_jump_in_the_numbers_is_an_error_except_without_t12(name):
     finding = only(scan_of(blocks(tuple(level for level in SPINE if level != name))))
     expected = "info" if name == "T12" else "error"
     assert short([finding]) == [("skipped-level", expected, name)]
     assert ("variant" if name == "T12" else "labels jump") in finding.text
 
 
-def test_a_gap_with_nothing_to_compare_is_a_warning():
+def test_a_jump_in_the_numbers_without_other_steps_to_compare_is_a_warning():
     finding = only(scan_of(blocks(("T11", "L1"))))
     assert short([finding]) == [("skipped-level", "warning", "T12")]
     assert found(scan_of(blocks(("L2", "L3", "L4", "sacrum")))) == [
@@ -211,24 +211,24 @@ def test_a_gap_with_nothing_to_compare_is_a_warning():
     ]
 
 
-def test_an_unlabeled_vertebra_between_consecutive_numbers_is_seen():
+def test_an_unlabeled_vertebra_between_consecutive_numbers_is_found():
     finding = only(scan_of(blocks(gap_below="T10")))
     assert short([finding]) == [("far-apart", "error", "T10")]
     assert finding.facts["pair"] == ["T10", "T11"]
 
 
-def test_one_other_step_is_enough_to_see_a_gap():
+def test_one_other_step_suffices_to_find_a_gap():
     assert found(scan_of(blocks(("T9", "T10", "T11"), gap_below="T10"))) == [
         ("far-apart", "error", "T10")
     ]
 
 
 @pytest.mark.parametrize("gap_below", ["L4", "L5"])
-def test_the_step_to_the_sacrum_is_not_that_of_vertebrae(gap_below):
+def test_the_step_to_the_sacrum_may_be_larger(gap_below):
     assert found(scan_of(blocks(("L4", "L5", "sacrum"), gap_below=gap_below))) == []
 
 
-def test_swapped_labels_do_not_change_what_is_usual():
+def test_swapped_labels_do_not_change_the_usual_step():
     label = blocks()
     label[label == VALUE_OF_NAME["T12"]] = 0
     names = {"T9": "T10", "T10": "T9"}
@@ -259,7 +259,7 @@ def test_a_mask_upside_down_is_one_finding():
 def test_order_is_judged_in_the_world_not_along_the_stored_axis():
     turned = np.array([[0, 0, 3.0, 0], [4.0, 0, 0, 0], [0, -4.0, 0, 0], [0, 0, 0, 1]])
     lying = scan_of(blocks(), turned)
-    # All on one height: none lies below another.
+    # All vertebrae lie at one height, so none lies below another.
     assert "label-order" not in {rule for rule, *_ in found(lying)}
 
 
@@ -267,7 +267,7 @@ def test_order_is_judged_in_the_world_not_along_the_stored_axis():
 
 
 def shrink(label, name, n):
-    """Leave n voxels of a vertebra, those in its middle."""
+    """Keep only the n voxels in the middle of a vertebra."""
     at = np.argwhere(label == VALUE_OF_NAME[name])
     near = np.argsort(((at - at.mean(axis=0)) ** 2).sum(axis=1), kind="stable")
     label[tuple(at[near[n:]].T)] = 0
@@ -291,7 +291,7 @@ def test_a_fragment_at_the_end_is_a_warning():
     ]
 
 
-def test_a_cut_vertebra_is_told_where_only_whole_ones_should_be():
+def test_a_cut_vertebra_is_a_warning_only_if_all_should_be_whole():
     label = blocks()[: -2 - HEIGHT + 4]
     _, y, x = center_of(label, "T7")
     for state, severity in {
@@ -314,7 +314,7 @@ def test_a_cut_vertebra_is_told_where_only_whole_ones_should_be():
         (np.s_[:, :, :19], "right"),
     ],
 )
-def test_each_side_has_its_name(cut, face):
+def test_border_contact_names_the_side_of_the_volume(cut, face):
     findings = findings_of(scan_of(blocks()[cut], label_state="whole-only"))
     assert {(f.rule, f.severity, *f.facts["faces"]) for f in findings} == {
         ("border-contact", "info", face)
@@ -322,7 +322,7 @@ def test_each_side_has_its_name(cut, face):
     assert [f.vertebra for f in findings] == list(SPINE)
 
 
-def test_the_lower_end_is_inferior():
+def test_border_contact_at_the_lower_end_is_inferior():
     label = blocks()[3:]
     lowest = np.argwhere(label)[:, 0].min()
     finding = only(scan_of(label[lowest:]))
@@ -346,7 +346,7 @@ def test_two_vertebrae_under_one_label_are_a_warning(upper):
     assert len(large[0].facts["neighbors"]) == 4
 
 
-def test_a_large_vertebra_needs_whole_neighbors_to_be_one():
+def test_a_vertebra_is_judged_as_large_only_against_whole_neighbors():
     label = blocks(("T11", "T12", "L1", "L2"))
     label[label == VALUE_OF_NAME["T12"]] = VALUE_OF_NAME["T11"]
     assert ("large-vertebra", "warning", "T11") in found(scan_of(label))
@@ -354,25 +354,25 @@ def test_a_large_vertebra_needs_whole_neighbors_to_be_one():
     assert "large-vertebra" not in {rule for rule, *_ in found(scan_of(cut))}
 
 
-def test_a_small_patient_is_no_defect():
+def test_a_small_patient_has_no_findings():
     shrunk = np.diag([0.7, 0.7, 0.7, 1]) @ AFFINE
     assert found(scan_of(blocks(), shrunk)) == []
 
 
-def test_a_large_patient_may_have_a_vertebra_of_usual_size():
+def test_a_vertebra_of_usual_size_in_a_large_patient_has_no_finding():
     grown = np.diag([1.25, 1.25, 1.25, 1]) @ AFFINE  # a voxel has 0.094 cm3
     assert found(scan_of(shrink(blocks(), "T10", 160), grown)) == []
     findings = found(scan_of(shrink(blocks(), "T10", 140), grown))
     assert findings == [("small-vertebra", "warning", "T10")]
 
 
-def test_a_lone_fragment_is_one():
+def test_a_mask_of_a_single_fragment_is_found():
     label = shrink(blocks(("L3",)), "L3", 5)
     assert found(scan_of(label)) == [("fragment", "error", "L3")]
 
 
 @pytest.mark.parametrize("at", [(3, 3, 3), (40, 10, 25), (0, 10, 10)])
-def test_stray_voxels_of_a_level_elsewhere_are_one_error(at):
+def test_stray_voxels_of_a_level_are_one_error(at):
     label = blocks()
     label[at] = VALUE_OF_NAME["C1"]
     findings = [f for f in findings_of(scan_of(label)) if f.rule != "border-contact"]
@@ -380,7 +380,7 @@ def test_stray_voxels_of_a_level_elsewhere_are_one_error(at):
     assert_at(findings[0], at)
 
 
-def test_masks_without_vertebra():
+def test_a_mask_without_vertebrae_is_found():
     nothing = np.zeros((9, 9, 9), np.uint8)
     assert found(scan_of(nothing)) == [("empty-mask", "error", None)]
     assert found(scan_of(nothing, label_state="none", label_source=None)) == [
@@ -392,7 +392,7 @@ def test_masks_without_vertebra():
 
 
 def centroids_of(scan, *, off_mm=0.0, distance=0.0, without=()):
-    """Centers of the labels, moved up."""
+    """Return the centers of the labels, shifted upward."""
     points = {}
     for name, record in scan.vertebrae.items():
         x, y, z = (np.array(scan.affine) @ [*record.centroid_zyx[::-1], 1])[:3].tolist()
@@ -410,7 +410,7 @@ def with_centroids(scan, centroids):
 @pytest.mark.parametrize(
     ("distance", "severity"), [(0.0, None), (6.4, None), (6.5, "warning"), (10.1, "error")]
 )
-def test_centers_outside_their_label_by_more_than_a_voxel(distance, severity):
+def test_centers_more_than_a_voxel_outside_their_label_are_found(distance, severity):
     scan = scan_of(blocks())  # a voxel's diagonal is 6.403 mm
     points = centroids_of(scan)
     record = points["T9"].model_copy(update={"label_distance_mm": distance})
@@ -423,7 +423,7 @@ def test_centers_outside_their_label_by_more_than_a_voxel(distance, severity):
         assert finding.voxel_zyx == center_of(blocks(), "T9")
 
 
-def test_centers_and_labels_that_lack_each_other():
+def test_centers_without_label_and_labels_without_center_are_found():
     label = blocks()
     points = centroids_of(scan_of(label), without=["T8"])
     sacrum = CentroidRecord(position_zyx_mm=(-700.0, 0.0, 0.0), label_distance_mm=None)
@@ -437,7 +437,7 @@ def test_centers_and_labels_that_lack_each_other():
     assert findings[1].position_mm == (0, 0, -700)
 
 
-def test_centers_out_of_order():
+def test_centers_out_of_order_are_found():
     scan = scan_of(blocks())
     points = centroids_of(scan)
     points["T9"], points["T10"] = points["T10"], points["T9"]
@@ -466,7 +466,7 @@ def test_centers_out_of_order():
         ((-1030.0, 1961.0), None, ""),
     ],
 )
-def test_values_that_are_no_ct_numbers(found_range, severity, words):
+def test_images_without_ct_numbers_are_found(found_range, severity, words):
     findings = findings_of(scan_of(blocks(), image_range_hu=found_range))
     assert short(findings) == ([("image-values", severity, None)] if severity else [])
     assert all(words in finding.text for finding in findings)
@@ -483,7 +483,7 @@ def test_values_that_are_no_ct_numbers(found_range, severity, words):
         (700.0, "error"),
     ],
 )
-def test_spacing_that_no_ct_has(mm, severity):
+def test_spacings_unusual_for_ct_are_found(mm, severity):
     scan = scan_of(blocks(), spacing_zyx_mm=(1.0, 1.0, mm))
     assert found(scan) == ([("spacing", severity, None)] if severity else [])
 
@@ -516,7 +516,7 @@ def test_spacing_that_no_ct_has(mm, severity):
         (-3.4e38, 3.4e38, [("error", "no CT number"), ("error", "at most 16 bits")]),
     ],
 )
-def test_extremes_that_no_ordinary_ct_has(low, high, expected):
+def test_extreme_values_unusual_for_ct_are_found(low, high, expected):
     findings = findings_of(scan_of(blocks(), image_range_hu=(low, high)))
     assert short(findings) == [("extreme-values", severity, None) for severity, _ in expected]
     for finding, (_, words) in zip(findings, expected, strict=True):
@@ -532,7 +532,7 @@ def test_extremes_that_no_ordinary_ct_has(low, high, expected):
         (3, 2, "voxels of the image that are no numbers: 3 NaN and 2 infinite"),
     ],
 )
-def test_values_that_are_not_finite_are_counted(nan, infinite, text):
+def test_nonfinite_values_are_counted(nan, infinite, text):
     counts = {"image_nan_voxels": nan, "image_infinite_voxels": infinite}
     finding = only(scan_of(blocks(), **counts))
     assert (finding.rule, finding.severity, finding.text) == ("not-finite", "error", text)
@@ -563,7 +563,7 @@ def test_images_that_int16_cannot_hold_and_odd_grids_are_noted():
 
 
 @pytest.mark.parametrize(("angle", "severity"), [(0.5, "info"), (5, "warning"), (15, "warning")])
-def test_shear_is_no_obliqueness(angle, severity):
+def test_a_sheared_grid_is_not_reported_as_oblique(angle, severity):
     sheared = AFFINE.copy()
     sheared[1, 2] = 3 * np.tan(np.radians(angle))
     finding = only(scan_of(blocks(), sheared))
@@ -571,7 +571,7 @@ def test_shear_is_no_obliqueness(angle, severity):
     assert finding.facts["shear_deg"] == pytest.approx(angle)
 
 
-def test_mirrored_axes_are_no_defect():
+def test_mirrored_axes_have_no_finding():
     assert found(scan_of(blocks(), np.diag([-1, 1, 1, 1]) @ AFFINE)) == []
 
 
@@ -587,7 +587,7 @@ SQUARE = {
 
 
 def with_headers(image=None, mask=None, affine=None, kind="nifti"):
-    """Give the files of a scan headers of their own; None leaves one as it is."""
+    """Replace the headers of a scan's files; None keeps one."""
     scan = scan_of(blocks())
     changes = {}
     for field, header in (("image_source", image), ("label_source", mask)):
@@ -601,18 +601,18 @@ def with_headers(image=None, mask=None, affine=None, kind="nifti"):
 
 
 def nifti(**changes):
-    # The sform of AFFINE, whose spacing and place the qform repeats.
+    # The sform is AFFINE, and the qform has the same spacing and position.
     x, y, z = np.linalg.norm(AFFINE[:3, :3], axis=0).tolist()
     same = {"pixdim": (1.0, x, y, z), "qoffset_xyz": tuple(AFFINE[:3, 3].tolist())}
     return NiftiRecord.model_validate({**SQUARE, **same, **changes})
 
 
-def test_headers_that_agree_with_themselves_are_no_finding():
+def test_consistent_headers_have_no_finding():
     assert found(with_headers(nifti(), nifti())) == []
     assert found(with_headers(nifti(sform_code=0), nifti(qform_code=0))) == []
 
 
-def test_a_spacing_that_pixdim_and_sform_state_differently_is_found():
+def test_different_spacings_of_pixdim_and_sform_are_found():
     (spacing, qform) = findings_of(with_headers(nifti(pixdim=(1.0, 1.0, 1.0, 1.0))))
     assert (spacing.rule, spacing.severity) == ("spacing-conflict", "warning")
     taken = np.linalg.norm(AFFINE[:3, :3], axis=0)
@@ -629,7 +629,7 @@ def test_a_spacing_that_pixdim_and_sform_state_differently_is_found():
     assert found(with_headers(placed_by_qform)) == []
 
 
-def test_a_place_that_qform_and_sform_state_differently_is_found():
+def test_different_positions_of_qform_and_sform_are_found():
     x, y, z = AFFINE[:3, 3].tolist()
     finding = only(with_headers(nifti(qoffset_xyz=(x + 3, y + 4, z))))
     assert (finding.rule, finding.severity) == ("qform-conflict", "warning")
@@ -638,7 +638,7 @@ def test_a_place_that_qform_and_sform_state_differently_is_found():
 
 
 @pytest.mark.parametrize("affine", [np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0])])
-def test_files_that_were_never_placed_are_found(affine):
+def test_files_with_default_affines_are_found(affine):
     findings = findings_of(with_headers(affine=affine))
     assert short(findings) == [("unplaced", "warning", None)] * 2
     assert [finding.facts["file"] for finding in findings] == ["image", "mask"]
@@ -680,7 +680,7 @@ masks = hnp.arrays(
 
 
 @given(masks, st.tuples(*[st.integers(0, 99)] * 3))
-def test_pieces_are_those_of_a_flood_fill(mask, start):
+def test_pieces_equal_those_of_a_flood_fill(mask, start):
     expected, left = [], mask.copy()
     while left.any():
         part = connected_part(left, tuple(np.argwhere(left)[0]))
@@ -700,7 +700,7 @@ def piece(n, start=(0, 0, 0)):
 
 
 def pieces_found(n_by_piece, *, gap=0, label=None):
-    """Rules on T10 (616 voxels of 48 mm3) in pieces of these sizes, ``gap`` voxels apart."""
+    """Return the findings for T10 (616 voxels of 48 mm3) in pieces ``gap`` voxels apart."""
     scan = scan_of(blocks() if label is None else label)
     pieces = tuple(piece(n, (0, 0, i * (2 + gap))) for i, n in enumerate(n_by_piece))
     facts = VoxelMeasurements({"T10": pieces}, {}, None)
@@ -719,17 +719,17 @@ def pieces_found(n_by_piece, *, gap=0, label=None):
         ((500, 100, 2), 1, [("pieces", "error", "T10"), ("stray-voxels", "warning", "T10")]),
     ],
 )
-def test_pieces_and_stray_voxels_are_told_by_size_and_distance(sizes, gap, expected):
+def test_pieces_and_stray_voxels_are_distinguished_by_size_and_distance(sizes, gap, expected):
     assert short(pieces_found(sizes, gap=gap)) == expected
 
 
-def test_the_furthest_of_the_stray_voxels_are_shown():
+def test_the_place_of_stray_voxels_is_that_of_the_furthest():
     (finding,) = pieces_found((612, 2, 2), gap=3)
     assert finding.text == "T10 has 4 stray voxels in 2 pieces, up to 32 mm away"
     assert_at(finding, (0, 0, 10))
 
 
-def test_pieces_are_listed_with_volume_share_and_place():
+def test_pieces_are_listed_with_volume_fraction_and_position():
     (finding,) = pieces_found((431, 185), gap=1)
     assert finding.text == "T10 is in 2 pieces: 70 %, 30 %"
     assert finding.facts["pieces"] == 2
@@ -743,7 +743,7 @@ def test_pieces_are_listed_with_volume_share_and_place():
     assert_at(finding, (0, 0, 3))
 
 
-def test_pieces_of_a_cut_vertebra_are_no_defect():
+def test_pieces_of_a_cut_vertebra_have_no_finding():
     label = blocks(SPINE[3:])[: -2 - HEIGHT + 4]
     assert short(pieces_found((200, 100), label=label)) == [("pieces", "info", "T10")]
 
@@ -755,7 +755,7 @@ def key(scan_id, split="", *, url="a.zarr", dataset="d", patient="", image=""):
     return ScanKey(url, dataset, scan_id, patient or scan_id, split, image or scan_id)
 
 
-def test_equal_images_are_errors_in_two_splits_and_else_warnings():
+def test_equal_images_are_errors_in_two_splits_and_otherwise_warnings():
     one = key("x", "train", image="i")
     for other, severity in [
         (key("y", "test", image="i"), "error"),
@@ -821,11 +821,11 @@ class TestRealMasks:
 
     __test__ = bool(REAL_MASKS)
 
-    def test_nothing_but_known_findings(self, real):
+    def test_real_masks_have_only_their_known_findings(self, real):
         name, scan = real
         assert found(scan) == EXPECTED[name]
 
-    def test_every_vertebra_taken_out_is_missed(self, real):
+    def test_every_removed_vertebra_of_a_real_mask_is_found(self, real):
         _, scan = real
         known = found(scan)
         for name in levels_in(scan)[2:-2]:
@@ -834,7 +834,7 @@ class TestRealMasks:
             assert short(new) == [("skipped-level", "error", name)]
             assert "unlabeled" in new[0].text
 
-    def test_two_under_one_label_are_found(self, real):
+    def test_two_vertebrae_under_one_label_in_a_real_mask_are_found(self, real):
         _, scan = real
         whole = [level.name for level in scan_levels(scan) if not level.faces]
         for upper, lower in pairwise(whole if len(whole) > 3 else []):
@@ -847,14 +847,14 @@ class TestRealMasks:
             findings = findings_of(scan.model_copy(update={"vertebrae": vertebrae}))
             assert [f.vertebra for f in findings if f.rule == "large-vertebra"] == [upper]
 
-    def test_swapped_neighbors_are_found(self, real):
+    def test_swapped_neighbors_in_a_real_mask_are_found(self, real):
         _, scan = real
         for upper, lower in pairwise(levels_in(scan)[1:]):
             findings = findings_of(relabeled(scan, {upper: lower, lower: upper}))
             assert ("label-order", upper) in {(f.rule, f.vertebra) for f in findings}
             assert not {f.rule for f in findings} & {"far-apart", "skipped-level"}
 
-    def test_eleven_thoracic_vertebrae_are_a_variant(self, real):
+    def test_eleven_thoracic_vertebrae_are_reported_as_a_variant(self, real):
         _, scan = real
         thoracic = ANATOMICAL_ORDER[: ANATOMICAL_ORDER.index("T12") + 1]
         one_up = {lower: upper for upper, lower in pairwise(thoracic)}

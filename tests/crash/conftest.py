@@ -1,4 +1,4 @@
-"""Processes, raw folders and stores that the tests of this folder share."""
+"""Processes, raw folders and stores that the crash tests share."""
 
 import tempfile
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from killing.memory import in_memory
 
 @pytest.fixture(scope="session")
 def shop() -> Iterator[Workshop]:
-    """Raw folders of two versions, and the stores they become; not to be changed."""
+    """Return raw folders of two versions, and their stores, which no test may change."""
     with tempfile.TemporaryDirectory(dir=in_memory()) as name, Driver(Path(name)) as driver:
         yield Workshop.of(Path(name), driver)
 
 
 @pytest.fixture
 def work() -> Iterator[Path]:
-    """Folder for one test."""
+    """Return a folder for one test."""
     with tempfile.TemporaryDirectory(dir=in_memory()) as name:
         yield Path(name)
 
@@ -34,13 +34,13 @@ def bucket() -> Iterator[Bucket]:
 
 @pytest.fixture
 def disk(work: Path, shop: Workshop) -> FolderPlace:
-    """Stores on disk."""
+    """Return a place for stores on disk."""
     return FolderPlace(work, shop.driver)
 
 
 @pytest.fixture(params=["disk", "S3"])
 def place(request: pytest.FixtureRequest, work: Path, shop: Workshop) -> Place:
-    """Stores on disk, then in a bucket."""
+    """Return a place for stores: on disk, then in a bucket."""
     if request.param == "disk":
         return FolderPlace(work, shop.driver)
     return BucketPlace(request.getfixturevalue("bucket"), shop.driver)

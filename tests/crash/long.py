@@ -1,6 +1,6 @@
-"""The long form of the kill tests: count what many kills do, on disk and in a bucket.
+"""The long form of the kill tests: count the effects of many kills, on disk and in a bucket.
 
-``make test-crash`` runs it, then the tests beside it in their long form.
+``make test-crash`` runs it, and then the tests of this folder in their long form.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from killing.kills import (
 from killing.memory import in_memory
 
 PART = 15
-"""Kills that one process does."""
+"""Number of kills in one process."""
 
 KINDS = (
     "unreadable",
@@ -49,7 +49,7 @@ KINDS = (
 
 
 def main() -> int:
-    """Run the loops; exit code 1 if one kill did harm."""
+    """Run the loops; the exit code is 1 if a kill did harm."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--local", type=int, default=300)
     options.add_argument("--s3", type=int, default=60)
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def run(work: Path, chosen: argparse.Namespace) -> tuple[dict[str, Counts], dict[str, int]]:
-    """Run all loops, several parts of them at once."""
+    """Run all loops, several parts in parallel."""
     parts = [("disk", kills) for kills in _parts(chosen.local)]
     parts += [("S3", kills) for kills in _parts(chosen.s3)]
     results = {"disk": Counts(), "S3": Counts()}

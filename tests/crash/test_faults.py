@@ -1,4 +1,4 @@
-"""What goes wrong outside: a clear error for each scan it hits, the rest done, nothing lost."""
+"""External faults cause a clear error for each affected scan, and all others are stored."""
 
 import json
 import os
@@ -20,7 +20,7 @@ REFERENCE = "version 1"
 
 @pytest.fixture
 def raw(shop, work):
-    """Copy of the second version's files, to be harmed."""
+    """Copy the files of the second version, to damage them."""
     return shutil.copytree(shop.folder / "raw2", work / "raw")
 
 
@@ -29,13 +29,13 @@ def words(shop, raw, url):
 
 
 def judge(files, url, shop):
-    """Nothing is lost, mixed or left over after a run that met a fault."""
+    """Check that nothing is lost, mixed or left over after a run with a fault."""
     assert harm_after_kill(files, url, shop.references[REFERENCE]) == []
     assert left_over(files) == []
 
 
 def failures(run):
-    """Scans that failed, and why, as ``--json`` tells them."""
+    """Return the failed scans with their reasons, from the ``--json`` report."""
     assert "Traceback" not in run.output
     assert "Please report this" not in run.output
     text = run.output
@@ -51,7 +51,7 @@ def runs_well(shop, url, files, plan=None, raw=None):
 
 @contextmanager
 def mounted(folder, *options):
-    """Mount a file system in memory; only root may."""
+    """Mount a file system in memory, which only root may do."""
     mount = shutil.which("mount")
     folder.mkdir()
     command = [mount, "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder]
@@ -65,7 +65,7 @@ def mounted(folder, *options):
 
 @contextmanager
 def closed(place):
-    """Let nobody write in a folder, nor in those below."""
+    """Forbid writing in a folder and the folders below."""
     folders = [Path(folder) for folder, _, _ in os.walk(place)]
     for folder in folders:
         folder.chmod(0o555)
@@ -74,7 +74,7 @@ def closed(place):
         folder.chmod(0o755)
 
 
-def test_a_full_disk(shop, work):
+def test_a_full_disk_fails_single_scans_and_the_next_run_succeeds(shop, work):
     before = shop.stores[REFERENCE]
     with mounted(work / "disk", "size=64m") as remount:
         out = work / "disk" / "s.zarr"
@@ -92,7 +92,7 @@ def test_a_full_disk(shop, work):
         runs_well(shop, str(out), lambda: folder_files(out))
 
 
-def test_files_that_may_not_grow(shop, disk):
+def test_a_limit_of_file_sizes_fails_single_scans(shop, disk):
     url = disk.new(shop.stores[REFERENCE])
     plan = Plan(largest_file_bytes=100_000)
     code, run = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
@@ -106,7 +106,7 @@ def test_files_that_may_not_grow(shop, disk):
 
 
 @pytest.mark.parametrize("start", ["nothing", REFERENCE])
-def test_a_target_that_is_read_only(shop, work, start):
+def test_a_read_only_target_is_a_usage_error(shop, work, start):
     before = shop.stores[start]
     with mounted(work / "disk", "size=64m") as remount:
         out = work / "disk" / "s.zarr"
@@ -120,7 +120,7 @@ def test_a_target_that_is_read_only(shop, work, start):
         assert folder_files(out) == before
 
 
-def test_a_target_where_others_may_write(shop, disk):
+def test_a_target_without_write_permission_is_a_usage_error(shop, disk):
     url = disk.new(shop.stores[REFERENCE])
     plan = Plan(plain_user=True)
     with closed(url):
@@ -132,7 +132,7 @@ def test_a_target_where_others_may_write(shop, disk):
     runs_well(shop, url, lambda: disk.files(url))
 
 
-def test_one_scan_where_others_may_write(shop, disk):
+def test_a_scan_folder_without_write_permission_fails_that_scan(shop, disk):
     url = disk.new(shop.stores[REFERENCE])
     plan = Plan(plain_user=True)
     with closed(f"{url}/scans/other-voxels"):
@@ -147,7 +147,7 @@ def test_one_scan_where_others_may_write(shop, disk):
 
 
 @pytest.mark.parametrize("name", ["new_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_that_may_not_be_read(shop, disk, raw, name):
+def test_a_source_without_read_permission_fails_its_scan(shop, disk, raw, name):
     url = disk.new(shop.stores[REFERENCE])
     (raw / name).chmod(0)
     plan = Plan(plain_user=True)
@@ -164,7 +164,7 @@ def test_a_source_that_may_not_be_read(shop, disk, raw, name):
 
 
 @pytest.mark.parametrize("name", ["new_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_that_vanishes(shop, disk, raw, name):
+def test_a_source_that_vanishes_fails_its_scan(shop, disk, raw, name):
     url = disk.new(shop.stores[REFERENCE])
     run = shop.driver.start(words(shop, raw, url), url, Plan(pause_at="open scans/fewer-shards"))
     run.wait_until_paused()
@@ -181,26 +181,26 @@ def test_a_source_that_vanishes(shop, disk, raw, name):
 
 
 def cut_short(path):
-    """Leave half of a file."""
+    """Cut a file to half of its length."""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def made_longer(path):
-    """Write more behind a file."""
+    """Append bytes to a file."""
     with path.open("ab") as file:
         file.write(bytes(999))
 
 
 def emptied(path):
-    """Leave nothing of a file."""
+    """Empty a file."""
     os.truncate(path, 0)
 
 
 @pytest.mark.parametrize("change", [cut_short, made_longer, emptied])
 @pytest.mark.parametrize("name", ["other-voxels_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_that_changes_while_its_scan_is_read(shop, disk, raw, name, change):
+def test_a_source_that_changes_while_it_is_read_fails_its_scan(shop, disk, raw, name, change):
     url = disk.new(shop.stores[REFERENCE])
-    # The image's first shard is being written: its file is open, the mask's header was read.
+    # While the image's first shard is written, its file is open and the mask's header was read.
     plan = Plan(pause_at="open scans/other-voxels/image")
     run = shop.driver.start(words(shop, raw, url), url, plan)
     run.wait_until_paused()
@@ -209,10 +209,10 @@ def test_a_source_that_changes_while_its_scan_is_read(shop, disk, raw, name, cha
     run.go_on()
     code = run.wait()
     failed = failures(run)
-    # What was read before the change may be all of it.
+    # The file may have been read completely before the change.
     assert (code, set(failed)) in [(0, set()), (1, {"other-voxels"})]
     assert all(name in reason for reason in failed.values())
-    if change is made_longer and not failed:  # its record tells the file's new size
+    if change is made_longer and not failed:  # the scan's metadata have the file's new size
         assert left_over(disk.files(url)) == []
     else:
         judge(disk.files(url), url, shop)
@@ -220,7 +220,7 @@ def test_a_source_that_changes_while_its_scan_is_read(shop, disk, raw, name, cha
     runs_well(shop, url, lambda: disk.files(url), raw=raw)
 
 
-def test_a_mask_that_is_replaced_while_its_scan_is_read(shop, disk, raw):
+def test_a_mask_replaced_while_its_scan_is_read_is_never_mixed(shop, disk, raw):
     url = disk.new(shop.stores[REFERENCE])
     name = "other-voxels_seg.nii.gz"
     ours = raw / name
@@ -240,7 +240,7 @@ def test_a_mask_that_is_replaced_while_its_scan_is_read(shop, disk, raw):
 
 @pytest.fixture
 def store(shop, bucket):
-    """The first version's store in a bucket."""
+    """Return the store of the first version in a bucket."""
     place = BucketPlace(bucket, shop.driver)
     return place, place.new(shop.stores[REFERENCE])
 
@@ -256,7 +256,9 @@ def run_in_bucket(shop, bucket, url, before):
 @pytest.mark.parametrize(
     ("action", "said"), [("refuse", "access is denied"), ("fail", "internal error")]
 )
-def test_a_bucket_that_refuses_one_scan(shop, bucket, store, action, said):
+def test_a_bucket_that_refuses_writes_of_one_scan_fails_only_that_scan(
+    shop, bucket, store, action, said
+):
     place, url = store
     code, run = run_in_bucket(
         shop,
@@ -282,7 +284,7 @@ def test_a_bucket_that_refuses_one_scan(shop, bucket, store, action, said):
         r"POST .*\?delete",
     ],
 )
-def test_a_bucket_that_refuses_what_comes_after_the_switch(shop, bucket, store, refused):
+def test_a_bucket_that_refuses_writes_after_publication_loses_nothing(shop, bucket, store, refused):
     place, url = store
     code, run = run_in_bucket(
         shop,
@@ -297,12 +299,12 @@ def test_a_bucket_that_refuses_what_comes_after_the_switch(shop, bucket, store, 
 
 
 @pytest.mark.parametrize("scan", ["new", "other-voxels"])
-def test_the_answer_to_the_last_write_is_lost(shop, bucket, store, scan):
+def test_a_lost_answer_to_the_last_write_does_no_harm(shop, bucket, store, scan):
     place, url = store
     cut = []
 
     def before(_, change):
-        # The bucket has done it when it is asked again; the client never hears of it.
+        # The bucket does the write, but the client gets no answer and tries again.
         if change[0] == "PUT" and change[1].endswith(f"/scans/{scan}/zarr.json"):
             cut.append(change)
             return "pass then cut"
@@ -316,7 +318,7 @@ def test_the_answer_to_the_last_write_is_lost(shop, bucket, store, scan):
     runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
-def test_a_bucket_that_fails_now_and_then(shop, bucket, store):
+def test_occasional_faults_of_a_bucket_do_no_harm(shop, bucket, store):
     place, url = store
     code, run = run_in_bucket(
         shop, bucket, url, lambda number, _: "fail" if number % 20 == 7 else "pass"
@@ -325,7 +327,7 @@ def test_a_bucket_that_fails_now_and_then(shop, bucket, store):
     assert faults_at_end(place.files(url), url, shop.references[REFERENCE]) == []
 
 
-def test_a_bucket_that_refuses_all_writes(shop, bucket, store):
+def test_a_bucket_that_refuses_all_writes_is_an_error_and_unchanged(shop, bucket, store):
     place, url = store
     code, run = run_in_bucket(shop, bucket, url, lambda number, _: "refuse" if number else "pass")
     assert code == 2, run.output
@@ -335,7 +337,7 @@ def test_a_bucket_that_refuses_all_writes(shop, bucket, store):
 
 
 @pytest.mark.parametrize("number_of_cut", [1, 30, 100])
-def test_a_network_that_is_cut(shop, bucket, store, number_of_cut):
+def test_a_cut_network_is_an_error_and_does_no_harm(shop, bucket, store, number_of_cut):
     place, url = store
     cut = []
 

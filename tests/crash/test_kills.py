@@ -39,7 +39,7 @@ def test_kills_do_no_harm(shop, place, kills):
         "ingest.lock",
     ],
 )
-def test_a_kill_where_a_scan_or_the_table_appears_does_no_harm(shop, disk, start, change):
+def test_a_kill_when_a_scan_or_the_table_is_published_does_no_harm(shop, disk, start, change):
     url = disk.new(shop.stores[start])
     words = shop.words(url)
     run = shop.driver.start(words, url, Plan(pause_at=change))
@@ -54,7 +54,7 @@ def test_a_kill_where_a_scan_or_the_table_appears_does_no_harm(shop, disk, start
 
 
 @pytest.mark.long
-def test_an_audit_after_a_kill_leaves_the_rest_to_the_next_ingest(shop, disk):
+def test_leftovers_survive_an_audit_and_are_removed_by_the_next_ingest(shop, disk):
     url = disk.new(shop.stores["version 1"])
     words = shop.words(url)
     run = shop.driver.start(words, url, Plan(pause_at="open scans/new/label"))
@@ -63,7 +63,7 @@ def test_an_audit_after_a_kill_leaves_the_rest_to_the_next_ingest(shop, disk):
     assert run.wait() == -9
     code, run = shop.driver.run(["audit", url], url)
     assert code == 1, run.output  # random voxels have findings
-    assert left_over(disk.files(url))  # what this test is about
+    assert left_over(disk.files(url))  # the audit does not remove leftovers
     files = [shop.folder / "raw2" / f"new_{kind}.nii.gz" for kind in ("ct", "seg")]
     for file in files:
         file.rename(shop.folder / file.name)
@@ -77,7 +77,7 @@ def test_an_audit_after_a_kill_leaves_the_rest_to_the_next_ingest(shop, disk):
 
 
 @pytest.mark.long
-def test_the_long_form_counts_kills_beside_those_of_plain_zarr(tmp_path):
+def test_the_long_form_also_counts_kills_of_plain_zarr_python(tmp_path):
     options = ["--local", "1", "--s3", "0", "--baseline", "2", "--json", tmp_path / "counts.json"]
     done = subprocess.run([sys.executable, LONG, *options], capture_output=True, check=True)
     counts = json.loads((tmp_path / "counts.json").read_text())

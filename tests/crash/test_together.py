@@ -1,4 +1,4 @@
-"""Several commands on one store at once: all finish, or one says why; never a mixed scan."""
+"""Several commands on one store at once all succeed, or one explains why not; no scan is mixed."""
 
 import os
 import re
@@ -18,7 +18,7 @@ ROUNDS = int(os.environ.get("CRASH_ROUNDS", "1"))
 
 
 def says_who(run, other):
-    """Whether the output names the other process, its machine, and what to do."""
+    """Return whether the output names the other process, its machine, and what to do."""
     named = re.search(rf"process {other.pid} on {re.escape(socket.gethostname())}", run.output)
     return bool(named) and "Wait until it has ended" in run.output
 
@@ -37,7 +37,7 @@ def both(shop, place, url, words):
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_two_ingests_of_the_same_files(shop, place, round_):
+def test_two_ingests_of_the_same_files_give_one_valid_store(shop, place, round_):
     url = place.new(shop.stores["version 1"])
     ended = both(shop, place, url, [shop.words(url)] * 2)
     assert 0 in {code for code, _ in ended}
@@ -49,7 +49,7 @@ def test_two_ingests_of_the_same_files(shop, place, round_):
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_two_ingests_of_other_files_under_the_same_names(shop, place, round_):
+def test_two_ingests_of_different_files_never_mix_a_scan(shop, place, round_):
     url = place.new({})
     ended = both(shop, place, url, [shop.words(url, 1), shop.words(url, 2)])
     assert 0 in {code for code, _ in ended}
@@ -62,7 +62,7 @@ def test_two_ingests_of_other_files_under_the_same_names(shop, place, round_):
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_an_ingest_and_an_audit(shop, place, round_):
+def test_an_ingest_and_an_audit_at_once_give_a_valid_store(shop, place, round_):
     url = place.new(shop.stores["version 1"])
     words = [shop.words(url), ["audit", url]]
     if RANDOM.random() < 0.5:
@@ -81,7 +81,7 @@ def test_an_ingest_and_an_audit(shop, place, round_):
     assert end <= {"the scan table"}  # it shows what the audit found
 
 
-def test_the_second_of_two_ingests_says_who_is_writing(shop, disk):
+def test_the_error_of_a_second_ingest_names_the_first(shop, disk):
     url = disk.new(shop.stores["version 1"])
     first = shop.driver.start(shop.words(url), url, Plan(pause_at="open scans/new/image"))
     first.wait_until_paused()
@@ -95,7 +95,7 @@ def test_the_second_of_two_ingests_says_who_is_writing(shop, disk):
 
 
 @pytest.mark.parametrize("pause_at", ["open audit/zarr.json", "open table/"])
-def test_an_ingest_says_that_an_audit_is_writing(shop, disk, pause_at):
+def test_the_error_of_an_ingest_names_a_running_audit(shop, disk, pause_at):
     url = disk.new(shop.stores["version 1"])
     audit = shop.driver.start(["audit", url], url, Plan(pause_at=pause_at))
     audit.wait_until_paused()
@@ -108,7 +108,7 @@ def test_an_ingest_says_that_an_audit_is_writing(shop, disk, pause_at):
     assert code == 0, run.output
 
 
-def test_an_audit_says_that_an_ingest_is_writing(shop, disk):
+def test_the_error_of_an_audit_names_a_running_ingest(shop, disk):
     url = disk.new(shop.stores["version 1"])
     run = shop.driver.start(shop.words(url), url, Plan(pause_at="open scans/new/image"))
     run.wait_until_paused()

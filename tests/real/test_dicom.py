@@ -1,4 +1,4 @@
-"""Real DICOM files, read as SimpleITK and pydicom read them, where they lie beside a checkout."""
+"""Real DICOM files are read as SimpleITK and pydicom read them, if they lie next to a checkout."""
 
 import shutil
 from pathlib import Path
@@ -76,7 +76,7 @@ def slices_of(files):
 if DICOM.is_dir():
 
     @pytest.mark.parametrize("name", FOLDERS)
-    def test_a_folder_is_read_as_simpleitk_reads_its_slices(tmp_path, name):
+    def test_a_real_folder_is_read_as_simpleitk_reads_its_slices(tmp_path, name):
         files, notes = FOLDERS[name]
         volume, values = read(copied(tmp_path / "series", files))
         assert [*volume.notes] == notes
@@ -92,7 +92,7 @@ if DICOM.is_dir():
         np.testing.assert_allclose(volume.grid.affine, lps_to_ras @ affine, atol=1e-4)
 
     @pytest.mark.parametrize("name", [name for name in FOLDERS if name != "pad-byte"])
-    def test_a_folder_is_read_as_pydicom_reads_its_slices(tmp_path, name):
+    def test_a_real_folder_is_read_as_pydicom_reads_its_slices(tmp_path, name):
         files, _ = FOLDERS[name]
         _, values = read(copied(tmp_path / "series", files))
         for k, (dataset, _) in enumerate(slices_of(files)):
@@ -100,13 +100,13 @@ if DICOM.is_dir():
             hu = stored * int(dataset.RescaleSlope) + int(dataset.RescaleIntercept)
             np.testing.assert_array_equal(values[..., k], hu)
 
-    def test_lossy_jpeg_of_12_bits_is_decoded_without_a_word_to_the_terminal(tmp_path, capfd):
-        """pydicom refuses it without further packages; these are the values of its own tests."""
+    def test_lossy_jpeg_of_12_bits_is_decoded_without_terminal_output(tmp_path, capfd):
+        """pydicom needs more packages to decode it; the expected values are those of its tests."""
         _, values = read(copied(tmp_path / "series", FOLDERS["pad-byte"][0]))
         assert (values[140, 420, 0], values[120, 230, 0]) == (244, 95)
         assert capfd.readouterr() == ("", "")
 
-    def test_the_multi_frame_file_is_the_three_single_slices(tmp_path):
+    def test_the_real_multi_frame_file_equals_the_three_single_slices(tmp_path):
         frames, values = read(copied(tmp_path / "frames", ["dcmqi/mf.dcm"]))
         slices, expected = read(copied(tmp_path / "slices", FOLDERS["image"][0]))
         np.testing.assert_array_equal(values, expected)
@@ -114,7 +114,7 @@ if DICOM.is_dir():
         assert frames.notes == slices.notes
         assert frames.dtype == slices.dtype
 
-    def test_the_whole_folder_is_ingested_as_it_lies(tmp_path):
+    def test_the_whole_real_folder_is_ingested(tmp_path):
         recipe = Recipe.from_pairs("{path:.+}/", None, name="dicom")
         found = discover(recipe, str(DICOM))
         assert [scan.scan_id for scan in found.scans] == [
@@ -128,7 +128,7 @@ if DICOM.is_dir():
             store.scan("dcmqi").image.to_numpy(), store.scan("dcmqi_image").image.to_numpy()
         )
 
-    def test_a_folder_of_masks_alone_is_passed_over(tmp_path):
+    def test_a_real_folder_of_masks_is_skipped(tmp_path):
         (tmp_path / "raw").mkdir()
         copied(tmp_path / "raw" / "seg", ["dcmqi/liver.dcm", "dcmqi/label.seg"])
         copied(tmp_path / "raw" / "ct", FOLDERS["ct"][0])

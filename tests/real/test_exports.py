@@ -1,4 +1,4 @@
-"""Exports of real files, read back by other programs, where the files lie beside the checkout."""
+"""Exports of real files are read back by other programs, if the files lie next to the checkout."""
 
 import re
 import shutil
@@ -39,7 +39,7 @@ SERIES = {
     "empty-uid/*": "",
     "dirfile/*": "dirfile/I1*",
 }
-"""Files of a series, and those of them that ITK is to read as its slices."""
+"""Files of a series, and the files that ITK reads as its slices."""
 ROUNDED = r"places voxels up to (\S+) mm beside its source"
 
 
@@ -60,7 +60,7 @@ def stored_pair(folder, image, label, **options):
 
 
 def assert_same_as_itk(file, source):
-    """The exported file is what SimpleITK reads of the source, in every voxel and its place."""
+    """Check with SimpleITK that the exported file has the voxels and positions of the source."""
     ours = SimpleITK.ReadImage(str(file))
     if isinstance(source, list):
         theirs = SimpleITK.ReadImage([str(path) for path in source])
@@ -73,7 +73,7 @@ def assert_same_as_itk(file, source):
 
 
 def position_along_z(path):
-    """Return where a slice lies; those at hand are all axial."""
+    """Return the position of a slice along z; all slices here are axial."""
     return float(pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient[2])
 
 
@@ -83,7 +83,7 @@ if REAL.is_dir():
         "pair",
         [pytest.param(p, marks=[pytest.mark.long] if p == "lidc-idri" else []) for p in PAIRS],
     )
-    def test_a_nifti_file_comes_back_bit_for_bit_and_is_read_alike(
+    def test_a_real_nifti_file_is_restored_bit_for_bit_and_read_alike(
         tmp_path, assert_read_alike, pair
     ):
         done = (
@@ -105,7 +105,7 @@ if REAL.is_dir():
                 pairs = [getattr(image.header, name)(coded=True) for image in (found, expected)]
                 assert str(pairs[0]) == str(pairs[1])
 
-    def test_a_metaimage_comes_as_itk_reads_it(tmp_path, assert_read_alike):
+    def test_a_real_metaimage_is_exported_as_itk_reads_it(tmp_path, assert_read_alike):
         store = stored(REAL / "elastix", tmp_path / "e.zarr", "{scan}.mha")
         (scan_id,) = store.table.scan.to_numpy().tolist()
         (file,) = store.export_nifti(out=tmp_path, scans=scan_id, overwrite=True).done[0].files
@@ -114,7 +114,9 @@ if REAL.is_dir():
         assert_same_as_itk(file, REAL / f"elastix/{scan_id}.mha")
 
     @pytest.mark.parametrize("files", SERIES)
-    def test_dicom_comes_as_int16_where_itk_reads_it(tmp_path, assert_read_alike, files):
+    def test_a_real_dicom_series_is_exported_as_int16_as_itk_reads_it(
+        tmp_path, assert_read_alike, files
+    ):
         (tmp_path / "raw/a").mkdir(parents=True)
         for path in (REAL / "dicom").glob(files):
             shutil.copy(path, tmp_path / "raw/a")

@@ -1,4 +1,4 @@
-"""Types, axes, masks and headers of real files, where they lie beside the checkout."""
+"""Types, axes, masks and headers of real files, if they lie next to the checkout."""
 
 import shutil
 from pathlib import Path
@@ -78,7 +78,7 @@ if REAL.is_dir():
         np.testing.assert_array_equal(found.dataobj.get_unscaled(), source.dataobj.get_unscaled())
         assert found.affine.tobytes() == source.affine.tobytes()
 
-    def test_series_of_one_volume_are_the_volume(tmp_path):
+    def test_real_series_of_one_volume_are_read_as_the_volume(tmp_path):
         for name, path, ending in (("ct", EXAMPLE, ".nii.gz"), ("lung", LUNG, ".mha")):
             image = SimpleITK.ReadImage(str(path))
             SimpleITK.WriteImage(SimpleITK.JoinSeries([image]), str(tmp_path / f"{name}{ending}"))
@@ -86,7 +86,7 @@ if REAL.is_dir():
             report, store = run(tmp_path, images(pattern).model_copy(update={"name": name}))
             assert report.done == (name,)
             model = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(path)), "LPS")
-            # LPS+ of ITK, RAS+ of the store: x and y run the other way.
+            # ITK uses LPS+ and the store RAS+, so x and y are reversed.
             expected = SimpleITK.GetArrayFromImage(model)[:, ::-1, ::-1]
             np.testing.assert_array_equal(store.scan(name).image, expected)
             shutil.rmtree(tmp_path / "s.zarr")
@@ -104,7 +104,7 @@ if REAL.is_dir():
             assert any("mask voxels were off a whole number" in n for n in report.notes[name])
             np.testing.assert_array_equal(store.scan(name).label, canonical_zyx(mask))
 
-    def test_the_verse_mask_of_floats_is_exact_and_no_note(tmp_path):
+    def test_the_real_verse_mask_of_floats_is_exact_and_causes_no_note(tmp_path):
         mask = nib.load(VERSE_MASK)
         bone = (np.asanyarray(mask.dataobj) > 0).astype(np.int16)
         nib.save(nib.Nifti1Image(bone, mask.affine), tmp_path / "a_ct.nii.gz")
@@ -116,7 +116,7 @@ if REAL.is_dir():
         rules = {finding.rule for finding in store.audit().findings}
         assert not rules & {"spacing-conflict", "qform-conflict", "sheared", "unplaced"}
 
-    def test_parts_of_a_real_mask_are_merged_and_the_absent_ones_named(tmp_path):
+    def test_parts_of_a_real_mask_are_merged_and_absent_ones_listed(tmp_path):
         (tmp_path / "a.nii.gz").symlink_to(EXAMPLE)
         mask = nib.load(EXAMPLE_MASK)
         values = np.asanyarray(mask.dataobj)
@@ -148,7 +148,7 @@ if REAL.is_dir():
         (failed,) = ingest(recipe, discover(recipe, str(tmp_path)), str(tmp_path / "s.zarr")).failed
         assert failed.reason.startswith("a/L5.nii.gz: its value 1 fills 99")
 
-    def test_real_scans_are_stored_as_ever_and_their_extremes_are_at_most_noted(tmp_path):
+    def test_real_scans_are_stored_exactly_and_extremes_are_at_most_noted(tmp_path):
         link(tmp_path, lidc=LIDC, example=EXAMPLE, patch=PATCH)
         _report, store = run(tmp_path, images("{scan}.nii.gz"))
         assert set(store.table.image_stored_dtype.to_numpy()) == {"int16"}

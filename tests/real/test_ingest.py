@@ -1,4 +1,4 @@
-"""Real files through whole ingests, where they lie beside the checkout."""
+"""Real files go through whole ingests, if they lie next to the checkout."""
 
 import shutil
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What is said of real files that are not read, and how large real scans are as ``.nii.gz``."""
+"""Reports about real files that are not read, and estimated sizes of real scans as ``.nii.gz``."""
 
 import gzip
 import re
@@ -28,7 +28,7 @@ def run(recipe, raw, out):
 
 if REAL.is_dir():
 
-    def test_a_dicom_segmentation_as_mask_is_found_and_told_how_to_convert(tmp_path):
+    def test_the_error_of_a_dicom_segmentation_says_how_to_convert_it(tmp_path):
         folder = tmp_path / "raw" / "p"
         shutil.copytree(REAL / "dicom/dcmqi/ct", folder / "ct")
         (folder / "seg").mkdir()
@@ -41,7 +41,7 @@ if REAL.is_dir():
         assert "1 x Segmentation Storage" in failed.reason
         assert "segimage2itkimage --inputDICOM IN.dcm" in failed.reason
 
-    def test_an_nrrd_mask_becomes_readable_by_the_command_that_is_named(tmp_path):
+    def test_the_advised_command_makes_an_nrrd_mask_readable(tmp_path):
         folder = tmp_path / "raw" / "p"
         shutil.copytree(REAL / "dicom/dcmqi/image", folder / "ct")
         shutil.copy(REAL / "dicom/dcmqi/label.nrrd", folder / "seg.nrrd")

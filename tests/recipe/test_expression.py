@@ -23,12 +23,12 @@ EVIL = [
 
 
 def made(text):
-    """Return an expression with little time, of which other tests take nothing."""
+    """Return an expression with a small time budget of its own."""
     return BoundedRegex(text, ignore_case=False, budget=TimeBudget(full_s=0.5))
 
 
 @pytest.mark.parametrize("text", EVIL)
-def test_an_expression_that_would_take_without_end_is_stopped_and_named(text):
+def test_the_error_of_an_endless_match_names_the_expression(text):
     with pytest.raises(RecipeLimitError) as hit:
         made(text).fullmatch(NAME)
     assert f"{text[:20]}" in str(hit.value)
@@ -36,12 +36,12 @@ def test_an_expression_that_would_take_without_end_is_stopped_and_named(text):
     assert "Make it simpler" in str(hit.value)
 
 
-def test_so_is_one_that_is_looked_for_in_a_text():
+def test_an_endless_search_is_stopped():
     with pytest.raises(RecipeLimitError, match="takes too long"):
         made("(?:a|aa)+b").findall(NAME * 10)
 
 
-def test_many_names_that_are_slow_each_are_stopped_as_well():
+def test_many_slow_matches_together_are_stopped():
     slow = made("(?:[^/]*_)?" + "[^/]*_" * 5 + "[^/]*x")
     names = ("_" * 60 + f"{n}x" + "y" for n in range(1_000_000))
     with pytest.raises(RecipeLimitError, match="takes too long"):
@@ -49,19 +49,19 @@ def test_many_names_that_are_slow_each_are_stopped_as_well():
 
 
 def matched(budget, length, took_s, times):
-    """Take the time of some matches from a budget."""
+    """Charge a budget with the time of some matches."""
     for _ in range(times):
         budget.before(length)
         budget.after(took_s)
 
 
-def test_sound_expressions_may_be_compared_as_often_as_wanted():
+def test_fast_matches_do_not_use_up_the_budget():
     budget = TimeBudget(full_s=1.0)
     matched(budget, 0, 1e-5, 200_000)
     matched(budget, 100, 1e-4, 20_000)
     with pytest.raises(TimeoutError):
         matched(budget, 20, 5e-4, 4_000)
-    assert budget.before(20) == pytest.approx(1.0), "another recipe has a whole budget"
+    assert budget.before(20) == pytest.approx(1.0), "another recipe must have a full budget"
     with pytest.raises(TimeoutError):
         matched(budget, 0, 1e-4, 20_000)
 
@@ -73,7 +73,7 @@ def test_expressions_share_the_budget_of_their_process():
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_shipped_recipes_need_little_of_what_is_allowed(name):
+def test_shipped_recipes_stay_far_below_the_limits(name):
     recipe = Recipe.load(name)
     characters = sum(
         len(text)
@@ -102,7 +102,7 @@ pieces = st.recursive(
 @example("(?P<x>a|b)(?P=x)", "bb", False)
 @example("(?P<x>a|b)(?P=x)", "bB", True)
 @example("[^/]*?(?P<n>[0-9]+)", "ab11", False)
-def test_expressions_match_as_those_of_python_do(text, name, ignore_case):
+def test_expressions_match_like_those_of_python(text, name, ignore_case):
     flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
     expected = re.compile(text, flags).fullmatch(name)
     found = compile_bounded(text, ignore_case=ignore_case).fullmatch(name)
@@ -132,7 +132,7 @@ def test_expressions_match_as_those_of_python_do(text, name, ignore_case):
         ("a" * 20_001, "it has 20001 characters"),
     ],
 )
-def test_what_would_be_read_otherwise_or_unrolled_is_refused(text, reason):
+def test_ambiguous_or_exploding_expressions_are_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
         compile_bounded(text)
 
@@ -140,7 +140,7 @@ def test_what_would_be_read_otherwise_or_unrolled_is_refused(text, reason):
 @pytest.mark.parametrize(
     "text", [r"\d{7}", "(?:[0-9]+[.])+[0-9]+", r"[{]\{x}", "a{,3}", "[]{}]{2}"]
 )
-def test_usual_expressions_are_taken(text):
+def test_usual_expressions_are_accepted(text):
     assert compile_bounded(text).text == text
 
 
@@ -154,18 +154,18 @@ def test_usual_expressions_are_taken(text):
     ],
 )
 @pytest.mark.parametrize("text", ["(?:a{60}){99}", "a" * 20_001])
-def test_they_are_refused_wherever_a_recipe_may_hold_one(make, text):
+def test_bad_expressions_are_refused_wherever_a_recipe_may_hold_one(make, text):
     with pytest.raises(ValueError, match=r"what it repeats|has 200\d\d characters"):
         make(text)
 
 
-def test_a_template_gives_no_text_without_end():
+def test_the_text_of_a_filled_template_is_limited():
     assert len(fill_template("{a}" * 8, {"a": "x" * 1_000})) == 8_000
     with pytest.raises(RecipeLimitError, match=r"'\{a\}\{a\}.* gives a text of 9000 char.* 8192"):
         fill_template("{a}" * 9, {"a": "x" * 1_000})
 
 
-def test_nor_do_lookups_of_lookups():
+def test_the_text_of_nested_lookups_is_limited():
     layout = {"description": "", "image": ("{l0}.nii",)}
     lookups = {f"l{n + 1}": Lookup(inputs=(f"l{n}",), values={"{x}": "{x}" * 9}) for n in range(20)}
     recipe = Recipe(
@@ -176,7 +176,7 @@ def test_nor_do_lookups_of_lookups():
         recipe.resolve_lookups({"l0": "abc"})
 
 
-def test_nor_do_texts_that_refer_to_each_other():
+def test_the_text_of_nested_back_references_is_limited():
     image = "{a:xx}" + "".join(
         f"{{{b}:(?P={a})(?P={a})}}"
         for a, b in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
@@ -205,14 +205,14 @@ def load(tmp_path, image, label, more=""):
     return Recipe.load(str(path))
 
 
-def test_images_times_templates_are_bounded_when_a_recipe_is_read(tmp_path):
+def test_too_many_pairs_of_image_and_mask_templates_are_refused(tmp_path):
     images = ", ".join(f'"{{scan:{"x" * 90}}}{n}.nii"' for n in range(200))
     labels = ", ".join(f'"{{scan}}{n}.nii"' for n in range(200))
     with pytest.raises(RecipeError, match=r"mine\.yaml, line 8, layouts\.only describes too many"):
         load(tmp_path, f"[{images}]", f"[{labels}]")
 
 
-def test_lookups_are_bounded_when_a_recipe_is_read(tmp_path):
+def test_too_large_lookups_are_refused(tmp_path):
     values = ", ".join(f'"{"x" * 90}{n}": "{"y" * 90}{n}"' for n in range(500))
     lookups = f"lookups: {{l: {{inputs: scan, values: {{{values}}}}}}}"
     with pytest.raises(RecipeError, match=r"layouts\.only describes too many.*lookup 'l' take"):
@@ -221,12 +221,12 @@ def test_lookups_are_bounded_when_a_recipe_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["../x.csv", "/etc/passwd", "a/b", "..", "", "a\\\\b"])
 @pytest.mark.parametrize("key", ["card: NAME", "tables: {t: {shipped: NAME}}"])
-def test_what_lies_beside_a_recipe_is_a_name(tmp_path, name, key):
+def test_a_file_next_to_a_recipe_must_be_a_plain_name(tmp_path, name, key):
     with pytest.raises(RecipeError, match=r"mine\.yaml, line \d+, .*is no name of a file beside"):
         load(tmp_path, '"{scan}.nii"', '"{scan}_m.nii"', key.replace("NAME", f'"{name}"'))
 
 
-def test_a_pattern_of_a_recipe_that_takes_too_long_names_its_file(tmp_path):
+def test_the_error_of_a_slow_pattern_names_the_recipe_file(tmp_path):
     from spinezarr.ingestion.discovery.discover import discover  # noqa: PLC0415  heavy
 
     raw = tmp_path / "raw"
@@ -237,7 +237,7 @@ def test_a_pattern_of_a_recipe_that_takes_too_long_names_its_file(tmp_path):
         discover(recipe, str(raw))
 
 
-def test_patterns_are_no_longer_than_people_write(tmp_path):
+def test_too_long_patterns_are_refused(tmp_path):
     assert PathPattern("a" * 2_000).match("b") is None
     with pytest.raises(ValueError, match=r"the pattern 'aaa.*has 2001 characters"):
         PathPattern("a" * 2_001)

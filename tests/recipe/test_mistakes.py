@@ -1,4 +1,4 @@
-"""Every kind of mistake in a recipe is answered with its file, line and key."""
+"""The error of every kind of mistake in a recipe names file, line and key."""
 
 import re
 
@@ -43,7 +43,7 @@ ignore:
 """
 
 MISTAKES = [
-    # what is replaced, by what, line, key, what else the answer holds
+    # replaced text, new text, line, key, further text of the error
     ("number: [2, 3]", "number: [two]", 22, "layouts.dicom.series.number", "'two'"),
     ("number: [2, 3]", "numbers: 2", 22, "layouts.dicom.series.numbers", "did you mean 'number'?"),
     ('kernel: "B*"', 'kernel: "B{"', 22, "layouts.dicom.series.kernel", "stray '{'"),
@@ -144,7 +144,7 @@ def test_the_recipe_without_a_mistake_loads(file):
 @pytest.mark.parametrize(
     ("old", "new", "line", "key", "fragment"), MISTAKES, ids=[f"{m[1]}" for m in MISTAKES]
 )
-def test_a_mistake_is_answered_with_its_file_line_and_key(file, old, new, line, key, fragment):
+def test_the_error_of_a_mistake_names_file_line_and_key(file, old, new, line, key, fragment):
     assert old in RECIPE
     file.write_text(RECIPE.replace(old, new, 1))
     with pytest.raises(RecipeError) as caught:

@@ -28,7 +28,7 @@ labels: {scheme: canonical, state: unknown}
 """
 
 
-def test_the_first_matching_pattern_of_a_lookup_counts():
+def test_the_first_matching_pattern_of_a_lookup_is_used():
     lookup = Lookup(inputs="scan", values={"liver_*": "MSD", "*_1": "one", "CTC-*": "COLONOG"})
     assert lookup.get({"scan": "liver_1"}) == "MSD"
     assert lookup.get({"scan": "x_1"}) == "one"
@@ -54,7 +54,7 @@ def refusal(path, text):
     return str(caught.value)
 
 
-def test_one_text_may_stand_for_a_list(recipe_file):
+def test_a_single_string_may_replace_a_list(recipe_file):
     recipe = load(recipe_file, RECIPE)
     assert recipe.layouts["flat"].image == ("{folder}/{scan}.nii.gz",)
     assert recipe.layouts["flat"].label == ("{folder}/{scan}_seg.nii.gz",)
@@ -95,7 +95,7 @@ def test_templates_are_filled_with_texts_and_looked_up_values(recipe_file):
         ("title: My dataset", "title: [", ["is not valid YAML"]),
     ],
 )
-def test_a_recipe_that_does_not_load_says_where_and_why(recipe_file, old, new, fragments):
+def test_the_error_of_an_invalid_recipe_says_where_and_why(recipe_file, old, new, fragments):
     assert old in RECIPE
     message = refusal(recipe_file, RECIPE.replace(old, new))
     assert all(fragment in message for fragment in fragments), message
@@ -115,20 +115,20 @@ def test_a_recipe_needs_a_layout(recipe_file):
         ('label: "{folder}', 'label: "{scam}', "layouts.flat.label"),
     ],
 )
-def test_a_template_with_a_name_that_nothing_gives_is_refused(recipe_file, old, new, used_by):
+def test_a_template_with_an_undefined_name_is_refused(recipe_file, old, new, used_by):
     message = refusal(recipe_file, RECIPE.replace(old, new))
     assert re.search(rf"line \d+, {used_by} uses {{scam}}", message)
     assert "folder, scan, site" in message
 
 
-def test_a_lookup_gives_a_name_only_where_its_text_is_remembered(recipe_file):
+def test_a_lookup_defines_its_name_only_if_its_input_is_defined(recipe_file):
     text = RECIPE.replace("inputs: folder", "inputs: nothing")
     load(recipe_file, text)
     message = refusal(recipe_file, text.replace('label: "{folder}', 'label: "{site}'))
     assert "uses {site}" in message
 
 
-def test_split_entries_must_remember_the_scan(recipe_file):
+def test_split_entries_must_contain_the_scan_field(recipe_file):
     message = refusal(recipe_file, RECIPE.replace('entry: "{scan}', 'entry: "{name}'))
     assert "splits.entry" in message
     assert "{scan}" in message
@@ -163,14 +163,14 @@ def test_the_shipped_recipes_load():
         assert Recipe.load(name).name == name
 
 
-def test_a_recipe_that_is_not_shipped_lists_those_that_are():
+def test_the_error_of_an_unknown_recipe_lists_the_shipped_ones():
     with pytest.raises(RecipeError, match=r"no recipe 'ctspine2k'.*ctspine1k"):
         recipe_path("ctspine2k")
     with pytest.raises(RecipeError, match=r"gone\.yaml: no such recipe file"):
         recipe_path("gone.yaml")
 
 
-def test_the_shipped_recipe_knows_the_prefixes_of_all_scans():
+def test_the_shipped_recipe_covers_the_prefixes_of_all_scans():
     recipe = Recipe.load("ctspine1k")
     names = recipe.splits.parse(resource(f"ingest/{recipe.splits.shipped}").read_text(), "shipped")
     sources = [
@@ -225,7 +225,7 @@ def test_splits_of_an_empty_file_list_nothing():
         ("trainset:\na.nii.gz\ntest_public:\na.nii.gz", 4, ["its scan is already listed"]),
     ],
 )
-def test_a_split_file_that_is_wrong_is_refused_with_its_line(text, line, fragments):
+def test_the_error_of_a_wrong_split_file_quotes_its_line(text, line, fragments):
     with pytest.raises(RecipeError) as caught:
         SPLITS.parse(text, "s.txt")
     assert str(caught.value).startswith(f"s.txt, line {line}: ")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spinezarr.recipe import PathPattern, fill_template, filled_template_regex, template_regex
 
-# Whatever a regular expression gives a meaning to, but the braces and stars of patterns.
+# Every character with a meaning in regular expressions, but the braces and stars of patterns.
 literals = st.text("ab.+?()[]|^$\\ -_é/", min_size=1, max_size=5)
 file_names = st.text("ab.+?()[]|^$\\ -_é{}*", min_size=1, max_size=5)
 paths = st.lists(file_names, min_size=1, max_size=4).map("/".join)
@@ -17,7 +17,7 @@ parts = st.one_of(
 
 
 def matchings(pattern, path, known=()):
-    """Yield every way in which a list of parts covers a path; tries all, uses no regex."""
+    """Yield every way in which a list of parts covers a path, by trying all, without a regex."""
     if not pattern:
         if path == "":
             yield dict(known)
@@ -38,7 +38,7 @@ def matchings(pattern, path, known=()):
 
 
 def no_stars_side_by_side(pattern):
-    """Two stars and a slash are one part, ``**/``."""
+    """Return whether no stars are adjacent; ``**/`` counts as one part."""
     return all(pair != ("*", "*") for pair in pairwise(pattern))
 
 
@@ -47,7 +47,7 @@ def no_stars_side_by_side(pattern):
 @example(["{scan}", "/", "{scan}", ".nii"], "a/b.nii")
 @example(["{scan}", "/", "{scan}", ".nii"], "a/a.nii")
 @example(["a", "**/", "b"], "a/b")
-def test_a_pattern_matches_what_trying_all_ways_matches(pattern, path):
+def test_a_pattern_matches_the_same_paths_as_trying_all_ways(pattern, path):
     ways = list(matchings(pattern, path))
     found = PathPattern("".join(pattern)).match(path)
     assert found in ways if ways else found is None
@@ -99,7 +99,7 @@ def test_names_with_dots_spaces_and_braces_stay_whole(scan, folder, between):
         ("{scan}", "", None),
     ],
 )
-def test_the_grammar_of_patterns(pattern, path, texts):
+def test_patterns_match_as_their_grammar_says(pattern, path, texts):
     assert PathPattern(pattern).match(path) == texts
 
 
@@ -110,7 +110,7 @@ def test_a_pattern_knows_its_names():
 @pytest.mark.parametrize(
     "pattern", ["{scan", "scan}", "{}", "{a b}", "{a:}", "{a:(}", "{1a}", "{a:[}", "{{a}}"]
 )
-def test_a_broken_pattern_is_refused_by_its_text(pattern):
+def test_the_error_of_a_broken_pattern_quotes_it(pattern):
     with pytest.raises(ValueError, match=re.escape(repr(pattern))):
         PathPattern(pattern)
 
@@ -126,7 +126,7 @@ def test_a_broken_pattern_is_refused_by_its_text(pattern):
         ("{a:x*+*}", "multiple repeat"),
     ],
 )
-def test_an_expression_that_means_something_else_inside_its_pattern_is_refused(pattern, reason):
+def test_an_expression_that_changes_its_meaning_inside_a_pattern_is_refused(pattern, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         PathPattern(pattern)
 
@@ -163,10 +163,10 @@ def by_hand(part, texts):
 @given(templates, texts_of, paths, st.data())
 @example(["{scan}", "_", "*"], {"scan": "a.1", "folder": "b"}, "a11_x", None)
 @example(["**/", "{scan|lower}"], {"scan": "GL01", "folder": "b"}, "x/gl01", None)
-def test_a_filled_template_matches_what_trying_all_ways_matches(template, texts, path, data):
+def test_a_filled_template_matches_the_same_paths_as_trying_all_ways(template, texts, path, data):
     pieces = [by_hand(part, texts) for part in template]
     if data is not None and data.draw(st.booleans()):
-        # A path that fits: wild parts stand for something.
+        # Build a path that fits: each wild part becomes some text.
         wild = {"*": st.text("ab.", max_size=2), "**/": st.sampled_from(["", "a/", "b/a/"])}
         both = zip(template, pieces, strict=True)
         path = "".join(data.draw(wild[part]) if part in wild else piece for part, piece in both)
@@ -198,7 +198,7 @@ def ways_of_filled(pieces, path):
         yield from ways_of_filled(rest, path[end:])
 
 
-def test_a_template_without_a_value_fills_nothing():
+def test_a_template_with_a_missing_value_is_not_filled():
     assert fill_template("{scan}{other}", {"scan": "a"}) is None
     assert filled_template_regex("{other}*", {"scan": "a"}) is None
 
@@ -209,7 +209,7 @@ def test_a_template_without_a_value_fills_nothing():
     st.fixed_dictionaries({"scan": file_names, "folder": file_names}),
 )
 @example(["{scan}", ".nii"], ["{scan|lower}", "_seg"], {"scan": "GL01", "folder": "a"})
-def test_what_a_template_gives_for_an_image_is_possible(image, template, texts):
+def test_the_filled_template_of_an_image_is_among_its_possible_paths(image, template, texts):
     wild = {"*": "", "**/": "x/"}
     path = "".join(wild[part] if part in wild else by_hand(part, texts) for part in image)
     remembered = PathPattern("".join(image)).match(path)
@@ -231,7 +231,7 @@ def test_what_a_template_gives_for_an_image_is_possible(image, template, texts):
         ("{path|join}_seg", "{path:.+}/", "a_b_seg", "a/b_seg"),
     ],
 )
-def test_possible_paths_of_a_template(template, image, fits, misses):
+def test_the_possible_paths_of_a_template_are_recognized(template, image, fits, misses):
     pattern = template_regex(template, image)
     assert pattern.fullmatch(fits)
     assert not pattern.fullmatch(misses)

@@ -51,7 +51,7 @@ def choice(**keys):
         ({"number": 3, "kernel": "Hr*"}, False),
     ],
 )
-def test_a_series_is_taken_if_it_fits_every_key(keys, taken):
+def test_a_series_is_chosen_if_it_fits_every_key(keys, taken):
     assert choice(**keys).selects(BONE) == taken
 
 
@@ -66,7 +66,7 @@ def test_a_series_is_taken_if_it_fits_every_key(keys, taken):
         {"slice_thickness_mm": [0, 9]},
     ],
 )
-def test_a_series_that_does_not_say_fits_no_key_but_any_text(keys):
+def test_a_missing_field_of_a_series_fits_only_the_wildcard(keys):
     assert choice().selects(NOTHING)
     assert choice(kernel="*").selects(NOTHING)
     assert not choice(**keys).selects(NOTHING)
@@ -88,13 +88,13 @@ texts = st.text("aB3/\\ .-_^*?[]{}\0é", max_size=9)
         slices=st.integers(1, 9),
     )
 )
-def test_what_templates_get_can_be_part_of_a_scan_id(series):
+def test_fields_of_a_series_can_be_part_of_a_scan_id(series):
     found = series.texts()
     assert found.keys() == SERIES_NAMES
     assert all(_SCAN_ID.fullmatch(f"x_{text}") and text for text in found.values())
 
 
-def test_names_are_plain_and_absent_ones_are_said_to_be_none():
+def test_fields_are_plain_text_and_absent_ones_are_none():
     assert BONE.texts() == {
         "series_number": "3",
         "series_uid": "1.2.3",
@@ -117,14 +117,14 @@ def test_names_are_plain_and_absent_ones_are_said_to_be_none():
         ("{patient}/{date}/{patient}.mha", "{patient|join}_{date|join}"),
     ],
 )
-def test_the_id_of_pairs_is_what_the_image_pattern_remembers(image, expected):
+def test_the_id_of_pairs_consists_of_the_fields_of_the_image_pattern(image, expected):
     recipe = Recipe.from_pairs(image, None, name="x")
     assert recipe.scan_id == expected
     assert recipe.patient_id == ""
     assert recipe.layouts["pairs"].series is None
 
 
-def test_pairs_that_name_a_series_take_each():
+def test_pairs_whose_id_names_a_series_take_each_series():
     recipe = Recipe.from_pairs("{path:.+}/", None, name="x", scan_id="{path|join}_{series_number}")
     assert recipe.layouts["pairs"].series == SeriesSelection()
 
@@ -138,7 +138,7 @@ def test_pairs_that_name_a_series_take_each():
         ("{kernel}/", "{kernel}", "the image pattern names {kernel}, which 'series' gives, too"),
     ],
 )
-def test_a_mistake_in_the_id_of_pairs_is_answered(image, scan_id, expected):
+def test_the_error_of_a_wrong_pairs_id_explains_it(image, scan_id, expected):
     with pytest.raises(RecipeError) as caught:
         Recipe.from_pairs(image, None, name="x", scan_id=scan_id)
     assert expected in str(caught.value)

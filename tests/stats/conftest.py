@@ -1,4 +1,4 @@
-"""Scan tables made up from rows, and tables that a card could have been counted from."""
+"""Fixtures that build scan tables from rows, and rows that have the figures of a card."""
 
 import numpy as np
 import pytest
@@ -62,12 +62,12 @@ def table_of(rows, title="Made up"):
 
 
 def fill(n, least, middle, greatest):
-    """N values of that spread: the least first, the greatest last, the middle between."""
+    """Return ``n`` values with a given minimum, median and maximum, in rising order."""
     return [least, *[middle] * (n - 2), greatest]
 
 
 def rows_for(card):
-    """Make up as many rows as a card counts, from which its figures follow."""
+    """Return as many rows as a card counts, with the figures of the card."""
     n = card.scans
     splits = [split for split, scans in card.splits.items() for _ in range(scans)]
     patients = [f"p{at % (card.patients or n)}" for at in range(n)]
@@ -96,7 +96,7 @@ def rows_for(card):
 
 
 def shorten(rows, card):
-    """Take slices from some scans until there are as many as the card counts."""
+    """Remove slices from some scans until their number is that of the card."""
     if card.slices is None:
         return
     too_many = sum(row["size"][2] for row in rows) - card.slices

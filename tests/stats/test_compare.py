@@ -35,7 +35,7 @@ def test_a_whole_ctspine1k_agrees_on_every_line(table_of, ctspine1k, ctspine1k_r
     assert compare(compute_statistics(table_of(ctspine1k_rows)), ctspine1k).agrees
 
 
-def test_the_mislabeled_column_is_compared_with_the_maximum_and_says_so(
+def test_the_mislabeled_column_is_compared_with_the_maximum_with_a_note(
     table_of, ctspine1k, ctspine1k_rows
 ):
     lines = compared(table_of, ctspine1k_rows, ctspine1k)
@@ -76,7 +76,7 @@ def test_ten_train_scans_with_all_vertebrae_change_their_counts_too(
     assert not_equal(lines) == dict.fromkeys(expected, "differs")
 
 
-def test_what_is_not_there_at_all_is_missing(table_of, ctspine1k, ctspine1k_rows):
+def test_figures_without_a_counterpart_are_reported_as_missing(table_of, ctspine1k, ctspine1k_rows):
     rows = [
         row | {"volumes": {name: cm3 for name, cm3 in row["volumes"].items() if name != "L6"}}
         for row in ctspine1k_rows
@@ -94,7 +94,7 @@ def test_what_is_not_there_at_all_is_missing(table_of, ctspine1k, ctspine1k_rows
     assert (volume.store, volume.difference) == (None, None)
 
 
-def test_a_whole_verse_agrees_but_for_what_the_card_gets_wrong_itself(table_of, rows_for):
+def test_a_whole_verse_agrees_except_where_the_card_contradicts_itself(table_of, rows_for):
     card = card_of("verse")
     comparison = compare(compute_statistics(table_of(rows_for(card))), card)
     lines = {line.key: line for line in comparison.lines}
@@ -109,7 +109,7 @@ def test_a_whole_verse_agrees_but_for_what_the_card_gets_wrong_itself(table_of, 
     assert comparison.verdicts == {"equal": len(lines) - 4, "card contradicts itself": 4}
 
 
-def test_half_a_printed_digit_more_is_equal_and_a_whole_one_is_not(table_of):
+def test_figures_are_equal_within_half_a_printed_digit(table_of):
     row = {"min": 1.0, "median": 1.0, "max": 1.0}
     card = Card.model_validate(
         {
@@ -130,7 +130,7 @@ def test_half_a_printed_digit_more_is_equal_and_a_whole_one_is_not(table_of):
         assert lines[FigureKey("vertebra", "L1", "volume_cm3_max")].verdict == verdict
 
 
-def test_where_the_card_contradicts_itself_the_store_must_agree_with_one_side(table_of):
+def test_a_store_must_agree_with_one_of_two_contradictory_figures(table_of):
     text = {"name": "x", "title": "X", "source": "none", "scans": 8}
     row = {"scans": 4, "detection_percent": 75.0}
     card = Card.model_validate(text | {"vertebrae": {"L1": row}})
@@ -149,7 +149,7 @@ def test_where_the_card_contradicts_itself_the_store_must_agree_with_one_side(ta
         assert lines[rate].note == "4 of 8 scans are 50.00 %"
 
 
-def test_figures_out_of_order_cannot_be_held_against_a_store(table_of):
+def test_figures_of_a_card_that_are_out_of_order_are_not_compared(table_of):
     size = {"min": (9, 5, 6), "median": (4, 5, 6), "max": (4, 5, 7)}
     card = Card.model_validate(
         {"name": "x", "title": "X", "source": "none", "scans": 1, "shape_ijk": size}

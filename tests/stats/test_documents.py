@@ -1,4 +1,4 @@
-"""What is printed reads back as the same figures."""
+"""Printed statistics read back as the same figures."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ def card_of(**values):
 
 
 def markdown_tables(text):
-    """Yield each table as (heading, columns, rows), as a page shows it."""
+    """Yield each table as (heading, columns, rows), as a rendered page shows it."""
     heading, rows = "", []
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     for before, token in pairwise(tokens):
@@ -76,7 +76,7 @@ def number(text):
 
 
 def in_csv(name):
-    """Return a name as a spreadsheet takes it for no formula."""
+    """Return a name in the form that no spreadsheet takes for a formula."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 

@@ -1,4 +1,4 @@
-"""Bins that people would choose, and how many values lie in each."""
+"""Histograms have round bin edges and count every value once."""
 
 import numpy as np
 import pytest
@@ -39,12 +39,12 @@ def test_a_value_on_an_edge_belongs_to_the_upper_bin():
 
 
 @pytest.mark.parametrize(("width", "next_width"), [(0.05, 0.1), (0.2, 0.25), (1.0, 2.0), (50, 100)])
-def test_bins_are_as_fine_as_two_dozen_allow(width, next_width):
+def test_bins_are_as_fine_as_possible_with_two_dozen(width, next_width):
     for bins, expected in ((24, width), (25, next_width)):
         found = Histogram.of(np.array([100.0, 100 + (bins - 0.5) * width]))
         assert found.edges[1] - found.edges[0] == pytest.approx(expected)
 
 
-def test_whatever_there_is_fits():
+def test_any_finite_values_lie_within_the_bins():
     assert len(Histogram.of(np.array([1.0, 1e6])).counts) <= 24
     assert Histogram.of(np.empty(0)) == Histogram((), ())

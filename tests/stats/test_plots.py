@@ -1,4 +1,4 @@
-"""What the plots draw, read from their artists, and that no text covers another."""
+"""Plots, read from their artists: they draw the figures, and no text covers another."""
 
 from itertools import combinations
 
@@ -15,7 +15,7 @@ SOURCES = ("a", "b", "c", "d", "e", "f", "g", "h")
 
 @pytest.fixture(scope="module")
 def table(table_of):
-    """300 scans, in which every vertebra but S1 and S2 is seen, one by fewer than a box needs."""
+    """Return a table of 300 scans with every vertebra but S1 and S2; one is too rare for a box."""
     rng = np.random.default_rng(0)
     shown = [name for name in LEVELS if name not in {"S1", "S2"}]
     rows = []
@@ -50,7 +50,7 @@ def labels(axes):
     return [text.get_text() for text in axes.get_xticklabels()]
 
 
-def test_detection_has_a_bar_a_vertebra_as_high_as_its_rate(table):
+def test_detection_has_a_bar_per_vertebra_as_high_as_its_rate(table):
     statistics = compute_statistics(table)
     figure = draw_detection(statistics)
     (axes,) = figure.axes
@@ -69,7 +69,7 @@ def test_detection_has_a_bar_a_vertebra_as_high_as_its_rate(table):
     assert_texts_stand_apart(figure)
 
 
-def test_volumes_have_boxes_of_the_quartiles_and_few_values_one_by_one(table):
+def test_volumes_have_boxes_of_quartiles_and_single_points_for_few_values(table):
     volumes = volumes_cm3(table)
     figure = draw_volumes(table)
     (axes,) = figure.axes
@@ -101,7 +101,7 @@ def test_volumes_have_boxes_of_the_quartiles_and_few_values_one_by_one(table):
     assert_texts_stand_apart(figure)
 
 
-def test_spacing_has_a_mark_a_scan_in_file_order(table):
+def test_spacing_has_a_mark_per_scan_in_file_order(table):
     figure = draw_spacing(table)
     (axes,) = figure.axes
     drawn = np.concatenate([marks.get_offsets() for marks in axes.collections])
@@ -119,7 +119,7 @@ def test_spacing_has_a_mark_a_scan_in_file_order(table):
     assert_texts_stand_apart(figure)
 
 
-def test_a_table_without_scans_or_masks_is_drawn_too(table_of):
+def test_a_table_without_scans_or_masks_can_be_plotted(table_of):
     for rows in ([], [{"mask": False, "source": "a"}]):
         made = table_of(rows)
         for figure in (

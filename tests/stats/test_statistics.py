@@ -29,14 +29,14 @@ rows = st.fixed_dictionaries(
 
 
 def spread_of(values):
-    """Return the same by sorting."""
+    """Return the spread of values by sorting."""
     ordered = sorted(values)
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return Spread(ordered[0], pytest.approx(middle), ordered[-1])
 
 
 @given(made=st.lists(rows, min_size=1, max_size=9))
-def test_figures_are_those_of_the_rows(table_of, made):
+def test_figures_equal_those_counted_from_the_rows(table_of, made):
     found = compute_statistics(table_of(made))
     frame = pd.DataFrame(made)
     assert found.scans == len(made)
@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_rows(table_of, made):
 
 
 @given(made=st.lists(rows, min_size=1, max_size=9), split=names, source=names)
-def test_a_part_has_the_figures_of_its_rows_alone(table_of, made, split, source):
+def test_a_part_has_the_figures_of_its_rows(table_of, made, split, source):
     part = [row for row in made if (row["split"], row["source"]) == (split, source)]
     if {split} <= {r["split"] for r in made} and {source} <= {r["source"] for r in made}:
         chosen = ScanSelection.of(split=split, source=source).rows(table_of(made), "it")
@@ -76,7 +76,7 @@ def test_a_part_has_the_figures_of_its_rows_alone(table_of, made, split, source)
 
 
 @given(made=st.lists(rows, max_size=5))
-def test_columns_come_back_in_file_order(table_of, made):
+def test_columns_are_returned_in_file_order(table_of, made):
     sizes = to_file_axes(table_of(made), "shape_zyx")
     assert sizes.tolist() == [list(row["size"]) for row in made]
 
@@ -100,14 +100,14 @@ def test_figures_list_every_number_once(table_of, made):
     assert len(figures) == expected
 
 
-def test_no_scan_at_all_has_figures_too(table_of):
+def test_a_table_without_scans_has_figures(table_of):
     found = compute_statistics(table_of([]))
     assert (found.scans, found.patients, found.slices) == (0, 0, 0)
     assert found.shape_ijk == found.spacing_ijk_mm == found.vertebrae == {}
 
 
 def test_a_store_has_the_figures_of_its_raw_files(store, ctspine1k_raw):
-    """Count the raw masks with nibabel and pandas alone."""
+    """The raw masks are counted with nibabel and pandas alone."""
     measured, headers = [], []
     for scan in ctspine1k_raw[1]:
         image, mask = nib.load(scan.image_path), nib.load(scan.label_path)
@@ -137,7 +137,7 @@ def test_a_store_has_the_figures_of_its_raw_files(store, ctspine1k_raw):
         assert row.volume_cm3.max == pytest.approx(volumes.max())
 
 
-def test_a_store_counts_one_split_or_source(store):
+def test_statistics_can_be_restricted_to_a_split_or_source(store):
     assert store.stats(split="train").scans_by_split == {"train": 3}
     assert store.stats(source="COLONOG").scans == store.splits["train"]
     with pytest.raises(UsageError, match="'Train': the store has 'test', 'train', 'validation'"):

@@ -1,4 +1,4 @@
-"""What ``verify`` finds, ``ingest --repair`` mends from the source files."""
+"""Faults that ``verify`` finds are repaired from the source files by ``ingest --repair``."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ OF_VOXELS = [
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    """Raw folder and store of three scans, with an audit."""
+    """Return raw folder and store of three scans, with an audit."""
     folder = tmp_path_factory.mktemp("mended")
     for number, scan in enumerate("abc"):
         rng = np.random.default_rng(number)
@@ -88,8 +88,8 @@ DAMAGES = {
 }
 
 
-def assert_mended(folder, pristine, differing, *, audited):
-    """Whole, and byte for byte what it was; ``audited`` says whether the audit still holds."""
+def assert_repaired(folder, pristine, differing, *, audited):
+    """Check that the store has no fault and its old bytes; ``audited``: the audit still counts."""
     assert verify_store(str(folder / "mended.zarr")).faults == ()
     left = differing(folder / "mended.zarr", pristine / "mended.zarr")
     of_audit = ("audit/zarr.json", "table/zarr.json", "table/audit", "table_bundle/")
@@ -99,15 +99,15 @@ def assert_mended(folder, pristine, differing, *, audited):
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
 @pytest.mark.parametrize("name", WITHOUT_VOXELS)
-def test_what_holds_no_voxels_is_written_anew(folder, pristine, differing, name, damage):
+def test_files_without_voxels_are_written_again(folder, pristine, differing, name, damage):
     DAMAGES[damage](folder / "mended.zarr" / name, np.random.default_rng())
     report = repair(folder)
     assert (report.done, report.skipped, report.failed) == ((), ("a", "b", "c"), ())
-    assert_mended(folder, pristine, differing, audited=name != "audit/zarr.json")
+    assert_repaired(folder, pristine, differing, audited=name != "audit/zarr.json")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_scans_are_read_again(folder, pristine, differing, damage):
+def test_damaged_scans_are_read_again_from_the_source(folder, pristine, differing, damage):
     url = folder / "mended.zarr"
     for names in batched(OF_VOXELS, 2):
         damaged = dict(zip("ab", names, strict=False))
@@ -116,13 +116,13 @@ def test_scans_are_read_again(folder, pristine, differing, damage):
         report = repair(folder)
         assert set(report.done) == set(damaged)
         assert set(report.skipped) == set("abc") - set(damaged)
-        assert_mended(folder, pristine, differing, audited=False)
-        # The scans are under the other keys now; what is damaged next has the first ones.
+        assert_repaired(folder, pristine, differing, audited=False)
+        # Repaired scans have keys of the other form; the next damage meets the first form again.
         shutil.rmtree(url)
         shutil.copytree(pristine / "mended.zarr", url)
 
 
-def test_everything_at_once(folder, pristine, differing):
+def test_many_faults_are_repaired_in_one_run(folder, pristine, differing):
     rng = np.random.default_rng()
     for name in ("zarr.json", "scans/zarr.json", "table_bundle/zarr.json", "ingest/zarr.json"):
         DAMAGES["flipped"](folder / "mended.zarr" / name, rng)
@@ -132,16 +132,16 @@ def test_everything_at_once(folder, pristine, differing):
         folder / "mended.zarr/scans/a/label/c/0/0/0", folder / "mended.zarr/scans/b/image/c/1/0/0"
     )
     assert repair(folder).done == ("a", "b", "c")
-    assert_mended(folder, pristine, differing, audited=False)
+    assert_repaired(folder, pristine, differing, audited=False)
 
 
-def test_a_plain_ingest_mends_the_group_of_all_scans(folder, pristine, differing):
+def test_an_ingest_without_repair_restores_the_group_of_all_scans(folder, pristine, differing):
     DAMAGES["flipped"](folder / "mended.zarr/scans/zarr.json", np.random.default_rng())
     ingest(RECIPE, discover(RECIPE, str(folder / "raw")), str(folder / "mended.zarr"))
-    assert_mended(folder, pristine, differing, audited=True)
+    assert_repaired(folder, pristine, differing, audited=True)
 
 
-def test_what_cannot_be_read_again_is_said_and_stays(folder):
+def test_scans_whose_source_is_missing_are_reported_and_kept(folder):
     url = folder / "mended.zarr"
     DAMAGES["flipped"](url / "scans/b/image/c/0/0/0", np.random.default_rng())
     for path in folder.glob("raw/b_*"):
@@ -154,11 +154,11 @@ def test_what_cannot_be_read_again_is_said_and_stays(folder):
     assert verify_store(str(url)).damaged_scans == {"b"}
 
 
-def test_a_flipped_version_of_the_format_is_no_other_format(folder, pristine, differing):
+def test_a_flipped_digit_of_the_format_version_is_damage_and_repaired(folder, pristine, differing):
     path = folder / "mended.zarr/zarr.json"
     path.write_bytes(path.read_bytes().replace(b'"format_version": ', b'"format_version": 1'))
     repair(folder)
-    assert_mended(folder, pristine, differing, audited=True)
+    assert_repaired(folder, pristine, differing, audited=True)
 
 
 def test_root_and_table_that_are_both_damaged_are_refused(folder):
@@ -170,7 +170,7 @@ def test_root_and_table_that_are_both_damaged_are_refused(folder):
     assert (folder / "mended.zarr/zarr.json").read_bytes() == before
 
 
-def test_the_root_is_not_written_anew_for_another_dataset(folder):
+def test_the_root_is_not_written_again_for_another_dataset(folder):
     DAMAGES["flipped"](folder / "mended.zarr/zarr.json", np.random.default_rng())
     other = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="other")
     with pytest.raises(UsageError, match="holds the dataset 'mended'"):
@@ -182,7 +182,7 @@ def test_the_root_is_not_written_anew_for_another_dataset(folder):
         )
 
 
-def test_the_command_line_says_what_was_found_and_mends_it(folder):
+def test_the_command_line_reports_faults_and_repairs_them(folder):
     url = folder / "mended.zarr"
 
     def run(*words):

@@ -35,15 +35,15 @@ from spinezarr.testing import NiftiForm, write_nifti, write_totalsegmentator
 from spinezarr.verify.store import verify_store
 
 SHAPE = (140, 30, 60)
-"""Two shards of two and one chunks along z, and two chunks along x."""
+"""Shape of an image with two shards (of two and one chunks) along z, and two chunks along x."""
 FLIPS = int(os.environ.get("SPINEZARR_FLIPS", "60"))
-"""Bytes to flip; 'make flips' takes a thousand."""
+"""Number of bytes to flip; 'make flips' flips a thousand."""
 SHARDS = [f"{name}/c/{z}/0/0" for name in ("image", "label") for z in (0, 1)]
 
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory):
-    """Raw folder and store of two audited scans; not to be changed."""
+    """Return raw folder and store of two audited scans, which no test may change."""
     folder = tmp_path_factory.mktemp("verify")
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -63,13 +63,13 @@ def pristine(tmp_path_factory):
 
 @pytest.fixture
 def copied(pristine, tmp_path):
-    """Copy of that store, to damage."""
+    """Copy that store, to damage the copy."""
     return Path(shutil.copytree(pristine / "noise.zarr", tmp_path / "noise.zarr"))
 
 
 @contextmanager
 def holding(path, data):
-    """Give a file other content, or none, for a while."""
+    """Replace the contents of a file, or remove it, until the context ends."""
     before = path.read_bytes()
     path.unlink()
     if data is not None:
@@ -89,7 +89,7 @@ def faults_of(store, **options):
 
 
 def found_in(store, path):
-    """Whether some fault names the file."""
+    """Return whether some fault names the file."""
     key = path.relative_to(store).as_posix()
     return any(fault.path == key for fault in faults_of(store))
 
@@ -99,7 +99,7 @@ def flip(data, at, mask):
 
 
 def flips(store, number, seed):
-    """Files and places of single flipped bytes: half by byte of the store, half by file."""
+    """Draw files, offsets and masks of flipped bytes: half uniform over bytes, half over files."""
     rng = np.random.default_rng(seed)
     files = files_of(store)
     sizes = np.array([path.stat().st_size for path in files])
@@ -111,7 +111,7 @@ def flips(store, number, seed):
 
 
 def read_all(store):
-    """Everything that the reader gives of a store."""
+    """Return everything that the reader returns of a store."""
     opened = spinezarr.open(store)
     table = opened.table
     scans = {name: opened.scan(name).load() for name in ("a", "b")}
@@ -150,7 +150,7 @@ def test_each_flipped_byte_is_found(copied):
     assert not faults_of(copied)
 
 
-def test_no_flipped_byte_becomes_data(copied):
+def test_a_flipped_byte_is_an_error_or_without_effect_for_readers(copied):
     expected = read_all(copied)
     raised = 0
     for path, at, mask in flips(copied, FLIPS, seed=2):
@@ -165,9 +165,9 @@ def test_no_flipped_byte_becomes_data(copied):
 
 
 @pytest.mark.long
-def test_each_file_that_is_deleted_cut_or_longer_is_found(copied):
+def test_each_deleted_cut_or_lengthened_file_is_found(copied):
     expected = read_all(copied)
-    # The table's files are many and alike.
+    # The files of the table are many and similar, so only some are damaged.
     files = [
         path for i, path in enumerate(files_of(copied)) if i % 9 == 0 or "table" not in str(path)
     ]
@@ -176,7 +176,7 @@ def test_each_file_that_is_deleted_cut_or_longer_is_found(copied):
         damages = [None, data[: len(data) // 2], data + b"\0"]
         for damaged in damages:
             with holding(path, damaged):
-                # A store that was never audited has no such file.
+                # Files of the audit may be absent, as in a store that was never audited.
                 if "audit" not in path.parts or damaged is not None:
                     assert found_in(copied, path), (path, damaged and len(damaged))
                 if damaged != damages[i % 3]:
@@ -225,7 +225,7 @@ def test_each_pair_of_exchanged_files_is_found(copied):
 
 
 @pytest.mark.parametrize("shard", SHARDS)
-def test_exchanged_shards_are_found_and_never_read(copied, shard):
+def test_exchanged_shards_are_found_and_an_error_for_readers(copied, shard):
     swapped(*(copied / "scans" / name / shard for name in "ab"))
     assert {fault.scan_id for fault in faults_of(copied)} == {"a", "b"}
     for name in "ab":
@@ -233,10 +233,10 @@ def test_exchanged_shards_are_found_and_never_read(copied, shard):
             spinezarr.open(copied).scan(name).load()
 
 
-def test_shards_of_equal_sizes_that_were_exchanged_are_found_and_never_read(tmp_path):
+def test_exchanged_shards_of_equal_sizes_are_found_and_an_error_for_readers(tmp_path):
     rng = np.random.default_rng(0)
     for name in "ab":
-        # Noise over all of int16 does not compress, so that the indices are equal, too.
+        # Noise over the whole range of int16 does not compress, so the indices are equal, too.
         image = rng.integers(-(2**15) + 1, 2**15, (64, 48, 96)).astype(np.int16)
         write_nifti(tmp_path / f"raw/{name}.nii", image, np.eye(4), NiftiForm())
     recipe = Recipe.from_pairs("{scan}.nii", None, name="noise")
@@ -254,7 +254,7 @@ def test_shards_of_equal_sizes_that_were_exchanged_are_found_and_never_read(tmp_
             spinezarr.open(url).scan(name).load()
 
 
-def test_exchanged_scans_are_found_and_never_read(copied):
+def test_exchanged_scans_are_found_and_an_error_for_readers(copied):
     swapped(copied / "scans/a", copied / "scans/b")
     found = faults_of(copied)
     assert {(f.path, f.kind) for f in found if f.kind == "misplaced"} == {
@@ -299,7 +299,7 @@ def test_a_file_that_no_manifest_names_is_found(copied, key):
     assert fault.scan_id == (key.split("/")[1] if inside else None)
 
 
-def test_leftovers_are_no_faults(copied):
+def test_leftovers_of_killed_runs_are_listed_and_are_no_faults(copied):
     (copied / "ingest.lock").write_bytes(b"")
     for name in ("table.partial", "table.old.partial", "scans/a.partial", "scans/c.partial"):
         (copied / name / "image").mkdir(parents=True)
@@ -318,7 +318,7 @@ def test_leftovers_are_no_faults(copied):
     }
 
 
-def test_a_scan_that_was_never_finished_is_found(copied):
+def test_unfinished_and_missing_scans_are_found(copied):
     shutil.copytree(copied / "scans/a", copied / "scans/c")
     (copied / "scans/c/zarr.json").unlink()
     (fault,) = faults_of(copied)
@@ -329,7 +329,7 @@ def test_a_scan_that_was_never_finished_is_found(copied):
     assert (fault.scan_id, fault.kind, fault.path) == ("b", "missing", "scans/b/zarr.json")
 
 
-def test_rows_that_do_not_say_what_the_scans_say_are_found(copied):
+def test_rows_that_disagree_with_the_scans_are_found(copied):
     reader = StoreReader(str(copied))
     writer = StoreWriter(str(copied), reader.root)
     first, second = (reader.scan(name).attributes for name in "ab")
@@ -373,7 +373,7 @@ def rewrite(copied, change):
     path.write_bytes(seal(metadata))
 
 
-def test_metadata_that_differ_from_the_arrays_own_are_found(copied):
+def test_consolidated_metadata_that_differ_from_the_arrays_are_found(copied):
     def change(metadata):
         metadata["consolidated_metadata"]["metadata"]["z"]["fill_value"] = 3
 
@@ -392,7 +392,7 @@ def test_a_manifest_that_lacks_an_image_shard_is_a_fault(copied):
     ("name", "found"),
     [("image", "0 chunks, expected the"), ("label", "no chunk (0, 0, 0)")],
 )
-def test_a_shard_without_a_chunk_is_a_fault_though_all_checksums_hold(
+def test_a_shard_without_a_chunk_is_a_fault_even_if_all_checksums_match(
     copied, name, found, shard_entry
 ):
     path = copied / f"scans/a/{name}/c/0/0/0"
@@ -403,7 +403,7 @@ def test_a_shard_without_a_chunk_is_a_fault_though_all_checksums_hold(
 
 
 def other_chunks(entry, change):
-    """Describe a shard by a changed table of its chunks."""
+    """Return a shard entry with a changed table of chunks."""
     rows = entry.chunk_rows.copy()
     change(rows)
     return {**entry.model_dump(), "chunks": b64encode(rows.tobytes()).decode()}
@@ -427,7 +427,7 @@ def exchange(rows):
         (lambda entry: other_chunks(entry, exchange), "an index of other chunks"),
     ],
 )
-def test_a_whole_shard_that_the_manifest_lists_wrongly_is_a_fault(copied, change, found):
+def test_an_intact_shard_with_a_wrong_manifest_entry_is_a_fault(copied, change, found):
     entry = StoreReader(str(copied)).scan("a").image.shards[0, 0, 0]
     assert len(set(entry.chunk_rows["size"][:2].tolist())) == 2
     rewrite(copied, lambda m: m["attributes"]["manifest"].update({SHARDS[0]: change(entry)}))
@@ -436,7 +436,7 @@ def test_a_whole_shard_that_the_manifest_lists_wrongly_is_a_fault(copied, change
     assert fault.found.startswith(found)
 
 
-def test_a_table_of_chunks_that_cannot_be_is_a_fault(copied):
+def test_an_impossible_table_of_chunks_is_a_fault(copied):
     entry = StoreReader(str(copied)).scan("a").image.shards[0, 0, 0]
     changed = other_chunks(entry, lambda rows: rows["size"].put(0, 7))
     rewrite(copied, lambda m: m["attributes"]["manifest"].update({SHARDS[0]: changed}))
@@ -479,7 +479,7 @@ def test_a_store_in_memory_is_checked(pristine):
 
 
 BY_RANGE = RemoteSettings(longest_range_bytes=1000)
-"""Read objects of a web server as if they were large."""
+"""Settings that read every object of a web server by ranges, like large ones."""
 
 
 def test_a_whole_store_is_read_by_ranges(copied, serve):
@@ -491,7 +491,7 @@ def test_a_whole_store_is_read_by_ranges(copied, serve):
 
 
 @pytest.mark.parametrize("change", [-5, 7])
-def test_a_size_behind_a_web_server_is_told(copied, serve, change):
+def test_a_wrong_size_on_a_web_server_is_found(copied, serve, change):
     (shard,) = copied.glob("scans/a/image/c/0/0/0")
     data = shard.read_bytes()
     shard.write_bytes(data[:change] if change < 0 else data + bytes(change))
@@ -501,7 +501,7 @@ def test_a_size_behind_a_web_server_is_told(copied, serve, change):
 
 
 @pytest.mark.parametrize("status", [401, 403, 405, 416, 501])
-def test_a_server_that_refuses_is_told_without_a_traceback(copied, status):
+def test_a_server_that_refuses_is_reported_without_a_traceback(copied, status):
     class Refusing(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_error(status)
@@ -517,7 +517,7 @@ def test_a_server_that_refuses_is_told_without_a_traceback(copied, status):
     assert f"the server answered {status}. Check" in " ".join(result.stderr.split())
 
 
-def test_a_server_without_ranges_is_no_fault_of_a_file(copied):
+def test_a_server_without_ranges_is_not_reported_as_a_fault_of_a_file(copied):
     handler = partial(SimpleHTTPRequestHandler, directory=copied.parent)
     with served_by(handler) as url, pytest.raises(NoRangesError, match="read as byte ranges"):
         verify_store(f"{url}/{copied.name}", remote=BY_RANGE)
@@ -536,7 +536,7 @@ def served_by(handler):
     server.server_close()
 
 
-def test_damage_behind_a_web_server_is_found(copied, serve):
+def test_damage_on_a_web_server_is_found(copied, serve):
     url, _ = serve(copied.parent)
     for key in (SHARDS[0], "z/c/0", "zarr.json"):
         path = copied / "scans/b" / key
@@ -545,13 +545,13 @@ def test_damage_behind_a_web_server_is_found(copied, serve):
                 assert {f.path for f in faults_of(f"{url}/noise.zarr")} >= {f"scans/b/{key}"}
 
 
-def test_no_store(tmp_path, ctspine1k_url):
+def test_verifying_an_absent_store_is_an_error(tmp_path, ctspine1k_url):
     for place in (tmp_path, tmp_path / "absent", Path(ctspine1k_url) / "scans/liver_0"):
         with pytest.raises(StoreNotFoundError):
             verify_store(str(place))
 
 
-# Against the source
+# Comparison with the source
 
 
 def run(*words, code=0):
@@ -566,7 +566,7 @@ def against(store, raw, code=0):
     return [(f["scan_id"], f["kind"], f["found"]) for f in said["faults"]]
 
 
-def test_voxels_are_those_of_the_source(pristine, ctspine1k_url, ctspine1k_raw):
+def test_voxels_that_equal_the_source_have_no_fault(pristine, ctspine1k_url, ctspine1k_raw):
     assert against(pristine / "noise.zarr", pristine / "raw") == []
     assert against(ctspine1k_url, ctspine1k_raw[0]) == []
 
@@ -579,11 +579,11 @@ def test_mapped_and_merged_masks_are_compared(tmp_path):
     assert against(tmp_path / "t.zarr", tmp_path / "raw") == []
 
 
-def test_a_voxel_that_differs_is_named(pristine, tmp_path):
+def test_the_fault_names_a_voxel_that_differs_from_the_source(pristine, tmp_path):
     raw = Path(shutil.copytree(pristine / "raw", tmp_path / "raw"))
     path = raw / "b_ct.nii"
     data = bytearray(path.read_bytes())
-    # LPS, (i, j, k): the last voxel but one of the first slice is at x 1, y 0, z 0.
+    # In LPS, (i, j, k), the last voxel but one of the first slice is x 1, y 0, z 0.
     at = 352 + 2 * (SHAPE[2] * SHAPE[1] - 2)
     was = int.from_bytes(data[at : at + 2], "little", signed=True)
     data[at : at + 2] = (7).to_bytes(2, "little")
@@ -597,7 +597,7 @@ def test_a_voxel_that_differs_is_named(pristine, tmp_path):
     assert "ingest" in output
 
 
-def test_a_source_that_is_gone_or_another_is_a_fault(pristine, tmp_path):
+def test_a_missing_or_changed_source_is_a_fault(pristine, tmp_path):
     raw = Path(shutil.copytree(pristine / "raw", tmp_path / "raw"))
     (raw / "a_ct.nii").unlink()
     write_nifti(raw / "b_seg.nii", np.zeros((3, 4, 5), np.uint8), np.eye(4), NiftiForm())
@@ -609,13 +609,13 @@ def test_a_source_that_is_gone_or_another_is_a_fault(pristine, tmp_path):
 # The command line
 
 
-def test_a_whole_store_ends_with_0(pristine):
+def test_a_store_without_faults_exits_with_0(pristine):
     assert "Every byte is as it was written" in run("verify", pristine / "noise.zarr").output
     help_text = " ".join(run("verify", "--help").output.split())
     assert "Exit code 0: the store is whole; 1: it is not; 2: wrong usage." in help_text
 
 
-def test_faults_end_with_1_and_say_which_scan_which_file_and_what_to_do(copied):
+def test_faults_exit_with_1_and_name_scan_file_and_remedy(copied):
     path = copied / f"scans/b/{SHARDS[0]}"
     path.write_bytes(flip(path.read_bytes(), 77, 1))
     output = "".join(run("verify", copied, code=1).output.split())
@@ -635,13 +635,13 @@ def test_a_damaged_root_is_a_fault(copied, pristine):
     assert [f["path"] for f in json.loads(result.stdout)["faults"]] == ["zarr.json"]
 
 
-def test_what_is_left_and_what_was_not_looked_for_is_said(copied, serve):
+def test_the_output_lists_leftovers_and_what_was_not_checked(copied, serve):
     (copied / "ingest.lock").write_bytes(b"")
     assert "ingest.lock" in run("verify", copied).output
     url, _ = serve(copied.parent)
     assert "cannot be listed" in run("verify", f"{url}/noise.zarr").output
 
 
-def test_wrong_usage_ends_with_2(pristine, tmp_path):
+def test_wrong_usage_of_verify_exits_with_2(pristine, tmp_path):
     run("verify", tmp_path / "nowhere", code=2)
     run("verify", pristine / "noise.zarr", "--scan", "c", code=2)
