@@ -27,7 +27,7 @@ def name_of(spec):
     return f"blosc {spec.cname} {spec.clevel} {shuffle}{blocks}"
 
 
-def test_the_benchmark_of_codecs_counts_the_bytes_that_a_store_has(tmp_path):
+def test_the_benchmark_of_codecs_reports_the_stored_bytes_of_a_store(tmp_path):
     phantom = make_phantom(PhantomSpec(shape_zyx=(60, 70, 80), spacing_zyx_mm=(3.0, 4.0, 4.0)))
     raw, figures, png = tmp_path / "raw", tmp_path / "out.json", tmp_path / "out.png"
     image, label = raw / "a_ct.nii.gz", raw / "a_seg.nii.gz"

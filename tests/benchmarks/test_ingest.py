@@ -16,7 +16,7 @@ def run(script, *options):
     subprocess.run([sys.executable, FOLDER / script, *options], check=True, capture_output=True)
 
 
-def test_the_ingest_is_measured_beside_the_arrow_form_and_the_bound(tmp_path):
+def test_the_ingest_the_arrow_form_and_the_lower_bound_are_measured(tmp_path):
     pytest.importorskip("datasets", reason="the extra 'bench' has it")
     phantom = make_phantom(PhantomSpec(shape_zyx=(60, 70, 80), spacing_zyx_mm=(3.0, 4.0, 4.0)))
     pair = tmp_path / "ct.nii.gz", tmp_path / "seg.nii.gz"
@@ -27,7 +27,7 @@ def test_the_ingest_is_measured_beside_the_arrow_form_and_the_bound(tmp_path):
     rows = {row["way"]: row for row in result["rows"]}
     assert len(rows) == 7
     assert all(row["wall_s_median"] > 0 for row in rows.values())
-    # Two rows of float32 and int32, a little more with what Arrow adds.
+    # Two rows of float32 and int32, and a little overhead of Arrow.
     arrow = rows["Arrow"]["written_bytes"] / (2 * phantom.image.size * 8)
     assert 1 <= arrow < 1.1
     assert rows["spinezarr"]["written_bytes"] < rows["Arrow"]["written_bytes"] / 3

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loaders.py"
 
 
-def test_every_way_is_measured(ctspine1k_raw, tmp_path):
+def test_every_loader_is_measured(ctspine1k_raw, tmp_path):
     scan = ctspine1k_raw[1][0]
     options = ["--kinds", "16:2", "axial:2", "--rounds", "1", "--batches", "3", "--scans", "5"]
     command = [sys.executable, SCRIPT, scan.image_path, scan.label_path, *options]

@@ -67,7 +67,7 @@ def test_the_benchmark_measures_every_reader_on_every_kind(tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_reader_that_gives_other_voxels_is_refused_before_it_is_timed(tmp_path):
+def test_a_reader_that_returns_other_voxels_is_refused_before_it_is_timed(tmp_path):
     code = """if True:
         import json, sys
         from pathlib import Path
@@ -113,7 +113,7 @@ def on_disk():
         yield Path(folder)
 
 
-def test_an_evicted_file_is_counted_as_it_comes_back(on_disk):
+def test_pages_of_an_evicted_file_are_counted_when_read_again(on_disk):
     file = on_disk / "file"
     file.write_bytes(np.random.default_rng(0).bytes(1 << 20))
     if file_system(file) in {"tmpfs", "ramfs"}:
@@ -139,7 +139,7 @@ def test_an_evicted_file_is_counted_as_it_comes_back(on_disk):
     assert 0 < after <= 1 << 20
 
 
-def test_ratios_are_those_within_a_round():
+def test_ratios_are_computed_within_each_round():
     code = """if True:
         import json
         from dataclasses import asdict

@@ -71,7 +71,7 @@ def test_the_short_form_measures_every_part(tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_limits_of_merging_are_tried(tmp_path):
+def test_several_limits_of_merged_requests_are_measured(tmp_path):
     short = ["--short", "--links", "0 ms", "--scans", "1"]
     rows = measure(tmp_path, *short, "--gaps", "0", "--runs", "1")["limits"]
     requests = {row["reader"]: row["requests_each"] for row in rows}
@@ -80,7 +80,7 @@ def test_limits_of_merging_are_tried(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["64^3", "axial"])
-def test_wrong_failed_and_hung_reads_are_told_apart(tmp_path, kind):
+def test_wrong_failed_and_hung_reads_are_distinguished(tmp_path, kind):
     code = """if True:
         import json, sys, threading
         from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +133,7 @@ def test_training_through_our_server_is_measured_in_both_ways(tmp_path):
     assert readers == OURS | ways | {"tensorstore", "tensorstore, our store"}
     for row in result["rows"]:
         assert row["per_s_min"] > 0
-        # Who reads ranges may have kept all of so few scans.
+        # A reader of ranges may have cached all of so few scans.
         assert row["bytes_each"] > 0 or row["reader"] != "spinezarr, patches"
     faults = {row["reader"]: row for row in result["faults"]}
     assert faults["spinezarr"]["read"] == faults["spinezarr"]["asked"] > 0
@@ -141,7 +141,7 @@ def test_training_through_our_server_is_measured_in_both_ways(tmp_path):
 
 
 @pytest.mark.long
-def test_trainers_share_a_link(tmp_path):
+def test_trainers_that_share_a_link_are_measured(tmp_path):
     few = ["--rank-patches", "24", "--scans", "2", "--kinds", "64^3", "--links", "12 MB/s"]
     (found,) = measure(tmp_path, "--serve", "--trainers", "3", *few)["trainers"]
     assert (found["link"], found["of_each"]) == ("12 MB/s", [8, 8, 8])
@@ -149,7 +149,7 @@ def test_trainers_share_a_link(tmp_path):
     assert 0 < found["share_of_link"] < 1.1
 
 
-def test_a_stream_goes_on_behind_a_batch_that_failed(tmp_path):
+def test_a_stream_continues_after_a_failed_batch(tmp_path):
     code = """if True:
         import json, sys
         from pathlib import Path
@@ -178,7 +178,7 @@ def test_a_stream_goes_on_behind_a_batch_that_failed(tmp_path):
     assert "scan1" in damaged["problems"][0]
 
 
-def test_targets_hold_us_against_the_fastest_store_of_a_peer():
+def test_targets_compare_with_the_fastest_store_of_a_peer():
     code = """if True:
         import json
         from remote_report import CAP, Row, targets_of

@@ -26,7 +26,7 @@ def measured(tmp_path):
     return json.loads((tmp_path / "out.json").read_text())
 
 
-def test_every_server_that_is_there_takes_its_turns(tmp_path):
+def test_every_installed_server_is_measured_in_turn(tmp_path):
     result = measured(tmp_path)
     rows = {row["server"]: row for row in result["rows"]}
     missing = {line.partition(":")[0] for line in result["left_out"]}
@@ -46,7 +46,7 @@ def test_every_server_that_is_there_takes_its_turns(tmp_path):
 
 
 @pytest.mark.parametrize(("status", "length"), [("200 OK", 16), ("206 Partial Content", 15)])
-def test_the_client_takes_no_other_answer(tmp_path, status, length):
+def test_the_client_of_the_benchmark_refuses_wrong_answers(tmp_path, status, length):
     program = tmp_path / "load"
     source = SCRIPT.with_name("load.c")
     subprocess.run(["cc", "-O2", source, "-o", program], check=True)  # noqa: S607

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "window.py"
 
 
-def test_windows_decode_less_and_are_more_alike(tmp_path, ctspine1k_url):
+def test_windows_decode_less_and_their_samples_are_more_correlated(tmp_path, ctspine1k_url):
     options = ["--shape", "200", "200", "200", "--scans", "40", "--samples", "256"]
     options += [
         "--kinds",

@@ -12,7 +12,7 @@ SHARD = "scans/liver_0/image/c/0/0/0"
 
 @pytest.fixture
 def damaged(ctspine1k_url, tmp_path):
-    """Store of which one byte of an image chunk of liver_0 is flipped."""
+    """Return a store in which one byte of an image chunk of liver_0 is flipped."""
     copied = Path(shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr"))
     data = bytearray((copied / SHARD).read_bytes())
     data[100] ^= 255
@@ -22,6 +22,6 @@ def damaged(ctspine1k_url, tmp_path):
 
 @pytest.fixture
 def refused():
-    """Expect the error of that chunk: it names scan, array, chunk and shard."""
+    """Return a context that expects the error of that chunk, with scan, array, chunk and shard."""
     where = rf"scan 'liver_0', image chunk \(0, 0, 0\) in \S+/{re.escape(SHARD)} "
     return pytest.raises(CorruptStoreError, match=where)

@@ -1,4 +1,4 @@
-"""Epochs as dask arrays, and batches that other processes and a cluster read."""
+"""Epochs as dask arrays, and batches read by other processes and by a cluster."""
 
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -66,7 +66,7 @@ def test_an_epoch_computes_on_a_cluster(stream, client):
     assert_is_epoch(client.compute(stream.to_dask()).result(), stream)
 
 
-def test_a_part_of_an_epoch_is_that_part(stream):
+def test_a_part_of_an_epoch_computes_to_that_part(stream):
     epoch = stream.to_dask()
     mean = epoch.image.isel(sample=[1, 6]).mean(["z", "y", "x"]).to_numpy()
     image = np.concatenate([batch.image for batch in stream])
@@ -85,19 +85,19 @@ def test_slices_have_two_axes(store, plane, dims):
     np.testing.assert_array_equal(epoch.image, image)
 
 
-def test_epochs_that_differ_have_other_names(stream):
+def test_different_epochs_have_different_dask_names(stream):
     names = [
         one.to_dask().image.data.name for one in (stream, stream.at_epoch(0), stream.at_epoch(1))
     ]
     assert names[0] == names[1] != names[2]
 
 
-def test_a_share_is_no_epoch(stream):
+def test_a_partition_cannot_become_dask_arrays(stream):
     with pytest.raises(UsageError, match=r"to_dask gives whole epochs: .* isel"):
         stream.shard(1, 2).to_dask()
 
 
-def test_where_samples_lie_needs_no_voxels_of_them(damaged):
+def test_positions_of_samples_are_computed_without_reading_voxels(damaged):
     streams = (damaged.patches(8, n_samples=20, seed=seed) for seed in range(50))
     stream = next(s for s in streams if s.request(0).scan_id != "liver_0")
     epoch = stream.to_dask()
@@ -107,17 +107,17 @@ def test_where_samples_lie_needs_no_voxels_of_them(damaged):
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
-def test_a_damaged_chunk_never_computes(damaged, refused, scheduler):
+def test_computing_a_damaged_chunk_is_an_error(damaged, refused, scheduler):
     streams = (damaged.patches(64, n_samples=12, seed=seed) for seed in range(50))
     drawn = ((s, [s.request(i).scan_id for i in range(12)]) for s in streams)
-    # The first patch is read when the arrays are made.
+    # The arrays are made from the first patch, so its scan must be intact.
     stream = next(s for s, scans in drawn if "liver_0" in scans[1:] and scans[0] != "liver_0")
     epoch = stream.to_dask()
     with dask.config.set(scheduler=scheduler, num_workers=2), refused:
         epoch.image.compute()
 
 
-# By an executor
+# Batches read by an executor
 
 
 @pytest.fixture(params=["threads", "processes", "cluster"])
@@ -139,12 +139,12 @@ def test_an_executor_reads_the_same_batches_in_order(stream, executor):
     assert_equal_batches(stream.at_epoch(1).read_by(executor, ahead=9), stream.at_epoch(1))
 
 
-def test_a_damaged_chunk_is_an_error(damaged, refused, executor):
+def test_a_damaged_chunk_read_by_an_executor_is_an_error(damaged, refused, executor):
     with refused:
         list(damaged.patches(64, scans=["liver_0"]).read_by(executor))
 
 
-def test_a_store_that_is_gone_is_an_error(damaged, executor, tmp_path):
+def test_a_store_that_was_removed_is_an_error(damaged, executor, tmp_path):
     stream = damaged.patches(64, scans=["liver_0"])
     (tmp_path / "copied.zarr").rename(tmp_path / "other.zarr")
     gone = UnknownScanError if isinstance(executor, ThreadPoolExecutor) else StoreNotFoundError
@@ -153,7 +153,7 @@ def test_a_store_that_is_gone_is_an_error(damaged, executor, tmp_path):
 
 
 class CountingExecutor(ThreadPoolExecutor):
-    """Threads; notes which batches were asked for."""
+    """A thread pool that records the requested batches."""
 
     def __init__(self, threads):
         super().__init__(threads)
@@ -165,14 +165,14 @@ class CountingExecutor(ThreadPoolExecutor):
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
-def test_what_is_read_ahead_is_bounded(store, ahead):
+def test_an_executor_reads_ahead_a_limited_number_of_batches(store, ahead):
     stream = store.patches(8, n_samples=9)
     with CountingExecutor(2) as pool:
         for taken, _ in enumerate(stream.read_by(pool, ahead=ahead), 1):
             assert len(pool.asked) == min(taken - 1 + ahead, 9)
 
 
-def test_leaving_early_cancels_what_waits(store):
+def test_leaving_early_cancels_waiting_batches(store):
     with CountingExecutor(1) as pool:
         batches = store.patches(8, n_samples=1000).read_by(pool, ahead=900)
         next(batches)
@@ -181,7 +181,7 @@ def test_leaving_early_cancels_what_waits(store):
         assert sum(future.cancelled() for future in pool.asked) > 800
 
 
-def test_one_batch_is_read_ahead_at_least(stream):
+def test_at_least_one_batch_is_read_ahead(stream):
     with ThreadPoolExecutor(1) as pool, pytest.raises(UsageError, match="ahead 0: must be at"):
         stream.read_by(pool, ahead=0)
 

@@ -36,7 +36,7 @@ SECTIONS = {"train": "trainset:", "validation": "test_public:", "test": "test_pr
 AFFINE = np.array([[0.7, 0, 0, -31.3], [0, 0.8, 0, 12.1], [0, 0, 2.5, -70.7], [0, 0, 0, 1]])
 
 
-# The model: what CTSpine1K.py does, on the raw files
+# The model: the steps of CTSpine1K.py on the raw files
 
 
 def listed(raw, split):
@@ -103,14 +103,14 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Hugging Face copy of phantoms in several orientations and types; lists not in name order."""
+    """Write the Hugging Face layout with phantoms of several orientations, and unsorted lists."""
     folder = tmp_path_factory.mktemp("hf") / "CTSpine1K"
     scans = [
         replace(plan, image_form=FORMS[plan.scan_id][0], label_form=FORMS[plan.scan_id][1])
         for plan in CTSPINE1K_SCANS
     ]
     write_ctspine1k(folder, "huggingface", scans, scale=0.25)
-    # As in the authors' list, the order is no one's order of names.
+    # As in the authors' list, the order is not that of the names.
     names = {"train": ["liver_0", "HN_P001", "1.3.6.1.4.1.9328.50.4.0001"]}
     names["validation"] = ["volume-covid19-A-0377_ct", "CTC-1018399231"]
     names["test"] = ["1.3.6.1.4.1.9328.50.4.0505"]
@@ -126,7 +126,7 @@ def ingested(recipe, raw, url):
 
 @pytest.fixture(scope="module")
 def url(raw, tmp_path_factory):
-    """Store of that folder."""
+    """Return a store of that folder."""
     out = tmp_path_factory.mktemp("hf-store") / "ctspine1k.zarr"
     return ingested(Recipe.load("ctspine1k"), raw, out)
 
@@ -136,7 +136,7 @@ def url(raw, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["2d", "3d"])
 @pytest.mark.parametrize("split", SECTIONS)
-def test_records_are_those_of_the_script_bit_for_bit(raw, url, name, split):
+def test_records_equal_those_of_the_script_bit_for_bit(raw, url, name, split):
     dataset = spinezarr.load_dataset(url, name, split=split)
     expected = [record for _, record in script(raw, name, split)]
     assert len(dataset) == dataset.num_rows == len(expected)
@@ -145,13 +145,13 @@ def test_records_are_those_of_the_script_bit_for_bit(raw, url, name, split):
         assert_same(found, wanted)
         count += 1
     assert count
-    # Not in order: every record by itself, by a dataset that has kept nothing.
+    # In random order each record is read by itself, without cached chunks.
     fresh = spinezarr.load_dataset(url, name, split=split)
     for number in np.random.default_rng(5).permutation(len(expected)):
         assert_same(fresh[number], expected[number])
 
 
-def test_keys_are_those_of_the_script(raw, url):
+def test_keys_equal_those_of_the_script(raw, url):
     for name in ("2d", "3d"):
         for split in SECTIONS:
             keys = [key for key, _ in script(raw, name, split)]
@@ -166,7 +166,7 @@ def test_keys_are_those_of_the_script(raw, url):
             assert made == keys
 
 
-def test_all_splits_come_as_a_dict_in_the_order_of_the_script(url):
+def test_all_splits_are_a_dict_in_the_order_of_the_script(url):
     splits = spinezarr.load_dataset(url, "3d")
     assert list(splits) == ["train", "validation", "test"]
     assert [len(split) for split in splits.values()] == [3, 2, 1]
@@ -183,7 +183,7 @@ def scaled(rng, form, shape):
 
 
 def write_pairs(raw, pairs):
-    """Write liver_N as the Hugging Face copy has them, from (image, form, label, form)."""
+    """Write liver_N in the Hugging Face layout, from tuples (image, form, label, form)."""
     names = [f"liver_{i}" for i in range(len(pairs))]
     for name, (image, image_form, label, label_form) in zip(names, pairs, strict=True):
         write_nifti(raw / f"raw_data/volumes/MSD-T10/{name}.nii.gz", image, AFFINE, image_form)
@@ -193,7 +193,7 @@ def write_pairs(raw, pairs):
     (raw / "metadata/data_split.txt").write_bytes(split_text({"train": names}).encode())
 
 
-def assert_script_s(raw, url):
+def assert_equals_script(raw, url):
     for name in ("2d", "3d"):
         dataset = spinezarr.load_dataset(url, name, split="train")
         for found, (_, wanted) in zip(dataset, script(raw, name, "train"), strict=True):
@@ -205,13 +205,13 @@ def test_every_orientation_has_the_axes_of_its_file(tmp_path):
     for i, axes in enumerate(all_axcodes()):
         form = NiftiForm(axes, DTYPES[i % len(DTYPES)], oblique_deg=0.0 if i % 2 else 11.0)
         mask = NiftiForm(axes, DTYPES[-i % len(DTYPES)], form.oblique_deg)
-        # Longer than a chunk along each axis in turn.
+        # The volume is longer than a chunk along each axis in turn.
         shape = [(67, 5, 6), (7, 53, 6), (5, 6, 51)][i % 3]
         label = rng.integers(0, 26, shape).astype(np.uint8)
         pairs.append((scaled(rng, form, shape), form, label, mask))
     write_pairs(tmp_path / "raw", pairs)
     url = ingested(Recipe.load("ctspine1k"), tmp_path / "raw", tmp_path / "a.zarr")
-    assert_script_s(tmp_path / "raw", url)
+    assert_equals_script(tmp_path / "raw", url)
 
 
 forms = st.builds(
@@ -226,19 +226,21 @@ forms = st.builds(
 
 @given(forms, forms, st.sampled_from([None, 0.0, -1024.0, 3.3]), st.integers(0, 2**32))
 @settings(max_examples=15)
-def test_whatever_the_form_values_are_the_script_s(tmp_path_factory, image, label, inter, seed):
+def test_values_of_any_file_form_equal_those_of_the_script(
+    tmp_path_factory, image, label, inter, seed
+):
     folder, rng = tmp_path_factory.mktemp("forms"), np.random.default_rng(seed)
     image = replace(image, inter=inter if image.slope else None)
-    # The axes of the mask may be others, as long as both files have as many slices.
+    # The mask may have other axes, if both files have equally many slices.
     label = replace(label, slope=None)
     mask = rng.integers(0, 26, (9, 9, 9)).astype(np.uint8)
     pair = (scaled(rng, image, mask.shape), image, mask, label)
     write_pairs(folder / "raw", [pair])
     url = ingested(Recipe.load("ctspine1k"), folder / "raw", folder / "a.zarr")
-    assert_script_s(folder / "raw", url)
+    assert_equals_script(folder / "raw", url)
 
 
-def test_numbers_that_float32_cannot_hold_are_rounded_as_get_fdata_does(tmp_path):
+def test_values_beyond_float32_are_rounded_like_get_fdata(tmp_path):
     # 2**53 + 2**29 + 1 as float64 is halfway between two float32; as int64 it lies above.
     values = np.full((4, 4, 4), 2**53 + 2**29 + 1, np.int64)
     direct, through = values.astype(np.float32), values.astype(np.float64).astype(np.float32)
@@ -249,10 +251,10 @@ def test_numbers_that_float32_cannot_hold_are_rounded_as_get_fdata_does(tmp_path
     other = (mask[0], NiftiForm("RAS", "uint8"))
     write_pairs(tmp_path / "raw", [(*image, *mask), (*floats, *other)])
     url = ingested(Recipe.load("ctspine1k"), tmp_path / "raw", tmp_path / "a.zarr")
-    assert_script_s(tmp_path / "raw", url)
+    assert_equals_script(tmp_path / "raw", url)
 
 
-def test_image_and_mask_of_unequal_slices_are_refused_as_by_the_script(tmp_path):
+def test_image_and_mask_with_different_numbers_of_slices_are_refused(tmp_path):
     image, mask = np.zeros((7, 8, 9), np.int16), np.zeros((7, 8, 9), np.uint8)
     write_pairs(tmp_path / "raw", [(image, NiftiForm("LPS"), mask, NiftiForm("PIR", "uint8"))])
     url = ingested(Recipe.load("ctspine1k"), tmp_path / "raw", tmp_path / "a.zarr")
@@ -265,7 +267,7 @@ def test_image_and_mask_of_unequal_slices_are_refused_as_by_the_script(tmp_path)
 # Splits, order and labels of other stores
 
 
-def test_a_part_of_the_dataset_keeps_each_scan_s_place_in_the_list(raw, tmp_path):
+def test_a_part_of_the_dataset_keeps_the_list_index_of_each_scan(raw, tmp_path):
     shutil.copytree(raw, tmp_path / "raw")
     for path in (tmp_path / "raw").rglob("liver_0*.nii.gz"):
         path.unlink()
@@ -275,7 +277,7 @@ def test_a_part_of_the_dataset_keeps_each_scan_s_place_in_the_list(raw, tmp_path
     assert dataset["index"] == [1, 2]
 
 
-def test_mapped_labels_come_back_as_the_file_has_them(tmp_path):
+def test_mapped_labels_are_returned_with_the_values_of_the_file(tmp_path):
     rng = np.random.default_rng(1)
     label = rng.choice(np.array([0, 200, 210, 240], np.uint8), (5, 6, 7))
     folder = tmp_path / "raw/Data1"
@@ -292,7 +294,7 @@ def test_mapped_labels_come_back_as_the_file_has_them(tmp_path):
     assert spinezarr.open(url).scan(record["patient_id"]).label.max() == 24
 
 
-def test_masks_made_of_many_files_have_the_scheme_s_labels(tmp_path):
+def test_masks_merged_from_many_files_have_the_labels_of_the_scheme(tmp_path):
     write_totalsegmentator(tmp_path / "raw")
     url = ingested(Recipe.load("totalsegmentator"), tmp_path / "raw", tmp_path / "t.zarr")
     splits = spinezarr.load_dataset(url, "3d")
@@ -304,10 +306,10 @@ def test_masks_made_of_many_files_have_the_scheme_s_labels(tmp_path):
             assert np.unique(record["segmentation"]).tolist() == np.unique(stored).tolist()
 
 
-# As datasets.Dataset behaves
+# The interface of datasets.Dataset
 
 
-def test_numbers_slices_lists_and_columns(url):
+def test_records_can_be_indexed_by_number_slice_list_and_column(url):
     dataset = spinezarr.load_dataset(url, "2d", split="train")
     n = len(dataset)
     first = dataset[0]
@@ -338,7 +340,7 @@ def test_numbers_slices_lists_and_columns(url):
         spinezarr.load_dataset(url, "3d", split="train")["slice_index"]
 
 
-def test_datasets_agrees_on_how_it_is_asked(url):
+def test_indexing_agrees_with_the_datasets_package(url):
     datasets = pytest.importorskip("datasets")
     ours = spinezarr.load_dataset(url, "2d", split="validation")
     facts = {name: ours[name] for name in ("patient_id", "index", "slice_index")}
@@ -352,7 +354,7 @@ def test_datasets_agrees_on_how_it_is_asked(url):
                 dataset[wrong]
 
 
-def test_torch_loads_it_with_workers_and_without(url, raw):
+def test_a_torch_data_loader_reads_the_records(url, raw):
     torch = pytest.importorskip("torch")
     dataset = spinezarr.load_dataset(url, "2d", split="test")
     expected = [record for _, record in script(raw, "2d", "test")]
@@ -373,7 +375,7 @@ def test_torch_loads_it_with_workers_and_without(url, raw):
         assert start == len(expected)
 
 
-def test_it_can_be_pickled(url):
+def test_a_records_dataset_can_be_pickled(url):
     for name in ("2d", "3d"):
         dataset = spinezarr.load_dataset(url, name, split="validation")
         dataset[0]
@@ -382,7 +384,7 @@ def test_it_can_be_pickled(url):
         assert_same(again[-1], dataset[-1])
 
 
-def test_wrong_names_are_told(url, tmp_path):
+def test_the_errors_of_unknown_configurations_and_splits_list_the_known_ones(url, tmp_path):
     with pytest.raises(UsageError, match=r"'4d': must be one of 2d, 3d"):
         spinezarr.load_dataset(url, "4d")
     with pytest.raises(UsageError, match=r"'dev': .* has 'train', 'validation', 'test'"):
@@ -391,7 +393,7 @@ def test_wrong_names_are_told(url, tmp_path):
         spinezarr.load_dataset(tmp_path / "none.zarr", "2d")
 
 
-def test_a_name_in_a_catalog_will_do(url, tmp_path):
+def test_load_dataset_accepts_a_name_of_the_catalog(url, tmp_path):
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text(f"datasets:\n  ctspine1k:\n    recipe: ctspine1k\n    store: {url}\n")
     dataset = spinezarr.load_dataset("ctspine1k", "3d", split="test", catalog=catalog)
@@ -417,7 +419,7 @@ class CountingFetcher(Fetcher):
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    """One scan of three layers of four chunks, its slices along the stored z, from the top."""
+    """Return a store of one scan: three layers of four chunks, with slices from the top along z."""
     folder, rng = tmp_path_factory.mktemp("deep"), np.random.default_rng(9)
     image = rng.integers(-1024, 3072, (140, 60, 70)).astype(np.int16)
     label = rng.integers(1, 26, image.shape).astype(np.uint8)
@@ -433,12 +435,12 @@ def counted(url, name):
     return dataset, fetch
 
 
-def test_a_slice_reads_its_own_chunks_and_no_others(deep):
+def test_a_slice_reads_only_its_own_chunks(deep):
     dataset, fetch = counted(deep, "2d")
     dataset[70]
     fetch.take()
     dataset[100]
-    # Chunks are 64 x 48 x 48: a plane of 60 x 70 has four of them, in image and in mask.
+    # Chunks are 64 x 48 x 48, so a plane of 60 x 70 has four in the image and four in the mask.
     assert len(fetch.take()) == 8
 
 
@@ -447,7 +449,7 @@ def test_slices_in_order_read_each_chunk_once(deep):
     n = sum(1 for _ in dataset)
     assert n == 140
     chunks = [item for item in fetch.take() if item.stop - item.start > 1000]
-    # The first slice is read by itself: that it is the start of a run is not known yet.
+    # The first slice is read alone, because the run in order is not yet recognized.
     assert len(chunks) == 8 + 3 * 8
     assert len(set(chunks)) == 3 * 8
     for k in reversed(range(140)):
@@ -464,7 +466,7 @@ def test_batches_in_order_read_each_chunk_once(deep):
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
-def test_what_is_kept_is_no_one_else_s_to_change(tmp_path, dtype):
+def test_changing_a_returned_record_does_not_change_the_cache(tmp_path, dtype):
     image = np.random.default_rng(4).normal(0, 500, (9, 6, 7)).astype(dtype)
     forms = NiftiForm("LPS", dtype), NiftiForm("LPS", "uint8")
     write_pairs(tmp_path / "raw", [(image, forms[0], np.ones(image.shape, np.uint8), forms[1])])
@@ -497,5 +499,5 @@ def test_a_damaged_chunk_is_an_error_that_names_it(url, tmp_path, name, folder, 
     shard.unlink()
     with pytest.raises(CorruptStoreError, match=rf"'liver_0', {said} chunk .* shard is missing"):
         list(spinezarr.load_dataset(copied, name, split="train"))
-    # The other scans are whole.
+    # The other scans are intact.
     assert list(spinezarr.load_dataset(copied, name, split="test"))

@@ -15,7 +15,7 @@ from spinezarr.loaders.samples import _channel_first
 
 KEYS = ("image", "label")
 pytestmark = [
-    # Of MONAI's own readers, all of which LoadImaged makes.
+    # LoadImaged creates all of MONAI's readers, and some of them warn.
     pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def files(ctspine1k_raw):
-    """What MONAI itself loads of each scan, in the axis order of its files."""
+    """Return what MONAI itself loads of each scan, in the axis order of its files."""
     load = mt.Compose([mt.LoadImaged(KEYS, "NibabelReader"), mt.EnsureChannelFirstd(KEYS)])
     return {
         w.scan_id: load({"image": w.image_path, "label": w.label_path}) for w in ctspine1k_raw[1]
@@ -31,7 +31,7 @@ def files(ctspine1k_raw):
 
 
 def cut_like(volume, patch):
-    """Cut out of a volume the voxels at which those of a patch lie."""
+    """Cut the voxels out of a volume that lie at the positions of a patch."""
     offset = np.linalg.solve(volume.affine.numpy(), patch.affine.numpy())
     np.testing.assert_allclose(offset[:3, :3], np.eye(3), atol=1e-6)
     start = np.rint(offset[:3, 3]).astype(int)
@@ -47,10 +47,10 @@ def assert_same(patch, volume):
     np.testing.assert_allclose(patch.as_tensor().float(), expected.float(), atol=2e-3)
 
 
-# What a sample holds
+# Contents of samples
 
 
-def test_samples_are_what_monai_loads_of_the_files(store, files):
+def test_samples_equal_what_monai_loads_of_the_files(store, files):
     turn = mt.Orientationd(KEYS, "RAS", labels=None)
     dataset = MonaiPatches(store.patches((16, 24, 20), n_samples=6, foreground=0.5))
     assert len(dataset) == 6
@@ -85,7 +85,7 @@ def test_a_padded_patch_lies_around_its_volume(store):
 
 
 @pytest.mark.parametrize("axcodes", ["LPS", "PIR", "SAR"])
-def test_turning_a_patch_is_turning_the_volume(store, files, axcodes):
+def test_reorienting_a_patch_equals_reorienting_the_volume(store, files, axcodes):
     turn = mt.Orientationd(KEYS, axcodes, labels=None)
     dataset = MonaiPatches(store.patches((16, 24, 20), n_samples=3), turn)
     for sample in (dataset[i] for i in range(3)):
@@ -94,8 +94,8 @@ def test_turning_a_patch_is_turning_the_volume(store, files, axcodes):
             assert_same(sample[key], whole[key])
 
 
-def test_resampling_a_patch_is_resampling_the_volume(store, files):
-    """At 1.5 voxels a step, where patches start at multiples of three voxels."""
+def test_resampling_a_patch_equals_resampling_the_volume(store, files):
+    """A step is 1.5 voxels, so the compared patches start at multiples of three voxels."""
     for scan_id in ("liver_0", "HN_P001"):
         spacing = np.linalg.norm(np.array(store.scan(scan_id).attrs["affine"])[:3, :3], axis=0)
         resample = mt.Compose(
@@ -117,7 +117,7 @@ def test_resampling_a_patch_is_resampling_the_volume(store, files):
             assert_same(sample["image"], whole["image"])
 
 
-def test_a_flip_keeps_each_voxel_in_its_place(store):
+def test_a_flip_keeps_the_position_of_each_voxel(store):
     stream = store.patches((10, 12, 14), n_samples=1)
     flip = mt.RandFlipd(KEYS, prob=1.0, spatial_axis=0)
     plain, flipped = MonaiPatches(stream)[0], MonaiPatches(stream, flip)[0]
@@ -129,7 +129,7 @@ def test_a_flip_keeps_each_voxel_in_its_place(store):
 
 
 def test_random_transforms_move_image_and_mask_together(store):
-    """A mask given as both arrays stays equal when it is turned and bent."""
+    """If both arrays are the mask, they stay equal under rotation and deformation."""
     stream = store.patches(24, n_samples=2, foreground=1.0)
     deform = mt.RandAffined(
         KEYS, prob=1.0, rotate_range=0.5, scale_range=0.2, mode="nearest", padding_mode="zeros"
@@ -141,7 +141,7 @@ def test_random_transforms_move_image_and_mask_together(store):
         np.testing.assert_allclose(sample["image"].affine, sample["label"].affine)
 
 
-def test_a_saved_patch_lies_where_it_was_cut(store, files, tmp_path):
+def test_a_saved_patch_keeps_its_position(store, files, tmp_path):
     stream = store.patches((12, 16, 20), n_samples=6, batch_size=6)
     form = {"separate_folder": False, "print_log": False, "output_postfix": ""}
     save = mt.SaveImaged(KEYS, output_dir=tmp_path, **form)
@@ -155,7 +155,7 @@ def test_a_saved_patch_lies_where_it_was_cut(store, files, tmp_path):
         saved = nib.load(tmp_path / f"{batch.scan_id[i]}_{i}.nii.gz")
         np.testing.assert_array_equal(saved.get_fdata(), batch.label[i].transpose(2, 1, 0))
         np.testing.assert_allclose(saved.affine, batch.affine[i], atol=1e-4)
-    # Back on the patch's own grid.
+    # Resample back to the patch's own grid.
     MonaiPatches(stream, resample)[0]
     again = nib.load(tmp_path / "back" / f"{batch.scan_id[0]}_0.nii.gz")
     assert again.shape == (20, 16, 12)
@@ -173,7 +173,7 @@ def test_slices_keep_a_third_axis_until_it_is_squeezed(store):
     assert flat["image"].shape == (1, 24, 20)
 
 
-def test_slices_beside_each_other_are_channels():
+def test_neighboring_slices_become_channels_of_samples():
     slices = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
     tensor = _channel_first(slices, ("slice", "z", "x"))
     assert tensor.shape == (3, 5, 1, 4)
@@ -181,7 +181,7 @@ def test_slices_beside_each_other_are_channels():
 
 
 @pytest.mark.parametrize("index", [3, -4])
-def test_a_dataset_ends(store, index):
+def test_iterating_a_dataset_by_index_ends(store, index):
     dataset = MonaiPatches(store.patches(8, n_samples=3))
     assert dataset[-1]["index"] == 2
     with pytest.raises(IndexError):
@@ -192,7 +192,7 @@ def test_a_dataset_ends(store, index):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_gives_the_batches_of_the_stream(store, num_workers):
+def test_a_monai_loader_returns_the_batches_of_the_stream(store, num_workers):
     stream = store.patches((12, 16, 20), batch_size=4, n_samples=10, foreground=0.5)
     dataset = MonaiPatches(stream)
     loader = DataLoader(
@@ -213,7 +213,7 @@ def test_a_loader_gives_the_batches_of_the_stream(store, num_workers):
             np.testing.assert_array_equal(batch["index"], expected.index)
 
 
-def test_several_crops_a_patch_are_collated(store):
+def test_several_crops_per_patch_are_collated(store):
     crop = mt.RandSpatialCropSamplesd(KEYS, (8, 8, 8), num_samples=3, random_size=False)
     loader = DataLoader(MonaiPatches(store.patches(16, n_samples=2), crop), batch_size=2)
     (batch,) = loader
@@ -230,13 +230,13 @@ def test_a_grid_covers_a_scan_for_inference(store):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_damaged_chunk_is_an_error(damaged, refused, num_workers):
+def test_a_damaged_chunk_is_an_error_of_monai_datasets(damaged, refused, num_workers):
     dataset = MonaiPatches(damaged.patches(64, scans=["liver_0"]))
     with refused:
         next(iter(DataLoader(dataset, num_workers=num_workers)))
 
 
-def test_monai_must_be_there(monkeypatch):
+def test_the_error_without_monai_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "spinezarr.loaders.monai")
     monkeypatch.setitem(sys.modules, "monai.data", None)
     with pytest.raises(ImportError, match=r"pip install 'spinezarr\[monai\]'"):
@@ -246,7 +246,7 @@ def test_monai_must_be_there(monkeypatch):
 # Training
 
 
-def test_a_network_learns_bone(store):
+def test_a_network_learns_bone_with_monai(store):
     set_determinism(0)
     transform = mt.Compose(
         [

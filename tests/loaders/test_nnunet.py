@@ -24,11 +24,11 @@ SHAPE, SPACING_ZYX = (70, 40, 55), (2.5, 0.8, 0.7)
 AFFINE = np.array([[0.7, 0, 0, -31.3], [0, 0.8, 0, 12.1], [0, 0, 2.5, -70.7], [0, 0, 0, 1]])
 
 
-# The model: what nnU-Net's preprocessing does to whole volumes
+# The model: the steps of nnU-Net's preprocessing on whole volumes
 
 
 def resized(values, shape, order):
-    """``skimage.transform.resize(values, shape, order, mode="edge", anti_aliasing=False)``."""
+    """Resize like ``skimage.transform.resize(..., mode="edge", anti_aliasing=False)``."""
     zoom = [new / old for new, old in zip(shape, values.shape, strict=True)]
     out = ndimage.zoom(values.astype(float), zoom, order=order, mode="nearest", grid_mode=True)
     assert out.shape == tuple(shape)
@@ -36,7 +36,7 @@ def resized(values, shape, order):
 
 
 def resized_labels(values, shape, order):
-    """``batchgenerators.augmentations.utils.resize_segmentation``; and where two labels tie."""
+    """Resize like ``batchgenerators``' ``resize_segmentation``; return also where labels tie."""
     labels = np.unique(values)
     scores = np.stack([resized(values == label, shape, order) for label in labels])
     best = np.sort(scores, axis=0)
@@ -45,7 +45,7 @@ def resized_labels(values, shape, order):
 
 
 def preprocess(image, label, spacing, plans, configuration="3d_fullres"):
-    """Return image, mask and ties as ``DefaultPreprocessor.run_case_npy`` makes them."""
+    """Return image, mask and ties as ``DefaultPreprocessor.run_case_npy`` computes them."""
     found = plans["configurations"][configuration]
     transpose = plans["transpose_forward"]
     image, label = image.transpose(transpose), label.transpose(transpose)
@@ -103,7 +103,7 @@ def plans_of(spacing, transpose=(0, 1, 2), configuration="3d_fullres", **changes
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Store of a smooth image with noise and a mask of blocks, its raw dataset, and the arrays."""
+    """Return a store of a noisy image and a mask of blocks, its raw dataset, and the arrays."""
     folder, rng = tmp_path_factory.mktemp("nnunet"), np.random.default_rng(6)
     image = ndimage.gaussian_filter(rng.normal(0, 9000, SHAPE), 2) + rng.normal(0, 60, SHAPE)
     image = image.astype(np.int16)
@@ -123,7 +123,7 @@ def made(tmp_path_factory):
 
 
 def preprocessed_folder(folder, raw, plans):
-    """What ``nnUNetv2_plan_and_preprocess --no_pp`` leaves."""
+    """Write the files that ``nnUNetv2_plan_and_preprocess --no_pp`` leaves."""
     folder.mkdir()
     shutil.copy(raw / "dataset.json", folder)
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
@@ -150,10 +150,10 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("case", ["a", "b.c"])
-def test_cases_are_what_nnunet_s_preprocessing_makes(made, tmp_path, name, case):
+def test_cases_equal_those_of_the_nnunet_preprocessing(made, tmp_path, name, case):
     plans = plans_of(*PLANS[name])
     dataset = linked(made, tmp_path / "pre", plans)
-    # The second source is turned the other way.
+    # The second source has another orientation.
     image, label = (made[2], made[3]) if case == "a" else (made[2][::-1], made[3][::-1])
     wanted, mask, tied = preprocess(image, label, SPACING_ZYX, plans)
     found, seg, previous, _ = dataset.load_case(case)
@@ -179,7 +179,7 @@ def test_cases_are_what_nnunet_s_preprocessing_makes(made, tmp_path, name, case)
 def test_thick_slices_are_not_interpolated_across(tmp_path):
     rng = np.random.default_rng(3)
     affine = np.diag([0.7, 0.7, 3.3, 1.0])
-    # Each plane has a range of its own, to which nnU-Net clips it.
+    # nnU-Net clips each plane to the range of that plane.
     image = rng.integers(-150, 100, (9, 30, 28)) + 70 * np.arange(9)[:, None, None]
     image = image.astype(np.int16)
     label = rng.integers(0, 3, (3, 3, 2)).astype(np.uint8).repeat(3, 0).repeat(10, 1).repeat(14, 2)
@@ -197,7 +197,7 @@ def test_thick_slices_are_not_interpolated_across(tmp_path):
     np.testing.assert_array_equal(seg[:][0][~tied], mask[~tied])
 
 
-def test_2d_configurations_leave_the_first_axis(made, tmp_path):
+def test_2d_configurations_do_not_resample_the_first_axis(made, tmp_path):
     plans = plans_of((1.0, 1.0), configuration="2d")
     dataset = linked(made, tmp_path / "pre", plans, "2d")
     wanted, _, _ = preprocess(made[2], made[3], SPACING_ZYX, plans, "2d")
@@ -208,7 +208,7 @@ def test_2d_configurations_leave_the_first_axis(made, tmp_path):
 
 @given(st.data())
 @settings(max_examples=60)
-def test_slices_are_as_numpy_takes_them(made, tmp_path_factory, data):
+def test_slicing_a_case_equals_numpy_slicing(made, tmp_path_factory, data):
     dataset = linked(made, tmp_path_factory.mktemp("slices") / "pre", plans_of(SPACING_ZYX))
     image = dataset.load_case("a")[0]
     whole = image[:]
@@ -221,7 +221,7 @@ def test_slices_are_as_numpy_takes_them(made, tmp_path_factory, data):
         np.testing.assert_array_equal(image[index], whole[index])
 
 
-def test_properties_are_those_of_the_preprocessor(made, tmp_path):
+def test_properties_equal_those_of_the_preprocessor(made, tmp_path):
     dataset = linked(made, tmp_path / "pre", plans_of((1.9, 0.63, 0.66)))
     properties = dataset.load_case("a")[3]
     shape = properties["shape_before_cropping"]
@@ -236,7 +236,7 @@ def test_properties_are_those_of_the_preprocessor(made, tmp_path):
 
 
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
-def test_every_voxel_of_a_label_is_a_location_of_it(made, tmp_path, transpose):
+def test_locations_cover_every_voxel_of_a_label(made, tmp_path, transpose):
     spacing = [SPACING_ZYX[axis] for axis in transpose]
     dataset = linked(made, tmp_path / "pre", plans_of(spacing, transpose))
     _, seg, _, properties = dataset.load_case("a")
@@ -253,7 +253,7 @@ def test_every_voxel_of_a_label_is_a_location_of_it(made, tmp_path, transpose):
         assert len({tuple(place) for place in places.tolist()}) == len(every)
 
 
-def test_locations_lie_inside_whatever_the_spacing(made, tmp_path):
+def test_locations_lie_inside_the_volume_for_any_spacing(made, tmp_path):
     dataset = linked(made, tmp_path / "pre", plans_of((2.6, 1.3, 1.7)))
     _, seg, _, properties = dataset.load_case("a")
     hits = []
@@ -267,7 +267,7 @@ def test_locations_lie_inside_whatever_the_spacing(made, tmp_path):
     assert all(hits)
 
 
-def test_it_is_what_nnunet_asks_for(made, tmp_path):
+def test_the_dataset_class_has_the_interface_of_nnunet(made, tmp_path):
     dataset = linked(made, tmp_path / "pre", plans_of(SPACING_ZYX))
     assert dataset.identifiers == ["a", "b.c"]
     assert StoreDataset.get_identifiers(dataset.source_folder) == ["a", "b.c"]
@@ -281,7 +281,7 @@ def test_it_is_what_nnunet_asks_for(made, tmp_path):
     truth = tmp_path / "pre/gt_segmentations"
     assert sorted(path.name for path in truth.iterdir()) == ["a.nii.gz", "b.c.nii.gz"]
     assert (truth / "a.nii.gz").read_bytes() == (made[1] / "labelsTr/a.nii.gz").read_bytes()
-    # The only kind of file there: by that nnU-Net finds the class.
+    # nnU-Net chooses the class by the only kind of file in the folder.
     (only,) = Path(dataset.source_folder).iterdir()
     assert only.name == "store.spinezarr"
     with pytest.raises(UnknownScanError):
@@ -291,7 +291,7 @@ def test_it_is_what_nnunet_asks_for(made, tmp_path):
 # Failures
 
 
-def test_damage_is_an_error_when_sliced(made, tmp_path):
+def test_slicing_a_damaged_case_is_an_error(made, tmp_path):
     copied = Path(shutil.copytree(made[0], tmp_path / "copied.zarr"))
     for array in ("image", "label"):
         shard = copied / f"scans/a/{array}/c/0/0/0"
@@ -317,13 +317,13 @@ def test_damage_is_an_error_when_sliced(made, tmp_path):
         ),
     ],
 )
-def test_plans_that_cannot_be_followed_are_refused(made, tmp_path, changes, said):
+def test_unsupported_plans_are_refused(made, tmp_path, changes, said):
     folder = preprocessed_folder(tmp_path / "pre", made[1], plans_of(SPACING_ZYX, **changes))
     with pytest.raises(UsageError, match=said):
         link_store(str(made[0]), made[1], folder)
 
 
-def test_what_is_missing_is_named(made, tmp_path):
+def test_the_error_names_what_is_missing(made, tmp_path):
     with pytest.raises(UsageError, match=r"nnUNetPlans\.json: there is no such file"):
         link_store(str(made[0]), made[1], tmp_path / "pre")
     dataset = linked(made, tmp_path / "pre", plans_of(SPACING_ZYX))
@@ -343,12 +343,12 @@ def test_what_is_missing_is_named(made, tmp_path):
         link_store(str(made[0]), made[1], tmp_path / "pre")
 
 
-# Against nnU-Net itself, where it is installed
+# Comparison with nnU-Net itself, if it is installed
 
 
 if find_spec("nnunetv2") and find_spec("acvl_utils"):  # not its readers alone
 
-    def test_nnunet_s_own_preprocessor_agrees(made, tmp_path):
+    def test_cases_equal_those_of_the_installed_nnunet_preprocessor(made, tmp_path):
         resampling = import_module("nnunetv2.preprocessing.resampling.default_resampling")
         for name, (spacing, transpose) in PLANS.items():
             plans = plans_of(spacing, transpose)

@@ -1,4 +1,4 @@
-"""Loaders of images that are stored as scaled numbers, or hold voxels that are no numbers."""
+"""Loaders of images that are stored as scaled integers, or hold NaN or infinite voxels."""
 
 import json
 import shutil
@@ -43,13 +43,13 @@ def with_splits(odd, **splits):
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_whole_scans_of_torchio_hold_the_values(odd, store, name):
+def test_whole_scans_of_torchio_hold_the_scaled_values(odd, store, name):
     (subject,) = scan_subjects(store, scans=[name])
     assert subject.image.data.dtype == torch.float64
     np.testing.assert_array_equal(subject.image.data[0].numpy().T, odd.image[name])
 
 
-def test_whole_scans_of_torchio_refuse_keep_or_replace(odd, store):
+def test_whole_scans_of_torchio_refuse_keep_or_replace_nonfinite_voxels(odd, store):
     with pytest.raises(UsageError, match=r"NaN or infinite: holes \(\d+ voxels\), sieve"):
         scan_subjects(store)
     for nonfinite in ("keep", -1024):
@@ -60,7 +60,7 @@ def test_whole_scans_of_torchio_refuse_keep_or_replace(odd, store):
         np.testing.assert_array_equal(subject.label.data[0].numpy().T, odd.label)
 
 
-def test_patches_of_every_loader_hold_the_values(odd, store):
+def test_patches_of_every_loader_hold_the_scaled_values(odd, store):
     stream = store.patches((12, 16, 20), scans=[*SCALED, *HOLES], n_samples=9, nonfinite=-1000)
 
     def expected(item):
@@ -79,14 +79,14 @@ def test_patches_of_every_loader_hold_the_values(odd, store):
 
 
 def kij(values, odd, name):
-    """Turn a volume into the axes of its file, the last first: all of these are stored so."""
+    """Return a volume in the axis order (k, j, i) of its file."""
     reader = StoreReader(odd.url)
     axes = AxisMap.from_axcodes(reader.scan(name).attributes.image_source.orientation)
     return axes.from_zyx(values).transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize("config", ["2d", "3d"])
-def test_records_of_the_script_hold_the_values(odd, config):
+def test_records_hold_the_scaled_values(odd, config):
     reader, engine = with_splits(odd, train=["byte", "down", "word"])
     dataset = load_splits(reader, engine, config)["train"]
     for record in dataset:
@@ -99,7 +99,7 @@ def test_records_of_the_script_hold_the_values(odd, config):
 
 @pytest.mark.parametrize("config", ["2d", "3d"])
 @pytest.mark.parametrize("nonfinite", ["keep", 3.5])
-def test_records_of_the_script_refuse_keep_or_replace(odd, config, nonfinite):
+def test_records_refuse_keep_or_replace_nonfinite_voxels(odd, config, nonfinite):
     reader, engine = with_splits(odd, train=["holes"], test=["plain", "byte"])
     with pytest.raises(UsageError, match=r"NaN or infinite: holes \(\d+ voxels\)\. Give"):
         load_splits(reader, engine, config)
@@ -116,7 +116,7 @@ def test_records_of_the_script_refuse_keep_or_replace(odd, config, nonfinite):
 
 @pytest.fixture(scope="module")
 def planned(odd, tmp_path_factory):
-    """Raw dataset of the store, and what nnU-Net's planning leaves."""
+    """Return the raw dataset of the store, and the files of nnU-Net's planning."""
     folder = tmp_path_factory.mktemp("nnunet")
     exported = Path(spinezarr.open(odd.url).export_nnunet(out=folder, name="odd").out)
     plans = {
@@ -150,7 +150,7 @@ def configuration_of(name, **kwargs):
     }
 
 
-def test_nnunet_refuses_keeps_or_replaces(odd, planned):
+def test_nnunet_cases_refuse_keep_or_replace_nonfinite_voxels(odd, planned):
     raw, preprocessed = planned
     with pytest.raises(UsageError, match=r"NaN or infinite: holes \(\d+ voxels\), sieve"):
         link_store(odd.url, raw, preprocessed)

@@ -1,4 +1,4 @@
-"""Random transforms: a pure function of (seed, epoch, index), whatever reads the samples."""
+"""Random transforms are a pure function of (seed, epoch, index), whichever loader is used."""
 
 import pickle
 import random
@@ -31,7 +31,7 @@ unseeded = mt.RandScaleIntensityd("image", 0.5, prob=1.0)
 
 
 class Wrapped:
-    """A transform of somebody, which MONAI does not take for a random one."""
+    """A user's transform, which MONAI does not recognize as random."""
 
     def __init__(self):
         self.inner = {"shift": mt.RandShiftIntensityd("image", 50.0, prob=1.0)}
@@ -120,11 +120,11 @@ def loaded(dataset, *, method=None, loader=DataLoader, **options):
     return [sample for batch in found for sample in batch]
 
 
-# Pure
+# Reproducible samples
 
 
 @pytest.mark.parametrize("name", MONAI)
-def test_samples_depend_on_seed_epoch_and_index_alone(store, name):
+def test_samples_depend_only_on_seed_epoch_and_index(store, name):
     dataset = monai_patches(store, MONAI[name])
     first = [values(dataset[i]) for i in range(N)]
     assert len(set(first)) == N
@@ -144,7 +144,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(store, name):
 
 
 @pytest.mark.parametrize("name", TORCHIO)
-def test_subjects_depend_on_seed_epoch_and_index_alone(store, name):
+def test_subjects_depend_only_on_seed_epoch_and_index(store, name):
     dataset = torchio_patches(store, TORCHIO[name])
     first = [subject_values(dataset[i]) for i in range(N)]
     assert len(set(first)) == N
@@ -156,7 +156,7 @@ def test_subjects_depend_on_seed_epoch_and_index_alone(store, name):
 
 
 def drawn(dataset, n=3):
-    """What a transform that draws one number gives for the first samples."""
+    """Return the numbers that a transform draws for the first samples."""
     return [float(dataset[i]["drawn"]) for i in range(n)]
 
 
@@ -165,7 +165,7 @@ class Draw(mt.Randomizable, mt.Transform):
         return sample | {"drawn": self.R.random()}
 
 
-def test_the_seed_of_the_stream_counts_and_not_where_it_draws(store):
+def test_transforms_depend_on_the_seed_and_not_on_the_drawn_patches(store):
     found = {
         tuple(drawn(monai_patches(store, Draw(), seed=seed, scans=["liver_0"])))
         for seed in range(4)
@@ -178,7 +178,7 @@ def test_the_seed_of_the_stream_counts_and_not_where_it_draws(store):
         assert drawn(one) == drawn(monai_patches(store, Draw(), epoch=1))
 
 
-def test_a_grid_draws_anew_in_each_epoch(store):
+def test_transforms_of_a_grid_differ_in_each_epoch(store):
     dataset = MonaiPatches(store.grid("liver_0", 16), Draw())
     first = drawn(dataset)
     dataset.set_epoch(1)
@@ -196,7 +196,7 @@ def test_a_grid_draws_anew_in_each_epoch(store):
         {"num_workers": 0, "loader": MonaiDataLoader},
         {"num_workers": 2, "loader": MonaiDataLoader},
         {"num_workers": 0, "loader": ThreadDataLoader},
-        # Of several, one would seed the global generators while it starts and another one works.
+        # With several workers, one would seed the global generators while another one works.
         {"num_workers": 1, "loader": ThreadDataLoader, "use_thread_workers": True},
     ],
     ids=str,
@@ -221,7 +221,7 @@ def test_spawned_workers_change_no_sample(store):
     assert [values(found) for found in loaded(dataset, num_workers=1, method="spawn")] == expected
 
 
-def test_workers_that_live_on_follow_the_epoch(store):
+def test_persistent_workers_follow_the_epoch(store):
     dataset = monai_patches(store, noise())
     loader = DataLoader(
         dataset, batch_size=2, num_workers=2, persistent_workers=True, collate_fn=list_data_collate
@@ -233,7 +233,7 @@ def test_workers_that_live_on_follow_the_epoch(store):
     assert found[0] == found[2] != found[1]
 
 
-def test_a_restart_in_the_middle_goes_on_with_the_same_samples(store):
+def test_resuming_in_the_middle_continues_with_the_same_samples(store):
     dataset = monai_patches(store, noise())
     expected = [values(dataset[i]) for i in range(N)]
     again = pickle.loads(pickle.dumps(dataset))  # noqa: S301
@@ -259,7 +259,7 @@ def test_two_threads_read_the_same_samples(store):
     assert found == [*zip(expected, expected_subjects, strict=True)] * 2
 
 
-def test_another_transform_is_seeded_too(store):
+def test_a_transform_set_later_is_seeded(store):
     dataset = monai_patches(store, noise())
     first = values(dataset[0])
     dataset.transform = mt.Compose([noise(), noise()])
@@ -267,14 +267,14 @@ def test_another_transform_is_seeded_too(store):
     assert second == values(dataset[0]) != first
 
 
-# Nothing else is disturbed
+# Other generators are not disturbed
 
 
 def generators():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
-def test_global_generators_are_as_before(store):
+def test_global_generators_keep_their_state(store):
     def draw(sample):
         of_globals({"image": 0})
         if isinstance(sample, dict) and not isinstance(sample, tio.Subject):
@@ -296,15 +296,15 @@ def test_global_generators_are_as_before(store):
     assert shared.get_state()[1].tolist() == state
 
 
-def test_a_generator_that_a_user_gave_stays_theirs(store):
+def test_a_generator_given_by_the_user_is_not_replaced(store):
     mine = np.random.RandomState(5)
     state = mine.get_state()[1].tolist()
     monai_patches(store, noise().set_random_state(state=mine))[0]
     assert mine.get_state()[1].tolist() == state
 
 
-def test_transforms_that_draw_in_step_stay_so():
-    """As a dictionary transform and the one it wraps, which one call gives one seed."""
+def test_transforms_that_share_a_seed_draw_the_same_numbers():
+    """A dictionary transform and the one it wraps get one seed in one call."""
 
     class Pair(mt.Randomizable):
         def __init__(self):
@@ -327,12 +327,12 @@ def test_transforms_that_draw_in_step_stay_so():
 
 
 @pytest.mark.parametrize("kind", [MonaiPatches, TorchioPatches])
-def test_no_share_is_taken_for_the_whole(store, kind):
+def test_a_partition_cannot_be_read_by_sample_number(store, kind):
     with pytest.raises(UsageError, match=f"{kind.__name__} gives whole epochs"):
         kind(store.patches(8).shard(0, 2))
 
 
-def test_a_plain_dataset_draws_nothing(store, monkeypatch):
+def test_a_dataset_without_transform_draws_no_numbers(store, monkeypatch):
     monkeypatch.setattr(Randomness, "of_sample", None)
     for dataset in (monai_patches(store, None), torchio_patches(store, None)):
         dataset[0]

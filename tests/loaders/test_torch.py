@@ -28,18 +28,18 @@ from spinezarr.loaders.torch import PatchDataset, PatchLoader, PatchMapDataset, 
 from spinezarr.stream.epoch.stream import PatchStream
 from spinezarr.stream.read.fetch import Fetcher, MissingShardError
 
-# Python 3.12 warns of any fork beside threads; trainers do it, so it must work.
+# Python 3.12 warns about any fork while threads run; trainers do it, so it must work.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*multi-threaded, use of fork:DeprecationWarning",
-    # More workers than cores are asked for on purpose.
+    # Some tests use more workers than cores on purpose.
     "ignore:This DataLoader will create:UserWarning",
-    # torchdata 0.11 calls what torch 2.13 warns of.
+    # torchdata 0.11 calls functions that torch 2.13 deprecates.
     "ignore:.set_vital. is deprecated:UserWarning",
 )
 
 
 def digest(batch):
-    """Hash of all that a batch of tensors holds."""
+    """Return a hash of everything in a batch of tensors."""
     found = hashlib.sha256()
     for name, value in sorted(batch.items()):
         data = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
@@ -52,7 +52,7 @@ def digests(batches):
 
 
 def error_of(loader):
-    """The error that iterating raises, without its frames: torch is slow to end what they hold."""
+    """Return the error of iterating without its frames, which would keep torch's workers alive."""
     try:
         list(loader)
     except SpinezarrError as error:
@@ -91,7 +91,7 @@ def test_tensors_share_memory_with_the_batch(stream):
     assert "dims" not in tensors
 
 
-def test_tensors_that_are_held_stay_as_they_were(store):
+def test_tensors_that_are_kept_do_not_change(store):
     stream = store.patches(64, batch_size=2, n_samples=20)
     expected = digests(map(as_tensors, stream))  # the memory of each batch is used again
     held = list(PatchLoader(stream))
@@ -103,7 +103,7 @@ def test_tensors_that_are_held_stay_as_they_were(store):
         assert torch.equal(image, batch["image"][0])
 
 
-def test_slices_are_two_dimensional_and_labels_may_lack(store):
+def test_slices_are_two_dimensional_and_labels_may_be_absent(store):
     (tensors,) = whole(store.slices("sagittal", size=(20, 30), batch_size=6, labels=False))
     assert tensors["image"].shape == (6, 1, 20, 30)
     assert "label" not in tensors
@@ -132,7 +132,9 @@ def test_neighboring_slices_are_channels(store):
         pytest.param("loader", 2, "spawn", marks=pytest.mark.long),
     ],
 )
-def test_the_number_of_workers_changes_nothing(stream, expected, kind, num_workers, method):
+def test_the_number_of_workers_does_not_change_the_batches(
+    stream, expected, kind, num_workers, method
+):
     options = {"num_workers": num_workers, "multiprocessing_context": method}
     if kind == "dataset":
         loader = DataLoader(PatchDataset(stream), batch_size=None, **options)
@@ -143,7 +145,7 @@ def test_the_number_of_workers_changes_nothing(stream, expected, kind, num_worke
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_four_ranks_take_turns(stream, expected, num_workers):
+def test_four_ranks_get_the_batches_in_turn(stream, expected, num_workers):
     shares = []
     for rank in range(4):
         dataset = PatchDataset(stream, rank=rank, ranks=4)
@@ -166,7 +168,7 @@ def test_workers_see_a_new_epoch(stream, kind, persistent):
         assert digests(loader) == digests(map(as_tensors, stream.at_epoch(epoch)))
 
 
-def test_the_epoch_is_the_streams_unless_told(stream, expected):
+def test_the_epoch_is_that_of_the_stream_by_default(stream, expected):
     assert digests(whole(stream.at_epoch(2))) == digests(map(as_tensors, stream.at_epoch(2)))
     with pytest.raises(UsageError, match="epoch -1"):
         PatchDataset(stream).set_epoch(-1)
@@ -180,13 +182,13 @@ def test_a_loader_left_early_leaves_no_thread_behind(stream, expected):
             assert digest(batch) == expected[0]
             break
     gc.collect()
-    until = time.monotonic() + PATIENCE_S  # the threads of torch's own queues end a little later
+    until = time.monotonic() + PATIENCE_S  # threads of torch's own queues end a little later
     while set(threading.enumerate()) - before and time.monotonic() < until:
         time.sleep(0.01)
     assert not set(threading.enumerate()) - before
 
 
-def test_a_damaged_store_is_an_error_in_a_worker_too(stream):
+def test_a_damaged_store_is_the_same_error_in_a_worker(stream):
     class Gone(Fetcher):
         def __call__(self, ranges):
             raise MissingShardError(ranges.shards[0].path)
@@ -218,27 +220,27 @@ def test_options_that_the_stream_decides_are_refused(stream, option, value, inst
         PatchLoader(stream, **{option: value})
 
 
-def test_an_option_that_nobody_knows_is_refused(stream):
+def test_an_unknown_option_is_refused(stream):
     with pytest.raises(TypeError, match="batchsize"):
         PatchLoader(stream, batchsize=8)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
-def test_batches_are_put_into_no_batch(stream, expected, kind, num_workers):
+def test_batching_the_batches_of_a_stream_is_refused(stream, expected, kind, num_workers):
     dataset = PatchDataset(stream)
     for options in ({}, {"batch_size": 4}):
         error = error_of(kind(dataset, num_workers=num_workers, **options))
         assert isinstance(error, UsageError)
         assert "batch_size=None" in str(error)
-    # Who collates as they like may do so.
+    # A collate function of the user is allowed.
     (both, *_) = kind(dataset, batch_size=2, num_workers=num_workers, collate_fn=digests)
     assert both == expected[:2]
     plain = whole(stream)
     assert all(isinstance(batch, dict) for batch in plain)
 
 
-def test_samples_by_number_take_no_share(stream):
+def test_a_map_dataset_refuses_a_partition(stream):
     part = stream.resume(iter(stream).state_dict() | {"groups_done": 1})
     for share in (stream.shard(0, 2), part):
         with pytest.raises(UsageError, match=r"PatchMapDataset gives whole .*DistributedSampler"):
@@ -263,10 +265,10 @@ if torch.cuda.is_available():
             assert digest(batch) == expected[i]
 
 
-# Units of several batches
+# Groups of several batches
 
 
-class InUnits(PatchStream):
+class InGroups(PatchStream):
     """A stream that reads four batches together."""
 
     @property
@@ -275,21 +277,21 @@ class InUnits(PatchStream):
 
 
 @pytest.fixture
-def in_units(stream):
-    return InUnits(**{field.name: getattr(stream, field.name) for field in fields(stream)})
+def in_groups(stream):
+    return InGroups(**{field.name: getattr(stream, field.name) for field in fields(stream)})
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
-def test_units_are_given_in_order_whatever_the_number_of_workers(in_units, expected, num_workers):
-    loader = PatchLoader(in_units, num_workers=num_workers)
+def test_groups_are_yielded_in_order_for_any_number_of_workers(in_groups, expected, num_workers):
+    loader = PatchLoader(in_groups, num_workers=num_workers)
     found = digests(itertools.islice(loader, 6))
-    rest = PatchLoader(in_units, num_workers=2 - min(num_workers, 2))
+    rest = PatchLoader(in_groups, num_workers=2 - min(num_workers, 2))
     rest.load_state_dict(loader.state_dict())
     assert found + digests(rest) == expected
 
 
-def test_workers_that_would_mix_units_are_refused(in_units, expected):
-    dataset = PatchDataset(in_units)
+def test_worker_counts_that_would_mix_groups_are_refused(in_groups, expected):
+    dataset = PatchDataset(in_groups)
     for num_workers in (0, 1):
         loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
         assert digests(loader) == expected
@@ -302,14 +304,14 @@ def test_workers_that_would_mix_units_are_refused(in_units, expected):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_samples_by_number_make_the_same_batches(stream, num_workers):
+def test_a_map_dataset_gives_the_same_batches(stream, num_workers):
     loader = DataLoader(PatchMapDataset(stream), batch_size=2, num_workers=num_workers)
     assert len(loader) == 11
     for found, wanted in zip(loader, whole(stream), strict=True):
         assert digest(found) == digest(wanted)
 
 
-def test_samples_by_number_work_with_samplers(stream):
+def test_a_map_dataset_works_with_samplers(stream):
     dataset = PatchMapDataset(stream)
     everything = [digest(dataset[i]) for i in range(21)]
     assert len(set(everything)) == 21
@@ -324,7 +326,7 @@ def test_samples_by_number_work_with_samplers(stream):
         dataset[-1]
 
 
-def test_a_sample_has_no_axis_of_samples(stream):
+def test_a_sample_of_a_map_dataset_has_no_batch_axis(stream):
     sample = PatchMapDataset(stream)[3]
     assert sample["image"].shape == sample["label"].shape == (1, 9, 10, 11)
     assert sample["affine"].shape == (4, 4)
@@ -337,7 +339,7 @@ def test_a_sample_has_no_axis_of_samples(stream):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("given", [0, 1, 4, 11])
-def test_torchdata_goes_on_in_the_middle_of_an_epoch(stream, num_workers, given):
+def test_a_stateful_data_loader_resumes_in_the_middle_of_an_epoch(stream, num_workers, given):
     def make():
         return StatefulDataLoader(PatchDataset(stream), batch_size=None, num_workers=num_workers)
 
@@ -358,7 +360,7 @@ def test_torchdata_goes_on_in_the_middle_of_an_epoch(stream, num_workers, given)
 @pytest.mark.parametrize(
     "given", [0, 4, *(pytest.param(n, marks=pytest.mark.long) for n in [1, 10, 11])]
 )
-def test_a_loader_goes_on_with_any_number_of_workers(stream, before, after, given):
+def test_a_loader_can_be_resumed_with_any_number_of_workers(stream, before, after, given):
     epoch = stream.at_epoch(5)
     expected = digests(map(as_tensors, epoch))
     loader = PatchLoader(epoch, num_workers=before)
@@ -386,7 +388,7 @@ def test_another_epoch_forgets_a_state(stream, expected, kind):
     assert digests(made) == expected
 
 
-def test_ranks_go_on_from_the_state_of_the_first(stream, expected):
+def test_all_ranks_resume_from_the_state_of_the_first(stream, expected):
     first = PatchLoader(stream, rank=0, ranks=4)
     next(iter(first))
     for rank in range(4):
@@ -396,7 +398,7 @@ def test_ranks_go_on_from_the_state_of_the_first(stream, expected):
 
 
 @pytest.mark.parametrize("kind", [PatchDataset, PatchLoader])
-def test_the_state_of_another_stream_is_refused(store, stream, kind):
+def test_a_loader_refuses_the_state_of_another_stream(store, stream, kind):
     state = kind(stream).state_dict()
     other = kind(store.patches((9, 10, 11), batch_size=2, n_samples=21, foreground=0.4, seed=4))
     with pytest.raises(UsageError, match="seed is 3 there and 4 here"):
@@ -438,7 +440,7 @@ def test_a_training_program_ends_promptly_on_an_interrupt(ctspine1k_url, num_wor
 
 @pytest.fixture
 def _one_thread():
-    """Let torch leave the other core to what is read."""
+    """Limit torch to one thread, so that another core can read."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -485,12 +487,12 @@ def test_a_network_learns_to_find_vertebrae(store):
 
 
 def train_rank(url, port, rank, ranks, send):
-    """Train two epochs as one of several ranks; send what was seen and learnt."""
+    """Train two epochs as one of several ranks; send the samples and the weights."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=ranks)
     stream = spinezarr.open(url).patches(12, batch_size=2, n_samples=16, foreground=0.5)
-    # A spawned worker knows nothing of the ranks but what it is told.
+    # A spawned worker has no process group; the loader must pass it rank and ranks.
     workers = {"num_workers": 1, "multiprocessing_context": "spawn"} if rank else {}
     loader = PatchLoader(stream, **workers)
     net = DistributedDataParallel(network())

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def files(ctspine1k_raw):
-    """What TorchIO itself reads of each scan, turned to RAS+."""
+    """Return what TorchIO itself reads of each scan, reoriented to RAS+."""
     return {
         written.scan_id: tio.ToCanonical()(
             tio.Subject(
@@ -27,10 +27,10 @@ def files(ctspine1k_raw):
     }
 
 
-# What a subject holds
+# Contents of subjects
 
 
-def test_subjects_are_what_torchio_reads_of_the_files(store, files):
+def test_subjects_equal_what_torchio_reads_of_the_files(store, files):
     dataset = TorchioPatches(store.patches((16, 24, 20), n_samples=6, foreground=0.5))
     assert isinstance(dataset, tio.SubjectsDataset)
     assert len(dataset) == 6
@@ -48,18 +48,18 @@ def test_subjects_are_what_torchio_reads_of_the_files(store, files):
         assert subject.label.data.dtype == torch.uint8
 
 
-def test_images_alone(store):
+def test_subjects_without_labels_hold_only_images(store):
     subject = TorchioPatches(store.patches(8, labels=False))[0]
     assert subject.get_images_names() == ["image"]
 
 
-def test_slices_are_two_dimensional(store):
+def test_subjects_of_slices_are_two_dimensional(store):
     subject = TorchioPatches(store.slices("axial", size=(20, 24)))[0]
     assert subject.is_2d()
     assert subject.spatial_shape == (24, 20, 1)
 
 
-def test_turning_a_patch_keeps_its_place(store):
+def test_reorienting_a_patch_keeps_its_position(store):
     stream = store.patches((16, 24, 20), n_samples=1)
     plain = TorchioPatches(stream)[0]
     turned = TorchioPatches(stream, tio.ToOrientation("LPS"))[0]
@@ -105,7 +105,7 @@ def test_the_transform_can_be_changed(store):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_gives_the_batches_of_the_stream(store, num_workers):
+def test_a_torchio_loader_returns_the_batches_of_the_stream(store, num_workers):
     stream = store.patches((12, 16, 20), batch_size=4, n_samples=10, foreground=0.5)
     dataset = TorchioPatches(stream)
     loader = tio.SubjectsLoader(
@@ -123,7 +123,7 @@ def test_a_loader_gives_the_batches_of_the_stream(store, num_workers):
             np.testing.assert_array_equal(batch["start_zyx"], expected.start_zyx)
 
 
-def test_batches_become_subjects_again(store):
+def test_batches_can_be_split_into_subjects(store):
     dataset = TorchioPatches(store.patches(8, n_samples=2))
     (batch,) = tio.SubjectsLoader(dataset, batch_size=2)
     again = tio.SubjectsDataset.from_batch(batch)
@@ -132,13 +132,13 @@ def test_batches_become_subjects_again(store):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_damaged_chunk_is_an_error(damaged, refused, num_workers):
+def test_a_damaged_chunk_is_an_error_of_torchio_datasets(damaged, refused, num_workers):
     dataset = TorchioPatches(damaged.patches(64, scans=["liver_0"]))
     with refused:
         next(iter(tio.SubjectsLoader(dataset, num_workers=num_workers)))
 
 
-def test_torchio_must_be_there(monkeypatch):
+def test_the_error_without_torchio_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "spinezarr.loaders.torchio")
     monkeypatch.setitem(sys.modules, "torchio", None)
     with pytest.raises(ImportError, match=r"pip install 'spinezarr\[torchio\]'"):
@@ -148,7 +148,7 @@ def test_torchio_must_be_there(monkeypatch):
 # Whole scans
 
 
-def test_scans_are_read_when_they_are_asked_for(store, files):
+def test_whole_scans_are_read_only_when_requested(store, files):
     subjects = scan_subjects(store)
     assert {subject.scan_id for subject in subjects} == set(files)
     assert not any(image._loaded for s in subjects for image in s.get_images(intensity_only=False))
@@ -160,7 +160,7 @@ def test_scans_are_read_when_they_are_asked_for(store, files):
             np.testing.assert_allclose(subject[name].affine, expected[name].affine, atol=1e-4)
 
 
-def test_scans_are_chosen(store):
+def test_whole_scans_can_be_selected(store):
     assert {s.scan_id for s in scan_subjects(store, split="test", labels=False)} == set(
         store.table.scan[store.table.split == "test"].to_numpy()
     )
@@ -170,7 +170,7 @@ def test_scans_are_chosen(store):
         scan_subjects(store, scans=["absent"])
 
 
-def test_a_store_is_opened_once_however_often_a_subject_is_copied(store, monkeypatch):
+def test_copies_of_a_subject_open_the_store_only_once(store, monkeypatch):
     opened = []
     monkeypatch.setattr(StoreReader, "__init__", lambda *given: opened.append(given))
     dataset = tio.SubjectsDataset(scan_subjects(store))
@@ -179,7 +179,7 @@ def test_a_store_is_opened_once_however_often_a_subject_is_copied(store, monkeyp
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_queue_cuts_patches_out_of_scans(store, num_workers):
+def test_a_torchio_queue_cuts_patches_out_of_scans(store, num_workers):
     queue = tio.Queue(
         tio.SubjectsDataset(scan_subjects(store, split="train")),
         max_length=6,
@@ -192,7 +192,7 @@ def test_a_queue_cuts_patches_out_of_scans(store, num_workers):
     assert all(batch["label"][tio.DATA].any() for batch in batches)
 
 
-def test_a_damaged_scan_is_an_error(damaged, refused):
+def test_a_damaged_whole_scan_is_an_error(damaged, refused):
     (subject,) = scan_subjects(damaged, scans=["liver_0"])
     assert subject.label.data.any()
     with refused:
@@ -202,7 +202,7 @@ def test_a_damaged_scan_is_an_error(damaged, refused):
 # Training
 
 
-def test_a_network_learns_bone(store):
+def test_a_network_learns_bone_with_torchio(store):
     torch.manual_seed(0)
     transform = tio.Compose(
         [

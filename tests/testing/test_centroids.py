@@ -8,7 +8,7 @@ from spinezarr.errors import UsageError
 from spinezarr.testing import lml_text, verse_json
 
 AFFINE = np.array([[0, 0, 2.0, -90], [-1, 0, 0, 80], [0, -0.5, 0, -700], [0, 0, 0, 1]])
-"""Axes toward P, I and R; 1 x 0.5 x 2 mm."""
+"""Affine with axes toward P, I and R, and voxels of 1 x 0.5 x 2 mm."""
 SHAPE_IJK = (20, 40, 30)
 
 
@@ -23,12 +23,12 @@ POINTS = {"L1": place(3, 10, 7), "T13": place(3.04, 4, 8)}
     ("convention", "xyz"),
     [
         ("verse", [[3, 10, 7], [3, 4, 8]]),
-        # In mm, of 20 x 20 x 60: l = 58 - 2k, p = i, s = 19.5 - j / 2.
+        # In mm, for an extent of 20 x 20 x 60: l = 58 - 2k, p = i, s = 19.5 - j / 2.
         ("verse-2019-challenge", [[20 - 14.5, 3, 58 - 14], [20 - 17.5, 3, 58 - 16]]),
         ("verse-2020-challenge", [[3, 20 - 14.5, 60 - 44], [3, 20 - 17.5, 60 - 42]]),
     ],
 )
-def test_verse_files_look_as_published(convention, xyz):
+def test_verse_files_equal_the_published_form(convention, xyz):
     found = json.loads(verse_json(POINTS, SHAPE_IJK, AFFINE, convention))
     header = [{"direction": ["P", "I", "R"]}] if convention == "verse" else []
     points = [
@@ -38,7 +38,7 @@ def test_verse_files_look_as_published(convention, xyz):
     assert found == [*header, *points]
 
 
-def test_verse_numbers_have_as_many_decimals_as_asked():
+def test_verse_numbers_have_the_given_number_of_decimals():
     for decimals, x in ((0, 3.0), (1, 3.0), (2, 3.04), (None, pytest.approx(3.04, abs=1e-12))):
         text = verse_json(POINTS, SHAPE_IJK, AFFINE, "verse", decimals)
         assert json.loads(text)[2]["X"] == x
@@ -49,7 +49,7 @@ def test_a_missing_position_is_written_as_nan():
     assert text == '[{"direction": ["P", "I", "R"]}, {"label": 1, "X": NaN, "Y": NaN, "Z": NaN}]'
 
 
-def test_lml_files_look_as_published():
+def test_lml_files_equal_the_published_form():
     points = {"C7": place(3, 10, 7), "T12": place(1 / 3, 4, 8), "S2": place(0, 39, 1)}
     assert lml_text(points, AFFINE, header="# 2") == (
         "# 2\r\n70\tC7_center\t3\t5\t14\r\n190\tT12_center\t0.333333\t2\t16\r\n"

@@ -136,7 +136,7 @@ def test_each_scan_is_announced_once_it_is_written(tmp_path):
     assert seen == [("liver_0", True), ("HN_P001", True)]
 
 
-def test_resizing_keeps_the_patient():
+def test_resizing_a_phantom_keeps_the_patient():
     spec = PhantomSpec()
     small = resized(spec, 0.3)
     for axis in range(3):

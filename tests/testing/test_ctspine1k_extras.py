@@ -37,7 +37,7 @@ def files_below(root):
 
 
 def shape_of(text):
-    """What of ``Path.csv`` its readers rely on."""
+    """Return the properties of ``Path.csv`` that its readers rely on."""
     lines = text.split("\r\n")
     parts = [line.split("/") for line in lines[:-1]]
     return {
@@ -147,7 +147,7 @@ def tcia(tmp_path_factory):
     return root, write_ctspine1k_tcia(root, scale=0.16)
 
 
-def test_series_lie_where_path_csv_says_beside_one_that_it_does_not_name(tcia):
+def test_series_lie_where_path_csv_says_next_to_an_unlisted_one(tcia):
     root, written = tcia
     named = (root / "Path.csv").read_bytes().decode("ascii").split("\r\n")[:-1]
     assert [scan.image_path.relative_to(root).as_posix() for scan in written] == named
@@ -191,6 +191,6 @@ def test_the_masks_have_their_official_names(tcia):
     }
 
 
-def test_scans_that_never_were_dicom_on_tcia_are_refused(tmp_path):
+def test_scans_that_are_not_on_tcia_are_refused(tmp_path):
     with pytest.raises(UsageError, match="liver_0: only colon and neck"):
         write_ctspine1k_tcia(tmp_path, CTSPINE1K_SCANS[1:2])

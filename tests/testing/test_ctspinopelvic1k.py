@@ -49,7 +49,7 @@ def test_files_are_pir_on_one_grid_and_hold_the_phantoms(dataset):
         np.testing.assert_array_equal(sacrum, phantom.label == VALUE_OF_NAME["sacrum"])
 
 
-def test_values_are_those_of_the_configurations(dataset):
+def test_mask_values_follow_the_configurations(dataset):
     _, written = dataset
     values = {scan.scan_id: set(np.unique(read_zyx(scan.label_path)).tolist()) for scan in written}
     spine, pelvis, ribs = set(range(18, 25)), {26, 29, 30, 31, 32, 33}, {34, 57}
@@ -67,7 +67,7 @@ def test_s1_lies_above_the_sacrum(dataset):
     assert np.argwhere(mask == 29)[:, 0].mean() > np.argwhere(mask == 26)[:, 0].mean()
 
 
-def test_centers_are_those_of_the_levels_in_the_mask(dataset):
+def test_centers_exist_for_exactly_the_levels_in_the_mask(dataset):
     _, written = dataset
     by_id = {scan.scan_id: set(scan.centers_mm) for scan in written}
     assert by_id["0004_pelvic"] == {"S1", "S2", "sacrum"}
@@ -89,7 +89,7 @@ def test_manifests_name_the_files_and_agree(dataset):
     assert [record["n_lumbar_labels"] for record in records] == [5, 5, 0, 6]
 
 
-def test_five_folds_part_the_patients_that_are_not_held_out(dataset):
+def test_five_folds_divide_the_patients_that_are_not_held_out(dataset):
     root, written = dataset
     splits = json.loads((root / "splits_5fold.json").read_bytes())
     assert splits["test_tokens"] == ["149"]

@@ -38,7 +38,7 @@ def test_headers_place_voxels_where_the_affine_does(tmp_path):
 
 
 @pytest.mark.parametrize("name", DICOM_TRANSFER_SYNTAXES)
-def test_files_are_in_the_transfer_syntax_asked_for_and_the_same_each_time(tmp_path, name):
+def test_files_have_the_given_transfer_syntax_and_are_reproducible(tmp_path, name):
     paths = write(tmp_path / "a", transfer_syntax=name)
     again = write(tmp_path / "b", transfer_syntax=name)
     assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
@@ -47,7 +47,7 @@ def test_files_are_in_the_transfer_syntax_asked_for_and_the_same_each_time(tmp_p
         assert found == DICOM_TRANSFER_SYNTAXES[name]
 
 
-def test_what_is_planted_is_there(tmp_path):
+def test_options_of_a_series_appear_in_its_files(tmp_path):
     paths = write(
         tmp_path, localizer=True, scout=True, secondary_capture=True, second_series=2, missing=(1,),
         repeated=(2,), moved_mm=((0, 0.5),), gantry_tilt_deg=45,
@@ -99,7 +99,7 @@ def test_files_without_a_preamble_start_with_the_data_set(tmp_path, syntax):
 
 @pytest.mark.parametrize("name", DICOM_TRANSFER_SYNTAXES)
 @pytest.mark.parametrize("legacy", [False, True])
-def test_frames_are_those_of_the_single_slices(tmp_path, name, legacy):
+def test_frames_equal_the_single_slices(tmp_path, name, legacy):
     form = DicomForm(transfer_syntax=name)
     path = write_dicom_multiframe(tmp_path / "new" / "mf.dcm", VALUES, RAS, form, legacy=legacy)
     again = write_dicom_multiframe(tmp_path / "mf.dcm", VALUES, RAS, form, legacy=legacy)
@@ -114,7 +114,7 @@ def test_frames_are_those_of_the_single_slices(tmp_path, name, legacy):
         assert position == pydicom.dcmread(single).ImagePositionPatient
 
 
-def test_frames_may_be_stored_from_the_other_end(tmp_path):
+def test_frames_may_be_stored_in_reverse_order(tmp_path):
     form = DicomForm(naming="reversed", missing=(1,))
     found = pydicom.dcmread(write_dicom_multiframe(tmp_path / "mf.dcm", VALUES, RAS, form))
     np.testing.assert_array_equal(
@@ -123,7 +123,7 @@ def test_frames_may_be_stored_from_the_other_end(tmp_path):
 
 
 @pytest.mark.parametrize("modality", ["MR", "PT", "SR", "RTSTRUCT", "SEG"])
-def test_objects_that_are_no_ct_are_what_they_are_called(tmp_path, modality):
+def test_objects_of_other_modalities_have_their_class(tmp_path, modality):
     paths = write_dicom_objects(tmp_path / "new", modality, 2)
     assert [path.name for path in paths] == [f"{modality}-1.dcm", f"{modality}-2.dcm"]
     found = [pydicom.dcmread(path) for path in paths]
@@ -132,7 +132,7 @@ def test_objects_that_are_no_ct_are_what_they_are_called(tmp_path, modality):
     assert "CT" not in found[0].SOPClassUID.name
 
 
-def test_a_directory_is_one(tmp_path):
+def test_a_dicomdir_file_has_its_class(tmp_path):
     (path,) = write_dicom_objects(tmp_path, "DIRECTORY")
     found = pydicom.dcmread(path)
     assert found.file_meta.MediaStorageSOPClassUID.name == "Media Storage Directory Storage"
@@ -160,7 +160,9 @@ def test_importing_does_not_need_pydicom(package):
 
 
 @pytest.mark.parametrize("module", ["pydicom", "gdcm"])
-def test_without_its_packages_the_error_says_what_to_install(tmp_path, monkeypatch, module):
+def test_the_error_of_the_writer_without_packages_says_what_to_install(
+    tmp_path, monkeypatch, module
+):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=r"pip install 'spinezarr\[dicom\]'"):
         write(tmp_path / "new")

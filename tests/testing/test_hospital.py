@@ -9,7 +9,7 @@ def headers(folder):
     return [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
 
 
-def test_examinations_hold_what_archives_send(tmp_path):
+def test_examinations_hold_the_series_that_archives_send(tmp_path):
     written = write_hospital(tmp_path)
     assert [scan.scan_id for scan in written] == [
         "P0007_20240115_2", "P0007_20240115_3", "P0012_20231102_302"
@@ -33,7 +33,7 @@ def test_examinations_hold_what_archives_send(tmp_path):
     assert (tmp_path / "DICOMDIR").is_file()
 
 
-def test_series_of_one_folder_have_names_that_do_not_tell_them_apart(tmp_path):
+def test_file_names_do_not_distinguish_the_series_of_one_folder(tmp_path):
     folder = write_hospital(tmp_path)[0].image_path
     assert len({h.SeriesNumber for h in headers(folder)}) == 2
     names = {path.name for path in folder.iterdir()} - {"localizer.dcm"}

@@ -19,12 +19,12 @@ AFFINE = np.array([[0.7, 0, 0, -40.5], [0, 0.8, 0, 12.25], [0, 0, 2.5, -700], [0
 
 
 def axcodes_of(image):
-    """Letters from ITK's own naming of directions, which are those an axis goes toward."""
+    """Return the letters that ITK gives to the directions of the axes."""
     return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
 
 
 def upright(image):
-    """Let SimpleITK turn an image to LPS; return it as z, y, x toward superior, anterior, right."""
+    """Reorient an image to LPS with SimpleITK; return z, y, x toward superior, anterior, right."""
     turned = sitk.DICOMOrient(image, "LPS")
     return sitk.GetArrayFromImage(turned)[:, ::-1, ::-1]
 
@@ -44,7 +44,7 @@ def test_every_orientation_holds_the_same_voxels_at_the_same_place(tmp_path, ori
 
 
 @pytest.mark.parametrize("orientation", all_axcodes())
-def test_an_oblique_volume_lies_where_its_nifti_lies(tmp_path, orientation):
+def test_an_oblique_volume_has_the_position_of_its_nifti_file(tmp_path, orientation):
     write_metaimage(tmp_path / "v.mha", VOLUME, AFFINE, MetaImageForm(orientation, oblique_deg=12))
     write_nifti(tmp_path / "v.nii", VOLUME, AFFINE, NiftiForm(orientation, oblique_deg=12))
     metaimage, nifti = (sitk.ReadImage(str(tmp_path / name)) for name in ("v.mha", "v.nii"))
@@ -57,7 +57,7 @@ def test_an_oblique_volume_lies_where_its_nifti_lies(tmp_path, orientation):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("big_endian", [False, True])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_every_dtype_is_stored_as_asked(tmp_path, dtype, big_endian, compressed):
+def test_every_dtype_of_a_metaimage_is_stored(tmp_path, dtype, big_endian, compressed):
     path = tmp_path / "v.mha"
     mask = (VOLUME + 20).astype(np.uint8)
     form = MetaImageForm("PIR", dtype, compressed=compressed, big_endian=big_endian)
@@ -71,7 +71,7 @@ def test_every_dtype_is_stored_as_asked(tmp_path, dtype, big_endian, compressed)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_the_header_is_that_of_simpleitk(tmp_path, compressed):
+def test_the_header_equals_that_of_simpleitk(tmp_path, compressed):
     ours, theirs = tmp_path / "ours.mhd", tmp_path / "theirs.mhd"
     form = MetaImageForm("PIR", compressed=compressed)
     write_metaimage(ours, VOLUME, AFFINE * [1, 1, 1, 0], form)

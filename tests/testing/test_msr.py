@@ -45,7 +45,7 @@ def points_of(path):
     return {(int(number), name): [float(v) for v in xyz] for number, name, *xyz in rows}
 
 
-def test_the_first_release_has_a_folder_a_patient_and_a_scan(metaimage):
+def test_the_first_release_has_a_folder_per_patient_and_scan(metaimage):
     root, written = metaimage
     stems = {
         "patient0001/2804506/2804506",
@@ -75,7 +75,7 @@ def test_the_second_release_has_packages_and_flat_test_data(nifti):
     ]
 
 
-def test_folds_part_the_patients(metaimage):
+def test_folds_divide_the_patients(metaimage):
     root, written = metaimage
     folds = [re.findall(r"\d{7}", (root / f"fold{n}-miccai2013.txt").read_text()) for n in (1, 2)]
     assert folds == [["2804506", "2805012"], ["4533808", "4511471"]]
@@ -114,7 +114,7 @@ def test_headers_have_the_keys_of_itk_in_its_order(metaimage):
 
 
 def read_ijk(path):
-    """Voxels along the file's axes, and their affine in RAS+ mm."""
+    """Return voxels along the file's axes, and their affine in RAS+ mm."""
     if path.suffix == ".mhd":
         image = SimpleITK.ReadImage(path)
         direction = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()

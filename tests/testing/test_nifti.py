@@ -55,7 +55,7 @@ def test_the_project_reads_an_orientation_back_as_nibabel_does(tmp_path, orienta
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("big_endian", [False, True])
-def test_every_dtype_is_stored_as_asked(tmp_path, dtype, big_endian):
+def test_every_dtype_of_a_nifti_file_is_stored(tmp_path, dtype, big_endian):
     path = tmp_path / "v.nii.gz"
     mask = (VOLUME + 20).astype(np.uint8)
     write_nifti(path, mask, AFFINE, NiftiForm("PIR", dtype, big_endian=big_endian))
@@ -86,7 +86,7 @@ def test_scaling_gives_back_integral_values_exactly(tmp_path_factory, dtype, slo
     assert (header.slope, header.inter) == (slope, inter or 0)
 
 
-def test_a_coarse_slope_quantises_to_the_nearest_step(tmp_path):
+def test_a_coarse_slope_quantizes_to_the_nearest_step(tmp_path):
     path = tmp_path / "v.nii.gz"
     values = np.linspace(-1000, 1000, 60).reshape(5, 4, 3)
     write_nifti(path, values, AFFINE, NiftiForm("RAS", "uint8", slope=8.0, inter=-1024.0))
@@ -121,7 +121,7 @@ def test_bytes_depend_on_neither_time_nor_name(tmp_path):
     assert first.read_bytes()[4:8] == bytes(4), "nor a time"
 
 
-def test_gz_holds_the_very_bytes_of_nii(tmp_path):
+def test_a_gz_file_holds_exactly_the_bytes_of_the_nii_file(tmp_path):
     for name in ("v.nii", "v.nii.gz"):
         write_nifti(tmp_path / name, VOLUME, AFFINE, NiftiForm())
     plain = (tmp_path / "v.nii").read_bytes()

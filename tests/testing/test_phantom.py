@@ -22,7 +22,7 @@ sequences = st.lists(st.sampled_from(ANATOMICAL_ORDER), min_size=2, max_size=12,
 
 
 def count_pieces(mask):
-    """Number of 26-connected pieces, by a plain flood fill that knows nothing of the renderer."""
+    """Count 26-connected pieces with a flood fill that is independent of the renderer."""
     todo = {tuple(voxel) for voxel in np.argwhere(mask).tolist()}
     steps = [(z, y, x) for z in (-1, 0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     pieces = 0
@@ -164,7 +164,7 @@ def test_whole_vertebrae_have_a_body_an_arch_and_a_canal():
     assert extent[-1] - extent[0] + 1 > column.sum(), "the canal leaves a gap behind the body"
 
 
-def test_cut_ends_are_labeled_as_in_ctspine1k_or_left_out_as_in_verse():
+def test_cut_vertebrae_are_labeled_as_in_ctspine1k_or_not_as_in_verse():
     with_ends, without = (
         make_phantom(replace(SMALL, label_cut_ends=flag)) for flag in (True, False)
     )
@@ -212,7 +212,7 @@ def test_without_padding_noise_reaches_the_corners():
     ],
     ids=["default", "thick slices", "coarse, no circle", "two levels"],
 )
-def test_image_compresses_as_real_ct_does(spec):
+def test_the_image_compresses_like_real_ct(spec):
     data = make_phantom(spec).image.tobytes()
     assert 1.4 <= len(data) / len(zlib.compress(data, 6)) <= 2.0
 

@@ -20,12 +20,12 @@ def dataset(tmp_path_factory):
 
 
 def slices_by_number(folder):
-    """Slices in the order of their file names."""
+    """Return the slices in the order of their file names."""
     paths = sorted(folder.iterdir(), key=lambda path: int(path.stem))
     return [pydicom.dcmread(path) for path in paths]
 
 
-def test_slices_are_numbered_files_in_a_folder_a_study(dataset):
+def test_slices_are_numbered_files_in_a_folder_per_study(dataset):
     root, written = dataset
     assert {p.name for p in root.iterdir()} == {
         "train_images",
@@ -42,7 +42,7 @@ def test_slices_are_numbered_files_in_a_folder_a_study(dataset):
             assert dataset_.PatientID == scan.scan_id
 
 
-def test_masks_are_plain_nifti_named_as_the_study_and_not_for_all(dataset):
+def test_masks_are_nii_files_named_like_the_study_for_some_studies(dataset):
     root, written = dataset
     with_mask = [scan for scan in written if scan.label_path is not None]
     assert len(with_mask) == len(written) - 1

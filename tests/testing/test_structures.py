@@ -7,7 +7,7 @@ from spinezarr.vertebrae import VALUE_OF_NAME
 PHANTOM = make_phantom(PhantomSpec(1, (40, 40, 40), (5.0, 5.0, 5.0), ("L3", "L4", "L5", "sacrum")))
 
 
-def test_an_organ_leaves_the_spine_alone():
+def test_an_organ_does_not_overlap_the_spine():
     place = np.argwhere(PHANTOM.label == VALUE_OF_NAME["L4"]).mean(axis=0) / 40
     mask = organ_box(PHANTOM, tuple(place))
     assert mask.any()

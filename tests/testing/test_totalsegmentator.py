@@ -35,7 +35,7 @@ def read_zyx(path):
     return np.asarray(image.dataobj).transpose(2, 1, 0)
 
 
-def test_there_is_one_binary_file_a_structure_also_for_those_not_seen(binary):
+def test_there_is_one_binary_file_per_structure_even_if_it_is_absent(binary):
     root, written = binary
     names = {f"vertebrae_{level}.nii.gz" for level in (*LEVELS, "S1")}
     for scan in written:
@@ -50,7 +50,7 @@ def test_there_is_one_binary_file_a_structure_also_for_those_not_seen(binary):
     assert {path.name for path in root.iterdir()} == {"meta.csv", "s0000", "s0011", "s1423"}
 
 
-def test_masks_are_the_vertebrae_of_the_phantom_and_s1_a_part_of_its_sacrum(binary):
+def test_masks_equal_the_vertebrae_of_the_phantom_and_s1_is_part_of_its_sacrum(binary):
     _, written = binary
     for scan in written:
         phantom = draw(scan.spec)
@@ -80,7 +80,7 @@ def test_s1_lies_above_the_rest_of_the_sacrum_and_holds_its_center(binary):
     assert voxels[i, j, k] == 1
 
 
-def test_the_first_version_knows_no_sacrum(tmp_path):
+def test_the_first_version_has_no_sacrum(tmp_path):
     (scan, *_) = write_totalsegmentator(tmp_path, version="v1")
     names = {path.name for path in scan.label_path.iterdir()}
     assert names == {f"vertebrae_{level}.nii.gz" for level in LEVELS} | {"liver.nii.gz"}

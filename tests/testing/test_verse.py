@@ -80,7 +80,7 @@ def subject_files(stem):
         yield f"{derived}_seg-vert_snp.png"
 
 
-def test_subject_based_names_and_resource_forks_are_those_of_the_zips(subjects):
+def test_subject_based_names_and_resource_forks_equal_those_of_the_zips(subjects):
     root, _ = subjects
     expected = {name for stem in SUBJECT_FILES for name in subject_files(stem)}
     forks = set()
@@ -147,7 +147,7 @@ def test_challenge_of_2019_is_flat(challenge_2019):
     assert [scan.scan_id for scan in written] == [f"verse{n}" for n in numbers]
 
 
-def test_challenge_of_2020_has_a_folder_a_scan_and_two_spellings(challenge_2020):
+def test_challenge_of_2020_has_a_folder_per_scan_and_two_spellings(challenge_2020):
     root, _ = challenge_2020
     stems = {
         "01_training/GL017/GL017_CT_ax",
@@ -264,7 +264,7 @@ def test_cut_vertebrae_are_not_annotated(packing):
         assert not phantom.label[[0, -1]].any()
 
 
-def test_only_one_mask_of_the_2019_challenge_is_turned_against_its_image(challenge_2019):
+def test_only_one_mask_of_the_2019_challenge_has_other_axes_than_its_image(challenge_2019):
     _, written = challenge_2019
     turned = {
         scan.scan_id

@@ -17,11 +17,11 @@ def dataset(tmp_path_factory):
 
 
 def read_zyx(path):
-    """Voxels toward superior, anterior and right; the files are LPS."""
+    """Return voxels toward superior, anterior and right; the files are LPS."""
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))[:, ::-1, ::-1]
 
 
-def test_layout_is_that_of_the_release(dataset):
+def test_the_layout_equals_that_of_the_release(dataset):
     root, _ = dataset
     files = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
     stems = [f"Data1/{kind}s/{kind}{n}" for kind in ("image", "mask") for n in ("001", "002")]
