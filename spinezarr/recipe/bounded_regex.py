@@ -43,12 +43,12 @@ _VERBOSE: Final = re.compile(r"\(\?[a-zA-Z]*x")
 
 
 class TimeBudget:
-    """Time in seconds that expressions share.
+    """Processor time in seconds that expressions share.
 
     Parameters
     ----------
     full_s
-        Time that is there at the start, and at most.
+        Processor time that is there at the start, and at most.
     """
 
     def __init__(self, full_s: float = 5.0) -> None:
@@ -62,7 +62,7 @@ class TimeBudget:
         return min(self._left_s, _MAX_MATCH_S + added)
 
     def after(self, took_s: float) -> None:
-        """Subtract the time that a match took.
+        """Subtract the processor time that a match took.
 
         Raises
         ------
@@ -149,10 +149,11 @@ class BoundedRegex:
         return self._within_budget(text, find)
 
     def _within_budget(self, text: str, compare: Callable[..., T]) -> T:
-        limit_s, began_s = self._budget.before(len(text)), time.perf_counter()
+        # Processor time, because a busy machine may stop this process for seconds.
+        limit_s, began_s = self._budget.before(len(text)), time.thread_time()
         try:
             found = compare(text, timeout=limit_s)
-            self._budget.after(time.perf_counter() - began_s)
+            self._budget.after(time.thread_time() - began_s)
         except (TimeoutError, MemoryError) as problem:
             raise self._timeout_error(text) from problem
         return found

@@ -1,4 +1,6 @@
 import re
+import signal
+import time
 
 import pytest
 from hypothesis import example, given
@@ -46,6 +48,24 @@ def test_many_slow_matches_together_are_stopped():
     names = ("_" * 60 + f"{n}x" + "y" for n in range(1_000_000))
     with pytest.raises(RecipeLimitError, match="takes too long"):
         any(map(slow.fullmatch, names))
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count():
+    stops = []
+
+    def stop(*_):
+        stops.append(1)
+        time.sleep(1)
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)  # after 20 ms of work
+        found = made("a").findall("a" * 100_000)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    assert stops
+    assert len(found) == 100_000
 
 
 def matched(budget, length, took_s, times):
