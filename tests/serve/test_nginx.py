@@ -2,11 +2,12 @@
 
 import shutil
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from asking import ask, free_port
+from patience import wait_until
 
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
@@ -130,13 +131,13 @@ def both(ctspine1k_url, tmp_path_factory):
         subprocess.Popen(command) as process,
     ):
         theirs = f"http://127.0.0.1:{port}/file"
-        for _ in range(200):
-            try:
-                ask(theirs)
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "error.log").read_text()
-                time.sleep(0.02)
+
+        def answers():
+            assert process.poll() is None, (folder / "error.log").read_text()
+            with suppress(OSError):
+                return ask(theirs)
+
+        wait_until(answers)
         yield theirs, f"{server.url}/zarr/ctspine1k/{KEY}", (root / "file").stat().st_size
         process.terminate()
 

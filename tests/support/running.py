@@ -45,6 +45,12 @@ class Running:
         return self.descriptors - sum(len(worker.open_files()) for worker in self.workers)
 
     @property
+    def n_connections(self):
+        """Count the connections of clients."""
+        ends = [end for worker in self.workers for end in worker.net_connections("tcp")]
+        return sum(bool(end.raddr) and end.laddr.port == self.port for end in ends)
+
+    @property
     def resident_bytes(self):
         return sum(worker.memory_info().rss for worker in self.workers)
 

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from asking import ask
+from patience import wait_until
 from PIL import Image
 
 import spinezarr
@@ -243,18 +244,20 @@ def middle_of(scan, label):
     return x, y, z
 
 
+def wait_for_chunks(page):
+    """Wait until neuroglancer has all that it shows."""
+    # By a call, because the page's policy does not allow text to become a function.
+    is_ready = "() => window.viewer !== undefined && viewer.isReady()"
+    wait_until(lambda: page.wait_for_timeout(100) or page.evaluate(is_ready))
+
+
 def drawn(page, url, path, state):
     """Return the pixels of the plane, and the position of its middle."""
     page.goto("about:blank")
     page.goto(f"{url}{path}#{state_fragment(state)}")
-    for _ in range(200):
-        page.wait_for_timeout(100)
-        # By a call, because the page's policy does not allow text to become a function.
-        if page.evaluate("() => window.viewer !== undefined && viewer.isReady()"):
-            break
-    else:
-        pytest.fail("neuroglancer did not come to an end")
+    wait_for_chunks(page)
     page.wait_for_timeout(500)
+    page.evaluate("() => new Promise(done => requestAnimationFrame(done))")
     box = page.locator(".neuroglancer-rendered-data-panel").first.bounding_box()
     with Image.open(io.BytesIO(page.screenshot())) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
@@ -389,9 +392,6 @@ def test_a_browser_session_gives_access_to_neuroglancer(page, ctspine1k_url, tmp
         page.get_by_label("Token").fill(token)
         page.get_by_role("button", name="Sign in").click()
         page.locator(".neuroglancer-segment-list-entry-name").first.wait_for()
-        for _ in range(200):
-            page.wait_for_timeout(100)
-            if page.evaluate("() => viewer.isReady()"):
-                break
+        wait_for_chunks(page)
         assert not [text for text in page.complaints if "401" in text]
         forgive_absent_chunks(page)

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from asking import ask
+from patience import wait_until
 from playwright.sync_api import expect
 from scan_page import (
     PLANES,
@@ -178,13 +179,11 @@ def test_a_build_without_niivue_shows_everything_but_3d(quick, small):
     assert "npm view @niivue/niivue" in quick.locator(".lacking").inner_text()
     before = drawn_hash(quick)
     quick.locator("#labels").click()
-    quick.wait_for_timeout(500)
-    assert drawn_hash(quick) != before
+    wait_until(lambda: drawn_hash(quick) != before)
     slider = quick.get_by_role("slider", name="Sagittal plane, x in mm")
     slider.focus()
     quick.keyboard.press("ArrowRight")
-    quick.wait_for_timeout(500)
-    assert place(quick)[0] == pytest.approx(mm((9, 12, 7))[0])
+    wait_until(lambda: place(quick)[0] == pytest.approx(mm((9, 12, 7))[0]))
     assert "labels=false" in quick.url
     assert quick.locator("#opacity").is_hidden()
     assert quick.locator("#outlines").is_hidden()
@@ -429,9 +428,7 @@ def test_the_spine_is_drawn_in_3d_and_turns(tab, small):
         lit = before[before.max(axis=2) > 60]
         assert (np.argmax(lit, axis=1) == strongest).any(), name
     tab.get_by_role("button", name="Rotate").click()
-    tab.wait_for_timeout(600)
-    tab.get_by_role("button", name="Rotate").click()
-    assert (picture(tab, "render") != before).any()
+    wait_until(lambda: not np.array_equal(picture(tab, "render"), before))
 
 
 def test_the_page_names_an_unknown_scan(tab, small):

@@ -5,6 +5,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+from patience import wait_until
 from scan_page import PLANES, SHADE_ERROR, assert_drawn, picture, wait_for_volume, without_niivue
 
 import spinezarr
@@ -105,9 +106,8 @@ def test_scans_of_one_slice_or_one_voxel_are_drawn(page, url, images, name, has_
     assert_drawn(page, image, (0, 0, 0), WINDOWS_HU["bone"], SPACING_XYZ, error)
     shades = {plane: picture(page, plane) for plane in PLANES}
     page.keyboard.press("l")
-    page.wait_for_timeout(500)
     for plane, before in shades.items():
-        assert (picture(page, plane) != before).any(), f"{plane}: no label"
+        wait_until(lambda plane=plane, before=before: (picture(page, plane) != before).any())
     slider = page.get_by_role("slider", name="Axial plane, z in mm")
     slider.focus()
     page.keyboard.press("ArrowUp")
