@@ -1,4 +1,4 @@
-"""Stores of odd images, and raw folders of a scan that changes."""
+"""Fixtures: a store of odd images, and raw folders of two versions of a scan."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti
 
 SHAPE = (70, 52, 50)
-"""Two chunks along each axis."""
+"""Shape of an image with two chunks along each axis."""
 AFFINE = np.array([[0.8, 0, 0, -20], [0, 0.9, 0, 30.5], [0, 0, 2.5, -600], [0, 0, 0, 1]])
 SCALED = {
     "byte": NiftiForm("LPS", "uint8", slope=0.3, inter=-10),
@@ -30,18 +30,18 @@ HOLES = {
 
 @dataclass(frozen=True)
 class OddImages:
-    """The files and the store, and what nibabel reads of the files."""
+    """Files of odd images, their store, and the voxels that nibabel reads of the files."""
 
     raw: Path
     url: str
     image: dict[str, np.ndarray]
-    """By scan id, ``(z, y, x)``, RAS+; ``plain`` is an ordinary int16 CT."""
+    """Voxels ``(z, y, x)`` in RAS+ by scan id; ``plain`` is an ordinary int16 CT."""
     label: np.ndarray
     notes: dict[str, tuple[str, ...]]
 
 
 def read_zyx(path):
-    """Read a file as nibabel does, in the axes of a store."""
+    """Read a file with nibabel, in the axis order of a store."""
     turned = nib.as_closest_canonical(nib.load(path, mmap=False))
     return np.asanyarray(turned.dataobj).transpose(2, 1, 0)
 
@@ -56,7 +56,7 @@ def _numbers(rng, form):
 
 @pytest.fixture(scope="session")
 def odd(tmp_path_factory):
-    """Make them; not to be changed."""
+    """Write and ingest the files; no test may change them."""
     folder, rng = tmp_path_factory.mktemp("odd"), np.random.default_rng(12)
     raw = folder / "raw"
     label = np.zeros(SHAPE, np.uint8)
@@ -82,7 +82,7 @@ def odd(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two_versions(tmp_path_factory):
-    """Folders ``before`` and ``after`` of one scan, which differ in a voxel; not to be changed."""
+    """Return read-only folders ``before`` and ``after`` of one scan, which differ in a voxel."""
     folder = tmp_path_factory.mktemp("versions")
     voxels = np.random.default_rng(3).integers(-900, 900, (20, 24, 16), np.int16)
     mask = np.zeros(voxels.shape, np.uint8)

@@ -28,7 +28,7 @@ datasets:
 
 @pytest.fixture
 def catalog(ctspine1k_url, tmp_path, monkeypatch):
-    """Catalog file that names the store, in a folder of its own."""
+    """Write a catalog that names the store, into a folder of its own."""
     monkeypatch.delenv("SPINEZARR_CATALOG", raising=False)
     path = tmp_path / "catalog.yaml"
     path.write_text(CATALOG.format(store=ctspine1k_url))
@@ -37,7 +37,7 @@ def catalog(ctspine1k_url, tmp_path, monkeypatch):
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """Work in an empty folder without a catalog."""
+    """Change to an empty folder without a catalog."""
     monkeypatch.delenv("SPINEZARR_CATALOG", raising=False)
     empty = tmp_path / "nowhere"
     empty.mkdir()
@@ -80,13 +80,13 @@ def test_a_store_opens_by_its_name_in_a_catalog(nowhere, catalog, ctspine1k_url,
     assert spinezarr.open("ctspine1k").url == ctspine1k_url
 
 
-def test_a_path_goes_before_a_name(nowhere, catalog, ctspine1k_url):
+def test_an_existing_path_is_preferred_to_a_catalog_name(nowhere, catalog, ctspine1k_url):
     (nowhere / "ctspine1k").symlink_to(ctspine1k_url)
     assert locate_store("ctspine1k", catalog) == ("ctspine1k", {})
     assert locate_store("s3://bucket/x.zarr", catalog) == ("s3://bucket/x.zarr", {})
 
 
-def test_an_unknown_name_says_what_was_tried(nowhere, catalog):
+def test_the_error_of_an_unknown_name_says_what_was_tried(nowhere, catalog):
     with pytest.raises(StoreNotFoundError) as problem:
         spinezarr.open("verse")
     assert str(problem.value) == (
@@ -104,26 +104,26 @@ def test_an_unknown_name_says_what_was_tried(nowhere, catalog):
         spinezarr.open("verse", catalog=catalog)
 
 
-def test_a_named_store_that_is_not_there(catalog):
+def test_the_error_names_a_catalog_store_that_does_not_exist(catalog):
     with pytest.raises(StoreNotFoundError, match=r"stores/absent\.zarr: there is no store"):
         spinezarr.open("absent", catalog=catalog)
 
 
-def test_a_named_catalog_that_is_not_there(nowhere):
+def test_the_error_names_a_catalog_that_does_not_exist(nowhere):
     with pytest.raises(CatalogError, match=r"gone\.yaml: no such catalog file"):
         spinezarr.open("ctspine1k", catalog="gone.yaml")
 
 
-def test_a_missing_store_is_ours_and_a_builtin_error(nowhere):
+def test_the_error_of_a_missing_store_is_also_a_builtin_error(nowhere):
     for family in (SpinezarrError, FileNotFoundError, OSError):
         with pytest.raises(family):
             spinezarr.open("absent.zarr")
 
 
-# What a store says of itself
+# Descriptions of a store
 
 
-def test_a_store_introduces_itself(store):
+def test_the_repr_of_a_store_describes_it(store):
     assert repr(store) == "<spinezarr.Store ctspine1k: 6 scans (1 test, 3 train, 2 validation)>"
     assert store.splits == {"test": 1, "train": 3, "validation": 2}
 
@@ -141,7 +141,7 @@ def test_a_store_knows_its_dataset(store, ctspine1k_url):
 # The package
 
 
-def test_public_names_are_there_and_documented():
+def test_public_names_exist_and_are_documented():
     names = {"Batch", "PatchStream", "SpinezarrError", "Store", "__version__", "open"}
     names |= {"CacheSettings", "RemoteSettings", "ingest", "load_dataset"}
     assert set(spinezarr.__all__) == names
@@ -156,12 +156,12 @@ def test_public_names_are_there_and_documented():
                 assert member.__doc__, f"{thing.__name__}.{name}"
 
 
-def test_ingest_is_the_verb_whatever_was_imported_before():
+def test_spinezarr_ingest_is_the_function_after_any_import():
     code = "import spinezarr.ingestion.run, spinezarr; assert spinezarr.ingest.__name__ == 'ingest'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_module_exports_what_it_names():
+def test_every_name_in_all_of_a_module_exists():
     package = Path(spinezarr.__file__).parent
     modules = [
         ".".join(path.relative_to(package.parent).with_suffix("").parts)
@@ -176,7 +176,7 @@ def test_every_module_exports_what_it_names():
             assert hasattr(module, public), f"{name}.{public}"
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_an_unknown_name_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'spinezarr' has no attribute 'opne'"):
         _ = spinezarr.opne
 
@@ -189,7 +189,7 @@ def test_importing_spinezarr_imports_nothing_heavy():
     assert not loaded & heavy
 
 
-def test_only_those_who_draw_import_matplotlib(ctspine1k_url):
+def test_matplotlib_is_imported_only_for_drawing(ctspine1k_url):
     code = f"import sys, spinezarr; spinezarr.open({ctspine1k_url!r}).patches(8)[0]; print("
     assert "False" in run_python(f"{code}'matplotlib' in sys.modules)")
 
@@ -210,7 +210,7 @@ def test_a_fresh_python_opens_a_store_without_warnings(ctspine1k_url):
         ("s3://bucket/a.zarr", r"pip install 'spinezarr\[s3\]'"),
     ],
 )
-def test_a_url_that_nothing_reads_says_what_to_install(url, message, monkeypatch):
+def test_the_error_of_an_unsupported_url_says_what_to_install(url, message, monkeypatch):
     for name in ("s3fs", "botocore.exceptions", "botocore.session"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -220,7 +220,7 @@ def test_a_url_that_nothing_reads_says_what_to_install(url, message, monkeypatch
         spinezarr.open(url)
 
 
-def test_a_path_may_start_at_home(ctspine1k_url, monkeypatch):
+def test_a_path_may_start_with_a_tilde(ctspine1k_url, monkeypatch):
     url = Path(ctspine1k_url)
     monkeypatch.setenv("HOME", str(url.parent))
     assert spinezarr.open(f"~/{url.name}").table.sizes["scan"] == 6
@@ -239,7 +239,7 @@ def test_a_folder_that_is_no_store_does_not_hide_a_name_of_the_catalog(
         spinezarr.open("./demo")
 
 
-def test_windows_is_told_what_to_do():
+def test_importing_on_windows_is_an_error_that_says_what_to_do():
     code = "import sys; sys.platform = 'win32'; import spinezarr"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 1
@@ -247,7 +247,7 @@ def test_windows_is_told_what_to_do():
     assert "WSL" in done.stderr
 
 
-def test_patches_and_slices_show_the_options_that_they_share():
+def test_patches_and_slices_show_their_common_options():
     hidden = {"self", "axes", "size", "size_mm", "spacing_mm", "flat_axis"}
     hidden |= {"neighbors", "neighbor_step_mm"}
     expected = {
@@ -266,12 +266,12 @@ def test_patches_and_slices_show_the_options_that_they_share():
         assert all(name in method.__doc__ for name in expected)
 
 
-def test_an_option_that_is_not_there_is_refused(store):
+def test_an_unknown_option_of_patches_is_refused(store):
     with pytest.raises(TypeError, match="'sied'"):
         store.patches(8, sied=3)
 
 
-# What imports what
+# Import contracts
 
 
 def test_the_contracts_on_imports_leave_no_module_out():

@@ -36,7 +36,7 @@ def shipped(name):
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_every_contradiction_of_a_shipped_card_is_among_its_doubts(name):
+def test_every_contradiction_of_a_shipped_card_is_listed_in_its_doubts(name):
     card = shipped(name)
     for key, contradiction in card.contradictions().items():
         value = f"{card.figures()[key].value:g}"
@@ -50,7 +50,7 @@ def test_every_contradiction_of_a_shipped_card_is_among_its_doubts(name):
         )
 
 
-def test_ctspine1k_contradicts_itself_in_one_column_alone():
+def test_the_ctspine1k_card_contradicts_itself_only_in_one_column():
     card = shipped("ctspine1k.card.yaml")
     assert card.contradictions() == {}
     taken_literally = card.model_copy(update={"volume_column_holds": {}}).contradictions()
@@ -63,7 +63,7 @@ def test_ctspine1k_contradicts_itself_in_one_column_alone():
     assert "Min Volume" in card.caveats[0]
 
 
-def test_verse_contradicts_itself_in_c7_and_in_the_regions():
+def test_the_verse_card_contradicts_itself_in_c7_and_in_the_regions():
     card = shipped("verse.card.yaml")
     assert {(key.name, key.statistic) for key in card.contradictions()} == {
         ("C7", "scans"),
@@ -100,7 +100,7 @@ def test_msr_states_scans_and_patients():
     }
 
 
-def test_a_sound_card_does_not_contradict_itself(tmp_path):
+def test_a_consistent_card_has_no_contradictions(tmp_path):
     card = load(tmp_path, CARD)
     assert card.contradictions() == {}
     assert not any(
@@ -131,14 +131,14 @@ def test_a_sound_card_does_not_contradict_itself(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_true_together_is_found(tmp_path, old, new, wrong):
+def test_contradictory_figures_are_found(tmp_path, old, new, wrong):
     assert CARD.count(old) == 1
     found = load(tmp_path, CARD.replace(old, new)).contradictions()
     assert {f"{key.name} {key.statistic}" for key in found} == wrong
     assert all(contradiction.reason for contradiction in found.values())
 
 
-def test_what_the_other_figures_make_of_a_wrong_one_is_told(tmp_path):
+def test_a_contradiction_shows_the_value_expected_from_other_figures(tmp_path):
     text = (
         CARD.replace("test: 4", "test: 5")
         .replace("30.00", "50.00")
@@ -155,7 +155,7 @@ def test_what_the_other_figures_make_of_a_wrong_one_is_told(tmp_path):
     }
 
 
-def test_a_column_may_be_read_as_another(tmp_path):
+def test_a_mislabeled_column_may_be_read_as_another(tmp_path):
     text = CARD.replace("{min: 1, median: 2, max: 3}", "{min: 3, median: 2}")
     text = text.replace("median: 0, max: 0", "median: 0")
     card = load(tmp_path, f"volume_column_holds: {{min: max}}\n{text}")
@@ -177,13 +177,13 @@ def test_a_column_may_be_read_as_another(tmp_path):
         ("slices: 100", "volume_column_holds: {min: max}", "two volumes of L1 for one statistic"),
     ],
 )
-def test_a_card_that_is_wrong_is_refused_with_its_line(tmp_path, old, new, message):
+def test_the_error_of_a_wrong_card_names_its_line(tmp_path, old, new, message):
     assert CARD.count(old) == 1
     with pytest.raises(CardError, match=re.escape(message)):
         load(tmp_path, CARD.replace(old, new))
 
 
-def test_cards_are_no_recipes_and_recipes_find_theirs(tmp_path):
+def test_cards_are_not_listed_as_recipes_and_recipes_find_their_cards(tmp_path):
     assert CARDS
     assert not any("card" in name for name in recipe_names())
     for name in recipe_names():

@@ -35,9 +35,7 @@ def test_without_a_catalog_there_is_none():
     assert load_catalog() is None
 
 
-def test_the_argument_wins_over_the_variable_and_the_variable_over_the_folder(
-    tmp_path, monkeypatch
-):
+def test_the_argument_overrides_the_variable_and_the_variable_the_folder(tmp_path, monkeypatch):
     here = write_catalog(Path("catalog.yaml"), raw="here")
     variable = write_catalog(tmp_path / "variable.yaml", raw="variable")
     argument = write_catalog(tmp_path / "argument.yaml", raw="argument")
@@ -49,7 +47,7 @@ def test_the_argument_wins_over_the_variable_and_the_variable_over_the_folder(
     assert load_catalog(str(argument)).get("spine").raw == "argument"
 
 
-def test_an_empty_variable_counts_as_unset(monkeypatch):
+def test_an_empty_catalog_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv(CATALOG_VARIABLE, "")
     assert find_catalog() is None
 
@@ -68,7 +66,7 @@ def test_a_catalog_named_by_variable_must_be_a_file(tmp_path, monkeypatch):
         load_catalog()
 
 
-def test_a_catalog_named_by_variable_has_a_whole_path(monkeypatch):
+def test_a_catalog_named_by_variable_must_have_an_absolute_path(monkeypatch):
     write_catalog(Path("c.yaml"))
     monkeypatch.setenv(CATALOG_VARIABLE, "c.yaml")
     with pytest.raises(CatalogError, match=rf"c\.yaml: is a relative .*{CATALOG_VARIABLE}.* whole"):
@@ -84,7 +82,7 @@ def test_a_catalog_named_by_variable_has_a_whole_path(monkeypatch):
         (lambda path: path.symlink_to("/dev/zero"), "a device"),
     ],
 )
-def test_what_is_called_catalog_yaml_and_is_no_file_is_named(make, kind):
+def test_the_error_names_a_catalog_yaml_that_is_no_file(make, kind):
     make(Path("catalog.yaml"))
     with pytest.raises(CatalogError, match=rf"catalog\.yaml: is {kind}, expected .*--catalog FILE"):
         find_catalog()
@@ -119,12 +117,12 @@ def test_a_catalog_given_by_a_relative_path_keeps_its_folder(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "location", ["/abs/olute", "s3://bucket/s.zarr", "https://host/s.zarr", "file:///x/s.zarr"]
 )
-def test_absolute_paths_and_urls_stay_as_they_are(tmp_path, location):
+def test_absolute_paths_and_urls_are_unchanged(tmp_path, location):
     found = entry(tmp_path, raw=location, store=location)
     assert found.raw_location == found.store_location == location
 
 
-def test_the_home_folder_of_nobody_is_a_name_like_others(tmp_path):
+def test_the_home_folder_of_an_unknown_user_is_not_expanded(tmp_path):
     assert entry(tmp_path, raw="~nobody-here/x").raw_location == f"{tmp_path}/home/~nobody-here/x"
 
 
@@ -153,20 +151,20 @@ def test_a_variable_without_braces_is_refused(tmp_path, key):
 
 
 @pytest.mark.parametrize("written", ["a\\nb", "a" * 256, "é" * 128])
-def test_what_can_be_no_path_is_refused(tmp_path, written):
+def test_texts_that_are_no_valid_path_are_refused(tmp_path, written):
     with pytest.raises(CatalogError, match=r"line 4, datasets\.spine\.raw: it is no path or URL"):
         entry(tmp_path, raw=f'"{written}"')
 
 
 @pytest.mark.parametrize("written", ["${SPINE_DATA}/x", "a/${SPINE_DATA}"])
-def test_an_unset_variable_is_named_with_its_dataset_and_file(tmp_path, written):
+def test_the_error_of_an_unset_variable_names_it_with_dataset_and_file(tmp_path, written):
     found = entry(tmp_path, raw=written)
     assert found.store_location.endswith("s.zarr")
     with pytest.raises(CatalogError, match=r"c\.yaml: dataset 'spine' .* SPINE_DATA, .*not set"):
         _ = found.raw_location
 
 
-def test_names_of_shipped_recipes_are_no_paths(tmp_path):
+def test_names_of_shipped_recipes_are_not_taken_for_paths(tmp_path):
     assert entry(tmp_path).recipe_location == "ctspine1k"
 
 
@@ -177,7 +175,7 @@ def test_raw_and_license_may_be_left_out(tmp_path):
     assert (found.raw, found.raw_location, found.license) == (None, None, None)
 
 
-def test_a_name_that_is_not_in_the_catalog_gives_none(tmp_path):
+def test_an_unknown_name_gives_no_catalog_entry(tmp_path):
     assert load_catalog(write_catalog(tmp_path / "c.yaml")).get("spain") is None
 
 
@@ -199,14 +197,14 @@ def test_a_name_that_is_not_in_the_catalog_gives_none(tmp_path):
         ("", ["is empty"]),
     ],
 )
-def test_a_catalog_that_does_not_load_says_where_and_why(tmp_path, text, fragments):
+def test_the_error_of_an_invalid_catalog_says_where_and_why(tmp_path, text, fragments):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(CatalogError) as caught:
         load_catalog(path)
     assert str(path) in str(caught.value)
     assert all(fragment in str(caught.value) for fragment in fragments), str(caught.value)
-    assert "Model" not in str(caught.value), "names of classes are no help"
+    assert "Model" not in str(caught.value), "the error must not name classes"
 
 
 FOUND = "datasets:\n  spine:\n    recipe: ctspine1k\n"
@@ -244,7 +242,7 @@ def found_entry(text):
         ("store: simplecache::s3://b/s.zarr", "has a URL with simplecache::s3://", ""),
     ],
 )
-def test_a_catalog_that_nobody_named_sends_neither_variables_nor_keys(
+def test_a_catalog_found_in_the_folder_may_not_send_variables_or_keys(
     monkeypatch, text, what, next_step
 ):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-mine")
@@ -257,7 +255,7 @@ def test_a_catalog_that_nobody_named_sends_neither_variables_nor_keys(
 
 
 @pytest.mark.parametrize("key", ["raw", "recipe"])
-def test_nor_do_its_raw_folder_and_recipe(monkeypatch, key):
+def test_raw_folder_and_recipe_of_a_found_catalog_may_not_send_variables_or_keys(monkeypatch, key):
     monkeypatch.setenv("KEY", "secret")
     write_catalog(Path("catalog.yaml"), **{key: "'${KEY}.yaml'"})
     found = load_catalog().get("spine")
@@ -265,7 +263,7 @@ def test_nor_do_its_raw_folder_and_recipe(monkeypatch, key):
         getattr(found, f"{key}_location")
 
 
-def test_options_of_the_raw_folder_hold_for_it_alone():
+def test_options_of_the_raw_folder_apply_only_to_it():
     text = "    store: s.zarr\n    raw: s3://bucket/raw\n    raw_storage_options: {anon: true}\n"
     assert found_entry(text).raw_location == "s3://bucket/raw"
     found = found_entry(text.replace("raw_storage_options: {anon: true}", "license: free"))
@@ -283,14 +281,14 @@ def test_options_of_the_raw_folder_hold_for_it_alone():
         ("s3://bucket/s.zarr", "{anon: true}"),
     ],
 )
-def test_a_catalog_that_nobody_named_may_point_at_what_anybody_can_read(store, options):
+def test_a_catalog_found_in_the_folder_may_name_public_buckets(store, options):
     found = found_entry(f"    store: {store}\n    storage_options: {options}\n")
     assert found.store_location.endswith(store)
     assert not found.is_trusted
 
 
 @pytest.mark.parametrize("how", ["argument", "variable"])
-def test_the_user_names_a_catalog_and_so_trusts_it(monkeypatch, how):
+def test_a_catalog_that_the_user_names_is_trusted(monkeypatch, how):
     monkeypatch.setenv("BUCKET", "mine")
     text = "    store: 's3://${BUCKET}/s'\n    storage_options: {endpoint_url: 'https://lab'}\n"
     found_entry(text)

@@ -29,7 +29,7 @@ PAGES = [
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_CODE = {"", "text"}
 SERVES = re.compile(r"spinezarr serve [^-\s]\S*[ ]*(#.*)?\n?")
-"""A block that ends when somebody ends it."""
+"""A block whose server runs until it is stopped."""
 NAMES_OF_OTHERS = {"blosc_getitem"}
 PARTS_OF_A_DECISION = [
     "Context",
@@ -39,7 +39,7 @@ PARTS_OF_A_DECISION = [
     "Consequences",
 ]
 MANY_COMMANDS = {"add-a-dataset.md", "cluster.md", "s3.md"}
-"""Pages that take long to run."""
+"""Pages whose blocks take long to run."""
 
 
 def blocks(page):
@@ -54,18 +54,18 @@ def run_bash(code, folder, tools):
 
 
 def run_server(code, folder):
-    """Run a block that serves until it is ended, at another port; look at it as a browser does."""
+    """Run a block that serves, at another port; request its page, and stop it."""
     command = code.partition("#")[0].split()
     with running(folder, *command[2:]) as server:
         for path in ("/", "/v1/stores"):
             status, _, body = ask(f"{server.url}{path}")
             assert status == 200
-        assert json.loads(body)["stores"], "it has nothing to show"
+        assert json.loads(body)["stores"], "the server must list a store"
 
 
 @pytest.fixture(scope="module")
 def tools():
-    """Return where programs are looked for: ``spinezarr`` among those that start at once."""
+    """Return the search path of programs, with a ``spinezarr`` that starts quickly."""
     return os.pathsep.join(
         [str(forked.command().parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     )
@@ -84,7 +84,7 @@ def make_targets():
 
 @pytest.fixture
 def buckets(s3_server, working_folder, monkeypatch):
-    """Set what the page of buckets needs: a server, an empty bucket, a public one with files."""
+    """Set up a server, an empty bucket and a public one with files, for the page on buckets."""
     own, public = s3_server.new_bucket(), s3_server.new_bucket()
     for path in (working_folder / "demo" / "raw").rglob("*"):
         if path.is_file():
@@ -120,7 +120,7 @@ def test_every_block_of_a_page_runs(page, working_folder, tools, monkeypatch, re
         if language == "python":
             exec(compile(code, str(page), "exec"), namespace)  # noqa: S102  that is the test
         elif language == "bash" and "make " in code:
-            # A test cannot run itself: .ci/run calls the targets of the README.
+            # Targets of the README are called by .ci/run, because a test cannot run itself.
             wanted = re.findall(r"^make ([\w-]+)", code, re.MULTILINE)
             assert wanted
             assert set(wanted) <= make_targets()
@@ -145,12 +145,12 @@ def test_readme_has_two_commands_for_a_fresh_machine():
 
 
 def anchors_of(page):
-    """Return the names by which links reach the headings of a page, as GitHub makes them."""
+    """Return the anchors that GitHub makes for the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_between_pages_have_a_target():
     for page in PAGES:
         for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
             if "://" not in target:
@@ -180,7 +180,7 @@ def test_names_of_code_that_pages_explain_exist():
             assert lacking <= NAMES_OF_OTHERS, f"{page}: no such name in spinezarr: {lacking}"
 
 
-def test_each_folder_has_the_modules_that_its_row_names():
+def test_each_folder_has_the_modules_that_the_page_names():
     page = ROOT / "docs" / "explanation" / "folders.md"
     rows = re.findall(r"^\| `(.+?)/?` \| (.+) \|$", page.read_text(), re.MULTILINE)
     for folder, text in rows:
@@ -192,7 +192,7 @@ def test_each_folder_has_the_modules_that_its_row_names():
     assert lacking <= {"spinezarr/cli"}, "folders without a row"
 
 
-def test_the_example_of_a_plan_is_what_is_planned():
+def test_the_example_of_a_plan_equals_the_planned_reads():
     page = ROOT / "docs" / "explanation" / "how-a-patch-is-read.md"
     shape, chunk, shard = (133, 512, 512), (64, 48, 48), (128, 528, 528)
     array = ArraySpec("scan", "image", "", shape, np.dtype("i2"), chunk, shard, {}, "/", {})
@@ -242,7 +242,7 @@ def test_every_decision_is_in_the_index():
 
 
 @pytest.mark.long
-def test_a_dataset_of_ones_own_takes_ten_lines_and_no_code(working_folder, tools):
+def test_a_users_dataset_takes_ten_lines_and_no_code(working_folder, tools):
     start = (ROOT / "docs" / "add-a-dataset.md").read_text().partition("\n## ")[0]
     (recipe,) = (code for language, code in BLOCK.findall(start) if language == "yaml")
     assert len(recipe.splitlines()) <= 10

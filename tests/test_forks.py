@@ -15,7 +15,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system for
 
 def in_a_child(check):
     """Run a check in a forked process; it passes if it returns True there."""
-    with warnings.catch_warnings():  # Python 3.12 warns of forks beside threads, which are meant
+    with warnings.catch_warnings():  # Python 3.12 warns about these intended forks
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
@@ -27,7 +27,7 @@ def in_a_child(check):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_value_is_made_once_whoever_asks():
+def test_a_value_is_made_once_for_all_threads():
     made = []
     ready = threading.Barrier(4)
 
@@ -48,7 +48,7 @@ def test_a_value_is_made_once_whoever_asks():
     assert made == [1]
 
 
-def test_a_value_that_could_not_be_made_is_made_later():
+def test_a_value_whose_making_failed_is_made_at_the_next_call():
     answers = iter([OSError("no network"), "connection"])
 
     def make():
@@ -64,7 +64,7 @@ def test_a_value_that_could_not_be_made_is_made_later():
 
 
 @needs_fork
-def test_children_and_their_children_make_values_of_their_own():
+def test_forked_children_and_grandchildren_make_their_own_values():
     value = PerProcess(lambda: {"made by": os.getpid()})
     parents = value.get()
 
@@ -77,7 +77,7 @@ def test_children_and_their_children_make_values_of_their_own():
 
 
 @needs_fork
-def test_a_lock_that_was_held_is_open_in_a_child():
+def test_a_held_lock_is_released_in_a_forked_child():
     lock = ProcessLock()
 
     def free(taken):
@@ -97,7 +97,7 @@ def test_a_lock_that_was_held_is_open_in_a_child():
 
 
 def another_thread_gets(lock):
-    """Whether another thread of this process gets a lock that is held."""
+    """Return whether another thread of this process can acquire a lock."""
     taken = threading.Event()
 
     def take():
@@ -111,7 +111,7 @@ def another_thread_gets(lock):
 
 @needs_fork
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_child_leaves_what_its_parent_holds(reentrant):
+def test_leaving_a_context_in_a_child_does_not_release_the_lock_of_the_parent(reentrant):
     lock = ProcessLock(reentrant=reentrant)
 
     def child():
@@ -123,14 +123,14 @@ def test_a_child_leaves_what_its_parent_holds(reentrant):
         assert in_a_child(child)
 
 
-def test_a_reentrant_lock_is_acquired_again_by_its_thread():
+def test_a_reentrant_lock_can_be_acquired_again_by_its_thread():
     lock = ProcessLock(reentrant=True)
     with lock, lock:
         assert not another_thread_gets(lock)
 
 
-def test_no_other_module_looks_for_forks():
-    """Process ids are compared nowhere; two modules need their own, to be named and to end."""
+def test_no_other_module_detects_forks():
+    """No other module compares process ids; two modules use their own, for names and for ending."""
     package = Path(spinezarr.__file__).parent
     found = {
         (path.relative_to(package).as_posix(), node.attr)

@@ -30,7 +30,7 @@ def turn_about(axis, degrees):
 
 
 def affine_of(axcodes, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), turn=None):
-    """Voxel axes of the given lengths toward anatomical letters, then the whole turned."""
+    """Return an affine with voxel axes of given lengths toward anatomical letters, then rotated."""
     matrix = np.zeros((3, 3))
     for column, letter in enumerate(axcodes):
         axis = next(i for i, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
@@ -67,7 +67,7 @@ def numbered(shape):
     return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
 
 
-def assert_stored_as_nibabel_would(grid):
+def assert_reordered_like_nibabel(grid):
     array = numbered(grid.shape_ijk)
     model = nib.as_closest_canonical(nib.Nifti1Image(array, grid.affine))
     stored = grid.axis_map.to_zyx(array)
@@ -80,23 +80,23 @@ def assert_stored_as_nibabel_would(grid):
 
 @pytest.mark.parametrize("axcodes", all_axcodes())
 @pytest.mark.parametrize("degrees", [0, 17])
-def test_each_orientation_is_stored_as_nibabel_would(axcodes, degrees):
+def test_each_orientation_is_reordered_like_nibabel(axcodes, degrees):
     turn = turn_about((2, 2, 1), degrees)
     grid = Grid((2, 3, 4), affine_of(axcodes, (0.7, 0.8, 2.5), (-40, 12, -700), turn))
-    assert_stored_as_nibabel_would(grid)
+    assert_reordered_like_nibabel(grid)
     assert grid.axis_map == AxisMap.from_axcodes(axcodes)
     assert grid.axis_map.axcodes == axcodes
 
 
 @settings(deadline=None)
 @given(grids())
-def test_any_grid_is_stored_as_nibabel_would(grid):
-    assert_stored_as_nibabel_would(grid)
+def test_any_grid_is_reordered_like_nibabel(grid):
+    assert_reordered_like_nibabel(grid)
 
 
 @settings(deadline=None)
 @given(grids())
-def test_each_stored_voxel_stays_where_it_was_in_the_patient(grid):
+def test_each_stored_voxel_keeps_its_position_in_the_patient(grid):
     ijk = np.indices(grid.shape_ijk)
     world = np.einsum("ab,bijk->aijk", grid.affine[:3, :3], ijk)
     world += grid.affine[:3, 3].reshape(3, 1, 1, 1)
@@ -108,7 +108,7 @@ def test_each_stored_voxel_stays_where_it_was_in_the_patient(grid):
 
 
 @pytest.mark.parametrize("axcodes", all_axcodes())
-def test_turning_there_and_back_changes_nothing_and_copies_nothing(axcodes):
+def test_reordering_back_and_forth_changes_and_copies_nothing(axcodes):
     axis_map = AxisMap.from_axcodes(axcodes)
     array = numbered((2, 3, 4))
     stored = axis_map.to_zyx(array)
@@ -120,7 +120,7 @@ def test_turning_there_and_back_changes_nothing_and_copies_nothing(axcodes):
     np.testing.assert_array_equal(there, numbered((5, 2, 3)))
 
 
-def test_the_48_maps_differ():
+def test_the_48_orientations_have_different_maps():
     assert len({AxisMap.from_axcodes(axcodes) for axcodes in all_axcodes()}) == 48
 
 
@@ -132,7 +132,7 @@ def test_a_grid_describes_itself_in_one_line():
 
 
 @given(boxes(), boxes())
-def test_boxes_meet_in_the_voxels_of_both(a, b):
+def test_the_intersection_of_boxes_holds_the_voxels_of_both(a, b):
     shared = a.intersect(b)
     assert (set() if shared is None else voxels_of(shared)) == voxels_of(a) & voxels_of(b)
 
@@ -144,7 +144,7 @@ def test_a_shifted_box_holds_each_voxel_shifted(box, offset):
 
 
 @given(boxes())
-def test_a_box_is_its_start_and_its_shape(box):
+def test_a_box_is_defined_by_start_and_shape(box):
     assert Box.at(box.start_zyx, box.shape_zyx) == box
     assert np.prod(box.shape_zyx) == len(voxels_of(box))
 
@@ -171,7 +171,7 @@ def test_slices_of_a_plane_lie_across_its_axis():
 
 
 @given(grids(max_degrees=0))
-def test_positions_along_an_axis_are_those_of_the_voxels(grid):
+def test_positions_along_an_axis_equal_those_of_the_voxels(grid):
     positions = axis_positions_mm(grid.affine_xyz, grid.shape_zyx)
     assert list(positions) == ["z", "y", "x"]
     for world, axis in enumerate("xyz"):
@@ -197,7 +197,9 @@ def test_positions_along_an_oblique_axis_start_at_the_first_voxel_and_grow_by_th
     st.sampled_from(range(3)),
     st.tuples(*[st.floats(0.1, 5)] * 3),
 )
-def test_the_oblique_angle_is_the_turn_about_an_axis(axcodes, degrees, axis, spacing):
+def test_the_oblique_angle_of_a_rotation_about_an_axis_is_its_angle(
+    axcodes, degrees, axis, spacing
+):
     affine = affine_of(axcodes, spacing, (1, 2, 3), turn_about(np.eye(3)[axis], degrees))
     assert oblique_angle_deg(affine) == pytest.approx(abs(degrees), abs=1e-5)
 
@@ -213,18 +215,20 @@ def test_the_oblique_angle_is_that_of_the_voxel_axis_furthest_from_its_world_axi
 @pytest.mark.parametrize("degrees", [-30, -15, 0.2, 5, 40])
 @pytest.mark.parametrize("turned", [0, 12])
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
-def test_shear_is_told_from_the_turn_of_the_nearest_perpendicular_axes(axcodes, turned, degrees):
+def test_shear_is_distinguished_from_a_rotation_of_the_nearest_orthogonal_axes(
+    axcodes, turned, degrees
+):
     turn = turn_about((1, 0, 0), turned)
     shear = np.eye(3)
     shear[1, 2] = np.tan(np.radians(degrees))
     affine = affine_of(axcodes, (0.7, 1.3, 2.5), (4, 5, 6), turn @ shear)
     assert shear_deg(affine) == pytest.approx(abs(degrees), abs=1e-9)
-    # A shear by an angle turns the nearest perpendicular axes by half of it, the other way.
+    # A shear by an angle rotates the nearest orthogonal axes by half of it, in reverse.
     assert oblique_angle_deg(affine) == pytest.approx(abs(turned - degrees / 2), abs=1e-6)
 
 
 @given(grids(max_degrees=90))
-def test_turned_grids_are_not_sheared(grid):
+def test_rotated_grids_are_not_sheared(grid):
     assert shear_deg(grid.affine) == pytest.approx(0, abs=1e-5)
 
 
@@ -240,7 +244,7 @@ def test_no_voxel_of_two_grids_is_further_apart_than_their_corners(a, other, siz
 
 
 @given(grids(), st.tuples(*[st.floats(-20, 20)] * 3))
-def test_a_shift_parts_grids_by_its_length(grid, shift):
+def test_grids_that_differ_by_a_shift_are_its_length_apart(grid, shift):
     moved = grid.affine.copy()
     moved[:3, 3] += shift
     distance = max_corner_distance_mm(grid, Grid(grid.shape_ijk, moved))

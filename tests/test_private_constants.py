@@ -1,4 +1,4 @@
-"""Do the tests change only what a caller can change?
+"""Tests replace no private constants of other modules.
 
 A private constant that a test replaces is a setting without a name. It becomes a field of a
 settings class, an argument of a constructor, or an injected clock.
@@ -49,4 +49,4 @@ def test_no_test_patches_a_private_constant():
         for path in TESTS.rglob("*.py")
         for name in patched_constants(path.read_text())
     }
-    assert not found, "give these a setting, an argument or a clock"
+    assert not found, "replace these by a setting, an argument or a clock"

@@ -40,11 +40,11 @@ def counted_elsewhere(source):
         ("from spinezarr.processors import cpu_count\ncpu_count()", []),
     ],
 )
-def test_another_count_is_found(source, lines):
+def test_the_check_finds_other_ways_to_count_processors(source, lines):
     assert counted_elsewhere(source) == lines
 
 
-def test_one_module_counts_processors():
+def test_only_one_module_counts_processors():
     found = {
         path.relative_to(PACKAGE).as_posix(): lines
         for path in PACKAGE.rglob("*.py")
@@ -54,7 +54,7 @@ def test_one_module_counts_processors():
 
 
 def on_one_processor(program):
-    """Run a program that may use one processor, and return what it prints."""
+    """Run a program that may use only one processor, and return its output."""
     bound = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     done = subprocess.run(
         [sys.executable, "-c", bound + program], capture_output=True, text=True, check=True
@@ -63,7 +63,7 @@ def on_one_processor(program):
 
 
 @needs_affinity
-def test_affinity_is_followed():
+def test_the_count_follows_the_affinity():
     assert on_one_processor("from spinezarr.processors import cpu_count\nprint(cpu_count())") == [
         "1"
     ]

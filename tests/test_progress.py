@@ -1,4 +1,4 @@
-"""What a callback is told, and how often at once."""
+"""Tests of progress callbacks: their values, and that calls do not overlap."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -6,7 +6,7 @@ from threading import Lock
 from spinezarr.progress import ProgressCounter
 
 
-def test_several_threads_add_up_and_are_told_one_by_one():
+def test_progress_of_several_threads_adds_up_in_calls_that_do_not_overlap():
     seen, at_once = [], Lock()
 
     def show(progress):

@@ -94,7 +94,7 @@ def test_what_yaml_writes_is_read_back(path, name, widths):
         ("name: home", "name: home\nnaem: x", "line 2, naem", ["'name'", "doors, labels, name"]),
     ],
 )
-def test_an_unknown_key_is_named_with_its_line_and_the_keys_there_are(
+def test_the_error_of_an_unknown_key_names_its_line_and_the_known_keys(
     path, old, new, where, fragments
 ):
     message = refusal(path, GOOD.replace(old, new))
@@ -110,7 +110,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_keys_there_are(
         ("  - width: 1", "  - color: red", "line 7, doors.0.width"),
     ],
 )
-def test_a_missing_key_is_named_with_the_line_where_it_belongs(path, old, new, where):
+def test_the_error_of_a_missing_key_names_the_line_where_it_belongs(path, old, new, where):
     assert f"FILE, {where}: this key is missing." in refusal(path, GOOD.replace(old, new))
 
 
@@ -128,7 +128,7 @@ def test_a_missing_key_is_named_with_the_line_where_it_belongs(path, old, new, w
         ("  - width: 1", "  - 17", "line 7, doors.0", "17"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_shown_with_its_line(path, old, new, where, found):
+def test_the_error_of_a_wrong_type_shows_the_value_and_its_line(path, old, new, where, found):
     message = refusal(path, GOOD.replace(old, new))
     assert f"FILE, {where}: " in message
     assert f"found {found}" in message
@@ -149,7 +149,7 @@ def test_all_mistakes_are_reported_at_once(path):
         (GOOD.replace("  - width: 1", "  - width: 1\n    width: 1"), 8, "width"),
     ],
 )
-def test_a_repeated_key_is_named_with_the_line_of_the_second(path, text, line, key):
+def test_the_error_of_a_repeated_key_names_the_second_line(path, text, line, key):
     assert refusal(path, text) == f"FILE, line {line}: key {key!r} is given twice; keep one."
 
 
@@ -175,7 +175,7 @@ def test_an_empty_file_is_refused(path, text):
         b"name: \xff\xfe\n",
     ],
 )
-def test_what_is_not_yaml_is_refused(path, text):
+def test_invalid_yaml_is_refused(path, text):
     assert refusal(path, text).startswith("FILE: is not valid YAML: ")
 
 
@@ -197,7 +197,7 @@ def test_no_yaml_tag_makes_a_python_object(path, tag):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "17\n"])
-def test_a_file_that_is_no_mapping_is_refused_with_its_line(path, text):
+def test_the_error_of_a_file_that_is_no_mapping_names_its_line(path, text):
     message = refusal(path, text)
     assert message.startswith("FILE, line 1: ")
     assert "found" in message
@@ -205,7 +205,7 @@ def test_a_file_that_is_no_mapping_is_refused_with_its_line(path, text):
 
 @pytest.mark.parametrize("key", ["2020-01-01", "!!binary aGk=", "0010", "1.50", "no", "~"])
 def test_a_key_that_yaml_does_not_read_as_text_is_refused(path, key):
-    # It would turn into another text than the one in the file: 0010 into 8, no into false.
+    # Its text would differ from the one in the file: 0010 becomes 8, and no becomes false.
     assert "FILE, line 8" in refusal(path, GOOD + f"labels: {{{key}: spine}}\n")
 
 
@@ -218,7 +218,7 @@ def test_endless_nesting_is_refused(path, value):
     refusal(path, f"name: {value}\n")
 
 
-def test_a_date_is_read_as_the_text_it_is(path):
+def test_a_date_is_read_as_text(path):
     assert load(path, GOOD.replace("home", "2020-01-01")).name == "2020-01-01"
 
 
@@ -249,14 +249,14 @@ def test_a_shared_anchor_is_read_in_both_places(path):
         "!!float ''",
     ],
 )
-def test_a_number_or_date_that_is_none_is_refused(path, value):
+def test_an_invalid_number_or_date_is_refused(path, value):
     message = refusal(path, GOOD.replace("home", value))
     assert message.startswith("FILE: holds a number, date or tagged value that is none")
     assert "quotes" in message
 
 
 def bomb(levels):
-    """Aliases of aliases, ten a level."""
+    """Return nested aliases, ten per level."""
     lines = ["a0: &a0 [x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
     return "\n".join(lines)
@@ -301,7 +301,7 @@ def bomb(levels):
         ("a: [\x07", "is not valid YAML: "),
     ],
 )
-def test_what_no_person_writes_is_refused_before_it_grows(path, text, reason):
+def test_bombs_are_refused_before_they_expand(path, text, reason):
     message = refusal(path, text)
     assert re.search(f"^FILE(: |, ){reason}", message), message
     assert all(line == to_printable(line) for line in message.splitlines())
@@ -311,23 +311,23 @@ def test_text_of_several_lines_is_read(path):
     assert load(path, GOOD.replace("home", "|\n  one\n  two")).name == "one\ntwo\n"
 
 
-def test_as_much_as_is_allowed_is_read(path):
+def test_files_at_the_limits_are_read(path):
     rooms = {f"room {n}": {"width": 1} for n in range(2_400)}
     text = yaml.safe_dump({"name": "x" * 4_000, "rooms": rooms}, default_flow_style=True, width=90)
     assert len(load(path, text).rooms) == 2_400
 
 
-def test_of_many_mistakes_the_first_are_told(path):
+def test_an_error_of_many_mistakes_lists_the_first(path):
     message = refusal(path, "name: a\nrooms:\n" + "".join(f"  r{n}: {n}\n" for n in range(500)))
     assert len(message.splitlines()) == 21
     assert message.endswith("... and 480 mistakes more.")
 
 
-def test_a_long_value_is_shown_in_part(path):
+def test_an_error_shortens_a_long_value(path):
     assert len(refusal(path, f"name: [{', '.join(['x'] * 3_000)}]\nrooms: {{}}")) < 400
 
 
-def test_what_is_checked_at_the_end_is_told_with_its_line(path):
+def test_errors_of_model_checks_name_their_line(path):
     path.write_text(GOOD)
     for key, where in (
         (("rooms", "attic"), "line 5, rooms.attic"),
@@ -353,7 +353,7 @@ def bind_socket(path):
         (bind_socket, "a socket"),
     ],
 )
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, make, kind):
+def test_devices_pipes_sockets_and_folders_are_refused_at_once(tmp_path, monkeypatch, make, kind):
     monkeypatch.chdir(tmp_path)  # the path of a socket is short
     make(Path("x.yaml"))
     with pytest.raises(OddError, match=rf"x\.yaml: cannot be read \(is {kind}, expected a regular"):

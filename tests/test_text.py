@@ -23,27 +23,29 @@ letters = st.text(st.characters(codec="utf-8"), max_size=8)
 
 
 @given(letters)
-def test_all_forms_of_a_name_compose_to_one(name):
+def test_all_unicode_forms_of_a_name_are_composed_to_one(name):
     forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
     assert {to_nfc(form) for form in forms} == {unicodedata.normalize("NFC", name)}
 
 
 PERSIAN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
-"""Written with a joiner that keeps two letters apart."""
+"""A Persian name with a non-joiner between two letters."""
 HARMLESS = {"Zs", "Co", *"LMNPS"}
-"""Categories of what is shown as it is, or their first letters."""
+"""Unicode categories, or their first letters, of characters that are printed unchanged."""
 every_text = st.text(st.characters(), max_size=12) | st.text(
     "a\\é日\u0301\u0627\u200c\u200d\u0600\x1b\x9b\x7f\n\u202e\u2066\u2028\ufeff\u00ad\u3164"
     "\U000e0041\U0010ffff\ud800\udcff\U0001f469\ufe0f",
     max_size=12,
 )
 
-# JSON has no way to tell two halves of a character from the whole.
-told_apart = every_text.filter(lambda text: not re.search("[\ud800-\udbff][\udc00-\udfff]", text))
+# JSON cannot distinguish two halves of a character from the whole character.
+distinguishable = every_text.filter(
+    lambda text: not re.search("[\ud800-\udbff][\udc00-\udfff]", text)
+)
 
 
 @given(every_text)
-def test_what_is_printed_controls_nothing(text):
+def test_printable_text_holds_no_control_characters(text):
     shown = to_printable(text)
     assert shown.encode("utf-8").decode("utf-8") == shown
     for char in shown:
@@ -56,7 +58,7 @@ def test_what_is_printed_controls_nothing(text):
 
 
 @given(every_text, st.integers(8, 40))
-def test_no_text_is_longer_than_it_may_be(text, longest):
+def test_long_texts_are_shortened_to_the_limit(text, longest):
     shown = to_printable(text * 4, longest)
     assert len(shown) <= longest
     assert len(to_printable(text * 300)) <= 2000
@@ -64,24 +66,25 @@ def test_no_text_is_longer_than_it_may_be(text, longest):
 
 
 @given(st.lists(every_text, max_size=5))
-def test_lines_end_where_they_were_made(texts):
+def test_lines_of_a_text_are_kept_and_not_added(texts):
     lines = MultilineText(*texts)
     assert lines.split("\n") == ([to_printable(text) for text in texts] or [""])
     assert to_printable(lines) == lines == pickle.loads(pickle.dumps(lines))  # noqa: S301  our own
     assert isinstance(copy.deepcopy(lines), MultilineText)
 
 
-def test_of_many_lines_the_rest_is_counted():
+def test_the_rest_of_many_lines_is_counted():
     assert MultilineText(*"x" * 300).split("\n")[-1] == "... and 100 more lines"
 
 
 @given(
     st.recursive(
-        told_apart | st.floats(), lambda of: st.lists(of) | st.dictionaries(told_apart, of)
+        distinguishable | st.floats(),
+        lambda of: st.lists(of) | st.dictionaries(distinguishable, of),
     )
 )
 @example({"\x7f": ["\x7f\x9b\u202e\udcff", math.nan]})
-def test_json_is_ascii_and_gives_back_every_text(value):
+def test_json_is_ascii_and_restores_every_text(value):
     text = to_ascii_json(value)
     assert text.isascii()
     assert text.replace("\n", "").isprintable()
@@ -98,7 +101,7 @@ def _null_for_no_number(value):
 
 @given(every_text | st.text("ab1 \\`*_{}[]<>()#+-=.!|~$@&:/w\"'", max_size=20))
 @example("www.x.org http://x.org <b> &amp; a@b.org")
-def test_markdown_shows_a_text_as_it_is(text):
+def test_rendered_markdown_shows_a_text_literally(text):
     page = (
         MarkdownIt("commonmark")
         .enable(["table", "strikethrough"])
@@ -128,14 +131,14 @@ def test_markdown_shows_a_text_as_it_is(text):
         ("a\U000e0041\U0010ffff", r"a\U000e0041\U0010ffff"),
     ],
 )
-def test_names_are_shown_with_escapes(name, shown):
+def test_control_characters_in_names_are_escaped(name, shown):
     assert to_printable(name) == shown
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 scans"), (1, "1 scan"), (2, "2 scans"), (1005, "1005 scans")]
 )
-def test_counts_have_their_noun(count, text):
+def test_counts_have_a_singular_or_plural_noun(count, text):
     assert count_noun(count, "scan") == text
     assert count_noun(count, "box", "boxes") == text.replace("scans", "boxes").replace(
         "scan", "box"

@@ -22,26 +22,26 @@ VERSE_SCHEME = [
 ]
 
 
-def test_values_are_those_of_verse():
+def test_mask_values_equal_those_of_verse():
     assert dict(enumerate(VERSE_SCHEME, 1)) == NAME_OF_VALUE
     assert max(NAME_OF_VALUE) == 28
     assert BACKGROUND == 0
     assert BACKGROUND not in NAME_OF_VALUE
 
 
-def test_names_lead_back_to_their_values():
+def test_names_and_values_map_to_each_other():
     assert {NAME_OF_VALUE[value]: value for value in NAME_OF_VALUE} == VALUE_OF_NAME
     assert len(VALUE_OF_NAME) == len(NAME_OF_VALUE)
 
 
-def test_the_order_of_the_spine_is_that_of_the_values_but_for_t13():
+def test_the_anatomical_order_is_that_of_the_values_except_for_t13():
     assert sorted(ANATOMICAL_ORDER) == sorted(VERSE_SCHEME)
     assert [name for name in ANATOMICAL_ORDER if name != "T13"] == VERSE_SCHEME[:-1]
     at = ANATOMICAL_ORDER.index("T13")
     assert ANATOMICAL_ORDER[at - 1 : at + 2] == ("T12", "T13", "L1")
 
 
-def test_every_label_has_a_color_of_its_own():
+def test_every_label_has_its_own_color():
     colors = [vertebra_color(value) for value in NAME_OF_VALUE]
     assert all(0 <= part <= 1 for color in colors for part in color)
     apart = min(
@@ -50,14 +50,14 @@ def test_every_label_has_a_color_of_its_own():
     assert apart > 0.05
 
 
-def test_hues_of_vertebrae_that_touch_are_far_apart():
+def test_hues_of_adjacent_vertebrae_are_far_apart():
     hues = [
         colorsys.rgb_to_hsv(*vertebra_color(VALUE_OF_NAME[name]))[0] for name in ANATOMICAL_ORDER
     ]
     assert min(min(abs(a - b), 1 - abs(a - b)) for a, b in pairwise(hues)) > 0.3
 
 
-def test_colors_as_text_are_the_same_colors():
+def test_hex_colors_equal_the_rgb_colors():
     for value in NAME_OF_VALUE:
         text = hex_color(value)
         assert (text[0], len(text)) == ("#", 7)
@@ -66,6 +66,6 @@ def test_colors_as_text_are_the_same_colors():
 
 
 @pytest.mark.parametrize("value", [BACKGROUND, 29, -1])
-def test_what_is_no_vertebra_has_no_color(value):
+def test_values_that_are_no_vertebra_have_no_color(value):
     with pytest.raises(KeyError):
         vertebra_color(value)

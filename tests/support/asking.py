@@ -20,7 +20,7 @@ _OPENER = urllib.request.build_opener(_NoOnward)
 
 
 def ask(url, method="GET", body=None, **headers):
-    """Return status, headers and body; a redirection is an answer like any other."""
+    """Return status, headers and body; a redirect is returned and not followed."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, body, fields, method=method)  # noqa: S310
     try:
@@ -32,7 +32,7 @@ def ask(url, method="GET", body=None, **headers):
 
 
 def ask_for_patches(url, wanted, **headers):
-    """Post what is wanted, as JSON unless it is bytes."""
+    """Post a request for patches, as JSON unless it is bytes."""
     body = wanted if isinstance(wanted, bytes) else json.dumps(wanted).encode()
     return ask(url, "POST", body, **{"content_type": "application/json", **headers})
 
@@ -40,7 +40,7 @@ def ask_for_patches(url, wanted, **headers):
 def started(*words, port=None, log=None):
     """Run ``spinezarr serve``; return the process and its URL once it answers.
 
-    What it prints is for a file, or errors are for a pipe.
+    Its output goes to the file ``log``; without one, its errors go to a pipe.
     """
     port = port or free_port()
     code = "from spinezarr.cli.main import main; main()"
@@ -63,6 +63,6 @@ def started(*words, port=None, log=None):
 
 
 def free_port():
-    """Return a port that nobody listens at."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         return one.getsockname()[1]

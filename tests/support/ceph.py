@@ -1,4 +1,4 @@
-"""A Ceph cluster of one node with an S3 gateway, out of Debian's packages, for as long as needed.
+"""A temporary Ceph cluster of one node with an S3 gateway, from Debian's packages.
 
 All daemons run as children in the foreground, in one folder, on free ports of 127.0.0.1; leaving
 the context ends them and removes the folder.
@@ -26,17 +26,17 @@ PROGRAMS = {
     "radosgw": "radosgw",
     "radosgw-admin": "radosgw",
 }
-"""What is started, and the Debian package that brings it."""
+"""Programs to start, and the Debian package of each."""
 
 DISK_BYTES = 6 << 30
-"""Of the sparse file that holds all objects."""
+"""Size of the sparse file that holds all objects."""
 
 _PATIENCE_S = 120.0
 _ACCESS = re.compile(rb'beast: \S+: \S+ - \S+ \[[^\]]*\] "(\w+) (\S+) HTTP/[\d.]+" (\d+) (\d+)')
 """A request in the gateway's log: method, path, status, bytes of the body."""
 
-# cephx is off and msgr2 unencrypted: radosgw asks for a secure connection to the monitor unless
-# told otherwise, and cannot have one without cephx. One copy of each object is all a test needs.
+# cephx is off and msgr2 unencrypted: by default radosgw requests a secure connection to the
+# monitor, which needs cephx. A test needs only one copy of each object.
 _CONFIGURATION = """
 [global]
 fsid = {fsid}
@@ -93,11 +93,11 @@ class Request:
     path: str
     status: int
     body_bytes: int
-    """Of the object or text that was sent either way."""
+    """Size of the object or text that was sent in either direction."""
 
     @property
     def kind(self) -> str:
-        """Method, and what sets it apart: a listing, a part of an upload, an error."""
+        """Method, with a suffix for listings, parts of uploads and errors."""
         _, _, query = self.path.partition("?")
         name = self.method
         if "list-type=2" in query:
@@ -117,7 +117,7 @@ class Gateway:
     log: Path
 
     def requests(self) -> list[Request]:
-        """Return every request so far, as the gateway's own access log has them."""
+        """Return every request so far, from the gateway's access log."""
         return [
             Request(method.decode(), path.decode(), int(status), int(size))
             for method, path, status, size in _ACCESS.findall(self.log.read_bytes())
@@ -125,7 +125,7 @@ class Gateway:
 
 
 def check_programs() -> None:
-    """Raise MissingProgramsError, with the command that helps, unless all of Ceph is here."""
+    """Raise MissingProgramsError, with the command to install Ceph, if a program is missing."""
     missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if missing:
         packages = " ".join(sorted(set(missing)))
@@ -143,7 +143,7 @@ def ceph_gateway() -> Iterator[Gateway]:
     MissingProgramsError
         If a program is not installed.
     RuntimeError
-        If a daemon ends, or does not answer in time; shows what it said.
+        If a daemon ends, or does not answer in time; shows its output.
     """
     check_programs()
     with ExitStack() as stack:
@@ -216,7 +216,7 @@ class _Cluster:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a daemon at once: its folder goes with it."""
+    """Kill a daemon; its folder is removed anyway."""
     process.kill()
     process.wait()
 

@@ -1,9 +1,9 @@
 """Runs commands in processes that are forked from one that has imported the package.
 
-A new process needs about two seconds to import what the command line needs, a forked one none of
-it. :func:`command` returns the path of a ``spinezarr`` that hands its arguments, folder,
-environment and standard files to the process that forks, and ends as the forked one does. Tests of
-what a fresh interpreter does start one themselves.
+A new process needs about two seconds for the imports of the command line, and a forked one needs
+none. :func:`command` returns the path of a ``spinezarr`` that sends its arguments, folder,
+environment and standard files to the process that forks, and exits like the forked process. Tests
+of a fresh interpreter start one themselves.
 """
 
 import json
@@ -23,7 +23,7 @@ from pathlib import Path
 __all__ = ["command", "end"]
 
 _PARENT = []
-"""The process that forks, if it was started, and the path of the command."""
+"""The process that forks, if it was started, with the path of the command."""
 _SCRIPT = """\
 #!/bin/sh
 exec {python} -I -S {program} {folder}/socket "$@"
@@ -36,7 +36,7 @@ _IMPORTED = ("audit", "demo", "export", "info", "ingest", "init", "preview", "st
 
 
 def _ask(address, words):
-    """Have a process forked, and return its exit code once it has ended."""
+    """Request a forked process, and return its exit code once it has ended."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         wanted = json.dumps([words, str(Path.cwd()), dict(os.environ)]).encode()
@@ -63,7 +63,7 @@ def _received(connection, size):
 
 
 def _fork_for_all(address):
-    """Fork whatever is asked for, until the standard input ends."""
+    """Fork a process for each request, until the standard input ends."""
     from spinezarr.cli.main import main  # noqa: PLC0415  slow, and only wanted here
 
     for name in _IMPORTED:
@@ -91,7 +91,7 @@ def _fork_for_all(address):
 
 
 def _forked(connection, running):
-    """Fork; return what is wanted in the process that is to do it."""
+    """Fork; return the request in the child, which runs it."""
     head, standard, _, _ = socket.recv_fds(connection, _LENGTH.size, 3)
     wanted = json.loads(_received(connection, _LENGTH.unpack(head)[0]))
     child = os.fork()
@@ -135,7 +135,7 @@ def _run(main, words, folder, environment):
 
 
 def command():
-    """Return the path of the command, whose parent is started with the first."""
+    """Return the path of the command; the first call starts the process that forks."""
     if not _PARENT:
         folder = Path(tempfile.mkdtemp(prefix="spinezarr-commands-"))
         process = subprocess.Popen(
@@ -152,7 +152,7 @@ def command():
 
 
 def end():
-    """End the process that forks, if there is one."""
+    """Stop the process that forks, if it was started."""
     while _PARENT:
         process, path = _PARENT.pop()
         process.communicate()

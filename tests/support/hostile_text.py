@@ -1,4 +1,4 @@
-"""Text that does harm where it is printed, and a store and a raw folder with it in every field."""
+"""Text that is harmful when printed, and a store and a raw folder with it in every field."""
 
 import csv
 import json
@@ -25,12 +25,12 @@ EVIL = (
     "\U000e0041\U0010ffff\u3164\nFORGED: all is well\r\t$\\frac{$ "
     "<img src=x onerror=alert(1)>[link=http://x]a[/link][red]:smile:|`$x$ [m](http://x.org)"
 )
-"""C0, C1, DEL, directions, invisible and unassigned characters, lines, markup and formulas."""
+"""Text with control, invisible and unassigned characters, lines, markup and formulas."""
 EVIL_ID = "=cmd()" + "".join(
     char for char in EVIL.replace("/", "_").replace("\\", "_") if to_printable(char) == char
 )
-"""The worst that a scan may be called."""
-"""The same as a name of a file, which begins as a formula does."""
+"""The most harmful name that a scan may have."""
+"""The same as a file name, which begins like a formula."""
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 IMAGE = (np.arange(16 * 16 * 16, dtype=np.int16) % 997).reshape(16, 16, 16)
 MASK = np.zeros((16, 16, 16), np.uint8)
@@ -38,7 +38,7 @@ MASK[2:7, 2:12, 2:12], MASK[8:13, 2:12, 2:12], MASK[14:15, 2:4, 2:4] = 20, 21, 6
 
 
 def forbidden(text):
-    """Return the characters of printed text that no terminal should get."""
+    """Return the characters of a text that must not be printed to a terminal."""
     return {
         char
         for char in text
@@ -48,7 +48,7 @@ def forbidden(text):
 
 
 TOLD = "".join(char for char in EVIL if not forbidden(char) and char != "\n")
-"""What is left of it in files that a person writes, whose text is checked as it is read."""
+"""Rest of that text in files that a person writes, where control characters are refused."""
 
 
 def write_pair(folder, name):
@@ -59,7 +59,7 @@ def write_pair(folder, name):
 
 
 def write_recipe(place, text=TOLD):
-    """Write a recipe whose texts do harm; JSON is YAML."""
+    """Write a recipe with harmful texts, as JSON, which is valid YAML."""
     recipe = {
         "name": "evil",
         "title": text,
@@ -84,7 +84,7 @@ def write_recipe(place, text=TOLD):
 
 
 def write_raw(folder):
-    """Write a raw folder in which names of files, tables and lists do harm."""
+    """Write a raw folder with harmful file names, tables and lists."""
     write_pair(folder, "a")
     write_pair(folder, "b")
     (folder / "split.txt").write_text("one:\na\nabsent\n", encoding="utf-8")
@@ -103,7 +103,7 @@ def _patch(path, **attributes):
 
 
 def write_store(folder):
-    """Make a store of two scans, sealed as a store should be, with harm in every text."""
+    """Make a store of two scans with valid seals, and harmful text in every field."""
     raw = folder / "plain"
     write_pair(raw, "a")
     write_pair(raw, "b")
@@ -172,12 +172,12 @@ def write_store(folder):
 
 
 def _short(scan_id):
-    """Cut a name so that files that are called after it have room for endings."""
+    """Shorten a name, so that file names made from it have room for endings."""
     return scan_id.encode()[:200].decode(errors="ignore")
 
 
 def write_card(place):
-    """Write a card whose texts do harm."""
+    """Write a card with harmful texts."""
     card = {
         "name": "evil",
         "title": TOLD,
@@ -192,7 +192,7 @@ def write_card(place):
 
 
 def write_catalog(place, store: Path, recipe: Path):
-    """Write a catalog whose names and places do harm."""
+    """Write a catalog with harmful names and locations."""
     entry = {"recipe": str(recipe), "store": str(store), "license": TOLD}
     absent = {"recipe": TOLD, "store": f"absent{TOLD}", "raw": f"absent{TOLD}", "license": TOLD}
     place.write_text(json.dumps({"datasets": {"good": entry, TOLD: absent}}), encoding="utf-8")

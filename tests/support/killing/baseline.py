@@ -1,4 +1,4 @@
-"""What plain zarr-python leaves when it is killed: the same loop without spinezarr's protocol."""
+"""The kill loop with plain zarr-python, without spinezarr's protocol, for comparison."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ def _values() -> npt.NDArray[Any]:
 
 
 def write_array(path: str) -> None:
-    """Write a sharded array, as its documentation shows."""
+    """Write a sharded array, as the documentation of zarr-python shows."""
     array = zarr.create_array(
         path,
         shape=_SHAPE_ZYX,
@@ -32,7 +32,7 @@ def write_array(path: str) -> None:
 
 
 def read_array(path: Path) -> str:
-    """Say what a reader finds: ``absent``, ``unreadable``, ``silently incomplete`` or ``whole``."""
+    """Return what a reader sees: absent, unreadable, silently incomplete or whole."""
     if not (path / "zarr.json").exists():
         return "absent"
     try:

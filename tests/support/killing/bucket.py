@@ -1,4 +1,4 @@
-"""An S3 server that may kill its client, refuse a request or cut its connection."""
+"""An S3 server that can kill its client, refuse a request or cut a connection."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ _REFUSALS: Final = {
 
 Action = Literal["pass", "refuse", "fail", "cut", "pass then cut"]
 Change = tuple[str, str]
-"""Method and key of a request that changes something."""
+"""Method and key of a request that changes an object."""
 _Start = Callable[..., Any]
 
 
@@ -35,7 +35,7 @@ def _pass(_number: int, _change: Change) -> Action:
 
 
 class Bucket:
-    """One bucket. It is also read and written here without requests, as if by somebody else."""
+    """One bucket. Tests also read and write it directly, without requests, like another client."""
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
@@ -65,7 +65,7 @@ class Bucket:
         before: Callable[[int, Change], Action] = _pass,
         after: Callable[[int, Change], object] = _pass,
     ) -> None:
-        """Set what happens at each request from now on, and forget those before.
+        """Set the rule for all further requests, and forget the recorded ones.
 
         Parameters
         ----------
@@ -79,7 +79,7 @@ class Bucket:
 
     @property
     def changes(self) -> list[Change]:
-        """What clients asked for since the last rule was set."""
+        """Changes that clients requested since the last rule was set."""
         return list(self._changes)
 
     def __call__(self, environ: dict[str, Any], start_response: _Start) -> Iterable[bytes]:
@@ -124,7 +124,7 @@ class _Quiet(WSGIRequestHandler):
 
 @contextmanager
 def serve_bucket() -> Iterator[Bucket]:
-    """Serve an empty bucket, and let this process find it."""
+    """Serve an empty bucket, and set the environment of this process to use it."""
     bucket = Bucket()
     server = make_server("127.0.0.1", 0, bucket, threaded=True, request_handler=_Quiet)
     server.daemon_threads = True

@@ -1,7 +1,7 @@
-"""What a store may look like: judged with plain zarr-python and xarray, and with spinezarr.
+"""Judges a store with plain zarr-python and xarray, and with spinezarr.
 
-Everything is judged on one snapshot of the store's files, so that a folder and a bucket are judged
-alike; spinezarr itself opens the store where it lies.
+Everything is judged on one snapshot of the store's files, in the same way for a folder and a
+bucket; only spinezarr opens the store itself.
 """
 
 import hashlib
@@ -45,16 +45,16 @@ Files = dict[str, bytes]
 """Content of a store by key; a folder without files is a key that ends with a slash."""
 
 MIXED: Final = "versions mixed without consolidated metadata"
-"""Only for clients that open arrays one by one, and only until the next run."""
+"""Kind of fault that only clients see that open arrays one by one, until the next run."""
 _METADATA: Final = "zarr.json"
 _BUNDLE: Final = "table_bundle/zarr.json"
 _NOT_CONTENT: Final = {"manifest", "metadata_crc32c"}
-"""Attributes that say how a scan is stored, not what it is."""
+"""Attributes that describe how a scan is stored, and not its content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that must not be."""
+    """A fault: a state of the store that must not occur."""
 
     kind: str
     """``unreadable``, ``silently incomplete``, ``lost``, ``left over``, ``not identical`` or
@@ -64,14 +64,14 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What runs that nobody killed made of the versions of a raw folder."""
+    """Expected states of a store, from runs on the same raw folders that were not killed."""
 
     versions: Mapping[str, frozenset[str]]
-    """Digests that a scan may have on the way, by scan id."""
+    """Digests that a scan may have in between, by scan id."""
     arrays: Mapping[tuple[str, str], tuple[str | None, str | None]]
     """Digests of values in the old and the new version, by scan id and array."""
     before: frozenset[str]
-    """Scans that were there from the start: they never vanish."""
+    """Scans that were there at the start, and must never vanish."""
     table_before: bool
     """Whether there was a scan table at the start."""
     end: Mapping[str, str]
@@ -81,7 +81,7 @@ class Reference:
 
     @classmethod
     def of(cls, before: Files, end: Files) -> "Reference":
-        """Take both from the stores of runs that ended well."""
+        """Make a reference from the stores of runs that succeeded."""
         old, new = (
             {name: _digest(files, name) for name in scan_ids(files)} for files in (before, end)
         )
@@ -109,7 +109,7 @@ class _Faults:
 
 
 def folder_files(folder: Path) -> Files:
-    """Read all files of a folder; empty if it is not there."""
+    """Read all files of a folder; the result is empty if the folder is absent."""
     files: Files = {}
     for path in sorted(folder.rglob("*")):
         key = str(path.relative_to(folder))
@@ -121,7 +121,7 @@ def folder_files(folder: Path) -> Files:
 
 
 def write_folder(files: Files, folder: Path) -> None:
-    """Write files where :func:`folder_files` may have read them."""
+    """Write files as :func:`folder_files` returns them."""
     for key, data in files.items():
         path = folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def write_folder(files: Files, folder: Path) -> None:
 
 
 def scan_ids(files: Files) -> list[str]:
-    """Return the scans that the store shows to anyone who looks."""
+    """Return the scans that a reader of the store sees."""
     parts = (key.split("/") for key in files)
     return sorted(p[1] for p in parts if len(p) == 3 and (p[0], p[2]) == ("scans", _METADATA))
 
@@ -139,7 +139,7 @@ _Named = Callable[[Files, str], _Result]
 
 
 def _remembered(read: _Named[_Result]) -> _Named[_Result]:
-    """Read each scan once: the next kill leaves most as they were."""
+    """Cache the reading of scans, because the next kill leaves most of them unchanged."""
     known: dict[str, _Result] = {}
 
     @wraps(read)
@@ -174,7 +174,7 @@ def _opened(files: Files, group: str | None = None) -> xr.Dataset:
 
 @_remembered
 def decoded(files: Files, scan_id: str) -> list[xr.Dataset]:
-    """Read a scan as any user of xarray and zarr-python does."""
+    """Read a scan with xarray and zarr-python."""
     scan = _below(files, f"scans/{scan_id}")
     root = _opened(scan)
     sampling = zarr.open_group(_memory(scan), mode="r")
@@ -203,10 +203,10 @@ def digest(datasets: Iterable[xr.Dataset]) -> str:
 
 
 def faults_after_kill(files: Files, url: str, reference: Reference) -> list[Fault]:
-    """Judge a store that a process left when it was killed.
+    """Judge a store after a process was killed.
 
-    A scan is there or not; if it is, all of it is one version, and what was there from the start
-    still is. The table opens, or there is none yet.
+    A scan is absent, or all of it is one version; scans that were there at the start are present.
+    The table can be opened, or there is none yet.
     """
     faults = _Faults()
     shown = scan_ids(files)
@@ -220,12 +220,12 @@ def faults_after_kill(files: Files, url: str, reference: Reference) -> list[Faul
 
 
 def harm_after_kill(files: Files, url: str, reference: Reference) -> list[Fault]:
-    """Return the faults but those of kind :data:`MIXED`, which the next run mends."""
+    """Return the faults except those of kind :data:`MIXED`, which the next run repairs."""
     return [fault for fault in faults_after_kill(files, url, reference) if fault.kind != MIXED]
 
 
 def _judge_bundle(files: Files, faults: _Faults) -> None:
-    """Whoever reads the one file and whoever reads the many see the same table."""
+    """Check that the bundle and the files of the table hold the same table."""
     if not files.get(_BUNDLE):  # it is emptied where nothing may be removed
         return
     texts = json.loads(files[_BUNDLE])["attributes"]["files"]
@@ -248,7 +248,7 @@ def _judge_scan(files: Files, name: str, reference: Reference, faults: _Faults) 
 
 
 def _judge_arrays(files: Files, name: str, reference: Reference, faults: _Faults) -> None:
-    """Judge what clients see that open each array by its own metadata."""
+    """Judge the arrays as seen by clients that open each one by its own metadata."""
     try:
         found = _array_values(files, name)
     except Exception as problem:  # noqa: BLE001  whatever it is, an array cannot be read
@@ -287,9 +287,9 @@ def _values_by_array(files: Files) -> dict[tuple[str, str], str]:
 
 
 def _manifest_faults(files: Files, name: str, *, with_metadata: bool) -> list[str]:
-    """Hold a scan's manifest against its files, and its image's shards against the manifest.
+    """Compare a scan's manifest with its files, and its image's shards with the manifest.
 
-    On the way, metadata of single arrays may still be those of the version before.
+    In between, metadata of single arrays may still be those of the old version.
     """
     scan = _below(files, f"scans/{name}")
     metadata = json.loads(scan[_METADATA])
@@ -346,7 +346,7 @@ def _same_voxels(a: xr.Dataset, b: xr.Dataset) -> bool:
 
 
 def left_over(files: Files) -> list[str]:
-    """Return the files that no manifest names, and folders without files."""
+    """Return files that no manifest names, and folders without files."""
     named = {_METADATA, f"scans/{_METADATA}", "audit/zarr.json", "ingest/zarr.json", _BUNDLE}
     groups = ["table", *(f"scans/{name}" for name in scan_ids(files))]
     for group in groups:
@@ -358,7 +358,7 @@ def left_over(files: Files) -> list[str]:
 
 
 def faults_at_end(files: Files, url: str, reference: Reference) -> list[Fault]:
-    """Judge a store after a run that ended well: the same as if nobody had been killed."""
+    """Judge a store after a run that succeeded: it must equal that of runs that were not killed."""
     faults = _Faults(faults_after_kill(files, url, reference))
     for key in left_over(files):
         faults.add("left over", key)
@@ -402,7 +402,7 @@ def _digest_or_none(files: Files, name: str) -> str | None:
 
 
 def same_as_written(files: Files, truth: Mapping[str, Truth]) -> bool:
-    """Whether the store holds the voxels that were written into the raw folder."""
+    """Return whether the store holds the voxels that were written into the raw folder."""
     for name, (image, label) in truth.items():
         (scan, *_) = decoded(files, name)
         if not np.array_equal(scan["image"], image):

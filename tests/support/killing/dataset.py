@@ -1,4 +1,4 @@
-"""Two versions of a raw folder: an ingest of the second over the first meets every case."""
+"""Two versions of a raw folder; ingesting the second after the first covers every case."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class _Scan:
     seed: int
     mask: bool = True
     outlier: int | None = None
-    """Value of the last voxel; beyond int16 the image is encoded twice."""
+    """Value of the last voxel; if it exceeds int16, the image is encoded twice."""
 
 
 _VERSIONS: Final[dict[int, dict[str, _Scan]]] = {
@@ -59,7 +59,7 @@ _VERSIONS: Final[dict[int, dict[str, _Scan]]] = {
     },
 }
 CHANGED: Final = ("other-voxels", "fewer-shards", "amended", "no-mask-now")
-"""Scans of both versions that differ."""
+"""Scans that differ between the versions."""
 
 
 def _arrays(scan: _Scan) -> Truth:

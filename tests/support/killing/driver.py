@@ -1,9 +1,9 @@
 """Start ``spinezarr`` as processes of their own, without paying for its imports each time.
 
-Run as a program this is a server: it imports everything once, and forks a process for each line of
-JSON on standard input. Each process has a session of its own, runs the real command line, and notes
-every change of a file under the store before it happens (Python's audit events). At a chosen change
-it kills itself with SIGKILL, or waits until it is told to go on.
+As a program this module is a server: it imports everything once, and forks a process for each line
+of JSON on standard input. Each process has a session of its own, runs the real command line, and
+records every change of a file in the store before it happens (Python's audit events). At a chosen
+change it kills itself with SIGKILL, or waits for a signal to go on.
 """
 
 import ctypes
@@ -27,23 +27,23 @@ PAUSED: Final = "(paused)"
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES: Final = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
 _LONGEST_S: Final = 240.0
-"""A process that takes longer hangs."""
+"""A process that takes longer is considered as hanging."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What happens to a process."""
+    """What a process does at a chosen change, and its limits."""
 
     kill_at: int = 0
     """Number of the change before which it kills itself; 0 for none."""
     kill_delay_s: float = 0.0
-    """How much later it does so."""
+    """Delay of the kill after that change."""
     pause_at: str = ""
     """Pattern of the change before which it waits; empty for none."""
     plain_user: bool = False
-    """Whether it gives up root's right to read and write everything."""
+    """Whether the process gives up root's right to read and write everything."""
     largest_file_bytes: int = 0
-    """As ``ulimit -f``; 0 for no limit."""
+    """Limit of file sizes, as ``ulimit -f``; 0 for no limit."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -58,16 +58,16 @@ class Run:
 
     @property
     def changes(self) -> list[str]:
-        """What it was about to change, in order: action and path in the store."""
+        """Changes that it recorded, in order: action and path in the store."""
         return self._changes.read_text().splitlines()
 
     @property
     def output(self) -> str:
-        """What it has printed."""
+        """Output of the process so far."""
         return self._log.read_text(errors="replace")
 
     def kill(self) -> None:
-        """End the process and all it started, at once."""
+        """Kill the process and everything that it started."""
         os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
@@ -78,11 +78,11 @@ class Run:
         return code
 
     def ended_within(self, seconds: float) -> bool:
-        """Wait no longer than ``seconds``; whether it has ended by then."""
+        """Wait at most ``seconds``; return whether the process has ended by then."""
         return self._driver.ask({"ended": self.pid, "within": seconds})["ended"]
 
     def wait_until_paused(self) -> None:
-        """Return when it waits before the change that was asked for."""
+        """Return once the process waits before the requested change."""
         end = time.monotonic() + _LONGEST_S
         while PAUSED not in self.changes:
             if time.monotonic() > end or self.ended_within(0):
@@ -100,7 +100,7 @@ class Driver:
     Parameters
     ----------
     folder
-        Where their output goes.
+        Folder for their output.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -130,7 +130,7 @@ class Driver:
         return json.loads(self._server.stdout.readline())
 
     def start(self, words: Sequence[object], store: str, plan: Plan | None = None) -> Run:
-        """Start ``spinezarr`` with some words; changes under ``store`` are written down."""
+        """Start ``spinezarr`` with arguments; changes in ``store`` are recorded."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
         changes = self._folder / f"{self._count}.changes"
@@ -145,13 +145,13 @@ class Driver:
         return Run(self, self.ask(request)["pid"], log, changes)
 
     def run(self, words: Sequence[object], store: str, plan: Plan | None = None) -> tuple[int, Run]:
-        """Start it and wait for its end."""
+        """Start ``spinezarr``, and wait for its end."""
         run = self.start(words, store, plan)
         return run.wait(), run
 
 
 def _serve() -> Callable[[], None]:
-    """Answer requests; return, in a forked process, what it shall do."""
+    """Answer requests; in a forked process, return its task."""
     children: dict[int, int | None] = {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -218,7 +218,7 @@ def _child(request: Mapping[str, Any], told: int) -> None:
 
 
 def _give_up_capabilities() -> None:
-    """Leave user 0 with what the modes of files allow their owner (``capset(2)``)."""
+    """Limit user 0 to the permissions of file modes (``capset(2)``)."""
     if os.geteuid():
         return
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
@@ -228,7 +228,7 @@ def _give_up_capabilities() -> None:
 
 
 class _Changes:
-    """Hears Python's audit events; writes down those that change a file of the store."""
+    """Listens to Python's audit events, and records those that change a file of the store."""
 
     def __init__(self, store: str, place: Path, plan: Plan) -> None:
         self._store = store.rstrip("/")
@@ -243,7 +243,7 @@ class _Changes:
         change = self._change(event, args)
         if change is None:
             return
-        with self._lock:  # while one thread waits, no other changes anything
+        with self._lock:  # while one thread waits, no other may change anything
             self._number += 1
             os.write(self._file, f"{change}\n".encode())
             if self._number == self._plan.kill_at:
@@ -276,7 +276,7 @@ class _Changes:
             return None
         if path == self._store or path.startswith(f"{self._store}/"):
             return f"{action} {path[len(self._store) + 1 :]}"
-        # shutil.rmtree names files within a folder that it holds open.
+        # shutil.rmtree names files relative to a folder that it holds open.
         within = action in {"remove", "rmdir"} and "/" not in path
         return f"{action} (within) {path}" if within else None
 

@@ -1,4 +1,4 @@
-"""The kill loops: end a run with SIGKILL at many points, judge what is left, run it again."""
+"""The kill loops: kill a run with SIGKILL at many points, judge the store, run again."""
 
 import secrets
 import shutil
@@ -39,35 +39,35 @@ __all__ = [
 Start = Literal["nothing", "version 1"]
 _KILLED: Final = -9
 _LATER_S: Final = 0.003
-"""Longest time from a change to the kill: files are then half written."""
+"""Longest time from a change to the kill, so that some files are half written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where a run is killed."""
+    """A point at which a run is killed."""
 
     start: Start
     after_s: float | None = None
-    """Time from the start; else at a change:"""
+    """Time from the start; None to kill at a change."""
     change: int = 0
     later_s: float = 0.0
     answered: bool = False
-    """In a bucket: whether the server has done it."""
+    """In a bucket: whether the server does the change before the kill."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """Raw folders, their stores, and what makes them."""
+    """Raw folders, their stores, and the driver that made them."""
 
     folder: Path
     driver: Driver
     stores: dict[Start, Files]
-    """What each start begins with."""
+    """Files of the store at the beginning of each kind of start."""
     references: dict[Start, Reference]
 
     @classmethod
     def of(cls, folder: Path, driver: Driver) -> "Workshop":
-        """Write both versions of the raw folder, and make the stores of runs that nobody kills."""
+        """Write both versions of the raw folder, and make stores in runs that are not killed."""
         truth = {version: write_raw(folder / f"raw{version}", version) for version in (1, 2)}
         (folder / "recipe.yaml").write_text(RECIPE)
         shop = cls(folder, driver, {"nothing": {}}, {})
@@ -76,7 +76,7 @@ class Workshop:
         for start, before in shop.stores.items():
             end = shop._unkilled(before, 2)
             if not same_as_written(first, truth[1]) or not same_as_written(end, truth[2]):
-                raise AssertionError("a run that nobody killed does not store what was written")
+                raise AssertionError("a run that was not killed does not store the written voxels")
             shop.references[start] = Reference.of(before, end)
         return shop
 
@@ -99,10 +99,10 @@ class Workshop:
 
 
 class Place(Protocol):
-    """Where stores lie, and how runs are killed there."""
+    """Location of stores, and the way to kill runs there."""
 
     environment: dict[str, str]
-    """What a client needs to find them."""
+    """Environment variables that a client needs to find the stores."""
 
     def new(self, files: Files) -> str:
         """Return the URL of a new store that holds these files."""
@@ -198,7 +198,7 @@ class BucketPlace:
         return run
 
     def changes(self, run: Run) -> list[str]:
-        """What a run asked the bucket to change, in order."""
+        """Return the changes that a run requested from the bucket, in order."""
         del run
         return [f"{method} {key.partition('s.zarr/')[2]}" for method, key in self._bucket.changes]
 
@@ -209,19 +209,19 @@ class BucketPlace:
 
 @dataclass(slots=True)
 class Counts:
-    """What many kills did."""
+    """Counts of the effects of many kills."""
 
     kills: int = 0
     second_kills: int = 0
-    """Of runs that went on after a kill."""
+    """Kills of runs that continued after a first kill."""
     faults: Counter[str] = field(default_factory=Counter)
-    """Kills by the worst that each kind of fault did."""
+    """Number of kills by kind of fault."""
     stages: Counter[str] = field(default_factory=Counter)
-    """Where the runs were when they were killed."""
+    """Number of kills by stage of the run."""
     examples: list[str] = field(default_factory=list)
 
     def add(self, other: "Counts") -> None:
-        """Take in the counts of other kills."""
+        """Add the counts of other kills."""
         self.kills += other.kills
         self.second_kills += other.second_kills
         self.faults += other.faults
@@ -233,7 +233,7 @@ class Counts:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def note(self, point: Point, stage: str, faults: Sequence[Fault]) -> None:
-        """Count each kind of fault once a kill."""
+        """Count each kind of fault once per kill."""
         for kind in {fault.kind for fault in faults}:
             self.faults[kind] += 1
         self.examples += [f"{point} at {stage!r}: {fault.kind}: {fault.text}" for fault in faults]
@@ -285,7 +285,7 @@ def _draw_points(shop: Workshop, place: Place, rng: np.random.Generator) -> Iter
 
 
 def _profile(shop: Workshop, place: Place, start: Start) -> tuple[float, dict[str, list[int]]]:
-    """Measure how long a run takes that nobody kills, and number its changes by stage."""
+    """Measure how long an undisturbed run takes, and number its changes by stage."""
     url = place.new(shop.stores[start])
     begun = time.monotonic()
     run = place.start(shop.words(url), url, None)
@@ -313,7 +313,7 @@ def _killed(shop: Workshop, place: Place, words: list[str], url: str, point: Poi
 
 
 def _stage(change: str, before: frozenset[str]) -> str:
-    """Say what a run was doing."""
+    """Return the stage of a run at a change."""
     action, _, path = change.partition(" ")
     parts = path.removesuffix(".partial").split("/")
     if not change:
@@ -331,7 +331,7 @@ def _stage(change: str, before: frozenset[str]) -> str:
 
 
 def count_baseline(folder: Path, driver: Driver, kills: int, *, seed: int) -> Counter[str]:
-    """Kill processes that write one sharded array with plain zarr-python, and read what is left."""
+    """Kill processes that write a sharded array with plain zarr-python, and count the results."""
     rng = np.random.default_rng(seed)
     place = folder / "plain.zarr"
     seconds = 60.0

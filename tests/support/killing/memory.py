@@ -7,13 +7,13 @@ from typing import Final
 __all__ = ["in_memory"]
 
 _FREE_BYTES: Final = 2 << 30
-"""Containers may have a small one."""
+"""Bytes that must be free, because containers may have a small memory disk."""
 
 
 def in_memory() -> str | None:
-    """Name a folder in memory, if there is one: a killed process loses nothing by that.
+    """Return a folder in memory, if there is one; a killed process loses no data there.
 
-    Stores are forced to disk file by file, which takes most of the time elsewhere.
+    On a disk, forcing each file of a store to disk would take most of the time.
     """
     place = "/dev/shm"  # noqa: S108  made by the system
     has_room = os.access(place, os.W_OK) and shutil.disk_usage(place).free > _FREE_BYTES
