@@ -1,6 +1,6 @@
-"""Requests that nobody honest sends, made from numbers.
+"""Hostile requests, each made from a number.
 
-Each is bytes for one connection, and what may come back at most: answers to which methods.
+Each holds the bytes for one connection, and the methods whose answers are allowed at most.
 """
 
 import base64
@@ -21,16 +21,16 @@ CRLF: Final = b"\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What is sent over one connection.
+    """The bytes that are sent over one connection.
 
     Attributes
     ----------
     sends
-        Bytes, and seconds to wait in between.
+        Bytes to send, and seconds to wait in between.
     methods
-        Of the requests that may be answered at most.
+        Methods of the requests that may be answered at most.
     may_be_silent
-        It is no request, or not a whole one: the server may end the connection without a word.
+        Whether the bytes are no complete request, so that the server may close without an answer.
     """
 
     number: int
@@ -43,14 +43,14 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a server serves, for requests that are nearly right."""
+    """Names that a server serves, for requests that are nearly valid."""
 
     store: str
     keys: tuple[str, ...]
     scans: Mapping[str, str]
-    """Their ids and versions."""
+    """Ids and versions of the scans."""
     outside: str
-    """Folder of files that are not served."""
+    """Folder of files that must not be served."""
 
 
 IMAGE_KEYS: Final = (
@@ -58,7 +58,7 @@ IMAGE_KEYS: Final = (
     "labels/vertebrae/zarr.json", "labels/vertebrae/0/c/0/0/0", "labels/vertebrae/1/c/0/0/0",
     "9/c/0/0/0",
 )  # fmt: skip
-"""Of a scan as an OME-Zarr image."""
+"""Keys of a scan as an OME-Zarr image."""
 _DRAWN: Final = (
     "/", "/scan/{store}/{scan}", "/page/page.css", "/page/niivue.js",
     "/neuroglancer/{store}/{scan}", "/neuroglancer/{store}/{scan}/segments/info",
@@ -82,11 +82,11 @@ _ASKED: Final[Mapping[str, Sequence[str]]] = {
     "content_checksum": ("", "0" * 32, "*", "..", "%00", "a" * 5000),
     "split": ("train", "%00", "x" * 5000), "other": ("1",),
 }  # fmt: skip
-"""What can be asked of these, well and badly."""
+"""Valid and invalid queries for these paths."""
 
 
 class Draw:
-    """Draws what a request is made of."""
+    """Draws the parts of a request."""
 
     def __init__(self, number: int, target: Target) -> None:
         self.number = number
@@ -114,7 +114,7 @@ class Draw:
         return f"/ome/{self.target.store}/{image}/{self.one(IMAGE_KEYS)}"
 
     def drawn_path(self) -> str:
-        """Return a path of what a person looks at."""
+        """Return a path of a page or picture for people."""
         store, scan = self.target.store, self.scan()
         return self.one([path.format(store=store, scan=scan) for path in _DRAWN])
 
@@ -137,7 +137,7 @@ def request(
     version: bytes = b"HTTP/1.1",
     last: bool = True,
 ) -> bytes:
-    """Write a request; the last one on its connection says so."""
+    """Write a request; the last one on a connection asks to close it."""
     where = target.encode("utf-8", "surrogateescape") if isinstance(target, str) else target
     lines = [method.encode() + b" " + where + b" " + version, b"Host: " + host, *headers]
     if last:
@@ -625,13 +625,13 @@ def _smuggled(draw: Draw) -> Attack:
         sent = b"".join([*parts, request("/healthz")])
         return Attack(draw.number, "smuggled", f"{len(parts)} {way}", (sent,), (*methods, "GET"))
     said = f"{way} {coding!r} {path}"
-    # A body of no length may be followed by a second request; only a body with two is ambiguous.
+    # A second request may follow a body of length 0; only a body with two lengths is ambiguous.
     most = ("POST", inner.partition(b" ")[0].decode()) if _may_follow(sent) else ("POST",)
     return Attack(draw.number, "smuggled", said, (sent,), most, may_be_silent=True)
 
 
 def _may_follow(sent: bytes) -> bool:
-    """Whether what stands behind the first request is honestly another one."""
+    """Return whether the bytes behind the first request are a valid second request."""
     head = sent.partition(CRLF * 2)[0].lower()
     names = (b"content-length:", b"transfer-encoding:")
     return len({line for line in head.split(CRLF) if line.startswith(names)}) == 1
@@ -766,7 +766,7 @@ KINDS: Final[Mapping[str, Callable[[Draw], Attack]]] = {
 
 
 def attack(number: int, target: Target) -> Attack:
-    """Make the attack of a number; kinds take turns."""
+    """Make the attack of a number; kinds alternate."""
     make = list(KINDS.values())[number % len(KINDS)]
     made = make(Draw(number, target))
     assert all(isinstance(part, bytes | float) for part in made.sends)

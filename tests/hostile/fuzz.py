@@ -1,7 +1,7 @@
-"""Read damaged files in processes of their own, and report what came of each.
+"""Read damaged files in processes of their own, and report the outcome of each.
 
-``python tests/hostile/fuzz.py --count 10000 --json report.json``. The exit code is 1 if one mutant
-did anything but read whole or be refused by an error of spinezarr's own.
+Run ``python tests/hostile/fuzz.py --count 10000 --json report.json``. The exit code is 1 unless
+every mutant is read whole or refused by an error of spinezarr's own.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from spinezarr.recipe import Recipe
 
 SLAB_BYTES = 8 << 20
 INGEST_EVERY = 20
-"""So many read mutants to one that goes through a whole ingest."""
+"""One in so many mutants goes through a whole ingest; the others are only read."""
 
 
 def read_volume(path: str) -> str:
-    """Read all slabs of a volume, as an ingest does."""
+    """Read all slabs of a volume, like an ingest."""
     volume = open_volume(LocalFileSystem(), path)
     ni, nj, nk = volume.grid.shape_ijk
     thick = max(1, SLAB_BYTES // (ni * nj * volume.dtype.itemsize))
@@ -50,7 +50,7 @@ def read_volume(path: str) -> str:
 
 
 def ingest_volume(folder: Path, opens: str) -> str:
-    """Take the whole way of a user; whether a value or a refusal comes out, its reason is ours."""
+    """Run a whole ingest; it must succeed, or fail with a reason of our own."""
     suffix = opens[opens.index(".") :] if "." in opens else "/"
     recipe = Recipe.from_pairs("{scan}" + suffix, None, name="mutant")
     store = tempfile.mkdtemp(suffix=".zarr")
@@ -98,7 +98,7 @@ def outcome_of(seed: Seed, files: dict[str, bytes], folder: Path, *, whole_way: 
 
 @contextmanager
 def ready(seed_number: int) -> Iterator[Callable[[int], dict[str, object]]]:
-    """Make the seeds, and give what reads the mutant of a number."""
+    """Make the seeds, and return a function that reads the mutant of a number."""
     with silence(), tempfile.TemporaryDirectory(prefix="mutants-") as name:
         warnings.simplefilter("error")
         root = Path(name)
@@ -128,7 +128,7 @@ def ready(seed_number: int) -> Iterator[Callable[[int], dict[str, object]]]:
 
 
 def read_by(worker: Worker, number: int) -> dict[str, object]:
-    """Let a worker read a mutant."""
+    """Read a mutant in a worker."""
     try:
         found: dict[str, object] = worker.ask(number)
     except Ended as how:
@@ -143,7 +143,7 @@ def read_by(worker: Worker, number: int) -> dict[str, object]:
 
 
 def run(count: int, seed_number: int, processes: int, only: list[int]) -> dict[str, object]:
-    """Read the mutants, and sum up."""
+    """Read the mutants, and return a summary."""
     numbers = only or list(range(count))
 
     def part(which: int) -> list[dict[str, object]]:

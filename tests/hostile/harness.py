@@ -1,4 +1,4 @@
-"""Processes that a hostile input may end, slow down or fill: each is forked anew when one does."""
+"""Processes that a hostile input may crash, slow down or fill; each is then forked again."""
 
 import faulthandler
 import multiprocessing as mp
@@ -15,36 +15,36 @@ from pathlib import Path
 from typing import Any
 
 KILL_CPU_S, KILL_S = 20.0, 120.0
-"""Generous: machines are shared."""
+"""Generous time limits, because machines are shared."""
 IDLE_S = 10.0
-"""Whoever does nothing for so long waits in vain."""
+"""A process that uses no processor time for so long is considered as hanging."""
 LOOK_S = 0.5
 _TICKS = os.sysconf("SC_CLK_TCK")
 MOST_BYTES = 512 << 20
-"""Resident above what the process had before."""
+"""Most resident memory above that of the process before."""
 ADDRESS_BYTES = 4 << 30
-"""Address space above what the process had before: np.empty may ask for more than it touches."""
+"""Most address space above that before: np.empty may reserve more than it touches."""
 FULL, DONE = 77, 78
-"""Exit codes of a child that has answered its share, and of one that was told to end."""
+"""Exit codes of a child that has answered its number of requests, and of one told to end."""
 
 Answer = Callable[[Any], Any]
 
 
 def peak_bytes() -> int:
-    """Most that was resident since the last reset."""
+    """Return the peak of resident memory since the last reset."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def cpu_s() -> float:
-    """Processor time of this process and of its children that ended."""
+    """Return the processor time of this process and of its ended children."""
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(sum(resource.getrusage(who)[:2]) for who in whose)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took."""
+    """Time and memory of a call."""
 
     seconds: float
     cpu_s: float
@@ -52,7 +52,7 @@ class Cost:
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, Cost]:
-    """Return what ``work`` returns, and what it took."""
+    """Return the result of ``work``, and its cost."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before, began, cpu = peak_bytes(), time.monotonic(), cpu_s()
     found = work()
@@ -60,7 +60,7 @@ def measured(work: Callable[[], Any]) -> tuple[Any, Cost]:
 
 
 def limit_address_space() -> None:
-    """Let this process and its children have so much address space beside what it has now."""
+    """Limit the further address space of this process and its children."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + ADDRESS_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
@@ -68,7 +68,7 @@ def limit_address_space() -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Let nothing be printed: decoders write to the terminal of their own accord."""
+    """Discard all output, because decoders write to the terminal on their own."""
     kept = os.dup(1), os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
@@ -90,7 +90,7 @@ def _serve(
     arguments: tuple[Any, ...],
     per_child: int,
 ) -> None:
-    """Make ready once, then fork children that answer."""
+    """Prepare once, then fork children that answer requests."""
     with prepare(*arguments) as answer:
         pipe.send(("ready", None))
         code = FULL
@@ -119,7 +119,7 @@ def _answer(pipe: Connection, log: str, answer: Answer, per_child: int) -> None:
 
 
 class Ended(Exception):  # noqa: N818  an end, not always an error
-    """A request that has no answer, as it took too long or ended its process."""
+    """A request without an answer, because it took too long or crashed its process."""
 
     def __init__(self, how: str, where: str) -> None:
         super().__init__(how)
@@ -128,7 +128,7 @@ class Ended(Exception):  # noqa: N818  an end, not always an error
 
 
 def _ticks_of(process: Path) -> tuple[int, int]:
-    """Return the processor time of a process and of its children that ended, and its session.
+    """Return the processor time of a process and its ended children, and its session.
 
     References
     ----------
@@ -142,14 +142,14 @@ def _ticks_of(process: Path) -> tuple[int, int]:
 
 
 class _Patience:
-    """How long a child is waited for."""
+    """The limits of waiting for a child."""
 
     def __init__(self) -> None:
         self._began = self._moved = time.monotonic()
         self._ticks = self._first = -1
 
     def lost_with(self, child: int) -> str:
-        """Say why it is not waited for any longer; empty if it is."""
+        """Return why the child is not waited for any longer, or an empty string."""
         of_all = map(_ticks_of, Path("/proc").glob("[0-9]*"))
         now, ticks = time.monotonic(), sum(used for used, session in of_all if session == child)
         if self._first < 0:
@@ -166,16 +166,16 @@ class _Patience:
 
 
 class Worker:
-    """A process that answers requests in children of its own.
+    """A process that answers requests in forked children.
 
     Parameters
     ----------
     prepare
-        Imports and makes what all children share, and gives the function that answers.
+        Imports and makes everything that children share, and returns the function that answers.
     arguments
-        Of ``prepare``.
+        Arguments of ``prepare``.
     per_child
-        Requests to one child.
+        Number of requests that one child answers.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class Worker:
         Raises
         ------
         Ended
-            If there is none.
+        If there is no answer.
         """
         self._pipe.send(request)
         patience, how = _Patience(), ""

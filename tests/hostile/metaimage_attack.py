@@ -1,7 +1,7 @@
-"""MetaImage headers that name voxels which a reader must not take.
+"""MetaImage headers that name data files which a reader must not read.
 
-Each function writes one scan as the first release of the Microsoft/UW dataset does, and moves or
-spoils its data file. What the header then names has the right size, but for the last one, so that
+Each function writes one scan in the form of the first release of the Microsoft/UW dataset, and
+moves or damages its data file. Except in the last function, the named file has the right size, so
 only a reader that checks the name refuses it.
 """
 
@@ -40,7 +40,7 @@ def plant_data_file_elsewhere(root: Path) -> Path:
 
 
 def plant_linked_data_file(root: Path, target: Path) -> Path:
-    """Put a symbolic link to ``target`` where the data file was, and return the header's path."""
+    """Replace the data file by a symbolic link to ``target``, and return the header's path."""
     header, data = _write(root)
     _move(data, target)
     data.symlink_to(target.absolute())
@@ -48,7 +48,7 @@ def plant_linked_data_file(root: Path, target: Path) -> Path:
 
 
 def plant_data_file_of_other_size(root: Path, extra_bytes: int) -> Path:
-    """Lengthen, or cut, the data file by so many bytes, and return the header's path."""
+    """Lengthen or cut the data file by ``extra_bytes``, and return the header's path."""
     header, data = _write(root)
     voxels = data.read_bytes()
     data.write_bytes(voxels[: len(voxels) + min(extra_bytes, 0)] + bytes(max(extra_bytes, 0)))
@@ -56,7 +56,7 @@ def plant_data_file_of_other_size(root: Path, extra_bytes: int) -> Path:
 
 
 def _write(root: Path) -> tuple[Path, Path]:
-    """Write a scan with nothing wrong; return header and data file."""
+    """Write a valid scan; return header and data file."""
     header = root / _SCAN
     phantom = make_phantom(_SPEC)
     write_metaimage(header, phantom.image, phantom.affine_xyz, MetaImageForm())

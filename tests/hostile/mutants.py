@@ -1,4 +1,4 @@
-"""Damaged source files, each made from its number alone: sound seeds, and what is done to them."""
+"""Damaged source files, each made from its number: valid seeds, and the damage done to them."""
 
 import gzip
 import io
@@ -53,7 +53,7 @@ WORDS += ["MET_UCHAR", "MET_LONG_LONG", "MET_NONE", "Image", "mm", "\0", "\u00e9
 
 
 def image_zyx(shape_zyx: tuple[int, int, int] = SHAPE_ZYX) -> np.ndarray:
-    """Smooth and noisy parts, so that compressors use all they have."""
+    """Return an image with smooth and noisy parts, so that compressors use all their methods."""
     rng = np.random.default_rng(7)
     values = rng.integers(-1000, 2000, shape_zyx)
     values[:, : shape_zyx[1] // 2] = np.arange(shape_zyx[2]) * 37 - 500
@@ -62,18 +62,18 @@ def image_zyx(shape_zyx: tuple[int, int, int] = SHAPE_ZYX) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Seed:
-    """Sound files, and how a damaged copy is to be read."""
+    """Valid files, and the way to read a damaged copy."""
 
     kind: str
-    """nifti, metaimage, dicom, or small."""
+    """Kind of the files: nifti, metaimage, dicom or small."""
     name: str
     opens: str
-    """The file or folder to open; a folder's ends with a slash."""
+    """Path of the file or folder to open; that of a folder ends with a slash."""
     files: dict[str, bytes]
 
 
 def seeds(folder: Path) -> list[Seed]:
-    """Write all seeds below ``folder``, and take them up."""
+    """Write all seeds into ``folder``, and return them."""
     return [
         *_nifti_seeds(folder),
         *_metaimage_seeds(folder),
@@ -172,7 +172,7 @@ def _small_seeds() -> list[Seed]:
 def mutant(among: list[Seed], seed: int, number: int) -> tuple[Seed, dict[str, bytes]]:
     """Return the files of mutant ``number``; the same each time."""
     rng = np.random.default_rng([seed, number])
-    # Kinds in turn, DICOM twice as often: it has the most decoders.
+    # Kinds alternate; DICOM comes twice as often, because it has the most decoders.
     kind = ("nifti", "metaimage", "dicom", "dicom", "small")[number % 5]
     own = [seed for seed in among if seed.kind == kind]
     chosen = own[int(rng.integers(len(own)))]
@@ -189,11 +189,11 @@ def _some(rng: np.random.Generator, values: list) -> object:
 
 
 def _damaged_bytes(data: bytes, donor: bytes, rng: np.random.Generator) -> bytes:
-    """Damage whatever it is."""
+    """Damage bytes of any kind of file."""
     content = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
         size = max(1, len(content))
-        # Headers come first: half of the damage is done there.
+        # Half of the damage is done at the beginning, where headers are.
         at = int(rng.integers(min(size, 600)) if rng.random() < 0.5 else rng.integers(size))
         span = int(2 ** rng.uniform(0, 9))
         match int(rng.integers(8)):
@@ -238,7 +238,7 @@ def _damaged_nifti(data: bytes, donor: bytes, rng: np.random.Generator) -> bytes
 
 
 def _other_field(data: bytes, rng: np.random.Generator) -> bytes:
-    """Give one field of a NIfTI header another value."""
+    """Change the value of one field of a NIfTI header."""
     kind = nib.Nifti2Header if data[:2] in (b"\x1c\x02", b"\0\0") and len(data) > 540 else None
     kind = kind if kind and 540 in struct.unpack("<i", data[:4]) else nib.Nifti1Header
     size = kind.sizeof_hdr
@@ -327,7 +327,7 @@ def _damaged_dicom(data: bytes, donor: bytes, rng: np.random.Generator) -> bytes
 
 
 def _end_of_meta(data: bytes) -> int:
-    """Byte after the file meta group, whose length its first element holds."""
+    """Return the end of the file meta group, from the length in its first element."""
     if data[128:132] != b"DICM":
         return 0
     return 144 + int(struct.unpack("<I", data[140:144])[0])
@@ -406,7 +406,7 @@ _LONG: frozenset[bytes] = frozenset({b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b
 
 
 def _elements(body: bytes) -> list[tuple[int, int, int]]:
-    """Start, start of value and length of each element, in items too, as far as they go."""
+    """Return start, start of value and length of each readable element, in items, too."""
     found = []
     at = 0
     while at + 8 <= len(body):
@@ -452,7 +452,7 @@ def _damaged_small(data: bytes, donor: bytes, rng: np.random.Generator) -> bytes
 
 
 def _damaged_workbook(data: bytes, rng: np.random.Generator) -> bytes:
-    """Damage one file inside, and pack all again."""
+    """Damage one file of a workbook, and pack it again."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:  # fmt: skip  # noqa: E501
         names = old.namelist()

@@ -1,10 +1,10 @@
-r"""Hostile requests, each over a connection of its own, to ``spinezarr serve`` as it is started.
+r"""Send hostile requests, each over a connection of its own, to a running ``spinezarr serve``.
 
-``python tests/hostile/server_fuzz.py --count 4000 --json report.json``. Around the store that is
-served, and in it, lie files that are not served, links, pipes and devices, and all that is not to
-be read holds a word that is looked for in every answer. An answer must be HTTP, be one of the
-status codes that say something, hold no byte of a version that the store does not have, and belong
-to a request that was made. The server must live on, say nothing, and hold no more than before.
+Run ``python tests/hostile/server_fuzz.py --count 4000 --json report.json``. In and around the
+served store lie files that must not be served, links, pipes and devices. All of these hold a word
+that is searched for in every answer. An answer must be valid HTTP, have one of the expected status
+codes, hold only bytes of a version that the store has, and belong to a request that was made. The
+server must keep running, print nothing, and hold no more memory or files than before.
 """
 
 import argparse
@@ -34,15 +34,15 @@ from running import Running, running  # noqa: E402
 
 CANARY = b"canary-5f0d21"
 SENT = b"injected"
-"""Value of headers that are sent as something else."""
+"""Value of headers that are sent for another purpose."""
 AT_ONCE = 16
 WAIT_S = 30.0
 GRACE_S = 0.2
 MOST_BYTES = 512 << 20
-"""Resident above what the server had when it was warm: buffers that are kept, and an answer."""
+"""Most resident memory above that of the warm server: kept buffers, and an answer."""
 MOST_FILES = 8
 IDLE_S = 6.0
-"""After which the server closes connections that nobody uses."""
+"""Time after which the server closes unused connections."""
 STATUSES = {
     100, 200, 204, 206, 303, 304, 400, 401, 404, 405, 406, 408, 410, 412, 413, 414, 416, 417, 421,
     422, 429, 431, 501, 503, 505,
@@ -51,12 +51,12 @@ _LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2}) [ -~]*\r\n")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)")
 
 
-# What lies there
+# The folders
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The folder that holds the store, and what is around it."""
+    """The folder of the store, and the files around it."""
 
     root: Path
     served: Path
@@ -64,7 +64,7 @@ class Place:
 
 
 def make_place(root: Path, sound: Path) -> Place:
-    """Copy a store, and plant what is not to be read."""
+    """Copy a store, and plant files that must not be read."""
     served = root / "served"
     store = Path(shutil.copytree(sound, served / "own.zarr"))
     secret = CANARY * 50
@@ -89,7 +89,7 @@ def make_place(root: Path, sound: Path) -> Place:
 
 
 def _plant(store: Path, root: Path) -> None:
-    """Leave links, pipes and devices where files of scans lie."""
+    """Put links, pipes and devices in place of files of scans."""
     sound = next(path for path in sorted((store / "scans").iterdir()) if path.is_dir())
     scans = store / "scans"
     for name in ("outside", "passwd", "fifo", "zero", "socket", "folder", "huge", "deep"):
@@ -119,25 +119,25 @@ def _plant(store: Path, root: Path) -> None:
             os.mkfifo(shard)
         else:
             shard.symlink_to(root / "secret" if what == "link" else "/dev/zero")
-    # One that is a scan of the store, but for a shard that leads out of it.
+    # One is a scan of the store with a shard that is a link out of it.
     last = max(path for path in scans.iterdir() if (path / "image/c/0/0/0").is_file())
     (last / "image/c/0/0/0").unlink()
     (last / "image/c/0/0/0").symlink_to(root / "secret")
 
 
-# What is served
+# Honest answers
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The bytes of every version that is served, by its tag."""
+    """The bytes of every served version, by its tag."""
 
     target: Target
     bodies: Mapping[str, bytes]
 
 
 def look(server: Running, place: Place) -> Known:
-    """Ask for all that is served, as an honest client, and compare it with the disk."""
+    """Request everything that is served, and compare it with the disk."""
     bodies, keys = {}, []
     chunks = re.compile(r"(.*/(?:image|label))/c/")
     for path in sorted(place.store.rglob("*")):
@@ -172,7 +172,7 @@ def look(server: Running, place: Place) -> Known:
 
 
 def _images(server: Running, scans: Iterable[str]) -> dict[str, bytes]:
-    """Ask for scans as images of OME-Zarr."""
+    """Request scans as OME-Zarr images."""
     found = {}
     for scan, key, variant in product(scans, IMAGE_KEYS, ("", "itk/")):
         status, headers, body = ask(f"{server.url}/ome/own/{variant}{scan}.ome.zarr/{key}")
@@ -181,7 +181,7 @@ def _images(server: Running, scans: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
-# What comes back
+# Hostile answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +194,11 @@ class Found:
 
 
 class NotHttpError(Exception):
-    """What came is no answer."""
+    """The received bytes are no HTTP answer."""
 
 
 def answers(data: bytes, methods: Sequence[str]) -> Iterator[Found]:
-    """Take apart what came over a connection."""
+    """Split the bytes of a connection into answers."""
     methods = list(methods)
     while data:
         line = _LINE.match(data)
@@ -225,7 +225,7 @@ def answers(data: bytes, methods: Sequence[str]) -> Iterator[Found]:
 def _framed(
     status: int, headers: Mapping[str, str], method: str, rest: bytes
 ) -> tuple[bytes, bytes]:
-    """Cut a body from what follows it."""
+    """Separate a body from the bytes behind it."""
     if method == "HEAD" or status in {204, 304}:
         return b"", rest
     if "content-length" in headers:
@@ -245,7 +245,7 @@ def _framed(
 
 
 def wrong(found: Found, known: Known) -> str | None:  # noqa: C901, PLR0911  one kind a line
-    """Say what is wrong with an answer."""
+    """Return what is wrong with an answer."""
     text = found.body + repr(found.headers).encode()
     if found.status not in STATUSES:
         return f"status {found.status}"
@@ -279,7 +279,7 @@ def wrong(found: Found, known: Known) -> str | None:  # noqa: C901, PLR0911  one
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of an attack."""
+    """The outcome of an attack."""
 
     attack: Attack
     outcome: str
@@ -293,7 +293,7 @@ class Result:
 
 
 async def tried(made: Attack, known: Known, port: int) -> Result:
-    """Send what an attack is made of, and judge what comes."""
+    """Send an attack, and judge the answer."""
     data, is_over, began = b"", False, time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
     try:
@@ -327,7 +327,7 @@ async def _send(made: Attack, writer: asyncio.StreamWriter) -> None:
 
 
 def judged(made: Attack, known: Known, data: bytes, *, is_over: bool) -> Result:
-    """Say what an answer shows."""
+    """Return what is wrong with the answers to an attack."""
     statuses: list[int] = []
     try:
         for found in answers(data, made.methods):
@@ -343,11 +343,11 @@ def judged(made: Attack, known: Known, data: bytes, *, is_over: bool) -> Result:
     return Result(made, str(statuses[0]) if statuses else "silent", "", tuple(statuses))
 
 
-# All of them
+# All attacks
 
 
 async def _all(numbers: Sequence[int], known: Known, server: Running) -> list[Result]:
-    """Try attacks, some at once, and honest requests between them."""
+    """Try attacks in parallel, with honest requests between them."""
     results: list[Result] = []
     left = iter(numbers)
     honest = f"/zarr/own/{known.target.keys[0]}"
@@ -367,7 +367,7 @@ async def _all(numbers: Sequence[int], known: Known, server: Running) -> list[Re
 
 @contextmanager
 def served(store: Path | None) -> Iterator[tuple[Running, Known]]:
-    """Serve a store in the midst of what is not served."""
+    """Serve a store that is surrounded by files that must not be served."""
     with tempfile.TemporaryDirectory(prefix="hostile-", dir=in_memory()) as folder:
         root = Path(folder)
         if store is None:
@@ -391,7 +391,7 @@ def _made(folder: Path) -> Path:
 
 
 def run(numbers: Sequence[int], store: Path | None) -> dict[str, object]:
-    """Attack a server, and sum up."""
+    """Attack a server, and return a summary."""
     with served(store) as (server, known):
         workers = [worker.pid for worker in server.workers]
         warm = max(len(numbers) // 4, min(len(numbers), 50))

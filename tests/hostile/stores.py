@@ -1,6 +1,6 @@
-"""Lying stores, each made from its number alone: sound stores, and what is done to them.
+"""Lying stores, each made from its number: valid stores, and the lies put into them.
 
-The liar can compute checksums: what was changed is sealed again, unless the seal is the lie.
+The liar can compute checksums: changed metadata are sealed again, unless the seal is the lie.
 """
 
 import json
@@ -37,7 +37,7 @@ from spinezarr.store.sharding import (
 from spinezarr.testing import NiftiForm, verse_json, write_nifti
 
 SECRET = "canary-8c1f0e"  # noqa: S105  nobody's
-"""Stands in every file beside a store; nothing of it may come out."""
+"""Text of every file outside a store, which must never be read or copied."""
 RECIPE = """
 name: lies
 title: Spine CTs
@@ -54,7 +54,7 @@ tables: {clinic: {files: clinic.csv, key: Scan, split: Part}}
 labels: {scheme: canonical, state: all-visible, structures: {"30": hip}}
 """
 SHAPES_ZYX = {"a": (20, 18, 12), "b": (130, 50, 20), "c": (12, 20, 16)}
-"""Scans; b has two shards, of two and four chunks. Only later versions of a folder have c."""
+"""Shapes of scans; b has two shards, of two and four chunks. Only later versions have scan c."""
 AFFINE = np.array([[0.8, 0, 0, -7], [0, 0.9, 0, -8], [0, 0, 2.5, 30], [0, 0, 0, 1.0]])
 BASES = {
     "int16": (NiftiForm("LPS"), True, "balanced"),
@@ -62,7 +62,7 @@ BASES = {
     "scaled": (NiftiForm("LAS", "int16", slope=0.1, inter=3), True, "small"),
     "images": (NiftiForm("LPS", "uint16"), False, "balanced"),
 }
-"""Form of the images, whether there are masks, and the profile."""
+"""Form of the images, whether there are masks, and codec profile of each base."""
 
 Json = Any
 Rng = np.random.Generator
@@ -96,7 +96,7 @@ def write_raw(folder: Path, base: str, scans: Iterable[str], version: int) -> No
 
 @dataclass(frozen=True)
 class Base:
-    """A sound store, and the folders that are ingested into its lying copies."""
+    """A valid store, and the folders that are ingested into its lying copies."""
 
     name: str
     files: dict[str, bytes]
@@ -107,7 +107,7 @@ class Base:
 
 
 def make_bases(folder: Path) -> list[Base]:
-    """Ingest the sound stores."""
+    """Ingest the valid stores."""
     folder.mkdir()
     recipe = folder / "lies.yaml"
     recipe.write_text(RECIPE, encoding="utf-8")
@@ -150,13 +150,13 @@ RAW: list[bytes] = [
     b"/**/1",
     b'"' + b"x" * 3_000_000 + b'"',
 ]
-"""JSON, and what is none, that :mod:`json` does not write."""
+"""JSON texts, valid or not, that :mod:`json` does not write."""
 TWICE = "@@twice@@"
-"""Ends a key that is written without it: a second one of its name."""
+"""Suffix of a key that is removed when written, to write a second key of the same name."""
 
 
 def raw(number: int) -> str:
-    """Stand for one of :data:`RAW`."""
+    """Return a placeholder for an entry of :data:`RAW`."""
     return f"@@raw{number}@@"
 
 
@@ -251,7 +251,7 @@ def pick(rng: Rng, among: Sequence[Any]) -> Any:
 
 
 def hostile(rng: Rng, instead_of: Json, name: str) -> Json:  # noqa: PLR0911  one a kind
-    """Make a value to put in the place of another, of a name."""
+    """Make a hostile value to replace another one, which has a name."""
     if rng.random() < 0.5:
         if "shape" in name or "_zyx" in name or "_ijk" in name:
             return pick(rng, SHAPES)
@@ -272,7 +272,7 @@ def hostile(rng: Rng, instead_of: Json, name: str) -> Json:  # noqa: PLR0911  on
 
 
 def sealed(data: bytes) -> bytes:
-    """Return metadata with the checksum that is right for them, if they have one at all."""
+    """Return metadata with the correct checksum, if they have one."""
     at = data.rfind(b'"metadata_crc32c"')
     last = SEALED.search(data, max(0, at - 2)) if at >= 0 else None
     if last is None:
@@ -283,7 +283,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def written(document: Json) -> bytes:
-    """Return JSON, with :data:`RAW` in their places, and with a checksum if it had one."""
+    """Return JSON with the entries of :data:`RAW` inserted, and a checksum if it had one."""
     text = json.dumps(document).encode()
     text = text.replace(TWICE.encode(), b"")
     text = re.sub(rb'"@@raw(\d+)@@"', lambda found: RAW[int(found[1])], text)
@@ -292,7 +292,7 @@ def written(document: Json) -> bytes:
 
 @dataclass
 class Node:
-    """What lies in the place of a file or folder."""
+    """A link or special file in place of a file or folder."""
 
     kind: str
     to: str = ""
@@ -300,16 +300,16 @@ class Node:
 
 @dataclass
 class Draft:
-    """A store that is being lied in."""
+    """A store into which lies are being put."""
 
     base: Base
     rng: Rng
     canary: Path
-    """A file beside the store that is not of it."""
+    """A file outside the store."""
     files: dict[str, bytes] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
-    """What was done, in words."""
+    """Description of the lies."""
     keeps_manifest: bool = False
     keeps_bundle: bool = False
 
@@ -325,15 +325,15 @@ class Draft:
 
     @property
     def scans(self) -> list[str]:
-        """Ids as they are in the sound store."""
+        """Return the ids of the valid store."""
         return ["a", "b"]
 
     def note(self, text: str) -> None:
-        """Write down what was done."""
+        """Record a lie."""
         self.said.append(re.sub(r"[^ -~]", "?", text)[:200])
 
     def finish(self) -> None:
-        """Write documents, manifests and the bundle, each checksum as it must be."""
+        """Write documents, manifests and the bundle, with correct checksums."""
         table = "table/zarr.json"
         groups = [k for k in self.files if re.fullmatch(r"scans/[^/]*/zarr\.json", k)] + [table]
         for key, document in self._documents.items():
@@ -372,12 +372,12 @@ class Draft:
 
 
 def entry_of(data: bytes) -> dict[str, Any]:
-    """Return what a manifest says of a file."""
+    """Return the manifest entry of a file."""
     return {"size_bytes": len(data), "crc32": f"{crc32(data):08x}"}
 
 
 def shard_of(chunks: dict[int, bytes], n_chunks: int) -> tuple[bytes, dict[str, Any]]:
-    """Return a shard of encoded chunks, and what a manifest says of it."""
+    """Return a shard of encoded chunks, and its manifest entry."""
     index = np.full((n_chunks, 2), ABSENT, "<u8")
     rows, offset = np.empty(len(chunks), CHUNK_ROW), 0
     for at, (position, chunk) in enumerate(sorted(chunks.items())):
@@ -392,7 +392,7 @@ def shard_of(chunks: dict[int, bytes], n_chunks: int) -> tuple[bytes, dict[str, 
 
 
 def chunks_of(shard: bytes, n_chunks: int) -> dict[int, bytes]:
-    """Take a shard apart."""
+    """Split a shard into its chunks."""
     index = parse_index(shard[-index_bytes(n_chunks) :], n_chunks, len(shard)).tolist()
     return {
         position: shard[offset : offset + size]
@@ -402,7 +402,7 @@ def chunks_of(shard: bytes, n_chunks: int) -> dict[int, bytes]:
 
 
 def with_crc(data: bytes) -> bytes:
-    """End a chunk with its checksum."""
+    """Append its checksum to a chunk."""
     return data + crc32c(data).to_bytes(4, "little")
 
 
@@ -410,7 +410,7 @@ def with_crc(data: bytes) -> bytes:
 
 
 def paths_of(document: Json, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the places of all values below a document."""
+    """Return the paths of all values in a document."""
     found = [above] if above else []
     if isinstance(document, dict):
         for key, value in document.items():
@@ -422,7 +422,7 @@ def paths_of(document: Json, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...
 
 
 def kind_of_path(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Take the places of like values, such as entries of a manifest, for one."""
+    """Return one kind for the paths of similar values, such as entries of a manifest."""
     plain: list[Any] = []
     for step in path:
         many = isinstance(step, int) or plain[-1:] in (["manifest"], ["files"], ["metadata"])
@@ -431,7 +431,7 @@ def kind_of_path(path: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def choose_path(rng: Rng, document: Json) -> tuple[Any, ...]:
-    """Choose a place in a document; each kind is as likely as any other."""
+    """Choose a path in a document; each kind is equally likely."""
     by_kind: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for path in paths_of(document):
         if path[-1] != "metadata_crc32c":
@@ -440,7 +440,7 @@ def choose_path(rng: Rng, document: Json) -> tuple[Any, ...]:
 
 
 def value_at(document: Json, path: tuple[Any, ...]) -> Json:
-    """Return a value by its place."""
+    """Return the value at a path."""
     for step in path:
         document = document[step]
     return document
@@ -455,7 +455,7 @@ def _first(mapping: dict[str, Json], key: str, value: Json) -> None:
 
 
 def change_at(draft: Draft, key: str, path: tuple[Any, ...], *, more: Sequence[str] = ()) -> None:
-    """Change one value of a document in one of several ways; in other documents alike."""
+    """Change one value of a document in one of several ways, and equally in ``more`` documents."""
     rng = draft.rng
     document = draft.document(key)
     above, last = value_at(document, path[:-1]), path[-1]
@@ -541,7 +541,7 @@ def lie_in_array(draft: Draft) -> None:
 
 
 def lie_about_type(draft: Draft) -> None:  # noqa: C901  one part after another
-    """Say another type of an array everywhere, over voxels of the size that it would have."""
+    """Change the type of an array everywhere, with voxels of the size of that type."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     name = pick(rng, ("image", "label") if BASES[draft.base.name][1] else ("image",))
@@ -586,7 +586,7 @@ def lie_about_type(draft: Draft) -> None:  # noqa: C901  one part after another
 def rebuild_shards(
     draft: Draft, scan: str, name: str, remade: Callable[[bytes], bytes | None]
 ) -> None:
-    """Make the chunks of an array anew."""
+    """Replace the chunks of an array."""
     group = draft.document(f"scans/{scan}/zarr.json")
     shape = group["attributes"]["shape_zyx"]
     n_chunks = int(
@@ -602,7 +602,7 @@ def rebuild_shards(
 
 
 def lie_about_chunks(draft: Draft) -> None:
-    """Say other chunks and shards, with tables of chunks that fit them."""
+    """Change the shapes of chunks and shards, with matching tables of chunks."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     name = pick(rng, ("image", "label") if BASES[draft.base.name][1] else ("image",))
@@ -645,7 +645,7 @@ def lie_about_chunks(draft: Draft) -> None:
 
 
 def lie_about_shape(draft: Draft) -> None:
-    """Say another shape everywhere, over the shards that there are or over none."""
+    """Change the shape everywhere, with the old shards or with none."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     shape = pick(rng, SHAPES)
@@ -675,7 +675,7 @@ def lie_about_shape(draft: Draft) -> None:
 
 
 def lie_in_chunk_table(draft: Draft) -> None:
-    """Say other places, sizes and checksums of chunks, and sizes of the shard."""
+    """Change positions, sizes and checksums of chunks, and the size of the shard."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     group = draft.document(f"scans/{scan}/zarr.json")
@@ -700,7 +700,7 @@ def lie_in_chunk_table(draft: Draft) -> None:
 
 
 def lie_in_chunk(draft: Draft) -> None:  # noqa: C901  one branch a way
-    """Damage chunks and give them the right checksum, as if they were whole."""
+    """Damage chunks, and give them correct checksums."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     name = pick(rng, ("image", "label") if BASES[draft.base.name][1] else ("image",))
@@ -737,18 +737,18 @@ def lie_in_chunk(draft: Draft) -> None:  # noqa: C901  one branch a way
 
 @cache
 def zstd_bomb(size: int) -> bytes:
-    """Return a small stream that becomes so many bytes of zeros."""
+    """Return a small Zstandard stream that expands to ``size`` zero bytes."""
     return bytes(zstd.compress(bytes(size), 1))
 
 
 @cache
 def blosc_bomb(size: int) -> bytes:
-    """Return the same of Blosc."""
+    """Return a small Blosc chunk that expands to ``size`` zero bytes."""
     return bytes(blosc_compress(np.zeros(size, np.uint8), b"zstd", 1, 0, 0, 1))
 
 
 def lie_in_column(draft: Draft) -> None:
-    """Put a bomb, or texts with false lengths, into a column of the table."""
+    """Put a bomb, or strings with false lengths, into a column of the table."""
     rng = draft.rng
     keys = [k for k in draft.files if re.fullmatch(r"table/[^/]*/c/.*", k)]
     key = pick(rng, keys)
@@ -792,12 +792,12 @@ def _table_of(store: Path) -> xr.Dataset:
 
 
 def sound_table(draft: Draft) -> xr.Dataset:
-    """Return the table of the sound store; texts as objects."""
+    """Return the table of the valid store, with strings as objects."""
     return _table_of(draft.base.store).copy()
 
 
 def store_table(draft: Draft, table: xr.Dataset) -> None:
-    """Put another table into the store."""
+    """Replace the table of the store."""
     texts = {
         name: variable.astype(np.dtypes.StringDType())
         for name, variable in table.variables.items()
@@ -816,7 +816,7 @@ TABLE_ATTRIBUTES = ("dataset", "title", "license", "citation", "codec_profile")
 
 
 def lie_in_table(draft: Draft) -> None:
-    """Say other values in the table, in well-formed columns."""
+    """Change values of the table, in well-formed columns."""
     rng = draft.rng
     table = sound_table(draft)
     for _ in range(int(rng.integers(1, 4))):
@@ -854,7 +854,7 @@ def lie_in_table(draft: Draft) -> None:
 
 
 def lie_in_texts(draft: Draft) -> None:  # noqa: C901  one part after another
-    """Put what a terminal obeys into every text that is meant for people."""
+    """Put terminal control characters into every text for people."""
     rng = draft.rng
     text = pick(rng, [*TERMINAL, "<img src=x onerror=alert(1)>", "[bold]x[/]", "[/]"])
     draft.note(f"texts for people: {text!r}")
@@ -888,7 +888,7 @@ def lie_in_texts(draft: Draft) -> None:  # noqa: C901  one part after another
 
 
 def lie_about_name(draft: Draft) -> None:
-    """Give a scan another id, everywhere."""
+    """Change the id of a scan everywhere."""
     rng = draft.rng
     old = pick(rng, draft.scans)
     new = pick(rng, [t for t in TEXTS if len(t) < 200])
@@ -908,7 +908,7 @@ def lie_about_name(draft: Draft) -> None:
 
 
 def lie_about_place(draft: Draft) -> None:
-    """Say an affine, a spacing or a scale that no scan has."""
+    """Set an impossible affine, spacing or scaling."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     attributes = draft.document(f"scans/{scan}/zarr.json")["attributes"]
@@ -941,7 +941,7 @@ def lie_about_place(draft: Draft) -> None:
 
 
 def lie_about_labels(draft: Draft) -> None:
-    """Say vertebrae, centers and voxels of labels where there are none."""
+    """Add vertebrae, centers and label counts that do not exist."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     document = draft.document(f"scans/{scan}/zarr.json")
@@ -998,7 +998,7 @@ def lie_about_labels(draft: Draft) -> None:
 
 
 def lie_in_manifest(draft: Draft) -> None:
-    """Name files in manifests that are not of the store, with their true size and checksum."""
+    """Name files outside the store in manifests, with their true size and checksum."""
     rng = draft.rng
     key = pick(rng, TEXTS[:60])
     path = draft.canary
@@ -1040,7 +1040,7 @@ def lie_in_manifest(draft: Draft) -> None:
 
 
 def lie_in_ledger(draft: Draft) -> None:
-    """Say in the ledger or the audit's results what no ingest and no audit wrote."""
+    """Put values into the ledger or the findings that no ingest and no audit wrote."""
     rng = draft.rng
     if rng.random() < 0.5:
         document = draft.document("ingest/zarr.json")
@@ -1078,7 +1078,7 @@ def lie_in_ledger(draft: Draft) -> None:
 
 
 def lie_in_bytes(draft: Draft) -> None:
-    """Damage a file's bytes; the checksums over it fit more often than not."""
+    """Damage the bytes of a file; in most cases its checksums are correct."""
     rng = draft.rng
     key = pick(rng, list(draft.files))
     data = bytearray(draft.files[key])
@@ -1125,7 +1125,7 @@ NEW_NAMES = (
 
 
 def lie_in_links(draft: Draft) -> None:
-    """Put a link or a special file in the place of a file or folder, or beside them."""
+    """Put a link or a special file in place of a file or folder, or next to them."""
     rng = draft.rng
     for _ in range(1 if rng.random() < 0.8 else 3):
         files = list(draft.files)
@@ -1158,12 +1158,12 @@ LIES: dict[Callable[[Draft], None], int] = {
     lie_in_bytes: 4,
     lie_in_links: 6,
 }
-"""How often each is told."""
+"""Relative frequency of each lie."""
 _WEIGHTED = [lie for lie, weight in LIES.items() for _ in range(weight)]
 
 
 def lying_store(bases: Sequence[Base], number: int, store: Path, canary: Path) -> Draft:
-    """Write the store of a number, and return what it was written from."""
+    """Write the store of a number, and return its draft."""
     rng = np.random.default_rng([77, number])
     base = bases[int(rng.integers(len(bases)))]
     draft = Draft(base, rng, canary)
@@ -1200,7 +1200,7 @@ def _write(draft: Draft, store: Path) -> None:
 
 
 def _put(draft: Draft, store: Path, path: Path, node: Node) -> None:  # noqa: C901, PLR0912  one branch a kind
-    """Put a link, a special file or the like in the place of what is there."""
+    """Replace a file or folder by a link or a special file."""
     outside = draft.canary.parent
     if node.kind == "grown":
         with path.open("r+b") as file:

@@ -1,9 +1,9 @@
-"""Do everything with lying stores in processes of their own, and report what came of it.
+"""Run all verbs on lying stores in processes of their own, and report the outcomes.
 
-``python tests/hostile/stores_fuzz.py --count 20000 --json report.json`` tries so many pairs of a
-store and a verb. The exit code is 1 if one did anything but its work or refuse by an error of
-spinezarr's own. ``--seed 17 --verb info`` tries one pair, and ``--seed 17 --write DIR`` leaves its
-store there.
+``python tests/hostile/stores_fuzz.py --count 20000 --json report.json`` tries 20,000 pairs of a
+store and a verb. The exit code is 1 unless every verb succeeds or is refused by an error of
+spinezarr's own. ``--seed 17 --verb info`` tries one pair, and ``--seed 17 --write DIR`` writes its
+store into a folder.
 """
 
 import argparse
@@ -57,26 +57,26 @@ from spinezarr.errors import SpinezarrError
 
 MOST_CPU_S = 5.0
 STARTED_CPU_S = 10.0
-"""More for a verb that starts an interpreter, which imports all that it needs."""
+"""More processor time for a verb that starts an interpreter, for its imports."""
 FILE_BYTES = 1 << 30
-"""Of a file that is written."""
+"""Largest size of a written file."""
 READS, WRITES = 5, 1
-"""Verbs that are tried on a store, of either kind."""
+"""Number of verbs of either kind that are tried on a store."""
 SERVED_EVERY = 8
-"""So many stores to one that a web server gives."""
+"""One in so many stores is read from a web server."""
 TWICE_EVERY = 3
-"""So many stores to one whose voxels are read twice."""
+"""Of one in so many stores the voxels are read twice."""
 ELSEWHERE_EVERY = 40
-"""So many pairs to one that another process tries too."""
+"""One in so many pairs is also tried in another process."""
 PER_CHILD = 50
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""C0 but tab and new line, DEL, C1, what turns the direction of text, and halves of characters."""
+"""Control characters but tab and newline, characters that change text direction, and surrogates."""
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What is tried: a verb on the store of a number, on disk or given by a web server."""
+    """A trial: a verb on the store of a number, on disk or on a web server."""
 
     number: int
     verb: str
@@ -85,14 +85,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it."""
+    """The outcome of a trial."""
 
     pair: Pair
     outcome: str
-    """``done``, ``refused: ...`` or ``FAILED ...``; failures of one kind have the same text."""
+    """``done``, ``refused: ...`` or ``FAILED ...``; failures of one kind have equal texts."""
     detail: str = ""
     voxels: str = ""
-    """Hash of what was read, if it was."""
+    """Hash of the data read, if any."""
     base: str = ""
     said: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -101,22 +101,22 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether it is what is looked for."""
+        """Return whether the trial failed."""
         return self.outcome.startswith("FAILED")
 
 
 SHORT = ("table", "lazy", "patches", "grid", "info json", "verify", "export nifti", "stats api")
-"""Verbs of the short form: each takes little time, and they read all that others read."""
+"""Verbs of the short form: each is fast, and together they read everything that others read."""
 
 
 def short_pairs_of(number: int) -> list[Pair]:
-    """Choose what is done with a store in the short form."""
+    """Choose the verbs for a store in the short form."""
     served = number % SERVED_EVERY == SERVED_EVERY - 1
     return [Pair(number, SHORT[(number + step) % len(SHORT)], served) for step in range(2)]
 
 
 def pairs_of(number: int) -> list[Pair]:
-    """Choose what is done with a store."""
+    """Choose the verbs for a store."""
     rng = np.random.default_rng([78, number])
     served = number % SERVED_EVERY == SERVED_EVERY - 1
     reading = [v for v in READING if v not in NOT_OF_SERVERS or not served]
@@ -128,16 +128,16 @@ def pairs_of(number: int) -> list[Pair]:
     return [Pair(number, verb, served) for verb in chosen]
 
 
-# What lies around a store
+# Files around a store
 
 
 Seen = dict[str, tuple[int, ...]]
 Problem = tuple[str, str]
-"""A kind of failure, and what was seen of it."""
+"""A kind of failure, and its details."""
 
 
 def seen_below(folder: Path, but: Sequence[Path] = ()) -> Seen:
-    """Note all that is below a folder: kinds, sizes and times."""
+    """Return kind, size and times of everything below a folder."""
     found: Seen = {}
     waiting = [folder]
     while waiting:
@@ -161,7 +161,7 @@ def seen_below(folder: Path, but: Sequence[Path] = ()) -> Seen:
 
 
 def changes(before: Seen, after: Seen, folder: Path) -> list[str]:
-    """Name what was made, changed or removed."""
+    """Return the names that were created, changed or removed."""
     ways = []
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) != after.get(path):
@@ -172,7 +172,7 @@ def changes(before: Seen, after: Seen, folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Place:
-    """Folders around a store, and files there that nothing may touch."""
+    """Folders around a store, with files that nothing may touch."""
 
     root: Path
     store: Path
@@ -181,7 +181,7 @@ class Place:
 
     @classmethod
     def make(cls, root: Path) -> "Place":
-        """Make them; the files look as if they had never been read."""
+        """Make the folders; the files look as if they had never been read."""
         inner = root / "w1" / "w2"
         (inner / "work").mkdir(parents=True)
         (root / "home").mkdir()
@@ -192,7 +192,7 @@ class Place:
         return cls(root, inner / "store.zarr", inner / "out", tuple(files))
 
     def hide_traces(self) -> None:
-        """Set the times of last access back."""
+        """Reset the times of last access."""
         for file in (*self.canaries, *self._copies()):
             os.utime(file, (1, 2), follow_symlinks=False)
 
@@ -202,18 +202,18 @@ class Place:
         return [path for path in found if path.is_file()]
 
     def read_outside(self) -> list[str]:
-        """Name the files outside the store that were read."""
+        """Return the files outside the store that were read."""
         files = (*self.canaries, *self._copies())
         read = [file for file in files if file.exists() and file.stat().st_atime != 1]
         return [str(file.relative_to(self.root)) for file in read]
 
 
-# One pair
+# One trial
 
 
 @contextmanager
 def printed_into(file: Path) -> Iterator[None]:
-    """Send all that is printed, by libraries in C too, into a file."""
+    """Redirect all output, also that of C libraries, into a file."""
     kept = os.dup(1), os.dup(2)
     with file.open("wb") as target:
         for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
@@ -230,12 +230,12 @@ def printed_into(file: Path) -> Iterator[None]:
 
 
 def place_in(problem: BaseException) -> str:
-    """Name the line of spinezarr that an exception comes from."""
+    """Return the line of spinezarr at which an exception was raised."""
     return place_of_frames(list(traceback.extract_tb(problem.__traceback__)))
 
 
 def place_of_frames(frames: Sequence[traceback.FrameSummary]) -> str:
-    """Name the innermost line of spinezarr."""
+    """Return the innermost line of spinezarr."""
     shown = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
     ours = [text for text in shown if text.startswith("spinezarr/")]
     return (ours or shown or ["nowhere"])[-1]
@@ -246,7 +246,7 @@ def _short(file: str) -> str:
 
 
 class _Slow:
-    """Notes where a process is when it has worked for too long."""
+    """Records the place at which a process has worked for too long."""
 
     def __init__(self) -> None:
         self.where = ""
@@ -264,12 +264,12 @@ class _Slow:
 
 
 def without_numbers(text: str) -> str:
-    """Make texts alike that differ in a number or a path."""
+    """Replace numbers and paths, so that similar texts become equal."""
     return re.sub(r"0x[0-9a-f]+|\d+", "#", re.sub(r"(/[^\s'\":,)]+)+", "PATH", text))[:160]
 
 
 def attempt(verb: Callable[[Case], str], case: Case) -> tuple[str, str, str, str]:
-    """Do it; return the outcome, a detail, a hash, and the text of an error."""
+    """Run a verb; return the outcome, a detail, a hash, and the text of an error."""
     try:
         voxels = verb(case)
     except SpinezarrError as problem:
@@ -294,7 +294,7 @@ def _trace(problem: BaseException) -> str:
 
 
 def foreign_text(text: str) -> str:
-    """Name the first character that may not be printed, and what is around it."""
+    """Return the first character that must not be printed, with its surroundings."""
     found = UNPRINTABLE.search(text)
     if found is None:
         return ""
@@ -303,7 +303,7 @@ def foreign_text(text: str) -> str:
 
 
 def sullied_memory() -> None:
-    """Leave memory behind that is neither zero nor what was read before."""
+    """Fill freed memory with bytes that are neither zero nor earlier data."""
     gc.collect()
     kept = [np.full(size, 0xA5, np.uint8) for size in [2**n for n in range(4, 24)] * 4]
     del kept
@@ -315,11 +315,11 @@ class Trial:
     Parameters
     ----------
     root
-        Folder for the stores; a web server gives what is in it.
+        Folder for the stores, which a web server serves.
     address
-        Of that server.
+        Address of that server.
     bases
-        Sound stores.
+        Valid stores.
     """
 
     def __init__(self, root: Path, address: str, bases: list[Base]) -> None:
@@ -327,7 +327,7 @@ class Trial:
         self._slow = _Slow()
 
     def __call__(self, pair: Pair) -> Result:
-        """Make the store, do it, look at what became of everything around, remove all."""
+        """Make the store, run the verb, check everything around it, and remove all."""
         with tempfile.TemporaryDirectory(dir=self._root, prefix="case-") as name:
             here = Path.cwd()
             try:
@@ -391,7 +391,7 @@ class Trial:
 
     @staticmethod
     def _seen(place: Place, draft: Draft) -> dict[Path, Seen]:
-        """Note what lies around the store, in it, and where the sources are."""
+        """Return what is in the store, around it, and in the source folders."""
         sources = draft.base.store.parent
         return {
             place.root: seen_below(place.root, [place.store, place.out]),
@@ -402,7 +402,7 @@ class Trial:
     def _left_behind(
         self, pair: Pair, place: Place, draft: Draft, before: dict[Path, Seen]
     ) -> list[Problem]:
-        """Say what was changed or read that may not be."""
+        """Return forbidden changes and reads."""
         problems = []
         after = self._seen(place, draft)
         what = {place.root: "changed outside", place.store: "reading changed the store"}
@@ -421,7 +421,7 @@ class Trial:
         return problems
 
     def _told(self, pair: Pair, place: Place, text: str) -> list[Problem]:
-        """Say what was printed, or said by an error, that may not be."""
+        """Return forbidden text in the output or in an error."""
         problems = []
         if SECRET in text or self._secret_in(place.out):
             problems.append((f"FAILED gave away a secret by {pair.verb}", text[:300]))
@@ -460,7 +460,7 @@ class Trial:
         return outcome, voxels
 
     def _large_at(self, verb: Callable[[Case], str], case: Case, place: Place) -> str:
-        """Find out where so much memory is asked for: refuse it."""
+        """Find the place that allocates too much memory, by refusing the allocation."""
         self._fresh(place)
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         old, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -478,7 +478,7 @@ class Trial:
 def ready(
     root: str, address: str, bases: list[Base], modules: list[str]
 ) -> Iterator[Callable[[Pair], Result]]:
-    """Import what the verbs need, and give what tries a pair."""
+    """Import the modules of the verbs, and return a function that tries a pair."""
     warnings.simplefilter("ignore")
     with silence():
         for module in modules:
@@ -492,9 +492,9 @@ def ready(
 
 
 def modules_for(bases: Sequence[Base], folder: Path, verbs: Iterable[str]) -> list[str]:
-    """Name what verbs import, in its order: a child does them all with a sound store.
+    """Return the modules that verbs import, in order, from a child that runs them on a valid store.
 
-    Its threads die with it: a process that forks must have none.
+    The threads of the child end with it, because a process that forks must have none.
     """
     names = folder.with_name("modules.json")
     child = os.fork()
@@ -513,7 +513,7 @@ def modules_for(bases: Sequence[Base], folder: Path, verbs: Iterable[str]) -> li
 
 
 def _do_all(base: Base, folder: Path, verbs: Iterable[str]) -> None:
-    """Do everything once with a sound store."""
+    """Run every verb once on a valid store."""
     for name in verbs:
         verb = VERBS[name]
         shutil.copytree(base.store, folder / "store.zarr")
@@ -525,13 +525,13 @@ def _do_all(base: Base, folder: Path, verbs: Iterable[str]) -> None:
 
 
 def _give_up_capabilities() -> None:
-    """Leave user 0 with what the modes of files allow their owner."""
+    """Limit user 0 to the permissions of file modes."""
     if not os.geteuid():
         _tests().give_up_capabilities()
 
 
 def _tests() -> ModuleType:
-    """Import what all tests share."""
+    """Import the helpers that tests share."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     spec = spec_from_file_location("shared_by_tests", ROOT / "conftest.py")
     assert spec is not None
@@ -542,11 +542,11 @@ def _tests() -> ModuleType:
     return module
 
 
-# All pairs
+# All trials
 
 
 def tried_by(worker: Worker, pair: Pair) -> Result:
-    """Let a worker try a pair."""
+    """Try a pair in a worker."""
     try:
         found: Result = worker.ask(pair)
     except Ended as how:
@@ -556,7 +556,7 @@ def tried_by(worker: Worker, pair: Pair) -> Result:
 
 
 def _with_lies(result: Result, bases: list[Base], folder: Path) -> Result:
-    """Add what the store was, to a result of a process that has ended."""
+    """Add the lies of the store to a result of a crashed process."""
     number = result.pair.number
     here = folder.with_name(f"{folder.name}-{get_ident()}")
     place = Place.make(here)
@@ -567,7 +567,7 @@ def _with_lies(result: Result, bases: list[Base], folder: Path) -> Result:
 
 
 def _place_in_log(log: str) -> str:
-    """Name the line of spinezarr in what :mod:`faulthandler` wrote.
+    """Return the line of spinezarr in the output of :mod:`faulthandler`.
 
     The thread that crashed is "current"; of a process that waits, the first thread is the last.
     """
@@ -584,7 +584,7 @@ def _place_in_log(log: str) -> str:
 def run(
     pairs: Sequence[Pair], processes: int, on_result: Callable[[Result], None] = lambda _: None
 ) -> list[Result]:
-    """Try pairs."""
+    """Try pairs in parallel, and return their results."""
     shared = _tests()
     memory = shared.in_memory()
     with tempfile.TemporaryDirectory(dir=memory, prefix="stores-") as root:
@@ -631,7 +631,7 @@ def run(
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """Sum up: failures by kind, with the numbers that show them."""
+    """Return a summary: failures by kind, with the numbers that reproduce them."""
     kinds: dict[str, list[Result]] = {}
     for result in results:
         if result.failed:
@@ -664,7 +664,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _show_failure(result: Result) -> None:
-    """Say at once what failed: a run takes long."""
+    """Print a failure at once, because a run takes long."""
     if result.failed:
         sys.stderr.write(f"{json.dumps(_plain(result))}\n")
 
@@ -713,7 +713,7 @@ def main() -> int:
 
 
 def _write(number: int, folder: Path) -> int:
-    """Leave the store of a number in a new folder, and say what was done to it."""
+    """Write the store of a number into a new folder, and print its lies."""
     folder.mkdir(parents=True)
     with silence():
         bases = make_bases(folder / "sound")

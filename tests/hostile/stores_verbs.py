@@ -1,4 +1,4 @@
-"""Everything that is done with a store, as users do it: in Python and on the command line."""
+"""Verbs: everything that users do with a store, in Python and on the command line."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from spinezarr.cli.main import main
 from spinezarr.errors import SpinezarrError
 
 LARGE_BYTES = 64 << 20
-"""Of arrays that are not computed whole: who asks for so much gets it."""
+"""Size above which arrays are not computed whole, as a user would have to request so much."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Case:
 
 
 class WrongEnd(Exception):  # noqa: N818  a failure that is looked for
-    """A command that ended otherwise than commands end."""
+    """A command that ended in an unexpected way."""
 
 
 def _hash(*arrays: np.ndarray) -> str:
@@ -74,7 +74,7 @@ def _table_of(store: spinezarr.Store) -> str:
 
 
 def _each_scan(case: Case, do: Callable[[spinezarr.Store, str], str]) -> str:
-    """Do something with each scan, whatever becomes of the others."""
+    """Call a function for each scan, even if it fails for others."""
     store = spinezarr.open(case.url)
     found, problems = [], []
     for scan in _first_scans(store):
@@ -286,7 +286,7 @@ def _audit(case: Case) -> str:
 
 
 def _cli(*arguments: str, ends: tuple[int, ...] = (0, 1, 2)) -> Callable[[Case], str]:
-    """Make a verb of a command; ``STORE``, ``OUT`` and the like stand for places."""
+    """Make a verb of a command; ``STORE``, ``OUT`` and similar words are replaced by paths."""
 
     def run(case: Case) -> str:
         places = {
@@ -352,7 +352,7 @@ READING: dict[str, Callable[[Case], str]] = {
     "export nnunet": _cli("export", "nnunet", "STORE", "--out", "OUT", "--uncompressed"),
     "dry run": _cli("ingest", "RECIPE", "--raw", "NEWER", "--out", "STORE", "--dry-run"),
 }
-"""These may change nothing but their output folder."""
+"""Verbs that may change only their output folder."""
 _INGEST = ("ingest", "RECIPE", "--out", "STORE", "--raw")
 WRITING: dict[str, Callable[[Case], str]] = {
     "audit": _cli("audit", "STORE"),
@@ -362,18 +362,18 @@ WRITING: dict[str, Callable[[Case], str]] = {
     "repair": _cli(*_INGEST, "RAW", "--repair"),
     "ingest both": _cli(*_INGEST, "RAW", "--repair", "--json"),
 }
-"""These may change the store too."""
+"""Verbs that may also change the store."""
 VERBS = {**READING, **WRITING}
 RARE = {"loader worker", "stats plots", "preview", "preview api"}
-"""These take long, or add little to others."""
+"""Verbs that take long, or add little to others."""
 STARTING = {"loader worker"}
-"""These start an interpreter."""
+"""Verbs that start an interpreter."""
 NOT_OF_SERVERS = {"dry run", "compare", *WRITING}
-"""These are not tried on a store that a web server gives."""
+"""Verbs that are not tried on a store on a web server."""
 
 
 def quiet_environment() -> None:
-    """Let no setting of the machine change what verbs do."""
+    """Remove settings of the machine that would change the verbs."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "SPINEZARR_CATALOG"):
         os.environ.pop(name, None)
     os.environ["MPLBACKEND"] = "agg"

@@ -1,10 +1,10 @@
-r"""Catalogs, recipes, cards and small files that lie, each given to a command in its own process.
+r"""Give lying catalogs, recipes, cards and small files to commands in their own processes.
 
-``python tests/hostile/strangers.py --count 4000 --json report.json``. Each case replaces one field,
-key or file of a small dataset by a lie: a wrong type, a bomb, control characters, an expression
-without end, a variable, a URL, a device. The command must end by itself, within limits of time and
-memory, with one of its exit codes and a text that a person can read; it must run nothing, send
-nothing and touch nothing outside its folder.
+Run ``python tests/hostile/strangers.py --count 4000 --json report.json``. Each case replaces one
+field, key or file of a small dataset by a lie: a wrong type, a bomb, control characters, an endless
+expression, a variable, a URL, a device. The command must end by itself, within limits of time and
+memory, with one of its exit codes and a readable text. It must run nothing, send nothing and touch
+nothing outside its folder.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from typer.testing import CliRunner
 from spinezarr.cli.main import app
 
 CPU_S = 20
-"""Generous: machines are shared, and an ingest compresses."""
+"""Generous time limit, because machines are shared and an ingest compresses."""
 WALL_S = 120
 MOST_BYTES = 512 << 20
-"""Resident above what the process had before."""
+"""Most resident memory above that of the process before."""
 ADDRESS_BYTES = 4 << 30
 SECRET = "of-the-user-alone"  # noqa: S105  looked for in what is printed
 NAME = "a" * 60 + "_" * 60
-"""On which careless expressions try without end."""
+"""A name on which careless expressions backtrack without end."""
 
 
 def workbook(rows: list[list[str]]) -> bytes:
@@ -235,7 +235,7 @@ OF_FILE = {
     "mine.yaml": (2, 4, 5, 6),
     "mine.card.yaml": (7, 8),
 }
-"""Which commands read which file; all others are read with the recipe."""
+"""Commands that read each kind of file; other files are read with the recipe."""
 
 
 def places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -253,7 +253,7 @@ def places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[st
 
 
 def replaced(value: object, path: tuple[str | int, ...], lie: object, *, key: bool) -> object:
-    """Return a copy in which a lie stands for the value at ``path``, or for its key."""
+    """Return a copy in which a lie replaces the value at ``path``, or its key."""
     if not path:
         return lie
     if len(path) == 1 and key and isinstance(value, dict):
@@ -270,14 +270,14 @@ def replaced(value: object, path: tuple[str | int, ...], lie: object, *, key: bo
 
 
 def yaml_of(value: object) -> bytes:
-    """Write JSON, which is YAML, with what stands between marks as it is."""
+    """Write JSON, which is valid YAML; text between marks is inserted unchanged."""
     return re.sub(
         r'"@@(.*?)@@"', lambda found: json.loads(f'"{found[1]}"'), json.dumps(value)
     ).encode()
 
 
 def case(number: int) -> tuple[str, dict[str, bytes | str], list[str]]:
-    """Return what is said of a case, its files (bytes, or a kind of special file) and command."""
+    """Return a case: its description, files (bytes, or a kind of special file) and command."""
     draw = random.Random(number)  # noqa: S311  no secret
     yaml_files = {"catalog.yaml": CATALOG, "mine.yaml": RECIPE, "mine.card.yaml": CARD}
     files: dict[str, bytes | str] = {name: yaml_of(data) for name, data in yaml_files.items()}
@@ -330,7 +330,7 @@ def write_dataset(folder: Path) -> None:
 
 
 def outcome_of(command: list[str]) -> str:
-    """Run a command here, and judge how it ends."""
+    """Run a command in this process, and judge how it ends."""
     result = CliRunner().invoke(app, command)
     text = result.output
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -405,13 +405,13 @@ def run_case(number: int, sound: Path) -> dict[str, object]:
 
 
 def peak_bytes() -> int:
-    """Most that was resident since the last reset."""
+    """Return the peak of resident memory since the last reset."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def run(numbers: list[int]) -> dict[str, object]:
-    """Run cases, and sum up."""
+    """Run cases, and return a summary."""
     sound = Path(tempfile.mkdtemp(prefix="sound-"))
     try:
         write_dataset(sound)

@@ -1,4 +1,4 @@
-"""Attacks and defects in source files: each is one failed scan, and the others are done."""
+"""Each attack or defect in a source file fails one scan, and the others are stored."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def edit_header(header, old, new):
 
 
 def name_passwd(root, header_path=f"patient0099/{PLANTED}/{PLANTED}.mhd"):
-    """Name a file of the machine, and ask for just as many bytes as it has."""
+    """Name a file of the machine in a header, with exactly its size."""
     header = plant_data_file_of_other_size(root, 0)
     header.with_suffix(".raw").unlink()
     size = Path("/etc/passwd").stat().st_size
@@ -86,7 +86,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_header_that_names_other_voxels_is_one_failed_scan(attack, tmp_path):
+def test_a_header_that_names_a_foreign_data_file_fails_only_its_scan(attack, tmp_path):
     plant, fragments = ATTACKS[attack]
     raw = tmp_path / "raw"
     good = raw / "patient0001" / GOOD / f"{GOOD}.mhd"
@@ -108,7 +108,7 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_series_that_cannot_be_stacked_is_one_failed_scan(defect, tmp_path):
+def test_a_series_that_cannot_be_stacked_fails_only_its_scan(defect, tmp_path):
     form, fragments = DEFECTS[defect]
     raw = tmp_path / "raw"
     array_ijk = PHANTOM.image.transpose(2, 1, 0)
@@ -129,7 +129,7 @@ def test_a_series_that_cannot_be_stacked_is_one_failed_scan(defect, tmp_path):
         ("bad.png", b"\x89PNG\r\n\x1a\n"),
     ],
 )
-def test_a_file_that_is_no_volume_is_one_failed_scan(name, content, tmp_path):
+def test_a_file_that_is_no_volume_fails_only_its_scan(name, content, tmp_path):
     raw = tmp_path / "raw"
     write_metaimage(raw / "good.mha", PHANTOM.image, PHANTOM.affine_xyz, MetaImageForm())
     (raw / name).write_bytes(content)

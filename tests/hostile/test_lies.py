@@ -1,4 +1,4 @@
-"""Files made by hand to mislead: refused for their lie, in bounded memory, or read rightly."""
+"""Hand-made misleading files are refused for their lie in bounded memory, or read correctly."""
 
 import gzip
 import io
@@ -34,11 +34,11 @@ from spinezarr.testing import (
 )
 
 MOST_BYTES = 512 << 20
-"""Resident above what the process had before."""
+"""Most resident memory above that of the process before."""
 VALUES = (np.arange(20 * 18 * 3).reshape(20, 18, 3) * 37 % 2000 - 1000).astype(np.int16)
 AFFINE = np.diag([-0.8, -0.9, 2.5, 1.0])
 RESET = Path("/proc/self/clear_refs")
-"""Linux sets the peak of resident memory back when 5 is written here."""
+"""File of Linux that resets the peak of resident memory when 5 is written to it."""
 
 
 def peak_bytes():
@@ -47,7 +47,7 @@ def peak_bytes():
 
 
 def assert_bounded(work, record):
-    """Run ``work``; hold it to the memory that a lie may take."""
+    """Run ``work``, and check that it stays within the memory limit."""
     if not RESET.exists():  # not Linux
         return work()
     RESET.write_text("5", encoding="ascii")
@@ -61,7 +61,7 @@ def assert_bounded(work, record):
 
 
 def read_all(path, limits):
-    """Read by the way of the ingest: the grid, then all slabs to the end of the file."""
+    """Read like the ingest: the grid, then all slabs to the end of the file."""
     volume = open_volume(LocalFileSystem(), str(path), limits)
     ni, nj, nk = volume.grid.shape_ijk
     thick = max(1, (8 << 20) // (ni * nj * volume.dtype.itemsize))
@@ -88,7 +88,7 @@ def dims(*shape, version=1):
 
 
 ZEROS = gzip.compress(bytes(16 << 20), 6, mtime=0)
-"""A member that inflates to a thousand times its size; as many as wanted make one file."""
+"""A gzip member that inflates to a thousand times its size; several members make one file."""
 
 
 def packed(content, *after):
@@ -96,7 +96,7 @@ def packed(content, *after):
 
 
 def named_gzip(content):
-    """A gzip header whose file name is 50 MB long."""
+    """Return a gzip file whose header has a file name of 50 MB."""
     plain = gzip.compress(content, 1, mtime=0)
     flags = bytes([plain[3] | 8])
     return plain[:3] + flags + plain[4:10] + b"n" * 50_000_000 + b"\0" + plain[10:]
@@ -164,7 +164,7 @@ NIFTI = {
 
 
 def bomb(mib):
-    """One zlib stream of zeros: a block that refers to nothing before it, as often as wanted."""
+    """Return a zlib stream of zeros, made of repeated independent blocks."""
     deflate = zlib.compressobj(9)
     first = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
     again = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
@@ -254,7 +254,7 @@ def elements(syntax="explicit-le", **changes):
 
 
 def frame(syntax, change):
-    """Change the code stream of one slice."""
+    """Return a function that writes a series and changes the code stream of one slice."""
 
     def make(folder):
         path = series(folder, syntax)
@@ -309,7 +309,7 @@ def deflated_bomb(folder):
 
 
 def nested(folder):
-    """Put a sequence into a sequence, 5,000 deep, before the tags that are read."""
+    """Nest sequences 5,000 deep before the tags that are read."""
     path = series(folder)
     data = path.read_bytes()
     at = data.index(b"\x08\0\x08\0CS")
@@ -318,7 +318,7 @@ def nested(folder):
 
 
 def other_offset_table(folder):
-    """Name a second code stream, of another size, by an extended offset table."""
+    """Refer to a second code stream of another size in an extended offset table."""
     path = series(folder, "jpeg-ls")
     dataset = pydicom.dcmread(path)
     code = get_frame(dataset.PixelData, 0, number_of_frames=1)
@@ -332,7 +332,7 @@ def other_offset_table(folder):
     dataset.save_as(path)
 
 
-def waits_for_ever(folder):
+def waits_forever(folder):
     series(folder)
     os.mkfifo(folder / "4.dcm")
 
@@ -343,7 +343,7 @@ def link_to_nothing(folder):
 
 
 def coding(layers=1, block=4, precincts=b"", mark=b"\xff\x52"):
-    """Replace how JPEG 2000 says that it is coded."""
+    """Change the coding style of a JPEG 2000 stream."""
 
     def change(code):
         at = code.index(b"\xff\x52")
@@ -361,7 +361,7 @@ def coding(layers=1, block=4, precincts=b"", mark=b"\xff\x52"):
 
 
 def wide(change):
-    """Spoil a slice of 520 x 520 pixels."""
+    """Damage a slice of 520 x 520 pixels."""
 
     def make(folder):
         values = np.zeros((520, 520, 2), np.int16)
@@ -376,7 +376,7 @@ def wide(change):
 
 
 def coding_of_a_tile(code):
-    """Put a coding style into the header of the first tile part."""
+    """Insert a coding style into the header of the first tile part."""
     at = code.index(b"\xff\x90")
     segment = b"\xff\x52" + struct.pack(">H", 12) + bytes([0, 0, 0, 1, 0, 5, 4, 4, 0, 1])
     return code[: at + 12] + segment + code[at + 12 :]
@@ -405,7 +405,7 @@ def set_elements(**changes):
 
 
 def of_frame(sequence, **changes):
-    """Change what the second frame says."""
+    """Change an element of the second frame."""
 
     def change(dataset):
         item = dataset.PerFrameFunctionalGroupsSequence[1][sequence][0]
@@ -415,7 +415,7 @@ def of_frame(sequence, **changes):
 
 
 def more_frames_than_bytes(dataset):
-    """Say of each of 5,000 frames where it lies, and hold three."""
+    """Announce the positions of 5,000 frames, with pixels of three."""
     groups = dataset.PerFrameFunctionalGroupsSequence
     dataset.PerFrameFunctionalGroupsSequence = [groups[k % 3] for k in range(5000)]
     for group in dataset.PerFrameFunctionalGroupsSequence[3:]:
@@ -424,7 +424,7 @@ def more_frames_than_bytes(dataset):
 
 
 def many_groups(folder):
-    """Put 400,000 frames that say nothing before the pixels."""
+    """Put 400,000 empty frame items before the pixels."""
     path = write_dicom_multiframe(folder / "frames.dcm", VALUES, AFFINE, DicomForm())
     data = path.read_bytes()
     at = data.index(b"\x00\x52\x30\x92SQ")
@@ -471,7 +471,7 @@ def bare(change, syntax="explicit-le"):
 
 
 def beside(modality, change):
-    """Put another DICOM object beside slices."""
+    """Put another DICOM object next to the slices."""
 
     def make(folder):
         series(folder)
@@ -483,7 +483,7 @@ def beside(modality, change):
 
 DEEP = b"\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
 SIZ = 2 + 2 + 2 + 2
-"""Start of Xsiz: after SOC, SIZ, Lsiz and Rsiz."""
+"""Offset of Xsiz, behind SOC, SIZ, Lsiz and Rsiz."""
 DICOM = {
     "65,535 rows": (elements(Rows=65535), "65535"),
     "no columns": (elements(Columns=0), "more than 0"),
@@ -544,7 +544,7 @@ DICOM = {
         frame("jpeg2000", lambda c: set_bytes(c.index(b"\xff\x90") + 6, b"\0\0\0\1")(c)),
         "no marker segment at byte",
     ),
-    "a pipe": (waits_for_ever, None),
+    "a pipe": (waits_forever, None),
     "JPEG-LS behind two other bytes": (
         frame("jpeg-ls", lambda code: code + b"\xff\xff"), "cut short: it does not end",
     ),
@@ -618,7 +618,7 @@ def check(work, expected, record):
 
 
 @pytest.mark.parametrize("lie", NIFTI)
-def test_nifti(lie, tmp_path, record_property):
+def test_misleading_nifti_files_are_refused_in_bounded_memory(lie, tmp_path, record_property):
     name, content, expected = NIFTI[lie]
     (tmp_path / name).write_bytes(content)
     values = check(lambda: read_all(tmp_path / name, Limits()), expected, record_property)
@@ -627,7 +627,7 @@ def test_nifti(lie, tmp_path, record_property):
 
 
 @pytest.mark.parametrize("lie", METAIMAGE)
-def test_metaimage(lie, tmp_path, record_property):
+def test_misleading_metaimages_are_refused_in_bounded_memory(lie, tmp_path, record_property):
     content, expected = METAIMAGE[lie]
     (tmp_path / "v.mha").write_bytes(content)
     values = check(lambda: read_all(tmp_path / "v.mha", Limits()), expected, record_property)
@@ -635,14 +635,14 @@ def test_metaimage(lie, tmp_path, record_property):
 
 
 @pytest.mark.parametrize("lie", DICOM)
-def test_dicom(lie, tmp_path, record_property):
+def test_misleading_dicom_files_are_refused_in_bounded_memory(lie, tmp_path, record_property):
     make, expected = DICOM[lie]
     make(tmp_path)
     values = check(lambda: read_all(f"{tmp_path}/", Limits()), expected, record_property)
     assert values is None or np.array_equal(values, VALUES)
 
 
-def test_a_slice_that_is_a_link_to_nothing_is_not_passed_over(tmp_path):
+def test_a_slice_that_is_a_dangling_link_is_not_skipped(tmp_path):
     link_to_nothing(tmp_path)
     with pytest.raises(FormatError, match=r"/4\.dcm: is a link to a file that is not there"):
         read_all(f"{tmp_path}/", Limits())
@@ -664,7 +664,7 @@ CENTROIDS = {
 
 
 @pytest.mark.parametrize("lie", CENTROIDS)
-def test_centroids(lie, record_property):
+def test_misleading_centroid_files_are_refused_in_bounded_memory(lie, record_property):
     convention, content, expected = CENTROIDS[lie]
     if isinstance(content, str):
         content = f"[{', '.join([content] * 1000)}]".encode()
@@ -729,12 +729,12 @@ TABLES = {
 
 
 @pytest.mark.parametrize("lie", TABLES)
-def test_tables(lie, record_property):
+def test_misleading_tables_are_refused_in_bounded_memory(lie, record_property):
     content, name, expected = TABLES[lie]
     check(lambda: read_sheet(content, name, delimiter=";"), expected, record_property)
 
 
-def test_small_files_are_read_no_further_than_to_their_limit(tmp_path, record_property):
+def test_small_files_are_read_only_up_to_their_size_limit(tmp_path, record_property):
     path = tmp_path / "points.json"
     with path.open("wb") as sparse:
         sparse.truncate(100 << 30)
@@ -759,7 +759,7 @@ def test_small_files_are_read_no_further_than_to_their_limit(tmp_path, record_pr
         (Limits(max_position_mm=2.49), "first voxel lies at"),
     ],
 )
-def test_each_limit_holds_and_can_be_raised(limits, expected, tmp_path):
+def test_each_limit_is_enforced_and_can_be_raised(limits, expected, tmp_path):
     affine = AFFINE + np.outer([0, 0, 1, 0], [0, 0, 0, 2.5])
     write_dicom_series(tmp_path / "series", VALUES, affine, DicomForm())
     np.testing.assert_array_equal(read_all(f"{tmp_path}/series/", Limits()), VALUES)
@@ -767,7 +767,7 @@ def test_each_limit_holds_and_can_be_raised(limits, expected, tmp_path):
         read_all(f"{tmp_path}/series/", limits)
 
 
-def test_limits_at_their_bounds_are_kept(tmp_path):
+def test_values_exactly_at_the_limits_are_accepted(tmp_path):
     path = tmp_path / "v.nii"
     path.write_bytes(nifti())
     exact = Limits(
@@ -791,8 +791,8 @@ def test_the_largest_public_scan_is_within_the_limits_in_any_type():
     Limits().check_grid(grid, 8, "v.nii")
 
 
-def test_json_of_any_depth_is_a_note(tmp_path):
-    """Python's own limits differ by version; what it raises is ours to catch."""
+def test_deeply_nested_json_is_a_note(tmp_path):
+    """Python's own limits differ by version, and its errors must be caught."""
     deep = json.dumps("x") + "[" * 1_000_000
     with pytest.raises(FormatError):
         read_centroids(deep.encode(), "p", convention="verse", grid=GRID)

@@ -1,4 +1,4 @@
-"""Planted headers name the voxels that they say they name."""
+"""Tests of the planted headers: each names the data file that its function announces."""
 
 import re
 

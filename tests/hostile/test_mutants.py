@@ -24,8 +24,8 @@ def test_mutants_are_read_whole_or_refused_by_our_own_errors(tmp_path):
     assert all(outcomes["read"] > 0 for outcomes in found["outcomes"].values())
 
 
-def test_a_failure_is_reported(tmp_path):
-    """Break what a mutant is read by, in a process that reads nothing else."""
+def test_a_failing_mutant_is_reported(tmp_path):
+    """The reader is broken on purpose, in a process that reads nothing else."""
     fuzz = Path(__file__).with_name("fuzz.py")
     script = tmp_path / "broken.py"
     script.write_text(

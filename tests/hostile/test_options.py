@@ -1,4 +1,4 @@
-"""The limits that a user sets reach the readers."""
+"""The limits that a user sets are applied by the readers."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_a_scan_at_the_limits_is_ingested(tmp_path):
     assert (code, report["done"]) == (0, ["a"])
 
 
-def test_a_sidecar_or_table_over_its_limit_stops_no_scan(tmp_path):
+def test_a_sidecar_or_table_over_its_limit_fails_no_scan(tmp_path):
     raw = tmp_path / "raw"
     write_nifti(raw / "a.nii", VALUES, np.eye(4), NiftiForm())
     (raw / "a.json").write_text('{"key": "text"}')

@@ -1,4 +1,4 @@
-"""The short form of what 'make test-hostile' sends to a server, and that faults are seen."""
+"""The short form of 'make test-hostile' for servers, and tests that faults are detected."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def report_of(tmp_path, *words):
 @pytest.mark.parametrize(
     ("first", "count"), [(0, 150), pytest.param(150, 600, marks=pytest.mark.long)]
 )
-def test_attacks_find_nothing(ctspine1k_url, tmp_path, first, count):
+def test_the_server_withstands_all_attacks(ctspine1k_url, tmp_path, first, count):
     words = ["--first", str(first), "--count", str(count), "--store", ctspine1k_url]
     found, code = report_of(tmp_path, *words)
     assert not found["failed"], found["failed"]
@@ -39,7 +39,7 @@ def test_attacks_find_nothing(ctspine1k_url, tmp_path, first, count):
 
 @pytest.fixture(scope="module")
 def fuzz():
-    """Import the program, whose folder is none of Python's."""
+    """Import the program, whose folder is not on Python's path."""
     sys.path.insert(0, str(FUZZ.parent))
     import server_fuzz  # noqa: PLC0415
 
@@ -76,13 +76,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("data", WRONG, ids=map(repr, range(len(WRONG))))
-def test_a_wrong_answer_is_seen(fuzz, data):
+def test_a_wrong_answer_of_a_server_is_detected(fuzz, data):
     known = fuzz.Known(fuzz.Target("own", (), {}, "/where/it/lies"), {'"a"': b"abcd"})
     made = fuzz.Attack(0, "path", "", ())
     assert fuzz.judged(made, known, data, is_over=True).outcome.startswith(WRONG[data])
 
 
-def test_attacks_are_made_from_their_numbers(fuzz):
+def test_attacks_are_reproduced_from_their_numbers(fuzz):
     target = fuzz.Target("own", ("zarr.json",), {"a": "0" * 32}, "/x")
     assert fuzz.attack(7, target) == fuzz.attack(7, target)
     made = [fuzz.attack(number, target) for number in range(400)]

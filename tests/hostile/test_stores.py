@@ -1,4 +1,4 @@
-"""The short form of ``make test-hostile`` for stores, and that it sees what it looks for."""
+"""The short form of ``make test-hostile`` for stores, and tests that failures are detected."""
 
 import json
 import subprocess
@@ -52,8 +52,8 @@ FAILURES = {
 
 
 @pytest.mark.long
-def test_each_kind_of_failure_is_seen(tmp_path):
-    """Do in place of verbs what none may do, in a process that does nothing else."""
+def test_each_kind_of_failure_is_detected(tmp_path):
+    """The verbs are replaced by forbidden actions, in a process that does nothing else."""
     verbs = {name: f"lambda case: str({code})" for name, (code, _) in FAILURES.items()}
     script = tmp_path / "broken.py"
     script.write_text(

@@ -1,4 +1,4 @@
-"""The short form of what 'make test-hostile' does with catalogs, recipes, cards and tables."""
+"""The short form of 'make test-hostile' for catalogs, recipes, cards and tables."""
 
 import ast
 import json
@@ -40,8 +40,8 @@ def test_lies_are_refused_and_do_nothing_else(tmp_path, first, count):
     assert found["outcomes"].get("exit 0", 0) + found["outcomes"].get("exit 1", 0) > count / 10
 
 
-def test_a_failure_is_reported(tmp_path):
-    """Break what a command prints, in a process that does nothing else."""
+def test_a_failing_case_is_reported(tmp_path):
+    """The output of a command is broken on purpose, in a process that does nothing else."""
     script = tmp_path / "broken.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(STRANGERS.parent)!r})\n"

@@ -1,8 +1,8 @@
-"""Many clients on one server for a time: ranges, patches and facts, each compared with the disk.
+"""Load test: many clients request ranges, patches and facts; each answer is compared with the disk.
 
-``python tests/support/load.py --minutes 10 --json report.json``. 64 connections ask one after the
-other, 60 % for ranges, 30 % for patches, 10 % for JSON. What the server holds is measured once it
-is warm and at the end.
+Run ``python tests/support/load.py --minutes 10 --json report.json``. Each of 64 connections sends
+one request after the other: 60 % for ranges, 30 % for patches, 10 % for JSON. Memory and open files
+of the server are measured once it is warm and at the end.
 """
 
 import argparse
@@ -37,19 +37,19 @@ from spinezarr.testing import NiftiForm, write_nifti
 SHAPE = (96, 256, 256)
 SCANS = 6
 BATCHES = 64
-"""Different requests for patches; what each is answered with is computed once."""
+"""Number of different requests for patches, whose expected answers are computed once."""
 SHARES = {"range": 0.6, "patch": 0.3, "json": 0.1}
 EVERY_S = 1.0
 WAIT_S = 60.0
 IDLE_S = 0.5
-"""In which a server notices that connections have ended."""
+"""Time within which a server notices that connections have ended."""
 
 
-# What is served
+# The served store
 
 
 def make_store(folder: Path) -> Path:
-    """Make a store of noise and blocks; image and mask are as large as packed ones of a CT."""
+    """Make a store of noise and blocks, with the compressed sizes of a CT and its mask."""
     rng = np.random.default_rng(14)
     smooth = np.add.outer(np.arange(SHAPE[0]), np.add.outer(np.arange(256), np.arange(256)))
     for number in range(SCANS):
@@ -66,12 +66,12 @@ def make_store(folder: Path) -> Path:
     return store
 
 
-# What is asked
+# Requests
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request, and what says whether its answer is right."""
+    """A request, and a function that checks its answer."""
 
     kind: str
     data: bytes
@@ -83,7 +83,7 @@ def _get(path: str, *fields: str) -> bytes:
 
 
 class Requests:
-    """Draws requests for a store, and knows what is on disk."""
+    """Draws requests for a store, whose files it has read from disk."""
 
     def __init__(self, store: Path, batches: int) -> None:
         self._random = random.Random(14)  # noqa: S311  no secret
@@ -113,7 +113,7 @@ class Requests:
         return {"range": self._range, "patch": self._patches, "json": self._json}[kind]()
 
     def each(self) -> Iterator[Asked]:
-        """Yield a request for each file, and all that are for patches."""
+        """Yield a request for each file, and all requests for patches."""
         for key, data in self._files.items():
             yield Asked(
                 "range",
@@ -165,7 +165,7 @@ class Requests:
         known: list[bytes] = []
 
         def is_right(status: int, answer: bytes) -> bool:
-            """Compare voxels once, and the same bytes ever after."""
+            """Compare the voxels of the first answer, and the bytes of later ones."""
             if status != 200:
                 return False
             if not known:
@@ -192,13 +192,13 @@ def _voxels(answer: bytes) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Counts:
-    """What clients have seen."""
+    """Counts of the answers that clients got."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in SHARES})
     wrong: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     busy: int = 0
-    """Answers 429, after which the same is asked again."""
+    """Number of answers 429, after which the request is sent again."""
     bytes: int = 0
 
 
@@ -212,7 +212,7 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], by
 
 
 async def client(port: int, requests: Requests, until: float, counts: Counts) -> None:
-    """Ask over one connection until the time is up."""
+    """Send requests over one connection until the time is up."""
     writer = None
     asked, reader = requests.draw(), None
     while time.monotonic() < until:
@@ -244,7 +244,7 @@ async def client(port: int, requests: Requests, until: float, counts: Counts) ->
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the server holds at a time."""
+    """Memory, open files and connections of the server at a time."""
 
     after_s: float
     resident_bytes: int
@@ -266,7 +266,7 @@ async def _all(server: Running, requests: Requests, seconds: float, connections:
 
 
 def run(store: Path, seconds: float, connections: int, processes: int = 1) -> dict[str, Any]:
-    """Ask a server of its own for a time, and sum up."""
+    """Run a load against a new server for a time, and return the summary."""
     with (
         tempfile.TemporaryDirectory(prefix="load-") as folder,
         running(folder, store, "--processes", processes) as server,
@@ -277,7 +277,7 @@ def run(store: Path, seconds: float, connections: int, processes: int = 1) -> di
 def ask_for_long(
     server: Running, requests: Requests, seconds: float, connections: int
 ) -> dict[str, Any]:
-    """Ask a server for a time, and sum up."""
+    """Run a load against a server for a time, and return the summary."""
     asyncio.run(_once(server, [*requests.each()]))
     idle = _settled(server)
     counts, held = asyncio.run(_all(server, requests, seconds, connections))
@@ -300,7 +300,7 @@ def ask_for_long(
 
 
 def _settled(server: Running) -> int:
-    """Count what is open once connections that have ended are closed."""
+    """Count open files once ended connections are closed."""
     time.sleep(IDLE_S)
     return server.sockets
 
@@ -327,7 +327,7 @@ def _times(found: Sequence[float]) -> dict[str, float]:
 
 
 def _growth(held: Sequence[Held]) -> dict[str, float]:
-    """Compare the second and the last fifth of the time."""
+    """Return the growth between the second and the last fifth of the time."""
     n = max(len(held) // 5, 1)
     warm, last = (
         statistics.fmean(one.resident_bytes for one in part)

@@ -1,11 +1,11 @@
-"""Look at a scan in JupyterLab, by hand: run a notebook in Chromium, click, and keep a picture.
+"""Check by hand a scan in JupyterLab: run a notebook in Chromium, click, and save a screenshot.
 
 JupyterLab is no part of the development environment. In an environment of its own,
 ``pip install jupyterlab anywidget``; then
 
 ``python tests/support/look_at_notebook.py STORE SCAN_ID --jupyter PATH/TO/jupyter --png OUT.png``
 
-ends with 0 if the widget was shown, said what lies where it was clicked, and asked no other host.
+exits with 0 if the widget was shown, described the clicked voxel, and contacted no other host.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _PLACE = ".jp-OutputArea .widget-html-content"
 
 
 def _written(folder, store, scan_id):
-    """Write a notebook, and a kernel of this environment."""
+    """Write a notebook, and a kernel specification of this environment."""
     kernel = folder / "kernels" / "here" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -57,7 +57,7 @@ def _started(folder, jupyter, port):
 
 
 def _looked(port, png):
-    """Run the notebook and click into it; return hosts, and what it said before and after."""
+    """Run the notebook and click into it; return contacted hosts, and the text before and after."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--headless=new", "--no-sandbox"]

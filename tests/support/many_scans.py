@@ -1,7 +1,7 @@
-"""Stores whose table names more scans than are on disk, for lists that are long.
+"""Stores whose table lists more scans than are on disk, for tests of long lists.
 
-A scan table is made from what each scan says of itself. Here a few scans say it under many names,
-with other sizes, vertebrae and findings, so that a table of 10,000 rows takes seconds.
+A scan table is made from the attributes of each scan. Here the attributes of a few scans are used
+under many names, with other sizes, vertebrae and findings, so 10,000 rows take seconds.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _SOURCES = (
     ("COVID-19", "volume-covid19-A-{:04}_ct", ("C6", "T2"), ("T10", "L2"), 0.05),
     ("HNSCC-3DCT-RT", "HN_P{:03}", ("C1", "C2"), ("T4", "T10"), 0.03),
 )
-"""Collections of CTSpine1K: name, ids, vertebrae that a scan begins and ends with, share."""
+"""Collections of CTSpine1K: name, ids, first and last vertebra of a scan, fraction of scans."""
 _SPACINGS_Z_MM = (0.7, 0.8, 1.0, 1.0, 1.0, 1.25, 1.25, 1.5, 2.0, 2.5, 2.5, 3.0, 5.0)
 _SPLITS = ("train", "train", "train", "validation", "test")
 _ANOMALIES = {"L6": "lumbarisation", "T13": "thirteenth thoracic vertebra"}
@@ -32,7 +32,7 @@ _RULES = {"warning": "centroid beside its label", "error": "two vertebrae are sw
 
 
 def _levels(rng, first, last):
-    """Name what a mask shows: from one level to another, now and then with one more."""
+    """Return the levels of a mask, from one to another, sometimes with a rare one."""
     at = ANATOMICAL_ORDER.index
     top = rng.choice(usual_levels(*first))
     shown = list(usual_levels(top, rng.choice(usual_levels(*last))))
@@ -81,16 +81,16 @@ def _audited(rng):
 
 
 def name_many(store: str | Path, n: int, *, seed: int = 0) -> None:
-    """Write the table of a store anew: its own scans, and others up to ``n`` in all.
+    """Write the table of a store again with its own scans, and others up to ``n`` in all.
 
     Parameters
     ----------
     store
         Path of a store of :func:`spinezarr.testing.write_ctspine1k`; the scans there stay.
     n
-        Rows of the table; 0 for a store that no scan is in yet.
+        Number of rows of the table; 0 for a store without scans.
     seed
-        Of all that is random.
+        Seed of everything random.
     """
     rng = random.Random(seed)  # noqa: S311
     reader = StoreReader(str(store))

@@ -1,11 +1,11 @@
-"""How long a test waits for what must come."""
+"""The time limit of tests that wait for an event."""
 
 import time
 
 __all__ = ["PATIENCE_S", "wait_until"]
 
 PATIENCE_S = 120.0
-"""Nothing that tests wait for takes this long on the busiest machine, unless it hangs."""
+"""Time limit in seconds. Even on a busy machine, only something that hangs takes this long."""
 
 
 def wait_until(is_so):

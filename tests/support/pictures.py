@@ -1,8 +1,8 @@
-"""Takes the pictures of the pages that the documentation shows: a browser looks at a server.
+"""Takes the screenshots of the web pages for the documentation, with a browser and a server.
 
 ``python tests/support/pictures.py --out docs/pictures`` takes all of them, in some minutes. The
-scans are phantoms under the names of CTSpine1K; the table names 1,005, of which a dozen have
-voxels. ``--pair CT MASK`` names the scan that the page of one is pictured with, else a phantom.
+scans are phantoms under the names of CTSpine1K; the table lists 1,005, of which a dozen have
+voxels. ``--pair CT MASK`` chooses the scan for the page of a single scan; the default is a phantom.
 """
 
 import argparse
@@ -50,31 +50,31 @@ GRIDS = (
     ((128, 192, 192), (2.5, 1.3, 1.3)),
     ((208, 216, 216), (1.5, 1.15, 1.15)),
 )
-"""Voxels and mm."""
+"""Shapes in voxels and spacings in mm."""
 SPLITS = ("train", "train", "validation", "train", "test", "train")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: what is opened, and how large and light the window is."""
+    """A screenshot: the opened path, and the size and color scheme of the window."""
 
     path: str
     ready: str
-    """Selector of what is there when the page is."""
+    """Selector of an element that is visible once the page is ready."""
     scheme: str = "light"
     size_px: tuple[int, int] = (1280, 720)
     act: Callable[[Page], None] = field(default=lambda _: None)
-    """What is done before the picture is taken."""
+    """Action before the screenshot is taken."""
 
 
 def _drawn(page: Page) -> None:
-    """Wait for the thumbnails that are seen."""
+    """Wait for the visible thumbnails."""
     page.locator(".tile.drawn").nth(8).wait_for()
     page.wait_for_timeout(400)
 
 
 def _turned(page: Page) -> None:
-    """Turn the spine a little, by dragging it."""
+    """Rotate the spine a little, by dragging it."""
     page.wait_for_selector("#stage[data-render]")
     box = page.locator(".tile[data-plane=render] .picture").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -105,7 +105,7 @@ PICTURES = {
     ),
     "scan-3d": Picture(f"{ONE}?layout=render", "#stage[data-first]", act=_turned),
 }
-"""By name of the file."""
+"""Screenshots by file name."""
 
 
 def make_store(folder: Path) -> Path:
@@ -129,7 +129,7 @@ def make_store(folder: Path) -> Path:
 
 
 def ingest_pair(image: Path, label: Path, folder: Path) -> tuple[str, str]:
-    """Put a scan into a store beside that of the phantoms; return the names of both."""
+    """Ingest a scan into a store next to that of the phantoms; return names of store and scan."""
     scan = image.name.partition("_")[0]
     raw = folder / "pair"
     raw.mkdir()
@@ -146,7 +146,7 @@ def ingest_pair(image: Path, label: Path, folder: Path) -> tuple[str, str]:
 
 
 def take(browser: Browser, url: str, picture: Picture, file: Path) -> None:
-    """Look at a page, and keep what is seen."""
+    """Open a page, and save its screenshot."""
     width, height = picture.size_px
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=picture.scheme, locale="en-US"
@@ -161,7 +161,7 @@ def take(browser: Browser, url: str, picture: Picture, file: Path) -> None:
 
 
 def main() -> None:
-    """Take them."""
+    """Take all screenshots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--pair", nargs=2, type=Path, help="image and mask of a scan")

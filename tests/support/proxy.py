@@ -1,13 +1,14 @@
-"""An HTTP/1.1 proxy that adds latency, a bandwidth cap and faults, in a process of its own.
+"""An HTTP/1.1 proxy that adds latency, a bandwidth limit and faults, in a process of its own.
 
-It serves a folder, or stands before a server whose answers it hands on:
+It serves a folder, or passes on the answers of another server:
 
     python tests/support/proxy.py --folder DIR --latency-ms 20 --megabytes-per-s 100 --port 8080
     python tests/support/proxy.py --upstream http://127.0.0.1:9000 --fault-rate 0.03
 
-runs it until it is interrupted; the context `proxy` runs it for tests and benchmarks, which change
-its conditions and read its counts meanwhile. It shares a machine with what is measured, hence no
-framework: files go from the page cache to the socket by sendfile, and few lines run per request.
+run until they are interrupted. The context `proxy` runs it for tests and benchmarks, which change
+its conditions and read its counts meanwhile. The proxy shares a machine with the measured program,
+so it uses no framework: files go from the page cache to the socket by sendfile, and little code
+runs per request.
 """
 
 import argparse
@@ -33,20 +34,20 @@ from typing import IO, Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 FAULTS = ("unavailable", "too_many", "cut", "stall", "short", "flip")
-"""503; 429 with Retry-After; half a body, then the connection is closed; nothing, then closed;
-200 with half of what was asked for; one bit of the body is wrong."""
+"""In order: 503; 429 with Retry-After; half a body, then the end of the connection; no answer, then
+its end; 200 with half of the requested bytes; a body with one wrong bit."""
 
 N_ASKED = 20_000
-"""How many of the latest requests are listed."""
+"""Number of the latest requests that are listed."""
 
 _HEAD_BYTES = 1 << 16
 _OPEN_FILES = 128
 _BUFFERED_BYTES = 1 << 19
-"""Of one body that waits to be handed on; above it, no more is read."""
+"""Largest part of a body that is buffered; above it, the source is not read."""
 _PIECE_BYTES = 1 << 16
 _LEAST_PIECE_BYTES = 1 << 12
 _PIECE_S = 0.002
-"""Connections take turns on a slow link at least so often, where pieces can be so small."""
+"""Longest turn of a connection on a slow link, unless the smallest piece takes longer."""
 _BACKLOG = 1024
 _PATIENCE_S = 10.0
 _FIELDS = re.compile(
@@ -68,25 +69,25 @@ class Conditions:
     Attributes
     ----------
     latency_s
-        Between a request and its answer; requests wait side by side.
+        Time between a request and its answer; requests wait in parallel.
     bytes_per_s
-        Of the bodies of all answers together; None for no cap.
+        Rate of the bodies of all answers together; None for no limit.
     fault_rate
-        Share of the GET and POST requests that get a fault. A fault of the body needs a body, and
-        spares answers that are errors.
+        Fraction of the GET and POST requests that get a fault. Faults of the body apply only to
+        answers with a body that are no errors.
     fault_kinds
-        Equally probable; from `FAULTS`.
+        Kinds from `FAULTS`, which are equally probable.
     fault_paths
         Regular expression, searched in path and query; only what matches gets faults.
     stall_s
         How long a stalled request waits for nothing.
     seed
-        Of the faults. The same requests in the same order have the same faults.
+        Seed of the faults. The same requests in the same order get the same faults.
 
     Raises
     ------
     ValueError
-        If a value is outside its range, or names no fault.
+        If a value is outside its range, or a kind of fault is unknown.
     """
 
     latency_s: float = 0.0
@@ -111,16 +112,16 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was asked and answered since the last reset.
+    """Counts of requests and answers since the last reset.
 
     Attributes
     ----------
     requests
-        All, those with faults among them.
+        Number of all requests, including those with faults.
     body_bytes
-        Of answers, as far as they were sent.
+        Bytes of the bodies of answers, as far as they were sent.
     faults
-        By kind, those that were done.
+        Number of executed faults by kind.
     statuses
         Number of answers by status; a stalled request has none.
     asked
@@ -194,16 +195,16 @@ def proxy(
     Parameters
     ----------
     folder
-        Served by the proxy itself.
+        Folder that the proxy serves itself.
     upstream
         URL of the server that answers instead, as ``http://host:port``.
     conditions
-        To start with.
+        Conditions at the start.
 
     Raises
     ------
     RuntimeError
-        If it does not start; its own message is on stderr.
+        If the proxy does not start; its own message is on stderr.
     ValueError
         Unless there is either a folder or an upstream.
     """
@@ -223,7 +224,7 @@ def proxy(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    # Said aloud too: a child forked meanwhile holds its own end of the pipe open.
+    # The end is sent explicitly, too, because a child forked meanwhile holds the pipe open.
     try:
         process.communicate(json.dumps({"end": True}) + "\n", timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired:
@@ -231,7 +232,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 class _Request:
-    """One request: its head, and what becomes of it."""
+    """One request: its head, and the fault that was drawn for it."""
 
     def __init__(self, head: bytes) -> None:
         line, _, _ = head.partition(b"\r\n")
@@ -253,7 +254,7 @@ class _Request:
 
 
 def _fields(head: bytes) -> dict[str, str]:
-    """Return those fields of a head that matter here, by their name in lower case."""
+    """Return the needed fields of a head, by their name in lower case."""
     return {
         name.decode().lower(): text.decode("latin-1").strip()
         for name, text in _FIELDS.findall(head)
@@ -319,7 +320,7 @@ def _flip(data: bytes | memoryview, where: float) -> bytes:
 
 
 class _Sized:
-    """A body of known length; None: until the connection is closed."""
+    """A body of known length; with None, it ends with the connection."""
 
     def __init__(self, n_bytes: int | None) -> None:
         self._left = n_bytes
@@ -380,14 +381,14 @@ class _Chunked:
 
 
 def _framing(fields: dict[str, str]) -> _Sized | _Chunked | None:
-    """Return how the body ends that these fields announce; None if they announce none."""
+    """Return the framing of the body that the fields announce; None if they announce none."""
     if "chunked" in fields.get("transfer-encoding", "").lower():
         return _Chunked()
     return _Sized(int(fields["content-length"])) if "content-length" in fields else None
 
 
 class _Upload:
-    """The body of a request; kept until there is someone to take it."""
+    """The body of a request, which is kept until it can be sent on."""
 
     def __init__(self, framing: _Sized | _Chunked, source: asyncio.Transport) -> None:
         self._framing = framing
@@ -418,8 +419,8 @@ class _Upload:
 class _Link:
     """The link that all answers share: each connection in turn sends a piece.
 
-    A piece is sent when a link of that rate would have carried it whole. Time that passes while
-    something waits is made up for, however late the timer is; time without anything to send is not.
+    A piece is sent once a link of that rate would have carried it whole. If the timer is late while
+    something waits, the lost time is made up for; idle time is not.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -472,7 +473,7 @@ class _Link:
 
 
 class _Service:
-    """What all connections share."""
+    """State that all connections share."""
 
     def __init__(self, origin: "_Origin", n_asked: int) -> None:
         self.origin = origin
@@ -506,7 +507,7 @@ class _Service:
         }
 
     def begin(self, request: _Request) -> None:
-        """Count a request, and decide what becomes of it."""
+        """Count a request, and draw its fault."""
         self._requests += 1
         self._asked.append((request.method, request.target, request.fields.get("range", "")))
         conditions = self._conditions
@@ -637,7 +638,7 @@ class _Client(asyncio.Protocol):
         self.send(parts, complete=True)
 
     def send_head(self, status: int, fields: Iterable[bytes], *, has_body: bool) -> None:
-        """Begin the answer; `send` brings the rest."""
+        """Begin the answer; `send` continues it."""
         self._service.statuses[status] += 1
         if not self._asked_for.keep_alive:
             self._closing = True
@@ -663,7 +664,7 @@ class _Client(asyncio.Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether enough waits to be sent."""
+        """Return whether enough bytes wait to be sent."""
         return self._parts_bytes > _BUFFERED_BYTES
 
     @property
@@ -725,13 +726,13 @@ class _Client(asyncio.Protocol):
 
 
 class _Origin(Protocol):
-    """Where answers come from."""
+    """A source of answers."""
 
     def answer(self, client: _Client, request: _Request) -> None: ...
 
 
 class _OpenFile:
-    """A file that is open as long as anything refers to it."""
+    """A file that is open as long as it is referenced."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -835,7 +836,7 @@ def _answer_file(client: _Client, request: _Request, file: _OpenFile) -> None:
 
 
 class _Pool:
-    """Connections to one server, which answers; those that wait for a request are used again."""
+    """Connections to one server; idle connections are used again."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -871,16 +872,16 @@ class _Pool:
 
 @dataclass(slots=True)
 class _Exchange:
-    """A request that is with the server, and what is known of its answer."""
+    """A request that was sent to the server, and the known part of its answer."""
 
     client: _Client
     request: _Request
     status: int = 0
     fields: list[bytes] = field(default_factory=list)
     framing: _Sized | _Chunked | None = None
-    """None before the head of the answer."""
+    """Status of the answer; None before its head."""
     kept: list[memoryview] | None = None
-    """The body, where a fault needs it whole."""
+    """The whole body, if a fault needs it."""
     keep_alive: bool = False
 
     def begin(self, head: bytes) -> None:
@@ -888,7 +889,7 @@ class _Exchange:
         line, *fields = head[:-4].split(b"\r\n")
         found = _fields(head)
         self.status = int(line.split(b" ")[1])
-        # These are between the proxy and the server alone (RFC 9110, section 7.6.1).
+        # These fields concern only the proxy and the server (RFC 9110, section 7.6.1).
         own = (b"connection:", b"keep-alive:")
         self.fields = [one for one in fields if not one.lower().startswith(own)]
         bodiless = self.request.method == HTTPMethod.HEAD or self.status in _BODILESS
@@ -916,7 +917,7 @@ class _Upstream(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def ask(self, client: _Client, request: _Request) -> None:
-        """Hand a request on, and its answer back."""
+        """Send a request to the server, and pass its answer back."""
         self._exchange = _Exchange(client, request)
         client.source = self
         self._uses += 1
@@ -925,12 +926,12 @@ class _Upstream(asyncio.Protocol):
             request.upload.flow_to(self._transport)
 
     def abandon(self) -> None:
-        """Close the connection, now that no one waits for an answer."""
+        """Close the connection, because no client waits for an answer."""
         self._exchange = None
         self._transport.abort()
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue reading."""
         self._transport.resume_reading()
 
     def pause_writing(self) -> None:
@@ -987,13 +988,13 @@ class _Upstream(asyncio.Protocol):
         return n_bytes
 
     def _finish(self, exchange: _Exchange, parts: list[_Part]) -> None:
-        """Hand over the end of the answer; the connection is free for another request."""
+        """Pass on the end of the answer; the connection is then free for another request."""
         self._exchange = exchange.client.source = None
         self._transport.resume_reading()
         exchange.client.transport.resume_reading()
         upload = exchange.request.upload
         if upload is not None and not upload.done:
-            # Whether the rest of it still comes, no one knows.
+            # It is unknown whether the rest of the body still arrives.
             exchange.client.close_after()
             exchange.keep_alive = False
         if exchange.keep_alive:
@@ -1021,7 +1022,7 @@ class _Upstream(asyncio.Protocol):
         if exchange.framing is not None:
             exchange.client.transport.abort()
         elif self._uses > 1 and exchange.request.upload is None and not self._unread:
-            # The server closed it while it waited. Nothing was answered: ask again.
+            # The server closed the idle connection without an answer, so the request is sent again.
             self._pool.answer(exchange.client, exchange.request)
         else:
             exchange.client.close_after()
@@ -1081,7 +1082,7 @@ async def _serve(options: argparse.Namespace, origin: _Origin, conditions: Condi
     else:
         print(url, flush=True)
         loop.add_signal_handler(signal.SIGTERM, stop.set)
-    # The parent decides when it ends, also where Ctrl-C interrupts both.
+    # The parent decides when the proxy ends, even if Ctrl-C interrupts both.
     loop.add_signal_handler(signal.SIGINT, (lambda: None) if options.control else stop.set)
     await stop.wait()
     server.close()

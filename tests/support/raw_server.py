@@ -1,4 +1,4 @@
-"""A TCP server whose answers are bytes that a test chooses."""
+"""A TCP server whose answers are any bytes that a test chooses."""
 
 import socket
 from contextlib import suppress
@@ -6,14 +6,14 @@ from threading import Thread
 
 
 class RawServer:
-    """Reads heads of requests; what inherits from it answers them.
+    """Reads the heads of requests; subclasses answer them.
 
     Attributes
     ----------
     heads
-        Of all requests so far.
+        Heads of all requests so far.
     port
-        On the loopback address.
+        Port on the loopback address.
     """
 
     def __init__(self, context=None):
@@ -30,7 +30,7 @@ class RawServer:
         raise NotImplementedError
 
     def left(self):
-        """Notice that a client has closed its connection."""
+        """React to a client that has closed its connection."""
 
     def close(self):
         for open_socket in (self._socket, *self._connections):

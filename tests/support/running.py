@@ -1,4 +1,4 @@
-"""A server in processes of its own, started as a user starts it."""
+"""A server in its own processes, started as a user starts it."""
 
 import subprocess
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ __all__ = ["Running", "running"]
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers."""
+    """A running server."""
 
     url: str
     process: subprocess.Popen
@@ -26,22 +26,22 @@ class Running:
 
     @property
     def workers(self):
-        """Return the processes that answer."""
+        """Return the worker processes."""
         return psutil.Process(self.process.pid).children()
 
     @property
     def said(self):
-        """Return what it printed; granian does to the standard output."""
+        """Return its output; granian prints to the standard output."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     @property
     def descriptors(self):
-        """Count what the processes that answer have open."""
+        """Count the open descriptors of the worker processes."""
         return sum(worker.num_fds() for worker in self.workers)
 
     @property
     def sockets(self):
-        """Count connections, and what else is no file: files of a store are kept open."""
+        """Count open descriptors that are no files, such as connections."""
         return self.descriptors - sum(len(worker.open_files()) for worker in self.workers)
 
     @property
@@ -57,7 +57,7 @@ class Running:
 
 @contextmanager
 def running(folder, *words):
-    """Run ``spinezarr serve`` as long as the context lasts; what it says is in a file there."""
+    """Run ``spinezarr serve`` until the context ends; its output is in a file in the folder."""
     log = Path(folder) / "serve.log"
     with log.open("w", encoding="utf-8") as file:
         process, url = started(*words, log=file)

@@ -1,4 +1,4 @@
-"""What a browser shows of a scan page: its planes as pixels, and where voxels lie in them."""
+"""The planes of a scan page as pixels, and the pixels of voxels in them."""
 
 import io
 
@@ -20,10 +20,10 @@ __all__ = [
 PLANES = {"sagittal": (0, (1, 2)), "coronal": (1, (0, 2)), "axial": (2, (0, 1))}
 """Axis across each plane, and the axes that run to the left and upward on the screen."""
 SHADE_ERROR = 2
-"""NiiVue rounds shades of its table to whole numbers, and what it looks up between two of them
-again; the expected shade is rounded, too. Of neighbors in noise all but few differ by more."""
+"""Largest difference of shades. NiiVue rounds the shades of its table, and again those between two
+of them; the expected shade is rounded, too. Most neighbors in noise differ by more."""
 _LEAST_PX = 4
-"""Fewest pixels along a voxel: smaller voxels cannot be told apart on the screen."""
+"""Fewest pixels along a voxel; smaller voxels cannot be distinguished on the screen."""
 
 
 def wait_for_volume(tab):

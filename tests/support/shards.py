@@ -1,4 +1,4 @@
-"""How does a test make the bytes of a shard?"""
+"""Builds the bytes of a shard for tests."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The proxy, over real sockets, on a folder and before servers."""
+"""Tests of the proxy over real sockets, on a folder and in front of servers."""
 
 import asyncio
 import hashlib
@@ -53,7 +53,7 @@ LARGE_PATH = "/a%20b/l%C3%A4rge"
 
 @contextmanager
 def quiet_stderr(folder):
-    """Start proxies that must say nothing on stderr."""
+    """Return a function that starts proxies, which must print nothing on stderr."""
     said = folder / "stderr"
 
     def start(**options):
@@ -72,7 +72,7 @@ def quiet_stderr(folder):
 
 @pytest.fixture(scope="module")
 def running(folder, tmp_path_factory):
-    """Run one proxy that serves the folder, and one before it."""
+    """Run one proxy that serves the folder, and another in front of it."""
     with quiet_stderr(tmp_path_factory.mktemp("said")) as start:
         first = start(folder=folder)
         yield {"folder": first, "upstream": start(upstream=first.url)}
@@ -80,14 +80,14 @@ def running(folder, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _silent(capfd):
-    """Let no proxy of a test complain."""
+    """Fail if a proxy prints an error."""
     yield
     assert not capfd.readouterr().err
 
 
 @pytest.fixture(params=["folder", "upstream"])
 def served(request, running):
-    """Return a proxy without conditions and counts, of either kind."""
+    """Return a proxy of either kind, with conditions and counts reset."""
     for one in running.values():
         one.set(Conditions())
         one.reset()
@@ -115,7 +115,7 @@ def get(url, path, asked="", **fields):
 
 
 def raw(url, sent):
-    """Send bytes, and return all that comes until the proxy closes the connection."""
+    """Send bytes, and return all bytes until the proxy closes the connection."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S) as one:
         one.sendall(sent)
@@ -123,7 +123,7 @@ def raw(url, sent):
 
 
 def received(one):
-    """Return what comes next; an end is an end, with a reset or without."""
+    """Return the next bytes; a reset counts as the end."""
     try:
         return one.recv(1 << 20)
     except ConnectionResetError:
@@ -145,7 +145,7 @@ def parted(answer):
 
 
 def until(condition):
-    """Wait for what surely comes."""
+    """Wait until a condition holds."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end
@@ -164,7 +164,7 @@ RANGES = st.one_of(
 )
 
 
-def test_ranges_are_bytes_of_the_file(running):
+def test_ranges_hold_the_bytes_of_the_file(running):
     for one in running.values():
         one.set(Conditions())
     with connected(running["folder"].url) as first, connected(running["upstream"].url) as second:
@@ -192,21 +192,21 @@ def test_ranges_are_bytes_of_the_file(running):
 @pytest.mark.parametrize(
     "asked", ["", "bytes=-", "bytes=0-1,4-5", "lines=0-1", "bytes=a-b", "bytes=1"]
 )
-def test_without_a_range_that_it_knows_the_whole_file_comes(served, asked):
+def test_unsupported_ranges_return_the_whole_file(served, asked):
     answer, body = get(served.url, LARGE_PATH, asked)
     assert (answer.status, body) == (200, LARGE)
     assert answer.headers["Accept-Ranges"] == "bytes"
     assert "Content-Range" not in answer.headers
 
 
-def test_large_ranges(served):
+def test_large_ranges_arrive_completely(served):
     with connected(served.url) as connection:
         for begin, end in ((0, 2_999_999), (17, 2_000_017), (65_536, 131_072)):
             answer, body = ask(connection, LARGE_PATH, f"bytes={begin}-{end}")
             assert (answer.status, body) == (206, LARGE[begin : end + 1])
 
 
-def test_head_says_what_get_would_and_brings_no_body(served):
+def test_head_has_the_fields_of_get_and_no_body(served):
     with connected(served.url) as connection:
         for path, asked in (("/small", ""), ("/small", "bytes=4-9"), ("/empty", ""), ("/no", "")):
             head, nothing = ask(connection, path, asked, method="HEAD")
@@ -242,11 +242,11 @@ def test_a_connection_closes_when_asked_to(served):
     "path",
     ["/no", "/", "/a%20b", "/small/x", "/../secret", "/%2e%2e/secret", "/a%20b/../small", "/x%00"],
 )
-def test_what_is_not_there_is_404(served, path):
+def test_absent_files_of_the_proxy_are_404(served, path):
     assert get(served.url, path)[0].status == 404
 
 
-def test_an_etag_tells_whether_a_file_is_the_same(served, folder):
+def test_the_etag_of_a_changed_file_differs(served, folder):
     path = folder / "changing"
     path.write_bytes(b"before")
     answer, body = get(served.url, "/changing")
@@ -273,11 +273,11 @@ def test_a_folder_takes_no_uploads(running, folder):
 @pytest.mark.parametrize(
     "sent", [b"\x16\x03\x01\r\n\r\n", b"GET x HTTP/1.1\r\n\r\n", b"x" * 70_000]
 )
-def test_what_is_no_request_ends_the_connection(running, sent):
+def test_an_invalid_request_ends_the_connection(running, sent):
     assert raw(running["folder"].url, sent) == b""
 
 
-def test_more_files_than_are_kept_open(running, tmp_path):
+def test_more_files_than_are_kept_open_can_be_read(running, tmp_path):
     for n in range(300):
         (tmp_path / str(n)).write_text(str(n))
     with proxy(folder=tmp_path) as one, connected(one.url) as connection:
@@ -299,7 +299,7 @@ def test_requests_sent_at_once_are_answered_in_order(served):
     assert parted(answer)[1]["content-length"] == "0"
 
 
-def test_many_connections_at_once(served):
+def test_many_connections_are_served_at_once(served):
     served.set(Conditions(latency_s=0.02))
     places = [(n * 9973 % 2_900_000, n * 1009 % 70_000) for n in range(300)]
 
@@ -327,7 +327,7 @@ def test_a_request_takes_at_least_the_latency(served):
             assert time.monotonic() - begin >= 0.05
 
 
-def test_a_late_answer_holds_no_other_back(served):
+def test_a_late_answer_delays_no_other(served):
     served.set(Conditions(latency_s=300))
     parts = urlsplit(served.url)
     with socket.create_connection((parts.hostname, parts.port)) as late:
@@ -338,7 +338,7 @@ def test_a_late_answer_holds_no_other_back(served):
         assert not select.select([late], [], [], 0)[0]
 
 
-def test_all_connections_together_stay_below_the_cap(served):
+def test_all_connections_together_stay_below_the_rate_limit(served):
     n_bytes, n_connections, rate = 300_000, 4, 4e6
     served.set(Conditions(bytes_per_s=rate))
     asked = [f"bytes={n}-{n + n_bytes - 1}" for n in range(n_connections)]
@@ -349,7 +349,7 @@ def test_all_connections_together_stay_below_the_cap(served):
     assert found == [LARGE[n : n + n_bytes] for n in range(n_connections)]
 
 
-def test_a_cap_leaves_time_that_passed_unused(served):
+def test_idle_time_is_not_made_up_for_at_a_rate_limit(served):
     served.set(Conditions(bytes_per_s=1e6))
     with connected(served.url) as connection:
         ask(connection, "/small")
@@ -359,14 +359,14 @@ def test_a_cap_leaves_time_that_passed_unused(served):
         assert time.monotonic() - begin >= 0.1
 
 
-def test_a_piece_comes_when_the_link_has_carried_all_of_it(served):
+def test_a_piece_arrives_once_the_link_has_carried_all_of_it(served):
     served.set(Conditions(bytes_per_s=10_000))
     begin = time.monotonic()
     get(served.url, "/small")
     assert time.monotonic() - begin >= len(SMALL) / 10_000
 
 
-def test_a_small_answer_need_not_wait_for_a_large_one(served):
+def test_a_small_answer_does_not_wait_for_a_large_one(served):
     served.set(Conditions(bytes_per_s=20_000))  # the large one takes minutes
     with connected(served.url) as large:
         large.request("GET", LARGE_PATH)
@@ -375,7 +375,7 @@ def test_a_small_answer_need_not_wait_for_a_large_one(served):
         assert served.counts().body_bytes < 200_000
 
 
-def test_an_answer_on_its_way_goes_on_when_the_cap_is_lifted(served):
+def test_a_running_answer_speeds_up_when_the_rate_limit_is_removed(served):
     served.set(Conditions(bytes_per_s=1000))
     with connected(served.url) as connection:
         connection.request("GET", LARGE_PATH)
@@ -389,7 +389,7 @@ def faulty(kind, **more):
 
 
 @pytest.mark.parametrize(("kind", "status"), [("unavailable", 503), ("too_many", 429)])
-def test_a_refusal(served, kind, status):
+def test_refused_requests_get_503_or_429(served, kind, status):
     served.set(faulty(kind))
     with connected(served.url) as connection:
         for _ in range(2):  # the connection goes on
@@ -401,7 +401,7 @@ def test_a_refusal(served, kind, status):
 
 
 @pytest.mark.parametrize("asked", [(0, 999), (5, 5), (17, 900)])
-def test_a_cut_answer_is_the_first_half_of_what_it_promises(served, asked):
+def test_a_cut_answer_is_half_of_the_announced_length(served, asked):
     served.set(faulty("cut"))
     expected = SMALL[asked[0] : asked[1] + 1]
     status, fields, body = parted(
@@ -414,7 +414,7 @@ def test_a_cut_answer_is_the_first_half_of_what_it_promises(served, asked):
     assert served.counts().body_bytes == len(body)
 
 
-def test_a_large_cut_answer(served):
+def test_a_large_answer_can_be_cut(served):
     served.set(faulty("cut"))
     _, fields, body = parted(raw(served.url, request(LARGE_PATH)))
     assert (fields["content-length"], body) == (str(len(LARGE)), LARGE[: len(LARGE) // 2])
@@ -422,7 +422,7 @@ def test_a_large_cut_answer(served):
         get(served.url, LARGE_PATH)
 
 
-def test_a_short_answer_looks_whole(served):
+def test_a_short_answer_announces_its_short_length(served):
     served.set(faulty("short"))
     with connected(served.url) as connection:
         for begin, end in ((0, 999), (5, 5), (17, 900)):
@@ -459,7 +459,7 @@ def test_a_stalled_request_gets_nothing_and_then_an_end(served):
     assert served.counts().statuses == {}
 
 
-def test_a_stalled_request_holds_nothing_back(folder):
+def test_a_stalled_request_delays_no_other(folder):
     with proxy(folder=folder, conditions=faulty("stall", stall_s=3000)) as one:
         parts = urlsplit(one.url)
         stalled = socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S)
@@ -471,7 +471,7 @@ def test_a_stalled_request_holds_nothing_back(folder):
         assert received(stalled) == b""
 
 
-def test_faults_of_a_body_spare_answers_without_one(served):
+def test_faults_of_a_body_do_not_apply_to_answers_without_one(served):
     for kind in ("cut", "short", "flip"):
         served.set(faulty(kind))
         for path, status in (("/no", 404), ("/empty", 200)):
@@ -483,7 +483,7 @@ def test_faults_of_a_body_spare_answers_without_one(served):
 
 
 def outcomes(url, n, asked="bytes=0-99", path="/small"):
-    """Ask again and again; tell what became of each request."""
+    """Send a request ``n`` times, and return the outcome of each."""
     found = []
     for _ in range(n):
         try:
@@ -510,7 +510,7 @@ def test_the_same_seed_gives_the_same_faults(served):
     assert 25 < n_good < 55
 
 
-def test_faults_keep_to_their_rate_and_kinds(served):
+def test_faults_have_the_given_rate_and_kinds(served):
     with connected(served.url) as connection:
         for rate in (0.0, 0.03, 0.3, 1.0):
             served.set(Conditions(fault_rate=rate, fault_kinds=("unavailable", "too_many")))
@@ -523,7 +523,7 @@ def test_faults_keep_to_their_rate_and_kinds(served):
             assert served.counts().statuses == found
 
 
-def test_faults_keep_to_their_paths_and_to_get(served):
+def test_faults_apply_only_to_their_paths_and_to_get(served):
     served.set(replace(faulty("unavailable"), fault_paths=r"^/sm.*[?]a=1$"))
     paths = ["/small", "/small?a=1", "/small?a=12", "/empty?a=1"]
     assert [get(served.url, path)[0].status for path in paths] == [200, 503, 200, 200]
@@ -571,12 +571,12 @@ def test_only_the_latest_requests_are_listed(running):
         {"fault_rate": 0.5, "fault_kinds": ()},
     ],
 )
-def test_conditions_that_cannot_be_are_refused(wrong):
+def test_invalid_conditions_are_refused(wrong):
     with pytest.raises(ValueError, match=r"Conditions|no such faults"):
         Conditions(**wrong)
 
 
-def test_it_ends_with_the_process_that_began_it(folder):
+def test_the_proxy_ends_with_its_parent_process(folder):
     program = f"""
 import sys, time
 from pathlib import Path
@@ -624,14 +624,14 @@ def test_the_context_ends_it_after_an_error_and_with_forked_children(folder):
         get(one.url, "/small")
 
 
-def test_the_context_says_when_it_cannot_start(capfd):
+def test_the_context_raises_if_the_proxy_cannot_start(capfd):
     with pytest.raises(RuntimeError, match="ended"), proxy(upstream="ftp://x"):
         pass
     assert "ftp://x is not like http://host:port" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_line(folder, ending):
+def test_the_command_line_runs_the_proxy(folder, ending):
     options = ["--latency-ms", "20", "--megabytes-per-s", "1", "--fault-rate", "1"]
     options += ["--fault-kinds", "short", "--fault-paths", "small"]
     command = [sys.executable, SCRIPT, "--folder", folder, *options]
@@ -647,14 +647,14 @@ def test_the_command_line(folder, ending):
         assert process.returncode == 0
 
 
-# Before other servers.
+# In front of other servers
 
 
 @contextmanager
 def scripted(*connections):
-    """Run a server that takes so many connections; yields its URL and what each received.
+    """Run a server of scripted connections; yield its URL and the requests of each connection.
 
-    Each connection is a list of answers, for a request each; the connection ends behind them.
+    Each connection is a list of answers, one per request; the connection ends after them.
     """
     received = []
 
@@ -704,7 +704,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
         b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1;a=b\r\nf\r\n0\r\n\r\n",
     ],
 )
-def test_requests_are_handed_on_as_they_are(sent):
+def test_requests_are_passed_on_unchanged(sent):
     with scripted([OK, OK]) as (url, received), proxy(upstream=url) as one:
         last = request("/last", LAST)
         answer = raw(one.url, sent + last)
@@ -739,7 +739,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("kind", ANSWERS)
 @pytest.mark.parametrize("rate", [None, 20e6])
-def test_answers_are_handed_back(kind, rate):
+def test_answers_are_passed_back(kind, rate):
     conditions = Conditions(bytes_per_s=rate)
     with scripted([ANSWERS[kind]]) as (url, _), proxy(upstream=url, conditions=conditions) as one:
         answer, body = get(one.url, "/")
@@ -748,7 +748,7 @@ def test_answers_are_handed_back(kind, rate):
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_faults_of_answers_of_all_kinds(kind):
+def test_faults_apply_to_answers_of_all_framings(kind):
     with scripted([ANSWERS[kind]], [ANSWERS[kind]]) as (url, _), proxy(upstream=url) as one:
         one.set(faulty("flip"))
         body = get(one.url, "/")[1]
@@ -760,7 +760,7 @@ def test_faults_of_answers_of_all_kinds(kind):
 
 
 @pytest.mark.parametrize("kind", ["cut", "short", "flip"])
-def test_faults_of_a_body_spare_errors_of_the_server(kind):
+def test_faults_of_a_body_do_not_apply_to_errors_of_the_server(kind):
     missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
     with scripted([missing]) as (url, _), proxy(upstream=url, conditions=faulty(kind)) as one:
         answer, body = get(one.url, "/")
@@ -768,7 +768,7 @@ def test_faults_of_a_body_spare_errors_of_the_server(kind):
         assert one.counts().faults == {}
 
 
-def test_no_more_is_read_from_a_server_than_the_link_carries(running, folder):
+def test_the_server_is_read_only_as_fast_as_the_link_carries(running, folder):
     with (folder / "huge").open("wb") as file:
         file.truncate(200_000_000)
     running["folder"].set(Conditions())
@@ -777,7 +777,7 @@ def test_no_more_is_read_from_a_server_than_the_link_carries(running, folder):
         with connected(one.url) as connection:
             connection.request("GET", "/huge")
             until(lambda: one.counts().body_bytes > 500_000)
-            # What the buffers of two sockets hold, at most 36 MiB here.
+            # The buffers of two sockets hold at most 36 MiB here.
             assert running["folder"].counts().body_bytes < 100_000_000
             one.set(Conditions())
             assert sum(len(piece) for piece in whole(connection.getresponse())) == 200_000_000
@@ -790,7 +790,7 @@ def whole(answer):
 
 
 def send_zeros(to, n_bytes):
-    """Send so many, or as many as are taken; return how many."""
+    """Send zeros until ``n_bytes`` or until the receiver stops; return the number sent."""
     piece, sent = bytes(1 << 20), 0
     with suppress(TimeoutError):
         while sent < n_bytes:
@@ -798,7 +798,7 @@ def send_zeros(to, n_bytes):
     return sent
 
 
-def test_no_more_of_an_upload_is_read_than_the_server_takes():
+def test_an_upload_is_read_only_as_fast_as_the_server_reads_it():
     n_bytes, taken, go = 300 << 20, [], Event()
 
     def serve():
@@ -830,7 +830,7 @@ def test_no_more_of_an_upload_is_read_than_the_server_takes():
     assert taken == [True]
 
 
-def test_who_leaves_early_holds_nothing_back(served):
+def test_a_client_that_leaves_early_delays_no_other(served):
     get(served.url, "/small")
     before = n_open(served)
     served.reset()
@@ -850,7 +850,7 @@ def test_who_leaves_early_holds_nothing_back(served):
     until(lambda: n_open(served) <= before + 1)  # it keeps one more file open
 
 
-def test_answers_without_a_body():
+def test_answers_without_a_body_are_passed_back():
     answers = [
         b"HTTP/1.1 204 No Content\r\n\r\n",
         b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n",
@@ -872,7 +872,7 @@ def test_answers_without_a_body():
             assert (answer.status, found) == (status, body)
 
 
-def test_an_answer_that_the_server_cuts_is_cut():
+def test_an_answer_cut_by_the_server_is_cut_for_the_client():
     cut = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"
     with scripted([cut]) as (url, _), proxy(upstream=url) as one:
         with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
@@ -891,7 +891,7 @@ def test_a_connection_that_the_server_closed_is_not_used_again():
         assert len(received) == 3
 
 
-def test_a_server_that_is_not_there_is_502():
+def test_an_unreachable_server_is_502():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with proxy(upstream=url) as one:
@@ -899,7 +899,7 @@ def test_a_server_that_is_not_there_is_502():
         assert one.counts().statuses == {502: 1}
 
 
-def test_a_server_that_says_nothing_is_502():
+def test_a_server_that_closes_without_an_answer_is_502():
     with scripted([b""]) as (url, _), proxy(upstream=url) as one:
         assert get(one.url, "/")[0].status == 502
 
@@ -931,7 +931,7 @@ def test_an_early_answer_ends_an_upload():
     cuts=st.lists(st.integers(0, 3000), max_size=12),
     trailer=st.sampled_from([b"", b"X: y\r\n"]),
 )
-def test_chunks_are_found_however_they_arrive(pieces, cuts, trailer):
+def test_chunks_are_parsed_however_they_arrive(pieces, cuts, trailer):
     body = b"".join(b"%X\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
     body += b"0\r\n" + trailer + b"\r\n"
     sent = body + b"HTTP/1.1 next"
@@ -976,7 +976,7 @@ def s3(s3_server, before_s3):
         yield client
 
 
-def test_boto3_works_through_it(s3, bucket, before_s3, s3_server):
+def test_boto3_works_through_the_proxy(s3, bucket, before_s3, s3_server):
     data = LARGE * 3
     s3.put_object(Bucket=bucket, Key="a b/ä", Body=data)
     assert s3_server.client.get_object(Bucket=bucket, Key="a b/ä")["Body"].read() == data
@@ -996,7 +996,7 @@ def test_boto3_works_through_it(s3, bucket, before_s3, s3_server):
     assert methods == {"PUT": 2, "GET": 4, "HEAD": 2, "DELETE": 1}
 
 
-def test_boto3_uploads_in_parts_through_it(s3, bucket):
+def test_boto3_uploads_in_parts_through_the_proxy(s3, bucket):
     upload = s3.create_multipart_upload(Bucket=bucket, Key="parts")["UploadId"]
     parts = [hashlib.sha256(bytes([n])).digest() * 170_000 for n in range(3)]
     tags = [
@@ -1008,7 +1008,7 @@ def test_boto3_uploads_in_parts_through_it(s3, bucket):
     assert s3.get_object(Bucket=bucket, Key="parts")["Body"].read() == b"".join(parts)
 
 
-def test_s3fs_works_through_it(s3_server, bucket, before_s3):
+def test_s3fs_works_through_the_proxy(s3_server, bucket, before_s3):
     before_s3.set(Conditions(latency_s=0.005, bytes_per_s=50e6))
     options = {**s3_server.storage_options, "endpoint_url": before_s3.url}
     fs = s3fs.S3FileSystem(**options, skip_instance_cache=True)
@@ -1019,7 +1019,7 @@ def test_s3fs_works_through_it(s3_server, bucket, before_s3):
     assert fs.ls(f"{bucket}/fs", detail=False) == [f"{bucket}/fs/x"]
 
 
-def test_boto3_tries_again_behind_faults(s3, bucket, before_s3):
+def test_boto3_retries_after_faults(s3, bucket, before_s3):
     s3.put_object(Bucket=bucket, Key="faults", Body=SMALL)
     kinds = ("unavailable", "stall")
     before_s3.set(Conditions(fault_rate=0.3, fault_kinds=kinds, stall_s=0.01, fault_paths="faults"))
