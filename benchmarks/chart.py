@@ -1,4 +1,4 @@
-"""The rates of a run as bars."""
+"""Draws the rates of a run as bars."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from targets import OURS, ROOF
 _COLORS = {OURS: "#08519c", ROOF: "#bdbdbd"}
 _OTHER = "#fd8d3c"
 _LEAST = 0.1
-"""Where all bars begin."""
+"""Rate at which all bars begin."""
 _TITLES = {"128^3": "128³", "96^3": "96³"}
 
 
 def draw_rates(result: dict[str, Any], path: Path) -> None:
-    """Draw patches a second of each reader, a panel for each kind, on a logarithmic scale."""
+    """Draw patches per second of each reader on a logarithmic scale, with a panel per kind."""
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in result["rows"])]
     figure = Figure(
         (13, 4.2 * -(-len(kinds) // 3)), dpi=90, facecolor="white", layout="constrained"
@@ -37,7 +37,7 @@ def draw_rates(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_bars(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
-    """Draw the rates of some readers, the fastest on top."""
+    """Draw the rates of readers, with the fastest on top."""
     rows = sorted(rows, key=lambda row: row["per_s_median"])
     values = [row["per_s_median"] for row in rows]
     spread = [

@@ -1,11 +1,11 @@
-"""Size against decode and patch speed of chunk codecs and chunk shapes, on CT and mask.
+"""Compares size, decoding speed and patch speed of chunk codecs and chunk shapes, on CT and mask.
 
-Every candidate packs the chunks of the same scans, is read back and compared voxel by voxel, then
-decodes all chunks and reads the same random patches, turn by turn with the others, round after
-round. Speeds are of one core: bytes of the volume, or patches, by the processor time of the thread,
-which a busy machine changes less than the time of the clock. What counts are the ratios to the
-default codec in the same turn. Background chunks of masks are not stored, as in a store; every
-chunk's crc32c is checked before it is decoded.
+Every candidate encodes the chunks of the same scans, which are read back and compared voxel by
+voxel. Then the candidates take turns, round after round: each decodes all chunks and reads the same
+random patches. Speeds are those of one core: bytes of the volume, or patches, per processor time of
+the thread, which a busy machine changes less than wall time. The results are ratios to the default
+codec in the same turn. As in a store, background chunks of masks are not stored, and the crc32c of
+every chunk is checked before it is decoded.
 """
 
 import argparse
@@ -45,9 +45,9 @@ SHAPES: tuple[ShapeZYX, ...] = (
 KINDS = {"128^3": 6, "96^3": 12, "axial": 4, "sagittal": 4}
 """Patches of each kind that every candidate reads in a turn."""
 SLOW = frozenset({"blosc zstd 9 byte", "gzip 6", "pcodec 12", "delta, shuffle, zstd 9"})
-"""Measured in the chunks of the profiles alone."""
+"""Codecs that are measured only with the chunk shapes of the profiles."""
 MASK_CODEC = "blosc zstd 5 -"
-"""Of the mask, beside an image codec that does not take uint8."""
+"""Codec of the mask if the image codec does not support uint8."""
 COLORS = {
     "blosc lz4": "#6baed6", "blosc lz4hc": "#08519c", "blosc zstd": "#d94801", "zstd": "#fdae6b",
     "gzip": "#969696", "numcodecs": "#74c476", "pcodec": "#6a3d9a",
@@ -65,15 +65,15 @@ BLOSC: tuple[tuple[Any, ...], ...] = (
     ("zstd", 7, "shuffle", 0), ("zstd", 8, "shuffle", 128 * KIB), ("zstd", 9, "shuffle", 0),
     ("zstd", 5, "bitshuffle", 1024 * KIB), ("zstd", 8, "noshuffle", 0),
 )  # fmt: skip
-"""Compressor, level, shuffle and bytes of a block; 0: as Blosc chooses."""
+"""Compressor, level, shuffle and block size in bytes; 0: chosen by Blosc."""
 SPECIFIED = frozenset({"blosc lz4", "blosc lz4hc", "blosc zstd", "zstd", "gzip"})
-"""Families that the Zarr v3 specification has."""
+"""Codec families in the Zarr v3 specification."""
 SHUFFLES = {"noshuffle": "-", "shuffle": "byte", "bitshuffle": "bit"}
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A way to pack a chunk."""
+    """A way to encode a chunk."""
 
     name: str
     family: str
@@ -82,7 +82,7 @@ class Codec:
 
 
 def blosc_name(spec: BloscCodecSpec) -> str:
-    """Name a Blosc codec in a few letters; 0 KiB blocks stand for Blosc's own choice."""
+    """Return a short name of a Blosc codec; blocks of 0 KiB mean Blosc's own choice."""
     size = f" {spec.blocksize // 1024}K" if spec.blocksize else ""
     return f"blosc {spec.cname} {spec.clevel} {SHUFFLES[spec.shuffle]}{size}"
 
@@ -95,7 +95,7 @@ def of_blosc(spec: BloscCodecSpec) -> Codec:
 
 
 def chain(name: str, family: str, *codecs: Any) -> Codec:  # noqa: ANN401
-    """Return a candidate of numcodecs' codecs, one after the other."""
+    """Return a candidate that chains codecs of numcodecs."""
 
     def encode(chunk: Voxels) -> bytes:
         data: Any = chunk
@@ -158,7 +158,7 @@ class Source:
 
 
 def load(scan: str, array: str, path: Path) -> Source:
-    """Read a NIfTI file as the ingest stores it."""
+    """Read a NIfTI file into the voxels that an ingest stores."""
     image = nib.as_closest_canonical(nib.load(path))
     voxels = np.asanyarray(image.dataobj).transpose(2, 1, 0)
     dtype = np.dtype(np.int16 if array == "image" else np.uint8)
@@ -168,7 +168,7 @@ def load(scan: str, array: str, path: Path) -> Source:
 
 
 def cut(source: Source, shape_zyx: ShapeZYX) -> Iterator[tuple[ShapeZYX, Voxels]]:
-    """Yield the chunks that a store holds, padded as it pads them."""
+    """Yield the chunks that a store holds, with its padding."""
     fill = fill_value(source.array, source.voxels.dtype)
     for index in product(*map(range, chunk_grid(source.voxels.shape, shape_zyx))):
         at = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, shape_zyx, strict=True))
@@ -181,7 +181,7 @@ def cut(source: Source, shape_zyx: ShapeZYX) -> Iterator[tuple[ShapeZYX, Voxels]
 
 
 class Packed:
-    """A source packed by one codec in one chunk shape."""
+    """A source encoded by one codec with one chunk shape."""
 
     def __init__(self, source: Source, shape_zyx: ShapeZYX, codec: Codec) -> None:
         self.codec = codec
@@ -213,14 +213,14 @@ class Packed:
         return self._out
 
     def decode_all(self) -> float:
-        """Return the seconds of the processor that decoding every chunk takes."""
+        """Decode every chunk, and return the processor time in seconds."""
         started = time.thread_time()
         for index in self._chunks:
             self._decode(index)
         return time.thread_time() - started
 
     def read(self, box: Box) -> Voxels:
-        """Read a box as any codec can be read: plan, decode whole chunks, copy the wanted part."""
+        """Read a box in a way that suits any codec: plan, decode whole chunks, copy parts."""
         out = np.empty(box.shape_zyx, self._source.voxels.dtype)
         plan = plan_reads([(self._spec, box)])
         for chunk in range(len(plan)):
@@ -232,7 +232,7 @@ class Packed:
         return out
 
     def read_all(self, wanted: Iterable[Box]) -> float:
-        """Return the seconds of the processor that some patches take."""
+        """Read some patches, and return the processor time in seconds."""
         started = time.thread_time()
         for box in wanted:
             self.read(box)
@@ -240,7 +240,7 @@ class Packed:
 
 
 def spread(seconds: list[float], amount: float) -> dict[str, float]:
-    """Return median, lowest and highest of ``amount`` by second."""
+    """Return median, lowest and highest of ``amount`` per second."""
     rates = [amount / max(s, 1e-9) for s in seconds]
     return {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
 
@@ -280,7 +280,7 @@ def measure(
 
 
 def together(rows: list[dict[str, Any]], scan: str) -> list[dict[str, Any]]:
-    """Join each image row of a scan with its mask's: bytes and times add up."""
+    """Join each image row of a scan with that of its mask; bytes and times add up."""
     label_rows = {
         (tuple(row["chunk_shape_zyx"]), row["codec"]): row
         for row in rows
@@ -319,7 +319,7 @@ def _joined(
 
 
 def frontier(points: list[dict[str, Any]], speed: Callable[[dict[str, Any]], float]) -> list[int]:
-    """Return the points than which none is both smaller and faster, smallest first."""
+    """Return the points for which no other is both smaller and faster, smallest first."""
     order = sorted(range(len(points)), key=lambda i: (points[i]["size"], -speed(points[i])))
     best, kept = 0.0, []
     for i in order:
@@ -330,7 +330,7 @@ def frontier(points: list[dict[str, Any]], speed: Callable[[dict[str, Any]], flo
 
 
 def profile_names(points: list[dict[str, Any]]) -> dict[int, str]:
-    """Say which points are the images of the project's profiles."""
+    """Return which points are the image codecs of the project's profiles."""
     found: dict[int, list[str]] = {}
     for profile in PROFILES.values():
         wanted = (blosc_name(profile.image), profile.chunk_shape_zyx)
@@ -350,7 +350,7 @@ def parse_scan(text: str) -> tuple[str, Path, Path | None]:
 def measure_scan(
     name: str, image: Path, label: Path | None, options: argparse.Namespace, *, first: bool
 ) -> list[dict[str, Any]]:
-    """Measure a scan: every chunk shape of the first, the profiles' shapes of the others."""
+    """Measure a scan: the first with every chunk shape, others with those of the profiles."""
     own = tuple(dict.fromkeys(profile.chunk_shape_zyx for profile in PROFILES.values()))
     shapes = tuple(dict.fromkeys((*own, *SHAPES))) if first and not options.quick else own
     sources = [load(name, "image", image)]
@@ -388,7 +388,7 @@ def print_points(points: list[dict[str, Any]], scan: str) -> None:
 
 
 def draw(points: list[dict[str, Any]], scan: str, path: Path) -> None:
-    """Draw size against speeds, up to the size of the source; name what lies on the frontier."""
+    """Draw size against speeds, up to the size of the source, with names on the frontier."""
     figure = Figure((12, 6.2), dpi=90, facecolor="white", layout="constrained")
     panels = figure.subplots(1, 2)
     _draw_panel(panels[0], points, lambda p: p["decode_mb_s"], "decoded MB/s of one core")
@@ -468,7 +468,9 @@ def main() -> None:
         "scans", nargs="*", help="CT.nii.gz,MASK.nii.gz or CT.nii.gz; else a phantom"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="few candidates, one chunk shape")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure few candidates and one chunk shape"
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--png", type=Path, help="where to draw the first scan's frontier")
     parser.add_argument("--again", type=Path, help="show the figures of an earlier --json")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine they ran on, and a phantom when no scan is given."""
+"""Helpers of all benchmarks: a description of the machine, and a phantom if no scan is given."""
 
 import importlib.metadata
 import json
@@ -18,8 +18,8 @@ from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 
 PACKAGES = ("spinezarr", "zarr", "numcodecs", "numpy", "nibabel", "isal")
 
-# Runs a process and says what it took. A process of its own, as a child's peak memory counts from
-# the fork on, and so includes that of whoever started it.
+# This script runs a process and prints its cost. It is a process of its own, because the peak
+# memory of a child counts from the fork on, and so includes that of its parent.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 started = time.perf_counter()
@@ -35,7 +35,7 @@ print(json.dumps([os.waitstatus_to_exitcode(status), seconds, core_s, peak_mb]))
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one run took."""
+    """Time and memory of one run."""
 
     wall_s: float
     core_s: float
@@ -54,7 +54,7 @@ def run_process(arguments: list[str]) -> Cost:
 
 
 def machine(*packages: str) -> dict[str, object]:
-    """Say where and with what this was measured."""
+    """Return a description of the machine and of the package versions."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
@@ -69,7 +69,7 @@ def machine(*packages: str) -> dict[str, object]:
 
 
 def phantom_pair(work: Path, shape_zyx: ShapeZYX = (133, 512, 512)) -> tuple[Path, Path]:
-    """Write a phantom; unless told otherwise, of the size of an ordinary chest CT."""
+    """Write a phantom, by default with the size of an ordinary chest CT."""
     z, y, x = shape_zyx
     spacing_zyx_mm = (2.5 * 133 / z, 0.7 * 512 / y, 0.7 * 512 / x)
     phantom = make_phantom(PhantomSpec(shape_zyx=shape_zyx, spacing_zyx_mm=spacing_zyx_mm))

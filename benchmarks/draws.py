@@ -1,4 +1,4 @@
-"""Which patches the benchmarks read: the same seeded draws for every reader."""
+"""Draws the patches of the benchmarks, with the same seeds for every reader."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ KINDS = (*SIDES, *PLANES)
 
 
 def size_zyx(kind: str, shape_zyx: ShapeZYX) -> ShapeZYX:
-    """Return the voxels of a patch of a kind, cut to the volume."""
+    """Return the shape of a patch of a kind in voxels, cut to the volume."""
     if kind in SIDES:
         z, y, x = (min(a, b) for a, b in zip(SIDES[kind], shape_zyx, strict=True))
     else:
@@ -34,7 +34,7 @@ class Draw:
     """One patch to read."""
 
     scan: int
-    """Number of the scan; all are copies of one."""
+    """Number of the scan; all scans are copies of one."""
     box: Box
 
 

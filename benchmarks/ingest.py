@@ -1,8 +1,8 @@
-"""Ingest of one CT and its mask: spinezarr beside the Hugging Face Arrow form, same files, one run.
+"""Compares the ingest of one CT and its mask with building the Hugging Face Arrow form.
 
-All ways take turns within a round, so that a slow moment of a shared machine hits all of them; what
-counts are the ratios. The bound is what no ingest into this form can beat: both files inflated with
-isal, every chunk encoded with the store's codec, and nothing else, on two threads.
+All ways use the same files and take turns within a round, so that a slow moment of a shared machine
+affects all of them; the results are ratios. The lower bound of any ingest into this format is to
+inflate both files with isal and encode every chunk with the store's codec, on two threads.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def measured(call: Callable[[], object], out: Path | None = None) -> Cost:
 
 
 def build_arrow(raw: Path, out: Path) -> None:
-    """Build the Arrow form as the script of CTSpine1K does: read as float64, one row a scan.
+    """Build the Arrow form like the script of CTSpine1K: read as float64, one row per scan.
 
     References
     ----------
@@ -85,7 +85,7 @@ def ingest_pair(raw: Path, out: Path) -> None:
 
 
 def inflate(path: Path) -> None:
-    """Inflate a file and let the bytes go."""
+    """Inflate a file and discard the bytes."""
     block = bytearray(1 << 20)
     with igzip.open(path, "rb") as stream:
         while stream.readinto(block):
@@ -93,7 +93,7 @@ def inflate(path: Path) -> None:
 
 
 def cut_chunks(path: Path, array: str) -> list[np.ndarray]:
-    """Return all chunks that a store holds of a file, ready to be encoded."""
+    """Return all chunks of a file that a store holds, ready to be encoded."""
     source = nib.load(path)
     values = np.asanyarray(source.dataobj)
     voxels = AxisMap.from_affine(source.affine).to_zyx(values)
@@ -110,7 +110,7 @@ def cut_chunks(path: Path, array: str) -> list[np.ndarray]:
 
 
 def ways(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Cost]]:
-    """Return every way by name; each starts from nothing."""
+    """Return every way by name; each starts with an empty folder."""
     raw = work / "raw"
     raw.mkdir()
     for copy in range(copies):
@@ -170,7 +170,7 @@ def ways(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Co
 
 
 def measure(pair: list[Path], copies: int, rounds: int, work: Path) -> dict[str, object]:
-    """Run every way once a round, in turns, after one round that warms up."""
+    """Run every way once per round, in turns, after one round of warming up."""
     run = ways(pair, copies, work)
     costs: dict[str, list[Cost]] = {name: [] for name in run}
     for turn in range(rounds + 1):
@@ -235,7 +235,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--copies", type=int, default=1, help="of the pair, as scans of one set")
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=1,
+        help="number of copies of the pair, as scans of one dataset",
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--build-arrow", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Batches a second through iterator and PyTorch loaders, beside the engine alone on the same draws.
+"""Compares batches per second of iterators and PyTorch loaders with the engine on the same draws.
 
-The ways take turns within a round, so that a slow moment of a shared machine hits all of them; what
-counts is the ratio to the engine. Then, each in processes of their own: seconds to the first batch
-of a store of many scans, and the memory of a run beside its batches.
+The ways take turns within a round, so that a slow moment of a shared machine affects all of them;
+the result is the ratio to the engine. Then two measurements run in processes of their own: the time
+to the first batch of a store of many scans, and the memory of a run in addition to its batches.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from spinezarr.stream.epoch.stream import PatchStream
 
 ENGINE = "engine alone"
 
-# What a training script does up to its first batch; then how far memory grew while it went on.
-# A small process between, as a child's peak memory includes that of whoever started it.
+# The script measures a training up to its first batch, and then the growth of memory. A small
+# process starts it, because the peak memory of a child includes that of its parent.
 _BETWEEN = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
 _FRESH = """
 import json, resource, sys, time
@@ -67,7 +67,7 @@ print(json.dumps({"torch_s": torch_s, "import_s": import_s, "first_batch_s": fir
 
 
 def engine_alone(stream: PatchStream) -> Iterable[object]:
-    """Read the batches with as many threads as the stream has; where they lie is drawn before."""
+    """Read the batches with the threads of the stream; their positions are drawn before."""
     drawn = [
         [stream.request(index) for index in range(first, first + stream.batch_size)]
         for first in range(0, stream.n_samples, stream.batch_size)
@@ -83,7 +83,7 @@ def engine_alone(stream: PatchStream) -> Iterable[object]:
 
 
 def started(batches: Iterable[object]) -> Iterable[object]:
-    """Give nothing first, when the clock starts."""
+    """Yield None first, when the clock starts."""
     yield None
     yield from batches
 
@@ -101,9 +101,9 @@ WAYS: dict[str, Callable[[PatchStream], Iterable[object]]] = {
 
 
 def rate(batches: Iterable[object]) -> tuple[float, float]:
-    """Return batches a second, and a core-second, from the first ``None`` on.
+    """Return batches per second, and per core-second, from the first ``None`` on.
 
-    The start of threads or workers is included, and core-seconds are those of workers too.
+    The start of threads or workers is included, and core-seconds include those of workers.
     """
     given = iter(batches)
     next(given)
@@ -118,7 +118,7 @@ def rate(batches: Iterable[object]) -> tuple[float, float]:
 def measure(
     store: spinezarr.Store, kinds: list[tuple[str, int]], rounds: int, n_batches: int
 ) -> list[dict[str, object]]:
-    """Measure every way in turn, round after round; each round draws other patches."""
+    """Measure all ways in turn, round after round; each round draws other patches."""
     rows: list[dict[str, object]] = []
     for kind, batch_size in kinds:
         wanted = {"batch_size": batch_size, "n_samples": batch_size * n_batches}
@@ -156,7 +156,7 @@ def fresh(rounds: int, url: Path, *what: object) -> dict[str, float]:
 
 
 def print_tables(rows: list[dict[str, object]], runs: dict[str, dict[str, float]]) -> None:
-    """Print what was measured."""
+    """Print the results as tables."""
     table = Table("kind", "way", "batches a second", "of the engine", "by core-seconds")
     for row in rows:
         figures = (
@@ -180,8 +180,12 @@ def main() -> None:
         help="side or plane, and batch size",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=60, help="of each way and round")
-    parser.add_argument("--scans", type=int, default=1005, help="of the store of many scans")
+    parser.add_argument(
+        "--batches", type=int, default=60, help="number of batches per way and round"
+    )
+    parser.add_argument(
+        "--scans", type=int, default=1005, help="number of scans of the large store"
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     kinds = [(kind, int(n)) for kind, n in (text.split(":") for text in options.kinds)]

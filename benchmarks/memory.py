@@ -1,6 +1,7 @@
-"""Peak memory of ingesting a very large volume, in several orientations of its file.
+"""Measures the peak memory of ingesting a very large volume, in several orientations of its file.
 
-The volume is like a CT, smooth anatomy under noise, and is written in a stream: it is never held.
+The volume is like a CT, smooth anatomy under noise. It is written plane by plane, and never in
+memory as a whole.
 """
 
 import argparse
@@ -27,9 +28,9 @@ BODY_RADIUS, BONE_RADIUS = 0.9, 0.3
 
 
 def planes(shape_kji: tuple[int, int, int], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Yield planes: an ellipsoid of soft tissue with bone in it, noise over all.
+    """Yield planes of an ellipsoid of soft tissue with bone in it, and noise.
 
-    Floats get a fraction that no integer holds, so that they are stored as they are.
+    Floats get a fraction, so that they are stored as floats.
     """
     rng = np.random.default_rng(0)
     _, nj, ni = shape_kji
@@ -60,7 +61,7 @@ def radii(shape_kji: tuple[int, int, int]) -> Iterator[np.ndarray]:
 def write_huge(
     path: Path, shape_zyx: tuple[int, ...], axcodes: str, dtype: np.dtype, *, mask: bool
 ) -> None:
-    """Write a ``.nii.gz`` of an image or a mask whose axes i, j, k run as ``axcodes`` says."""
+    """Write a ``.nii.gz`` file of an image or a mask, with axes i, j, k toward ``axcodes``."""
     axis_map = AxisMap.from_axcodes(axcodes)
     shape_ijk = [shape_zyx[axis_map.source_axis_zyx.index(axis)] for axis in range(3)]
     affine = np.eye(4)
@@ -85,7 +86,7 @@ def write_huge(
 def measure(
     shape_zyx: tuple[int, ...], axcodes: str, dtype: np.dtype, work: Path, *, mask: bool
 ) -> dict[str, object]:
-    """Make a file, or two, and ingest it in a process of its own."""
+    """Write an image, or image and mask, and ingest it in a process of its own."""
     raw, out = work / "raw", work / "huge.zarr"
     raw.mkdir()
     path = raw / "huge_ct.nii.gz"
@@ -116,8 +117,8 @@ def main() -> None:
     parser.add_argument("axcodes", nargs="*", default=["LPS", "PIR", "SAR"])
     parser.add_argument("--shape", nargs=3, type=int, default=SHAPE_ZYX, metavar=("Z", "Y", "X"))
     parser.add_argument("--dtype", default="int16")
-    parser.add_argument("--mask", action="store_true", help="with a mask beside the image")
-    parser.add_argument("--folder", type=Path, help="with room for 15 GB")
+    parser.add_argument("--mask", action="store_true", help="ingest a mask with the image")
+    parser.add_argument("--folder", type=Path, help="folder with 15 GB of free space")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     rows = []

@@ -1,10 +1,10 @@
-"""Random patches and slices a second of one scan: spinezarr beside all its peers, one run.
+"""Compares random patches and slices per second of one scan: spinezarr and all its peers.
 
 Every reader is opened in a child process of its own; all get the same seeded draws. First each
-peer's settings are tried, and the best of each kind of patch is kept. Then the readers take turns,
-round after round, while all others wait, so that a slow moment of a shared machine hits all of
-them: what counts are the ratios within a round. Data: a CT and its mask as NIfTI; else the scan of
-the folder ``shared`` beside the checkout; else a phantom.
+peer's settings are tried, and the best one for each kind of patch is kept. Then the readers take
+turns, round after round, while all others wait, so that a slow moment of a shared machine affects
+all of them; the results are ratios within a round. The data are a CT and its mask as NIfTI, else
+the scan in the folder ``shared`` next to the checkout, else a phantom.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CONSOLE = Console(width=150)
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "real" / "lidc-idri"
 TOOLS = ("tensorstore", "zarrs", "blosc2", "datasets", "torch", "monai", "torchio")
 FULL_SCANS = 1005
-"""Scans of CTSpine1K."""
+"""Number of scans of CTSpine1K."""
 COLD = {
     "spinezarr": ("128^3", "axial"),
     "tensorstore, our store": ("128^3", "axial"),
@@ -54,18 +54,18 @@ SLOW_ROUNDS = 2
 
 @dataclass(slots=True)
 class Entry:
-    """One peer on one kind of patch, with the setting that was fastest."""
+    """One peer on one kind of patch, with its fastest setting."""
 
     kind: str
     peer: str
     way: str
     turn: Turn
     tried: float
-    """Patches a second when the settings were tried."""
+    """Patches per second when the settings were tried."""
     slow: bool
     stored_bytes: int
     rates: list[float] = field(default_factory=list)
-    """Patches a second, by round."""
+    """Patches per second, by round."""
     failed: bool = False
 
 
@@ -79,7 +79,7 @@ def pair_of(options: argparse.Namespace, work: Path) -> tuple[Path, Path]:
 
 
 def chosen_ways(peers: Sequence[str], quick: bool, left_out: list[str]) -> list[Way]:  # noqa: FBT001  a plain switch
-    """Return the ways to measure; say which are left out."""
+    """Return the ways to measure; append those that are left out to ``left_out``."""
     ways = []
     for _, way in all_ways():
         absent = missing(way)
@@ -93,19 +93,19 @@ def chosen_ways(peers: Sequence[str], quick: bool, left_out: list[str]) -> list[
 
 
 def say(text: str) -> None:
-    """Tell how far the run is."""
+    """Print the progress of the run."""
     CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text}", style="dim")
 
 
 @dataclass(slots=True)
 class Run:
-    """What is measured so far."""
+    """The results so far."""
 
     options: argparse.Namespace
     data: Data
     entries: list[Entry] = field(default_factory=list)
     tried: list[dict[str, Any]] = field(default_factory=list)
-    """Every setting, when settings were tried."""
+    """Rates of every setting that was tried."""
     cold: list[dict[str, Any]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
     first_batch: list[dict[str, float]] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Run:
     load: list[float] = field(default_factory=list)
 
     def result(self) -> dict[str, Any]:
-        """Return it all as plain values."""
+        """Return the results as plain values."""
         measured = [Measured(e.kind, e.peer, e.rates) for e in self.entries if e.rates]
         figures = Figures(measured, self.memory, self.first_batch)
         ours = {entry.kind: entry.rates for entry in self.entries if entry.peer == OURS}
@@ -162,13 +162,13 @@ def tune(run: Run, children: Children, ways: Iterable[Way]) -> None:
 def rate(
     ask: Callable[..., dict[str, Any]], kind: str, turn: Turn, seed: int, seconds: float
 ) -> float:
-    """Have a child read for a while; return its patches a second."""
+    """Let a child read for a while; return its patches per second."""
     done = ask("rate", kind=kind, seed=seed, seconds=seconds, **asdict(turn))
     return float(done["patches"] / done["seconds"])
 
 
 def take_turns(run: Run, children: Children) -> Iterator[None]:
-    """Measure all peers, kind after kind, round after round; stop after each kind."""
+    """Measure all peers, kind after kind, round after round; yield after each kind."""
     for kind in run.options.kinds:
         some = [entry for entry in run.entries if entry.kind == kind]
         for number in range(run.options.rounds + 1):
@@ -188,7 +188,7 @@ def take_turns(run: Run, children: Children) -> Iterator[None]:
 
 
 def turn_of(run: Run, children: Children, entry: Entry, number: int) -> float | None:
-    """Measure a reader once, if it still works; round 0 opens and warms."""
+    """Measure a reader once, if it still works; round 0 opens it and warms it up."""
     seconds = run.options.seconds if number else run.options.seconds / 4
     try:
         return rate(children[entry.way].ask, entry.kind, entry.turn, number, seconds)
@@ -198,7 +198,7 @@ def turn_of(run: Run, children: Children, entry: Entry, number: int) -> float | 
 
 
 def measure_cold(children: Children, entries: list[Entry], patches: int) -> list[dict[str, Any]]:
-    """Count the bytes that a patch fetches from the disk when nothing is in memory."""
+    """Count the bytes that a patch reads from disk when nothing is in memory."""
     rows = []
     for entry in entries:
         if entry.kind not in COLD.get(entry.peer, ()):
@@ -222,7 +222,7 @@ def measure_cold(children: Children, entries: list[Entry], patches: int) -> list
 def measure_memory(
     children: Children, entries: list[Entry], seconds: float
 ) -> list[dict[str, Any]]:
-    """Say what a process of our own holds beside its batches and the bound of its cache."""
+    """Return the memory of our process in addition to its batches and the limit of its cache."""
     rows = []
     for entry in entries:
         if not entry.peer.startswith(OURS) or entry.kind not in {"128^3", "axial"}:
@@ -250,7 +250,7 @@ def measure_first_batch(work: Path, scans: int, rounds: int) -> list[dict[str, f
 
 
 def row_of(entry: Entry, ours: Sequence[float]) -> dict[str, Any]:
-    """Return the figures of one peer and kind, beside spinezarr's in the same rounds."""
+    """Return the figures of one peer and kind, with ratios to spinezarr in the same rounds."""
     ratios = [mine / theirs for mine, theirs in zip(ours, entry.rates, strict=False)]
     return {
         "kind": entry.kind,
@@ -267,7 +267,7 @@ def row_of(entry: Entry, ours: Sequence[float]) -> dict[str, Any]:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print what was measured, kind by kind, the fastest first."""
+    """Print the rates kind by kind, the fastest first."""
     table = Table("kind", "reader", "a second", "min to max", "spinezarr is", "MB", "setting")
     for kind in KINDS:
         some = [row for row in rows if row["kind"] == kind]
@@ -284,7 +284,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def print_rest(result: dict[str, Any]) -> None:
-    """Print the targets, and what is not a rate."""
+    """Print the targets, and the results that are no rates."""
     table = Table("row", "reached", "must reach", "aim", "beside")
     for line in result["targets"]:
         reached = line["reached"]
@@ -308,7 +308,7 @@ def print_rest(result: dict[str, Any]) -> None:
 
 
 def measure(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
-    """Measure everything that the options ask for; give what is known so far, again and again."""
+    """Measure everything that the options select; yield the results so far after each step."""
     image, label = pair_of(options, work)
     run = Run(options, Data.make(work / "data", image, label, options.scans))
     with Children(run.data) as children:
@@ -327,7 +327,7 @@ def measure(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
 
 
 def tool_is_there(name: str) -> bool:
-    """Say whether a peer's package is installed."""
+    """Return whether a peer's package is installed."""
     return not missing(Way(name, (), lambda _: NotImplemented, (), needs=(name,)))
 
 
@@ -336,7 +336,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each reader and round")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="seconds of each reader per round"
+    )
     parser.add_argument("--scans", type=int, default=8, help="copies of the scan to draw from")
     parser.add_argument("--peers", nargs="+", default=[], help="measure only these")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)

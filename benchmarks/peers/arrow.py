@@ -1,4 +1,4 @@
-"""Arrow files as CTSpine1K's script on Hugging Face makes them: float32 images, int32 masks."""
+"""Arrow files like those of CTSpine1K's script on Hugging Face: float32 images, int32 masks."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from peers.reader import BoxReader, Pair, Way
 
 STORED = (np.dtype(np.float32), np.dtype(np.int32))
 READ = (np.dtype(np.float32), np.dtype(np.int64))
-"""What its numpy format makes of them."""
+"""Types that the numpy format of ``datasets`` returns."""
 
 
 def _write(data: Data, volumes: bool, folder: Path) -> None:  # noqa: FBT001  bound by partial

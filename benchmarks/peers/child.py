@@ -1,4 +1,4 @@
-"""Serves one way to read to the parent: a JSON line in, a JSON line out, until the input ends."""
+"""Serves one reader to the parent: answers each line of JSON with another, until the input ends."""
 
 import importlib
 import json
@@ -18,31 +18,31 @@ from peers.reader import BoxReader, Reader, Turn, Way
 
 
 def find_way(module: str, name: str) -> Way:
-    """Return a way by the module that has it and its name."""
+    """Return a way by its module and its name."""
     ways: tuple[Way, ...] = importlib.import_module(f"peers.{module}").WAYS
     return next(way for way in ways if way.name == name)
 
 
 class Server:
-    """Answers what the parent asks about one reader."""
+    """Answers the parent's requests to one reader."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
     def check(self, kind: str) -> dict[str, Any]:
-        """Compare with the uncompressed voxels."""
+        """Compare the reader with the uncompressed voxels."""
         self._reader.check(kind)
         return {}
 
     def rate(
         self, kind: str, seed: int, seconds: float, callers: int, per_call: int
     ) -> dict[str, Any]:
-        """Read for a while."""
+        """Read for a while, and return the rate."""
         patches, took = self._reader.rate(kind, seed, seconds, Turn(callers, per_call))
         return {"patches": patches, "seconds": took}
 
     def memory(self, kind: str, callers: int, per_call: int) -> dict[str, Any]:
-        """Say what the process has held at most, and what of it was patches and cache."""
+        """Return the peak memory of the process, and the parts for patches and cache."""
         status = Path("/proc/self/status").read_text()
         kib = {
             name: int(rest.split()[0])
@@ -57,12 +57,12 @@ class Server:
         }
 
     def stored(self) -> dict[str, Any]:
-        """Say what the reader stores for one scan."""
+        """Return the bytes that the reader stores for one scan."""
         files = files_below(list(self._reader.files))
         return {"bytes": sum(path.stat().st_size for path in files)}
 
     def cold(self, kind: str, seed: int, patches: int) -> dict[str, Any]:
-        """Read patches one by one, each with nothing of the files in memory."""
+        """Read patches one by one, each with none of the files in memory."""
         reader = self._reader
         if not isinstance(reader, BoxReader):
             raise TypeError("a stream reads ahead: it cannot be measured patch by patch")
@@ -83,7 +83,7 @@ class Server:
 
 
 def serve(start: Callable[[], object]) -> None:
-    """Start a server, say so, then answer by its methods until the input ends."""
+    """Start a server, report it, and answer with its methods until the input ends."""
     warnings.simplefilter("ignore")  # of the peers, on the parent's terminal
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a package prints is no answer

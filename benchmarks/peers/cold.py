@@ -1,4 +1,4 @@
-"""What a read costs when none of the file is in memory: files are evicted, bytes counted."""
+"""Measures reads when none of the file is in memory: evicts files, and counts bytes from disk."""
 
 import ctypes
 import mmap
@@ -9,11 +9,11 @@ from pathlib import Path
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PAGE = mmap.PAGESIZE
 _MADV_DONTNEED = 4
-"""Of Linux, ``<asm-generic/mman-common.h>``."""
+"""Constant of Linux, from ``<asm-generic/mman-common.h>``."""
 
 
 def evict(files: Sequence[Path]) -> None:
-    """Drop files from the page cache; what this process has mapped of them is let go first."""
+    """Drop files from the page cache, after this process has released its mappings of them."""
     names = {str(path) for path in files}
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
@@ -30,7 +30,7 @@ def evict(files: Sequence[Path]) -> None:
 
 
 def cached_bytes(files: Sequence[Path]) -> int:
-    """Return how much of the files is in the page cache, by ``mincore``."""
+    """Return the number of bytes of files in the page cache, by ``mincore``."""
     total = 0
     for path in files:
         size = path.stat().st_size
@@ -46,6 +46,6 @@ def cached_bytes(files: Sequence[Path]) -> int:
 
 
 def disk_bytes() -> int:
-    """Return what this process has had fetched from the disk so far."""
+    """Return the number of bytes that this process has read from disk so far."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])

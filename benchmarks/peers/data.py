@@ -1,4 +1,4 @@
-"""The scan that every reader reads, in a folder that parent and children share."""
+"""The scan for all readers, in a folder that parent and children share."""
 
 import json
 import os
@@ -20,15 +20,15 @@ DTYPES = {"image": np.dtype(np.int16), "label": np.dtype(np.uint8)}
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A CT and its mask, several times over, so that no cache of decoded voxels holds them all."""
+    """Several copies of a CT and its mask, so that no cache of decoded voxels holds them all."""
 
     folder: Path
-    """Where readers keep their form of the data."""
+    """Folder for the readers' own forms of the data."""
     image: Path
     label: Path
     shape_zyx: ShapeZYX
     scans: int
-    """Copies of the scan, each a scan of its own to the reader; links where nothing is kept."""
+    """Number of copies of the scan, each a separate scan for readers; links where possible."""
 
     @classmethod
     def make(cls, folder: Path, image: Path, label: Path, scans: int) -> "Data":
@@ -65,7 +65,7 @@ class Data:
         return image, label
 
     def once(self, name: str, make: Callable[[Path], object]) -> Path:
-        """Return a file or folder that the first call makes."""
+        """Return a file or folder, which the first call creates."""
         path = self.folder / name
         if not path.exists():
             unfinished = path.with_name(f"{path.name}.new")
@@ -82,7 +82,7 @@ def load_nifti(path: Path, dtype: np.dtype[Any]) -> Voxels:
 
 
 def files_below(paths: Sequence[Path]) -> list[Path]:
-    """Return all files of some files and folders, each once whatever links to it."""
+    """Return all files of some files and folders, each only once despite links."""
     found: set[Path] = set()
     for path in paths:
         if path.is_file():

@@ -1,7 +1,8 @@
-"""What others serve files with: applications of Starlette, and of zarr-http-server.
+"""Other file servers: applications of Starlette and of zarr-http-server.
 
-They run where those are installed, which may be another Python; so nothing of ours is imported.
-The folder is that of the variable ``SERVED``, below ``/zarr/one/`` as our server has it.
+They run in a Python that has these packages, which may be another one, so nothing of ours is
+imported. The variable ``SERVED`` names the folder, which is served below ``/zarr/one/`` as by our
+server.
 """
 
 import os
@@ -12,7 +13,7 @@ BELOW = "/zarr/one"
 
 
 def file_response() -> Any:  # noqa: ANN401  of Starlette, where that is installed
-    """Answer with ``FileResponse``, as an application of one's own would."""
+    """Answer with ``FileResponse``, like a user's own application."""
     from starlette.applications import Starlette  # noqa: PLC0415
     from starlette.requests import Request  # noqa: PLC0415
     from starlette.responses import FileResponse  # noqa: PLC0415
@@ -34,7 +35,7 @@ def static_files() -> Any:  # noqa: ANN401  as above
 
 
 def zarr_http_server() -> Any:  # noqa: ANN401  as above
-    """Answer as the Zarr project's server does."""
+    """Answer with the server of the Zarr project."""
     from starlette.applications import Starlette  # noqa: PLC0415
     from starlette.routing import Mount  # noqa: PLC0415
     from zarr.storage import LocalStore  # noqa: PLC0415

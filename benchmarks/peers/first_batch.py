@@ -1,6 +1,6 @@
-"""Seconds from opening a store to its first batch, and from the start of Python.
+"""Measures the seconds from opening a store to its first batch, and from the start of Python.
 
-Arguments are the store and, if the epoch is not to be of 64 patches, how many it has.
+Arguments are the store, and optionally the number of patches of the epoch; the default is 64.
 """
 
 import json
@@ -9,7 +9,7 @@ import time
 
 
 def main() -> None:
-    """Open the store that is named, and take one batch of two 128³ patches."""
+    """Open the given store, and read one batch of two 128³ patches."""
     began, (store, *epoch) = time.perf_counter(), sys.argv[1:]
     import spinezarr.api  # noqa: PLC0415  what is timed; its parts come when they are used
 

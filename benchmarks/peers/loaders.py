@@ -1,4 +1,4 @@
-"""MONAI and TorchIO: loaders that read whole volumes and cut patches out of them."""
+"""MONAI and TorchIO, which read whole volumes and cut patches out of them."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,9 +15,9 @@ _BATCH = 4
 _ENDLESS = 10**7
 _WORKERS = 2
 _AHEAD = 2 * _WORKERS + 1
-"""Batches that a DataLoader's workers have ready: two each, and one in the hand."""
+"""Batches that the workers of a DataLoader hold: two ready per worker, and one in work."""
 _QUEUED = 4
-"""Volumes whose patches wait in TorchIO's queue."""
+"""Number of volumes whose patches wait in TorchIO's queue."""
 
 
 def _monai(samples: int, workers: int, data: Data) -> StreamReader:

@@ -1,4 +1,4 @@
-"""blosc2 arrays as nnU-Net 2.x writes them: memory-mapped, one decoding thread a caller."""
+"""blosc2 arrays like those of nnU-Net 2.x: memory-mapped, with one decoding thread per caller."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,16 +11,16 @@ from peers.data import ARRAYS, Data
 from peers.reader import BoxReader, Pair, Turn, Way
 
 BLOCK_ZYX = (64, 32, 32)
-"""128 KiB of int16, the most that nnU-Net 2.8 lets a block have."""
+"""Block shape of 128 KiB of int16, the largest that nnU-Net 2.8 allows."""
 CHUNK = 128
-"""Voxels along each axis for patches of 128³: 4 MiB, of the 6 MiB that it lets a chunk have."""
+"""Voxels of a chunk along each axis for patches of 128³: 4 MiB of the allowed 6 MiB."""
 SETTINGS: dict[str, tuple[str, int, str]] = {
     "LZ4HC 5, bytes shuffled": ("LZ4HC", 5, "SHUFFLE"),
     "LZ4HC 5, no filter": ("LZ4HC", 5, "NOFILTER"),
     "LZ4HC 5, bits shuffled": ("LZ4HC", 5, "BITSHUFFLE"),
     "ZSTD 8, bytes shuffled": ("ZSTD", 8, "SHUFFLE"),
 }
-"""nnU-Net 2.8 takes the better of the first two by trial; up to 2.7 it took the last."""
+"""Settings: nnU-Net 2.8 chooses the better of the first two by trial; 2.7 used the last."""
 
 
 def _write(data: Data, setting: str, folder: Path) -> None:

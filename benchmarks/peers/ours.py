@@ -1,4 +1,4 @@
-"""spinezarr: the engine on given boxes, and the streams of a store."""
+"""spinezarr's readers: the engine on given boxes, and the streams of a store."""
 
 import importlib
 import inspect
@@ -23,7 +23,7 @@ _BATCH = 4
 
 
 def store_of(data: Data, profile: str) -> Path:
-    """Return the store of a codec profile; ingest the scan into it if it is not there."""
+    """Return the store of a codec profile; ingest the scan if the store does not exist."""
 
     def make(path: Path) -> None:
         recipe = Recipe.from_pairs("{scan}_image.nii.gz", "{scan}_label.nii.gz", name="bench")
@@ -36,12 +36,12 @@ def store_of(data: Data, profile: str) -> Path:
 
 
 def array_folders(data: Data, profile: str, scan: int = 0) -> list[Path]:
-    """Return where image and mask of a scan lie in our store."""
+    """Return the folders of image and mask of a scan in our store."""
     return [store_of(data, profile) / "scans" / f"scan{scan}" / name for name in ("image", "label")]
 
 
 def _engine(profile: str, threads: int, data: Data) -> BoxReader:
-    """Read with the engine that is behind every stream."""
+    """Read with the engine of all streams."""
     stream = spinezarr.open(store_of(data, profile)).patches(1)
     engine = stream.engine
     scans = [stream.reader.scan(f"scan{i}") for i in range(data.scans)]
@@ -116,9 +116,9 @@ def _torch(data: Data) -> StreamReader:
 
 _TORCH = "spinezarr.loaders.torch"
 _PREFETCH_BYTES = 512 << 20
-"""Most that the batches of a stream take that are read ahead, unless told."""
+"""Default limit of the bytes that a stream reads ahead."""
 _WINDOW = {"ahead": 64, "least": 256, "kept_bytes": _PREFETCH_BYTES}
-"""Turns are of whole windows of 8 scans with at most 32 samples each."""
+"""Samples of a turn: a turn consists of whole windows of 8 scans with at most 32 samples each."""
 _SIDE_BY_SIDE = (Turn(1), Turn(2), Turn(2, 4))
 _ONE_CALLER = (Turn(1), Turn(1, 4), Turn(1, 8))
 

@@ -1,4 +1,4 @@
-"""Readers in child processes: started, asked one after the other, and ended by the parent."""
+"""Readers in child processes, which the parent starts, asks one after the other, and ends."""
 
 import importlib.util
 import json
@@ -19,11 +19,11 @@ _FOLDER = Path(__file__).parents[1]
 
 
 class PeerError(Exception):
-    """A reader failed, or gave other voxels."""
+    """A reader failed, or returned other voxels."""
 
 
 def all_ways() -> Iterator[tuple[str, Way]]:
-    """Yield every way to read, with the module that has it."""
+    """Yield every way to read, with its module."""
     for module in _MODULES:
         for way in module.WAYS:
             yield module.__name__.rpartition(".")[2], way
@@ -52,13 +52,13 @@ class Child:
     Parameters
     ----------
     name
-        What errors call it.
+        Name for errors.
     command
-        Starts it; it serves by :func:`peers.child.serve`.
+        Command that starts the child, which serves with :func:`peers.child.serve`.
     folder
-        Where what it says of errors is kept.
+        Folder for its log of errors.
     variables
-        Its environment, if it needs one of its own.
+        Environment of the child, if it needs one of its own.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Child:
         self.close()
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401  JSON
-        """Have the child do something while all others wait."""
+        """Let the child do something while all others wait."""
         if self._process.stdin is None:
             raise PeerError(f"{self._name}: has no input")
         try:
@@ -116,7 +116,7 @@ class Child:
 
 
 class Children:
-    """The children that are open, by the names of their ways."""
+    """The running children, by the names of their ways."""
 
     def __init__(self, data: Data) -> None:
         self._data = data
@@ -131,7 +131,7 @@ class Children:
         self._stack.close()
 
     def __getitem__(self, name: str) -> Child:
-        """Return the child of a way; start it if it is not there."""
+        """Return the child of a way; start it if it is not running."""
         if name not in self._open:
             self._open[name] = self._stack.enter_context(self.fresh(name))
         return self._open[name]

@@ -1,4 +1,4 @@
-"""Uncompressed voxels, the roof; and whole ``.nii.gz`` files."""
+"""Uncompressed voxels, as the upper bound, and whole ``.nii.gz`` files."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def _npy(data: Data) -> BoxReader:
 
 
 def _nifti(data: Data) -> BoxReader:
-    """Inflate both files for each patch, as loaders without a cache do."""
+    """Inflate both files for each patch, like loaders without a cache."""
 
     def read(draws: Sequence[Draw]) -> list[Pair]:
         pairs = []

@@ -1,4 +1,4 @@
-"""What a child measures: readers of given boxes, and streams that draw for themselves."""
+"""The readers that a child measures: readers of given boxes, and streams with their own draws."""
 
 import itertools
 import threading
@@ -15,17 +15,17 @@ from peers.data import ARRAYS, DTYPES, Data, Voxels
 
 Pair = tuple[Voxels, Voxels]
 _DRAWN = 4096
-"""Patches drawn for a turn; more are the same again."""
+"""Number of patches drawn for a turn; further ones repeat them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How a reader is called."""
+    """The way in which a reader is called."""
 
     callers: int = 1
-    """Threads that read side by side."""
+    """Number of threads that read in parallel."""
     per_call: int = 1
-    """Patches asked for together."""
+    """Number of patches per call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class BoxReader:
-    """Reads the boxes that it is told."""
+    """A reader of given boxes."""
 
     data: Data
     read: Callable[[Sequence[Draw]], Sequence[Pair]]
-    """Makes new arrays, contiguous and writable, that the caller owns."""
+    """Function that reads boxes into new, contiguous, writable arrays that the caller owns."""
     files: Sequence[Path]
-    """What is read from; its size is what the reader stores for one scan."""
+    """Files that are read; their size is that of the stored scan."""
     dtypes: tuple[Any, Any] = (DTYPES["image"], DTYPES["label"])
     kept_bytes: int = 0
     """Bound of its cache."""
@@ -92,28 +92,28 @@ class BoxReader:
 
 @dataclass(frozen=True, slots=True)
 class StreamReader:
-    """Draws for itself, uniformly, and gives batch after batch.
+    """A stream that draws uniformly itself, and yields batches.
 
-    A stream goes on between turns; what it read ahead while it waited is not counted. One that
-    reads whole volumes ahead starts anew for each turn, and its start counts.
+    A stream continues between turns; batches read ahead while it waited are not counted. A stream
+    that reads whole volumes ahead is started again for each turn, and its start counts.
     """
 
     data: Data
     start: Callable[[str], Iterator[Any]]
-    """Starts an endless stream of batches of a kind."""
+    """Function that starts an endless stream of batches of a kind."""
     count: Callable[[Any], int]
-    """Number of patches in a batch."""
+    """Function that returns the number of patches in a batch."""
     locate: Callable[[Any], Sequence[Located]]
-    """Says which patches they are, for the check."""
+    """Function that returns the positions of the patches of a batch, for the check."""
     files: Sequence[Path]
     ahead: int
-    """Batches that may wait ready-made when a turn begins."""
+    """Number of batches that may be ready when a turn begins."""
     least: int = 1
-    """Patches of a turn, at least: what is read together."""
+    """Fewest patches of a turn: those that are read together."""
     anew: bool = False
     """Whether each turn starts another stream."""
     held: int = 4
-    """Batches in memory at once, for the account of memory."""
+    """Number of batches in memory at once, to account for memory."""
     kept_bytes: int = 0
     """Bound of its cache."""
     running: dict[str, Iterator[Any]] = field(default_factory=dict)
@@ -166,15 +166,15 @@ class Way:
 
     name: str
     peers: tuple[str, ...]
-    """Whose best setting it may be."""
+    """Peer whose settings compete, of which this is one."""
     open: Callable[[Data], Reader]
     kinds: tuple[str, ...]
     turns: tuple[Turn, ...] = (Turn(1), Turn(2))
-    """Ways to call it, of which the fastest counts."""
+    """Ways to call the reader, of which the fastest counts."""
     needs: tuple[str, ...] = ()
-    """Packages by the names of their modules."""
+    """Module names of the required packages."""
     slow: bool = False
-    """Its turns take seconds: it is not tried beforehand, and has two at most."""
+    """Whether its turns take seconds; it is then not tried before, and has at most two turns."""
 
 
 def _compare(what: str, values: Voxels, truth: Voxels, dtype: Any, *, own: bool = True) -> None:  # noqa: ANN401  a dtype

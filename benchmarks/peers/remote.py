@@ -1,21 +1,22 @@
 """Readers of patches over HTTP and S3, each with the settings that serve it best.
 
-All keep their arrays open. Which of the settings below, and how many reads in flight, is tried
+All keep their arrays open. The settings below, and several numbers of reads in flight, are tried
 under every condition.
 
 zarr-python
-    ``async.concurrency`` 128 in place of 10, as many chunks as a patch has in flight at once where
-    its codecs ask for them side by side; two workers to decode, as there are cores; 8, 16 or 32
-    threads that read. Over fsspec (aiohttp, s3fs) and over obstore.
+    ``async.concurrency`` is 128 instead of 10, so that all chunks of a patch are in flight at once
+    where the codecs request them in parallel. Two workers decode, one per core, and 8, 16 or 32
+    threads read. Both fsspec (aiohttp, s3fs) and obstore are measured.
 tensorstore
-    One pool of 64 MB in all for what is cached, so that shard indices stay, and metadata and
-    indices that are not checked again; two threads to copy; its own limit of 32 requests, or 128
-    of them; 8, 32 or 64 patches in flight as futures; image and mask in one batch, or not.
+    One cache pool of 64 MB keeps the shard indices; metadata and indices are not checked again. Two
+    threads copy. The limit of requests is the default of 32, or 128. 8, 32 or 64 patches are in
+    flight as futures; image and mask are in one batch, or not.
 whole files
-    Both ``.nii.gz`` of the scan, side by side, over obstore or fsspec, 2, 4 or 8 scans in flight;
-    inflated by igzip (three times as fast as zlib), read by nibabel from memory, and cropped.
+    Both ``.nii.gz`` files of the scan are fetched in parallel over obstore or fsspec, with 2, 4
+    or 8 scans in flight. They are inflated by igzip (three times as fast as zlib), read by nibabel
+    from memory, and cropped.
 
-Retries and timeouts are the defaults of each.
+Each has its default retries and timeouts.
 """
 
 import itertools
@@ -38,12 +39,12 @@ OUR_NAME = "balanced.zarr"
 _INDICES_BYTES = 64_000_000
 _CORES = 2
 _THREADS = 128
-"""Most that read: more than are in flight, as one that hangs is given up, and stays."""
+"""Most threads that read: more than reads in flight, because a hanging one is abandoned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A web server, or a bucket, that has all stores."""
+    """A web server or a bucket with all stores."""
 
     url: str
     """``http://host:port`` or ``s3://bucket``."""
@@ -53,7 +54,7 @@ class Place:
 
     @property
     def is_bucket(self) -> bool:
-        """Whether it speaks S3."""
+        """Whether the place is a bucket."""
         return self.url.startswith("s3://")
 
     @property
@@ -63,22 +64,22 @@ class Place:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What fsspec needs to read from it."""
+        """Options of fsspec to read from the place."""
         if not self.is_bucket:
             return {}
         return {"endpoint_url": self.endpoint_url, "key": self.key, "secret": self.secret}
 
 
 class Peer(Protocol):
-    """Reads boxes, many at once."""
+    """A reader of boxes with many reads in flight."""
 
     def start(self, draw: Draw, done: Callable[[], object], /) -> Callable[[], Pair]:
-        """Start to read; call ``done`` at its end, when what is returned gives the voxels."""
+        """Start a read, call ``done`` at its end, and return a function that returns the voxels."""
         ...
 
 
 class Threaded:
-    """A peer whose reads wait: each has a thread."""
+    """A peer with blocking reads, each in a thread."""
 
     def __init__(self, read: Callable[[Draw], Pair]) -> None:
         self._read = read
@@ -92,7 +93,7 @@ class Threaded:
 
 
 class Tensorstore:
-    """Arrays of tensorstore; its reads are futures."""
+    """Arrays of tensorstore, whose reads are futures."""
 
     def __init__(self, arrays: Sequence[Sequence[Any]], batched: bool) -> None:  # noqa: FBT001  a plain switch
         import tensorstore as ts  # noqa: PLC0415  only the benchmark has it
@@ -125,17 +126,17 @@ class RemoteWay:
     peer: str
     setting: str
     open: Callable[[Place, Data, str], Peer]
-    """From the place, the data and the name of the store."""
+    """Function that opens the peer from the place, the data and the name of the store."""
     in_flight: tuple[int, ...]
-    """Patches that are read at once, to choose from; the first is tried with every layout."""
+    """Numbers of reads in flight to choose from; the first is tried with every layout."""
     needs: str
     """The package."""
     has_layouts: bool = True
-    """Whether it reads Zarr, and so has layouts to choose from, ours among them."""
+    """Whether the peer reads Zarr, and so can use several layouts, including ours."""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the peer with its setting."""
         return f"{self.peer}, {self.setting}"
 
 

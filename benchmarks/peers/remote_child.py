@@ -1,7 +1,6 @@
 """Serves one reader of a remote store to the parent; see :func:`peers.child.serve`.
 
-All readers read the boxes that spinezarr draws, and all answers are compared where they are not
-timed.
+All readers read the boxes that spinezarr draws. Outside of timed turns all voxels are compared.
 """
 
 import itertools
@@ -39,11 +38,11 @@ AXIAL = "axial"
 KINDS = (*SIZES, AXIAL)
 BATCH = 4
 _DRAWN = 4096
-"""Patches drawn for a turn; more are the same again."""
+"""Number of patches drawn for a turn; further ones repeat them."""
 _SHARD_PLANES = 128
-"""Of our store; in those of the peers a shard is an array."""
+"""Planes of a shard in our store; in those of the peers a shard is a whole array."""
 _TOLD = 3
-"""Problems that are kept as text."""
+"""Number of problems whose text is kept."""
 
 
 def stream_of(
@@ -61,13 +60,13 @@ def stream_of(
 
 
 class Truth:
-    """The voxels as they should be."""
+    """The true voxels."""
 
     def __init__(self, data: Data) -> None:
         self._arrays = data.voxels()
 
     def has(self, box: Box, pair: Pair) -> bool:
-        """Compare a patch, type and shape included."""
+        """Return whether a patch is right, including its type and shape."""
         return all(
             values.dtype == dtype and np.array_equal(values, truth[box.slices])
             for values, truth, dtype in zip(pair, self._arrays, DTYPES.values(), strict=True)
@@ -88,13 +87,13 @@ class Tally:
         self._counts["wrong"] += not right
 
     def fail(self, problem: Exception, n: int = 1) -> None:
-        """Count patches that were not."""
+        """Count patches that failed."""
         self._counts["failed"] += n
         if len(self._problems) < _TOLD:
             self._problems.append(f"{type(problem).__name__}: {problem}"[:300])
 
     def result(self) -> dict[str, Any]:
-        """Return all, with the seconds so far."""
+        """Return all counts, with the seconds so far."""
         seconds = time.perf_counter() - self._started
         return {**self._counts, "seconds": seconds, "problems": self._problems}
 
@@ -102,7 +101,7 @@ class Tally:
 def in_flow(
     peer: Peer, draws: Iterable[Draw], in_flight: int, patience_s: float
 ) -> Iterator[tuple[Draw, Pair | Exception]]:
-    """Keep reads in flight; yield each at its end. One that takes too long is an error."""
+    """Keep reads in flight, and yield each at its end; one that takes too long is an error."""
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     running: dict[int, tuple[Draw, float, Any]] = {}
     waiting = enumerate(draws)
@@ -131,7 +130,7 @@ def in_flow(
 
 
 class PeerServer:
-    """Has a peer read the boxes of our exact draws."""
+    """Lets a peer read the boxes of our exact draws."""
 
     def __init__(self, peer: Peer, data: Data, *, has_indices: bool) -> None:
         self._peer = peer
@@ -141,7 +140,7 @@ class PeerServer:
         self._store = spinezarr.open(data.folder / OUR_NAME)
 
     def warm(self) -> dict[str, Any]:
-        """Read a voxel of every shard, so that metadata and shard indices are known."""
+        """Read a voxel of every shard, to load metadata and shard indices."""
         planes = range(0, self._data.shape_zyx[0], _SHARD_PLANES) if self._has_indices else ()
         for scan, z in itertools.product(range(self._data.scans), planes):
             self._peer.start(Draw(scan, Box.at((z, 0, 0), (1, 1, 1))), lambda: None)()
@@ -157,7 +156,7 @@ class PeerServer:
         guess: float,
         patience_s: float,
     ) -> dict[str, Any]:
-        """Read for about ``seconds``; no need to guess how fast that will be."""
+        """Read for about ``seconds``; ``guess`` is not needed."""
         del guess
         draws = list(self._draws(kind, epoch, _DRAWN))
         started = time.perf_counter()
@@ -177,7 +176,7 @@ class PeerServer:
     def compare(
         self, kind: str, epoch: int, n: int, in_flight: int, patience_s: float
     ) -> dict[str, Any]:
-        """Read ``n`` patches; say how many are wrong and how many failed."""
+        """Read ``n`` patches; return how many are wrong and how many failed."""
         tally = Tally()
         draws = self._draws(kind, epoch, n)
         for draw, found in in_flow(self._peer, draws, in_flight, patience_s):
@@ -199,11 +198,11 @@ LIMITS = {
     "run": ("longest_range_bytes",),
     "small": ("whole_shard_bytes",),
 }
-"""Fields of :class:`spinezarr.RemoteSettings` that each limit sets."""
+"""Fields of :class:`spinezarr.RemoteSettings` for each limit."""
 
 
 class OurServer:
-    """Iterates over the streams of a store, as a user does."""
+    """Iterates over the streams of a store, like a user."""
 
     def __init__(
         self, place: Place, data: Data, shuffle: str, limits: dict[str, int],
@@ -239,7 +238,7 @@ class OurServer:
         guess: float,
         patience_s: float,
     ) -> dict[str, Any]:
-        """Read as many batches as should take ``seconds``, whole windows of them."""
+        """Read as many batches as take about ``seconds``, in whole windows."""
         del in_flight  # it has bounds of its own
         stream = self._stream(kind, epoch, 1 << 20)
         unit = stream.batches_per_group * BATCH
@@ -255,7 +254,7 @@ class OurServer:
     def compare(
         self, kind: str, epoch: int, n: int, in_flight: int, patience_s: float
     ) -> dict[str, Any]:
-        """Read ``n`` patches; say how many are wrong and how many failed."""
+        """Read ``n`` patches; return how many are wrong and how many failed."""
         del in_flight  # it has bounds of its own
         tally = Tally()
         stream = self._stream(kind, epoch, n)
@@ -277,7 +276,7 @@ class OurServer:
         return tally.result()
 
     def rank(self, kind: str, index: int, count: int, n: int) -> dict[str, Any]:
-        """Take the share of a rank; say which samples it had, and when."""
+        """Read the partition of a rank; return its samples and their times."""
         indices: list[int] = []
         started = time.time()
         for batch in self._stream(kind, 0, n).shard(index, count):
@@ -285,7 +284,7 @@ class OurServer:
         return {"indices": indices, "started": started, "ended": time.time()}
 
     def compare_rank(self, kind: str, index: int, count: int, n: int) -> dict[str, Any]:
-        """Take the share of a rank again, and compare it."""
+        """Read the partition of a rank again, and compare it."""
         tally = Tally()
         for batch in self._stream(kind, 0, n).shard(index, count):
             self._compare(kind, batch, tally)
@@ -307,7 +306,7 @@ class OurServer:
 
 
 def _given(stream: PatchStream, patience_s: float) -> Iterator[Batch | Exception]:
-    """Iterate in a thread; yield what ends it too, and an error if a batch takes too long."""
+    """Iterate in a thread; yield also the error that ends it, or one if a batch takes too long."""
     found: queue.SimpleQueue[Batch | Exception | None] = queue.SimpleQueue()
     room = threading.Semaphore(1)
 
@@ -337,7 +336,7 @@ def _given(stream: PatchStream, patience_s: float) -> Iterator[Batch | Exception
 
 
 def start() -> PeerServer | OurServer:
-    """Open what the parent names."""
+    """Open the reader that the parent names."""
     data = Data.open(Path(sys.argv[1]))
     account = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     place = Place(os.environ["REMOTE_URL"], *(os.environ.get(name, "") for name in account))

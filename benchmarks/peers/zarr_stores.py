@@ -1,4 +1,4 @@
-"""zarr-python, zarrs and tensorstore: on stores of their own, in several forms, and on ours."""
+"""zarr-python, zarrs and tensorstore, on their own stores in several layouts, and on ours."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "lz4hc 7": {"cname": "lz4hc", "clevel": 7, "shuffle": "shuffle"},
 }
 LAYOUTS = {f"{side}³ {codec}": (side, codec) for side, codec in product((64, 32), CODECS)}
-"""Chunk side and codec; one shard holds the whole array."""
+"""Layouts: chunk side and codec; one shard holds the whole array."""
 ZARR_SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "concurrency 64, 2 workers": {"async.concurrency": 64, "threading.max_workers": 2},
@@ -33,12 +33,12 @@ ZARRS_SETTINGS: dict[str, dict[str, Any]] = {
 SMALL_CACHE = "cache 4 MB"
 CACHES = {"no cache": 0, SMALL_CACHE: 4_000_000, "cache 100 MB": 100_000_000}
 TRIED_FURTHER = (OURS, "32³ lz4hc 7")
-"""The forms on which all settings are tried; on the others one."""
+"""Layouts on which all settings are tried; one setting is tried on the others."""
 MEMORY_MAP = "memory map"
 
 
 def write_layout(data: Data, layout: str, folder: Path) -> None:
-    """Write the scan as a store of its own in one of the layouts; further scans are links."""
+    """Write the scan as a store in one of the layouts; further scans are links."""
     import zarr  # noqa: PLC0415  not needed where our store is read
     from zarr.codecs import BloscCodec  # noqa: PLC0415
 
@@ -66,7 +66,7 @@ def _folders(data: Data, layout: str, scan: int = 0) -> list[Path]:
 
 
 def _zarr(layout: str, settings: dict[str, Any], data: Data) -> BoxReader:
-    """Index arrays of zarr-python, with the codec pipeline that the settings name."""
+    """Index arrays of zarr-python, with the codec pipeline of the settings."""
     import zarr  # noqa: PLC0415  its settings are those of the process
 
     first = _folders(data, layout)  # written with the defaults
@@ -87,7 +87,7 @@ def _zarr(layout: str, settings: dict[str, Any], data: Data) -> BoxReader:
 
 
 def _tensorstore(layout: str, cache: str, kvstore: dict[str, Any], data: Data) -> BoxReader:
-    """Start all reads, then wait; cached shard indices are not checked again, as they stay."""
+    """Start all reads, then wait; cached shard indices are not checked again."""
     import tensorstore as ts  # noqa: PLC0415  only the benchmark has it
 
     context = ts.Context(
@@ -118,7 +118,7 @@ def _tensorstore(layout: str, cache: str, kvstore: dict[str, Any], data: Data) -
 def _python_ways(
     peer: str, module: str, settings: dict[str, dict[str, Any]], pipeline: dict[str, str]
 ) -> Iterator[Way]:
-    """Try all forms with the defaults, then the settings on the forms that matter."""
+    """Return all layouts with the defaults, and all settings on the important layouts."""
     for layout, setting in product((*LAYOUTS, OURS), settings):
         if setting != "defaults" and layout not in TRIED_FURTHER:
             continue

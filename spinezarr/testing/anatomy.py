@@ -65,7 +65,7 @@ class VertebraSize:
     spinous: float
     """Distance from the arch to the tip of the spinous process."""
     spinous_slope: float
-    """How far the spinous process descends, per length."""
+    """Descent of the spinous process per length."""
     spinous_w: float
     """Half the height of the spinous process."""
     pedicle_u: float

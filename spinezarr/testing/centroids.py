@@ -82,7 +82,7 @@ def _challenge_mm(
     affine_ijk: npt.NDArray[np.float64],
     convention: VerseConvention,
 ) -> npt.NDArray[np.float64]:
-    """Turn the image to LPS and measure from its first voxel, as the challenges' readers do."""
+    """Reorient the image to LPS and measure from its first voxel, like the challenges' readers."""
     turn = _nib.orientations.ornt_transform(
         _nib.io_orientation(affine_ijk), _nib.orientations.axcodes2ornt("LPS")
     )

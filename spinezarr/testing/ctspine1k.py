@@ -67,7 +67,7 @@ _MIN_SIZE: Final = 16
 
 
 def source_of(scan_id: str) -> str:
-    """Return the collection of a scan, which the prefix of its name tells.
+    """Return the collection of a scan, from the prefix of its name.
 
     Examples
     --------
@@ -285,9 +285,9 @@ def _write_scan(root: Path, layout: Layout, plan: ScanPlan) -> WrittenScan:
 def write_ctspine1k_names(
     root: Path, names_by_split: Mapping[Split, Sequence[str]], layout: Layout = "official"
 ) -> None:
-    """Make empty image and label files for a whole list of names, and the split file.
+    """Write empty image and label files for a list of names, and the split file.
 
-    For tests that look for files but never read them. Names may end in ``.nii.gz`` or not.
+    This is for tests that search files but never read them. Names may end in ``.nii.gz`` or not.
     """
     names = {
         split: [name.removesuffix(".nii.gz") for name in listed]

@@ -26,7 +26,7 @@ _MODIFIED: Final = re.compile(rb"<dcterms:(created|modified)[^>]*>[^<]*</dcterms
 def series_of(scan_id: str) -> str | None:
     """Compose the path of a scan's TCIA series, or None if it came from elsewhere.
 
-    In the style of [1]_: patient, ``date-study-tail``, ``number-series-tail``; some series have no
+    The path follows [1]_: patient, ``date-study-tail``, ``number-series-tail``; some series have no
     description, and blanks may be doubled.
 
     Examples
@@ -67,8 +67,8 @@ def write_ctspine1k_tables(
 ) -> None:
     """Write ``Path.csv`` (official layout only) and both spreadsheets.
 
-    Two columns of the colon table are known [2]_ and none of the neck table. The others are made
-    up.
+    Two columns of the colon table are known [2]_ and none of the neck table. The others are
+    invented.
 
     Parameters
     ----------

@@ -168,7 +168,7 @@ def _manifest_row(plan: SpinoPelvicPlan) -> dict[str, Any]:
 
 
 def _splits(scans: Sequence[SpinoPelvicPlan]) -> dict[str, Any]:
-    """Keep the test patients out; each fold validates on its part of the other patients."""
+    """Leave out the test patients; each fold validates on its part of the other patients."""
     test = sorted({plan.token for plan in scans if plan.test})
     others = sorted({plan.token for plan in scans} - set(test))
     folds = []

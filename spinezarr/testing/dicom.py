@@ -60,7 +60,7 @@ _OTHER_CLASSES: Final = {
     "RTSTRUCT": "1.2.840.10008.5.1.4.1.1.481.3",
     "SEG": "1.2.840.10008.5.1.4.1.1.66.4",
 }
-"""SOP classes of objects that archives keep beside CTs, by Modality."""
+"""SOP classes of other objects that archives store with CTs, by Modality."""
 _DIRECTORY: Final = "1.2.840.10008.1.3.10"
 """Media Storage Directory Storage: a DICOMDIR."""
 _BARE: Final = ("implicit-le", "explicit-le")
@@ -77,7 +77,7 @@ _SQUARE: Final = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class DicomForm:
-    """How a series is stored, which other objects lie beside it, and which defects it has.
+    """Form of a stored series: its encoding, further objects in its folder, and its defects.
 
     Examples
     --------
@@ -116,7 +116,7 @@ class DicomForm:
     moved_mm: tuple[tuple[int, float], ...] = ()
     """Slices k to move along the k axis, and how far in mm."""
     gantry_tilt_deg: float = 0.0
-    """Stack the slices aslant, each further along j, and state the angle."""
+    """Tilt the stack: shift each slice further along j, and state the angle."""
 
     def __post_init__(self) -> None:
         if self.transfer_syntax not in DICOM_TRANSFER_SYNTAXES:
@@ -204,7 +204,7 @@ def write_dicom_multiframe(
     form
         How to store it; ``naming="reversed"`` stores the frames from the other end.
     legacy
-        As a Legacy Converted Enhanced CT.
+        Whether to write a Legacy Converted Enhanced CT.
 
     Returns
     -------
@@ -267,7 +267,7 @@ def write_dicom_multiframe(
 
 
 def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Path, ...]:
-    """Write DICOM objects that are no CT, without pixels, as lie beside CTs in an archive.
+    """Write DICOM objects of other classes, without pixels, as archives store them with CTs.
 
     Parameters
     ----------
@@ -389,13 +389,13 @@ def _study(
     affine_ijk: npt.NDArray[np.float64],
     form: DicomForm,
 ) -> str:
-    """Make a StudyInstanceUID that the same series always gets."""
+    """Make a reproducible StudyInstanceUID for a series."""
     content = hashlib.sha256(array_ijk.tobytes() + affine_ijk.tobytes()).hexdigest()
     return _uid(content, form)
 
 
 def _uid(*parts: object) -> str:
-    """Make a UID that the same parts always give: 2.25 and a number of 122 bits (PS3.5 annex B)."""
+    """Make a reproducible UID from parts: 2.25 and a number of 122 bits (PS3.5 annex B)."""
     digest = hashlib.sha256("/".join(map(repr, parts)).encode()).digest()
     return f"2.25.{int.from_bytes(digest) >> 134}"
 
@@ -434,7 +434,7 @@ class _Series:
     form: DicomForm
 
     def slice(self, stored_ij: npt.NDArray[np.integer[Any]], k: int, number: int) -> "Dataset":
-        """Return a CT image at the place of slice ``k``."""
+        """Return a CT image at the position of slice ``k``."""
         dataset = _object(_CT_IMAGE, self.study, self.number, number, "CT")
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         dataset.ImagePositionPatient = _decimals(*self.geometry.position(k, self.form))
@@ -479,7 +479,7 @@ def _pixel_element(pixels: bytes) -> Any:  # noqa: ANN401  pydicom's DataElement
 
 
 def _beside(blank_ij: npt.NDArray[np.uint16], series: _Series) -> Iterator[tuple[str, "Dataset"]]:
-    """Yield the further objects that the form asks for, with their file names."""
+    """Yield the further objects of the form, with their file names."""
     form = replace(series.form, transfer_syntax="explicit-le")
     beside = replace(series, form=form)
     if form.localizer:
@@ -520,7 +520,7 @@ def _save(dataset: "Dataset", path: Path, form: DicomForm) -> None:
 
 
 def _encode(dataset: "Dataset", syntax: "UID") -> None:
-    """Bring the pixels of a single slice into a transfer syntax."""
+    """Encode the pixels of a single slice in a transfer syntax."""
     from pydicom.uid import (  # noqa: PLC0415  only who writes DICOM needs pydicom
         ExplicitVRLittleEndian,
         RLELossless,

@@ -38,9 +38,9 @@ class HospitalPlan:
     kernel: str
     """ConvolutionKernel."""
     description: str = ""
-    """SeriesDescription, which the staff typed."""
+    """SeriesDescription, a free text of the staff."""
     thinned: int = 1
-    """Only every n-th slice of the phantom is kept, and is n times as thick."""
+    """Factor n: only every n-th slice of the phantom is kept, and is n times as thick."""
     spec: PhantomSpec
     """What to draw; all series of one examination show the same phantom."""
     form: DicomForm = _FORM
@@ -95,8 +95,8 @@ def write_hospital(
 ) -> tuple[WrittenScan, ...]:
     """Write a tree of examinations: ``<patient>/<date>/.../``, and masks of some series.
 
-    Beside the CTs lie what archives send along: an MR series, reports, structures and a DICOM
-    directory.
+    The folders also hold other objects that archives send: an MR series, reports, structures and a
+    DICOM directory.
 
     Parameters
     ----------
@@ -163,12 +163,12 @@ def _write_series(root: Path, plan: HospitalPlan) -> WrittenScan:
 
 
 def _uid(plan: HospitalPlan) -> str:
-    """Make a StudyInstanceUID of what is only digits in a plan."""
+    """Make a StudyInstanceUID from the digits of a plan."""
     return f"2.25.1{plan.date}{plan.spec.seed}"
 
 
 def _thinned(phantom: Phantom, by: int) -> Phantom:
-    """Keep every so many slices."""
+    """Keep every ``by``-th slice of a phantom."""
     affine: npt.NDArray[Any] = phantom.affine_xyz.copy()
     affine[:3, 2] *= by
     return replace(phantom, image=phantom.image[::by], label=phantom.label[::by], affine_xyz=affine)

@@ -1,6 +1,6 @@
 """Writes volumes as MetaImage files, ``.mha`` or ``.mhd`` with a data file, in any orientation.
 
-Nothing here shares code with the reader under test. Keys and their order are those of ITK's
+The module shares no code with the reader under test. Keys and their order are those of ITK's
 writer.
 """
 
@@ -43,7 +43,7 @@ _ZLIB_LEVEL: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class MetaImageForm(VolumeForm):
-    """How a volume is stored; the suffix of the file decides whether the header stands alone."""
+    """Form of a stored volume; the suffix of the path decides where the header is stored."""
 
     compressed: bool = False
     """Whether the voxels are one zlib stream."""
@@ -55,7 +55,7 @@ def write_metaimage(
     affine_xyz: npt.NDArray[np.float64],
     form: MetaImageForm,
 ) -> None:
-    """Write a ``.mha`` file, or a ``.mhd`` file with a ``.raw`` or ``.zraw`` file beside it.
+    """Write a ``.mha`` file, or a ``.mhd`` file with a ``.raw`` or ``.zraw`` data file.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def write_metaimage(
     array_zyx
         Values, axes z, y, x toward superior, anterior and right.
     affine_xyz
-        Voxel ``(x, y, z, 1)`` to RAS+ mm; its axes stand square.
+        Voxel ``(x, y, z, 1)`` to RAS+ mm; its axes are orthogonal.
     form
         How to store them.
 
@@ -132,5 +132,5 @@ def _header(
 
 
 def _text(numbers: npt.NDArray[np.float64]) -> str:
-    """Write numbers with all their digits, those of a matrix row by row."""
+    """Write numbers with all their digits; a matrix is written row by row."""
     return " ".join(repr(number) for number in numbers.ravel().tolist())

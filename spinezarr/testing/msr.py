@@ -93,14 +93,14 @@ MSR_SCANS: Final = (
 
 
 def write_msr(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[WrittenScan, ...]:
-    """Write the first release: a folder a patient, a folder a scan, MetaImage and landmarks [1]_.
+    """Write the first release: MetaImage and landmarks in folders per patient and scan [1]_.
 
     Parameters
     ----------
     root
         Folder of the dataset; made if it is missing.
     scans
-        What to write, but for test scans.
+        What to write; test scans are left out.
 
     Returns
     -------
@@ -120,7 +120,7 @@ def write_msr(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[Written
 
 
 def write_msr_nifti(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[WrittenScan, ...]:
-    """Write the second release: NIfTI in five packages, and test scans side by side [1]_.
+    """Write the second release: NIfTI in five packages, with the test scans in one folder [1]_.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def write_msr_nifti(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[W
 def _write_scan(
     path: Path, plan: MsrPlan, form: MetaImageForm | NiftiForm, split: str | None
 ) -> WrittenScan:
-    """Draw one scan and write its image, and its landmarks beside it."""
+    """Draw one scan and write its image and its landmarks."""
     phantom = make_phantom(plan.spec)
     if isinstance(form, MetaImageForm):
         write_metaimage(path, phantom.image, phantom.affine_xyz, form)

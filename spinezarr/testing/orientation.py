@@ -1,4 +1,4 @@
-"""Turns volumes into any orientation of file axes, by nibabel's transforms."""
+"""Reorders volumes into any orientation of file axes, with nibabel's transforms."""
 
 from itertools import permutations, product
 from typing import Any, Final
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import UsageError
 
-# It carries few annotations; strict mypy would refuse each call.
+# nibabel has few annotations; strict mypy would refuse each call.
 _nib: Any = nib
 
 __all__ = ["all_axcodes", "check_orientation", "oriented"]
@@ -34,12 +34,12 @@ def all_axcodes() -> tuple[str, ...]:
 
 
 def check_orientation(orientation: str, oblique_deg: float) -> None:
-    """Refuse what :func:`oriented` cannot do.
+    """Refuse orientations and angles that :func:`oriented` does not support.
 
     Raises
     ------
     UsageError
-        If the orientation is none of 48, or the angle too large to keep it.
+        If the orientation is not one of the 48, or the angle is too large to keep it.
     """
     if orientation not in all_axcodes():
         raise UsageError(f"orientation must be one of 48 such as 'LPS', got {orientation!r}")
@@ -53,7 +53,7 @@ def oriented(
     orientation: str,
     oblique_deg: float,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-    """Turn a volume into file order.
+    """Reorder a volume into file order.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def oriented(
     orientation
         Directions toward which the file's axes are to increase.
     oblique_deg
-        Turn of the whole patient about the middle of the volume; no voxel is resampled.
+        Rotation of the whole patient about the middle of the volume; no voxel is resampled.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def oriented(
 def _oblique_affine(
     affine_xyz: npt.NDArray[np.float64], shape_zyx: tuple[int, ...], degrees: float
 ) -> npt.NDArray[np.float64]:
-    """Turn the world about the middle of the volume (Rodrigues' formula).
+    """Rotate the patient about the middle of the volume (Rodrigues' formula).
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def _oblique_affine(
     shape_zyx
         Voxels along z, y and x.
     degrees
-        Angle; 0 gives the affine back.
+        Angle of the rotation; 0 returns the affine unchanged.
     """
     if degrees == 0:
         return affine_xyz

@@ -1,7 +1,7 @@
 """A seeded phantom CT of a curved spine with its vertebra mask.
 
-Made for tests, demos and benchmarks: no real scan is needed, every voxel of the mask is known to
-be right, and the noise compresses about as badly as that of real CT.
+The phantom is made for tests, demos and benchmarks: no real scan is needed, every voxel of the mask
+is known to be right, and the noise compresses about as badly as that of real CT.
 """
 
 from collections.abc import Iterator
@@ -38,15 +38,15 @@ _BLUR_TAP: Final = np.float32(0.28)
 _GRAIN_HU: Final = np.float32(22)
 """Spread of spongy bone about its mean."""
 _BONE_DRAWN_HU: Final = 200
-"""What is drawn above this is bone; discs and the canal are below."""
+"""Drawn values above this are bone; discs and the canal are below."""
 _LEAST_BONE_HU: Final = np.float32(130)
 """Bone stays bone where the blur mixes it with the air of lungs or bowel."""
 _MIN_VOXELS: Final = 8
-"""Fewer along an axis cannot show a vertebra."""
+"""Fewest voxels along an axis that can show a vertebra."""
 
 
 def usual_levels(first: str, last: str) -> tuple[str, ...]:
-    """List the levels from ``first`` to ``last`` of most people: no T13, no L6.
+    """Return the usual levels from ``first`` to ``last``, without T13 and L6.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def usual_levels(first: str, last: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PhantomSpec:
-    """What to draw; equal specs give equal bytes.
+    """Specification of a phantom; equal specifications give equal bytes.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def _centers(
     shape_zyx: ShapeZYX,
     affine_xyz: npt.NDArray[np.float64],
 ) -> dict[str, tuple[float, float, float]]:
-    """RAS+ (x, y, z) of the middles of bodies; voxel 0 of an axis spans its first millimeters."""
+    """Return RAS+ (x, y, z) of the middles of bodies; voxel 0 begins at 0 mm of an axis."""
     spacing_zyx_mm = np.diag(affine_xyz)[2::-1]
     shift = np.array([0, shape_zyx[1] / 2, shape_zyx[2] / 2]) - 0.5
     centers = {}
@@ -226,7 +226,7 @@ def _affine(
 
 
 def _field_of_view(spec: PhantomSpec) -> npt.NDArray[np.bool_]:
-    """Return which pixels lie within the circle that touches the far sides of a slice."""
+    """Return the pixels within the circle that touches the far sides of a slice."""
     _, ny, nx = spec.shape_zyx
     if spec.padding_hu is None:
         return np.ones((ny, nx), bool)

@@ -105,7 +105,7 @@ def _write_study(root: Path, plan: RsnaPlan) -> WrittenScan:
 
 
 def _write_tables(root: Path, scans: Sequence[RsnaPlan]) -> None:
-    """Write one row a study, and one box for each fracture."""
+    """Write one row per study, and one box per fracture."""
     lines = [",".join(("StudyInstanceUID", "patient_overall", *_CERVICAL))]
     boxes = ["StudyInstanceUID,x,y,width,height,slice_number"]
     for plan in scans:

@@ -1,4 +1,4 @@
-"""Draws what surrounds the spine: skin, fat, muscle, organs, ribs, table and air."""
+"""Draws the surroundings of the spine: skin, fat, muscle, organs, ribs, table and air."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,19 +65,19 @@ class SoftTissue:
     """The patient around the spine, slice by slice."""
 
     spine: Spine
-    """Decides where each region of the trunk lies."""
+    """The spine, which determines the position of each region of the trunk."""
     y: Image
     """Position of each pixel, gently warped so that no outline is a perfect ellipse."""
     x: Image
-    """As ``y``, toward the right."""
+    """Position of each pixel toward the right, warped like ``y``."""
     warp: Image
-    """A smooth field of unit variance, for borders that would be straight."""
+    """A smooth field of unit variance, which roughens straight borders."""
     table: Image
     """Value of each pixel outside the patient."""
     organs: SmoothField
     """Shapes of bowel and organs."""
     gas: SmoothField
-    """Where the bowel holds gas."""
+    """Field that decides where the bowel holds gas."""
     grain: SmoothField
     """Fine texture: vessels, muscle fibers, spongy bone."""
     ribs: bool

@@ -201,7 +201,7 @@ def _reach(
         first, last = vertebrae[0], vertebrae[-1]
         top = first.center_zyx_mm[0] + (0.5 - cut_share) * first.size.height
         return last.center_zyx_mm[0] - (0.5 - cut_share) * last.size.height, top
-    # Widths may yet shrink to any factor below 1; heights are linear in it, so look at both ends.
+    # Widths may still shrink to any factor below 1; heights are linear in it, so check both ends.
     frames = [replace(v, scale_xy=factor) for v in vertebrae for factor in (0.0, 1.0)]
     z = [v.corners_mm(solid)[:, 0] for v in frames for solid in solids_of(v.name)]
     low, high = float(np.min(z)), float(np.max(z))

@@ -1,4 +1,4 @@
-"""Writes small copies of the TotalSegmentator CT dataset, with one mask file a structure or one.
+"""Writes small copies of the TotalSegmentator CT dataset, with a mask file per structure or one.
 
 References
 ----------
@@ -108,7 +108,7 @@ def write_totalsegmentator(
 ) -> tuple[WrittenScan, ...]:
     """Write the dataset [1]_: a binary mask for every structure, empty where it is not seen.
 
-    Of the organs there is the liver only.
+    The only organ is the liver.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def write_totalsegmentator(
     scans
         What to write.
     version
-        Which structures there are.
+        Version that determines the structures.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def write_totalsegmentator_multilabel(
 ) -> tuple[WrittenScan, ...]:
     """Write the same subjects with one mask each, in the values of the version.
 
-    The file's name, ``segmentations.nii.gz``, is whatever one asks the tool for.
+    The name ``segmentations.nii.gz`` is arbitrary, because users of the tool choose it.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def write_totalsegmentator_multilabel(
     scans
         What to write.
     version
-        Which values the structures have.
+        Version that determines the values of the structures.
 
     Returns
     -------

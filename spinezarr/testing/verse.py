@@ -1,7 +1,7 @@
 """Which scans do the small VerSe datasets hold, and which files has each?
 
-:mod:`~spinezarr.testing.verse_subjects` and :mod:`~spinezarr.testing.verse_challenge` place them
-as the releases do.
+:mod:`~spinezarr.testing.verse_subjects` and :mod:`~spinezarr.testing.verse_challenge` write them
+in the layouts of the releases.
 """
 
 import base64
@@ -23,7 +23,7 @@ __all__ = ["VERSE_2019", "VERSE_2020", "VersePlan", "VerseSplit", "VerseYear", "
 _nib: Any = nib
 
 VerseYear = Literal[2019, 2020]
-"""The challenge that brought a scan."""
+"""Year of the challenge that published a scan."""
 VerseSplit = Literal["training", "validation", "test"]
 """Names of the splits."""
 VersePlane = Literal["ax", "sag", "cor", "iso"]
@@ -69,7 +69,7 @@ class VersePlan:
     mask: bool = True
     """Whether there is a mask; without one there are no centroids either."""
     mask_shift_mm: float = 0.0
-    """How far the mask's affine lies from the image's, along x."""
+    """Shift of the mask's affine from the image's, along x."""
     points: Literal["subreg", "vb"] = "subreg"
     """Word in the subject-based name of the centroid file."""
     points_nan: tuple[str, ...] = ()

@@ -23,9 +23,9 @@ VERSE_2020_CHALLENGE: Final = (*VERSE_2020, *VERSE_2019[:2])
 def write_verse_2019_challenge(
     root: Path, scans: Sequence[VersePlan] = VERSE_2019
 ) -> tuple[WrittenScan, ...]:
-    """Write the challenge of 2019 [1]_: all files side by side, centroids in mm toward I, P and L.
+    """Write the challenge of 2019 [1]_: all files in one folder, centroids in mm toward I, P and L.
 
-    Neither split nor patient can be told from it; the records know them.
+    The files show neither split nor patient; only the records have them.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def write_verse_2019_challenge(
 def write_verse_2020_challenge(
     root: Path, scans: Sequence[VersePlan] = VERSE_2020_CHALLENGE, *, training_data: bool = False
 ) -> tuple[WrittenScan, ...]:
-    """Write the challenge of 2020 [2]_: a folder a scan, centroids in mm toward P, I and R.
+    """Write the challenge of 2020 [2]_: a folder per scan, centroids in mm toward P, I and R.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def write_verse_2020_challenge(
 
 
 def _write_challenge_scan(folder: Path, plan: VersePlan) -> WrittenScan:
-    """Write one scan under the spelling that its kind of name has."""
+    """Write one scan in the spelling of its kind of name."""
     if plan.scan.startswith("gl"):
         token = plan.scan.upper()
         name, points = f"{token}_CT_{plan.plane}", "iso-ctd"

@@ -1,4 +1,4 @@
-"""Writes the subject-based VerSe release, as its six zips unpack.
+"""Writes the subject-based VerSe release, as unpacked from its six zip files.
 
 References
 ----------
@@ -45,7 +45,7 @@ def write_verse_subjects(
     nested: bool = False,
     renamed: bool = False,
 ) -> tuple[WrittenScan, ...]:
-    """Write the release [1]_, with what zips from macOS add.
+    """Write the release [1]_, with the extra files that zips from macOS contain.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def write_verse_subjects(
     scans
         What to write; each scan is in the release of one year only.
     nested
-        Whether each top folder lies in one more, named as its zip.
+        Whether each top folder lies in another folder, named like its zip.
     renamed
         Whether the top folders of 2020 are named ``01_training`` and so on, as in some copies.
 
@@ -76,7 +76,7 @@ def _top_folder(plan: VersePlan, *, nested: bool, renamed: bool) -> str:
 
 
 def _subject_name(plan: VersePlan) -> str:
-    """Compose what the names of all files of a scan begin with.
+    """Return the common prefix of the names of a scan's files.
 
     Examples
     --------

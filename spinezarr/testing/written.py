@@ -47,13 +47,13 @@ class WrittenScan:
 
 
 def centers_in_file(phantom: Phantom, oblique_deg: float) -> dict[str, tuple[float, float, float]]:
-    """RAS+ (x, y, z) in mm of the middles of bodies in a file that turns the phantom."""
+    """Return RAS+ (x, y, z) in mm of the middles of bodies in a file that rotates the phantom."""
     _, turned = oriented(phantom.image, phantom.affine_xyz, "RAS", oblique_deg)
     return with_affine(phantom, turned).centers_mm
 
 
 def with_affine(phantom: Phantom, affine_xyz: npt.NDArray[np.float64]) -> Phantom:
-    """Return the phantom at another place; ``affine_xyz`` maps voxels to RAS+ mm."""
+    """Return the phantom at another position; ``affine_xyz`` maps voxels to RAS+ mm."""
     move = affine_xyz @ np.linalg.inv(phantom.affine_xyz)
     centers = {}
     for name, center in phantom.centers_mm.items():
