@@ -1,18 +1,18 @@
-"""Random patches a second over HTTP and S3: spinezarr beside its peers, on slow and faulty links.
+"""Compares random patches per second over HTTP and S3 on slow and faulty links with all peers.
 
-A proxy (``tests/support/proxy.py``) stands between the stores and all readers. It adds latency, a
-cap on bytes a second, and faults, and counts requests and bytes. Every reader is a process of its
-own, and all read the boxes that spinezarr draws. Metadata and shard indices are known before
-anything is timed.
-The scan is linked as many scans, so that reads that are under way together seldom want one chunk:
-of 4 scans, tensorstore with 64 patches in flight fetched a quarter of the bytes that it would of a
-real dataset, of 16 two thirds.
-First the layouts and settings of each peer are tried; the best go on. Then the readers take turns,
-round after round, while all others wait; what counts are ratios within a round. Before it is timed,
-every reader is compared with the source voxel by voxel; through faults, every answer is.
+A proxy (``tests/support/proxy.py``) between the stores and all readers adds latency, a limit on
+bytes per second, and faults, and counts requests and bytes. Every reader is a process of its own,
+and all read the boxes that spinezarr draws. Metadata and shard indices are loaded before anything
+is timed.
+The scan is linked as many scans, so that reads in flight seldom need the same chunk: with 4 scans,
+tensorstore with 64 patches in flight fetched a quarter of the bytes that it would of a real
+dataset, and with 16 scans two thirds.
+First the layouts and settings of each peer are tried, and the best are kept. Then the readers take
+turns, round after round, while all others wait; the results are ratios within a round. Before it is
+timed, every reader is compared with the source voxel by voxel; under faults, every answer is.
 
-Parts: the table, faults, two ranks on one link, and the first batch of a cold process; all of them,
-unless some are named. ``--gaps``, ``--runs`` and ``--in-flight`` try limits of ours.
+The parts are the table, faults, two ranks on one link, and the first batch of a cold process; by
+default all are measured. ``--gaps``, ``--runs`` and ``--in-flight`` try other limits of spinezarr.
 """
 
 import argparse
@@ -62,22 +62,22 @@ CONSOLE = Console(width=150)
 BUCKET = "bench"
 PACKAGES = ("tensorstore", "obstore", "fsspec", "s3fs", "aiohttp")
 RATES = (0.0, 0.01, 0.03, 0.1)
-"""Shares of requests that fail."""
+"""Fractions of requests that fail."""
 DIRECT = Conditions()
 TRIED_AT = "20 ms"
 """The link on which layouts are tried."""
 USUAL = "64³ lz4hc 7"
-"""The layout of peers in parts that try none."""
+"""The layout of peers in parts that try no layouts."""
 COMPARED = 8
-"""Patches of each reader and kind that are compared before it is timed."""
+"""Number of patches per reader and kind that are compared before timing."""
 GUESSES = 3
 SLOW_ROUNDS = 2
 SLOW_TIMES = 3
-"""Times as long as a turn should be, that is slow."""
+"""Factor on the intended time of a turn, above which a reader is slow."""
 PATIENCE_TIMES, PATIENCE_S = 100, 0.1
-"""Until a server is up."""
+"""Seconds to wait until a server is up."""
 COLD_BATCH = 2
-"""Of ``peers/first_batch.py``."""
+"""Batch size of ``peers/first_batch.py``."""
 
 
 SHORT_SHAPE = (80, 160, 160)
@@ -87,16 +87,16 @@ WITH_LAYOUTS = sorted({way.peer for way in WAYS if way.has_layouts})
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A reader as one process has it."""
+    """The settings of a reader process."""
 
     reader: str
     setting: str
     arguments: tuple[str, ...]
-    """Of ``peers/remote_child.py``."""
+    """Arguments of ``peers/remote_child.py``."""
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is spinezarr."""
+        """Whether the reader is spinezarr."""
         return self.arguments[0] == "spinezarr"
 
 
@@ -108,14 +108,14 @@ class Entry:
     setup: Setup
     in_flight: int
     guess: float
-    """Patches a second when it was tried."""
+    """Patches per second when the reader was tried."""
     slow: bool = False
     failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one turn gave."""
+    """The results of one turn."""
 
     patches: int
     seconds: float
@@ -124,12 +124,12 @@ class Turn:
 
     @property
     def per_s(self) -> float:
-        """Patches a second."""
+        """Patches per second."""
         return self.patches / self.seconds
 
 
 def store_name(layout: str) -> str:
-    """Return the name of the store of a layout, which stands in URLs."""
+    """Return the name of the store of a layout in URLs."""
     if layout == OUR_STORE:
         return OUR_NAME
     side, codec = LAYOUTS[layout]
@@ -137,20 +137,20 @@ def store_name(layout: str) -> str:
 
 
 def ours(shuffle: str, reader: str = "", **limits: int | str) -> Setup:
-    """Return spinezarr, with what is not as it is by itself."""
+    """Return the setup of spinezarr with options that differ from the defaults."""
     name = reader or (OURS if shuffle == "exact" else f"{OURS}, {shuffle}")
     named = [f"{key}={value}" for key, value in limits.items()]
     return Setup(name, shuffle, ("spinezarr", shuffle, *named))
 
 
 def peer(way: RemoteWay, layout: str) -> Setup:
-    """Return a peer on a store."""
+    """Return the setup of a peer on a store."""
     text = f"{layout}, {way.setting}" if way.has_layouts else way.setting
     return Setup(way.peer, text, (way.name, store_name(layout)))
 
 
 class Bench:
-    """The scans, where they are served, and the readers that are open."""
+    """The scans, the servers of them, and the open readers."""
 
     def __init__(
         self, options: argparse.Namespace, data: Data, place: Place, link: Proxy,
@@ -193,19 +193,19 @@ class Bench:
         return [*self.options.layouts, OUR_STORE]
 
     def provide(self, layout: str) -> None:
-        """Have a store of a layout served."""
+        """Serve a store of a layout."""
         if layout != OUR_STORE:
             self.data.once(store_name(layout), partial(write_layout, self.data, layout))
         self.provide_file(store_name(layout))
 
     def provide_file(self, name: str) -> None:
-        """Have a file or folder served."""
+        """Serve a file or folder."""
         if name not in self._provided:
             self._upload(self.data.folder / name)
             self._provided.add(name)
 
     def fresh(self, setup: Setup, conditions: Conditions = DIRECT) -> Child:
-        """Open a reader, and let it see metadata and shard indices.
+        """Open a reader, and let it load metadata and shard indices.
 
         Peers do so without any delay; ours must see the link that it is for, as it measures it.
         """
@@ -216,7 +216,7 @@ class Bench:
         return child
 
     def reader(self, setup: Setup, conditions: Conditions) -> Child:
-        """Return an open reader; one that is new is compared with the source first."""
+        """Return an open reader; a new one is first compared with the source."""
         key = setup, conditions if setup.is_ours else DIRECT
         if key not in self._open:
             child = self._stack.enter_context(self.fresh(setup, conditions))
@@ -229,7 +229,7 @@ class Bench:
         return self._open[key]
 
     def turn(self, entry: Entry, kind: str, conditions: Conditions, number: int) -> Turn:
-        """Have a reader read for a while under some conditions."""
+        """Let a reader read for a while under given conditions."""
         child = self.reader(entry.setup, conditions)
         self.link.set(conditions)
         self.link.reset()
@@ -243,12 +243,12 @@ class Bench:
 
 
 def say(text: str) -> None:
-    """Tell how far the run is."""
+    """Print the progress of the run."""
     CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text}", style="dim")
 
 
 def present(bench: Bench) -> list[RemoteWay]:
-    """Return the ways of the chosen peers that are installed; say which are not."""
+    """Return the ways of the chosen peers that are installed; report the others."""
     ways = [way for way in WAYS if way.peer in bench.options.peers or not bench.options.peers]
     for way in ways:
         if find_spec(way.needs) is None:
@@ -260,7 +260,7 @@ def present(bench: Bench) -> list[RemoteWay]:
 
 
 def best_of(bench: Bench, entries: Iterable[Entry], kind: str, link: str) -> Entry | None:
-    """Try entries for a moment; return the fastest, with its rate."""
+    """Try entries briefly; return the fastest, with its rate."""
     best = None
     entries = list(entries)
     if bench.options.quick and len(entries) == 1 and entries[0].in_flight:
@@ -279,7 +279,7 @@ def best_of(bench: Bench, entries: Iterable[Entry], kind: str, link: str) -> Ent
 
 
 def guessed(bench: Bench, entry: Entry, kind: str, link: str) -> Entry | None:
-    """Find about how fast ours is, so that its epochs take as long as a turn should."""
+    """Estimate the rate of spinezarr, so that its epochs take the intended time of a turn."""
     found = None
     for _ in range(GUESSES):  # the first are short, and so too slow
         found = best_of(bench, [entry], kind, link)
@@ -342,7 +342,7 @@ def choose_settings(
 
 
 def measure_table(bench: Bench) -> Iterator[list[Row]]:
-    """Measure all readers on every link and kind; give the rows so far."""
+    """Measure all readers on every link and kind; yield the rows so far."""
     ways = present(bench)
     rows: list[Row] = []
     for kind in bench.options.kinds:
@@ -381,7 +381,7 @@ def take_turns(
 
 
 def row_of(entry: Entry, kind: str, link: str, turns: Sequence[Turn], ours: Sequence[Turn]) -> Row:
-    """Sum up the turns of a reader."""
+    """Return the row of a reader from its turns."""
     rates = [turn.per_s for turn in turns]
     ratios = [mine.per_s / theirs for mine, theirs in zip(ours, rates, strict=False)]
     return Row(
@@ -395,7 +395,7 @@ def row_of(entry: Entry, kind: str, link: str, turns: Sequence[Turn], ours: Sequ
 
 
 def measure_faults(bench: Bench, rows: Sequence[Row]) -> Iterator[list[dict[str, Any]]]:
-    """Read through faults, each rate in a new process; give what is known so far."""
+    """Read under faults, each rate in a new process; yield the results so far."""
     kind = bench.options.fault_kind
     found: list[dict[str, Any]] = []
     for setup, in_flight, n in fault_setups(bench, rows, kind):
@@ -413,7 +413,7 @@ def measure_faults(bench: Bench, rows: Sequence[Row]) -> Iterator[list[dict[str,
 
 
 def fault_setups(bench: Bench, rows: Sequence[Row], kind: str) -> Iterator[tuple[Setup, int, int]]:
-    """Yield the readers, how many patches they have in flight, and how many they read."""
+    """Yield the readers with their numbers of patches in flight and in all."""
     yield ours("exact"), 0, bench.options.fault_patches
     measured = {row.reader: row for row in rows if (row.kind, row.link) == (kind, TRIED_AT)}
     for name in dict.fromkeys(way.peer for way in present(bench)):
@@ -438,7 +438,7 @@ def fault_setups(bench: Bench, rows: Sequence[Row], kind: str) -> Iterator[tuple
 def through_faults(
     bench: Bench, setup: Setup, in_flight: int, n: int, rate: float
 ) -> dict[str, Any]:
-    """Have a reader read ``n`` patches while a share of the requests fails."""
+    """Let a reader read ``n`` patches while a fraction of the requests fails."""
     what = {"reader": setup.reader, "setting": setup.setting, "in_flight": in_flight}
     nothing = {"read": 0, "wrong": 0, "failed": n, "seconds": 0.0, "faults": {}}
     try:
@@ -459,7 +459,7 @@ def through_faults(
 
 
 def measure_ranks(bench: Bench, count: int = 2, link: str = CAP) -> dict[str, Any]:
-    """Let ranks share an epoch through one link of a known width."""
+    """Let ranks read an epoch over one link of known bandwidth."""
     kind, n = bench.options.kinds[0], bench.options.rank_patches
     with ExitStack() as stack:
         children = [stack.enter_context(bench.fresh(ours("exact"))) for _ in range(count)]
@@ -493,7 +493,7 @@ def measure_ranks(bench: Bench, count: int = 2, link: str = CAP) -> dict[str, An
 
 
 def measure_trainers(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Let so many trainers share each link that has a cap."""
+    """Let trainers share each link with limited bandwidth."""
     capped = [link for link in bench.options.links if LINKS[link].bytes_per_s]
     for link, count in itertools.product(capped, bench.options.trainers):
         yield measure_ranks(bench, count, link)
@@ -512,7 +512,7 @@ def measure_cold(bench: Bench) -> dict[str, Any]:
         alone = number % 2 == 0
         bench.link.set(LINKS[TRIED_AT])
         bench.link.reset()
-        # Reading ahead asks for more at once: requests are counted of an epoch of one batch.
+        # Reading ahead sends more requests at once, so they are counted for an epoch of one batch.
         epoch = [str(COLD_BATCH)] if alone else []
         done = subprocess.run(  # noqa: S603
             [*command, *epoch], check=True, stdout=subprocess.PIPE, env=bench.variables
@@ -529,7 +529,7 @@ def measure_cold(bench: Bench) -> dict[str, Any]:
 
 
 def measure_limits(bench: Bench) -> list[Row]:
-    """Read by ours with other limits of merging, in turn; each row says which."""
+    """Read with spinezarr under other limits of merging, in turns; each row names its limit."""
     setups = [ours("exact", small=0)]  # shards that are kept whole have nothing to merge
     tried = (
         ("gap", bench.options.gaps),
@@ -552,7 +552,7 @@ def measure_limits(bench: Bench) -> list[Row]:
 
 @dataclass(slots=True)
 class Result:
-    """What is measured so far."""
+    """The results so far."""
 
     bench: Bench
     rows: list[Row] = field(default_factory=list)
@@ -564,7 +564,7 @@ class Result:
     load: list[float] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """Return it all as plain values."""
+        """Return the results as plain values."""
         bench = self.bench
         packages = [name for name in PACKAGES if find_spec(name) is not None]
         found: dict[str, Any] = {
@@ -587,7 +587,7 @@ class Result:
 
 
 def measure(bench: Bench, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Measure the parts that are asked for; give what is known so far, again and again."""
+    """Measure the chosen parts; yield the results so far after each step."""
     result = Result(bench)
 
     def known() -> dict[str, Any]:
@@ -641,7 +641,7 @@ def spinezarr_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def served(options: argparse.Namespace, data: Data) -> Iterator[Bench]:
-    """Serve the scans by the proxy itself, or by a Ceph gateway behind it."""
+    """Serve the scans with the proxy itself, or with a Ceph gateway behind it."""
     with ExitStack() as stack:
         if options.serve:
             store_of(data, "balanced")
@@ -667,7 +667,7 @@ def served(options: argparse.Namespace, data: Data) -> Iterator[Bench]:
 
 
 def upload(fs: Any, folder: Path) -> None:  # noqa: ANN401  fsspec ships no types
-    """Copy a folder into the bucket, what links lead to included."""
+    """Copy a folder into the bucket, with the targets of links."""
     files = [
         Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names
     ]
@@ -680,31 +680,48 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
     for part in ("table", "faults", "two-ranks", "cold"):
-        parser.add_argument(f"--{part}", action="store_true", help="measure only such parts")
-    parser.add_argument("--trainers", type=int, nargs="+", default=[], help="ranks on one link")
+        parser.add_argument(f"--{part}", action="store_true", help="measure only these parts")
+    parser.add_argument(
+        "--trainers", type=int, nargs="+", default=[], help="number of ranks on one link"
+    )
     parser.add_argument("--gaps", type=int, nargs="+", default=[], help="bytes, to try")
     parser.add_argument("--runs", type=int, nargs="+", default=[], help="bytes, to try")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[], help="requests, to try")
-    parser.add_argument("--s3", action="store_true", help="from a Ceph gateway in place of HTTP")
     parser.add_argument(
-        "--serve", action="store_true", help="from 'spinezarr serve', which has our store alone"
+        "--s3", action="store_true", help="read from a Ceph gateway instead of HTTP"
     )
-    parser.add_argument("--short", action="store_true", help="a look, and a test: few patches")
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="read from 'spinezarr serve', which serves only our store",
+    )
+    parser.add_argument("--short", action="store_true", help="a short trial with few patches")
     parser.add_argument("--quick", action="store_true", help="one setting of each peer")
     parser.add_argument("--kinds", nargs="+", default=["128^3", "64^3"], choices=KINDS)
     parser.add_argument("--links", nargs="+", default=[], choices=LINKS)
     parser.add_argument("--layouts", nargs="*", default=list(LAYOUTS), choices=[*LAYOUTS])
     parser.add_argument("--peers", nargs="+", default=[], choices=sorted({w.peer for w in WAYS}))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each reader and round")
-    parser.add_argument("--scans", type=int, default=64, help="names that the scan is linked as")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="seconds of each reader per round"
+    )
+    parser.add_argument(
+        "--scans", type=int, default=64, help="number of scans that the scan is linked as"
+    )
     parser.add_argument("--fault-kind", default="64^3", choices=KINDS)
-    parser.add_argument("--fault-patches", type=int, default=1000, help="of ours, at each rate")
+    parser.add_argument(
+        "--fault-patches",
+        type=int,
+        default=1000,
+        help="number of patches of spinezarr at each rate",
+    )
     parser.add_argument("--peer-fault-patches", type=int, default=200, help="of each peer")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of faults")
     parser.add_argument("--stall", type=float, default=30.0, help="seconds of a stalled request")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds of one read")
-    parser.add_argument("--rank-patches", type=int, default=384, help="of all ranks together")
+    parser.add_argument(
+        "--rank-patches", type=int, default=384, help="number of patches of all ranks together"
+    )
     parser.add_argument("--cold-scans", type=int, default=1005)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -719,7 +736,7 @@ def parse() -> argparse.Namespace:
 
 
 def shortened(options: argparse.Namespace) -> argparse.Namespace:
-    """Return options of a run of half a minute, which shows that all works and no more."""
+    """Return options of a run of half a minute, which only shows that everything works."""
     options.quick = True
     options.links = [link for link in options.links if link in {"0 ms", TRIED_AT}]
     options.layouts = [USUAL] if not options.serve else options.layouts

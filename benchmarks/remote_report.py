@@ -1,4 +1,4 @@
-"""What a run of ``remote.py`` shows: targets, tables, a chart."""
+"""Reports a run of ``remote.py``: targets, tables and a chart."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from targets import OURS
 
 CAP = "100 MB/s"
 SLOW = "12 MB/s"
-"""What 100 Mbit/s carry."""
+"""Bytes per second of 100 Mbit/s."""
 LINKS = {
     "0 ms": Conditions(),
     "20 ms": Conditions(latency_s=0.02),
@@ -27,7 +27,7 @@ LINKS = {
 """Links by name; latency is that of each request."""
 MB = 1e6
 _ARRAYS = 2
-"""Image and mask."""
+"""Number of arrays: image and mask."""
 _AT = "20 ms"
 _ZARR = ("zarr-python, obstore", "zarr-python, fsspec")
 _TENSORSTORE = ("tensorstore",)
@@ -35,7 +35,7 @@ _BESIDE = {
     "zarr-python": (_ZARR, 15.0),
     "tensorstore": (_TENSORSTORE, 1.5),
 }
-"""Readers, and how many times their rate ours must be at 20 ms."""
+"""Readers, and the factor by which spinezarr must be faster at 20 ms."""
 _KINDS = ("128^3", "64^3")
 _REQUESTS = 1.5
 _LINK_SHARE = 0.9
@@ -53,18 +53,18 @@ class Row:
     reader: str
     setting: str
     in_flight: int
-    """Patches read at once; 0 where it bounds itself."""
+    """Number of patches in flight; 0 if the reader limits itself."""
     per_s: Sequence[float]
-    """Patches a second, by round."""
+    """Patches per second, by round."""
     requests_each: float
-    """Of a patch, image and mask."""
+    """Bytes of a patch, image and mask together."""
     bytes_each: float
     bytes_per_s: float
     ours_over_this: float | None
     """Median of the ratios within a round."""
 
     def plain(self) -> dict[str, Any]:
-        """Return it with what follows from it."""
+        """Return the row with derived figures."""
         cap = LINKS[self.link].bytes_per_s
         return {
             **asdict(self),
@@ -77,7 +77,7 @@ class Row:
 
 
 def targets_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what is to be reached, and what was; what was not measured is left out."""
+    """Return targets and results; targets that were not measured are left out."""
     return [
         {"row": text, "reached": reached, "must": must, "met": reached <= must if less else
          reached >= must, "less": less, "beside": beside}
@@ -223,7 +223,7 @@ def _print_targets(targets: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw patches a second, a row of panels for each kind and a column for each link."""
+    """Draw patches per second, with a row of panels per kind and a column per link."""
     rows = result["rows"]
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     links = [link for link in LINKS if any(row["link"] == link for row in rows)]

@@ -1,8 +1,8 @@
-"""Ingest into and out of a bucket, and patches from it, beside the same on disk, in one run.
+"""Compares ingest from and to a bucket, and patches from it, with the same on disk.
 
-The bucket is that of a Ceph gateway which this script starts and ends; requests and bytes are those
-of the gateway's own access log. Disk and bucket take turns, so that a slow moment of a shared
-machine hits both; what counts is the ratio. Data: a CT and its mask as NIfTI, linked as several
+The bucket is on a Ceph gateway which this script starts and ends; requests and bytes are counted
+from the gateway's access log. Disk and bucket take turns, so that a slow moment of a shared machine
+affects both; the result is the ratio. The data are a CT and its mask as NIfTI, linked as several
 scans, or a phantom if none is given.
 """
 
@@ -42,22 +42,22 @@ PLACES = {False: "disk", True: "bucket"}
 
 @dataclass
 class Row:
-    """One thing that was measured, over all rounds."""
+    """The results of one action over all rounds."""
 
     what: str
     where: str
     unit: str
     amount: float
-    """MB of source, or patches, of one round."""
+    """Amount of one round: MB of source, or patches."""
     count: int
-    """Scans, or patches, that the requests of one round are for."""
+    """Number of scans or patches of one round, to divide requests by."""
     seconds: list[float] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
-    """Of the last round."""
+    """Requests of the last round."""
 
     @property
     def rate(self) -> float:
-        """Amount a second, median of the rounds."""
+        """Amount per second, as the median of the rounds."""
         return self.amount / statistics.median(self.seconds)
 
     def to_json(self) -> dict[str, object]:
@@ -70,17 +70,17 @@ class Row:
         }
 
     def megabytes_each(self) -> float:
-        """Return the MB sent and received for each scan or patch."""
+        """Return the MB sent and received per scan or patch."""
         return sum(request.body_bytes for request in self.requests) / 1e6 / self.count
 
     def requests_each(self) -> dict[str, float]:
-        """Return requests by method, and those for what is not there, for each scan or patch."""
+        """Return requests by method, and those of absent objects, per scan or patch."""
         counts = Counter(request.kind for request in self.requests)
         return {kind: n / self.count for kind, n in sorted(counts.items())}
 
 
 class Bench:
-    """A gateway, a folder, and what was measured."""
+    """A gateway, a folder, and the results."""
 
     def __init__(self, gateway: Gateway, work: Path) -> None:
         self.gateway = gateway
@@ -93,7 +93,7 @@ class Bench:
         self.rows: dict[tuple[str, str], Row] = {}
 
     def measure(self, row: Row, action: Callable[[], object]) -> None:
-        """Time an action, and note the requests that it makes."""
+        """Time an action, and record its requests."""
         row = self.rows.setdefault((row.what, row.where), row)
         before = len(self.gateway.requests())
         started = time.perf_counter()
@@ -102,7 +102,7 @@ class Bench:
         row.requests = self._requests_after(before)
 
     def _requests_after(self, before: int) -> list[Request]:
-        """Return requests that the log has by now; it is written with a delay."""
+        """Return the requests in the log, which is written with a delay."""
         found = self.gateway.requests()
         while True:
             time.sleep(0.3)
@@ -112,15 +112,15 @@ class Bench:
             found = again
 
     def url(self, name: str, *, in_bucket: bool) -> str:
-        """Return where a raw folder or store of this name is."""
+        """Return the URL of a raw folder or store of this name."""
         return f"s3://{BUCKET}/{name}" if in_bucket else str(self.work / name)
 
     def of(self, url: str) -> dict[str, Any]:
-        """Return the storage options of a place."""
+        """Return the storage options of a URL."""
         return self.options if "://" in url else {}
 
     def ingest(self, raw: str, out: str) -> IngestReport:
-        """Ingest, and insist on success."""
+        """Ingest, and exit on failure."""
         found = discover(RECIPE, raw, self.of(raw))
         report = ingest(RECIPE, found, out, raw_options=self.of(raw), out_options=self.of(out))
         if report.exit_code:
@@ -129,7 +129,7 @@ class Bench:
 
 
 def measure(bench: Bench, pair: Sequence[Path], scans: int, rounds: int, patches: int) -> None:
-    """Measure all, round after round."""
+    """Measure everything, round after round."""
     raw = bench.work / "raw"
     raw.mkdir()
     for n in range(scans):
@@ -146,7 +146,7 @@ def measure(bench: Bench, pair: Sequence[Path], scans: int, rounds: int, patches
 
 
 def measure_ingests(bench: Bench, turn: int, scans: int, megabytes: float) -> None:
-    """Ingest from and to both places, and once more where nothing is new."""
+    """Ingest from and to both places, and repeat an ingest without new files."""
     for from_bucket, to_bucket in ((False, False), (False, True), (True, False), (True, True)):
         source = bench.url("raw", in_bucket=from_bucket)
         store = bench.url(f"store{turn}-{from_bucket}.zarr", in_bucket=to_bucket)
@@ -193,9 +193,13 @@ def main() -> None:
     """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
-    parser.add_argument("--scans", type=int, default=3, help="how many scans the pair is linked as")
+    parser.add_argument(
+        "--scans", type=int, default=3, help="number of scans that the pair is linked as"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--patches", type=int, default=64, help="of each kind and round")
+    parser.add_argument(
+        "--patches", type=int, default=64, help="number of patches per kind and round"
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-s3: ended"))  # and so does Ceph

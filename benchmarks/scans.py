@@ -1,7 +1,7 @@
-"""Stores of very many tiny scans: what opening the table, one scan, and adding one scan cost.
+"""Measures opening the table, opening a scan and adding a scan in stores of very many tiny scans.
 
-Stores of different sizes take turns within a round; what counts are the ratios. Adding a scan is
-measured as a whole process over the whole raw folder, as a user would run it.
+Stores of different sizes take turns within a round; the results are ratios. Adding a scan is
+measured as a whole process over the whole raw folder, as a user runs it.
 """
 
 import argparse
@@ -30,19 +30,19 @@ CLI = ["-c", "from spinezarr.cli.main import main; main()"]
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """A web server that counts what it is asked for."""
+    """A web server that counts its requests."""
 
     protocol_version = "HTTP/1.1"
     asked: list[str]
 
     def log_message(self, *_: object) -> None:
-        """Count instead."""
+        """Count the request instead."""
         self.asked.append(self.path)
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve a folder; yield its URL and the list of what is asked for."""
+    """Serve a folder; yield its URL and the list of requests."""
     asked: list[str] = []
     handler = functools.partial(type("Counting", (Handler,), {"asked": asked}), directory=folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -54,7 +54,7 @@ def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def add_scans(raw: Path, numbers: range) -> None:
-    """Put scans into a raw folder; all are links to one."""
+    """Add scans to a raw folder, as links to one scan."""
     raw.mkdir(exist_ok=True)
     first = [raw.parent / pattern.format(scan="one") for pattern in PATTERNS]
     if not first[0].exists():
@@ -77,7 +77,7 @@ def ingest(raw: Path, out: Path) -> float:
 
 
 def opening(store: Path) -> dict[str, float]:
-    """Count requests and seconds of opening, from a web server and from disk."""
+    """Count requests and seconds of opening a store, from a web server and from disk."""
     figures: dict[str, float] = {}
     with served(store.parent) as (url, asked):
         opened = spinezarr.open(f"{url}/{store.name}")
@@ -104,7 +104,7 @@ def opening(store: Path) -> dict[str, float]:
 
 
 def measure(sizes: list[int], rounds: int, work: Path) -> list[dict[str, float]]:
-    """Make a store of each size, then add scans to all of them in turn."""
+    """Make a store of each size, then add scans to all of them in turns."""
     places = {size: (work / f"raw{size}", work / f"{size}.zarr") for size in sizes}
     built = {}
     for size, (raw, out) in places.items():

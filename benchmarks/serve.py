@@ -1,11 +1,11 @@
-"""Bytes over HTTP: ``spinezarr serve`` beside what else serves files, on random ranges of a shard.
+"""Compares ``spinezarr serve`` with other file servers, on random ranges of a shard.
 
-Each server is a process of its own, with as many workers as ours has, and all take turns: one is
-asked while the others wait. 16 connections that stay open ask for ranges of one size, drawn anew
-each turn, by a program of ours in C (``load.c``) that takes little of the cores that the servers
-have, or by wrk. Before anything is timed, every server's bytes are compared with the file. What
-counts are ratios within a round, by requests a second, and by the core time that the server's
-processes took for a request, which says more on a machine that others use too.
+Each server is a process of its own, with as many workers as ours, and all take turns: one is asked
+while the others wait. 16 open connections request ranges of one size, drawn anew each turn. The
+client is a program of ours in C (``load.c``), which takes little of the servers' cores, or wrk.
+Before anything is timed, every server's bytes are compared with the file. The results are ratios
+within a round, by requests per second and by the core time of the server's processes per request,
+which is the better measure on a shared machine.
 """
 
 import argparse
@@ -55,12 +55,12 @@ PATH = f"/zarr/one/{SHARD}"
 CONNECTIONS = 16
 _PATIENCE_S = 30.0
 _COMPARED = 8
-"""Ranges of each size and server, before the clock starts."""
+"""Number of ranges per size and server that are compared before timing."""
 _PARTIAL = 206
 _WITH_HEADS = 1.1
-"""Of what wrk reads; those of small ranges are a hundredth, and a whole file is more than that."""
+"""Largest ratio of read bytes to those of bodies: heads add about 1 %, and a whole file more."""
 
-# sendfile is what nginx is for. A body that fits what the socket takes is sent at once.
+# nginx uses sendfile. A body that fits into the socket buffer is sent at once.
 _NGINX = """
 daemon off;
 user {user};
@@ -104,7 +104,7 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One that runs."""
+    """A running server."""
 
     name: str
     port: int
@@ -112,7 +112,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Of the shard."""
+        """URL of the shard."""
         return f"http://127.0.0.1:{self.port}{PATH}"
 
     def core_s(self) -> float:
@@ -124,7 +124,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a server did in one turn."""
+    """The results of a server in one turn."""
 
     server: str
     client: str
@@ -137,17 +137,17 @@ class Turn:
 
 
 class Client(Protocol):
-    """What asks a server for ranges of a file, for some seconds, drawn by a seed."""
+    """A client that requests random ranges of a file for some seconds, drawn with a seed."""
 
     name: str
 
     def ask(self, server: Server, size: int, seconds: float, seed: int) -> Mapping[str, float]:
-        """Return requests, bytes, seconds, and the times of the median and slowest hundredth."""
+        """Return requests, bytes, seconds, and the median and 99th percentile of times."""
         ...
 
 
 class Load:
-    """Our program: every answer must be 206 and as long as it was asked for."""
+    """Our client: every answer must be 206 and have the requested length."""
 
     name = "load.c"
 
@@ -164,7 +164,7 @@ class Load:
 
 
 class Wrk:
-    """The program wrk of Debian, in one thread. It reads bodies in pieces of 8 KiB."""
+    """The client wrk of Debian, in one thread. It reads bodies in pieces of 8 KiB."""
 
     name = "wrk"
 
@@ -187,7 +187,7 @@ class Wrk:
 def said(
     server: Server, command: Sequence[str], variables: Mapping[str, str] | None = None
 ) -> Mapping[str, float]:
-    """Return the figures that a program prints, behind all else that it says."""
+    """Run a program, and return the figures in the last line of its output."""
     environment = {**os.environ, **(variables or {})}
     done = subprocess.run(  # noqa: S603
         command, check=False, capture_output=True, env=environment, text=True
@@ -248,7 +248,7 @@ def commands(
 
 
 def uvicorn(app: str, port: int, processes: str) -> list[str]:
-    """Return what runs an application under uvicorn, with those of its extras that are there."""
+    """Return the command of an application under uvicorn, with its installed extras."""
     words = ["--factory", "--workers", processes, "--port", str(port)]
     return ["-m", "uvicorn", app, *words, "--no-access-log", "--log-level", "error"]
 
@@ -300,7 +300,7 @@ def wait_for(server: Server, work: Path) -> None:
 
 
 def compare(server: Server, data: bytes, sizes: Sequence[str]) -> None:
-    """Hold some ranges of a server against the file."""
+    """Compare some ranges of a server with the file."""
     draw = Random(0)  # noqa: S311  no secret
     for size in (SIZES[name] for name in sizes for _ in range(_COMPARED)):
         first = draw.randrange(len(data) - size + 1)
@@ -312,7 +312,7 @@ def compare(server: Server, data: bytes, sizes: Sequence[str]) -> None:
 
 
 def measured(client: Client, server: Server, size: str, seconds: float, seed: int) -> Turn:
-    """Let a client ask a server."""
+    """Let a client send requests to a server, and return the turn."""
     before = server.core_s()
     found = client.ask(server, SIZES[size], seconds, seed)
     core_us = 1e6 * (server.core_s() - before) / found["requests"]
@@ -326,7 +326,7 @@ def measured(client: Client, server: Server, size: str, seconds: float, seed: in
 def measure(
     options: argparse.Namespace, clients: Sequence[Client], all_servers: Sequence[Server]
 ) -> Iterator[dict[str, object]]:
-    """Measure every server in turn, round after round; yield a row for each client and size."""
+    """Measure all servers in turn, round after round; yield a row per client and size."""
     for client in clients:
         for size in options.sizes:
             turns: dict[str, list[Turn]] = {one.name: [] for one in all_servers}
@@ -352,7 +352,7 @@ def measure(
 
 
 def targets_of(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
-    """Hold the rows against what was set out to reach."""
+    """Compare the rows with the targets."""
     return [
         {
             "size": size, "client": row["client"], "beside": peer,
@@ -366,7 +366,7 @@ def targets_of(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
 
 
 def print_tables(result: Mapping[str, list[dict[str, object]]]) -> None:
-    """Print what was measured."""
+    """Print the results."""
     columns = ("requests_per_s", "gb_per_s", "core_us", "p50_us", "p99_us")
     ratios = ("ours_over_this", "by_core_time")
     table = Table("client", "ranges", "server", *columns, *ratios)
@@ -398,8 +398,15 @@ def main() -> None:
     parser.add_argument(
         "--clients", nargs="+", default=["load.c", "wrk"], choices=("load.c", "wrk")
     )
-    parser.add_argument("--zarr-http-server", metavar="COMMAND", help="of a Python that has it")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of each server")
+    parser.add_argument(
+        "--zarr-http-server", metavar="COMMAND", help="command of a Python that has it"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="number of workers of each server",
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")

@@ -1,4 +1,4 @@
-"""What spinezarr is to reach beside its peers, and what a run shows of it."""
+"""The targets of spinezarr relative to its peers, and the results of a run."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from draws import KINDS, PLANES
 OURS, ROOF = "spinezarr", ".npy (roof)"
 ZARR_OR_BLOSC2 = ("zarr-python", "zarrs", "tensorstore", "blosc2")
 GROUPED = ("MONAI, 4 a volume", "TorchIO, 10 a volume")
-"""Several patches of each volume read: not exact draws; they count beside a window alone."""
+"""Readers of several patches per volume, whose draws are not exact; compared only with windows."""
 EXACT = (*ZARR_OR_BLOSC2, "Arrow 2D", "Arrow 3D", "MONAI", "TorchIO", ".nii.gz")
 MB = 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Patches a second of a peer, by round."""
+    """Patches per second of a peer, by round."""
 
     kind: str
     peer: str
@@ -26,7 +26,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """All that a run measured."""
+    """All figures of a run."""
 
     rates: Sequence[Measured]
     memory: Sequence[dict[str, Any]]
@@ -51,21 +51,21 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One row of the targets, with what was reached."""
+    """One target, with its result."""
 
     row: str
     reached: float | None
     must: float
     aim: float | None
     beside: str
-    """What it was held against."""
+    """Peer or figure of the comparison."""
     less: bool
-    """Whether less is better."""
+    """Whether a smaller result is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One row of the targets."""
+    """One target."""
 
     row: str
     must: float
@@ -74,7 +74,7 @@ class Target:
     less: bool = False
 
     def reach(self, figures: Figures) -> Outcome:
-        """Say what a run reached."""
+        """Return the outcome of a run."""
         reached, beside = self.find(figures)
         return Outcome(self.row, reached, self.must, self.aim, beside, self.less)
 

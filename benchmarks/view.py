@@ -1,10 +1,10 @@
-"""How long until a scan is seen in a browser, and how many bytes that takes; beside downloading it.
+"""Measures time and bytes until a browser shows a scan, compared with downloading it.
 
-A server of its own process serves a scan as it is and one of 600 slices, stacked from it. Debian's
-Chromium, without a screen or a GPU, opens the page of each anew, with nothing kept from before. The
-page itself marks when the three planes are drawn, when a volume takes their place and when the
-spine is there in 3D, counted from the navigation. The same files as ``.nii.gz`` come from the same
-server; whoever downloads them has yet to open them.
+A server in its own process serves a scan, and one of 600 slices that is stacked from it. Debian's
+Chromium, without a screen or a GPU, opens the page of each scan with an empty cache. The page
+itself marks the times from the navigation until the three planes are drawn, until a volume replaces
+them, and until the spine is shown in 3D. The ``.nii.gz`` files are downloaded from the same server;
+the time to open them in a viewer is not included.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from rich.table import Table
 
 SLICES = 600
 MARKS = {"first_view": "first-view", "volume": "level-", "render": "render"}
-"""What is marked by the page, by the beginning of its name."""
+"""Marks of the page, by the beginning of their names."""
 _WAIT_MS = 300_000
 _FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """What one opening of the page took."""
+    """Times and bytes of opening the page once."""
 
     ms: dict[str, float]
     first_view_bytes: int
@@ -47,14 +47,14 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What the two files took."""
+    """Time and bytes of downloading the two files."""
 
     ms: float
     n_bytes: int
 
 
 def stacked(image: Path, label: Path, work: Path, n_slices: int) -> tuple[Path, Path]:
-    """Write a scan of more slices: the scan and its mirror image, over and over."""
+    """Write a scan of more slices, by repeating the scan and its mirror image."""
     made = []
     for path, name in ((image, "long_ct.nii.gz"), (label, "long_seg.nii.gz")):
         read = nib.load(path)
@@ -88,7 +88,7 @@ def serving(*stores: Path) -> Iterator[str]:
 
 
 def visited(browser: Browser, url: str) -> Visit:
-    """Open the page in a context of its own, and wait until all is there."""
+    """Open the page in a context of its own, and wait until it is complete."""
     context = browser.new_context(viewport={"width": 1280, "height": 720})
     tab = context.new_page()
     tab.set_default_timeout(_WAIT_MS)
@@ -111,7 +111,7 @@ def visited(browser: Browser, url: str) -> Visit:
 
 
 def downloaded(scan_url: str) -> Download:
-    """Fetch image and mask, and keep nothing."""
+    """Download image and mask, and discard them."""
     started, count = time.perf_counter(), 0
     for array in ("image", "label"):
         with urllib.request.urlopen(f"{scan_url}/{array}.nii.gz") as answer:  # noqa: S310
@@ -121,7 +121,7 @@ def downloaded(scan_url: str) -> Download:
 
 
 def measured(browser: Browser, server: str, store: str, rounds: int) -> dict[str, object]:
-    """Open the page and download the files, in turns; the first of each warms the server up."""
+    """Open the page and download the files in turns; the first turn warms the server up."""
     page, scan = f"{server}/scan/{store}/scan", f"{server}/v1/{store}/scans/scan"
     visits = [visited(browser, page) for _ in range(rounds + 1)][1:]
     downloads = [downloaded(scan) for _ in range(rounds)]

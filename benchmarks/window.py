@@ -1,8 +1,8 @@
-"""What windows of samples trade: how much less is decoded, and how much more alike samples are.
+"""Measures the tradeoff of windows: fewer decoded chunks against more correlated samples.
 
-Draws and chunks are counted, over as many scans of one shape as are asked for; nothing is read, so
-these figures are the same on every machine. With ``--store``, samples of a store are read too: what
-counts is the core time of one sample, against that of an exact draw in the same run.
+Draws and chunks are counted over many scans of one shape. Nothing is read, so these figures are the
+same on every machine. With ``--store``, samples of a store are read, too; the result is the core
+time of one sample, relative to that of an exact draw in the same run.
 """
 
 import argparse
@@ -29,20 +29,20 @@ from spinezarr.stream.epoch.stream import PatchStream
 from spinezarr.stream.request import PatchRequest
 
 SAMPLES = (2, 4, 8, 16, 32)
-"""Samples a scan that are looked at."""
+"""Numbers of samples per scan to measure."""
 KINDS = {"128^3": (128, 128, 128), "96^3": (96, 96, 96), "64^3": (64, 64, 64)}
 PLANES = {"axial": 0, "sagittal": 2}
 VOXEL_BYTES = 3
-"""Of image and mask together."""
+"""Bytes of a voxel of image and mask together."""
 MIXED = 1000
-"""Samples of which scans are counted."""
+"""Number of successive samples whose scans are counted."""
 POINTS = 2000
-"""Voxels of each scan at which it is counted how many samples show them."""
+"""Number of voxels of each scan for which the samples that show them are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class EqualVolumes:
-    """Scans in chunks of one shape."""
+    """Scans of one shape, without files."""
 
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
         """Do nothing: there are no files."""
@@ -72,7 +72,7 @@ def sampler_of(size_zyx: ShapeZYX, shape_zyx: ShapeZYX, n_scans: int) -> Sampler
 
 
 def no_voxel(scan_id: str, vertebra: str, k: int | None) -> ShapeZYX:
-    """Refuse: uniform draws ask for none."""
+    """Raise an error, because uniform draws need no voxel."""
     raise NotImplementedError(scan_id, vertebra, k)
 
 
@@ -84,14 +84,14 @@ def chunks_of(box: Box) -> set[ShapeZYX]:
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Return the voxels that two boxes share, as a share of those that they have together."""
+    """Return the voxels in both boxes, as a fraction of those in either."""
     both = one.intersect(other)
     shared = 0 if both is None else int(np.prod(both.shape_zyx))
     return shared / (2 * int(np.prod(one.shape_zyx)) - shared)
 
 
 def seen_once(requests: list[PatchRequest], shape_zyx: ShapeZYX) -> float:
-    """Return how many different voxels samples hold, as a share of all that they hold."""
+    """Return the number of different voxels in samples, as a fraction of all their voxels."""
     points = np.random.default_rng(0).integers(0, shape_zyx, (POINTS, 3))
     shown: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(POINTS, int))
     for request in requests:
@@ -102,7 +102,7 @@ def seen_once(requests: list[PatchRequest], shape_zyx: ShapeZYX) -> float:
 
 
 def figures(groups: list[list[PatchRequest]], shape_zyx: ShapeZYX) -> dict[str, float]:
-    """Describe samples; those of a group are read together."""
+    """Return the figures of samples; those of a group are read together."""
     in_turn = sorted((r for group in groups for r in group), key=lambda request: request.index)
     voxels = int(np.prod(in_turn[0].box.shape_zyx))
     decoded = sum(len(set().union(*(chunks_of(r.box) for r in group))) for group in groups)
@@ -121,11 +121,11 @@ def figures(groups: list[list[PatchRequest]], shape_zyx: ShapeZYX) -> dict[str, 
 def measure(
     size_zyx: ShapeZYX, shape_zyx: ShapeZYX, n_scans: int, n_samples: int
 ) -> list[dict[str, object]]:
-    """Describe exact draws, and windows of several samples a scan."""
+    """Return the figures of exact draws, and of windows of several samples per scan."""
     sampler = sampler_of(size_zyx, shape_zyx, n_scans)
     exact = [sampler.draw(0, i, no_voxel) for i in range(n_samples)]
     rows = [{"samples_per_scan": 1, "default": False} | figures([[r] for r in exact], shape_zyx)]
-    # Two exact draws of one scan, for comparison.
+    # For comparison, two exact draws of one scan are measured.
     one_scan = sampler_of(size_zyx, shape_zyx, 1)
     pairs = [[one_scan.draw(0, 2 * i + j, no_voxel).box for j in (0, 1)] for i in range(n_samples)]
     rows[0]["overlap_of_two"] = float(np.mean([overlap(*pair) for pair in pairs]))
@@ -147,7 +147,7 @@ def measure(
 
 
 def core_s(stream: PatchStream, n_samples: int) -> float:
-    """Return the core time of one sample, in seconds, of about so many."""
+    """Return the core time of one sample in seconds, from about ``n_samples``."""
     stream.read_group(0)  # memory and shard indices are there from now on
     started, done, unit = time.thread_time(), 0, 0
     while done < n_samples:
@@ -187,9 +187,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4096)
     kinds = [*KINDS, *PLANES]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
-    parser.add_argument("--store", help="read samples of it too")
+    parser.add_argument("--store", help="read samples of this store, too")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--read", type=int, default=128, help="samples of each round and kind")
+    parser.add_argument(
+        "--read", type=int, default=128, help="number of samples per round and kind"
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     shape_zyx = tuple(options.shape)
