@@ -33,7 +33,7 @@ from rich.table import Table
 
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.layout import PROFILES, BloscCodecSpec, chunk_grid, fill_value
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import crc32c, index_bytes
 from spinezarr.stream.read.plan import plan_reads
 

@@ -16,7 +16,7 @@ from running import running
 
 import spinezarr
 from spinezarr.geometry import Box
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.plan import ReadPlan, plan_reads
 
 ROOT = Path(__file__).parent.parent

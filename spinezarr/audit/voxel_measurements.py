@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spinezarr.audit.levels import MULTI_SEGMENT_LEVELS
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
 from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
 

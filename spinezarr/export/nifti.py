@@ -22,7 +22,7 @@ from spinezarr.export.nifti_form import NiftiForm, NotScaledBackError, dtype_to_
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 
 __all__ = [
     "ExportedScan",

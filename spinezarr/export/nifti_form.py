@@ -24,7 +24,7 @@ from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.geometry import GRID_TOLERANCE, Grid, max_corner_distance_mm
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import LabelSourceRecord, ScanAttributes, SourceRecord
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.text import count_noun
 
 __all__ = ["NiftiForm", "NotScaledBackError", "dtype_to_write"]

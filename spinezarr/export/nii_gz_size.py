@@ -8,7 +8,8 @@ import numpy as np
 
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import Box
-from spinezarr.store.reader import ArraySpec, StoreReader
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ArraySpec
 
 __all__ = ["estimate_nii_gz_bytes"]
 

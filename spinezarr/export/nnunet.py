@@ -25,7 +25,8 @@ from spinezarr.export.atomic_file import check_not_link, write_atomically
 from spinezarr.export.nifti import ExportedScan, write_label_on_image, write_nifti
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.store.files import PARTIAL
-from spinezarr.store.reader import ScanHandle, StoreReader
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.store.selection import ScanSelection
 from spinezarr.text import to_ascii_json
 from spinezarr.vertebrae import BACKGROUND, VALUE_OF_NAME

@@ -9,7 +9,7 @@ from spinezarr.export.plane import PreviewPlane, PreviewPoint
 from spinezarr.export.spine_slices import Points, annotated_centers, middle_of_spine, read_slice
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, axis_positions_mm
-from spinezarr.store.reader import ScanHandle
+from spinezarr.store.scan_handle import ScanHandle
 
 __all__ = ["preview_scan"]
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SLICE_AXIS, Box, Plane, ShapeZYX
 from spinezarr.store.attributes import VertebraRecord
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
 __all__ = ["Points", "annotated_centers", "middle_of_spine", "middle_slice", "read_slice"]

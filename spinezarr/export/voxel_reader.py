@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from spinezarr.geometry import Box
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 
 __all__ = ["VoxelReader"]
 

@@ -24,7 +24,8 @@ import xarray as xr
 from spinezarr.errors import UsageError
 from spinezarr.geometry import AxisMap, Box, ShapeIJK
 from spinezarr.store.attributes import LabelSourceRecord, SourceRecord
-from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.nonfinite import (

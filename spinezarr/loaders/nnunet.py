@@ -29,7 +29,8 @@ from spinezarr.export.atomic_file import write_atomically
 from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.attributes import SourceRecord
-from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for

@@ -23,7 +23,7 @@ from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.store.layout import IMAGE, LABEL, LARGEST_AXIS
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.view.levels import Level, LevelCache, LevelReader, levels_of, shown_dtype
 

@@ -27,7 +27,7 @@ from spinezarr.serve.served_files import (
 from spinezarr.serve.storage import METADATA, Recent
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.layout import IMAGE, chunk_grid, scan_key
-from spinezarr.store.reader import ArraySpec, ScanHandle, parse_scan
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle, parse_scan
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.view.levels import LevelCache, LevelReader, piece_shape_zyx
 from spinezarr.view.ome import (

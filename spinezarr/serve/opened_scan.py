@@ -8,7 +8,8 @@ from spinezarr.errors import CorruptStoreError, UnknownScanError
 from spinezarr.serve.http import text_answer
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.version_headers import RefusedError
-from spinezarr.store.reader import ScanHandle, StoreReader
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.stream.read.engine import Engine
 
 __all__ = ["NO_SCAN", "OpenedScan"]

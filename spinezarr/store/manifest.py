@@ -11,14 +11,21 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from spinezarr.errors import DamagedMetadataError
+from spinezarr.errors import CorruptStoreError, DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import ShardedArray
 from spinezarr.store.layout import IMAGE, LABEL_CHUNKS, chunk_grid
 from spinezarr.store.sealed import StoredAttributes
 from spinezarr.store.sharding import CHUNK_ROW, LARGEST_OVERHEAD, crc32, index_bytes
 
-__all__ = ["SCAN_FILE", "ManifestEntry", "ShardEntry", "ShardPositions", "shard_entries"]
+__all__ = [
+    "SCAN_FILE",
+    "ManifestEntry",
+    "ShardEntry",
+    "ShardPositions",
+    "checked_content",
+    "shard_entries",
+]
 
 _LARGEST_FILE_BYTES: Final = 1 << 40
 _PART_OF_INDEX: Final = "(0|[1-9][0-9]{0,4})"
@@ -56,6 +63,34 @@ class ManifestEntry(StoredAttributes):
     def of(cls, data: bytes) -> "ManifestEntry":
         """Return the entry of a file with this content."""
         return cls(size_bytes=len(data), crc32=f"{crc32(data):08x}")
+
+
+def checked_content(path: str, data: bytes | None, entry: ManifestEntry) -> bytes:
+    """Return the content of a file after comparing it with its manifest entry.
+
+    Parameters
+    ----------
+    path
+        Path or URL of the file for messages.
+    data
+        Content of the file; None if it is absent.
+    entry
+        Entry of the file.
+
+    Raises
+    ------
+    CorruptStoreError
+        If the file is absent, or is not the one of the entry.
+    """
+    if data is None:
+        raise CorruptStoreError(f"{path}: is missing from the store.")
+    found = ManifestEntry.of(data)
+    if found != entry:
+        raise CorruptStoreError(
+            f"{path}: is damaged: {found.size_bytes} bytes with crc32 {found.crc32}, "
+            f"expected {entry.size_bytes} bytes with {entry.crc32}. Ingest it again."
+        )
+    return data
 
 
 class ShardEntry(ManifestEntry):

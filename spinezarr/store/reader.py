@@ -6,9 +6,9 @@ The reader returns plain values; reading voxels is left to :mod:`spinezarr.strea
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,39 +22,35 @@ from spinezarr.errors import (
     StoreNotFoundError,
     UnknownScanError,
 )
-from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import NoSuchBucketError
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
-from spinezarr.scaling import VALUE_DTYPE, Scaling
-from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
+from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import (
     OtherFormatError,
     RootAttributes,
     ScanAttributes,
     is_scan_id,
     parse_root,
-    parse_scan_group,
 )
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.layout import (
     FORMAT_VERSION,
-    IMAGE,
-    LABEL,
     LABEL_CHUNKS,
     TABLE,
     chunk_grid,
     scan_key,
 )
-from spinezarr.store.manifest import ManifestEntry, ShardEntry
+from spinezarr.store.manifest import checked_content
 from spinezarr.store.objects import Objects, open_objects
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle, parse_scan
 from spinezarr.store.selection import unknown_scan
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.store.table import update_table
-from spinezarr.store.table_file import parse_table
+from spinezarr.store.table_reader import TableRow, read_table, rows_of
 from spinezarr.text import to_nfc
 
-__all__ = ["ArraySpec", "ScanHandle", "StoreReader", "parse_scan", "read_table"]
+__all__ = ["StoreReader"]
 
 T = TypeVar("T")
 
@@ -62,103 +58,6 @@ _DAMAGED: Final = (DamagedMetadataError, OtherFormatError, CorruptStoreError)
 """Errors of reading and parsing a file that is not as it was written."""
 _SCANS_KEPT: Final = 4096
 """Number of scans whose metadata are kept in memory, at some 30 kB each."""
-
-ReadFiles = Callable[[Iterable[str]], Mapping[str, bytes]]
-"""Returns the contents of files by path; absent files are left out."""
-
-
-def _find_no_change(_: "ArraySpec") -> None:
-    """Return None: no other version of the scan is known."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ArraySpec:
-    """Everything that a reader must know of one stored array ``(z, y, x)`` to read its voxels."""
-
-    scan_id: str
-    name: str
-    """``image`` or ``label``."""
-    path: str = field(repr=False)
-    """Path of the array in the store's file system."""
-    shape_zyx: ShapeZYX
-    stored_dtype: np.dtype[Any]
-    """Data type of the numbers in its chunks."""
-    chunk_shape_zyx: ShapeZYX
-    shard_shape_zyx: ShapeZYX
-    shard_sizes: Mapping[ShapeZYX, int]
-    """Size in bytes of each shard that exists, by shard index."""
-    separator: Separator
-    """Separator in the keys of its shards."""
-    shards: Mapping[ShapeZYX, ShardEntry]
-    """Manifest entry of each shard that exists, by shard index."""
-    scaling: Scaling | None = None
-    """Scaling from stored numbers to values; None if the numbers are the values."""
-    content_checksum: str = ""
-    """Content checksum of the version of the scan that the array belongs to."""
-    find_change: Callable[["ArraySpec"], ScanChangedError | None] = _find_no_change
-    """Called if the array cannot be read; returns an error if the store has another version now."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Data type of the values that readers return."""
-        return self.stored_dtype if self.scaling is None else VALUE_DTYPE
-
-    def unscaled(self) -> "ArraySpec":
-        """Return the same array without scaling: its values are the stored numbers."""
-        return replace(self, scaling=None)
-
-    @property
-    def chunks_per_shard_zyx(self) -> ShapeZYX:
-        """Number of chunks in a shard along each axis."""
-        z, y, x = (s // c for s, c in zip(self.shard_shape_zyx, self.chunk_shape_zyx, strict=True))
-        return (z, y, x)
-
-    def shard_path(self, shard_zyx: ShapeZYX) -> str:
-        """Path of a shard in the store's file system."""
-        return f"{self.path}/{chunk_key(shard_zyx, self.separator)}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScanHandle:
-    """One opened scan."""
-
-    attributes: ScanAttributes
-    image: ArraySpec
-    label: ArraySpec | None
-    label_chunk_rows: int
-    """Number of rows of :meth:`StoreReader.label_chunks`."""
-    variable_attributes: Mapping[str, Mapping[str, Any]]
-    """Attributes such as units of ``image``, ``label``, ``z``, ``y`` and ``x``, by array name."""
-
-    @property
-    def content_checksum(self) -> str:
-        """See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`."""
-        return self.image.content_checksum
-
-    def wrong_label_count(self, value: int) -> CorruptStoreError:
-        """Return the error for a mask that has not the voxels of a label that its counts state."""
-        return CorruptStoreError(
-            f"scan {self.attributes.scan_id!r}: its mask has other voxels of the value {value} "
-            "than its counts say. Ingest this scan again."
-        )
-
-    @property
-    def arrays(self) -> tuple[ArraySpec, ...]:
-        """The image and, if there is one, the mask."""
-        return (self.image,) if self.label is None else (self.image, self.label)
-
-    @property
-    def affine(self) -> npt.NDArray[np.float64]:
-        """4 x 4 matrix from stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
-        return np.array(self.attributes.affine)
-
-
-class TableRow(NamedTuple):
-    """The cells of a scan's row of the scan table that a reader compares with the scan."""
-
-    content_checksum: str
-    shape_zyx: ShapeZYX
-    spacing_zyx_mm: SpacingZYX
 
 
 class StoreReader:
@@ -198,7 +97,7 @@ class StoreReader:
         *,
         with_table: bool = True,
         remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
-        rows: Mapping[str, "TableRow"] | None = None,
+        rows: Mapping[str, TableRow] | None = None,
         objects: Objects | None = None,
     ) -> None:
         self.url = url
@@ -220,7 +119,7 @@ class StoreReader:
         self,
     ) -> tuple[
         Callable[..., "StoreReader"],
-        tuple[str, Mapping[str, Any] | None, RemoteSettings, dict[str, "TableRow"]],
+        tuple[str, Mapping[str, Any] | None, RemoteSettings, dict[str, TableRow]],
     ]:
         return _reopened, (self.url, self.storage_options, self._remote, self._rows)
 
@@ -300,7 +199,7 @@ class StoreReader:
         except CorruptStoreError:
             # An ingest may have replaced the table while it was read.
             table = self._read_table()
-        rows = _rows_of(table)
+        rows = rows_of(table)
         if rows != self._rows:
             self._rows = rows
             self._forget_scans()
@@ -435,7 +334,7 @@ class StoreReader:
         scan = f"{self.name}: scan {scan_id!r}"
         in_table: str | None = found
         with suppress(CorruptStoreError, OSError):
-            row = _rows_of(self._read_table()).get(scan_id)
+            row = rows_of(self._read_table()).get(scan_id)
             in_table = None if row is None else row.content_checksum
         if in_table == found:
             return ScanChangedError(
@@ -474,7 +373,7 @@ class StoreReader:
                 newer[scan_id] = scan
         if newer:
             new.__dict__["table"] = table = update_table(new.root, table, newer, {})
-            new._rows = _rows_of(table)
+            new._rows = rows_of(table)
             new._newer = frozenset(newer)
         return new
 
@@ -526,7 +425,7 @@ class StoreReader:
         path = f"{self.path}/{scan_key(scan.attributes.scan_id)}/{key}"
 
         def parse(data: bytes | None) -> npt.NDArray[np.uint32]:
-            checked = _checked(path, data, scan.attributes.manifest[key])
+            checked = checked_content(path, data, scan.attributes.manifest[key])
             try:
                 decode_chunk(checked, out)
             except ChunkDamagedError as problem:
@@ -591,122 +490,3 @@ def _reopened(
 ) -> StoreReader:
     """Open a store for a reader that another process has sent."""
     return StoreReader(url, storage_options, with_table=False, remote=remote, rows=rows)
-
-
-def _rows_of(table: xr.Dataset) -> dict[str, TableRow]:
-    """Return the rows of a table by scan id."""
-    shapes = map(tuple, table.shape_zyx.to_numpy().tolist())
-    spacings = map(tuple, table.spacing_zyx_mm.to_numpy().tolist())
-    columns = (table.content_checksum.to_numpy().tolist(), shapes, spacings)
-    rows = (TableRow(*row) for row in zip(*columns, strict=True))
-    return dict(zip(table.scan.to_numpy().tolist(), rows, strict=True))
-
-
-def read_table(read: ReadFiles, folder: str, url: str) -> xr.Dataset:
-    """Read the scan table of a store into memory; text as NumPy objects.
-
-    Parameters
-    ----------
-    read
-        Reads files of the store by path.
-    folder
-        Path of the table in the store's file system.
-    url
-        Path or URL of the store for messages.
-
-    Raises
-    ------
-    CorruptStoreError
-        If a file of it is missing or damaged.
-    """
-    raw = read([f"{folder}/zarr.json"]).get(f"{folder}/zarr.json")
-    if raw is None:
-        raise CorruptStoreError(
-            f"{url}: has no scan table: an ingest was cut off before its first scan was "
-            "done. Run the same 'spinezarr ingest' again."
-        )
-    try:
-        stored = parse_table(raw)
-        chunks = {f"{folder}/{key}": entry for key, entry in stored.chunks.items()}
-        present = read(chunks)
-        data = {
-            path[len(folder) + 1 :]: _checked(path, present.get(path), entry)
-            for path, entry in chunks.items()
-        }
-        return stored.dataset(data)
-    except DamagedMetadataError as problem:
-        raise CorruptStoreError(
-            f"{folder}/zarr.json: is damaged ({problem}). "
-            "Run the same 'spinezarr ingest' again with --repair: it writes the table anew."
-        ) from problem
-
-
-def _checked(path: str, data: bytes | None, entry: ManifestEntry) -> bytes:
-    """Return the content of a file after comparing it with its manifest entry."""
-    if data is None:
-        raise CorruptStoreError(f"{path}: is missing from the store.")
-    found = ManifestEntry.of(data)
-    if found != entry:
-        raise CorruptStoreError(
-            f"{path}: is damaged: {found.size_bytes} bytes with crc32 {found.crc32}, "
-            f"expected {entry.size_bytes} bytes with {entry.crc32}. Ingest it again."
-        )
-    return data
-
-
-def parse_scan(
-    data: bytes,
-    folder: str,
-    *,
-    find_change: Callable[[ArraySpec], ScanChangedError | None] = _find_no_change,
-) -> ScanHandle:
-    """Parse the ``zarr.json`` of a scan.
-
-    Parameters
-    ----------
-    data
-        Content of the file.
-    folder
-        Path of the scan in the store's file system.
-    find_change
-        See :attr:`ArraySpec.find_change`.
-
-    Raises
-    ------
-    DamagedMetadataError
-        If spinezarr did not write it, or it is damaged.
-    """
-    group = parse_scan_group(data)
-    scan, arrays = group.attributes, group.arrays
-    content = scan.content_checksum
-
-    def spec(name: str, array: ShardedArray) -> ArraySpec:
-        shards = group.shards(name)
-        return ArraySpec(
-            scan_id=scan.scan_id,
-            name=name,
-            path=f"{folder}/{name}",
-            shape_zyx=array.shape,
-            stored_dtype=array.dtype,
-            chunk_shape_zyx=array.chunk_shape_zyx,
-            shard_shape_zyx=array.shard_shape_zyx,
-            shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
-            separator=array.separator,
-            shards=shards,
-            scaling=array.scaling,
-            content_checksum=content,
-            find_change=find_change,
-        )
-
-    described = {
-        name: Scaling.without_attributes(array.attributes)
-        for name, array in arrays.by_key.items()
-        if name != LABEL_CHUNKS
-    }
-    return ScanHandle(
-        scan,
-        spec(IMAGE, arrays.image),
-        None if arrays.label is None else spec(LABEL, arrays.label),
-        0 if arrays.label_chunks is None else arrays.label_chunks.shape[0],
-        described,
-    )

@@ -32,9 +32,9 @@ from spinezarr.store.layout import METADATA, TABLE
 from spinezarr.store.ledger import LEDGER_FILE, FolderRecord, Ledger, LedgerEntry
 from spinezarr.store.lock import LATE_FILE
 from spinezarr.store.metadata import table_files
-from spinezarr.store.reader import read_table
 from spinezarr.store.table import build_table, update_table, with_audit_results
 from spinezarr.store.table_file import parse_table
+from spinezarr.store.table_reader import read_table
 from spinezarr.store.writable import WritableStore
 
 __all__ = ["ScanRegistry"]

@@ -11,7 +11,7 @@ from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.layout import LABEL, LABEL_CHUNKS, chunk_grid, scan_key
-from spinezarr.store.reader import ArraySpec, ScanHandle, parse_scan
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle, parse_scan
 from spinezarr.store.sealed import parse_json, unseal
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.verify.fault import Fault

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.manifest import ShardEntry
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import (
     ABSENT,
     CHECKSUM_BYTES,

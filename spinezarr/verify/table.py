@@ -13,9 +13,9 @@ from spinezarr.store.audit_log import AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.layout import TABLE
 from spinezarr.store.manifest import ManifestEntry
-from spinezarr.store.reader import read_table as read_table_files
 from spinezarr.store.table import build_table
 from spinezarr.store.table_file import parse_table
+from spinezarr.store.table_reader import read_table as read_table_files
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import OnBytes, StoreFiles, read_error, seal_problem, unreadable
 

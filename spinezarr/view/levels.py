@@ -22,7 +22,7 @@ import numpy.typing as npt
 from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box, Matrix4x4, ShapeZYX, SpacingZYX
 from spinezarr.store.layout import LABEL, chunk_grid
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.engine import Engine

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, VALUE_OF_NAME, hex_color
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 

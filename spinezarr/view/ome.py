@@ -35,7 +35,7 @@ from spinezarr.geometry import SHEAR_TOLERANCE_DEG, ShapeZYX, shear_deg
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL, BloscCodecSpec, fill_value
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.store.sharding import encode_chunk
 from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, label_color
 from spinezarr.view.levels import COARSEST_VOXELS, Level, levels_of, piece_shape_zyx

@@ -34,7 +34,8 @@ from spinezarr.store.files import PARTIAL, is_read_only
 from spinezarr.store.layout import chunk_grid, scan_key
 from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.objects import LocalObjects
-from spinezarr.store.reader import ArraySpec, ScanHandle, StoreReader, parse_scan
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle, parse_scan
 from spinezarr.store.sharding import crc32
 from spinezarr.stream.read.engine import Engine
 from spinezarr.text import add_path_to_disk_full_error

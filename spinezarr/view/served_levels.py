@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import CorruptStoreError
 from spinezarr.remote.requests import RemoteObjects
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.view.levels import Level, shown_dtype
 
 __all__ = ["ServedLevels"]

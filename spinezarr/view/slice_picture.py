@@ -18,7 +18,7 @@ from spinezarr.errors import UsageError
 from spinezarr.export.spine_slices import middle_slice, read_slice
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SLICE_AXIS, Plane, axis_positions_mm
-from spinezarr.store.reader import ScanHandle
+from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, BACKGROUND, VALUE_OF_NAME, label_color
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU, WindowHU, gray_of
 

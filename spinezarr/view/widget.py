@@ -30,7 +30,7 @@ from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.export.preview import preview_scan
 from spinezarr.export.spine_slices import middle_of_spine
 from spinezarr.processors import cpu_count
-from spinezarr.store.reader import ArraySpec, ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
 from spinezarr.text import to_printable
 from spinezarr.view.levels import Level, LevelReader, levels_of, shown_dtype

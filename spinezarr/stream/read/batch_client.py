@@ -25,7 +25,7 @@ from spinezarr.geometry import Box
 from spinezarr.redaction import redact_url
 from spinezarr.remote.transport import UnsupportedRequestError
 from spinezarr.store.objects import Objects
-from spinezarr.store.reader import TableRow
+from spinezarr.store.table_reader import TableRow
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.batch_reader import BatchReader, padding_zyx
 from spinezarr.stream.read.summary import ReadSummary, megabytes

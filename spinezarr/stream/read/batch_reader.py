@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.reader import ScanHandle, StoreReader
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.box_reader import BoxRead, BoxReader
 from spinezarr.stream.read.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill

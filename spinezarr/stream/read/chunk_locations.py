@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import ShapeZYX
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.fetch import ByteRange, ByteRanges, StoredShard
 from spinezarr.stream.read.plan import ReadPlan

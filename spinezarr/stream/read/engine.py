@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.buffer_pool import BufferPool

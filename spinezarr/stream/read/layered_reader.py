@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy.typing as npt
 
 from spinezarr.geometry import Box
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.box_reader import BoxRead, BoxReader
 from spinezarr.stream.read.buffer_pool import BufferPool
 from spinezarr.stream.read.summary import ReadSummary

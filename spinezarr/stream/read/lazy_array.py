@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dask.base import tokenize
 
 from spinezarr.geometry import Box
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.box_reader import BoxRead, BoxReader
 
 __all__ = ["lazy_array"]

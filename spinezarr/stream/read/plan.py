@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 
 __all__ = ["ReadPlan", "plan_reads"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.geometry import Box
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.spacing import Positions
 

@@ -22,7 +22,8 @@ from spinezarr.recipe import Recipe
 from spinezarr.remote.settings import RemoteSettings
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.manifest import ShardEntry
-from spinezarr.store.reader import ArraySpec, StoreReader
+from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.sharding import ABSENT, index_bytes, parse_index
 from spinezarr.stream.read.box_reader import BoxRead

@@ -30,7 +30,7 @@ from spinezarr.geometry import Box
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.layout import BALANCED, FAST, LARGEST_CHUNK_BYTES
 from spinezarr.store.manifest import ShardEntry
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import (
     CHUNK_ROW,
     ChunkDamagedError,

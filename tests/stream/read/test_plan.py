@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinezarr.geometry import Box
-from spinezarr.store.reader import ArraySpec
+from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.plan import plan_reads
 
 triples = st.tuples(*[st.integers(1, 5)] * 3)

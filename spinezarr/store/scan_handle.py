@@ -1,0 +1,162 @@
+"""What must a reader know of a stored scan to read its voxels?"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spinezarr.errors import CorruptStoreError, ScanChangedError
+from spinezarr.geometry import ShapeZYX
+from spinezarr.scaling import VALUE_DTYPE, Scaling
+from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
+from spinezarr.store.attributes import ScanAttributes, parse_scan_group
+from spinezarr.store.layout import IMAGE, LABEL, LABEL_CHUNKS
+from spinezarr.store.manifest import ShardEntry
+
+__all__ = ["ArraySpec", "ScanHandle", "parse_scan"]
+
+
+def _find_no_change(_: "ArraySpec") -> None:
+    """Return None: no other version of the scan is known."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArraySpec:
+    """Everything that a reader must know of one stored array ``(z, y, x)`` to read its voxels."""
+
+    scan_id: str
+    name: str
+    """``image`` or ``label``."""
+    path: str = field(repr=False)
+    """Path of the array in the store's file system."""
+    shape_zyx: ShapeZYX
+    stored_dtype: np.dtype[Any]
+    """Data type of the numbers in its chunks."""
+    chunk_shape_zyx: ShapeZYX
+    shard_shape_zyx: ShapeZYX
+    shard_sizes: Mapping[ShapeZYX, int]
+    """Size in bytes of each shard that exists, by shard index."""
+    separator: Separator
+    """Separator in the keys of its shards."""
+    shards: Mapping[ShapeZYX, ShardEntry]
+    """Manifest entry of each shard that exists, by shard index."""
+    scaling: Scaling | None = None
+    """Scaling from stored numbers to values; None if the numbers are the values."""
+    content_checksum: str = ""
+    """Content checksum of the version of the scan that the array belongs to."""
+    find_change: Callable[["ArraySpec"], ScanChangedError | None] = _find_no_change
+    """Called if the array cannot be read; returns an error if the store has another version now."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the values that readers return."""
+        return self.stored_dtype if self.scaling is None else VALUE_DTYPE
+
+    def unscaled(self) -> "ArraySpec":
+        """Return the same array without scaling: its values are the stored numbers."""
+        return replace(self, scaling=None)
+
+    @property
+    def chunks_per_shard_zyx(self) -> ShapeZYX:
+        """Number of chunks in a shard along each axis."""
+        z, y, x = (s // c for s, c in zip(self.shard_shape_zyx, self.chunk_shape_zyx, strict=True))
+        return (z, y, x)
+
+    def shard_path(self, shard_zyx: ShapeZYX) -> str:
+        """Path of a shard in the store's file system."""
+        return f"{self.path}/{chunk_key(shard_zyx, self.separator)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScanHandle:
+    """One opened scan."""
+
+    attributes: ScanAttributes
+    image: ArraySpec
+    label: ArraySpec | None
+    label_chunk_rows: int
+    """Number of rows of :meth:`spinezarr.store.reader.StoreReader.label_chunks`."""
+    variable_attributes: Mapping[str, Mapping[str, Any]]
+    """Attributes such as units of ``image``, ``label``, ``z``, ``y`` and ``x``, by array name."""
+
+    @property
+    def content_checksum(self) -> str:
+        """See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`."""
+        return self.image.content_checksum
+
+    def wrong_label_count(self, value: int) -> CorruptStoreError:
+        """Return the error for a mask that has not the voxels of a label that its counts state."""
+        return CorruptStoreError(
+            f"scan {self.attributes.scan_id!r}: its mask has other voxels of the value {value} "
+            "than its counts say. Ingest this scan again."
+        )
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """The image and, if there is one, the mask."""
+        return (self.image,) if self.label is None else (self.image, self.label)
+
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """4 x 4 matrix from stored voxel ``(x, y, z, 1)`` to RAS+ mm."""
+        return np.array(self.attributes.affine)
+
+
+def parse_scan(
+    data: bytes,
+    folder: str,
+    *,
+    find_change: Callable[[ArraySpec], ScanChangedError | None] = _find_no_change,
+) -> ScanHandle:
+    """Parse the ``zarr.json`` of a scan.
+
+    Parameters
+    ----------
+    data
+        Content of the file.
+    folder
+        Path of the scan in the store's file system.
+    find_change
+        See :attr:`ArraySpec.find_change`.
+
+    Raises
+    ------
+    DamagedMetadataError
+        If spinezarr did not write it, or it is damaged.
+    """
+    group = parse_scan_group(data)
+    scan, arrays = group.attributes, group.arrays
+    content = scan.content_checksum
+
+    def spec(name: str, array: ShardedArray) -> ArraySpec:
+        shards = group.shards(name)
+        return ArraySpec(
+            scan_id=scan.scan_id,
+            name=name,
+            path=f"{folder}/{name}",
+            shape_zyx=array.shape,
+            stored_dtype=array.dtype,
+            chunk_shape_zyx=array.chunk_shape_zyx,
+            shard_shape_zyx=array.shard_shape_zyx,
+            shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
+            separator=array.separator,
+            shards=shards,
+            scaling=array.scaling,
+            content_checksum=content,
+            find_change=find_change,
+        )
+
+    described = {
+        name: Scaling.without_attributes(array.attributes)
+        for name, array in arrays.by_key.items()
+        if name != LABEL_CHUNKS
+    }
+    return ScanHandle(
+        scan,
+        spec(IMAGE, arrays.image),
+        None if arrays.label is None else spec(LABEL, arrays.label),
+        0 if arrays.label_chunks is None else arrays.label_chunks.shape[0],
+        described,
+    )

@@ -1,0 +1,72 @@
+"""How is the scan table of a store read into memory?"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import xarray as xr
+
+from spinezarr.errors import CorruptStoreError, DamagedMetadataError
+from spinezarr.geometry import ShapeZYX, SpacingZYX
+from spinezarr.store.manifest import checked_content
+from spinezarr.store.table_file import parse_table
+
+__all__ = ["ReadFiles", "TableRow", "read_table", "rows_of"]
+
+ReadFiles = Callable[[Iterable[str]], Mapping[str, bytes]]
+"""Returns the contents of files by path; absent files are left out."""
+
+
+class TableRow(NamedTuple):
+    """The cells of a scan's row of the scan table that a reader compares with the scan."""
+
+    content_checksum: str
+    shape_zyx: ShapeZYX
+    spacing_zyx_mm: SpacingZYX
+
+
+def rows_of(table: xr.Dataset) -> dict[str, TableRow]:
+    """Return the rows of a table by scan id."""
+    shapes = map(tuple, table.shape_zyx.to_numpy().tolist())
+    spacings = map(tuple, table.spacing_zyx_mm.to_numpy().tolist())
+    columns = (table.content_checksum.to_numpy().tolist(), shapes, spacings)
+    rows = (TableRow(*row) for row in zip(*columns, strict=True))
+    return dict(zip(table.scan.to_numpy().tolist(), rows, strict=True))
+
+
+def read_table(read: ReadFiles, folder: str, url: str) -> xr.Dataset:
+    """Read the scan table of a store into memory; text as NumPy objects.
+
+    Parameters
+    ----------
+    read
+        Reads files of the store by path.
+    folder
+        Path of the table in the store's file system.
+    url
+        Path or URL of the store for messages.
+
+    Raises
+    ------
+    CorruptStoreError
+        If a file of it is missing or damaged.
+    """
+    raw = read([f"{folder}/zarr.json"]).get(f"{folder}/zarr.json")
+    if raw is None:
+        raise CorruptStoreError(
+            f"{url}: has no scan table: an ingest was cut off before its first scan was "
+            "done. Run the same 'spinezarr ingest' again."
+        )
+    try:
+        stored = parse_table(raw)
+        chunks = {f"{folder}/{key}": entry for key, entry in stored.chunks.items()}
+        present = read(chunks)
+        data = {
+            path[len(folder) + 1 :]: checked_content(path, present.get(path), entry)
+            for path, entry in chunks.items()
+        }
+        return stored.dataset(data)
+    except DamagedMetadataError as problem:
+        raise CorruptStoreError(
+            f"{folder}/zarr.json: is damaged ({problem}). "
+            "Run the same 'spinezarr ingest' again with --repair: it writes the table anew."
+        ) from problem
