@@ -126,7 +126,7 @@ def measure(
             store.patches(int(kind), **wanted) if kind.isdigit() else store.slices(kind, **wanted)
         )
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
-        for turn in range(rounds + 1):  # the first warms all up
+        for turn in range(rounds + 1):  # the first turn is for warming up
             names = list(WAYS)[turn % len(WAYS) :] + list(WAYS)[: turn % len(WAYS)]
             for name in names:
                 found = rate(WAYS[name](stream.at_epoch(turn)))

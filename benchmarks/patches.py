@@ -317,7 +317,7 @@ def measure(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
         for _ in take_turns(run, children):
             run.load.append(os.getloadavg()[0])
             yield run.result()
-    with Children(run.data) as children:  # none but the one measured has the files mapped
+    with Children(run.data) as children:  # no other process may have the files mapped
         run.cold = measure_cold(children, run.entries, options.cold)
         run.memory = measure_memory(children, run.entries, 2 * options.seconds)
     yield run.result()
@@ -357,7 +357,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = {}
         for result in measure(options, Path(folder)):
-            if options.json:  # a long run that is stopped has not been for nothing
+            if options.json:  # a stopped run keeps its results
                 options.json.write_text(json.dumps(result, indent=1))
     print_rows(result["rows"])
     print_rest(result)

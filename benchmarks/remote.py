@@ -264,7 +264,7 @@ def best_of(bench: Bench, entries: Iterable[Entry], kind: str, link: str) -> Ent
     best = None
     entries = list(entries)
     if bench.options.quick and len(entries) == 1 and entries[0].in_flight:
-        return entries[0]  # nothing to choose, nor to guess
+        return entries[0]  # there is no choice to make
     for entry in entries:
         try:
             turn = bench.turn(entry, kind, LINKS[link], 0)
@@ -281,7 +281,7 @@ def best_of(bench: Bench, entries: Iterable[Entry], kind: str, link: str) -> Ent
 def guessed(bench: Bench, entry: Entry, kind: str, link: str) -> Entry | None:
     """Estimate the rate of spinezarr, so that its epochs take the intended time of a turn."""
     found = None
-    for _ in range(GUESSES):  # the first are short, and so too slow
+    for _ in range(GUESSES):  # the first turns are short, so their rate is low
         found = best_of(bench, [entry], kind, link)
     return found
 
@@ -347,7 +347,7 @@ def measure_table(bench: Bench) -> Iterator[list[Row]]:
     rows: list[Row] = []
     for kind in bench.options.kinds:
         layouts = choose_layouts(bench, ways, kind)
-        bench.close()  # those that were only tried
+        bench.close()  # closes readers that were only tried
         for link in bench.options.links:
             entries = choose_settings(bench, ways, layouts, kind, link)
             turns = take_turns(bench, entries, kind, link)
@@ -619,7 +619,7 @@ def measure(bench: Bench, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
 @contextmanager
 def spinezarr_server(folder: Path) -> Iterator[str]:
     """Run ``spinezarr serve`` with the one store; yield its URL."""
-    shown = folder / "served" / f"{OUR_NAME}.zarr"  # a store's name has no such ending
+    shown = folder / "served" / f"{OUR_NAME}.zarr"  # names of stores have no ending
     shown.parent.mkdir(exist_ok=True)
     shown.symlink_to(folder / OUR_NAME)
     with socket.socket() as probe:
@@ -762,7 +762,9 @@ def parts_of(options: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Measure, print tables, write JSON and a chart."""
     options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-remote: ended"))  # and so do children
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("bench-remote: ended")
+    )  # ends the children, too
     result: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -772,7 +774,7 @@ def main() -> None:
             data = Data.make(work / "data", *pair, options.scans)
             with served(options, data) as bench:
                 for result in measure(bench, parts_of(options)):
-                    if options.json:  # a long run that is stopped has not been for nothing
+                    if options.json:  # a stopped run keeps its results
                         options.json.write_text(json.dumps(result, indent=1))
     except MissingProgramsError as problem:
         sys.exit(f"bench-remote-s3: {problem}")

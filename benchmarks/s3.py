@@ -202,7 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-s3: ended"))  # and so does Ceph
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-s3: ended"))  # ends Ceph, too
     try:
         with ceph_gateway() as gateway, tempfile.TemporaryDirectory() as folder:
             work = Path(folder)

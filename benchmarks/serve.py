@@ -330,7 +330,7 @@ def measure(
     for client in clients:
         for size in options.sizes:
             turns: dict[str, list[Turn]] = {one.name: [] for one in all_servers}
-            for n in range(options.rounds + 1):  # the first warms all up
+            for n in range(options.rounds + 1):  # the first round is for warming up
                 k = n % len(all_servers)
                 for server in (*all_servers[k:], *all_servers[:k]):
                     turn = measured(client, server, size, options.seconds, 1 + n)

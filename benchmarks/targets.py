@@ -126,7 +126,7 @@ def _memory(figures: Figures) -> tuple[float | None, str]:
         (
             (row["beside_bytes"] / MB, f"{row['peer']}, {row['kind']}")
             for row in figures.memory
-            if "PyTorch" not in row["peer"]  # whose libraries alone are more
+            if "PyTorch" not in row["peer"]  # its libraries alone take more memory
         ),
         default=(None, ""),
     )

@@ -115,7 +115,7 @@ def test_leaving_a_context_in_a_child_does_not_release_the_lock_of_the_parent(re
     lock = ProcessLock(reentrant=reentrant)
 
     def child():
-        lock.__exit__(None, None, None)  # of the context that the fork copied
+        lock.__exit__(None, None, None)  # leaves the context that the fork copied
         with lock:
             return True
 

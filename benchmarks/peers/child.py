@@ -69,7 +69,7 @@ class Server:
         data = reader.data
         files = files_below(list(reader.files))
         wanted = draws(kind, data.shape_zyx, 1, seed, patches + 1)
-        reader.read(wanted[:1])  # what is read once, such as shard indices, is not a patch's
+        reader.read(wanted[:1])  # loads shard indices, which are read only once
         disk, cached, left, seconds = [], [], [], []
         for draw in wanted[1:]:
             evict(files)
@@ -84,9 +84,9 @@ class Server:
 
 def serve(start: Callable[[], object]) -> None:
     """Start a server, report it, and answer with its methods until the input ends."""
-    warnings.simplefilter("ignore")  # of the peers, on the parent's terminal
+    warnings.simplefilter("ignore")  # peers would warn on the parent's terminal
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a package prints is no answer
+    os.dup2(2, 1)  # output of packages must not mix with answers
     server = start()
 
     def answer(value: dict[str, Any]) -> None:

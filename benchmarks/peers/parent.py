@@ -90,7 +90,7 @@ class Child:
             self._process.stdin.write(f"{json.dumps([do, arguments])}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended: the answer is missing too
+            pass  # the child has ended, so no answer follows
         return self._answer()
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class Child:
         line = "" if self._process.stdout is None else self._process.stdout.readline()
         if not line:
             log = Path(self._log.name).read_text().splitlines()
-            raise PeerError(f"{self._name}: ended; {log[-1] if log else 'it said nothing'}")
+            raise PeerError(f"{self._name}: ended; {log[-1] if log else 'it printed nothing'}")
         answer: dict[str, Any] = json.loads(line)
         if "problem" in answer:
             raise PeerError(f"{self._name}: {answer['problem']}")

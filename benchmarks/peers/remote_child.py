@@ -120,7 +120,7 @@ def in_flow(
             yield running.pop(oldest)[0], TimeoutError(f"no answer in {patience_s:.0f} s")
             continue
         if number not in running:
-            continue  # it was given up
+            continue  # the read was given up
         draw, _, take = running.pop(number)
         try:
             found: Pair | Exception = take()
@@ -239,7 +239,7 @@ class OurServer:
         patience_s: float,
     ) -> dict[str, Any]:
         """Read as many batches as take about ``seconds``, in whole windows."""
-        del in_flight  # it has bounds of its own
+        del in_flight  # our reader limits itself
         stream = self._stream(kind, epoch, 1 << 20)
         unit = stream.batches_per_group * BATCH
         n = max(1, round(seconds * guess / unit)) * unit
@@ -255,7 +255,7 @@ class OurServer:
         self, kind: str, epoch: int, n: int, in_flight: int, patience_s: float
     ) -> dict[str, Any]:
         """Read ``n`` patches; return how many are wrong and how many failed."""
-        del in_flight  # it has bounds of its own
+        del in_flight  # our reader limits itself
         tally = Tally()
         stream = self._stream(kind, epoch, n)
         given = 0
@@ -314,7 +314,7 @@ def _given(stream: PatchStream, patience_s: float) -> Iterator[Batch | Exception
         try:
             for batch in stream:
                 found.put(batch)
-                room.acquire()  # what is not taken must not pile up
+                room.acquire()  # unread batches must not pile up
         except Exception as problem:  # noqa: BLE001  the caller counts it
             found.put(problem)
         else:

@@ -117,7 +117,7 @@ def test_pages_of_an_evicted_file_are_counted_when_read_again(on_disk):
     file = on_disk / "file"
     file.write_bytes(np.random.default_rng(0).bytes(1 << 20))
     if file_system(file) in {"tmpfs", "ramfs"}:
-        pytest.skip("these files are in memory alone")
+        pytest.skip("these files are only in memory")
     code = """if True:
         import json, mmap, sys
         from pathlib import Path

@@ -68,10 +68,10 @@ def test_a_command_and_its_function_have_the_same_options_and_defaults(command):
         # The store is open, with the options of its file system.
         for name in ("store", "stores", "catalog"):
             options.pop(name, None)
-        if command != "export ome-zarr":  # its images may go to a bucket
+        if command != "export ome-zarr":  # the images may be written to a bucket
             options.pop("storage_options")
     if command == "audit":
-        assert found.pop("others") == ()  # in place of several stores
+        assert found.pop("others") == ()  # replaces several stores
     assert found == options
 
 

@@ -78,7 +78,7 @@ def test_an_ingest_and_an_audit_at_once_give_a_valid_store(shop, place, round_):
     run = place.start(shop.words(url), url, None)
     assert run.wait() == 0, run.output
     end = {fault.text for fault in faults_at_end(place.files(url), url, reference)}
-    assert end <= {"the scan table"}  # it shows what the audit found
+    assert end <= {"the scan table"}  # the table shows the findings of the audit
 
 
 def test_the_error_of_a_second_ingest_names_the_first(shop, disk):

@@ -210,7 +210,7 @@ def test_values_are_written_where_the_slope_cannot_restore_the_numbers(tmp_path,
     found, expected = nib.load(done.files[0]), nib.load(path)
     assert np.asarray(found.dataobj).tobytes() == np.asarray(expected.dataobj).tobytes()
     assert found.affine.tobytes() == expected.affine.tobytes()
-    if dtype == "float32":  # which is stored as it is; of float64 the values are
+    if dtype == "float32":  # for float64 the values are stored instead
         assert_restored(done.files[0], path)
 
 

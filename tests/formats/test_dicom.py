@@ -313,7 +313,7 @@ def test_a_slice_in_another_unit_than_others_is_refused(tmp_path, usual):
     assert read(tmp_path)[0].notes == ()
     edit(paths[0], RescaleType="US")
     assert "differ in RescaleType: 'HU' in 4 (2.dcm); 'US' in 1 (1.dcm)" in refusal(tmp_path)
-    edit(paths[0], RescaleType=None if usual else "HU")  # to say HU or nothing is the same
+    edit(paths[0], RescaleType=None if usual else "HU")  # no RescaleType means HU
     np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
 

@@ -220,7 +220,7 @@ def test_a_data_set_without_preamble_is_distinguished_from_other_files(implicit,
     dataset.SOPInstanceUID = "1.2.3"
     dataset.Rows = 5
     body = encoded(dataset, implicit=implicit)
-    if with_length:  # the length of the group, as older writers put it first
+    if with_length:  # older writers put the length of the group first
         head = (0x0008, 0x0000, 4) if implicit else (0x0008, 0x0000, b"UL", 4)
         body = struct.pack("<HHL" if implicit else "<HH2sH", *head) + bytes(4) + body
     assert is_bare_data_set(body)

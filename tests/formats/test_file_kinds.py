@@ -136,7 +136,7 @@ def test_a_file_of_another_kind_is_refused_with_its_next_step(tmp_path, ending, 
     path = tmp_path / f"a{ending}"
     message = refusal(path, data)
     if case == "gzip" and ending.startswith(".nii"):
-        name, step = "text", "Download it again"  # of what is in it
+        name, step = "text", "Download it again"  # the kind is that of the contents
     if case in {"NIfTI pair", "Analyze"} and ending.startswith(".nii"):
         name = "only single NIfTI files are read, not .hdr/.img pairs"
     assert message.startswith(f"{path}: ")

@@ -278,7 +278,7 @@ def test_a_negative_pixdim_by_which_itk_mirrors_the_volume_gets_a_note(folder):
     pixdim = [1, -0.75, 0.75, 2.5, 0, 0, 0, 0]
     (note,) = conflicting(path, sform=affine, qform=affine, codes=(1, 0), pixdim=pixdim).notes
     assert note.startswith("pixdim says voxels of -0.75 x 0.75 x 2.5 mm")
-    assert sitk.ReadImage(str(path)).GetDirection()[0] == 1  # and -1 without it
+    assert sitk.ReadImage(str(path)).GetDirection()[0] == 1  # it would be -1 without the sform
 
 
 @given(shift=st.floats(-1, 1), along=st.integers(0, 2))

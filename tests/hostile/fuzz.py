@@ -103,7 +103,7 @@ def ready(seed_number: int) -> Iterator[Callable[[int], dict[str, object]]]:
         warnings.simplefilter("error")
         root = Path(name)
         among = seeds(root)
-        for number, sound in enumerate(among):  # the first use of a reader imports what it needs
+        for number, sound in enumerate(among):  # the first use of a reader imports its modules
             for whole_way in (False, True):
                 folder = root / f"sound-{number}-{whole_way}"
                 outcome = outcome_of(sound, sound.files, folder, whole_way=whole_way)

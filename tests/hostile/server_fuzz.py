@@ -260,7 +260,7 @@ def wrong(found: Found, known: Known) -> str | None:  # noqa: C901, PLR0911  one
     if "evil" in found.headers.get("access-control-allow-origin", ""):
         return "lets a page of somebody else read"
     tag = found.headers.get("etag")
-    is_file = "accept-ranges" in found.headers  # what is made for a person has a tag of its own
+    is_file = "accept-ranges" in found.headers  # pages for people have their own tags
     if tag is None or not is_file or found.status not in {200, 206}:
         return None
     whole = known.bodies.get(tag)
@@ -323,7 +323,7 @@ async def _send(made: Attack, writer: asyncio.StreamWriter) -> None:
                 await writer.drain()
         if made.may_be_silent:
             await asyncio.sleep(GRACE_S)
-            writer.write_eof()  # who still waits for more is told that there is none
+            writer.write_eof()  # a server that waits for more sees the end
 
 
 def judged(made: Attack, known: Known, data: bytes, *, is_over: bool) -> Result:

@@ -1177,7 +1177,7 @@ def lying_store(bases: Sequence[Base], number: int, store: Path, canary: Path) -
         try:
             lie(draft)
         except (ValueError, KeyError, IndexError, TypeError) as problem:
-            # The lie before has taken away what this one is about.
+            # An earlier lie has removed the target of this one.
             draft.note(f"nothing: {problem!r}")
     draft.finish()
     _write(draft, store)
@@ -1210,7 +1210,7 @@ def _put(draft: Draft, store: Path, path: Path, node: Node) -> None:  # noqa: C9
         path.chmod(0)
         return
     if node.kind == "copy outside":
-        # Same content, but elsewhere.
+        # The content is the same, but it lies elsewhere.
         copy = outside / "copy"
         if path.is_dir():
             shutil.copytree(path, copy)

@@ -427,7 +427,7 @@ class Trial:
             problems.append((f"FAILED gave away a secret by {pair.verb}", text[:300]))
         if found := foreign_text(text):
             problems.append((f"FAILED unprintable text by {pair.verb}", found))
-        # Torch puts the traceback of its worker into the text of the error that it raises.
+        # The text of torch's errors contains the traceback of its worker.
         shown = "Traceback (most recent" in text and pair.verb not in STARTING
         if shown or "Exception ignored" in text:
             at = max(text.find("Traceback"), 0)

@@ -201,7 +201,7 @@ def _grid(case: Case) -> str:
         for at, batch in enumerate(grid):
             merger.add(batch, batch.image[:, None])
             arrays.append(batch.image)
-            if at == 20:  # of a scan that says it is large
+            if at == 20:  # the scan may claim to be large
                 return _hash(*arrays)
         return _hash(merger.merge(), *arrays)
 

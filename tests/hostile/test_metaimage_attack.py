@@ -28,7 +28,7 @@ def test_a_planted_header_names_another_folder(tmp_path):
     header = plant_data_file_elsewhere(tmp_path)
     assert data_file_of(header) == "../../9999999.raw"
     assert (tmp_path / "9999999.raw").stat().st_size == 12**3 * 2
-    SimpleITK.ReadImage(header)  # an unwary reader takes it
+    SimpleITK.ReadImage(header)  # a careless reader accepts it
 
 
 def test_a_planted_data_file_is_a_link(tmp_path):

@@ -241,7 +241,7 @@ def test_a_scan_that_kills_its_workers_fails_alone(cluster, raw, tmp_path):
     assert failed["scan_id"] == "s1"
     assert f"{ALLOWED_DEATHS} workers died" in failed["reason"]
     assert sorted(report["done"]) == [scan for scan in SCANS if scan != "s1"]
-    assert not (out / "scans" / "s1").exists(), "what the dead workers wrote is removed"
+    assert not (out / "scans" / "s1").exists(), "files of the dead workers must be removed"
     assert "s1" not in spinezarr.open(out).table.scan
 
 
@@ -370,7 +370,7 @@ def test_ctrl_c_keeps_finished_scans_and_removes_unfinished_ones(
     words = ("--workers", "2") if own else ("--scheduler", cluster.address)
     process = begin(raw, out, *words, start_new_session=True)
     until(lambda: len(list((out / "scans").glob("*/zarr.json"))) >= 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal
     _, stderr = process.communicate()
     assert process.returncode == 130, stderr.decode()
     assert "Traceback" not in stderr.decode()

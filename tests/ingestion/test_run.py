@@ -300,7 +300,7 @@ def test_a_repeated_run_redoes_missing_and_replaced_scans(tmp_path, differing):
 def test_a_touched_source_is_read_again_only_if_its_content_differs(tmp_path, differing):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     raw.mkdir()
-    for name in ("a", "b", "c"):  # not compressed: other voxels in as many bytes
+    for name in ("a", "b", "c"):  # uncompressed, so other voxels have the same size
         write_nifti(raw / f"{name}_ct.nii", PHANTOM.image, PHANTOM.affine_xyz, NiftiForm())
         write_nifti(raw / f"{name}_seg.nii", PHANTOM.label, PHANTOM.affine_xyz, MASK)
     recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs-test")

@@ -346,7 +346,7 @@ def test_the_error_names_what_is_missing(made, tmp_path):
 # Comparison with nnU-Net itself, if it is installed
 
 
-if find_spec("nnunetv2") and find_spec("acvl_utils"):  # not its readers alone
+if find_spec("nnunetv2") and find_spec("acvl_utils"):  # only with all of nnU-Net
 
     def test_cases_equal_those_of_the_installed_nnunet_preprocessor(made, tmp_path):
         resampling = import_module("nnunetv2.preprocessing.resampling.default_resampling")

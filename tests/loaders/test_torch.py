@@ -93,7 +93,7 @@ def test_tensors_share_memory_with_the_batch(stream):
 
 def test_tensors_that_are_kept_do_not_change(store):
     stream = store.patches(64, batch_size=2, n_samples=20)
-    expected = digests(map(as_tensors, stream))  # the memory of each batch is used again
+    expected = digests(map(as_tensors, stream))  # the memory of each batch is reused
     held = list(PatchLoader(stream))
     list(stream)
     assert digests(held) == expected

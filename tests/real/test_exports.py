@@ -34,7 +34,7 @@ PAIRS = {
 SERIES = {
     "dcmqi/image/*": "",
     "dcmqi/ct/*": "",
-    "dcmqi/mf.dcm": "dcmqi/image/*",  # the same slices, which ITK places
+    "dcmqi/mf.dcm": "dcmqi/image/*",  # the same slices, in files that ITK can place
     "pad-byte/*": "",
     "empty-uid/*": "",
     "dirfile/*": "dirfile/I1*",

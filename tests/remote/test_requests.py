@@ -182,7 +182,7 @@ def plain_server(tmp_path):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path))
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients leave in the middle of what they do not want
+    server.handle_error = lambda *_: None  # clients close unwanted answers early
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", asked

@@ -157,7 +157,7 @@ def test_answers_to_get_follow_the_description(served, described, path, place, h
     assert answer[0] == status
     check_described(described, "GET", path, answer)
     head = ask(f"{served}{place}", "HEAD", **headers)
-    assert head[0] == (200 if "range" in headers else status)  # which is of GET alone
+    assert head[0] == (200 if "range" in headers else status)  # ranges apply only to GET
     assert head[2] == b""
     assert (
         headers.keys() & {"range"}
@@ -446,7 +446,7 @@ def guarded(ctspine1k_url, tmp_path, request, capsys):
     with BackgroundServer(settings) as server:
 
         def logged():
-            server.close()  # a line is written when its answer has gone
+            server.close()  # a line is written once its answer is sent
             return capsys.readouterr().err
 
         yield server.url, token, logged

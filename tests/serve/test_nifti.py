@@ -151,7 +151,7 @@ def test_too_many_files_at_once_are_refused(long_scan):
         one = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
         one.request("GET", PATH)
         answer = one.getresponse()
-        assert answer.read(2) == b"\x1f\x8b"  # and takes no more
+        assert answer.read(2) == b"\x1f\x8b"  # and then stops reading
         status, headers, _ = ask(f"{server.url}{PATH}")
         assert (status, headers["retry-after"]) == (429, "5")
         one.close()

@@ -294,7 +294,7 @@ def test_a_killed_worker_process_is_replaced(ctspine1k_url, tmp_path):
                 assert ask(url)[0] == 200
                 answered += 1
                 failed = 0
-            except OSError:  # it was given to the process that is gone
+            except OSError:  # the connection belonged to the killed process
                 failed += 1
             time.sleep(0.05)
         assert answered

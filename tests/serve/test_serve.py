@@ -99,7 +99,7 @@ def test_every_file_of_readers_is_served_unchanged_and_no_other(served, ctspine1
         key = path.relative_to(root).as_posix()
         status, headers, body = ask(f"{served}/zarr/ctspine1k/{key}")
         if key.startswith("ingest/"):
-            assert status == 404  # which raw files there were
+            assert status == 404  # it holds names of raw files
             continue
         assert (status, body) == (200, path.read_bytes())
         tag = headers["etag"]
@@ -130,7 +130,7 @@ def test_a_long_file_arrives_whole_from_memory_and_from_disk(
     elif in_memory == "never asked":
         monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
     elif in_memory == "unknown":
-        monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 30, raising=False)  # which no system knows
+        monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 30, raising=False)  # no system supports it
     asked = f"{url}/zarr/ctspine1k/{path.relative_to(copy).as_posix()}"
     assert ask(asked)[2] == path.read_bytes()
     assert ask(asked, range="bytes=3-1500")[2] == path.read_bytes()[3:1501]
@@ -162,7 +162,7 @@ def test_a_damaged_or_missing_file_is_503_and_never_404(own, tree):
     assert ask(f"{url}/{tree}/own/scans/none/{flat}")[0] == 410
     assert ask(f"{url}/{tree}/own/scans/other/{flat}")[0] == 410
     for damage in ("gone", "short", "link", "folder"):
-        os.utime(copy / f"scans/{SCAN}/zarr.json")  # what was opened is looked at again
+        os.utime(copy / f"scans/{SCAN}/zarr.json")  # opened files are checked again
         shard.unlink()
         if damage == "short":
             shard.write_bytes(data[:-1])
@@ -201,7 +201,7 @@ def test_a_scan_under_the_name_of_another_is_not_served(own, tree):
 def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
     image = np.random.default_rng(5).integers(-900, 900, (70, 140, 140), np.int16)
     mask = np.zeros(image.shape, np.uint8)
-    mask[66:, 130:, 130:] = 20  # in the last chunk alone
+    mask[66:, 130:, 130:] = 20  # only in the last chunk
     mask[:3, 130:, :3] = 19
     for name, voxels in (("ct", image), ("seg", mask)):
         form = NiftiForm(dtype=str(voxels.dtype))
@@ -309,7 +309,7 @@ def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url):
     time.sleep(0.2)  # it is no longer known
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
     chunk = f"scans/{SCAN}/image/c/0/0/0"
-    for key in (chunk, f"@{'0' * 32}/{chunk}"):  # of a store that somebody may still read
+    for key in (chunk, f"@{'0' * 32}/{chunk}"):  # a client may still read this store
         assert ask(f"{url}/zarr/later/{key}")[0] == 410
 
 
@@ -447,7 +447,7 @@ def test_an_overlong_token_is_refused_before_it_is_hashed(tmp_path):
         assert len(basic) > 512 or size == 1
         for authorization, expected in (
             (f"Bearer {token}", is_let_in),
-            (f"Basic {basic}", size == 1),  # the bound is of what is sent
+            (f"Basic {basic}", size == 1),  # the limit applies to the bytes sent
         ):
             request = Request(
                 "GET", "/zarr/own/zarr.json", headers={"authorization": authorization}
@@ -485,7 +485,7 @@ def test_only_requests_with_a_token_may_read(ctspine1k_url, tmp_path):
             status, said, _ = ask(f"{url}/zarr.json", authorization=wrong)
             assert (status, said["cache-control"]) == (401, "no-store")
             assert said["www-authenticate"].startswith("Bearer")
-        assert ask(f"{url}/scans/none/image/c/0/0/0")[0] == 401  # and not 404, which is background
+        assert ask(f"{url}/scans/none/image/c/0/0/0")[0] == 401  # 404 would be background
         assert ask(f"{server.url}/healthz")[0] == 200
         lines = [line for line in file.read_text().splitlines() if not line.startswith("lab ")]
         file.write_text("\n".join(lines))

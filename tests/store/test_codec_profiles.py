@@ -49,7 +49,7 @@ def write_pair(raw, scan_id, dtype="int16", shape_zyx=(70, 60, 50)):
     noise = np.random.default_rng(1).integers(0, 40, shape_zyx)
     image = (300 * np.sin(z / 9) + 3 * y + 2 * x + noise).astype("int16").astype(dtype)
     if np.dtype(dtype).kind == "f":
-        image += np.dtype(dtype).type(0.1)  # no int16 holds it
+        image += np.dtype(dtype).type(0.1)  # int16 cannot hold it
     label = np.zeros(shape_zyx, np.uint8)
     label[10:30, 5:25, 8:40], label[60:68, 20:55, 3:12] = 20, 21
     write_nifti(raw / f"{scan_id}_ct.nii", image, AFFINE, NiftiForm("LPS", dtype))

@@ -66,7 +66,7 @@ def assert_holds(table, expected):
 
 
 def test_columns_with_odd_names_are_kept_with_their_values(folder):
-    names = [name for name in ODD if "\0" not in name]  # which no text file holds
+    names = [name for name in ODD if "\0" not in name]  # text files cannot hold NUL
     values = [f"value {at}" for at in range(len(names))]
     table = table_of(folder, names, values, {})
     assert_holds(table, dict(zip(names, values, strict=True)))

@@ -137,7 +137,7 @@ def test_the_next_run_detects_a_request_that_reached_a_bucket_too_late(
         if folder.endswith("scans/a"):
             fs.pipe_file(f"{folder.removesuffix('/scans/a')}/{LOCK_FILE}", b"{}")
         real(fs, folder, files, replaces=replaces)
-        if folder.endswith("scans/a"):  # as the run that took over removes what it does not know
+        if folder.endswith("scans/a"):  # the new run removes unknown files
             manifest = json.loads(files["zarr.json"])["attributes"]["manifest"]
             fs.rm([f"{folder}/{key}" for key in manifest if key.startswith("image/c")])
 

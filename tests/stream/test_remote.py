@@ -108,7 +108,7 @@ def test_workers_of_a_data_loader_read_a_remote_store(url, store, method):
         return sorted(batch["image"].numpy().tobytes() for batch in loader)
 
     remote = spinezarr.open(url)
-    next(iter(remote.patches(SIZE)))  # what a parent has under way, its children do not have
+    next(iter(remote.patches(SIZE)))  # children do not inherit requests in flight
     assert batches(remote) == batches(store)
 
 
@@ -177,7 +177,7 @@ def test_a_stream_sends_the_requests_that_explain_announces(proxy, url):
     for gap in (0, 5000, 1 << 20):
         remote = replace(BY_RANGE, least_gap_bytes=gap, most_gap_bytes=gap)
         stream = spinezarr.open(url, remote=remote).patches((64, 60, 60), batch_size=4, n_samples=4)
-        next(iter(stream))  # the root, the table and the scans come with the first
+        next(iter(stream))  # the first patch loads root, table and scans
         said = stream.explain()
         proxy.reset()
         next(iter(stream))

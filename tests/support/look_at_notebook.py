@@ -73,7 +73,7 @@ def _looked(port, png):
         page.keyboard.press("Control+Enter")
         canvas = page.locator(".jp-OutputArea canvas")
         canvas.wait_for()
-        while not any("render_meshes" in line for line in said):  # which comes last
+        while not any("render_meshes" in line for line in said):  # this line comes last
             page.wait_for_timeout(1000)
         page.wait_for_timeout(15_000)
         page.screenshot(path=png, timeout=180_000)

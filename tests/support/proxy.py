@@ -574,7 +574,7 @@ class _Client(asyncio.Protocol):
                     break
                 self._begin(_Request(data[at:end]))
                 at = end
-        except ValueError:  # this is no HTTP
+        except ValueError:  # the bytes are no HTTP
             self.transport.abort()
         self._unread = data[at:]
 
@@ -634,7 +634,7 @@ class _Client(asyncio.Protocol):
         parts = [body] if body and body.left and request.method != HTTPMethod.HEAD else []
         self.send_head(status, [*fields, b"Content-Length: %d" % n_bytes], has_body=bool(parts))
         if fault == "cut":
-            self._closing = True  # of which its head says nothing
+            self._closing = True  # the head did not announce the body
         self.send(parts, complete=True)
 
     def send_head(self, status: int, fields: Iterable[bytes], *, has_body: bool) -> None:

@@ -34,7 +34,7 @@ class RawServer:
 
     def close(self):
         for open_socket in (self._socket, *self._connections):
-            # Or what waits for a connection, or for a byte, waits on.
+            # Without this, threads that wait for a connection or a byte would go on waiting.
             with suppress(OSError):
                 open_socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

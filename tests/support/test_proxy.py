@@ -392,7 +392,7 @@ def faulty(kind, **more):
 def test_refused_requests_get_503_or_429(served, kind, status):
     served.set(faulty(kind))
     with connected(served.url) as connection:
-        for _ in range(2):  # the connection goes on
+        for _ in range(2):  # the connection stays open
             answer, body = ask(connection, "/small", "bytes=0-9")
             assert (answer.status, body) == (status, b"")
             assert answer.headers.get("Retry-After") == ("1" if status == 429 else None)

@@ -259,4 +259,4 @@ def test_every_whole_vertebra_has_its_arch(levels, height):
     phantom = make_phantom(PhantomSpec(5, (height, 75, 75), (2.0, 2.0, 2.0), levels, cut_share=0))
     for name in levels:
         y = np.nonzero(phantom.label == VALUE_OF_NAME[name])[1]
-        assert 2.0 * np.ptp(y) > 2 * size_of(name).depth, f"{name} is a body alone"
+        assert 2.0 * np.ptp(y) > 2 * size_of(name).depth, f"{name} has no arch"

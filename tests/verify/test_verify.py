@@ -527,7 +527,7 @@ def test_a_server_without_ranges_is_not_reported_as_a_fault_of_a_file(copied):
 def served_by(handler):
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients leave in the middle of what they do not want
+    server.handle_error = lambda *_: None  # clients close unwanted answers early
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"

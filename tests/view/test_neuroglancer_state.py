@@ -62,7 +62,7 @@ def test_every_voxel_has_the_position_of_the_affine(scan, angles, spacing, origi
         transform = (source[0] if isinstance(source, list) else source)["transform"]
         assert list(transform["inputDimensions"]) == ["z", "y", "x"]
         scales = [1000 * scale for scale, _ in transform["inputDimensions"].values()]
-        center = (np.array(voxel[::-1]) + 0.5) * scales  # in neuroglancer's counting
+        center = (np.array(voxel[::-1]) + 0.5) * scales  # neuroglancer counts from voxel corners
         np.testing.assert_allclose(
             np.array(transform["matrix"]) @ (*center, 1), affine[:3] @ (*voxel, 1), atol=1e-6
         )

@@ -134,7 +134,7 @@ def test_an_existing_image_is_replaced_only_with_overwrite(opened, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         export(opened, tmp_path, overwrite=True, on_bytes=interrupt)
     assert (place / "mine.txt").exists()
-    for ending in (".partial", ".old"):  # of a run that was killed
+    for ending in (".partial", ".old"):  # leftovers of a killed run
         (tmp_path / f"{place.name}{ending}").mkdir()
     export(opened, tmp_path, overwrite=True)
     assert not (place / "mine.txt").exists()
@@ -242,5 +242,7 @@ def test_the_command_exports_images(own, tmp_path):
     assert "Failed" in done.stdout
     names = sorted(path.name for path in out.iterdir())
     known = spinezarr.open(own).table.scan.to_numpy().tolist()
-    assert names == sorted(f"{name}.ome.zarr" for name in known)  # with the one of before
+    assert names == sorted(
+        f"{name}.ome.zarr" for name in known
+    )  # including the one exported before
     assert run(own, "--out", out, "--scan", "none").exit_code == 2

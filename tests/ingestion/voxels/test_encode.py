@@ -244,7 +244,7 @@ def test_the_shards_of_an_image_decode_to_the_image(axcodes, budget):
     stored = shards.decoded(np.int16, 99)
     np.testing.assert_array_equal(stored[tuple(map(slice, SHAPE))], array)
     stored[tuple(map(slice, SHAPE))] = fill
-    assert (stored == fill).all(), "what lies outside the volume is the fill value"
+    assert (stored == fill).all(), "voxels outside the volume must have the fill value"
     assert len(facts) == math.prod(BALANCED.chunk_grid(SHAPE))
 
 

@@ -363,7 +363,7 @@ def test_samples_do_not_depend_on_the_size_of_batches(store, foreground):
 
     expected = samples_of(stream(1))
     assert sorted(expected) == list(range(75))
-    for batch_size in (4, 5, 80):  # a divisor of a window, none, and more than there are
+    for batch_size in (4, 5, 80):  # a divisor of a window, no divisor, and too many
         batches = list(stream(batch_size))
         assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
         assert samples_of(batches) == expected

@@ -435,7 +435,7 @@ def test_closing_an_iterator_cancels_waiting_reads(counted):
     stream, gate, begun = gated(counted[0], 1)
     iterator = iter(stream)
     next(iterator)
-    while len(begun) < 3:  # both threads stand at the gate
+    while len(begun) < 3:  # until both threads wait at the gate
         time.sleep(0.01)
     threading.Timer(0.2, gate.set).start()
     iterator.close()

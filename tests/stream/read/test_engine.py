@@ -369,7 +369,7 @@ def test_damage_over_http_is_an_error(served, copied, name, kept):
 
 
 def test_a_shard_cut_after_the_store_was_opened_is_an_error_over_http(served, copied):
-    by_range = RemoteSettings(whole_shard_bytes=0)  # or it would be kept
+    by_range = RemoteSettings(whole_shard_bytes=0)  # so that the shard is not cached
     reader = StoreReader(served[0], remote=by_range)
     engine, spec = Engine(fetcher_for(reader.objects)), spec_of(reader, "image")
     out = np.empty((1, 1, 1), np.int16)

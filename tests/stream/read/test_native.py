@@ -168,7 +168,7 @@ class Case:
     def _forged(self):
         """Make a chunk of one stream, and its decoded voxels; None if it is too long."""
         stream, content = lz4_stream(self.rng, self.voxels.nbytes)
-        if len(stream) + 8 > len(content):  # as Blosc would not keep it
+        if len(stream) + 8 > len(content):  # Blosc would not keep it compressed
             return None
         item, one_stream, lz4 = self.dtype.itemsize, 1 << 4, 1 << 5
         shuffled = int(self.rng.integers(2))
@@ -419,7 +419,9 @@ def test_a_read_only_output_is_refused():
 @pytest.mark.parametrize("decoded_bytes", [-(2**70), -1, 0, 19, LARGEST_CHUNK_BYTES + 1, 2**70])
 def test_a_limit_of_chunk_bytes_of_any_size_is_exact(kernel, decoded_bytes, monkeypatch):
     """A chunk above the limit is refused; one just below it is not."""
-    monkeypatch.setattr(kernel, "_scratch", local())  # or that of other tests is large enough
+    monkeypatch.setattr(
+        kernel, "_scratch", local()
+    )  # the buffer of other tests could be large enough
     voxels = np.arange(20, dtype="u1").reshape(1, 4, 5)
     data = np.frombuffer(encode_chunk(voxels, BALANCED.label), np.uint8)
     row, piece = np.zeros(1, CHUNKS), np.zeros(1, PIECES)

@@ -317,7 +317,7 @@ def test_a_file_removed_under_a_reader(folder):
     assert there == [True]
     (file,) = mirrors(folder)
     file.unlink()
-    assert find(cache) == TRUE  # it is still open
+    assert find(cache) == TRUE  # the file is still open
     now_s[0] += 5.1
     assert find(cache) is None
     keep(cache, 0, PAGE)
@@ -435,7 +435,7 @@ def test_a_changed_file_in_the_folder_gives_no_wrong_bytes(folder, change, is_op
     change(file)
     if not is_open:
         cache = RangeCache(cache.settings, check_s=0)
-    if not (is_open and change in {damage_marks, clear_marks}):  # what is known is not read again
+    if not (is_open and change in {damage_marks, clear_marks}):  # known marks are not read again
         assert find(cache) is None
     elsewhere = {path: path.read_bytes() for path in folder.parent.glob("elsewhere")}
     keep(cache, 0, SIZE)
@@ -495,7 +495,7 @@ def test_a_forgotten_range_is_forgotten_by_all_caches(cache, folder):
     assert find(cache, 0, 5 * PAGE) == TRUE[: 5 * PAGE]
     assert find(cache, 7 * PAGE) == TRUE[7 * PAGE :]
     keep(cache, *cache.widen(*wanted, SIZE))
-    for one in (cache, other):  # also the one that knew nothing of it
+    for one in (cache, other):  # also in the cache that has not seen the range
         assert find(one) == TRUE
 
 
@@ -560,7 +560,7 @@ def test_a_disk_that_cannot_be_read_loses_only_the_cache(cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", failing(errno.EIO))
         assert find(cache, 0, PAGE) is None
-    assert find(cache, 0, PAGE) is None  # it was forgotten
+    assert find(cache, 0, PAGE) is None  # the page was forgotten
     assert find(cache, PAGE) == TRUE[PAGE:]
     keep(cache, 0, PAGE)
     assert find(cache) == TRUE
@@ -575,7 +575,7 @@ def in_namespace(code, *words):
         [*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True
     )
     if tried.returncode:
-        pytest.skip("this system lets nobody mount")
+        pytest.skip("this system does not allow mounting")
     here = f"import sys; sys.path.insert(0, {str(Path(range_cache.__file__).parents[2])!r})\n"
     command = [*NAMESPACE, sys.executable, "-W", "error", "-c", here + code, *map(str, words)]
     subprocess.run(command, check=True)
@@ -785,7 +785,7 @@ def test_nothing_is_written_while_another_process_makes_room(cache, folder):
     for _ in range(3):
         keep(cache, 0, SIZE)
         assert find(cache) is None
-    process.kill()  # which ends its lock
+    process.kill()  # this releases its lock
     process.join()
     keep(cache, 0, SIZE)
     assert find(cache) == TRUE

@@ -390,7 +390,7 @@ def test_sizes_in_mm_are_rounded_to_voxels(spaced):
     assert alike.sampler.size_zyx == (10, 9, 11)
     coarse = store.patches(
         size_zyx_mm=1, scans=["thick", "tiny"]
-    )  # a voxel each, whatever the spacing
+    )  # one voxel along each axis for any spacing
     assert coarse.sampler.size_zyx == (1, 1, 1)
     sagittal = store.slices("sagittal", size_mm=(20, 30), spacing_mm=2)
     assert sagittal[0].image.shape == (1, 10, 15)

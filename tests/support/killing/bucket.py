@@ -95,7 +95,7 @@ class Bucket:
         action = self._before(number, change)
         if action == "cut":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            start_response("500 Internal Server Error", [])  # nobody hears it
+            start_response("500 Internal Server Error", [])  # the client is gone
             return []
         if action in _REFUSALS:
             return _refuse(start_response, *_REFUSALS[action])
@@ -132,12 +132,12 @@ def serve_bucket() -> Iterator[Bucket]:
         "AWS_ACCESS_KEY_ID": "nobody",
         "AWS_SECRET_ACCESS_KEY": "nothing",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "2",  # the waits between more would be most of a test
+        "AWS_MAX_ATTEMPTS": "2",  # waits between more attempts would take too long
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
     }
     known = {name: os.environ.get(name) for name in bucket.environment}
     os.environ.update(bucket.environment)
-    S3.clear_instance_cache()  # one may know another server
+    S3.clear_instance_cache()  # a cached one may use another server
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

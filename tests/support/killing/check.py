@@ -226,7 +226,7 @@ def harm_after_kill(files: Files, url: str, reference: Reference) -> list[Fault]
 
 def _judge_bundle(files: Files, faults: _Faults) -> None:
     """Check that the bundle and the files of the table hold the same table."""
-    if not files.get(_BUNDLE):  # it is emptied where nothing may be removed
+    if not files.get(_BUNDLE):  # it is empty if files cannot be removed
         return
     texts = json.loads(files[_BUNDLE])["attributes"]["files"]
     table = _below(files, "table")

@@ -234,7 +234,7 @@ def test_each_column_sorts_in_both_directions(tab, stores, rows):
         found = shown(tab)
         assert found == ids[: len(found)], name
         assert head.get_attribute("aria-sort") == "ascending"
-    head.get_by_role("button").click()  # a second time
+    head.get_by_role("button").click()  # the second click reverses the order
     assert shown(tab)[0] == max(rows, key=key)["scan_id"]
     assert head.get_attribute("aria-sort") == "descending"
     assert tab.locator("th[aria-sort]").count() == 1
@@ -402,7 +402,7 @@ def test_the_page_holds_only_a_few_rows_with_their_row_numbers(tab, stores, rows
         "rows => rows.map(row => Number(row.getAttribute('aria-rowindex')))"
     )
     assert indices == sorted(indices)
-    assert indices[0] == 5  # it has the focus
+    assert indices[0] == 5  # the focused row stays in the page
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')") == rows[3]["scan_id"]
     assert len(indices) < 40
     assert tab.evaluate("document.querySelectorAll('*').length") < MOST_NODES

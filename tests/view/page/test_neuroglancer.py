@@ -78,7 +78,9 @@ def test_urls_of_the_state_name_the_server_by_the_requested_host(ctspine1k_url, 
 def test_the_files_of_the_client_equal_those_of_the_package(served):
     path = state_at(f"{served}{HERE}")[0]
     base = path.rpartition("/")[0]
-    folder = Path(neuroglancer.__file__).parents[2]  # of this package: nothing else is imported
+    folder = Path(neuroglancer.__file__).parents[
+        2
+    ]  # folder of the package, without further imports
     assert folder.is_dir()
     client = neuroglancer._Client.installed()
     assert {"index.html"} < set(client.files)

@@ -500,7 +500,7 @@ def lidc(tmp_path_factory):
     """Serve a chest CT from LIDC-IDRI; return the URL of the server and the store."""
     pair = [REAL / f"lidc-idri-0001_{kind}.nii.gz" for kind in ("ct", "seg")]
     if not all(path.exists() for path in pair):
-        pytest.skip("needs the LIDC-IDRI pair beside the checkout")
+        pytest.skip("needs the LIDC-IDRI pair next to the checkout")
     raw, url = tmp_path_factory.mktemp("raw"), str(tmp_path_factory.mktemp("lidc") / "lidc.zarr")
     for path in pair:
         (raw / path.name).symlink_to(path)

@@ -76,7 +76,7 @@ def pinch(tab, middle, *, moved=(0, 0), apart=APART_PX):
     for share in np.linspace(0.1, 1, 10):
         touch(client, "touchMove", *fingers(before + share * (after - before), share))
     touch(client, "touchEnd", fingers(after, 1)[1])
-    touch(client, "touchMove", (1, (middle[0] - 50, middle[1] - 50)))  # the finger that stays
+    touch(client, "touchMove", (1, (middle[0] - 50, middle[1] - 50)))  # this finger stays
     touch(client, "touchEnd")
 
 

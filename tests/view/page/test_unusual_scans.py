@@ -77,7 +77,7 @@ def test_the_page_says_that_a_scan_has_no_mask(page, url, images, has_niivue):
     assert page.get_by_role("searchbox", name="Search the vertebrae").count() == 0
     page.wait_for_selector("#status[data-voxel='5,6,5']")
     assert f"{images[1]['bare'][5, 6, 5]:,} HU" in page.locator("#status").inner_text()
-    for key in "lo12":  # the keys of the mask do no harm
+    for key in "lo12":  # keys for the mask cause no error
         page.keyboard.press(key)
     assert page.get_by_role("alert").is_hidden()
 
@@ -144,7 +144,7 @@ def test_nothing_is_animated_if_reduced_motion_is_preferred(chromium, url):
     rotate = tab.get_by_role("button", name="Rotate")
     rotate.click()
     turned = picture(tab, "render")
-    assert (turned != still).any()  # one step for each click
+    assert (turned != still).any()  # each click makes one step
     assert rotate.get_attribute("aria-pressed") == "false"
     tab.wait_for_timeout(500)
     assert (picture(tab, "render") == turned).all()
