@@ -227,17 +227,21 @@ class AxisMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """Shape of a source volume, and where its voxels lie."""
+    """Shape of a source volume, and where its voxels lie.
+
+    An affine maps voxel indices to RAS+ mm, as in nibabel. Its suffix names the order of the
+    indices: ``(i, j, k)`` in the file, ``(x, y, z)`` in the store.
+    """
 
     shape_ijk: ShapeIJK
     """Number of voxels along the axes of the file."""
-    affine: Matrix4x4 = field(repr=False)
+    affine_ijk: Matrix4x4 = field(repr=False)
     """4 x 4 matrix from voxel ``(i, j, k, 1)`` of the file to RAS+ mm."""
 
     @property
     def axis_map(self) -> AxisMap:
         """Map from the axes of the file to the stored axes."""
-        return AxisMap.from_affine(self.affine)
+        return AxisMap.from_affine(self.affine_ijk)
 
     @property
     def shape_zyx(self) -> ShapeZYX:
@@ -259,7 +263,7 @@ class Grid:
         ):
             to_source[axis, stored] = -1 if flip else 1
             to_source[axis, 3] = self.shape_ijk[axis] - 1 if flip else 0
-        return self.affine @ to_source
+        return self.affine_ijk @ to_source
 
     @property
     def spacing_zyx_mm(self) -> SpacingZYX:
@@ -269,7 +273,7 @@ class Grid:
 
     def describe(self) -> str:
         """Return shape, directions, spacing and origin as one line for messages."""
-        affine = self.affine
+        affine = self.affine_ijk
         spacing = " x ".join(f"{s:.4g}" for s in np.linalg.norm(affine[:3, :3], axis=0))
         origin = ", ".join(f"{o:.2f}" for o in affine[:3, 3])
         shape = " x ".join(str(n) for n in self.shape_ijk)

@@ -44,7 +44,7 @@ def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
             f"the annotated center of {name} lies {distance:.1f} mm outside its label",
             vertebra=name,
             voxel_zyx=where.voxel_zyx,
-            position_mm=where.position_mm,
+            position_xyz_mm=where.position_xyz_mm,
             facts={"label_distance_mm": distance},
         )
 
@@ -73,7 +73,7 @@ def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
             text,
             vertebra=name,
             voxel_zyx=where.voxel_zyx,
-            position_mm=where.position_mm,
+            position_xyz_mm=where.position_xyz_mm,
         )
 
 
@@ -92,6 +92,6 @@ def centroid_order(scan: ScanAttributes) -> Iterator[Finding]:
             f"the annotated center of {upper} lies {depth:.0f} mm below that of {lower}",
             vertebra=upper,
             voxel_zyx=where.voxel_zyx,
-            position_mm=where.position_mm,
+            position_xyz_mm=where.position_xyz_mm,
             facts={"pair": [upper, lower], "depth_mm": round(depth, 2)},
         )

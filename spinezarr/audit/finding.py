@@ -27,7 +27,7 @@ class Finding:
     vertebra: str | None = None
     voxel_zyx: ShapeZYX | None = None
     """Stored voxel where the defect can be seen."""
-    position_mm: tuple[float, float, float] | None = None
+    position_xyz_mm: tuple[float, float, float] | None = None
     """Position (x, y, z) of that voxel in RAS+ mm."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Numbers behind the finding, as JSON values with units in their names."""
@@ -42,7 +42,7 @@ class Finding:
             vertebra=self.vertebra,
             text=self.text,
             voxel_zyx=self.voxel_zyx,
-            position_mm=self.position_mm,
+            position_xyz_mm=self.position_xyz_mm,
             facts=self.facts,
             others={other: identities.get(other, "") for other in self.others},
         )
@@ -52,7 +52,7 @@ class FindingLocation(NamedTuple):
     """Stored voxel and position (x, y, z) in RAS+ mm of a finding."""
 
     voxel_zyx: ShapeZYX
-    position_mm: tuple[float, float, float]
+    position_xyz_mm: tuple[float, float, float]
 
 
 def locate_voxel(scan: ScanAttributes, index_zyx: npt.ArrayLike) -> FindingLocation:

@@ -120,10 +120,10 @@ def header_conflicts(scan: ScanAttributes) -> Iterator[Finding]:
                 yield _about_header(
                     scan, "qform-conflict", "warning", name, text, distance_mm=distance
                 )
-        size = None if source.metaimage is None else source.metaimage.element_size_mm
+        size = None if source.metaimage is None else source.metaimage.element_size_ijk_mm
         if size is not None and not np.allclose(size, taken, rtol=_SAME_SIZE, atol=0):
             text = f"says voxels of {_sizes(size)} mm that are {_sizes(taken)} mm apart"
-            facts = {"element_size_mm": list(size), "element_spacing_mm": taken}
+            facts = {"element_size_ijk_mm": list(size), "element_spacing_ijk_mm": taken}
             yield _about_header(scan, "element-size", "info", name, text, **facts)
 
 

@@ -172,7 +172,7 @@ def _skipped_finding(
         text,
         vertebra=missing[0],
         voxel_zyx=where.voxel_zyx,
-        position_mm=where.position_mm,
+        position_xyz_mm=where.position_xyz_mm,
         facts={
             "missing": list(missing),
             "between": [upper.name, lower.name],
@@ -220,7 +220,7 @@ def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, L
         text,
         vertebra=upper.name,
         voxel_zyx=where.voxel_zyx,
-        position_mm=where.position_mm,
+        position_xyz_mm=where.position_xyz_mm,
         facts={
             "pair": [upper.name, lower.name],
             "distance_mm": round(_distance_mm(upper, lower), 2),
@@ -247,7 +247,7 @@ def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
             f"{level.name} has {level.volume_cm3:.2f} cm3, whole at least {least:.1f}: {what}",
             vertebra=level.name,
             voxel_zyx=where.voxel_zyx,
-            position_mm=where.position_mm,
+            position_xyz_mm=where.position_xyz_mm,
             facts={
                 "voxel_count": scan.vertebrae[level.name].voxel_count,
                 "volume_cm3": round(level.volume_cm3, 3),
@@ -294,7 +294,7 @@ def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
             "neighbors suggest: two vertebrae under one label?",
             vertebra=level.name,
             voxel_zyx=where.voxel_zyx,
-            position_mm=where.position_mm,
+            position_xyz_mm=where.position_xyz_mm,
             facts={
                 "volume_cm3": round(level.volume_cm3, 3),
                 "times_expected": round(times, 2),
@@ -337,7 +337,7 @@ def border_contact(scan: ScanAttributes) -> Iterator[Finding]:
             f"{level.name} reaches the {_join_words(level.faces)} face{rest}",
             vertebra=level.name,
             voxel_zyx=where.voxel_zyx,
-            position_mm=where.position_mm,
+            position_xyz_mm=where.position_xyz_mm,
             facts={"faces": list(level.faces), "label_state": scan.label_state},
         )
 

@@ -123,7 +123,7 @@ def _about_pieces(
             "volume_mm3": round(piece.voxel_count * voxel_volume_mm3(scan), 2),
             "share": round(piece.voxel_count / scan.vertebrae[name].voxel_count, 6),
             "voxel_zyx": list(piece.voxel_zyx),
-            "position_mm": list(locate_voxel(scan, piece.voxel_zyx).position_mm),
+            "position_xyz_mm": list(locate_voxel(scan, piece.voxel_zyx).position_xyz_mm),
         }
         for piece in pieces[:_LISTED]
     ]
@@ -134,7 +134,7 @@ def _about_pieces(
         text,
         vertebra=name,
         voxel_zyx=where.voxel_zyx,
-        position_mm=where.position_mm,
+        position_xyz_mm=where.position_xyz_mm,
         facts={"pieces": len(pieces), "largest": listed},
     )
 
@@ -150,7 +150,7 @@ def unknown_value(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[F
             "error",
             f"{count_noun(count, 'voxel')} of the value {value}, outside the label scheme",
             voxel_zyx=where.voxel_zyx,
-            position_mm=where.position_mm,
+            position_xyz_mm=where.position_xyz_mm,
             facts={"value": value, "voxel_count": count},
         )
 
@@ -182,7 +182,7 @@ def mask_off_bone(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[F
         text,
         vertebra=bone.vertebra,
         voxel_zyx=where.voxel_zyx,
-        position_mm=where.position_mm,
+        position_xyz_mm=where.position_xyz_mm,
         facts={
             "median_hu": bone.median_hu,
             "voxel_count": bone.voxel_count,

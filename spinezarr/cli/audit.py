@@ -87,7 +87,7 @@ def _print(found: StoreAudit, severity: Severity) -> None:
 
 
 def _row(finding: Finding) -> tuple[str, str, str, str]:
-    at_mm = " ".join(f"{mm:.0f}" for mm in finding.position_mm or ())
+    at_mm = " ".join(f"{mm:.0f}" for mm in finding.position_xyz_mm or ())
     at_voxel = " ".join(map(str, finding.voxel_zyx or ()))
     return (
         finding.scan_id,

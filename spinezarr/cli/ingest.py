@@ -107,13 +107,13 @@ def ingest(
             "the store.",
         ),
     ] = None,
-    max_axis: Annotated[
+    max_axis_voxels: Annotated[
         int,
         typer.Option(
             metavar="N", min=1, max=LARGEST_AXIS, help="Most voxels of a source file along an axis."
         ),
     ] = DEFAULT_LIMITS.axis_voxels,
-    max_volume: Annotated[
+    max_volume_gb: Annotated[
         float,
         typer.Option(metavar="GB", min=0, help="Most GB of voxels that a source file may name."),
     ] = DEFAULT_LIMITS.volume_bytes / 1e9,
@@ -181,8 +181,8 @@ def ingest(
             take_image_grid=take_image_grid,
             pseudonymize=pseudonymize,
             pseudonyms=pseudonyms,
-            max_axis=max_axis,
-            max_volume=max_volume,
+            max_axis_voxels=max_axis_voxels,
+            max_volume_gb=max_volume_gb,
             follow_links=follow_links,
             scratch=scratch,
             dry_run=dry_run,

@@ -176,7 +176,7 @@ def _affine_of_image(record: SourceRecord, facts: ScanAttributes) -> npt.NDArray
     same_axes = (record.shape_ijk, record.orientation) == (image.shape_ijk, image.orientation)
     near = GRID_TOLERANCE * min(facts.spacing_zyx_mm)
     if same_axes and max_corner_distance_mm(*grids) > near:
-        return grids[1].affine
+        return grids[1].affine_ijk
     return None
 
 

@@ -114,7 +114,7 @@ def read_centroids(
         raise FormatError(f"{path}: is empty. Download it again.")
     if convention == "lml":
         parsed = parse_lml(text, path)
-        to_index = _scaling(1 / np.linalg.norm(grid.affine[:3, :3], axis=0))
+        to_index = _scaling(1 / np.linalg.norm(grid.affine_ijk[:3, :3], axis=0))
     else:
         parsed = parse_verse_json(text, path)
         to_index = _verse_to_index(parsed, path, convention, grid)
@@ -167,7 +167,7 @@ def _to_centroids(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Cent
     placed: dict[str, tuple[float, float, float]] = {}
     for landmark in parsed.landmarks:
         index_ijk = (to_index @ [*landmark.coordinates, 1])[:3]
-        x, y, z = (grid.affine @ [*index_ijk, 1])[:3].tolist()
+        x, y, z = (grid.affine_ijk @ [*index_ijk, 1])[:3].tolist()
         if landmark.level in placed:
             apart_mm = np.linalg.norm(np.subtract(placed[landmark.level], (x, y, z)))
             again = f"{landmark.level} ({apart_mm:.1f} mm apart)"
@@ -195,7 +195,7 @@ def _outside_mm(index_ijk: npt.NDArray[np.float64], grid: Grid) -> float | None:
     beyond = np.maximum(-index_ijk, index_ijk - (np.array(grid.shape_ijk) - 1)).clip(min=0)
     if beyond.max() <= 1:
         return None
-    return float(np.linalg.norm(grid.affine[:3, :3] @ beyond))
+    return float(np.linalg.norm(grid.affine_ijk[:3, :3] @ beyond))
 
 
 def misordered_levels(

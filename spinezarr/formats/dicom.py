@@ -128,7 +128,7 @@ class DicomSeriesVolume:
             notes.append(f"passed over what lies across all slices: {n_scouts} x scout")
         slices, grid = stack_slices(kept, folder)
         limits.check_grid(grid, _dtype_of(slices).itemsize, folder)
-        spacing_mm = float(np.linalg.norm(grid.affine[:3, 2]))
+        spacing_mm = float(np.linalg.norm(grid.affine_ijk[:3, 2]))
         notes += completeness_notes(chosen, slices, spacing_mm, folder)
         counts = Counter(note for header in slices for note in header.notes)
         notes += [

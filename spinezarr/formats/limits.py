@@ -84,14 +84,14 @@ class Limits:
         if max(shape) > self.axis_voxels:
             raise FormatError(
                 f"{path}: its header names {shape} voxels, expected at most {self.axis_voxels} "
-                "along an axis. If that is true, raise --max-axis."
+                "along an axis. If that is true, raise --max-axis-voxels."
             )
         n_bytes = math.prod(shape) * value_bytes
         if n_bytes > self.volume_bytes:
             raise FormatError(
                 f"{path}: its header names {shape} voxels of {value_bytes} bytes, "
                 f"{n_bytes / 1e9:.1f} GB; expected at most {self.volume_bytes / 1e9:.1f} GB. If "
-                "that is true, raise --max-volume."
+                "that is true, raise --max-volume-gb."
             )
         if math.prod(shape[:2]) * value_bytes > self.slice_bytes:
             raise FormatError(
@@ -100,15 +100,15 @@ class Limits:
                 "true, cut the volume into several."
             )
         low, high = self.spacing_range_mm
-        spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
+        spacing = np.linalg.norm(grid.affine_ijk[:3, :3], axis=0)
         if spacing.min() < low or spacing.max() > high:
             raise FormatError(
                 f"{path}: its voxels are {' x '.join(f'{s:.4g}' for s in spacing)} mm, expected "
                 f"{low:g} to {high:g}. Correct the spacing in its header."
             )
-        if np.abs(grid.affine[:3, 3]).max() > self.max_position_mm:
+        if np.abs(grid.affine_ijk[:3, 3]).max() > self.max_position_mm:
             raise FormatError(
-                f"{path}: its first voxel lies at {grid.affine[:3, 3].tolist()} mm, expected "
+                f"{path}: its first voxel lies at {grid.affine_ijk[:3, 3].tolist()} mm, expected "
                 f"within {self.max_position_mm:g}. Correct the position in its header."
             )
 

@@ -74,7 +74,7 @@ _Value = TypeVar("_Value")
 class MetaImageGeometry:
     """Parts of the geometry that a header states, in addition to the affine."""
 
-    element_size_mm: tuple[float, float, float] | None
+    element_size_ijk_mm: tuple[float, float, float] | None
     """``ElementSize`` along i, j and k; None if the header has none."""
     states_orientation: bool
     """Whether the header has a ``TransformMatrix``, under one of its names."""
@@ -302,7 +302,7 @@ def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
 def _geometry(fields: _Fields, rank: int, grid: Grid, notes: list[str]) -> MetaImageGeometry:
     size = fields.get(_spacings(rank), "ElementSize")
     size_mm = None if size is None else (size[0], size[1], size[2])
-    taken = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    taken = np.linalg.norm(grid.affine_ijk[:3, :3], axis=0)
     if size_mm is not None and not np.allclose(size_mm, taken, rtol=_SAME_SIZE, atol=0):
         words = [" x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (size_mm, taken)]
         notes.append(
@@ -310,7 +310,7 @@ def _geometry(fields: _Fields, rank: int, grid: Grid, notes: list[str]) -> MetaI
             "apart: the spacing was taken"
         )
     return MetaImageGeometry(
-        element_size_mm=size_mm,
+        element_size_ijk_mm=size_mm,
         states_orientation=fields.get(_numbers(rank * rank), *_MATRIX) is not None,
         states_position=fields.get(_numbers(rank), *_OFFSET) is not None,
     )

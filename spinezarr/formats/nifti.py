@@ -324,14 +324,14 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
 
 def _conflicts(fields: NiftiHeaderFields, grid: Grid) -> Iterator[str]:
     """Yield a remark for each field that contradicts the sform, which nibabel and spinezarr use."""
-    stated = conflicting_pixdim_mm(fields, grid.shape_ijk, grid.affine)
+    stated = conflicting_pixdim_mm(fields, grid.shape_ijk, grid.affine_ijk)
     if stated is not None:
-        taken = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
+        taken = np.linalg.norm(grid.affine_ijk[:3, :3], axis=0).tolist()
         yield (
             f"pixdim says voxels of {_fmt_mm(stated)} mm, the sform of {_fmt_mm(taken)} mm: the "
             "sform was taken"
         )
-    distance = qform_sform_distance_mm(fields, grid.shape_ijk, grid.affine)
+    distance = qform_sform_distance_mm(fields, grid.shape_ijk, grid.affine_ijk)
     if distance is not None:
         yield (
             f"the qform places corners up to {distance:.3g} mm off those of the sform: the sform "

@@ -553,8 +553,8 @@ def _centroid_record(source: ScanSource) -> dict[str, Any] | None:
 
 
 def _geometry(grid: Grid, notes: list[str]) -> dict[str, Any]:
-    angle, shear = oblique_angle_deg(grid.affine), shear_deg(grid.affine)
-    if is_default_affine(grid.affine):
+    angle, shear = oblique_angle_deg(grid.affine_ijk), shear_deg(grid.affine_ijk)
+    if is_default_affine(grid.affine_ijk):
         notes.append(
             "the affine is the identity: voxels of 1 mm at the origin, as programs write it for an "
             "array that was never placed"
@@ -592,7 +592,7 @@ def _source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> d
         "sha256": file.sha256,
         "dtype": volume.dtype.name,
         "shape_ijk": volume.grid.shape_ijk,
-        "affine_ijk": _rows(volume.grid.affine),
+        "affine_ijk": _rows(volume.grid.affine_ijk),
         "orientation": grid.axis_map.axcodes,
         "stored_dtype": (nifti.stored_dtype if nifti else volume.dtype).str,
         "scaling": (scaling.slope, scaling.intercept) if nifti and scaling else None,

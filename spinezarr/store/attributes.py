@@ -226,7 +226,7 @@ class NiftiRecord(StoredAttributes):
 class MetaImageRecord(StoredAttributes):
     """Fields of a MetaImage header that place the voxels, besides ``affine_ijk``."""
 
-    element_size_mm: tuple[float, float, float] | None
+    element_size_ijk_mm: tuple[float, float, float] | None
     """``ElementSize`` along i, j and k; None if not stated."""
     states_orientation: bool
     states_position: bool

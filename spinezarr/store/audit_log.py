@@ -49,7 +49,7 @@ class FindingRecord(StoredAttributes):
     vertebra: str | None
     text: str
     voxel_zyx: tuple[int, int, int] | None
-    position_mm: tuple[float, float, float] | None
+    position_xyz_mm: tuple[float, float, float] | None
     facts: dict[str, Any]
     others: dict[str, str]
     """Identities of the other scans that the finding refers to, by scan id."""

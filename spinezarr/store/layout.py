@@ -42,7 +42,7 @@ __all__ = [
     "scan_key",
 ]
 
-FORMAT_VERSION: Final = 5
+FORMAT_VERSION: Final = 6
 """Version of the store format; raised when an older reader could misread a new store."""
 
 LARGEST_AXIS: Final = 1 << 16

@@ -33,7 +33,7 @@ _LML_IDS: Final[dict[str, int]] = {
 
 
 def verse_json(
-    position_mm: Mapping[str, Sequence[float]],
+    position_xyz_mm: Mapping[str, Sequence[float]],
     shape_ijk: ShapeIJK,
     affine_ijk: npt.NDArray[np.float64],
     convention: VerseConvention,
@@ -43,7 +43,7 @@ def verse_json(
 
     Parameters
     ----------
-    position_mm
+    position_xyz_mm
         Level name to RAS+ mm, in the order x, y, z. NaN is written as such.
     shape_ijk
         Voxels of the image along its file's axes.
@@ -59,8 +59,8 @@ def verse_json(
     UsageError
         If a level has no label in VerSe.
     """
-    _refuse_others(position_mm, VALUE_OF_NAME, "label in VerSe")
-    points = np.array(list(position_mm.values()), float).reshape(-1, 3)
+    _refuse_others(position_xyz_mm, VALUE_OF_NAME, "label in VerSe")
+    points = np.array(list(position_xyz_mm.values()), float).reshape(-1, 3)
     if convention == "verse":
         axcodes = list(_nib.aff2axcodes(affine_ijk))
         header = [{"direction": axcodes}]
@@ -71,7 +71,7 @@ def verse_json(
     rows = coordinates.tolist() if decimals is None else np.round(coordinates, decimals).tolist()
     entries = [
         {"label": VALUE_OF_NAME[level], "X": x, "Y": y, "Z": z}
-        for level, (x, y, z) in zip(position_mm, rows, strict=True)
+        for level, (x, y, z) in zip(position_xyz_mm, rows, strict=True)
     ]
     return json.dumps([*header, *entries])
 
@@ -99,7 +99,7 @@ def _challenge_mm(
 
 
 def lml_text(
-    position_mm: Mapping[str, Sequence[float]],
+    position_xyz_mm: Mapping[str, Sequence[float]],
     affine_ijk: npt.NDArray[np.float64],
     decimals: int | None = None,
     header: str = "# 0",
@@ -108,7 +108,7 @@ def lml_text(
 
     Parameters
     ----------
-    position_mm
+    position_xyz_mm
         Level name to RAS+ mm, in the order x, y, z.
     affine_ijk
         Voxel ``(i, j, k, 1)`` of the image to RAS+ mm.
@@ -122,20 +122,20 @@ def lml_text(
     UsageError
         If a level has no known id.
     """
-    _refuse_others(position_mm, _LML_IDS, "known id in .lml files")
+    _refuse_others(position_xyz_mm, _LML_IDS, "known id in .lml files")
     to_index = np.linalg.inv(affine_ijk)
     spacing = _nib.affines.voxel_sizes(affine_ijk)
     form = "%g" if decimals is None else f"%.{decimals}f"
     lines = [header]
-    for level, point in position_mm.items():
+    for level, point in position_xyz_mm.items():
         numbers = [form % mm for mm in _nib.affines.apply_affine(to_index, point) * spacing]
         lines.append("\t".join([str(_LML_IDS[level]), f"{level}_center", *numbers]))
     return "\r\n".join([*lines, ""])
 
 
 def _refuse_others(
-    position_mm: Mapping[str, Sequence[float]], known: Mapping[str, int], what: str
+    position_xyz_mm: Mapping[str, Sequence[float]], known: Mapping[str, int], what: str
 ) -> None:
-    others = [level for level in position_mm if level not in known]
+    others = [level for level in position_xyz_mm if level not in known]
     if others:
         raise UsageError(f"{', '.join(others)}: no {what}; choose among {', '.join(known)}")

@@ -57,8 +57,8 @@ class IngestOptions(TypedDict, total=False):
     take_image_grid: bool
     pseudonymize: bool
     pseudonyms: str | os.PathLike[str] | None
-    max_axis: int
-    max_volume: float
+    max_axis_voxels: int
+    max_volume_gb: float
     follow_links: Collection[str | os.PathLike[str]] | None
     scratch: str | os.PathLike[str] | None
     workers: int | None
@@ -104,8 +104,8 @@ def ingest(
     take_image_grid: bool = False,
     pseudonymize: bool = False,
     pseudonyms: str | os.PathLike[str] | None = None,
-    max_axis: int = DEFAULT_LIMITS.axis_voxels,
-    max_volume: float = DEFAULT_LIMITS.volume_bytes / _BYTES_PER_GB,
+    max_axis_voxels: int = DEFAULT_LIMITS.axis_voxels,
+    max_volume_gb: float = DEFAULT_LIMITS.volume_bytes / _BYTES_PER_GB,
     follow_links: Collection[str | os.PathLike[str]] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
@@ -148,9 +148,9 @@ def ingest(
     pseudonyms
         With ``pseudonymize``: path of the map, a ``.csv``, with its ``.key`` beside it; beside the
         store if not given.
-    max_axis
+    max_axis_voxels
         Most voxels of a source file along an axis.
-    max_volume
+    max_volume_gb
         Most voxels of a source file in GB of 10^9 bytes.
     follow_links
         Folders into which the voxels of a ``.mhd`` may lead through a link.
@@ -224,8 +224,8 @@ def ingest(
     if places.out is None:
         raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
     limits = Limits(
-        axis_voxels=max_axis,
-        volume_bytes=int(max_volume * _BYTES_PER_GB),
+        axis_voxels=max_axis_voxels,
+        volume_bytes=int(max_volume_gb * _BYTES_PER_GB),
         link_folders=link_folders(follow_links),
     )
     options = ScanOptions(take_image_grid=take_image_grid, limits=limits, scratch=_text(scratch))

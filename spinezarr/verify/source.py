@@ -166,7 +166,7 @@ def _compare_array(
     spec: ArraySpec, record: SourceRecord, volume: Volume, engine: Engine, on_bytes: OnBytes
 ) -> Iterator[Fault]:
     """Compare one array with its source; the values of a mask are mapped as in the ingest."""
-    grid = (volume.grid.shape_ijk, volume.grid.affine.tolist())
+    grid = (volume.grid.shape_ijk, volume.grid.affine_ijk.tolist())
     if grid != (record.shape_ijk, [list(row) for row in record.affine_ijk]):
         found = f"another grid: {volume.grid.describe()}"
         yield Fault(spec.scan_id, record.file, "source", found, _described(record))

@@ -88,7 +88,7 @@ class NoteModel(_ShownModel):
     rule: str
     text: str
     vertebra: str | None
-    position_mm: _XYZ | None
+    position_xyz_mm: _XYZ | None
     """Position of the finding, x, y, z in RAS+ mm; null without one."""
 
 
@@ -235,7 +235,7 @@ def _notes(audited: AuditedScan) -> Iterator[NoteModel]:
             rule=found.rule,
             text=found.text,
             vertebra=found.vertebra,
-            position_mm=found.position_mm,
+            position_xyz_mm=found.position_xyz_mm,
         )
 
 

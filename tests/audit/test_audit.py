@@ -194,7 +194,7 @@ def test_each_planted_defect_is_the_only_finding_of_its_scan(planted, audited, n
     if finding.voxel_zyx is not None:
         affine = np.array(planted[0].scan(name).attrs["affine"])
         position = (affine @ [*finding.voxel_zyx[::-1], 1])[:3]
-        np.testing.assert_allclose(finding.position_mm, position, atol=1e-3)
+        np.testing.assert_allclose(finding.position_xyz_mm, position, atol=1e-3)
 
 
 def test_pieces_of_a_split_vertebra_equal_those_of_a_flood_fill(planted, audited):

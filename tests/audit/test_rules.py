@@ -139,7 +139,7 @@ def only(scan):
 def assert_at(finding, voxel_zyx, affine=AFFINE):
     assert finding.voxel_zyx == tuple(voxel_zyx)
     position = (affine @ [*voxel_zyx[::-1], 1])[:3]
-    np.testing.assert_allclose(finding.position_mm, position, atol=1e-3)
+    np.testing.assert_allclose(finding.position_xyz_mm, position, atol=1e-3)
 
 
 def relabeled(scan, names):
@@ -419,7 +419,7 @@ def test_centers_more_than_a_voxel_outside_their_label_are_found(distance, sever
     assert short(findings) == expected
     for finding in findings:
         z, y, x = record.position_zyx_mm
-        assert finding.position_mm == pytest.approx((x, y, z), abs=1e-3)
+        assert finding.position_xyz_mm == pytest.approx((x, y, z), abs=1e-3)
         assert finding.voxel_zyx == center_of(blocks(), "T9")
 
 
@@ -434,7 +434,7 @@ def test_centers_without_label_and_labels_without_center_are_found():
         ("centroid-unmatched", "info", "L3"),
     ]
     assert findings[0].voxel_zyx == center_of(label, "T8")
-    assert findings[1].position_mm == (0, 0, -700)
+    assert findings[1].position_xyz_mm == (0, 0, -700)
 
 
 def test_centers_out_of_order_are_found():
@@ -653,7 +653,7 @@ def test_headers_without_orientation_are_found():
     finding = only(with_headers(nifti(sform_code=0, qform_code=0)))
     assert (finding.rule, finding.severity) == ("unplaced", "warning")
     assert "LAS was assumed" in finding.text
-    stated = {"element_size_mm": None, "states_orientation": True, "states_position": True}
+    stated = {"element_size_ijk_mm": None, "states_orientation": True, "states_position": True}
     bare = MetaImageRecord.model_validate({**stated, "states_orientation": False})
     assert "LPS was assumed" in only(with_headers(bare, kind="metaimage")).text
     known = MetaImageRecord.model_validate(stated)
@@ -663,12 +663,12 @@ def test_headers_without_orientation_are_found():
 def test_an_element_size_that_differs_from_the_spacing_is_found():
     x, y, z = np.linalg.norm(AFFINE[:3, :3], axis=0).tolist()
     stated = {"states_orientation": True, "states_position": True}
-    same = MetaImageRecord.model_validate({**stated, "element_size_mm": (x, y, z)})
+    same = MetaImageRecord.model_validate({**stated, "element_size_ijk_mm": (x, y, z)})
     assert found(with_headers(same, kind="metaimage")) == []
-    thick = MetaImageRecord.model_validate({**stated, "element_size_mm": (x, y, 2 * z)})
+    thick = MetaImageRecord.model_validate({**stated, "element_size_ijk_mm": (x, y, 2 * z)})
     finding = only(with_headers(thick, kind="metaimage"))
     assert (finding.rule, finding.severity) == ("element-size", "info")
-    assert finding.facts["element_size_mm"] == [x, y, 2 * z]
+    assert finding.facts["element_size_ijk_mm"] == [x, y, 2 * z]
 
 
 # Pieces
@@ -738,7 +738,7 @@ def test_pieces_are_listed_with_volume_fraction_and_position():
         "volume_mm3": 185 * 48.0,
         "share": pytest.approx(185 / 616, abs=1e-6),
         "voxel_zyx": [0, 0, 3],
-        "position_mm": [-68.0, 30.5, -600.0],
+        "position_xyz_mm": [-68.0, 30.5, -600.0],
     }
     assert_at(finding, (0, 0, 3))
 

@@ -116,7 +116,7 @@ def test_json_holds_every_field_of_the_findings(faulty):
     first = store["findings"][0]
     assert (first["rule"], first["vertebra"]) == ("skipped-level", "L1")
     assert first["facts"]["between"] == ["T12", "L2"]
-    assert len(first["voxel_zyx"]) == len(first["position_mm"]) == 3
+    assert len(first["voxel_zyx"]) == len(first["position_xyz_mm"]) == 3
     assert len(store["findings"]) == 5
 
 

@@ -58,7 +58,7 @@ def places(tmp_path_factory):
     (other / "zarr.json").write_text(json.dumps(root))
     odd = folder / "odd.zarr"
     odd.mkdir()
-    root = {"attributes": {"format": "spinezarr", "format_version": 5, EVIL: EVIL}}
+    root = {"attributes": {"format": "spinezarr", "format_version": 6, EVIL: EVIL}}
     (odd / "zarr.json").write_bytes(hostile.seal(root))
     broken = folder / "broken.yaml"
     broken.write_text(json.dumps({"name": "x", EVIL: EVIL, "title": [EVIL]}), encoding="utf-8")

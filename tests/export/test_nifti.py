@@ -498,7 +498,7 @@ def assert_holds_volume(file, source, kind=None):
     assert kind is None or type(found) is kind
     assert found.get_data_dtype() == volume.dtype
     np.testing.assert_array_equal(np.asarray(found.dataobj), values)
-    assert found.affine.tobytes() == volume.grid.affine.tobytes()
+    assert found.affine.tobytes() == volume.grid.affine_ijk.tobytes()
 
 
 def test_mapped_and_merged_masks_are_exported_in_the_scheme(tmp_path):

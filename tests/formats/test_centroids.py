@@ -51,15 +51,15 @@ def oblique_ras(shape):
 
 def turned(grid, axcodes):
     """Return the same voxels in another orientation, as nibabel would store them."""
-    turn = ornt_transform(io_orientation(grid.affine), axcodes2ornt(tuple(axcodes)))
+    turn = ornt_transform(io_orientation(grid.affine_ijk), axcodes2ornt(tuple(axcodes)))
     shape = apply_orientation(np.empty(grid.shape_ijk, bool), turn).shape
-    return Grid(shape, grid.affine @ inv_ornt_aff(turn, grid.shape_ijk))
+    return Grid(shape, grid.affine_ijk @ inv_ornt_aff(turn, grid.shape_ijk))
 
 
 def written(positions_xyz_mm, grid, convention, decimals):
     if convention == "lml":
-        return lml_text(positions_xyz_mm, grid.affine, decimals).encode()
-    text = verse_json(positions_xyz_mm, grid.shape_ijk, grid.affine, convention, decimals)
+        return lml_text(positions_xyz_mm, grid.affine_ijk, decimals).encode()
+    text = verse_json(positions_xyz_mm, grid.shape_ijk, grid.affine_ijk, convention, decimals)
     return text.encode()
 
 
@@ -89,7 +89,7 @@ def refusal(text, convention="verse"):
 
 def random_points(grid, levels, seed):
     inside = np.random.default_rng(seed).uniform(0, np.array(grid.shape_ijk) - 1, (len(levels), 3))
-    return dict(zip(levels, apply_affine(grid.affine, inside).tolist(), strict=True))
+    return dict(zip(levels, apply_affine(grid.affine_ijk, inside).tolist(), strict=True))
 
 
 def levels_of(convention):
@@ -117,8 +117,8 @@ def test_points_are_as_exact_as_the_digits_of_published_files(axcodes, conventio
     points = random_points(grid, levels_of(convention), seed=2)
     decimals = None if convention == "lml" else 1
     rounded = read(written(points, grid, convention, decimals), convention, grid)
-    # Half a unit of the last digit along each axis: voxels, mm, or 6 digits below 100 mm.
-    bound = {"verse": 0.05 * np.linalg.norm(voxel_sizes(grid.affine)), "lml": 0.5e-4 * 3**0.5}
+    # Half a unit of the last digit along each axis: of voxels, of mm, of 6 digits below 100 mm.
+    bound = {"verse": 0.05 * np.linalg.norm(voxel_sizes(grid.affine_ijk)), "lml": 0.5e-4 * 3**0.5}
     errors = [
         np.linalg.norm(np.subtract(rounded.positions_xyz_mm[level], point))
         for level, point in points.items()
@@ -135,12 +135,10 @@ def test_points_are_as_exact_as_the_digits_of_published_files(axcodes, conventio
     share=st.tuples(*[st.floats(0, 1)] * 3),
 )
 def test_points_keep_their_position_on_any_grid(
-    *, shape, spacing, origin, axcodes, convention, share
-):
-    affine = oblique_ras(shape).affine @ np.diag([*spacing, 1])
+    affine = oblique_ras(shape).affine_ijk @ np.diag([*spacing, 1])
     affine[:3, 3] = origin
     grid = turned(Grid(shape, affine), axcodes)
-    point = apply_affine(grid.affine, np.array(share) * (np.array(grid.shape_ijk) - 1))
+    point = apply_affine(grid.affine_ijk, np.array(share) * (np.array(grid.shape_ijk) - 1))
     found = read(written({"L1": point}, grid, convention, 12), convention, grid)
     np.testing.assert_allclose(found.positions_xyz_mm["L1"], point, rtol=0, atol=1e-6)
     assert found.notes == ()
@@ -150,7 +148,7 @@ def test_points_keep_their_position_on_any_grid(
 def test_a_voxel_is_found_again_after_the_image_was_reoriented(axcodes):
     voxels = np.zeros((4, 5, 6), np.uint8)
     voxels[1, 3, 4] = 1
-    image = nib.Nifti1Image(voxels, oblique_ras(voxels.shape).affine)
+    image = nib.Nifti1Image(voxels, oblique_ras(voxels.shape).affine_ijk)
     direction = nib.aff2axcodes(image.affine)
     turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(axcodes)))
     later = image.as_reoriented(turn)
@@ -178,7 +176,7 @@ def test_challenge_files_are_read_by_the_published_rule(convention, lps_mm, axco
 def test_a_direction_entry_overrides_the_convention(convention):
     found = read(verse(entry(20, 1, 2, 3), direction="PIR"), convention)
     np.testing.assert_allclose(
-        found.positions_xyz_mm["L1"], apply_affine(LPS.affine, (10 - 3, 1, 30 - 2))
+        found.positions_xyz_mm["L1"], apply_affine(LPS.affine_ijk, (10 - 3, 1, 30 - 2))
     )
 
 
@@ -205,7 +203,7 @@ def test_placeholders_for_missing_positions_are_skipped(decimals):
     text = verse_json(
         {"L1": (np.nan,) * 3, "L2": (70.0, 70.0, -690.0)},
         LPS.shape_ijk,
-        LPS.affine,
+        LPS.affine_ijk,
         "verse",
         decimals,
     )
@@ -237,7 +235,9 @@ def test_a_repeated_level_keeps_its_first_point_with_a_note_of_the_distance(conv
         "lml": lml("200 L1_center 10 6 3.5", "210 L2_center 5 5 5", "200 L1_center 10 6 4.5"),
     }[convention]
     found = read(again, convention)
-    np.testing.assert_allclose(found.positions_xyz_mm["L1"], apply_affine(LPS.affine, (5, 6, 7)))
+    np.testing.assert_allclose(
+        found.positions_xyz_mm["L1"], apply_affine(LPS.affine_ijk, (5, 6, 7))
+    )
     assert found.notes == ("named more than once; the first counts: L1 (1.0 mm apart)",)
 
 
@@ -256,7 +256,7 @@ def test_a_repeated_level_keeps_its_first_point_with_a_note_of_the_distance(conv
 )
 def test_points_outside_the_image_are_kept_with_a_note_of_the_distance(index, note):
     found = read(verse(entry(20, *index)))
-    np.testing.assert_allclose(found.positions_xyz_mm["L1"], apply_affine(LPS.affine, index))
+    np.testing.assert_allclose(found.positions_xyz_mm["L1"], apply_affine(LPS.affine_ijk, index))
     assert found.notes == (() if note is None else (f"outside the image: L1 (by {note} mm)",))
 
 

@@ -69,7 +69,7 @@ def in_space(values, affine):
 
 
 def assert_same_in_space(volume, values, expected, affine):
-    found, found_affine = in_space(values, volume.grid.affine)
+    found, found_affine = in_space(values, volume.grid.affine_ijk)
     wanted, wanted_affine = in_space(expected, affine)
     np.testing.assert_array_equal(found, wanted)
     np.testing.assert_allclose(found_affine, wanted_affine, atol=1e-9)
@@ -82,7 +82,7 @@ def assert_read_as_gdcm_does(folder, volume, values):
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    np.testing.assert_allclose(volume.grid.affine, np.diag([-1, -1, 1, 1]) @ affine, atol=1e-6)
+    np.testing.assert_allclose(volume.grid.affine_ijk, np.diag([-1, -1, 1, 1]) @ affine, atol=1e-6)
 
 
 def edit(path, **elements):
@@ -136,7 +136,7 @@ def test_every_orientation_is_read_as_gdcm_reads_it(tmp_path, axcodes, oblique_d
     assert_same_in_space(volume, values, VALUES, affine)
     assert_read_as_gdcm_does(tmp_path, volume, values)
     # In LPS and RAS alike, columns, rows and slices are right-handed.
-    assert np.linalg.det(volume.grid.affine[:3, :3]) > 0
+    assert np.linalg.det(volume.grid.affine_ijk[:3, :3]) > 0
 
 
 @pytest.mark.parametrize("naming", ["number", "uid", "reversed"])
@@ -408,7 +408,7 @@ def test_slices_without_a_preamble_are_read_like_those_with_one(tmp_path, syntax
     volume, values = read(tmp_path)
     whole, expected = read(tmp_path / "whole")
     np.testing.assert_array_equal(values, expected)
-    np.testing.assert_array_equal(volume.grid.affine, whole.grid.affine)
+    np.testing.assert_array_equal(volume.grid.affine_ijk, whole.grid.affine_ijk)
     assert volume.notes == whole.notes == ()
 
 
@@ -551,7 +551,7 @@ def test_rounded_positions_are_accepted(tmp_path, digits, step):
         position = pydicom.dcmread(path).ImagePositionPatient
         edit(path, ImagePositionPatient=[round(float(x), digits) for x in position])
     volume, _ = read(tmp_path)
-    np.testing.assert_allclose(volume.grid.affine, affine, atol=0.06 * 10 ** -(digits - 1))
+    np.testing.assert_allclose(volume.grid.affine_ijk, affine, atol=0.06 * 10 ** -(digits - 1))
     (tmp_path / "6.dcm").unlink()
     assert ": 1 slice is missing: 1 in" in refusal(tmp_path)
 
@@ -561,7 +561,7 @@ def test_cosines_rounded_to_three_decimals_are_accepted(tmp_path):
     for path in write(tmp_path, affine=affine):
         cosines = pydicom.dcmread(path).ImageOrientationPatient
         edit(path, ImageOrientationPatient=[round(float(c), 3) for c in cosines])
-    np.testing.assert_allclose(read(tmp_path)[0].grid.affine, affine, atol=1e-3)
+    np.testing.assert_allclose(read(tmp_path)[0].grid.affine_ijk, affine, atol=1e-3)
 
 
 def test_a_single_slice_is_refused(tmp_path):

@@ -74,7 +74,7 @@ def test_frames_equal_the_same_slices_in_single_files(tmp_path, syntax, legacy, 
     slices, expected = read(tmp_path / "slices")
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found, values)
-    np.testing.assert_allclose(volume.grid.affine, slices.grid.affine, atol=1e-9)
+    np.testing.assert_allclose(volume.grid.affine_ijk, slices.grid.affine_ijk, atol=1e-9)
     assert (volume.dtype, volume.notes) == (slices.dtype, slices.notes)
 
 
@@ -178,7 +178,7 @@ def test_a_series_of_two_files_is_stacked_from_all_their_frames(tmp_path):
         edit(path, lambda d: setattr(d, "SeriesInstanceUID", "1.2.3"))
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES)
-    np.testing.assert_allclose(volume.grid.affine, AFFINE, atol=1e-9)
+    np.testing.assert_allclose(volume.grid.affine_ijk, AFFINE, atol=1e-9)
 
 
 def test_only_a_few_frames_are_in_memory(tmp_path):

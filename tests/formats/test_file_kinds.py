@@ -210,7 +210,7 @@ def converted(folder, command, old):
     subprocess.run([sys.executable, "-c", command], check=True)
     volume = open_volume(LocalFileSystem(), str(folder / "out.nii.gz"))
     (slab,) = volume.slabs([volume.grid.shape_ijk[2]])
-    return volume.grid.affine, slab
+    return volume.grid.affine_ijk, slab
 
 
 @pytest.mark.parametrize(

@@ -1064,7 +1064,7 @@ def lie_in_ledger(draft: Draft) -> None:
         "vertebra": pick(rng, (None, *TEXTS)),
         "text": pick(rng, TEXTS),
         "voxel_zyx": pick(rng, (None, *SHAPES)),
-        "position_mm": pick(rng, (None, [0.0, 1e308, raw(0)])),
+        "position_xyz_mm": pick(rng, (None, [0.0, 1e308, raw(0)])),
         "facts": {pick(rng, TEXTS): pick(rng, (*TEXTS, *NUMBERS))},
         "others": {pick(rng, TEXTS): pick(rng, TEXTS)},
     }

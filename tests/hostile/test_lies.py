@@ -107,10 +107,14 @@ GZ = "v.nii.gz"
 NIFTI = {
     "no voxels along an axis": (PLAIN, dims(20, 0, 3), "has an empty dimension"),
     "fewer than no voxels": (PLAIN, dims(20, -18, 3), "has an empty dimension"),
-    "the largest int16 thrice": (PLAIN, dims(32767, 32767, 32767), "--max-axis"),
-    "the same in gzip": (GZ, packed(dims(32767, 32767, 32767)), "--max-axis"),
-    "a product that is 0 modulo 2**64": (PLAIN, dims(2**22, 2**21, 2**21, version=2), "--max-axis"),
-    "2**62 voxels": (PLAIN, dims(2**62, 1, 1, version=2), "--max-axis"),
+    "the largest int16 thrice": (PLAIN, dims(32767, 32767, 32767), "--max-axis-voxels"),
+    "the same in gzip": (GZ, packed(dims(32767, 32767, 32767)), "--max-axis-voxels"),
+    "a product that is 0 modulo 2**64": (
+        PLAIN,
+        dims(2**22, 2**21, 2**21, version=2),
+        "--max-axis-voxels",
+    ),
+    "2**62 voxels": (PLAIN, dims(2**62, 1, 1, version=2), "--max-axis-voxels"),
     "a terabyte": (PLAIN, dims(8192, 8192, 8192), "1099.5 GB; expected at most 32.0 GB.*--max-v"),
     "slices of a gigabyte": (
         PLAIN, nifti(dim=[3, 8192, 8192, 2, 1, 1, 1, 1], scl_slope=2), "slices of 8192 x 8192",
@@ -190,9 +194,9 @@ def metaimage(data=RAW, **changes):
 
 METAIMAGE = {
     "no voxels": (metaimage(DimSize="0 0 0"), "DimSize"),
-    "9999999 voxels an axis": (metaimage(DimSize="9999999 9999999 9999999"), "--max-axis"),
+    "9999999 voxels an axis": (metaimage(DimSize="9999999 9999999 9999999"), "--max-axis-voxels"),
     "20 digits": (metaimage(DimSize="99999999999999999999 1 1"), "DimSize"),
-    "a terabyte": (metaimage(DimSize="8192 8192 8192"), "--max-volume"),
+    "a terabyte": (metaimage(DimSize="8192 8192 8192"), "--max-volume-gb"),
     "30 GB that are not there": (metaimage(DimSize="4096 4096 900"), "has 2160 bytes"),
     "a billion axes": (metaimage(NDims="1000000000"), "NDims"),
     "spacing 0": (metaimage(ElementSpacing="0 1 1"), "ElementSpacing"),
@@ -749,8 +753,8 @@ def test_small_files_are_read_only_up_to_their_size_limit(tmp_path, record_prope
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        (Limits(axis_voxels=19), "--max-axis"),
-        (Limits(volume_bytes=2 * VALUES.nbytes - 1), "--max-volume"),
+        (Limits(axis_voxels=19), "--max-axis-voxels"),
+        (Limits(volume_bytes=2 * VALUES.nbytes - 1), "--max-volume-gb"),
         (Limits(slice_bytes=2 * VALUES[..., 0].nbytes - 1), "slices of 20 x 18"),
         (Limits(spacing_range_mm=(0.81, 10)), "expected 0.81 to 10"),
         (Limits(spacing_range_mm=(0.1, 2.4)), "expected 0.1 to 2.4"),

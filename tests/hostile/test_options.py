@@ -31,10 +31,13 @@ def ingest(tmp_path, *options):
     ("options", "reason"),
     [
         (
-            ["--max-axis", 11],
-            "expected at most 11 along an axis. If that is true, raise --max-axis",
+            ["--max-axis-voxels", 11],
+            "expected at most 11 along an axis. If that is true, raise --max-axis-voxels",
         ),
-        (["--max-volume", 2.3e-6], "expected at most 0.0 GB. If that is true, raise --max-volume"),
+        (
+            ["--max-volume-gb", 2.3e-6],
+            "expected at most 0.0 GB. If that is true, raise --max-volume-gb",
+        ),
     ],
 )
 def test_a_scan_over_a_limit_fails_and_names_the_option(options, reason, tmp_path):
@@ -47,7 +50,7 @@ def test_a_scan_over_a_limit_fails_and_names_the_option(options, reason, tmp_pat
 
 
 def test_a_scan_at_the_limits_is_ingested(tmp_path):
-    code, report = ingest(tmp_path, "--max-axis", 12, "--max-volume", 2.4e-6)
+    code, report = ingest(tmp_path, "--max-axis-voxels", 12, "--max-volume-gb", 2.4e-6)
     assert (code, report["done"]) == (0, ["a"])
 
 

@@ -89,7 +89,7 @@ if DICOM.is_dir():
         affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
         affine[:3, 3] = image.GetOrigin()
         lps_to_ras = np.diag([-1, -1, 1, 1])
-        np.testing.assert_allclose(volume.grid.affine, lps_to_ras @ affine, atol=1e-4)
+        np.testing.assert_allclose(volume.grid.affine_ijk, lps_to_ras @ affine, atol=1e-4)
 
     @pytest.mark.parametrize("name", [name for name in FOLDERS if name != "pad-byte"])
     def test_a_real_folder_is_read_as_pydicom_reads_its_slices(tmp_path, name):
@@ -110,7 +110,7 @@ if DICOM.is_dir():
         frames, values = read(copied(tmp_path / "frames", ["dcmqi/mf.dcm"]))
         slices, expected = read(copied(tmp_path / "slices", FOLDERS["image"][0]))
         np.testing.assert_array_equal(values, expected)
-        np.testing.assert_array_equal(frames.grid.affine, slices.grid.affine)
+        np.testing.assert_array_equal(frames.grid.affine_ijk, slices.grid.affine_ijk)
         assert frames.notes == slices.notes
         assert frames.dtype == slices.dtype
 

@@ -140,8 +140,8 @@ def test_findings_of_a_view_equal_those_of_the_audit(served, audited):
         assert found == [(f.severity, f.rule, f.text, f.vertebra) for f in findings]
         ranks = [SEVERITIES.index(severity) for severity, *_ in found]
         assert ranks == sorted(ranks, reverse=True)
-        places = [f["position_mm"] and tuple(f["position_mm"]) for f in view["findings"]]
-        assert places == [f.position_mm for f in findings]
+        places = [f["position_xyz_mm"] and tuple(f["position_xyz_mm"]) for f in view["findings"]]
+        assert places == [f.position_xyz_mm for f in findings]
         assert view["audit"] == audited.table.audit.sel(scan=scan_id).item()
 
 
@@ -253,7 +253,7 @@ def test_a_view_is_compressed_and_not_sent_again_while_unchanged(served):
 
 def test_a_finding_about_two_scans_is_left_out_once_the_other_has_changed(audited):
     one, other = (audited._reader.scan(name).attributes for name in ("liver_0", "HN_P001"))
-    fields = {"severity": "error", "vertebra": None, "voxel_zyx": None, "position_mm": None}
+    fields = {"severity": "error", "vertebra": None, "voxel_zyx": None, "position_xyz_mm": None}
     findings = tuple(
         FindingRecord(rule=rule, text=rule, facts={}, others=others, **fields)
         for rule, others in {"alone": {}, "same-image": {"HN_P001": scan_identity(other)}}.items()

@@ -131,7 +131,7 @@ def test_zarr_lists_the_groups_of_a_store(ctspine1k_url, ctspine1k_raw):
     assert sorted(root) == ["ingest", "scans", "table", "table_bundle"]
     assert sorted(root["scans"]) == sorted(scan.scan_id for scan in ctspine1k_raw[1])
     assert root.attrs["format"] == "spinezarr"
-    assert root.attrs["format_version"] == 5
+    assert root.attrs["format_version"] == 6
     assert root.attrs["dataset"] == "ctspine1k"
 
 

@@ -259,7 +259,7 @@ def test_a_file_is_no_store(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "attributes", [{}, {"format": "other"}, {"format": "spinezarr", "format_version": 5}]
+    "attributes", [{}, {"format": "other"}, {"format": "spinezarr", "format_version": 6}]
 )
 def test_a_zarr_group_of_other_software_is_no_store(tmp_path, attributes):
     zarr.create_group(tmp_path / "other.zarr", attributes=attributes)
@@ -277,13 +277,13 @@ def test_the_error_of_a_damaged_root_names_the_repair(copied, content):
         StoreReader(str(copied))
 
 
-@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("version", [5, 7])
 @pytest.mark.parametrize("more", [{}, {"a_new_field": 1}], ids=["same fields", "new field"])
 def test_the_error_names_the_format_version_of_the_store(copied, version, more):
     edit_json(
         copied / "zarr.json", lambda root: root["attributes"].update(format_version=version, **more)
     )
-    said = f"is written in format {version}; this spinezarr reads format 5. .* or ingest again"
+    said = f"is written in format {version}; this spinezarr reads format 6. .* or ingest again"
     with pytest.raises(StoreNotFoundError, match=said):
         StoreReader(str(copied))
 

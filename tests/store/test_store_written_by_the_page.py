@@ -402,7 +402,7 @@ def table_files(root, scans):
 def write_store(place, scans):
     root = {
         "format": "spinezarr",
-        "format_version": 5,
+        "format_version": 6,
         "dataset": "by-hand",
         "title": "Written by hand",
         "license": "CC0-1.0",

@@ -112,7 +112,7 @@ def write_store(folder):
     report = ingest(recipe, discover(recipe, str(raw)), str(url))
     assert not report.failed
     root = RootAttributes(
-        format_version=5,
+        format_version=6,
         dataset=EVIL,
         title=EVIL,
         license=EVIL,
@@ -159,7 +159,7 @@ def write_store(folder):
         vertebra=None,
         text=EVIL,
         voxel_zyx=None,
-        position_mm=None,
+        position_xyz_mm=None,
         facts={EVIL: EVIL},
         others={},
     )

@@ -73,7 +73,13 @@ def _row(rng, like, scan_id, source, levels, anomaly):
 
 def _audited(rng):
     severity = rng.choices(("ok", "info", "warning", "error"), (0.8, 0.05, 0.11, 0.04))[0]
-    facts = {"vertebra": None, "voxel_zyx": None, "position_mm": None, "facts": {}, "others": {}}
+    facts = {
+        "vertebra": None,
+        "voxel_zyx": None,
+        "position_xyz_mm": None,
+        "facts": {},
+        "others": {},
+    }
     text = _RULES.get(severity, "the grid is oblique")
     found = FindingRecord(rule="shown", severity="info", text=text, **facts)
     kept = () if severity == "ok" else (found.model_copy(update={"severity": severity}),)

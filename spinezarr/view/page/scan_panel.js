@@ -197,7 +197,7 @@ export class Panel {
 
   #note(note) {
     const vertebra = this.source.vertebrae.find(({ name }) => name === note.vertebra);
-    const place = note.position_mm ?? vertebra?.centroid_xyz_mm;
+    const place = note.position_xyz_mm ?? vertebra?.centroid_xyz_mm;
     const go = () =>
       this.state.goTo(this.source.grid.voxelAt(place), { vertebra: vertebra?.name ?? this.state.vertebra });
     const text = note.vertebra && !note.text.includes(note.vertebra) ? `${note.vertebra}: ${note.text}` : note.text;

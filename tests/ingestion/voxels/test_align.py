@@ -20,11 +20,11 @@ def turned(grid, axcodes):
     shape = [0, 0, 0]
     for axis, (place, _) in enumerate(turn):
         shape[int(place)] = grid.shape_ijk[axis]
-    return Grid(tuple(shape), grid.affine @ inv_ornt_aff(turn, grid.shape_ijk))
+    return Grid(tuple(shape), grid.affine_ijk @ inv_ornt_aff(turn, grid.shape_ijk))
 
 
 def shifted(grid, shift_mm):
-    affine = grid.affine.copy()
+    affine = grid.affine_ijk.copy()
     affine[:3, 3] += shift_mm
     return Grid(grid.shape_ijk, affine)
 
@@ -98,18 +98,18 @@ def test_a_wrong_spacing_is_judged_by_the_shift_of_the_far_corner(stretch, accep
 
 
 def test_rounding_to_float32_is_accepted():
-    label = Grid(IMAGE.shape_ijk, IMAGE.affine.astype(np.float32).astype(np.float64))
+    label = Grid(IMAGE.shape_ijk, IMAGE.affine_ijk.astype(np.float32).astype(np.float64))
     assert aligned(label) is label
 
 
 def test_a_mirrored_mask_is_refused():
-    label = Grid(IMAGE.shape_ijk, IMAGE.affine @ np.diag([-1, 1, 1, 1]))
+    label = Grid(IMAGE.shape_ijk, IMAGE.affine_ijk @ np.diag([-1, 1, 1, 1]))
     assert "corners" in refusal(label)
 
 
 def test_the_error_of_different_shapes_shows_both_grids_and_advice():
     for shape in ((5, 7, 8), (7, 6, 5)):
-        message = refusal(Grid(shape, IMAGE.affine))
+        message = refusal(Grid(shape, IMAGE.affine_ijk))
         assert message.startswith("image and mask have different shapes:\n")
         assert "Get the mask that belongs to this image." in message
         assert "--take-image-grid" not in message
@@ -120,7 +120,7 @@ ENDS = {2: ("inferior", "superior"), 1: ("posterior", "anterior"), 0: ("left", "
 
 def part_of(grid, axis, first, stop):
     """Cut a grid along an axis of x, y, z."""
-    affine, shape = grid.affine.copy(), list(grid.shape_ijk)
+    affine, shape = grid.affine_ijk.copy(), list(grid.shape_ijk)
     affine[:3, 3] += first * affine[:3, axis]
     shape[axis] = stop - first
     return Grid(tuple(shape), affine)
@@ -143,7 +143,7 @@ def test_the_error_counts_slices_that_only_image_or_mask_has(axcodes, data):
         with pytest.raises(GridMismatchError) as caught:
             aligned(turned(label, axcodes), image=image)
         assert f"the {who} lacks {' and '.join(said)}, and else lies on" in str(caught.value)
-    elsewhere = shifted(cut, 0.2 * IMAGE.affine[:3, axis])
+    elsewhere = shifted(cut, 0.2 * IMAGE.affine_ijk[:3, axis])
     with pytest.raises(GridMismatchError) as caught:
         aligned(IMAGE, image=elsewhere)
     assert "lacks" not in str(caught.value)
@@ -156,19 +156,20 @@ def test_the_error_of_different_affines_shows_both_grids_and_the_remedy():
 
 
 @pytest.mark.parametrize(
-    "affine", [shifted(IMAGE, (0, 0, 99)).affine, IMAGE.affine @ np.diag([-1, 2, 1, 1]), np.eye(4)]
+    "affine",
+    [shifted(IMAGE, (0, 0, 99)).affine_ijk, IMAGE.affine_ijk @ np.diag([-1, 2, 1, 1]), np.eye(4)],
 )
 def test_take_image_grid_accepts_a_mask_of_equal_shape(affine):
     assert aligned(Grid(IMAGE.shape_ijk, affine), take_image_grid=True) is IMAGE
 
 
 def test_take_image_grid_accepts_a_mask_with_mixed_up_axes():
-    label = Grid(IMAGE.shape_ijk, IMAGE.affine[:, [1, 2, 0, 3]])
+    label = Grid(IMAGE.shape_ijk, IMAGE.affine_ijk[:, [1, 2, 0, 3]])
     assert label.shape_zyx != IMAGE.shape_zyx
     assert aligned(label, take_image_grid=True) is IMAGE
 
 
-@pytest.mark.parametrize("label", [Grid((5, 6, 8), IMAGE.affine), Grid((7, 6, 5), np.eye(4))])
+@pytest.mark.parametrize("label", [Grid((5, 6, 8), IMAGE.affine_ijk), Grid((7, 6, 5), np.eye(4))])
 def test_take_image_grid_refuses_a_mask_of_another_shape(label):
     message = refusal(label, take_image_grid=True)
     assert "--take-image-grid needs equal shapes in file order, too." in message
