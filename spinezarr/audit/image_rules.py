@@ -69,7 +69,7 @@ def not_finite(scan: ScanAttributes) -> Iterator[Finding]:
         return
     what = [f"{n} {kind}" for n, kind in ((nan, "NaN"), (infinite, "infinite")) if n]
     counts = " and ".join(what)
-    text = f"voxels of the image that are no numbers: {counts}"
+    text = f"voxels of the image that are not numbers: {counts}"
     if scan.image_range_hu is None:
         text = f"no voxel of the image is a finite number: {counts}"
     yield Finding(

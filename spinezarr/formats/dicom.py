@@ -125,7 +125,7 @@ class DicomSeriesVolume:
         kept = drop_scouts(headers)
         if len(kept) < len(headers):
             n_scouts = len(headers) - len(kept)
-            notes.append(f"passed over what lies across all slices: {n_scouts} x scout")
+            notes.append(f"ignored images across all slices: {n_scouts} x scout")
         slices, grid = stack_slices(kept, folder)
         limits.check_grid(grid, _dtype_of(slices).itemsize, folder)
         spacing_mm = float(np.linalg.norm(grid.affine_ijk[:3, 2]))
@@ -328,7 +328,7 @@ def _note_skipped(content: FolderContent) -> list[str]:
     kinds = Counter(found.non_ct_kind for found in content.others)
     if kinds:
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
-        notes.append(f"passed over what is no CT slice: {counts}")
+        notes.append(f"ignored files that are not CT slices: {counts}")
     return notes
 
 

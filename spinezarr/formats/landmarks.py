@@ -101,7 +101,7 @@ class LandmarkFile:
             x, y, z = map(float, coordinates)
             self.landmarks.append(Landmark(level, (x, y, z)))
         else:
-            self.remark("passed over, as they have no position", level)
+            self.remark("ignored, because they have no position", level)
 
 
 def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
@@ -183,7 +183,7 @@ def _add_verse_point(parsed: LandmarkFile, entry: object, where: str) -> None:
             raise FormatError(f"{where}: its {key} is {_json_kind(entry[key])}, expected a number.")
     level = NAME_OF_VALUE.get(entry["label"])
     if level is None:
-        parsed.remark("passed over, as no level has this label", str(entry["label"])[:_SHOWN])
+        parsed.remark("ignored, because no level has this label", str(entry["label"])[:_SHOWN])
     else:
         coordinates = (float("nan") if entry[key] is None else entry[key] for key in "XYZ")
         parsed.add(level, tuple(coordinates))
@@ -220,7 +220,7 @@ def parse_lml(text: bytes, path: str) -> LandmarkFile:
         )
     parsed = LandmarkFile()
     if _is_landmark(header.split()):
-        parsed.remark("passed over, as line 1 is the header of an .lml file", "a landmark")
+        parsed.remark("ignored, because line 1 is the header of an .lml file", "a landmark")
     for where, columns in landmarks:
         if not _is_landmark(columns):
             raise FormatError(
@@ -249,4 +249,4 @@ def _add_lml_point(parsed: LandmarkFile, identifier: str, name: str, *numbers: s
         parsed.remark("names that are no level; the ids count", f"{quoted} ({level_of_id})")
         parsed.add(level_of_id, [float(number) for number in numbers])
     else:
-        parsed.remark("passed over, as neither name nor id is a level", quoted)
+        parsed.remark("ignored, because neither name nor id is a level", quoted)

@@ -1,1 +1,1 @@
-"""From a raw folder to a store: discover, open, check, orient, encode, publish."""
+"""How does a raw folder become a store: discover, open, check, orient, encode, publish?"""

@@ -1,8 +1,8 @@
 """How are scans ingested on a Dask cluster?
 
-Each scan is one task, a bounded number of tasks is under way, and a task is repeated if its worker
-dies. A task needs the source files and the store, and nothing from other tasks. The cluster needs
-``spinezarr`` in the same versions as this process, which is checked first.
+Each scan is one task. A bounded number of tasks is under way at a time. A task is repeated if its
+worker dies. A task needs the source files and the store, and nothing from other tasks. The cluster
+needs ``spinezarr`` in the same versions as this process, which is checked first.
 """
 
 import secrets
@@ -54,20 +54,20 @@ __all__ = [
 
 _TASKS_PER_THREAD: Final = 2
 """One task under way, and one to start while the client writes the scan table."""
-_ROUNDS: Final = 3
-"""How often a scan is submitted again that only waited where workers died."""
+_MOST_RESUBMISSIONS: Final = 3
+"""How many times a scan is submitted again if it was only waiting on the workers that died."""
 _SAME_VERSION: Final = ("spinezarr", "dask", "distributed", "numcodecs")
-"""Packages that must have one version everywhere. With one version of numcodecs, the same source
-gives the same bytes."""
+"""Packages that must have the same version everywhere. With one version of numcodecs, the same
+source gives the same bytes."""
 _MEMORY: Final = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")}
-"""Dask must not pause workers or spill results: the voxels of a scan are no results that it
-could write to disk, so a worker would wait for ever. Dask still ends a worker that needs nearly
-all of its memory, before the system ends another process."""
+"""Settings that stop Dask from pausing workers and spilling results. The voxels of a scan are not
+results that Dask could write to disk, so a paused worker would wait forever. Dask still ends a
+worker that uses nearly all of its memory, before the system ends another process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
-    """How long a run waits for a Dask cluster, and how often it hears from it, in seconds.
+    """Times that a run waits for a Dask cluster, and between its messages, in seconds.
 
     Attributes
     ----------
@@ -80,8 +80,8 @@ class ClusterSettings:
         Time between two counts of the worker threads, and between two checks that the scheduler is
         still there while no message arrives.
     progress_s
-        Time between two progress messages of a scan. They all pass through the scheduler, so that
-        it must not get too many.
+        Time between two progress messages of a scan. All of them pass through the scheduler, which
+        must not get too many.
     stop_s
         Time that workers get to leave their scans after an interrupt. A worker leaves its scan when
         it next has progress to report.
@@ -120,16 +120,17 @@ class DaskWorkers:
     Parameters
     ----------
     client
-        Connected to the cluster. It stays open.
+        A client that is connected to the cluster. It stays open.
     encode_threads
-        Threads that encode chunks, of each worker process; as many as it runs tasks if not given.
+        Number of threads in each worker process that encode chunks. By default, as many as the
+        process runs tasks.
     settings
         How long to wait for the cluster, and how often to hear from it.
 
     Raises
     ------
     UsageError
-        If there is no worker, or scheduler or workers have other versions than this process.
+        If there is no worker, or if scheduler or workers have other versions than this process.
     """
 
     def __init__(
@@ -185,17 +186,17 @@ class DaskWorkers:
 def local_cluster(
     n_workers: int, *, settings: ClusterSettings = CLUSTER_SETTINGS
 ) -> Iterator[DaskWorkers]:
-    """Start worker processes on this machine, which share its cores, and end them afterward.
+    """Start worker processes that share the cores of this machine, and end them afterward.
 
     Parameters
     ----------
     n_workers
-        How many scans are done at once.
+        Number of scans that are ingested at once.
     settings
-        How long to wait for the workers, and how often to hear from them.
+        Times to wait for the workers, and between their messages.
     """
     with warnings.catch_warnings(), dask.config.set(_MEMORY):
-        # Where the dashboard's usual port is taken, it gets another one.
+        # If the dashboard's usual port is taken, Dask uses another one.
         warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
         cluster = LocalCluster(
             n_workers=n_workers,
@@ -227,20 +228,20 @@ def existing_cluster(
     Raises
     ------
     UsageError
-        If it cannot be reached, or is not fit; see :class:`DaskWorkers`.
+        If the cluster cannot be reached or cannot be used; see :class:`DaskWorkers`.
     """
     if isinstance(scheduler, Client):
         yield DaskWorkers(scheduler, settings=settings)
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", VersionMismatchWarning)  # said below, and an error
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # DaskWorkers raises
             client = Client(scheduler, timeout=settings.connect_s, set_as_default=False)
     except (OSError, ValueError, TypeError) as problem:
         raise UsageError(
             f"no Dask scheduler answers at {redact_url(scheduler)} within "
             f"{settings.connect_s:.0f} seconds: {problem}. Give the address that the scheduler "
-            "prints when it starts, such as tcp://10.0.0.1:8786, and look whether this machine "
+            "prints when it starts, such as tcp://10.0.0.1:8786, and check that this machine "
             "can reach it."
         ) from problem
     with client:
@@ -250,7 +251,7 @@ def existing_cluster(
 class _IgnoreInterrupt(WorkerPlugin):
     """Makes workers ignore Ctrl-C, which reaches every process of a terminal.
 
-    The client stops them.
+    The client stops the workers.
     """
 
     name = "spinezarr-ignore-interrupt"
@@ -266,17 +267,17 @@ def _address(client: Client) -> str:
 def _check_versions(client: Client) -> None:
     problems = []
     for package in _SAME_VERSION:
-        here = version(package)
+        own_version = version(package)
         found: dict[str, Any] = client.run(version, package, on_error="return")
         try:
             found["the scheduler"] = client.run_on_scheduler(version, package)
         except PackageNotFoundError as problem:
             found["the scheduler"] = problem
-        for place, there in found.items():
-            if isinstance(there, PackageNotFoundError):
-                problems.append(f"{place} has no {package}")
-            elif there != here:
-                problems.append(f"{place} has {package} {there}, not {here} as here")
+        for process, its_version in found.items():
+            if isinstance(its_version, PackageNotFoundError):
+                problems.append(f"{process} has no {package}")
+            elif its_version != own_version:
+                problems.append(f"{process} has {package} {its_version}, not {own_version} as here")
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""  # noqa: PLR2004
         raise UsageError(
@@ -293,16 +294,16 @@ def _for_workers(job: IngestJob) -> IngestJob:
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
-    """A worker has started a scan, or finished a further part of it."""
+class _ProgressMessage:
+    """Message that a worker has started a scan, or has finished a further part of it."""
 
     scan_id: str
     share: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
-    """The task of a scan has ended, with a result or without."""
+class _EndMessage:
+    """Message that the task of a scan has ended, with a result or without."""
 
     scan_id: str
 
@@ -313,9 +314,9 @@ class _InFlight:
 
     task: ScanTask
     future: Future[ScanResult]
-    rounds: int
-    """How often it was submitted before."""
-    begun: int = 0
+    resubmissions: int
+    """How many times it was submitted before this time."""
+    starts: int = 0
     """Number of workers that have started it."""
     share: float = 0.0
 
@@ -338,15 +339,15 @@ class _Run:
         self._settings = settings
         self._token = secrets.token_hex(4)
         self._in_flight: dict[str, _InFlight] = {}
-        self._redone: dict[str, tuple[ScanTask, ScanResult]] = {}
+        self._restarted: dict[str, tuple[ScanTask, ScanResult]] = {}
         """Results of scans that several workers have started."""
         self._started: set[str] = set()
-        """Scans whose start the listener was told."""
-        self._inbox: SimpleQueue[_Heard | _Ended] = SimpleQueue()
+        """Scans whose start was reported to the listener."""
+        self._inbox: SimpleQueue[_ProgressMessage | _EndMessage] = SimpleQueue()
         self._sent = count()
         self._threads = 0
-        self._looked: float | None = None
-        client.subscribe_topic(_topic(self._token), self._hear)
+        self._threads_counted: float | None = None
+        client.subscribe_topic(_topic(self._token), self._on_event)
 
     def results(self, tasks: Iterator[ScanTask]) -> Iterator[ScanResult]:
         """Submit tasks while there is room, and yield results as they arrive."""
@@ -360,8 +361,8 @@ class _Run:
                     self._submit(task)
             if self._in_flight or not exhausted:
                 yield from self._next_result()
-            elif self._redone:
-                yield from self._look_at_redone()
+            elif self._restarted:
+                yield from self._check_restarted()
             else:
                 return
 
@@ -371,9 +372,9 @@ class _Run:
             if sent.future.status == "finished":
                 result = sent.future.result()
                 if result.scan is not None:
-                    self._redone[scan_id] = (sent.task, result)
+                    self._restarted[scan_id] = (sent.task, result)
         self._in_flight = {}
-        for scan_id, (_, result) in self._redone.items():
+        for scan_id, (_, result) in self._restarted.items():
             if self._job.store.recover_scan(scan_id) is not None:
                 yield result
 
@@ -393,19 +394,19 @@ class _Run:
             self._client.unsubscribe_topic(_topic(self._token))
             self._client.cancel([sent.future for sent in self._in_flight.values()])
 
-    def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
+    def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
         """Take an event from a worker; called in a thread of the client."""
-        _, said = event
-        self._inbox.put(_Heard(said["scan"], said["share"]))
+        _, content = event
+        self._inbox.put(_ProgressMessage(content["scan"], content["share"]))
 
     def _room(self) -> int:
         now = time.monotonic()
-        if self._looked is None or now - self._looked > self._settings.poll_s:
+        if self._threads_counted is None or now - self._threads_counted > self._settings.poll_s:
             self._threads = sum(self._client.nthreads().values())
-            self._looked = now
+            self._threads_counted = now
         return _TASKS_PER_THREAD * self._threads
 
-    def _submit(self, task: ScanTask, rounds: int = 0) -> None:
+    def _submit(self, task: ScanTask, resubmissions: int = 0) -> None:
         scan_id = task.source.scan_id
         future = self._client.submit(
             _ingest_on_worker,
@@ -414,16 +415,16 @@ class _Run:
             self._token,
             self._encode_threads,
             self._settings.progress_s,
-            # No result that the scheduler keeps has this key. It groups tasks by what stands before
-            # the first part that is no word.
+            # The scheduler keeps no result under this key. It groups tasks by the part of the key
+            # before the first part that is not a word.
             key=f"ingest-{self._token}{next(self._sent)}-{scan_id}",
             pure=False,
         )
-        self._in_flight[scan_id] = _InFlight(task, future, rounds)
+        self._in_flight[scan_id] = _InFlight(task, future, resubmissions)
         self._await_end(scan_id, future)
 
     def _await_end(self, scan_id: str, future: Future[ScanResult]) -> None:
-        future.add_done_callback(lambda _: self._inbox.put(_Ended(scan_id)))
+        future.add_done_callback(lambda _: self._inbox.put(_EndMessage(scan_id)))
 
     def _next_result(self) -> Iterator[ScanResult]:
         """Process one message; yield nothing if none arrives soon."""
@@ -436,12 +437,12 @@ class _Run:
         sent = self._in_flight.get(message.scan_id)
         if sent is None:
             return
-        if isinstance(message, _Heard):
+        if isinstance(message, _ProgressMessage):
             self._progress(sent, message.share)
         elif sent.future.done():
             del self._in_flight[message.scan_id]
-            yield from self._take(sent)
-        else:  # its worker died with the result
+            yield from self._take_result(sent)
+        else:  # the worker died, and its result is lost
             self._await_end(message.scan_id, sent.future)
 
     def _progress(self, sent: _InFlight, share: float | None) -> None:
@@ -450,7 +451,7 @@ class _Run:
             sent.share += share
             self._listener.advanced(source, share)
             return
-        sent.begun += 1
+        sent.starts += 1
         if source.scan_id not in self._started:
             self._started.add(source.scan_id)
             self._listener.started(source)
@@ -458,54 +459,54 @@ class _Run:
             self._listener.advanced(source, -sent.share)
         sent.share = 0.0
 
-    def _take(self, sent: _InFlight) -> Iterator[ScanResult]:
+    def _take_result(self, sent: _InFlight) -> Iterator[ScanResult]:
         scan_id = sent.task.source.scan_id
         try:
             result = sent.future.result()
         except KilledWorker as problem:
-            yield from self._take_killed(sent, problem)
+            yield from self._resubmit_killed(sent, problem)
         except CancelledError as problem:
             raise LostClusterError(_lost_cluster()) from problem
         except LostLockError:
             raise
         except Exception as error:  # noqa: BLE001  one bad worker never stops the others
-            said = to_printable(redact_urls_in(" ".join(str(error).split())))
-            reason = f"its worker could not begin it ({type(error).__name__}: {said})."
+            message = to_printable(redact_urls_in(" ".join(str(error).split())))
+            reason = f"its worker could not start it ({type(error).__name__}: {message})."
             yield ScanResult(scan_id, "failed", reason=reason)
         else:
-            if sent.begun > 1 and result.scan is not None:
-                self._redone[scan_id] = (sent.task, result)
+            if sent.starts > 1 and result.scan is not None:
+                self._restarted[scan_id] = (sent.task, result)
             else:
                 yield result
 
-    def _take_killed(self, sent: _InFlight, problem: KilledWorker) -> Iterator[ScanResult]:
+    def _resubmit_killed(self, sent: _InFlight, problem: KilledWorker) -> Iterator[ScanResult]:
         """Submit the scan again, or report it as failed.
 
         A worker crash counts only against the scans it had started. A scan that only waited on such
         a worker is submitted again.
         """
         deaths = problem.allowed_failures + 1
-        if sent.begun < deaths and sent.rounds < _ROUNDS:
-            self._submit(sent.task, sent.rounds + 1)
+        if sent.starts < deaths and sent.resubmissions < _MOST_RESUBMISSIONS:
+            self._submit(sent.task, sent.resubmissions + 1)
             return
         scan_id = sent.task.source.scan_id
         self._job.store.recover_scan(scan_id)
         reason = (
-            f"{deaths} workers died while they had it, the last at {problem.last_worker.address}: "
-            "most often for want of memory. Look at the logs of the workers; give each more memory "
-            "and run the same command again."
+            f"{deaths} workers died while they ran it, the last at {problem.last_worker.address}. "
+            "The usual cause is too little memory. Look at the logs of the workers, give each more "
+            "memory, and run the same command again."
         )
         yield ScanResult(scan_id, "failed", reason=reason)
 
-    def _look_at_redone(self) -> Iterator[ScanResult]:
+    def _check_restarted(self) -> Iterator[ScanResult]:
         """Yield the results of scans that are whole, and submit the others again.
 
-        The scheduler may give up a worker that still runs for a moment and removes its files. The
-        worker that repeats the scan uses files of the same names. By now the first worker has
+        The scheduler may give up a worker that still runs for a moment and then removes its files.
+        The worker that repeats the scan writes files of the same names. By now the first worker has
         ended.
         """
-        redone, self._redone = self._redone, {}
-        for scan_id, (task, result) in redone.items():
+        restarted, self._restarted = self._restarted, {}
+        for scan_id, (task, result) in restarted.items():
             if self._job.store.recover_scan(scan_id) is None:
                 self._submit(task)
             else:
@@ -524,16 +525,16 @@ def _topic(token: str) -> str:
 
 
 _STOPPED: Final[set[str]] = set()
-"""Runs that this worker process was told to stop."""
+"""Tokens of the runs that this worker process must stop."""
 
 
 def _stop(token: str) -> None:
-    """Stop the work of this worker process for a run."""
+    """Make this worker process stop its work for a run."""
     _STOPPED.add(token)
 
 
 class _StoppedError(SpinezarrError):
-    """The client has stopped the run."""
+    """Raised in a worker when the client has stopped the run."""
 
 
 def _ingest_on_worker(
@@ -542,34 +543,34 @@ def _ingest_on_worker(
     worker = get_worker()
     scan_id = task.source.scan_id
     if token in _STOPPED:
-        return ScanResult(scan_id, "failed", reason="the client wants no more.")
+        return ScanResult(scan_id, "failed", reason="the run was stopped.")
 
-    def say(share: float | None) -> None:
+    def send(share: float | None) -> None:
         worker.log_event(_topic(token), {"scan": scan_id, "share": share})
 
-    say(None)
+    send(None)
     pool = _encode_pool(encode_threads or worker.state.nthreads).get()
-    return run_task(job, task, pool, _Progress(token, say, progress_s))
+    return run_task(job, task, pool, _ProgressReporter(token, send, progress_s))
 
 
-class _Progress:
-    """Reports the progress of a scan now and then; raises if the run was stopped."""
+class _ProgressReporter:
+    """Reports the progress of a scan about once a second; raises if the run was stopped."""
 
-    def __init__(self, token: str, say: Callable[[float], None], period_s: float) -> None:
+    def __init__(self, token: str, send: Callable[[float], None], period_s: float) -> None:
         self._token = token
-        self._say = say
+        self._send = send
         self._period_s = period_s
-        self._untold = 0.0
-        self._told = time.monotonic()
+        self._unreported = 0.0
+        self._reported = time.monotonic()
 
     def __call__(self, share: float) -> None:
         if self._token in _STOPPED:
             raise _StoppedError
-        self._untold += share
+        self._unreported += share
         now = time.monotonic()
-        if now - self._told > self._period_s:
-            self._say(self._untold)
-            self._untold, self._told = 0.0, now
+        if now - self._reported > self._period_s:
+            self._send(self._unreported)
+            self._unreported, self._reported = 0.0, now
 
 
 @cache

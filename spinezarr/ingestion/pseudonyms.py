@@ -1,8 +1,8 @@
 """How does a store hide the ids of scans and patients?
 
-A pseudonym is the start of an HMAC-SHA256 [1]_ of an id, keyed by 256 random bits. Nobody can find
-an id by trying without the key. With the key, the same id has the same pseudonym in every run. Key
-and map lie beside the store.
+A pseudonym is the start of an HMAC-SHA256 [1]_ of an id, with a key of 256 random bits. Without the
+key, nobody can find an id by trying ids. With the key, an id has the same pseudonym in every run.
+Key and map are stored beside the store, not in it.
 
 References
 ----------
@@ -33,13 +33,13 @@ from spinezarr.text import to_nfc
 __all__ = ["MapLine", "Pseudonyms", "apply_pseudonyms", "key_file", "map_file"]
 
 _KEY_BYTES: Final = 32
-"""Length of the key; FIPS 198-1 finds no use in a key longer than a SHA-256 hash."""
+"""Length of the key in bytes. By FIPS 198-1, a key longer than a SHA-256 hash adds no security."""
 _HASH_CHARACTERS: Final = 16
-"""Length of a pseudonym: 80 bits in base 32. Two of a million scans share one with a chance of
+"""Length of a pseudonym: 80 bits in base 32. The chance that two of a million scans share one is
 4e-13."""
 _OWNER_ONLY: Final = 0o600
 _SPLITS: Final = frozenset({"", "train", "training", "val", "valid", "validation", "test"})
-"""Names of splits that a table may use; they identify no one."""
+"""Names of splits that a table may use. They identify no one."""
 _ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".json", ".lml", "/")
 """Endings of file names that are stored; any other ending is left out."""
 
@@ -49,7 +49,7 @@ _Kind = Literal["scan", "patient", "source", "split", "file", "key"]
 
 @dataclass(frozen=True, slots=True)
 class MapLine:
-    """One line of the map: a scan of the store, and where it came from."""
+    """One line of the map: a scan of the store, and the files that it was read from."""
 
     pseudonym: str
     patient_pseudonym: str
@@ -63,7 +63,7 @@ class MapLine:
 
 @dataclass(frozen=True, slots=True)
 class Pseudonyms:
-    """A key, and the pseudonyms that it gives to ids."""
+    """Makes pseudonyms of ids with a key."""
 
     key: bytes
 
@@ -73,16 +73,16 @@ class Pseudonyms:
         return cls(secrets.token_bytes(_KEY_BYTES))
 
     def __repr__(self) -> str:
-        """Leave the key out: it must not get into a message."""
+        """Leave out the key, because it must not get into a message."""
         return f"{type(self).__name__}({self.fingerprint})"
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the key, stored to refuse another key. The key cannot be found from it."""
+        """Hash of the key, which a store keeps to refuse other keys. It does not reveal the key."""
         return self.of("key", "")
 
     def of(self, kind: _Kind, text: str) -> str:
-        """Return the pseudonym of a text. Equal texts of two kinds have different pseudonyms.
+        """Return the pseudonym of a text. Equal texts of different kinds have different pseudonyms.
 
         Examples
         --------
@@ -95,7 +95,7 @@ class Pseudonyms:
     def keyed(self, digest: str) -> str:
         """Return a keyed hash of a hash, of the same length.
 
-        Nobody can compare it with hashes of known files.
+        Without the key, nobody can compare it with hashes of known files.
         """
         return self._digest("file", digest).hex()[: len(digest)]
 
@@ -104,7 +104,7 @@ class Pseudonyms:
         return hmac.digest(self.key, message, hashlib.sha256)
 
     def discovery(self, found: Discovery, recipe: Recipe) -> Discovery:
-        """Return a discovery under pseudonyms; the paths to read from stay as they are."""
+        """Return a discovery with pseudonyms in place of ids; the paths of source files stay."""
         own = _texts_of(recipe)
         safe = _safe_columns(recipe)
         return replace(
@@ -131,7 +131,7 @@ class Pseudonyms:
             patient_id=self.of("patient", scan.patient_id),
             source=scan.source if scan.source in own else self.of("source", scan.source),
             split=scan.split if scan.split in own else self.of("split", scan.split),
-            # A place in a published list names the scan.
+            # The position in a published list identifies the scan.
             split_index=-1,
             columns={
                 column: text
@@ -161,7 +161,7 @@ class Pseudonyms:
         return {**record, "file": name + ending, **further}
 
     def lines(self, found: Discovery) -> Iterator[MapLine]:
-        """Yield the lines of the map for a discovery that is not yet under pseudonyms."""
+        """Yield the lines of the map for a discovery that still has its own ids."""
         for scan in found.scans:
             masks = (scan.label, *(part.path for part in scan.label_parts))
             yield MapLine(
@@ -184,7 +184,7 @@ def _texts_of(recipe: Recipe) -> frozenset[str]:
 
 
 def _safe_columns(recipe: Recipe) -> list[BoundedRegex]:
-    """Return patterns of the columns to keep: those of the recipe, and those that it calls safe."""
+    """Return patterns of the columns to keep: the recipe's constants, and what it calls safe."""
     tables = recipe.tables.values()
     own = [compile_bounded(re.escape(column)) for table in tables for column in table.constants]
     return own + [PathPattern(text).regex for table in tables for text in table.non_identifying]
@@ -198,32 +198,32 @@ def map_file(out: str, chosen: str | None) -> Path:
     Raises
     ------
     UsageError
-        If that is no local ``.csv`` file, or inside the store.
+        If the path is not that of a local ``.csv`` file, or if it lies inside the store.
     """
     fs, path = open_filesystem(out)
     local = isinstance(fs, LocalFileSystem)
-    beside = Path(path if local else path.rsplit("/", 1)[-1])
-    place = Path(chosen or f"{beside}.pseudonyms.csv")
-    if "://" in str(chosen) or place.suffix != ".csv":
+    store_name = Path(path if local else path.rsplit("/", 1)[-1])
+    map_path = Path(chosen or f"{store_name}.pseudonyms.csv")
+    if "://" in str(chosen) or map_path.suffix != ".csv":
         raise UsageError(f"--pseudonyms {chosen}: expected a path on this machine, named .csv.")
-    if local and place.resolve().is_relative_to(Path(path).resolve()):
+    if local and map_path.resolve().is_relative_to(Path(path).resolve()):
         raise UsageError(
-            f"--pseudonyms {chosen}: lies inside the store {out}: whoever gets the store would "
-            "get the names. Choose a place outside it."
+            f"--pseudonyms {chosen}: lies inside the store {out}, so everyone who gets the store "
+            "would get the names. Choose a path outside it."
         )
-    return place
+    return map_path
 
 
-def key_file(place: Path) -> Path:
-    """Return the path of the key of a map: beside it."""
-    return place.with_suffix(".key")
+def key_file(map_path: Path) -> Path:
+    """Return the path of the key, which lies beside its map."""
+    return map_path.with_suffix(".key")
 
 
 def apply_pseudonyms(
     found: Discovery,
     recipe: Recipe,
     out: str,
-    place: Path,
+    map_path: Path,
     storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[Discovery, Pseudonyms]:
     """Replace ids by pseudonyms, and write key and map before any scan is stored.
@@ -231,60 +231,61 @@ def apply_pseudonyms(
     Parameters
     ----------
     found
-        Under its own names.
+        Discovery with its own ids.
     recipe
-        Of the dataset.
+        Recipe of the dataset.
     out
         Path or URL of the store.
-    place
-        Of the map, see :func:`map_file`.
+    map_path
+        Path of the map; see :func:`map_file`.
     storage_options
-        For the file system of the store.
+        Options for the file system of the store.
 
     Raises
     ------
     UsageError
-        If key or map are damaged, those of another store, or lost while the store is there.
+        If key or map are damaged, belong to another store, or are missing although the store
+        exists.
     """
     root = stored_root(out, storage_options)
     stored = None if root is None else root.pseudonym_key
     if root is not None and stored is None:
         raise UsageError(
-            f"{out}: was made without pseudonyms. Choose another place for a store with them, or "
+            f"{out}: was made without pseudonyms. Choose another path for a store with them, or "
             "leave out --pseudonymize."
         )
     if stored is not None:
-        for path in (key_file(place), place):
+        for path in (key_file(map_path), map_path):
             if not path.is_file():
                 raise UsageError(
-                    f"{path}: is not there, and the store {out} was made with it. Put it back, "
-                    "say where it is by --pseudonyms FILE, or make a new store."
+                    f"{path}: is missing, and the store {out} was made with it. Put it back, "
+                    "name its path by --pseudonyms FILE, or make a new store."
                 )
-    names = _read_key(place)
+    names = _read_key(map_path)
     if stored not in (None, names.fingerprint):
         raise UsageError(
-            f"{key_file(place)}: is not the key that the store {out} was made with. Say where "
-            "that is by --pseudonyms FILE."
+            f"{key_file(map_path)}: is not the key that the store {out} was made with. Name the "
+            "path of its map by --pseudonyms FILE."
         )
-    lines = {line.pseudonym: line for line in _read_map(place, names)}
+    lines = {line.pseudonym: line for line in _read_map(map_path, names)}
     known = dict(lines)
     lines |= {line.pseudonym: line for line in names.lines(found)}
-    if not key_file(place).exists():
-        _write(key_file(place), f"{names.key.hex()}\n")
-    if lines != known or not place.exists():
-        _write_map(place, lines.values())
+    if not key_file(map_path).exists():
+        _write(key_file(map_path), f"{names.key.hex()}\n")
+    if lines != known or not map_path.exists():
+        _write_map(map_path, lines.values())
     return names.discovery(found, recipe), names
 
 
-def _read_key(place: Path) -> Pseudonyms:
-    path = key_file(place)
+def _read_key(map_path: Path) -> Pseudonyms:
+    path = key_file(map_path)
     try:
         key = bytes.fromhex(path.read_text(encoding="ascii"))
     except FileNotFoundError:
-        if place.exists():
+        if map_path.exists():
             raise UsageError(
-                f"{path}: the key of the map {place} is not there; another would give other "
-                "pseudonyms. Put it back, or move the map away for a new store."
+                f"{path}: the key of the map {map_path} is missing. Another key would give other "
+                "pseudonyms. Put the key back, or move the map away for a new store."
             ) from None
         return Pseudonyms.new()
     except OSError as problem:
@@ -293,7 +294,7 @@ def _read_key(place: Path) -> Pseudonyms:
         key = b""
     if len(key) != _KEY_BYTES:
         raise UsageError(
-            f"{path}: is no key of pseudonyms, expected {2 * _KEY_BYTES} hexadecimal digits. "
+            f"{path}: is not a key of pseudonyms, expected {2 * _KEY_BYTES} hexadecimal digits. "
             "Put the file back as it was."
         )
     return Pseudonyms(key)
@@ -306,39 +307,39 @@ def _unreadable(path: Path, problem: OSError) -> UsageError:
     )
 
 
-def _read_map(place: Path, names: Pseudonyms) -> list[MapLine]:
+def _read_map(map_path: Path, names: Pseudonyms) -> list[MapLine]:
     columns = [field.name for field in fields(MapLine)]
     try:
-        with place.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with map_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             rows = list(reader)
     except FileNotFoundError:
         return []
     except OSError as problem:
-        raise _unreadable(place, problem) from problem
+        raise _unreadable(map_path, problem) from problem
     except csv.Error:
         rows, reader = [], None
     if reader is None or list(reader.fieldnames or ()) != columns:
         raise UsageError(
-            f"{place}: is no map of pseudonyms, expected the columns {', '.join(columns)}. "
+            f"{map_path}: is not a map of pseudonyms, expected the columns {', '.join(columns)}. "
             "Put the file back as it was."
         )
     lines = [MapLine(**{column: row[column] or "" for column in columns}) for row in rows]
     for number, line in enumerate(lines, 2):
         if line.pseudonym != names.of("scan", line.scan_id):
             raise UsageError(
-                f"{place}, line {number}: its pseudonym was not made with the key "
-                f"{key_file(place)}. Put both files back as they were."
+                f"{map_path}, line {number}: its pseudonym was not made with the key "
+                f"{key_file(map_path)}. Put both files back as they were."
             )
     return lines
 
 
-def _write_map(place: Path, lines: Iterable[MapLine]) -> None:
+def _write_map(map_path: Path, lines: Iterable[MapLine]) -> None:
     text = _Text()
     writer = csv.writer(text)
     writer.writerow([field.name for field in fields(MapLine)])
     writer.writerows(astuple(line) for line in sorted(lines, key=lambda line: line.pseudonym))
-    _write(place, "".join(text))
+    _write(map_path, "".join(text))
 
 
 class _Text(list[str]):
@@ -350,7 +351,7 @@ class _Text(list[str]):
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file in one step that only its owner may read."""
+    """Write a file atomically. Only its owner may read it."""
     new = path.with_name(f"{path.name}.partial")
     try:
         new.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """How is a whole dataset ingested, and what is reported?
 
-Each scan is a task for workers, and a scan that fails stops no other. Only this process writes what
-the scans share: the scan table and the ledger.
+Each scan is a task for workers. A scan that fails does not stop the others. Only this process
+writes the files that all scans share: the scan table and the ledger.
 """
 
 import time
@@ -38,8 +38,8 @@ from spinezarr.store.writer import StoreWriter
 __all__ = ["FailedScan", "IngestReport", "Listener", "LocalThreads", "Workers", "ingest"]
 
 _BEYOND_REPAIR: Final = (
-    "what is stored of it is damaged, and its source files are not in the raw folder. Put them "
-    "there and run the command again, or copy the scan from a store that is whole."
+    "its stored files are damaged, and its source files are not in the raw folder. Put them there "
+    "and run the command again, or copy the scan from an undamaged store."
 )
 _TABLE_EVERY_S: Final = 60.0
 """Seconds between two updates of the scan table during an ingest, for concurrent readers."""
@@ -61,8 +61,8 @@ class IngestReport:
     """Path or URL of the store, without secrets."""
     done: tuple[str, ...]
     updated: tuple[str, ...]
-    """Scans whose voxels are unchanged and whose metadata from recipe, splits, tables or
-    sidecars are new."""
+    """Scans whose voxels are unchanged, and whose metadata from recipe, splits, tables or sidecars
+    have changed."""
     skipped: tuple[str, ...]
     """Scans that were already up to date in the store."""
     failed: tuple[FailedScan, ...]
@@ -75,14 +75,14 @@ class IngestReport:
     stored_bytes: int
     seconds: float
     problem: str
-    """Why the scan table could not be written; empty if it was. The scans that are done are in
-    the store."""
+    """Why the scan table could not be written; empty if it was written. The scans that are done are
+    in the store in any case."""
     without_mask: tuple[UnpairedImage, ...]
     """Images that should have a mask and have none; they count as failed."""
     without_image: tuple[PathNote, ...]
     """Masks whose image is absent."""
     orphans_expected: bool
-    """Whether the recipe expects masks without an image, so that they are no failure."""
+    """Whether the recipe expects masks without an image. If so, they do not count as failures."""
     unlisted: tuple[PathNote, ...]
     """Folders that could not be listed."""
     ignored: tuple[PathNote, ...]
@@ -90,13 +90,14 @@ class IngestReport:
     absent: tuple[str, ...]
     """Scans that the split file lists and that are not in the raw folder."""
     tables: tuple[TableUse, ...]
-    """Every table of the recipe, with its rows that fit no scan."""
+    """Every table of the recipe, with the rows that belong to no scan."""
     nii_gz_bytes: int | None = None
-    """Estimated size of the scans that are done as ``.nii.gz``; None if they come as such."""
+    """Estimated size that the scans that are done would have as ``.nii.gz``. None if their files
+    are ``.nii.gz`` already."""
 
     @property
     def orphans_failed(self) -> bool:
-        """Whether there are masks without an image that should have one."""
+        """Whether masks lack an image although the recipe expects one for each."""
         return bool(self.without_image) and not self.orphans_expected
 
     @property
@@ -107,19 +108,19 @@ class IngestReport:
 
 
 class Listener(Protocol):
-    """Is told how an ingest proceeds, from the thread that runs it."""
+    """Receives the progress of an ingest, in the thread that runs it."""
 
     def started(self, source: ScanSource) -> None:
-        """Take note that a scan starts."""
+        """Handle the start of a scan."""
 
     def advanced(self, source: ScanSource, share: float) -> None:
-        """Take note that a further ``share`` (0 to 1) of a scan is done.
+        """Handle that a further ``share`` (0 to 1) of a scan is done.
 
-        It is negative if a part is repeated.
+        The share is negative if a part is repeated.
         """
 
     def finished(self, source: ScanSource, outcome: Outcome) -> None:
-        """Take note of how a scan ended."""
+        """Handle the end of a scan."""
 
 
 class _Silent:
@@ -138,7 +139,7 @@ class Workers(Protocol):
     ) -> Generator[ScanResult]:
         """Yield results as they arrive; take a further task whenever a worker is free.
 
-        Once the generator is closed, no worker writes any more.
+        Once the generator is closed, no worker writes any more files.
         """
         ...
 
@@ -173,45 +174,45 @@ def ingest(
 ) -> IngestReport:
     """Ingest every scan of ``discovery`` into the store at ``out``.
 
-    Scans that are in the store and whose files have not changed are skipped, so running it again
+    Scans that are in the store and whose files have not changed are skipped. A second run therefore
     does only what is missing. An image whose mask is absent counts as failed, and so does a scan
     whose file names cannot be used.
 
     Parameters
     ----------
     recipe
-        Of the dataset.
+        Recipe of the dataset.
     discovery
-        What :func:`spinezarr.ingestion.discovery.discover.discover` found.
+        Scans and files that :func:`spinezarr.ingestion.discovery.discover.discover` found.
     out
-        Path or URL of the store; made if it is not there.
+        Path or URL of the store, which is created if it does not exist.
     options
         Choices for all scans.
     license
-        License of the data, where it differs from the recipe's.
+        License of the data, if it differs from the recipe's.
     codec
         Name of the codec profile; by default that of the store, or ``balanced`` for a new one.
     listener
-        Hears of progress.
+        Receives the progress. By default, nobody does.
     workers
-        Who does the work; threads of this process if not given.
+        Workers that ingest the scans. By default, threads of this process.
     raw_options, out_options
-        For the file systems of the raw folder and of the store.
+        Options for the file systems of the raw folder and of the store.
     find_damaged
-        Repair the store: called once it is locked, this returns the scans of which a stored file
-        is damaged, such as :attr:`spinezarr.verify.store.Verification.damaged_scans`. They are
-        read again from their source files, and everything that is kept about scans is written
-        anew. If not given, the store is taken to be as it was written.
+        Function that returns the scans with a damaged stored file, such as
+        :attr:`spinezarr.verify.store.Verification.damaged_scans`. It is called once the store is
+        locked. These scans are read again from their source files, and the table and the ledger are
+        written anew. Without it, the stored files are not checked.
 
     Raises
     ------
     UsageError
-        If something else lies at ``out``, it cannot be written, or it has another codec profile, or
-        no scan is in a format that is read.
+        If something other than a store lies at ``out``, if the store cannot be written or has
+        another codec profile, or if no scan is in a format that spinezarr reads.
     StoreBusyError
         If another process is writing the store.
     LostLockError
-        If another process has taken the store over meanwhile.
+        If another process has taken over the store during the ingest.
     """
     if license is not None:
         recipe = recipe.model_copy(update={"license": license})
@@ -236,7 +237,7 @@ def ingest(
         store.registry.audit_log()  # a damaged log ends the run before any work is done
         known = _Known.load(store, recover=lock.took_over, repair=repair)
         damaged = frozenset(find_damaged() if find_damaged is not None else ())
-        # What is used of headers may name a series, which pseudonyms are to hide.
+        # Records of headers may name a series. Pseudonyms must hide such names.
         known.note_folders({} if options.pseudonyms else discovery.folders)
         job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
         run = _Run(job, discovery, known, listener, damaged)
@@ -277,12 +278,12 @@ def _open_store(
         return StoreWriter(out, root, storage_options, repair=repair)
     except OSError as problem:
         raise UsageError(
-            f"{out}: cannot be written: {problem.strerror or problem}. Choose another place."
+            f"{out}: cannot be written: {problem.strerror or problem}. Choose another position."
         ) from problem
 
 
 class _Known:
-    """The state of the store: what the last run wrote, and what has changed since."""
+    """State of the store: the results of the last run, and the changes since then."""
 
     def __init__(
         self,
@@ -329,7 +330,7 @@ class _Known:
         self._is_written = False
 
     def note_folders(self, folders: dict[str, FolderRecord]) -> None:
-        """Record what was found in folders of DICOM files."""
+        """Record the findings in folders of DICOM files."""
         self._is_written &= folders == self._folders
         self._folders = folders
 
@@ -379,7 +380,7 @@ class _Run:
         self._table_written = time.monotonic()
 
     def tasks(self) -> Iterator[ScanTask]:
-        """Yield the scans to ingest; skip those whose inputs have not changed."""
+        """Yield the scans to ingest; skip those with unchanged inputs."""
         options = self._job.options
         shared = canonical_json((self._job.recipe, options.take_image_grid, options.limits))
         for source in self._discovery.scans:
@@ -396,7 +397,7 @@ class _Run:
             yield ScanTask(source, stored=stored, same_files=same_files, damaged=damaged)
 
     def _keyed(self, digest: str) -> str:
-        """Return a hash of file names in the form that may be stored."""
+        """Return a hash as it may be stored: keyed, if the store has pseudonyms."""
         names = self._job.options.pseudonyms
         return digest if names is None else names.keyed(digest)
 
@@ -421,14 +422,14 @@ class _Run:
             self.write_table()
 
     def record_unreported(self) -> None:
-        """Record scans that workers have published without being able to report them."""
+        """Record scans that workers have published but could not report."""
         for scan_id in self._inputs:
             scan = self._job.store.scans.published(scan_id)
             if scan is not None:
-                self._known.change(scan, "", "")  # the next run looks what it was made from
+                self._known.change(scan, "", "")  # the next run compares it with its sources
 
     def write_table(self) -> None:
-        """Update the scan table of the store, or remember why that failed."""
+        """Update the scan table of the store, or record why that failed."""
         try:
             self._known.write()
             self._problem = ""
@@ -447,17 +448,17 @@ class _Run:
 
     def report(self, seconds: float) -> IngestReport:
         """Return the report, in the order of the sources."""
-        place = {scan_id: i for i, scan_id in enumerate(self._sources)}
+        position = {scan_id: i for i, scan_id in enumerate(self._sources)}
         done, updated = (
-            sorted(scans, key=lambda scan: place[scan.scan_id])
+            sorted(scans, key=lambda scan: position[scan.scan_id])
             for scans in (self._done, self._updated)
         )
         return IngestReport(
             store=self._job.store.name,
             done=tuple(scan.scan_id for scan in done),
             updated=tuple(scan.scan_id for scan in updated),
-            skipped=tuple(sorted(self._skipped, key=place.__getitem__)),
-            failed=tuple(sorted(self._failed, key=lambda scan: place.get(scan.scan_id, -1))),
+            skipped=tuple(sorted(self._skipped, key=position.__getitem__)),
+            failed=tuple(sorted(self._failed, key=lambda scan: position.get(scan.scan_id, -1))),
             others=self._others,
             notes={scan.scan_id: scan.notes for scan in (*done, *updated) if scan.notes},
             source_bytes=sum(scan.source_bytes for scan in done),

@@ -70,28 +70,31 @@ __all__ = [
 ]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
-"""Angle to the axes from which coordinates along them are wrong by more than one voxel in 512."""
+"""Largest obliqueness without a note. Above it, coordinates along the axes are wrong by more than
+one voxel in 512."""
 _IMAGE_THIRDS: Final = 2
-"""Thirds of the memory for the image. The mask, whose voxels are half as large, has the rest."""
-_TELL_EVERY_S: Final = 0.1
+"""Thirds of the memory that the image gets. The mask, whose voxels are half as large, gets the
+rest."""
+_REPORT_EVERY_S: Final = 0.1
 _OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
-_ABSENT_NOTE: Final = "absent parts of the mask, whose labels are background: "
+_ABSENT_NOTE: Final = "parts of the mask that are absent, so their voxels are background: "
 
 
 @dataclass(frozen=True, slots=True)
 class ScanOptions:
-    """Choices of the user that hold for all scans of an ingest."""
+    """The user's choices, which apply to all scans of an ingest."""
 
     take_image_grid: bool = False
-    """Give a mask the affine of its image where both have the same shape."""
+    """Whether a mask takes the affine of its image if both have the same shape."""
     pseudonyms: Pseudonyms | None = None
-    """Replaces file names; the scans must have their pseudonyms already."""
+    """Pseudonyms that replace file names. The ids of the scans must have been replaced before."""
     limits: Limits = DEFAULT_LIMITS
-    """Largest source files that are read."""
+    """Upper limits on source files."""
     memory: MemoryBudget = field(default_factory=MemoryBudget)
-    """Memory that one scan may take."""
+    """Memory that the ingest of one scan may use."""
     scratch: str | None = None
-    """Folder for scratch files; a folder of a local store by default, else that of the system."""
+    """Folder for scratch files. By default, the folder of a local store, or the system's temporary
+    folder for a store elsewhere."""
 
 
 def ingest_scan(
@@ -111,26 +114,26 @@ def ingest_scan(
     Parameters
     ----------
     source
-        Its files.
+        Files of the scan.
     recipe
-        What they mean.
+        Recipe of the dataset.
     fs, root
-        Folder that the paths are relative to.
+        File system and path of the raw folder. The paths of ``source`` are relative to it.
     store
-        Where to write.
+        Store that receives the scan.
     companions
-        The small files beside the image.
+        Content of the small files beside the image.
     pool
         Threads that encode chunks.
     options
         The user's choices.
     on_share
-        Called with each further share of the scan that is done, for progress.
+        Called with each further share of the scan that is done (0 to 1).
 
     Returns
     -------
     ScanAttributes
-        What was published.
+        Attributes of the scan as published.
 
     Raises
     ------
@@ -140,7 +143,7 @@ def ingest_scan(
     image = open_image(fs, root, source, options.limits)
     label = open_label(fs, root, source.label, parts_of(source), options.limits)
     notes = [*image.notes]
-    # Grids are compared before any voxel is inflated.
+    # Grids are compared before any voxel is decompressed.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
     centroids = annotated_centroids(source, companions.centroids, image.grid)
     writer = store.scans.start(source.scan_id)
@@ -148,8 +151,8 @@ def ingest_scan(
         writer, pool, _Progress(image.grid, label_grid, on_share), options, store.local_folder
     )
     try:
-        # The mask is read beside the image, so that neither the start nor the end of one leaves
-        # threads without work.
+        # Mask and image are read at the same time. The start and the end of one then leave no
+        # encoding thread without work.
         with ThreadPoolExecutor(1, thread_name_prefix="spinezarr-mask") as mask_thread:
             try:
                 label_job = None
@@ -207,31 +210,31 @@ def descriptive_metadata(
     other_labels: Iterable[str],
     notes: Iterable[str],
 ) -> dict[str, Any]:
-    """Return the metadata of a scan that depend on no voxel.
+    """Return the metadata of a scan that do not depend on its voxels.
 
     They come from recipe, splits, tables and sidecar.
 
     Parameters
     ----------
     source
-        Its files, and what the recipe knows of it.
+        Files of the scan, and what the recipe says of it.
     recipe
-        Of the dataset.
+        Recipe of the dataset.
     companions
-        The small files beside the image.
+        Content of the small files beside the image.
     other_labels
-        Values in its mask that are no vertebrae.
+        Mask values that are no vertebrae.
     notes
-        What is known of it so far; what was said so before is replaced.
+        Notes so far. New notes of the same kinds replace earlier ones.
     """
     structures = {
         value: name for value, name in recipe.labels.structures.items() if value in other_labels
     }
     outside = [value for value in other_labels if value not in structures]
-    said = [f"{_OUTSIDE_NOTE}{', '.join(outside)}"] if outside else []
+    own_notes = [f"{_OUTSIDE_NOTE}{', '.join(outside)}"] if outside else []
     if source.absent_parts:
         n_parts = len(source.absent_parts) + len(source.label_parts)
-        said.append(
+        own_notes.append(
             f"{_ABSENT_NOTE}{', '.join(source.absent_parts)} ({len(source.absent_parts)} of "
             f"{n_parts})"
         )
@@ -250,12 +253,12 @@ def descriptive_metadata(
         "columns": source.columns,
         "sidecar": companions.sidecar,
         "structures": structures,
-        "notes": (*read, *companions.notes, *said),
+        "notes": (*read, *companions.notes, *own_notes),
     }
 
 
 def source_key(source: ScanSource, companions: CompanionFiles) -> str:
-    """Return a hash of which files a scan is read from and how, but not of their voxels."""
+    """Return a hash of the paths and options that a scan is read with. It excludes voxels."""
     points = (
         None if companions.centroids is None else hashlib.sha256(companions.centroids).hexdigest()
     )
@@ -274,7 +277,7 @@ def open_image(
     Raises
     ------
     FormatError
-        If it cannot be read, or the files of its series lie in several folders.
+        If the image cannot be read, or if the files of its series lie in several folders.
     """
     path, series = f"{root}/{source.image}", source.series
     if series is None:
@@ -296,7 +299,7 @@ def open_label(
     parts: Sequence[tuple[int, str]],
     limits: Limits = DEFAULT_LIMITS,
 ) -> Volume | None:
-    """Open a mask: one file, or a file for each part; None if there is none."""
+    """Open a mask: one file, or one file for each part. Return None without a mask."""
     if parts:
         volumes = [(value, open_volume(fs, f"{root}/{path}", limits)) for value, path in parts]
         return MergedLabels(volumes, [path for _, path in parts])
@@ -304,12 +307,12 @@ def open_label(
 
 
 def parts_of(source: ScanSource) -> list[tuple[int, str]]:
-    """Return label and path of each part of a mask that comes in parts."""
+    """Return label value and path of each part of a mask that has one file for each structure."""
     return [(part.value, part.path) for part in source.label_parts]
 
 
 def _label_path(source: ScanSource) -> str:
-    """Return the path of the mask; for a mask in parts, the folder of the first part."""
+    """Return the path of the mask, or the folder of its first part if it is in parts."""
     if source.label_parts:
         return f"{source.label_parts[0].path.rpartition('/')[0] or '.'}/"
     return source.label or ""
@@ -320,9 +323,9 @@ class _StoppedError(Exception):
 
 
 class _Progress:
-    """Adds up what several threads have done of a scan.
+    """Adds up the progress of several threads on one scan.
 
-    Only the thread that runs the scan reports it.
+    Only the thread that runs the scan reports the sum.
     """
 
     def __init__(
@@ -331,30 +334,30 @@ class _Progress:
         self._voxels = math.prod(image_grid.shape_ijk) * (1 if label_grid is None else 2)
         self._on_share = on_share
         self._lock = threading.Lock()
-        self._untold = 0
+        self._unreported = 0
         self._stopped = False
 
     def count(self, voxels: int) -> None:
-        """Add voxels, or subtract them if negative; called by any thread."""
+        """Add voxels, or subtract them if negative. Any thread may call it."""
         if self._stopped:
             raise _StoppedError
         with self._lock:
-            self._untold += voxels
+            self._unreported += voxels
 
-    def tell(self) -> None:
-        """Report what was counted since the last report."""
+    def report(self) -> None:
+        """Report the voxels that were counted since the last report."""
         with self._lock:
-            voxels, self._untold = self._untold, 0
+            voxels, self._unreported = self._unreported, 0
         if voxels:
             self._on_share(voxels / self._voxels)
 
     def stop(self) -> None:
-        """Make the next call of :meth:`count` raise, which ends the work of its thread."""
+        """Make the next call of :meth:`count` raise, so that its thread ends."""
         self._stopped = True
 
 
 _WrittenLabel = tuple[list[LabelFacts], Rounding]
-"""Facts of the chunks of a mask, and which values were rounded."""
+"""Facts about the chunks of a mask, and the rounding of its values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +369,7 @@ class _Work:
     progress: _Progress
     options: ScanOptions
     store_folder: str | None
-    """Folder of the store on a local disk; None for a store elsewhere."""
+    """Folder of a store on a local disk; None for a store elsewhere."""
 
     def encode(
         self,
@@ -407,9 +410,9 @@ class _Work:
 
     def wait_for(self, job: Future[_WrittenLabel]) -> _WrittenLabel:
         """Return the result of another thread, and report progress meanwhile."""
-        while not wait([job], _TELL_EVERY_S).done:
-            self.progress.tell()
-        self.progress.tell()
+        while not wait([job], _REPORT_EVERY_S).done:
+            self.progress.report()
+        self.progress.report()
         return job.result()
 
     def _workspace(self, array: str) -> Workspace:
@@ -431,12 +434,12 @@ def _label_grid(
     )
     notes += [f"mask: {note}" for note in label.notes]
     if grid is image.grid:
-        notes.append("the mask has the image's affine, as --take-image-grid asks")
+        notes.append("the mask was given the affine of the image, as --take-image-grid asks")
     return grid
 
 
 def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFile, dict[str, Any]]:
-    """Encode as int16. If a value does not fit, start again in the type of the file."""
+    """Encode the image as int16. If a value does not fit, start again in the type of the file."""
 
     def encode(
         volume: Volume, dtype: np.dtype[Any], scaling: Scaling | None = None
@@ -447,7 +450,7 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFi
 
     def count(voxels: int) -> None:
         work.progress.count(voxels)
-        work.progress.tell()
+        work.progress.report()
 
     value_dtype = stored_dtype = HU_DTYPE
     scaling = None
@@ -463,14 +466,14 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFi
                 f"stored as the file's {stored_dtype} with its slope {scaling.slope:g} and "
                 f"intercept {scaling.intercept:g}"
             )
-        notes.append(f"image {how}: it holds {problem.value:g}, which int16 cannot")
+        notes.append(f"image {how}: it holds {problem.value:g}, which int16 cannot hold")
         file, facts = encode(numbers, stored_dtype, scaling)
     summary = _image_summary(facts)
     nan, infinite = summary["image_nan_voxels"], summary["image_infinite_voxels"]
     if nan or infinite:
         notes.append(
-            f"image voxels that are no numbers: {nan} NaN and {infinite} infinite; streams refuse "
-            "the scan unless 'nonfinite' says what to give for them"
+            f"the image has {nan} NaN and {infinite} infinite voxels; streams refuse the scan "
+            "unless 'nonfinite' says what replaces them"
         )
     return file, {
         "image_dtype": value_dtype.name,
@@ -483,7 +486,7 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFi
 def _narrowest(image: Volume) -> tuple[Volume, Scaling | None]:
     """Return the numbers of the file with their scaling if that saves space.
 
-    That is where their type is narrower than that of the values.
+    It does if their type is narrower than the type of the values.
     """
     scaling = image.scaling
     if scaling is not None:
@@ -503,7 +506,7 @@ def _write_label(
         centroid_zyx=centroids.index_by_value(),
         spacing_zyx_mm=grid.spacing_zyx_mm,
     )
-    if isinstance(label, MergedLabels):  # which names the file that it refuses
+    if isinstance(label, MergedLabels):  # it names the refused file itself
         return work.encode(LABEL, label, grid, encoder, work.progress.count), label.rounding
     try:
         facts = work.encode(LABEL, label, grid, encoder, work.progress.count)
@@ -526,7 +529,7 @@ def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding)
     notes = []
     if rounding.voxels:
         notes.append(
-            f"{rounding.voxels} mask voxels were off a whole number, by at most "
+            f"{rounding.voxels} mask voxels were not whole numbers, by at most "
             f"{rounding.largest:.1e}, and were rounded"
         )
     dropped: Counter[int] = Counter()
@@ -540,8 +543,8 @@ def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding)
         )
     if isinstance(label, MergedLabels) and label.overlap_voxels:
         notes.append(
-            f"{count_noun(label.overlap_voxels, 'voxel')} in two masks, given to the one that the "
-            "recipe names later"
+            f"{count_noun(label.overlap_voxels, 'voxel')} of two masks at once belong to the mask "
+            "that the recipe names later"
         )
     return notes
 
@@ -556,18 +559,18 @@ def _geometry(grid: Grid, notes: list[str]) -> dict[str, Any]:
     angle, shear = oblique_angle_deg(grid.affine_ijk), shear_deg(grid.affine_ijk)
     if is_default_affine(grid.affine_ijk):
         notes.append(
-            "the affine is the identity: voxels of 1 mm at the origin, as programs write it for an "
-            "array that was never placed"
+            "the affine is the identity (voxels of 1 mm, the first at the origin), which programs "
+            "write for an array without a known position"
         )
     if shear > SHEAR_TOLERANCE_DEG:
         notes.append(
             f"the voxel axes are sheared, {shear:.1f} degrees off perpendicular: the coordinates "
-            "z, y, x run along them, the affine gives true positions"
+            "z, y, x run along these axes, and only the affine gives true positions"
         )
     elif angle > _OBLIQUE_NOTE_DEG:
         notes.append(
             f"the voxel axes are {angle:.1f} degrees oblique: the coordinates z, y, x run along "
-            "them, the affine gives true positions"
+            "these axes, and only the affine gives true positions"
         )
     return {
         "affine": _rows(grid.affine_xyz),
@@ -582,7 +585,7 @@ def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
 
 
 def _source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> dict[str, Any]:
-    """Describe a source file that was read to its end, in the axes of ``grid``."""
+    """Describe a source file that was read to its end, with the axis directions of ``grid``."""
     nifti = volume if isinstance(volume, NiftiVolume) else None
     metaimage = volume if isinstance(volume, MetaImageVolume) else None
     scaling = volume.scaling

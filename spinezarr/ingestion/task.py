@@ -35,7 +35,7 @@ Outcome = Literal["done", "updated", "already in the store", "failed"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IngestJob:
-    """What all scans of one ingest have in common."""
+    """Settings that all scans of one ingest share."""
 
     recipe: Recipe
     raw: str = field(repr=False)
@@ -53,9 +53,10 @@ class ScanTask:
     stored: bool
     """Whether the store has a scan of this id."""
     same_files: bool
-    """Whether sizes and times of all its files are those of the stored version."""
+    """Whether all its files still have the sizes and times that they had when the scan was
+    stored."""
     damaged: bool = False
-    """Whether its stored files are damaged, so that it is read again in any case."""
+    """Whether its stored files are damaged. If so, it is read again in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +71,22 @@ class ScanResult:
     reason: str = ""
     """Why it failed."""
     unclean: bool = False
-    """Whether a write may have been cut off, so that the store may hold leftovers."""
+    """Whether a write may have been cut off. If so, the store may hold leftover files."""
 
 
 def run_task(
     job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
 ) -> ScanResult:
-    """Ingest one scan, or return why that failed.
+    """Ingest one scan; if that fails, return the reason.
 
     Parameters
     ----------
     job, task
-        What to do.
+        Settings of the ingest, and the scan.
     pool
-        Threads that encode.
+        Threads that encode chunks.
     on_share
-        Called with each further share of the scan that is done.
+        Called with each further share of the scan that is done (0 to 1).
 
     Raises
     ------
@@ -107,7 +108,7 @@ def _run(
     source = task.source
     fs, root = open_filesystem(job.raw, job.raw_options)
     companions = read_companion_files(fs, root, source, job.options.limits)
-    # Another worker may have published it in this very run, and died before it could say so.
+    # Another worker may have published the scan in this very run, and died before its report.
     known = (job.store.scans.published if task.stored else job.store.scans.whole)(source.scan_id)
     if known is not None and not task.damaged and _is_current(job, task, known, companions):
         kept = _keep(job, source, known, companions)
@@ -140,7 +141,7 @@ def _is_current(
         return False
     if task.same_files:
         return True
-    # Other times, and the same names and sizes: only the content tells.
+    # Names and sizes are the same, but times differ. Only the content can show a change.
     fs, root = open_filesystem(job.raw, job.raw_options)
     hashes = [known.image_source.sha256]
     volumes: list[Volume] = [open_image(fs, root, source, job.options.limits)]
@@ -161,10 +162,10 @@ def _sha256(volume: Volume) -> str:
 def _keep(
     job: IngestJob, source: ScanSource, known: ScanAttributes, companions: CompanionFiles
 ) -> ScanResult:
-    """Keep stored voxels; update the metadata of the scan if they have changed."""
-    said = descriptive_metadata(source, job.recipe, companions, known.other_labels, known.notes)
-    scan = ScanAttributes.model_validate({**dict(known), **said})
-    # As text: the order of columns counts too.
+    """Keep the stored voxels; update the metadata of the scan if they have changed."""
+    metadata = descriptive_metadata(source, job.recipe, companions, known.other_labels, known.notes)
+    scan = ScanAttributes.model_validate({**dict(known), **metadata})
+    # Texts are compared, because the order of columns counts too.
     if scan.model_dump_json() == known.model_dump_json():
         return ScanResult(source.scan_id, "already in the store", known)
     return ScanResult(source.scan_id, "updated", job.store.scans.amend(scan))
@@ -173,9 +174,9 @@ def _keep(
 def _reason(error: Exception) -> str:
     if isinstance(error, SpinezarrError):
         return str(error)
-    said = (
+    description = (
         describe_os_error(error)
         if isinstance(error, OSError)
         else f"unexpected {type(error).__name__}: {error}. Please report this."
     )
-    return to_printable(redact_urls_in(" ".join(said.split())))
+    return to_printable(redact_urls_in(" ".join(description.split())))

@@ -527,9 +527,9 @@ def test_extreme_values_unusual_for_ct_are_found(low, high, expected):
 @pytest.mark.parametrize(
     ("nan", "infinite", "text"),
     [
-        (3, 0, "voxels of the image that are no numbers: 3 NaN"),
-        (0, 2, "voxels of the image that are no numbers: 2 infinite"),
-        (3, 2, "voxels of the image that are no numbers: 3 NaN and 2 infinite"),
+        (3, 0, "voxels of the image that are not numbers: 3 NaN"),
+        (0, 2, "voxels of the image that are not numbers: 2 infinite"),
+        (3, 2, "voxels of the image that are not numbers: 3 NaN and 2 infinite"),
     ],
 )
 def test_nonfinite_values_are_counted(nan, infinite, text):

@@ -29,7 +29,7 @@ def test_a_tree_of_any_depth_is_ingested_series_by_series(hospital, tmp_path):
     words += ["--scan-id", "{path|join|lower}_{series_number}"]
     shown = " ".join(run(*words, "--dry-run").output.replace("│", " ").split())
     assert "3 scans found" in shown
-    assert "6 passed over, not CT: MR Image" in shown
+    assert "6 ignored, not CT: MR Image" in shown
     found = json.loads(run(*words, "--dry-run", "--json").stdout)
     assert [scan["scan_id"] for scan in found["scans"]] == [
         "p0007_20240115_dicom_2", "p0007_20240115_dicom_3", "p0012_20231102_ct_series 302_302"

@@ -194,7 +194,7 @@ def test_labels_follow_the_scheme(label):
         assert list(found.positions_xyz_mm) == [NAME_OF_VALUE[label]]
     else:
         assert found.positions_xyz_mm == {}
-        about = "passed over, as no level has this label"
+        about = "ignored, because no level has this label"
         assert found.notes == (f"{about}: {label}, {float(label)}",)
 
 
@@ -210,7 +210,7 @@ def test_placeholders_for_missing_positions_are_skipped(decimals):
     assert "NaN" in text
     found = read(text)
     assert list(found.positions_xyz_mm) == ["L2"]
-    assert found.notes == ("passed over, as they have no position: L1",)
+    assert found.notes == ("ignored, because they have no position: L1",)
 
 
 @pytest.mark.parametrize("axis", "xyz")
@@ -218,14 +218,14 @@ def test_placeholders_for_missing_positions_are_skipped(decimals):
 def test_impossible_positions_are_skipped(axis, number):
     found = read(verse(entry(20, **{axis: number}), entry(21)))
     assert list(found.positions_xyz_mm) == ["L2"]
-    assert found.notes == ("passed over, as they have no position: L1",)
+    assert found.notes == ("ignored, because they have no position: L1",)
 
 
 @pytest.mark.parametrize("number", ["NaN", "nan", "Inf", "-inf", "1e999", "9" * 5000, "-1e7"])
 def test_impossible_positions_in_lml_files_are_skipped(number):
     found = read(lml(f"200 L1_center 1 {number} 3", "210 L2_center 1 2 3"), "lml")
     assert list(found.positions_xyz_mm) == ["L2"]
-    assert found.notes == ("passed over, as they have no position: L1",)
+    assert found.notes == ("ignored, because they have no position: L1",)
 
 
 @pytest.mark.parametrize("convention", ["verse", "lml"])
@@ -307,14 +307,14 @@ def test_the_name_of_a_landmark_overrides_its_id(level):
 def test_lml_points_of_no_level_are_skipped(identifier):
     found = read(lml(f"{identifier} L7_center 1 2 3", "200 L1_center 1 2 3"), "lml")
     assert list(found.positions_xyz_mm) == ["L1"]
-    about = "passed over, as neither name nor id is a level"
+    about = "ignored, because neither name nor id is a level"
     assert found.notes == (f"{about}: 'L7_center' with id '{identifier}'",)
 
 
 def test_a_landmark_in_place_of_the_heading_is_noted():
     found = read(lml("210 L2_center 1 2 3", header="200 L1_center 1 2 3"), "lml")
     assert list(found.positions_xyz_mm) == ["L2"]
-    assert found.notes == ("passed over, as line 1 is the header of an .lml file: a landmark",)
+    assert found.notes == ("ignored, because line 1 is the header of an .lml file: a landmark",)
 
 
 @pytest.mark.parametrize(

@@ -351,8 +351,8 @@ def test_other_files_in_a_folder_are_skipped(tmp_path):
     np.testing.assert_array_equal(values, VALUES)
     assert volume.notes == (
         (
-            "passed over what is no CT slice: 1 x Media Storage Directory Storage, 1 x Secondary "
-            "Capture Image Storage, 2 x X-Ray Radiation Dose SR Storage, 1 x localizer"
+            "ignored files that are not CT slices: 1 x Media Storage Directory Storage, 1 x "
+            "Secondary Capture Image Storage, 2 x X-Ray Radiation Dose SR Storage, 1 x localizer"
         ),
     )
 

@@ -167,7 +167,7 @@ def test_hash_and_size_are_those_of_the_file(tmp_path):
     volume, _ = read(tmp_path, [1] * 5)
     assert volume.source_file().sha256 == hashlib.sha256(content).hexdigest()
     assert volume.source_file().size_bytes == len(content)
-    assert volume.notes == ("passed over what is no CT slice: 1 x Segmentation Storage",)
+    assert volume.notes == ("ignored files that are not CT slices: 1 x Segmentation Storage",)
 
 
 def test_a_series_of_two_files_is_stacked_from_all_their_frames(tmp_path):

@@ -14,7 +14,7 @@ from spinezarr.testing import DicomForm, set_dicom_elements, write_dicom_series
 
 VALUES = np.random.default_rng(7).integers(-1000, 1001, (9, 8, 24), np.int16)
 LPS = np.diag([-0.75, -0.5, 2.5, 1.0])
-SCOUT = "passed over what lies across all slices: {} x scout"
+SCOUT = "ignored images across all slices: {} x scout"
 
 
 def write(folder, values=VALUES, affine=LPS, **form):
@@ -235,7 +235,7 @@ def test_a_complete_series_that_states_its_counts_has_no_notes(tmp_path):
         tmp_path.glob("*.dcm"), ImagesInAcquisition=25, NumberOfSeriesRelatedInstances=25
     )
     set_dicom_elements(paths, SpacingBetweenSlices="2.5")
-    assert notes_of(tmp_path) == ["passed over what is no CT slice: 1 x localizer"]
+    assert notes_of(tmp_path) == ["ignored files that are not CT slices: 1 x localizer"]
 
 
 @pytest.mark.parametrize("k", [0, 23])

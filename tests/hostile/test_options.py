@@ -68,5 +68,5 @@ def test_a_sidecar_or_table_over_its_limit_fails_no_scan(tmp_path):
     assert read_companion_files(fs, str(raw), source, Limits(annotation_bytes=15)).sidecar
     companions = read_companion_files(fs, str(raw), source, Limits(annotation_bytes=14))
     assert not companions.sidecar
-    assert "was passed over: " in companions.notes[0]
+    assert "was ignored: " in companions.notes[0]
     assert "more than 14 bytes" in companions.notes[0]

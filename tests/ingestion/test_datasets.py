@@ -198,7 +198,7 @@ def test_scans_of_several_releases_are_taken_once(tmp_path, subjects):
     assert all(scan.image.startswith("complete/") for scan in found.scans)
     assert not found.without_image
     assert not [note for note in found.ignored if "no pattern" in note.reason]
-    left = [note for note in found.ignored if "taken from" in note.detail]
+    left = [note for note in found.ignored if "read from" in note.detail]
     assert len(left) == 15
 
 

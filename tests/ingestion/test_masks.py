@@ -96,7 +96,7 @@ def test_a_mask_that_is_off_by_rounding_is_rounded_with_a_note(tmp_path, off):
     n_voxels = int((labels() == 24).sum())
     (note,) = report.notes["a"]
     assert note == (
-        f"{n_voxels} mask voxels were off a whole number, by at most {abs(off):.1e}, and were "
+        f"{n_voxels} mask voxels were not whole numbers, by at most {abs(off):.1e}, and were "
         "rounded"
     )
     np.testing.assert_array_equal(stored_label(tmp_path / "s.zarr"), labels())
@@ -170,7 +170,8 @@ def test_absent_mask_parts_are_listed(tmp_path):
     assert (use.pattern, use.files) == ("{scan}/{part}.nii", 2)
     report = ingest(recipe, found, str(tmp_path / "s.zarr"))
     assert report.notes["a"] == (
-        "absent parts of the mask, whose labels are background: vertebra_T1, vertebra_L4 (2 of 4)",
+        "parts of the mask that are absent, so their voxels are background: vertebra_T1, "
+        "vertebra_L4 (2 of 4)",
     )
     stored = stored_label(tmp_path / "s.zarr")
     np.testing.assert_array_equal(stored, labels() * np.isin(labels(), (7, 24)))
@@ -181,7 +182,7 @@ def test_a_part_added_to_the_recipe_later_is_reported_as_absent(tmp_path):
     image(tmp_path / "raw")
     write_part(tmp_path / "raw", "C7", (labels() == 7).astype(np.uint8))
     assert "a" not in run(tmp_path / "raw", tmp_path / "s.zarr", in_parts("C7")).notes
-    named = "absent parts of the mask, whose labels are background: vertebra"
+    named = "parts of the mask that are absent, so their voxels are background: vertebra"
     for names, said in (
         (("C7", "T1"), f"{named}_T1 (1 of 2)"),
         (("C7", "T1", "L5"), f"{named}_T1, vertebra_L5 (2 of 3)"),
@@ -225,7 +226,7 @@ def test_parts_that_are_off_by_rounding_are_rounded(tmp_path):
     report = run(tmp_path / "raw", tmp_path / "s.zarr", recipe)
     (note,) = report.notes["a"]
     assert note == (
-        f"{labels().size} mask voxels were off a whole number, by at most 3.0e-07, and were rounded"
+        f"{labels().size} mask voxels were not whole numbers, by at most 3.0e-07, and were rounded"
     )
     np.testing.assert_array_equal(
         stored_label(tmp_path / "s.zarr"), labels() * np.isin(labels(), (7, 24))
@@ -268,5 +269,5 @@ def test_the_command_line_lists_absent_parts(tmp_path):
     arguments = ["ingest", str(recipe), "--raw", str(tmp_path / "raw"), "--out"]
     result = CliRunner().invoke(app, [*arguments, str(tmp_path / "s.zarr"), "--json"])
     assert result.exit_code == 0, result.output
-    assert "absent parts of the mask" in result.output
+    assert "parts of the mask that are absent" in result.output
     assert "vertebra_L5 (1 of 2)" in result.output

@@ -108,7 +108,7 @@ def test_the_audit_finds_a_file_with_a_default_affine(tmp_path, affine):
     write(tmp_path, image=affine, mask=affine)
     report, store = run(tmp_path)
     (said,) = report.notes["a"]
-    assert said.startswith("the affine is the identity: voxels of 1 mm at the origin")
+    assert said.startswith("the affine is the identity (voxels of 1 mm")
     assert [f.facts["file"] for f in findings_of(store, "unplaced")] == ["image", "mask"]
 
 

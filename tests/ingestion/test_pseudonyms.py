@@ -204,7 +204,7 @@ def test_a_changed_source_is_read_again(raw, tmp_path):
 def test_the_error_names_a_lost_map_or_key(raw, tmp_path, lost):
     run(raw, tmp_path / "s.zarr")
     (tmp_path / lost).unlink()
-    with pytest.raises(UsageError, match=rf"{lost}: is not there, and the store .* was made with"):
+    with pytest.raises(UsageError, match=rf"{lost}: is missing, and the store .* was made with"):
         run(raw, tmp_path / "s.zarr")
     assert not (tmp_path / lost).exists()
 

@@ -102,7 +102,7 @@ def test_images_that_were_left_out_are_reported_with_the_reason(raw, out):
     assert "it is an NRRD file" in reasons.pop("other_ct.nrrd")
     assert reasons == {
         "notes.txt": "matches no pattern of the recipe",
-        "good_ct.nii": "named as a file beside it, which is taken, but packed otherwise",
+        "good_ct.nii": "copy of a file that is used, compressed in another way",
     }
 
 
@@ -114,7 +114,7 @@ def test_only_copies_of_taken_files_are_reported_as_copies(raw):
     assert {note.path: note.reason for note in found.ignored} == {
         "other.nii": "matches no pattern of the recipe",
         "other.nii.gz": "matches no pattern of the recipe",
-        "good_seg.NII": "named as a file beside it, which is taken, but packed otherwise",
+        "good_seg.NII": "copy of a file that is used, compressed in another way",
     }
 
 
@@ -209,7 +209,7 @@ def test_one_name_that_is_no_scan_id_fails_only_its_scan(raw, out):
 def test_a_folder_with_only_invalid_scan_ids_is_a_usage_error(tmp_path):
     for name in ("__a", "__b"):
         write_pair(tmp_path, name)
-    with pytest.raises(RecipeError, match=r"scan id '__a'[\s\S]*So it is with 1 other scan\."):
+    with pytest.raises(RecipeError, match=r"scan id '__a'[\s\S]*The same holds for 1 other scan\."):
         discover(PAIRS, str(tmp_path))
 
 

@@ -260,7 +260,7 @@ def test_notes_about_sidecars_and_values_follow_the_files(raw, tmp_path):
     outside = "mask values outside the label scheme: 31"
     assert run(raw, out).notes["a"][-1] == outside
     (raw / "a_side.json").write_text("[1]")
-    passed_over = "the sidecar was passed over: it is not a JSON object"
+    passed_over = "the sidecar was ignored: it is not a JSON object"
     assert run(raw, out).notes["a"][-2:] == (passed_over, outside)
     edit_structures = RECIPE.replace('"30": left_hip', '"31": right_hip')
     assert run(raw, out, edit_structures).notes["a"][-1] == outside.replace("31", "30")

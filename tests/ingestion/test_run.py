@@ -242,7 +242,7 @@ def test_take_image_grid_accepts_equal_shapes_only(tmp_path):
     assert report.done == ("moved",)
     (failed,) = report.failed
     assert failed.scan_id == "other"
-    assert "--take-image-grid needs equal shapes" in failed.reason
+    assert "--take-image-grid also needs equal shapes" in failed.reason
     stored = spinezarr.open(tmp_path / "s.zarr").scan("moved")
     np.testing.assert_array_equal(stored.label, PHANTOM.label)
 

@@ -123,7 +123,7 @@ def test_table_attributes_and_report_describe_the_scaling(odd, name):
     words = f"image stored as the file's {STORED[name]} with its slope {scaling.slope:g} and "
     (note,) = (note for note in odd.notes[name] if note.startswith(words))
     assert f"intercept {scaling.inter:g}: it holds " in note
-    assert note.endswith(", which int16 cannot")
+    assert note.endswith(", which int16 cannot hold")
     metadata = json.loads(Path(odd.url, "scans", name, "image/zarr.json").read_text())
     for key in ("scale_factor", "add_offset"):
         assert isinstance(metadata["attributes"].get(key, 0.0), float)

@@ -33,7 +33,7 @@ FOLDERS = {
     "dirfile": (
         ["dirfile/I10", "dirfile/I100", "dirfile/DIRFILE"],
         [
-            "passed over what is no CT slice: 1 x Media Storage Directory Storage",
+            "ignored files that are not CT slices: 1 x Media Storage Directory Storage",
             LATE.format(1, 10),
             APART,
         ],
@@ -48,7 +48,7 @@ FOLDERS = {
             *(f"dcmqi/ct/0{number}.dcm" for number in (1, 2, 3)),
             "dcmqi/liver.dcm", "dcmqi/label.seg", "dcmqi/liver_spine_seg.nrrd",
         ],
-        ["passed over what is no CT slice: 2 x Segmentation Storage"],
+        ["ignored files that are not CT slices: 2 x Segmentation Storage"],
     ),
 }  # fmt: skip
 
@@ -135,6 +135,6 @@ if DICOM.is_dir():
         found = discover(Recipe.from_pairs("{scan}/", None, name="x"), str(tmp_path / "raw"))
         assert [scan.scan_id for scan in found.scans] == ["ct"]
         assert {(note.path, note.reason) for note in found.ignored} == {
-            (f"seg/{name}", "passed over, not CT: Segmentation Storage")
+            (f"seg/{name}", "ignored, not CT: Segmentation Storage")
             for name in ("liver.dcm", "label.seg")
         }

@@ -101,7 +101,7 @@ if REAL.is_dir():
         recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="masks")
         report, store = run(tmp_path, recipe)
         for name, mask in (("a", EXAMPLE_MASK), ("b", PATCH_MASK)):
-            assert any("mask voxels were off a whole number" in n for n in report.notes[name])
+            assert any("mask voxels were not whole numbers" in n for n in report.notes[name])
             np.testing.assert_array_equal(store.scan(name).label, canonical_zyx(mask))
 
     def test_the_real_verse_mask_of_floats_is_exact_and_causes_no_note(tmp_path):
@@ -136,7 +136,7 @@ if REAL.is_dir():
         )
         report, store = run(tmp_path, recipe)
         assert report.notes["a"][-1] == (
-            "absent parts of the mask, whose labels are background: C1 (1 of 8)"
+            "parts of the mask that are absent, so their voxels are background: C1 (1 of 8)"
         )
         named = np.isin(values, list(LEVELS.values()))
         expected = nib.as_closest_canonical(nib.Nifti1Image(values * named, mask.affine))

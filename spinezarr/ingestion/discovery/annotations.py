@@ -28,20 +28,20 @@ __all__ = [
 
 SIDECAR_NOTE: Final = "the sidecar "
 _MOST_KEYS: Final = 200
-"""Most keys of a sidecar that patterns of a recipe may take; each becomes a column of the scan
-table."""
+"""Largest number of keys of a sidecar that the patterns of a recipe may select. Each becomes a
+column of the scan table."""
 _LONGEST_VALUE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotatedCentroids:
-    """Annotated centroids of one scan, on its grid."""
+    """Annotated centroids of one scan, and the grid of its image."""
 
     found: Centroids
     grid: Grid
 
     def index_by_value(self) -> dict[int, tuple[float, float, float]]:
-        """Return stored voxel indices ``(z, y, x)``, by label value."""
+        """Return the stored voxel index ``(z, y, x)`` of each centroid, by label value."""
         to_index = np.linalg.inv(self.grid.affine_xyz)
         indices = {}
         for name, position in self.found.positions_xyz_mm.items():
@@ -53,7 +53,7 @@ class AnnotatedCentroids:
     def records(self, distance_mm: Mapping[int, float]) -> dict[str, CentroidRecord]:
         """Return the centroids as they are stored.
 
-        ``distance_mm`` is the distance to each label, by value.
+        ``distance_mm`` is the distance from each centroid to its label in mm, by label value.
         """
         return {
             name: CentroidRecord(
@@ -64,7 +64,7 @@ class AnnotatedCentroids:
         }
 
     def notes(self, records: Mapping[str, CentroidRecord]) -> list[str]:
-        """Return notes on centroids that are not where they should be."""
+        """Return notes on centroids that lie far from their labels or out of order."""
         notes = list(self.found.notes)
         for name, record in records.items():
             distance = record.label_distance_mm
@@ -95,9 +95,9 @@ def read_companion_files(
     Raises
     ------
     OSError
-        If one that was found cannot be read.
+        If a file that was found cannot be read.
     FormatError
-        If the file of centroids is over its limit.
+        If the centroid file exceeds its size limit.
     """
     centroids: bytes | None = None
     if source.centroids is not None:
@@ -112,17 +112,17 @@ def read_companion_files(
         sidecar, problem = dict[str, str](), f"it has more than {limits.annotation_bytes} bytes"
     else:
         sidecar, problem = _parse_sidecar(data, wanted)
-    notes = (f"{SIDECAR_NOTE}was passed over: {problem}",) if problem else ()
+    notes = (f"{SIDECAR_NOTE}was ignored: {problem}",) if problem else ()
     return CompanionFiles(centroids, sidecar, notes)
 
 
 def annotated_centroids(source: ScanSource, data: bytes | None, grid: Grid) -> AnnotatedCentroids:
-    """Parse the centroid file of a scan; return None if it has no such file.
+    """Parse the centroid file of a scan; without one, return no centroids.
 
     Raises
     ------
     FormatError
-        If the file is not what the recipe says.
+        If the file is not in the format that the recipe names.
     """
     if data is None or source.centroids is None or source.centroid_convention is None:
         return AnnotatedCentroids(Centroids({}, ()), grid)
@@ -132,12 +132,12 @@ def annotated_centroids(source: ScanSource, data: bytes | None, grid: Grid) -> A
 
 
 def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str, str], str]:
-    """Return the wanted texts and numbers of a JSON object, and its problems."""
+    """Return the wanted texts and numbers of a JSON object, and why there are none (or nothing)."""
     try:
-        said: Any = json.loads(data)
+        parsed: Any = json.loads(data)
     except (ValueError, RecursionError) as problem:
         return {}, f"it is not JSON ({problem})"
-    if not isinstance(said, dict):
+    if not isinstance(parsed, dict):
         return {}, "it is not a JSON object"
 
     def is_wanted(key: str) -> bool:
@@ -145,14 +145,14 @@ def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str
             pattern.match(_as_text(key)) is not None for pattern in wanted
         )
 
-    # Other keys may name the patient: nothing is copied that the recipe does not name.
+    # Other keys may name the patient, so only keys that the recipe names are copied.
     texts = {
         _as_text(key): _as_text(value)
-        for key, value in said.items()
+        for key, value in parsed.items()
         if isinstance(value, str | int | float) and is_wanted(key)
     }
     if len(texts) > _MOST_KEYS:
-        return {}, f"the recipe takes {len(texts)} of its keys, expected at most {_MOST_KEYS}"
+        return {}, f"the recipe selects {len(texts)} of its keys, expected at most {_MOST_KEYS}"
     long = next((key for key, text in texts.items() if len(text) > _LONGEST_VALUE), None)
     if long is not None:
         return {}, f"the text of its key {long!r} has more than {_LONGEST_VALUE} characters"

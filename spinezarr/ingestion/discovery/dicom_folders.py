@@ -1,8 +1,8 @@
 """Which folders of DICOM files are CTs, and which series does each hold?
 
-File names do not tell, so headers are read. For a folder that is one scan, one file is read if it
-is a CT slice. All files are read in a folder whose series are scans of their own, or that seems to
-hold no CT.
+File names do not say, so headers are read. In a folder that is one scan, one header is enough if it
+is that of a CT slice. In a folder whose series are scans of their own, or that seems to hold no CT,
+all headers are read.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger
 
 __all__ = ["InspectedFolders", "inspect_dicom_folders", "known_folders"]
 
-_NOT_CT: Final = "passed over, not CT: "
-_NO_SLICE: Final = "passed over, no CT slice: "
+_NOT_CT: Final = "ignored, not CT: "
+_NO_SLICE: Final = "ignored, not a CT slice: "
 _LOCALIZER: Final = "localizer"
-_SHORT: Final = "CT series of fewer slices than the recipe's 'series' wants"
-_NOT_CHOSEN: Final = "CT series that the recipe's 'series' does not take"
-_UNNAMED: Final = "CT series of which the recipe makes no scan id or source"
+_SHORT: Final = "CT series with fewer slices than the recipe's 'series' asks for"
+_NOT_CHOSEN: Final = "CT series that the recipe's 'series' does not select"
+_UNNAMED: Final = "CT series for which the recipe gives no scan id or source"
 _RULES: Final = 1
 """Version of the rules by which a folder is recorded. Raise it when they change, so that older
 records are not used."""
@@ -41,11 +41,11 @@ records are not used."""
 
 @dataclass(frozen=True, slots=True)
 class InspectedFolders:
-    """What the headers say of the folders that image patterns match."""
+    """Result of reading the headers in the folders that image patterns match."""
 
     matched: MatchedImages
-    """Images without folders that hold no CT. Where layouts say so, each series is an image of
-    its own. Files that are not used are among the ignored ones."""
+    """Images, without the folders that hold no CT. Each series is an image of its own if its layout
+    says so. Files that are not used are among the ignored ones."""
     records: dict[str, FolderRecord] = field(default_factory=dict)
     """Findings from the headers, kept for the next run."""
 
@@ -53,14 +53,14 @@ class InspectedFolders:
 def known_folders(
     url: str | None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, FolderRecord]:
-    """Return what the last ingest into a store recorded of folders; empty if there was none."""
+    """Return the records of folders that the last ingest into a store kept, or none."""
     if url is None:
         return {}
     try:
         fs, path = open_store(url, storage_options)
         return Ledger.of_file(fs.cat_file(f"{path}/{LEDGER_FILE}")).folders
     except (OSError, DamagedMetadataError):
-        return {}  # what lies there is the store writer's to judge
+        return {}  # the store writer reports a damaged store
 
 
 def inspect_dicom_folders(
@@ -71,20 +71,20 @@ def inspect_dicom_folders(
 ) -> InspectedFolders:
     """Separate CTs from other DICOM objects, and series from each other.
 
-    A file that cannot be read, or that is not DICOM but may be a slice, is counted to every series
-    of its folder that is a scan. If there is no such series, it becomes a scan of its own. Such
-    scans fail by their names, so no incomplete series is taken as whole.
+    A file that cannot be read, or that is not DICOM but may be a slice, is added to every series of
+    its folder that is a scan. If there is no such series, the file becomes a scan of its own. Such
+    scans fail under their names, so an incomplete series never passes for a whole one.
 
     Parameters
     ----------
     recipe
-        Its layouts say where each series of a folder is a scan (``series``).
+        Recipe whose layouts say in which folders each series is a scan (``series``).
     raw
-        The files.
+        Files of the raw folder.
     matched
-        What the image patterns match, by names alone.
+        Files and folders that the image patterns match, by names alone.
     known
-        What an earlier run recorded of folders; of those that are as they were, nothing is read.
+        Records of an earlier run. Folders that have not changed since are not read.
     """
     folders = [image for image in matched.images if image.path.endswith("/")]
     recipe_text = canonical_json(recipe)
@@ -92,45 +92,45 @@ def inspect_dicom_folders(
     records = {key: known[key] for key in keys.values() if known and key in known}
     new = [image for image in folders if keys[image.layout, image.path] not in records]
     whole = [image for image in new if recipe.layouts[image.layout].series is None]
-    looks = map_concurrently(raw.fs, lambda image: _look_for_ct(raw, image.path), whole)
-    looked = list(zip(whole, looks, strict=True))
+    records_of_whole = map_concurrently(raw.fs, lambda image: _look_for_ct(raw, image.path), whole)
+    inspected = list(zip(whole, records_of_whole, strict=True))
     for image in new:
         choice = recipe.layouts[image.layout].series
         if choice is not None:
             names = recipe.used_names(image.layout) & SERIES_NAMES
-            looked.append((image, _look_for_series(raw, image.path, choice, names)))
-    of_image = {place: records[key] for place, key in keys.items() if key in records}
-    for image, (look, is_sure) in looked:
-        place = image.layout, image.path
-        of_image[place] = look
-        if is_sure:
-            records[keys[place]] = look
+            inspected.append((image, _look_for_series(raw, image.path, choice, names)))
+    of_image = {image_key: records[key] for image_key, key in keys.items() if key in records}
+    for image, (record, is_final) in inspected:
+        image_key = image.layout, image.path
+        of_image[image_key] = record
+        if is_final:
+            records[keys[image_key]] = record
     images: list[FoundImage] = []
-    passed_over: dict[str, PathNote] = {}
+    ignored: dict[str, PathNote] = {}
     for image in matched.images:
-        record = of_image.get((image.layout, image.path))
-        if record is None or record.is_scan:
+        known_record = of_image.get((image.layout, image.path))
+        if known_record is None or known_record.is_scan:
             images.append(image)
             continue
         files = raw.folders[image.path]
-        for part in record.parts:
-            own = tuple(_chosen(files, part.files))
+        for part in known_record.parts:
+            paths = tuple(_chosen(files, part.files))
             if part.reason:
-                notes = (PathNote(path, part.reason, part.detail) for path in own)
-                passed_over |= {note.path: note for note in notes}
+                notes = (PathNote(path, part.reason, part.detail) for path in paths)
+                ignored |= {note.path: note for note in notes}
             else:
-                one = _with_series(recipe, image, part, own)
-                if one is None:
+                series_image = _with_series(recipe, image, part, paths)
+                if series_image is None:
                     detail = series_name(part.number)
-                    passed_over |= {path: PathNote(path, _UNNAMED, detail) for path in own}
+                    ignored |= {path: PathNote(path, _UNNAMED, detail) for path in paths}
                 else:
-                    images.append(one)
-    looked_into = replace(
+                    images.append(series_image)
+    without_other_folders = replace(
         matched,
         images=tuple(_spread(images)),
-        ignored=(*matched.ignored, *passed_over.values()),
+        ignored=(*matched.ignored, *ignored.values()),
     )
-    return InspectedFolders(looked_into.checked(raw), records)
+    return InspectedFolders(without_other_folders.checked(raw), records)
 
 
 def _record_key(recipe_text: str, raw: RawFolder, image: FoundImage) -> str:
@@ -146,8 +146,8 @@ def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
     Returns
     -------
     tuple of FolderRecord, bool
-        What was found, and whether all files that were looked at could be read: what could not
-        may be readable the next time.
+        The result, and whether it is final. It is not if a file could not be read, because that
+        file may be readable the next time.
     """
     files = raw.folders[folder]
     likely = sorted(
@@ -166,16 +166,16 @@ def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
         seen |= zip(
             likely, map_concurrently(raw.fs, lambda path: _read(raw, path), likely), strict=True
         )
-    is_sure = not any(isinstance(item, Exception) for item in seen.values())
+    is_final = not any(isinstance(item, Exception) for item in seen.values())
     if any(map(_may_be_ct, seen.values())):
-        return FolderRecord(is_scan=True), is_sure
-    return FolderRecord(is_scan=False, parts=tuple(_non_ct_kinds(files, seen))), is_sure
+        return FolderRecord(is_scan=True), is_final
+    return FolderRecord(is_scan=False, parts=tuple(_non_ct_kinds(files, seen))), is_final
 
 
 def _may_be_ct(found: "DicomObject | Exception | None") -> bool:
     """Return whether a file is a CT slice or cannot be read.
 
-    The ingest reports files that it cannot read.
+    Files that cannot be read count as CT, so that the ingest reports them.
     """
     if isinstance(found, DicomObject):
         return found.non_ct_kind is None
@@ -237,7 +237,7 @@ def _described(series: CtSeries) -> SeriesInfo:
 def _non_ct_kinds(
     files: Sequence[str], seen: "Mapping[str, DicomObject | Exception | None]"
 ) -> Iterator[FolderPart]:
-    """Yield the DICOM files that are no CT, by kind."""
+    """Yield the DICOM files that are not CT, by kind."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for path, item in seen.items():
         if isinstance(item, DicomObject) and item.non_ct_kind is not None:
@@ -248,9 +248,9 @@ def _non_ct_kinds(
 
 
 def _read(raw: RawFolder, path: str) -> "DicomObject | Exception | None":
-    """Read a header and keep only what describes the series, as a folder may hold many files.
+    """Read a header and keep only the part that describes the series, to save memory.
 
-    Errors are left to the ingest, which reads the file again.
+    Errors are returned. The ingest reads the file again and reports them.
     """
     try:
         found = read_object(raw.fs, f"{raw.root}/{path}", raw.sizes[path], DEFAULT_LIMITS)
@@ -279,16 +279,16 @@ def _with_series(
 
 
 def _spread(images: Iterable[FoundImage]) -> Iterator[FoundImage]:
-    """Mark series whose files lie in several folders, as no folder holds the whole scan."""
+    """Mark series whose files lie in several folders. No folder then holds the whole scan."""
     images = list(images)
     folders: dict[tuple[str, str], list[str]] = defaultdict(list)
     for image in images:
         if image.series is not None and image.series.key:
             folders[image.layout, image.series.key].append(image.path)
     for image in images:
-        places = folders.get((image.layout, image.series.key), []) if image.series else []
-        if image.series is not None and len(places) > 1:
-            yield replace(image, series=replace(image.series, folders=tuple(sorted(places))))
+        found_in = folders.get((image.layout, image.series.key), []) if image.series else []
+        if image.series is not None and len(found_in) > 1:
+            yield replace(image, series=replace(image.series, folders=tuple(sorted(found_in))))
         else:
             yield image
 
@@ -311,13 +311,13 @@ def _runs(files: Sequence[str], chosen: Iterable[str]) -> str:
     """
     wanted = set(chosen)
     runs: list[list[int]] = []
-    for place, name in enumerate(files):
+    for position, name in enumerate(files):
         if name not in wanted:
             continue
-        if runs and runs[-1][1] == place - 1:
-            runs[-1][1] = place
+        if runs and runs[-1][1] == position - 1:
+            runs[-1][1] = position
         else:
-            runs.append([place, place])
+            runs.append([position, position])
     return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
 
 

@@ -1,4 +1,4 @@
-"""Which scans does a raw folder hold, by the patterns of a recipe?
+"""Which scans does a raw folder hold, according to the patterns of a recipe?
 
 Only tables, lists and headers of DICOM files are opened.
 """
@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ScanSource:
-    """The files of one scan, and what the recipe says of it."""
+    """Files of one scan, and what recipe and tables say of it."""
 
     scan_id: str
     patient_id: str
@@ -62,7 +62,7 @@ class ScanSource:
     label: str | None
     """Path of the mask, relative to the raw folder; None for an image without one."""
     size_bytes: int
-    """Size of image and mask."""
+    """Size of image and mask in bytes."""
     label_parts: tuple[LabelPart, ...] = ()
     """Binary masks, one for each structure, in place of ``label``."""
     absent_parts: tuple[str, ...] = ()
@@ -75,18 +75,18 @@ class ScanSource:
     centroids: str | None = None
     """Path of the file with annotated centers."""
     centroid_bytes: int = 0
-    """Size of that file."""
+    """Size of the centroid file in bytes."""
     centroid_convention: CentroidConvention | None = None
     sidecar: str | None = None
-    """Path of a JSON file with further columns."""
+    """Path of a JSON file with values for further columns."""
     sidecar_keys: tuple[str, ...] = ()
-    """Patterns of the keys in it that are kept."""
+    """Patterns of the keys of the sidecar that are kept."""
     columns: dict[str, str] = field(default_factory=dict)
     """Values from the tables of the dataset, by column."""
     stamp: str = ""
     """Hash of names, sizes and times of all its files."""
     series: SeriesFiles | None = None
-    """Series of the folder ``image``, where each series is a scan."""
+    """Series of the folder ``image``, if each series of the folder is a scan; else None."""
 
     @property
     def has_mask(self) -> bool:
@@ -111,11 +111,12 @@ class UnpairedImage:
     looked_for: tuple[str, ...]
     """Paths at which the recipe expects the mask."""
     alike: tuple[str, ...] = ()
-    """Files whose names differ only in case, and folders with the name of the mask."""
+    """Files whose names differ from the mask's only in case, and folders with the name of the
+    mask."""
 
     @property
     def reason(self) -> str:
-        """Reason for the user: which file is missing."""
+        """Message for the user that names the missing file."""
         missing = (
             f"no mask for {self.path}; looked for {' and '.join(self.looked_for) or 'nothing'}"
         )
@@ -143,7 +144,7 @@ class Discovery:
     without_image: tuple[PathNote, ...]
     """Masks whose image is absent."""
     orphans_expected: bool
-    """Whether the recipe expects masks without an image, so that they are no failure."""
+    """Whether the recipe expects masks without an image. If so, they do not count as failures."""
     unlisted: tuple[PathNote, ...]
     """Folders that could not be listed."""
     ignored: tuple[PathNote, ...]
@@ -157,9 +158,10 @@ class Discovery:
     patterns: tuple[PatternUse, ...]
     """Every pattern of the recipe, with the number of its files."""
     parts: tuple[PartUse, ...]
-    """Every part of masks in parts, with the number of scans that have it."""
+    """Every part of masks that have one file for each structure, with the number of scans that have
+    it."""
     tables: tuple[TableUse, ...]
-    """Every table of the recipe, with its rows that were used."""
+    """Every table of the recipe, with the number of rows that belong to scans."""
     folders: dict[str, FolderRecord] = field(default_factory=dict, repr=False)
     """Findings from the headers of folders of DICOM files, for the ledger."""
 
@@ -170,12 +172,13 @@ class Discovery:
         return (*refused, *((image.scan_id, image.reason) for image in self.without_mask))
 
     def check_formats(self) -> None:
-        """Refuse a folder in which no scan is in a format that is read, as the endings say.
+        """Refuse a folder without a scan in a readable format, judged by file name endings.
 
         Raises
         ------
         UsageError
-            If each scan has an image or mask whose ending no reader takes; says what they are.
+            If every scan has an image or mask with an ending that no reader accepts. The message
+            names these formats.
         """
         if not self.scans or not all(map(_has_unread, self.scans)):
             return
@@ -186,7 +189,7 @@ class Discovery:
         ]
         raise UsageError(
             MultilineText(
-                "no scan has image and mask in a format that is read. Patterns of the recipe find:",
+                "no scan has image and mask in a readable format. The patterns of the recipe find:",
                 *lines,
             )
         )
@@ -210,8 +213,8 @@ def discover(
 ) -> Discovery:
     """Match every file below ``raw`` against the recipe.
 
-    In folders of DICOM files, headers are read too, because names do not separate a CT from an MR:
-    see :func:`spinezarr.ingestion.discovery.dicom_folders.inspect_dicom_folders`.
+    In folders of DICOM files, headers are read too, because names cannot tell a CT from an MR; see
+    :func:`spinezarr.ingestion.discovery.dicom_folders.inspect_dicom_folders`.
 
     Parameters
     ----------
@@ -220,20 +223,20 @@ def discover(
     raw
         Folder path or fsspec URL.
     storage_options
-        For the file system of ``raw``.
+        Options for the file system of ``raw``.
     known
-        What an earlier run found in folders of DICOM files
-        (:func:`spinezarr.ingestion.discovery.dicom_folders.known_folders`): those that have not
+        Records of an earlier run about folders of DICOM files
+        (:func:`spinezarr.ingestion.discovery.dicom_folders.known_folders`). Folders that have not
         changed since are not opened.
 
     Raises
     ------
     UsageError
-        If ``raw`` is no folder, or no file in it matches: lists the layouts the recipe knows, what
-        was seen instead, and a neighboring folder that would match.
+        If ``raw`` is not a folder, or if no file in it matches. The message lists the layouts that
+        the recipe knows, the files that are there, and a nearby folder that would match.
     RecipeError
-        If all images that were found fail by their names: see :attr:`Discovery.refused`. If
-        patterns take too long, or templates give texts without end (RecipeLimitError).
+        If the names of all images are unusable; see :attr:`Discovery.refused`. RecipeLimitError if
+        patterns take too long or templates give endless texts.
     FormatError
         If a table or list of the dataset cannot be read.
     """
@@ -270,12 +273,12 @@ def _discover(
     matched = match_images(recipe, folder)
     if not (matched.images or matched.misnamed):
         raise UsageError(nothing_found(recipe, raw, folder))
-    looked = inspect_dicom_folders(recipe, folder, matched, known)
-    found = [*looked.matched.images, *(image for image, _ in looked.matched.misnamed)]
-    chosen = choose_images(recipe, folder, looked.matched)
+    inspected = inspect_dicom_folders(recipe, folder, matched, known)
+    found = [*inspected.matched.images, *(image for image, _ in inspected.matched.misnamed)]
+    chosen = choose_images(recipe, folder, inspected.matched)
     if chosen.refused and not chosen.taken:
         more = len(chosen.refused) - 1
-        also = [f"So it is with {count_noun(more, 'other scan')}."] if more else []
+        also = [f"The same holds for {count_noun(more, 'other scan')}."] if more else []
         raise RecipeError(MultilineText(*chosen.refused[0].reason.split("\n"), *also))
     tables = join_tables(recipe, folder, found)
     leftovers = Leftovers(recipe, folder)
@@ -292,9 +295,11 @@ def _discover(
     used = folder.files_of_all(path for scan in scans for path in scan.paths)
     used |= {split_file or "", *(path for use in tables.uses for path in use.files)}
     used |= set(_list_files(recipe, folder))
-    # A mask that lies beside an image which is not taken may be the mask of one that is.
+    # The mask beside an image that is not used may be the mask of an image that is.
     explained = {
-        note.path: note for note in (*chosen.left, *looked.matched.ignored) if note.path not in used
+        note.path: note
+        for note in (*chosen.left, *inspected.matched.ignored)
+        if note.path not in used
     }
     used |= folder.files_of_all(image.path for image in found)
     used |= folder.files_of_all(path for scan in chosen.refused for path in scan.paths)
@@ -323,7 +328,7 @@ def _discover(
         ),
         parts=part_uses(recipe, chosen.taken),
         tables=tables.uses,
-        folders=looked.records,
+        folders=inspected.records,
     )
 
 
@@ -335,8 +340,8 @@ def _scan_source(
     tables: JoinedTables,
 ) -> ScanSource:
     image, layout = paired.image, recipe.layouts[paired.image.layout]
-    said = tables.splits.get(image.scan_id) or fill_template(recipe.split, image.texts) or ""
-    split, position = splits.get(image.listed_as, (said, -1))
+    split_name = tables.splits.get(image.scan_id) or fill_template(recipe.split, image.texts) or ""
+    split, position = splits.get(image.listed_as, (split_name, -1))
     centroids, centroid_file = layout.centroids, paired.centroids
     return ScanSource(
         scan_id=image.scan_id,
@@ -363,7 +368,7 @@ def _scan_source(
 
 
 def _mask_candidates(recipe: Recipe, paired: PairedImage) -> tuple[str, ...]:
-    """Return where the mask of an image was looked for."""
+    """Return the paths at which the mask of an image may lie."""
     layout = recipe.layouts[paired.image.layout]
     texts = {**paired.image.texts, **({"part": "*"} if layout.label_parts else {})}
     filled = [fill_template(template, texts) for template in layout.mask_templates]

@@ -25,14 +25,15 @@ __all__ = [
     "match_images",
 ]
 
-LEFT_OUT: Final = "image of a scan that is taken from another file"
+LEFT_OUT: Final = "image of a scan that is read from another file"
 UNKNOWN: Final = "unknown"
-"""Scan id of a folder whose series are scans of their own, until the folder has been read."""
-BESIDE_LEFT_OUT: Final = "belongs to such an image"
-FURTHER: Final = "fits a scan that has another file in its place"
+"""Scan id of a folder whose series are scans of their own, until its headers have been read."""
+BESIDE_LEFT_OUT: Final = "belongs to an image of a scan that is read from another file"
+FURTHER: Final = "fits a scan that uses another file"
 _SCAN_ID: Final = re.compile(r"(?!__)(?!zarr\.json$)(?!.*\.partial$)[\w-][^/\\*?\[\]]*")
-"""File systems take ``*?[]`` for wildcards, names that begin with a dot are hidden, those with
-``__`` are reserved (Zarr v3, 'Node names'), and a store's own files have the other names."""
+"""Allowed scan ids. File systems treat ``*?[]`` as wildcards. Names that begin with a dot are
+hidden. Zarr v3 ('Node names') reserves those that begin with ``__``. Files of a store have the
+other names that are excluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +61,30 @@ class SeriesFiles:
     """One CT series of a folder whose series are scans of their own."""
 
     key: str
-    """Identifies the series in its folder; see :class:`spinezarr.formats.dicom_series.CtSeries`."""
+    """Key that identifies the series in its folder; see
+    :class:`spinezarr.formats.dicom_series.CtSeries`."""
     name: str
     """Name of the series in messages, e.g. ``series '2'``."""
     files: tuple[str, ...]
-    """Its files, relative to the raw folder."""
+    """Files of the series, relative to the raw folder."""
     folders: tuple[str, ...] = ()
-    """All folders that hold files of the series, if there are several."""
+    """All folders that hold files of the series, if there are several; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
-    """An image, known by its name, in one layout."""
+    """An image that a pattern of one layout found."""
 
     path: str
     """Path of a file, or of a folder of DICOM slices, which ends with ``/``."""
     layout: str
     texts: dict[str, str]
-    """Texts that the pattern matched, and those that lookups gave for them."""
+    """Texts that the pattern matched, and texts that lookups derived from them."""
     scan_id: str
     duplicate_key: str
-    """Key that images of different layouts have in common if they show the same scan."""
+    """Key that images of different layouts share if they show the same scan."""
     series: SeriesFiles | None = None
-    """Series of the folder, where each series is an image."""
+    """Series of the folder, if each series is an image; else None."""
 
     @property
     def name(self) -> str:
@@ -91,7 +93,7 @@ class FoundImage:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """Path and series; equal only for the same image in other layouts."""
+        """Path and series. They are equal only if two layouts find the same image."""
         return self.path, self.series.key if self.series is not None else ""
 
     @property
@@ -110,7 +112,7 @@ class FoundImage:
 
 @dataclass(frozen=True, slots=True)
 class PairedImage:
-    """An image with its mask and the small files beside it, where there are any."""
+    """An image with its mask and the small files beside it, as far as there are any."""
 
     image: FoundImage
     label: str | None
@@ -124,33 +126,33 @@ class PairedImage:
     absent_parts: tuple[str, ...]
     """Parts that the layout names and that are absent although others are present."""
     further: tuple[PathNote, ...]
-    """Files that could be used in place of one of these."""
+    """Files that could replace one of these."""
     problem: str
-    """Why it is unclear which of its files are meant; empty if it is clear."""
+    """Why it is unclear which files belong to the image; empty if it is clear."""
 
     @property
     def masks(self) -> tuple[str, ...]:
-        """Files of its mask."""
+        """Files of the mask."""
         return (*(part.path for part in self.parts), *filter(None, [self.label]))
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files and folders that it is read from."""
+        """All files and folders that the scan is read from."""
         return (*self.image.files, *self.companions)
 
     @property
     def companions(self) -> tuple[str, ...]:
-        """All its files but those of the image."""
+        """All files except those of the image."""
         return (*self.masks, *filter(None, [self.centroids, self.sidecar]))
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedScan:
-    """An image, or several of one scan id, whose name cannot be used."""
+    """An image that cannot be used because of its name, or several with one scan id."""
 
     scan_id: str
     paths: tuple[str, ...]
-    """Its images and all files that belong to them."""
+    """The images, and all files that belong to them."""
     reason: str
 
 
@@ -161,12 +163,12 @@ class MatchedImages:
     images: tuple[FoundImage, ...]
     """Images, once for each layout whose patterns they match."""
     ignored: tuple[PathNote, ...]
-    """Files that the recipe knows and leaves out."""
+    """Files that the recipe knows and ignores."""
     misnamed: tuple[tuple[FoundImage, str], ...] = ()
-    """Images whose name cannot be used, and why."""
+    """Images whose name cannot be used, each with the reason."""
 
     def checked(self, raw: RawFolder) -> "MatchedImages":
-        """Return the matches with images of unusable names moved to ``misnamed``."""
+        """Return the matches after moving images with unusable names to ``misnamed``."""
         bad = {
             image.identity: (image, why) for image in self.images if (why := _bad_name(image, raw))
         }
@@ -202,7 +204,7 @@ def match_images(recipe: Recipe, raw: RawFolder) -> MatchedImages:
             continue
         for name in names_of(path):
             if name != to_nfc(path) and raw.named(name):
-                continue  # the file of that very name is meant
+                continue  # another file has exactly this name
             images = list(fits(path, name))
             if images or is_mask(name):
                 found += [] if is_mask(name) else images
@@ -254,7 +256,7 @@ def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]
             for remembered in filter(None, (pattern.match(name) for pattern in patterns)):
                 texts = recipe.resolve_lookups({**layout.constants, **remembered})
                 if layout.series is not None:
-                    # Its scans are known when the folder has been looked into.
+                    # The scans of the folder are known only after its headers have been read.
                     yield FoundImage(path, key, texts, UNKNOWN, UNKNOWN)
                     break
                 scan_id = fill_template(recipe.scan_id, texts)
@@ -267,7 +269,7 @@ def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]
 
 
 def _bad_name(image: FoundImage, raw: RawFolder) -> str:
-    """Return why the name of an image cannot be used; empty if it can."""
+    """Return why the name of an image cannot be used, or "" if it can."""
     if raw.cannot_open(image.path):
         return _unusable(image.path)
     if _SCAN_ID.fullmatch(image.scan_id) and is_printable(image.scan_id):
@@ -284,7 +286,7 @@ def _bad_name(image: FoundImage, raw: RawFolder) -> str:
 
 def _unusable(path: str) -> str:
     return (
-        f"{path}: its path holds control characters or is no UTF-8; they are shown as escapes. "
+        f"{path}: its path holds control characters or is not UTF-8, shown here as escapes. "
         "Rename it."
     )
 
@@ -292,11 +294,11 @@ def _unusable(path: str) -> str:
 def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> ChosenImages:
     """Choose one image for each scan.
 
-    Of several layouts the first that has the scan with its mask is taken. Within a layout, an
-    image that the layout's list names comes before others, one with its mask before one without,
-    and then the first by path. Two images that give one scan id are refused unless a list or
-    ``duplicate_key`` says that they may, and so are scans that would share a mask, and a scan that
-    several files fit equally well.
+    If several layouts have a scan, the first layout that has it with its mask is used. Within a
+    layout, images that the layout's list names come first, then images with a mask, then the order
+    of paths decides. Images are refused in three cases: two give the same scan id, and neither a
+    list nor ``duplicate_key`` allows that; two would share a mask; several files fit one image
+    equally well.
     """
     groups: dict[str, list[FoundImage]] = defaultdict(list)
     for image in matched.images:
@@ -331,15 +333,13 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
 def _left_out(
     group: Iterable[FoundImage], known: Sequence[PairedImage], pair: "_Pairing"
 ) -> Iterator[PathNote]:
-    """Yield the files of images that show a chosen scan again, and the files beside them."""
+    """Yield images that show a chosen scan again, and the files that belong to them."""
     kept = {paired.image.identity for paired in known}
     for image in group:
         if image.identity not in kept:
-            of = next((p.image for p in known if p.image.scan_id == image.scan_id), None)
-            taken_from = (of or known[0].image).name
-            yield from (
-                PathNote(path, LEFT_OUT, f"taken from {taken_from}") for path in image.files
-            )
+            chosen = next((p.image for p in known if p.image.scan_id == image.scan_id), None)
+            taken_from = (chosen or known[0].image).name
+            yield from (PathNote(path, LEFT_OUT, f"read from {taken_from}") for path in image.files)
             for path in pair(image).companions:
                 yield PathNote(path, BESIDE_LEFT_OUT, f"of {image.name}")
 
@@ -389,8 +389,8 @@ def _shared_mask(path: str, images: Sequence[str]) -> str:
         f"the mask {path} would belong to two scans:",
         f"  {images[0]}",
         f"  {images[1]}",
-        "A mask belongs to one: let its template name the image more closely, or, if both show the "
-        "same scan, say so with 'duplicate_key'.",
+        "A mask belongs to one scan. Let its template name the image more closely. If both images "
+        "show the same scan, say so with 'duplicate_key'.",
     )
 
 
@@ -422,7 +422,7 @@ def _one_id(a: FoundImage, b: FoundImage) -> str:
 def _best_layout(
     recipe: Recipe, pair: "_Pairing", group: Sequence[FoundImage]
 ) -> list[PairedImage]:
-    """Pair the images of a scan in the first layout that has a whole one."""
+    """Pair the images of a scan in the first layout that has an image with its mask."""
     first: list[PairedImage] = []
     for key in recipe.layouts:
         pairs = [pair(image) for image in group if image.layout == key]
@@ -474,9 +474,9 @@ class _Pairing:
         )
 
     def _files(self, template: str, texts: dict[str, str]) -> list[str]:
-        """Return the files of a template; ignored ones only if there is no other.
+        """Return the files of a template; ignored files only if there are no others.
 
-        An image is never a mask of another.
+        An image is never the mask of another image.
         """
         files = [path for path in self._raw.find(template, texts) if path not in self._images]
         return [path for path in files if path not in self._ignored] or files
@@ -505,7 +505,7 @@ class _Chosen:
                 "Move all but one away, or let the template in the recipe name it more closely.",
             )
         self.further += [
-            PathNote(other, FURTHER, f"{path} is taken for {self._image}")
+            PathNote(other, FURTHER, f"{self._image} uses {path}")
             for other in dict.fromkeys((*rivals, *(file for files in hits[1:] for file in files)))
             if other != path
         ]
@@ -513,7 +513,7 @@ class _Chosen:
 
 
 def _listed_lines(layout: Layout, raw: RawFolder) -> frozenset[str]:
-    """Read the list of the images that are meant; empty if there is none."""
+    """Return the lines of the list of images; empty if there is no list."""
     path = None if layout.image_list is None else raw.first(layout.image_list.files)
     if path is None:
         return frozenset()
@@ -524,7 +524,7 @@ def _listed_lines(layout: Layout, raw: RawFolder) -> frozenset[str]:
 def _rank(
     recipe: Recipe, lists: dict[str, frozenset[str]], paired: PairedImage
 ) -> tuple[bool, bool, str]:
-    """Sort key: listed images first, then those with a mask, then by path."""
+    """Return a sort key: listed images first, then images with a mask, then by path."""
     image = paired.image
     listed = recipe.layouts[image.layout].image_list
     entry = None if listed is None else fill_template(listed.entry, image.texts)

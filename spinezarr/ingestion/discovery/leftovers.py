@@ -14,7 +14,7 @@ from spinezarr.text import to_nfc
 __all__ = ["UNMATCHED", "Leftovers", "SortedLeftovers"]
 
 ORPHAN: Final = "mask without an image"
-_COPY: Final = "named as a file beside it, which is taken, but packed otherwise"
+_COPY: Final = "copy of a file that is used, compressed in another way"
 UNMATCHED: Final = "matches no pattern of the recipe"
 
 
@@ -28,7 +28,7 @@ class SortedLeftovers:
 
 
 class Leftovers:
-    """Finds out what files without a scan may have been meant for."""
+    """Finds out why files belong to no scan."""
 
     def __init__(self, recipe: Recipe, folder: RawFolder) -> None:
         self._recipe = recipe
@@ -54,7 +54,7 @@ class Leftovers:
         return SortedLeftovers(tuple(orphans.values()), tuple(unmatched))
 
     def alike(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return files whose names differ from these only in case, and folders that hold them."""
+        """Return files whose names differ from these only in case, and folders with these names."""
         found = (path for name in names for path in self._by_small_letters.get(name.casefold(), ()))
         return tuple(dict.fromkeys(found))
 

@@ -14,10 +14,10 @@ from spinezarr.text import to_nfc
 __all__ = ["NEARLY", "SAME_DIGITS", "near_misses"]
 
 NEARLY: Final = "nearly fits"
-"""How every such reason starts."""
+"""Start of every such reason."""
 
 SAME_DIGITS: Final = str.maketrans(string.digits, "0" * 10)
-"""Translation that makes paths equal which differ only in digits."""
+"""Translation that makes paths equal if they differ only in digits."""
 _READ_ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd")
 _NIFTI: Final = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
 
@@ -30,7 +30,7 @@ class _Pattern:
     regex: BoundedRegex
 
     def loose(self, *, capitals: bool, folders: bool) -> BoundedRegex:
-        """Return the expression that ignores case and the folders in front."""
+        """Return an expression that ignores case, or the folders in front, as asked."""
         front = "(?:.*/)?" if folders else ""
         return compile_bounded(f"{front}(?:{self.regex.text})", ignore_case=capitals)
 
@@ -41,7 +41,7 @@ class _Differences:
 
     ending: bool = False
     unpacked: bool = False
-    """Whether it lies under another name in a folder that has the name of a file."""
+    """Whether the file lies under another name in a folder that has the name of a file."""
     capitals: bool = False
     folders: bool = False
 
@@ -56,20 +56,20 @@ _OTHER_ENDING: Final = (_Differences(ending=True), _Differences(ending=True, cap
 
 
 def near_misses(recipe: Recipe) -> Callable[[str], str]:
-    """Return a function that says why a file nearly fits a pattern; empty if it does not.
+    """Return a function that says why a file nearly fits a pattern, or "" if it does not.
 
     All files of a kind have the same reason.
     """
     known: dict[str, str] = {}
     patterns = list(_patterns(recipe))
-    ways = (
+    steps = (
         (lambda name: [name, *other_names(name)], _with_regexes(patterns, _OWN_NAME)),
         (_names_of_folder, _with_regexes(patterns, _NAME_OF_FOLDER)),
         (_other_endings, _with_regexes(patterns, _OTHER_ENDING)),
     )
 
     def reason(path: str) -> str:
-        # One slice of a series stands for all: they differ in digits alone.
+        # One slice of a series stands for all, because their names differ only in digits.
         kind = path.translate(SAME_DIGITS)
         if kind not in known:
             known[kind] = find(path)
@@ -78,8 +78,8 @@ def near_misses(recipe: Recipe) -> Callable[[str], str]:
     def find(path: str) -> str:
         name = to_nfc(path)
         if any(pattern.regex.fullmatch(name) for pattern in patterns):
-            return ""  # it is not of this dataset, for all that the recipe can tell
-        for names_of, tries in ways:
+            return ""  # it fits by name, so it is no near miss
+        for names_of, tries in steps:
             names = names_of(name)
             for pattern, differences, regex in tries if names else ():
                 if any(map(regex.fullmatch, names)):
@@ -111,7 +111,7 @@ def _patterns(recipe: Recipe) -> Iterator[_Pattern]:
 
 
 def _names_of_folder(name: str) -> list[str]:
-    """Return the names that the folder of a file gives it, if both look like files of voxels."""
+    """Return the names that the folder of a file suggests, if both are named like NIfTI files."""
     folder = name.rpartition("/")[0]
     if not (_NIFTI.search(folder) and _NIFTI.search(name)):
         return []
@@ -119,7 +119,7 @@ def _names_of_folder(name: str) -> list[str]:
 
 
 def _other_endings(name: str) -> list[str]:
-    """Return the names of a file of voxels with the endings of readable formats."""
+    """Return the names that an image file would have in readable formats."""
     kind = unsupported_kind(name)
     if kind is None:
         stems = [name[: -len(end)] for end in _READ_ENDINGS if name.lower().endswith(end)]
@@ -130,7 +130,7 @@ def _other_endings(name: str) -> list[str]:
         stems = [name, *(f"{folder}{slash}{stem}" for stem in shorter)]
     else:
         return []
-    # An ending within a name is part of it: a.nii.bz2 is a.nii.
+    # A readable ending within a name counts: a.nii.bz2 may be a.nii.
     return [*stems, *(stem + ending for stem in stems for ending in _READ_ENDINGS)]
 
 

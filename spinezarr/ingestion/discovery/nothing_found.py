@@ -29,7 +29,7 @@ def known_layouts(recipe: Recipe) -> list[str]:
 
 
 def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> MultilineText:
-    """Return what the recipe knows, what is there, and which folder nearby would match."""
+    """Return a message: known layouts, files that are there, a nearby folder that would match."""
     paths = list(folder.sizes)
     examples = [f"    {path}" for path in paths[:_EXAMPLES]] or ["    (nothing)"]
     more = [f"    ... and {len(paths) - _EXAMPLES} more"] if len(paths) > _EXAMPLES else []
@@ -55,7 +55,7 @@ def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> MultilineText:
 
 
 def _taken_for_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:
-    """Return a file that fits an image pattern and a template of masks.
+    """Return a message about a file that fits both an image pattern and a mask template.
 
     Such a file counts as a mask.
     """
@@ -63,14 +63,14 @@ def _taken_for_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:
     is_mask = mask_matcher(recipe)
     for path in paths:
         if is_mask(path) and any(pattern.match(path) is not None for pattern in images):
-            return [f"{path} fits an image pattern and a mask's template, and so counts as a mask."]
+            return [f"{path} fits an image pattern and a mask template, so it counts as a mask."]
     return []
 
 
 def _one_of_each_kind(paths: Iterable[str]) -> list[str]:
     """Return the first of the paths that differ only in digits.
 
-    A series of slices is so named once.
+    A series of slices then appears once.
     """
     kinds: dict[str, str] = {}
     for path in paths:
@@ -79,14 +79,14 @@ def _one_of_each_kind(paths: Iterable[str]) -> list[str]:
 
 
 def _matches(recipe: Recipe, folder: RawFolder, paths: Iterable[str]) -> bool:
-    """Return whether files would be images if they lay at other paths."""
+    """Return whether the recipe would find images if the files lay at these paths."""
     moved = RawFolder.of_files(folder.fs, folder.root, dict.fromkeys(paths, 0))
     matched = match_images(recipe, moved)
     return bool(matched.images or matched.misnamed)
 
 
 def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, paths: Sequence[str]) -> int | None:
-    """Return how many folders above the raw folder the recipe would match."""
+    """Return how many levels above the raw folder the recipe would match."""
     names = [name for name in raw.rstrip("/").split("/") if name]
     for levels in range(1, min(_DEPTH, len(names) - 1) + 1):
         prefix = "/".join(names[-levels:])

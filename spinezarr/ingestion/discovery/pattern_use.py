@@ -16,7 +16,7 @@ __all__ = ["PartUse", "PatternUse", "part_uses", "pattern_uses"]
 
 Kind = Literal["image", "mask", "centroids", "sidecar", "list"]
 _FIRST: Final[tuple[Kind, ...]] = ("mask", "image", "centroids", "sidecar", "list")
-"""Order of kinds: a file that fits patterns of several kinds is counted for the first of them."""
+"""Kinds in order. A file that fits patterns of several kinds counts for the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class PatternUse:
     kind: Kind
     pattern: str
     files: int
-    """Number of files. A file that fits several patterns is counted once: for the layout in
-    which its scan is taken, else for the first."""
+    """Number of files. A file that fits several patterns counts once: for the layout that its scan
+    uses, else for the first."""
     unread: int
-    """Number of these files whose ending no reader takes."""
+    """Number of these files with an ending that no reader accepts."""
     unread_advice: str
-    """What these files are, and what to do with them; empty if all are read."""
+    """Formats of these files, and what to do with them; empty if all can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,15 @@ def pattern_uses(
     Parameters
     ----------
     recipe
-        The recipe.
+        Recipe whose patterns are counted.
     folder
-        The files.
+        Files of the raw folder.
     matched
-        Which of them are images.
+        Images among them.
     taken
-        Images that are scans, with their masks.
+        Images that became scans, with their masks.
     ignored
-        Paths of files in no scan, which count for no pattern.
+        Paths of files that belong to no scan. They count for no pattern.
     """
     images: dict[str, list[str]] = {}
     for image in (*matched.images, *(image for image, _ in matched.misnamed)):
@@ -129,7 +129,7 @@ class _Pattern:
 def _first_fit(
     patterns: Iterable[_Pattern], path: str, taken_in: str | None, image_in: Collection[str]
 ) -> _Pattern | None:
-    """Return the pattern that a file is counted for: the first that fits one of its names."""
+    """Return the pattern that a file counts for: the first that fits one of its names."""
     for known in [to_nfc(path)] if path.endswith("/") else names_of(path):
         for pattern in patterns:
             if pattern.text.endswith("/") != path.endswith("/"):

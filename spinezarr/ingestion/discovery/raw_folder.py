@@ -30,7 +30,7 @@ from spinezarr.text import to_nfc, to_printable
 __all__ = ["RawFolder", "names_of", "other_names"]
 
 _VOXEL_ENDINGS: Final = {"mhd": ("raw", "zraw")}
-"""Endings of the file of the voxels, by the ending of its header."""
+"""Ending of the voxel file, by the ending of its header file."""
 _AFTER_ALL_TEXT: Final = "\U0010ffff"
 _NIFTI_NAME: Final = re.compile(r"(?P<stem>.*)\.nii(?:\.gz)?", re.DOTALL | re.IGNORECASE)
 _ENDING: Final = re.compile(r"\.[A-Za-z0-9]+\Z")
@@ -92,7 +92,7 @@ def _packed_otherwise(stem: str, name: str) -> list[str]:
 
 
 class _Names:
-    """Files, by the names under which they may be looked up."""
+    """Files by all names under which they can be looked up."""
 
     def __init__(self, files: Iterable[tuple[str, str]]) -> None:
         self._files: dict[str, list[str]] = defaultdict(list)
@@ -100,10 +100,10 @@ class _Names:
             self._files[name].append(file)
         self._names = sorted(self._files)
         self._reversed = sorted(name[::-1] for name in self._files)
-        """Names spelled backward, sorted, to find those with one ending."""
+        """Names spelled backward and sorted, to find all names with one ending."""
 
     def get(self, name: str) -> list[str]:
-        """Return the files of one name."""
+        """Return the files that have a name."""
         return self._files.get(name, [])
 
     def fitting(self, template: str, texts: Mapping[str, str]) -> list[str]:
@@ -115,7 +115,7 @@ class _Names:
         return sorted({file for name in fits for file in self._files[name]})
 
     def _among(self, template: str, texts: Mapping[str, str]) -> Iterator[str]:
-        """Yield the names that begin, or else end, as a template with ``*`` does."""
+        """Yield the names that begin like a template, or end like it if it begins with ``*``."""
         start = fill_template(template.partition("*")[0], texts) or ""
         end = (fill_template(template.rpartition("*")[2], texts) or "").removeprefix("/")
         begun, ended = _span(self._names, start), _span(self._reversed, end[::-1])
@@ -126,7 +126,7 @@ class _Names:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawFolder:
-    """Every file below a folder, by its relative path as it is spelled there."""
+    """All files below a folder, by their relative paths as spelled on disk."""
 
     fs: fsspec.AbstractFileSystem
     root: str
@@ -137,19 +137,19 @@ class RawFolder:
     folders: Mapping[str, tuple[str, ...]]
     """Files directly in each folder; the path of a folder ends with ``/``."""
     of_system: tuple[str, ...]
-    """Ignored files and folders of operating systems and programs."""
+    """Files and folders of operating systems and programs, which are ignored."""
     unlisted: Mapping[str, str]
-    """Folders that could not be listed, and why."""
+    """Folders that could not be listed, each with the reason."""
     unusable: frozenset[str]
-    """Files that are not opened, because their path holds control characters or is no UTF-8;
-    written with escapes."""
+    """Files that are not opened, because their path holds control characters or is not UTF-8. The
+    paths are written with escapes."""
     _own: _Names = field(repr=False)
     _others: _Names = field(repr=False)
     _own_folders: _Names = field(repr=False)
 
     @classmethod
     def list(cls, fs: fsspec.AbstractFileSystem, root: str) -> Self:
-        """List a folder; on disk, links to folders are followed.
+        """List a folder; links to folders on disk are followed.
 
         Raises
         ------
@@ -201,8 +201,7 @@ class RawFolder:
     def files_of(self, path: str) -> tuple[str, ...]:
         """Return the file itself, or the files in a folder whose path ends with ``/``.
 
-        The header of a MetaImage, ``.mhd``, comes with the file of its voxels where both have one
-        name.
+        A MetaImage header, ``.mhd``, comes with its voxel file if both have the same name.
         """
         if path.endswith("/"):
             return self.folders[path]
@@ -215,7 +214,7 @@ class RawFolder:
         return {file for path in paths for file in self.files_of(path)}
 
     def stamp_of(self, paths: Iterable[str]) -> str:
-        """Hash names, sizes and times of files; another hash means that a file may have changed.
+        """Hash names, sizes and times of files. Another hash means that a file may have changed.
 
         A path that ends with ``/`` stands for the files in that folder.
         """
@@ -224,7 +223,7 @@ class RawFolder:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
     def cannot_open(self, path: str) -> bool:
-        """Return whether the path of a file, or of all files of a folder, cannot be opened."""
+        """Return whether a file, or each file of a folder, has a path that cannot be opened."""
         return all(file in self.unusable for file in self.files_of(path))
 
     def named(self, name: str) -> Sequence[str]:
@@ -235,8 +234,8 @@ class RawFolder:
         """Return the files that a template filled with ``texts`` names, in order.
 
         A template that ends with ``/`` names folders. Files that have the name only by
-        :func:`other_names` count if no other file has it. There are several if the template has a
-        ``*``, or if names differ only in Unicode form or by :func:`other_names`.
+        :func:`other_names` count only if no file has exactly this name. Several files are found if
+        the template has a ``*``, or if names differ only in Unicode form or by :func:`other_names`.
         """
         among = (self._own_folders,) if template.endswith("/") else (self._own, self._others)
         for names in among:
@@ -250,7 +249,7 @@ class RawFolder:
         return ()
 
     def first(self, patterns: Sequence[str]) -> str | None:
-        """Return the first file that one of several patterns fits; earlier patterns come first."""
+        """Return the first file that one of the patterns fits; earlier patterns come first."""
         for pattern in map(PathPattern, patterns):
             for path in self.sizes:
                 if pattern.match(path) is not None:
@@ -263,7 +262,7 @@ class RawFolder:
         Raises
         ------
         FormatError
-            If it cannot be read, or is over the limit for tables.
+            If the file cannot be read, or exceeds the size limit for tables.
         """
         try:
             return read_small_file(self.fs, f"{self.root}/{path}", DEFAULT_LIMITS.table_bytes)
@@ -318,7 +317,7 @@ def _list(fs: fsspec.AbstractFileSystem, root: str, found: _Listing) -> None:
 def _lists_by_folder(fs: fsspec.AbstractFileSystem) -> bool:
     """Return whether a file system lists folder by folder.
 
-    fsspec then skips folders that cannot be listed.
+    If so, fsspec skips folders that cannot be listed without an error.
     """
     kind = type(fs)
     if isinstance(fs, AsyncFileSystem):
@@ -361,7 +360,7 @@ def _note_unlisted(prefix: str, problem: OSError, found: _Listing) -> None:
 def _list_on_disk(folder: str, prefix: str, above: frozenset[str], found: _Listing) -> None:
     real = os.path.realpath(folder)
     if real in above:
-        return  # a link to a folder it lies in
+        return  # this link leads to a folder that contains it
     try:
         with os.scandir(folder) as entries:
             listed = list(entries)
@@ -381,8 +380,8 @@ def _list_on_disk(folder: str, prefix: str, above: frozenset[str], found: _Listi
                 status = entry.stat()
                 found.add(path, status.st_size, str(status.st_mtime_ns))
             elif linked is not None and not linked.exists():
-                # A broken link counts as a file of no bytes: reading it says what is wrong.
+                # A broken link counts as an empty file. Reading it reports what is wrong.
                 found.add(path, 0, "")
         except OSError:
-            # In a folder that may be listed and not entered: opening the file says so.
+            # The folder can be listed but not entered. Opening the file reports that.
             found.add(path, 0, "")

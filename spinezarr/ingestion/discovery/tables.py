@@ -1,4 +1,4 @@
-"""What do the tables of a dataset say of its scans?"""
+"""What do the tables of a dataset say about its scans?"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,27 +10,27 @@ from spinezarr.formats.sheet import Sheet, read_sheet
 from spinezarr.ingestion.discovery.images import FoundImage
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
 from spinezarr.recipe import Recipe, Table, compile_bounded, fill_template
-from spinezarr.text import to_nfc
+from spinezarr.text import count_noun, to_nfc
 
 __all__ = ["JoinedTables", "TableUse", "join_tables"]
 
 
 _MOST_JOINED_CELLS: Final = 10_000_000
-"""Most cells of all joined tables: a hundred columns of a hundred thousand scans."""
+"""Largest number of cells of all joined tables: 100 columns of 100,000 scans."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableUse:
-    """Which rows of a table of the recipe belong to scans."""
+    """How many rows of a table of the recipe belong to scans."""
 
     name: str
     files: tuple[str, ...]
     """Files that were read; empty if there is none."""
     rows: int
     matched: int
-    """Rows whose scan is in the raw folder."""
+    """Number of rows whose scan is in the raw folder."""
     unmatched: tuple[str, ...] = ()
-    """Names of scans in the other rows, each once."""
+    """Names that the other rows give to scans, each once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
             joined_cells += len(scans) * len(row.cells)
             if joined_cells > _MOST_JOINED_CELLS:
                 raise FormatError(
-                    f"{', '.join(files)}: the rows of the table {name!r} name several scans each, "
-                    f"and so fill more than {_MOST_JOINED_CELLS} cells. Let the recipe say by "
-                    "'key' and 'matches' which scan is meant."
+                    f"{', '.join(files)}: each row of the table {name!r} names several scans, so "
+                    f"the rows fill more than {_MOST_JOINED_CELLS} cells. Let 'key' and 'matches' "
+                    "in the recipe name one scan for each row."
                 )
             if not scans:
                 unmatched[row.scan] = None
@@ -90,7 +90,7 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
 
 
 class _ScansByName:
-    """Scans, by the names that a table gives them."""
+    """Finds scans by the names that a table gives them."""
 
     def __init__(self, table: Table, images: Iterable[FoundImage]) -> None:
         self._exactly: dict[str, list[str]] = defaultdict(list)
@@ -103,19 +103,19 @@ class _ScansByName:
 
     @property
     def names(self) -> frozenset[str]:
-        """All names, numbers without leading zeros."""
+        """All names of scans. Numbers have no leading zeros."""
         return frozenset(self._nearly)
 
     def get(self, name: str) -> list[str]:
-        """Return the scans of a name.
+        """Return the scans with a name.
 
-        If there is none, return those whose name differs only in leading zeros.
+        If there are none, return those whose name differs only in leading zeros.
         """
         return self._exactly.get(name.strip()) or self._nearly.get(_normal(name), [])
 
 
 def _normal(text: str) -> str:
-    """Return the name of a scan with numbers without leading zeros."""
+    """Return the name of a scan. If it is a number, remove leading zeros."""
     text = text.strip()
     return text.lstrip("0") if text.isdecimal() else text
 
@@ -129,9 +129,9 @@ class _Row:
 def _rows(
     recipe: Recipe, raw: RawFolder, name: str, wanted: frozenset[str]
 ) -> dict[str, list[_Row]]:
-    """Read the rows of the files of a table.
+    """Read the rows of a table, by file.
 
-    These are the first file in the raw folder, and the shipped one.
+    The files are the first one in the raw folder, and the one that ships with the recipe.
     """
     table = recipe.tables[name]
     files: dict[str, list[_Row]] = {}
@@ -156,8 +156,9 @@ def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iter
     for column in filter(None, (key, table.split)):
         if column not in sheet.columns and column not in table.constants:
             raise FormatError(
-                f"{path}: has no column {column!r}, which the recipe names; among its "
-                f"{len(sheet.columns)}. Correct the recipe's key, header or delimiter."
+                f"{path}: has no column {column!r}, which the recipe names. It has "
+                f"{count_noun(len(sheet.columns), 'column')}. Correct the recipe's key, header or "
+                "delimiter."
             )
     for row in sheet.rows:
         if key in row:

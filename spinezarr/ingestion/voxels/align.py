@@ -11,34 +11,35 @@ from spinezarr.text import MultilineText
 __all__ = ["aligned_label_grid"]
 
 _ENDS_XYZ: Final = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-"""Names of the start and the end of each stored axis."""
+"""Names of the start and the end of each stored axis, in the order x, y, z."""
 
 
 def aligned_label_grid(
     image: Grid, label: Grid, *, image_path: str, label_path: str, take_image_grid: bool
 ) -> Grid:
-    """Return the grid by which the axes of the mask are to be turned.
+    """Return the grid whose axis directions reorder the axes of the mask.
 
     A mask on the same physical grid is accepted, whatever the directions of its axes.
 
     Parameters
     ----------
     image, label
-        The grids as the files state them.
+        Grids as the files state them.
     image_path, label_path
-        For messages.
+        Paths for messages.
     take_image_grid
-        Take the image's affine for the mask if both have the same shape in file order.
+        Whether the mask takes the image's affine if both have the same shape in file order.
 
     Returns
     -------
     Grid
-        The mask's own grid, or the image's if that was asked for and needed.
+        The mask's own grid. It is the image's grid if ``take_image_grid`` is set and the grids
+        differ.
 
     Raises
     ------
     GridMismatchError
-        If the shapes differ, or any corner lies elsewhere.
+        If the shapes differ, or if a corner of the mask is not at that of the image.
     """
     found = [
         f"  image {image_path}: {image.describe()}",
@@ -60,21 +61,21 @@ def aligned_label_grid(
         advice = "Get the mask that belongs to this image."
         lacking = _ends_lacking(image, label)
         if lacking:
-            problem += f": the image lacks {lacking}, and else lies on the mask's grid"
+            problem += f": the image lacks {lacking}, and otherwise lies on the mask's grid"
             advice = "Slices of the image are missing: download it again."
         elif ends := _ends_lacking(label, image):
-            problem += f": the mask lacks {ends}, and else lies on the image's grid"
+            problem += f": the mask lacks {ends}, and otherwise lies on the image's grid"
     if take_image_grid and image.shape_ijk == label.shape_ijk:
         return image
     if take_image_grid:
-        advice = "--take-image-grid needs equal shapes in file order, too."
+        advice = "--take-image-grid also needs equal shapes in file order."
     raise GridMismatchError(MultilineText(f"{problem}:", *found, advice))
 
 
 def _ends_lacking(part: Grid, whole: Grid) -> str:
     """Return what a grid lacks at the ends of an axis.
 
-    The text is empty if it differs otherwise from the other grid.
+    The text is empty if the grids differ in another way.
 
     Examples
     --------

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 HU_DTYPE: Final = np.dtype(np.int16)
-"""Stored type of an image wherever it holds every value."""
+"""Stored type of each image whose values it can hold."""
 _LABEL_MAX: Final = 255
 _HALF_VOXEL: Final = 0.5 + 1e-9
 """Slightly more than half a voxel, so that rounding cannot put a point on the border of a voxel
@@ -35,7 +35,7 @@ ZYX = tuple[float, float, float]
 
 
 class DoesNotFitError(Exception):
-    """A value does not fit a type; the image is then stored in another type."""
+    """Raised for a value that a type cannot hold. The image is then stored in another type."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -44,7 +44,7 @@ class DoesNotFitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """Facts about one image chunk."""
+    """Range, checksum and counts of one image chunk."""
 
     checksum: int
     """crc32c of the values, padding included."""
@@ -58,30 +58,30 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class ImageEncoder:
-    """Encodes image chunks as ``dtype``; a value that does not fit is an error.
+    """Encodes image chunks as ``dtype``.
 
-    The error is :class:`DoesNotFitError`.
+    A value that does not fit raises :class:`DoesNotFitError`.
     """
 
     profile: Profile
     dtype: np.dtype[Any]
     """Type of the stored numbers."""
     scaling: Scaling | None = None
-    """Scaling from stored numbers to values; None if they are the same."""
+    """Scaling from stored numbers to values; None if both are the same."""
 
     def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
-        """Return values as ``dtype``; as in :class:`.ChunkEncoder`."""
+        """Return values as ``dtype``; see :class:`.ChunkEncoder`."""
         return cast_losslessly(values, self.dtype)
 
     def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[ImageFacts]:
-        """Cast and encode one chunk; as in :class:`.ChunkEncoder`."""
+        """Cast and encode one chunk; see :class:`.ChunkEncoder`."""
         fill = fill_value(IMAGE, self.dtype)
         chunk = _BUFFERS.padded(self.cast(voxels), self.profile.chunk_shape_zyx, fill)
         facts = _image_facts(self._values(chunk, voxels.shape), voxels.shape)
         return Encoded(chunk_zyx, encode_chunk(chunk, self.profile.image), facts)
 
     def _values(self, chunk: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Return the values of a chunk, padded as they are stored."""
+        """Return the values of a chunk with the padding that is stored."""
         if self.scaling is None:
             return chunk
         inside = self.scaling.values(chunk[tuple(slice(0, n) for n in shape_zyx)])
@@ -133,7 +133,7 @@ def cast_losslessly(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
     Raises
     ------
     DoesNotFitError
-        If a value changes; carries the first that does.
+        If a value would change. The error holds the first such value.
 
     Examples
     --------
@@ -160,17 +160,17 @@ class LabelInChunk:
     value: int
     voxel_count: int
     index_sum_zyx: tuple[int, int, int]
-    """Sum of the voxel indices in the volume, (z, y, x), from which the centroid is computed."""
+    """Sum of the voxel indices in the volume, (z, y, x). The centroid is computed from it."""
     start_zyx: ShapeZYX
     stop_zyx: ShapeZYX
     centroid_distance_mm: float | None
-    """Distance from the annotated centroid to the nearest voxel in mm, 0 inside one; None
-    without a centroid."""
+    """Distance in mm from the annotated centroid to the nearest voxel of the label. It is 0 inside
+    a voxel, and None without a centroid."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelFacts:
-    """Facts about one mask chunk."""
+    """Labels of one mask chunk, and the values that became background."""
 
     chunk_zyx: ShapeZYX
     labels: tuple[LabelInChunk, ...]
@@ -180,7 +180,7 @@ class LabelFacts:
 
 @dataclass(frozen=True, slots=True)
 class LabelEncoder:
-    """Encodes mask chunks as uint8 and finds the labels in them; background is not stored."""
+    """Encodes mask chunks as uint8 and finds their labels. Chunks of background are not stored."""
 
     profile: Profile
     values: tuple[tuple[int, int], ...] = ()
@@ -194,7 +194,7 @@ class LabelEncoder:
     """Counts the values that :meth:`cast` rounds; only one thread may cast."""
 
     def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
-        """Return values as uint8, or uint16 where they are mapped; rounding errors are removed.
+        """Return values as uint8, or as uint16 if they are mapped. Rounding errors are removed.
 
         Raises
         ------
@@ -206,7 +206,7 @@ class LabelEncoder:
         return labels
 
     def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[LabelFacts]:
-        """Check and encode one chunk; as in :class:`.ChunkEncoder`.
+        """Check and encode one chunk; see :class:`.ChunkEncoder`.
 
         Raises
         ------
@@ -236,7 +236,7 @@ class LabelEncoder:
         indices_zyx = np.array(np.unravel_index(flat, chunk.shape))
         start, stop, total = np.empty((3, 3, len(present)), np.int64)
         for axis, n in enumerate(chunk.shape):
-            # How many voxels of each label have each index along this axis.
+            # Number of voxels of each label at each index along this axis.
             spread = np.bincount(rows * n + indices_zyx[axis], minlength=len(present) * n)
             spread = spread.reshape(len(present), n)
             start[axis] = origin_zyx[axis] + (spread > 0).argmax(1)
@@ -259,7 +259,7 @@ class LabelEncoder:
         )
 
     def _distance_mm(self, indices_zyx: npt.NDArray[np.int_], value: int) -> float:
-        # A voxel reaches half its size around its index.
+        # A voxel extends half its size to each side of its index.
         gap = np.abs(indices_zyx - np.array(self.centroid_zyx[value])[:, None]) - _HALF_VOXEL
         gap_mm = np.maximum(gap, 0) * np.array(self.spacing_zyx_mm)[:, None]
         return float(np.linalg.norm(gap_mm, axis=0).min())
@@ -275,14 +275,15 @@ def stored_labels(
     voxels
         Values of the file.
     values
-        Value in the file and value stored; all else becomes background. Empty: as they are.
+        Pairs of the value in the file and the stored value. Other values become background. If
+        empty, values are stored as they are.
 
     Returns
     -------
     labels
-        uint8, of the same shape.
+        Stored labels, uint8, in the shape of ``voxels``.
     dropped
-        Values of the file that became background, and their voxels.
+        Values of the file that became background, with their numbers of voxels.
 
     Raises
     ------

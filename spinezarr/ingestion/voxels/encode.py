@@ -26,20 +26,22 @@ from spinezarr.store.layout import Profile
 __all__ = ["ChunkEncoder", "Encoded", "encode_volume"]
 
 _LAYERS_IN_MEMORY: Final = 2
-"""Layers in memory: one is gathered while the other is encoded. Larger layers go to disk."""
+"""Layers that must fit into memory: one is gathered while the other is encoded. Larger layers go to
+disk."""
 _WHOLE_LAYERS: Final = 4
 """A layer is read in one strip if this many of them fit into the budget."""
 _BLOCKS_IN_MEMORY: Final = 6
 """Blocks of a layer on disk that are held at once, enough to keep all threads busy."""
 _CHUNKS_A_TASK: Final = 4
-"""Chunks of one task. Fewer cost time to hand over, more leave threads idle at the end."""
+"""Chunks of one task. With fewer, handing over tasks takes time. With more, threads are idle at the
+end."""
 
 Facts = TypeVar("Facts")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded(Generic[Facts]):
-    """One encoded chunk, and facts about its voxels."""
+    """One encoded chunk, and the facts about its voxels."""
 
     chunk_zyx: ShapeZYX
     data: bytes | None
@@ -48,10 +50,10 @@ class Encoded(Generic[Facts]):
 
 
 class ChunkEncoder(Protocol[Facts]):
-    """Encodes the voxels of one chunk; called from several threads at once."""
+    """Encodes the voxels of one chunk. Several threads call it at once."""
 
     def cast(self, values: npt.NDArray[Any], /) -> npt.NDArray[Any]:
-        """Check values of the file, and return them in the type in which they are gathered."""
+        """Check values of the file, and return them in the type in which layers hold them."""
         ...
 
     def __call__(self, voxels: npt.NDArray[Any], chunk_zyx: ShapeZYX, /) -> Encoded[Facts]:
@@ -75,38 +77,38 @@ def encode_volume(
     Parameters
     ----------
     volume
-        The source.
+        Source volume.
     grid
-        The grid by which its axes are turned.
+        Grid whose axis directions reorder the axes of the volume.
     encoder
-        Encodes one chunk.
+        Encoder of chunks.
     profile
         Shapes of chunks and shards.
     write_shard
-        Called once for each shard that holds a chunk, from threads of the pool, with its index and
-        its bytes part by part. Not called any more when this function has returned or raised.
+        Called once for each shard that holds a chunk, with its index and its bytes in parts.
+        Threads of the pool call it, but never after this function has returned or raised.
     pool
         Threads that encode.
     on_voxels
-        Called with the number of voxels read, for progress.
+        Called with the number of voxels that were read, for progress.
     workspace
-        What may be held.
+        Memory and scratch space that may be used.
 
     Returns
     -------
     list
-        The facts of all chunks, in C order of the chunks.
+        Facts about all chunks, in C order of the chunks.
 
     Raises
     ------
     UsageError
-        If scratch space is needed and cannot be had.
+        If scratch space is needed but not available.
     """
     plane_bytes = math.prod(volume.grid.shape_ijk[:2]) * volume.dtype.itemsize
     planes = max(1, workspace.strip_bytes // plane_bytes)
     depth = profile.chunk_shape_zyx[grid.axis_map.source_axis_zyx.index(2)]
     if _WHOLE_LAYERS * depth * plane_bytes <= workspace.voxels.limit_bytes:
-        planes = depth  # the layer of an ordinary CT is kept as it is read, without a copy
+        planes = depth  # a layer of an ordinary CT is used as it was read, without a copy
     strips = plan_strips(grid, profile.chunk_shape_zyx, planes)
     shards = ShardCollector(grid.shape_zyx, profile, write_shard, workspace)
     encoding = _Encoding(
@@ -114,7 +116,7 @@ def encode_volume(
     )
     try:
         thicknesses = [strip.thickness for strip in strips]
-        # strict: asking for one strip more makes the volume check its file to the end.
+        # strict: asking for one more strip makes the volume check its file to the end.
         for strip, values in zip(strips, volume.slabs(thicknesses), strict=True):
             encoding.take(strip, values)
             on_voxels(values.size)
@@ -131,11 +133,11 @@ class _Block:
     box: Box
     size_bytes: int
     is_last: bool
-    """Whether it is the last block of its layer."""
+    """Whether this is the last block of its layer."""
 
 
 class _Encoding(Generic[Facts]):
-    """State of encoding one volume; run by one thread."""
+    """State of encoding one volume. One thread runs it."""
 
     def __init__(
         self,
@@ -155,9 +157,9 @@ class _Encoding(Generic[Facts]):
         self._shards = shards
         self._layer: Layer | None = None
         self._waiting: deque[_Block] = deque()
-        """Blocks of the layer on disk before the one that is being gathered."""
+        """Blocks of the layer on disk that was gathered last."""
         self._in_flight: deque[tuple[int, list[Future[list[tuple[ShapeZYX, Facts]]]]]] = deque()
-        """Bytes of voxels, and the futures of the chunks that are made from them."""
+        """Number of bytes of voxels, and the futures of the chunks that are made from them."""
         self._facts: dict[ShapeZYX, Facts] = {}
 
     def take(self, strip: Strip, values: npt.NDArray[Any]) -> None:
@@ -181,7 +183,7 @@ class _Encoding(Generic[Facts]):
         return [self._facts[chunk] for chunk in sorted(self._facts)]
 
     def close(self) -> None:
-        """Stop. When this returns, no thread works for this volume any more."""
+        """Stop all work. When this returns, no thread works on this volume any more."""
         futures = [future for _, futures in self._in_flight for future in futures]
         for future in [future for future in futures if not future.cancel()]:
             future.exception()
@@ -207,7 +209,7 @@ class _Encoding(Generic[Facts]):
         )
 
     def _make_room(self, size_bytes: int) -> None:
-        """Take memory for voxels; if there is none, wait until others are encoded."""
+        """Take memory for voxels; if there is none, wait until other voxels are encoded."""
         voxels = self._workspace.voxels
         while not voxels.take_if_room(size_bytes):
             if not self._in_flight:

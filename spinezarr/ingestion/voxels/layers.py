@@ -17,20 +17,20 @@ IJK = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Planes of a source file that are read at once, all in one layer."""
+    """Planes of a source file that are read at once. They lie in one layer."""
 
     layer: Box
-    """Box of the layer in stored voxels."""
+    """Box of the layer, in stored voxels."""
     start: int
     """First plane within the layer, in file order."""
     thickness: int
-    """Number of planes."""
+    """Number of planes in the strip."""
     is_last: bool
     """Whether the strip completes its layer."""
 
 
 def plan_strips(grid: Grid, chunk_shape_zyx: ShapeZYX, planes: int) -> list[Strip]:
-    """Return the strips of a source file in file order, of at most ``planes`` planes each.
+    """Return the strips of a source file in file order, each of at most ``planes`` planes.
 
     A layer is one chunk thick along the stored axis that the slowest axis of the file becomes.
     """
@@ -58,7 +58,7 @@ class Layer(Protocol):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the voxels take memory before they are read."""
+        """Whether the layer keeps its voxels in memory."""
         ...
 
     def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
@@ -66,15 +66,15 @@ class Layer(Protocol):
         ...
 
     def blocks(self) -> list[Box]:
-        """Return boxes of stored voxels; :meth:`read` returns each of them in one call."""
+        """Return the boxes of stored voxels that :meth:`read` returns one by one."""
         ...
 
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """Return the stored voxels of one of the blocks, axes ``(z, y, x)``."""
+        """Return the stored voxels of a block, with axes ``(z, y, x)``."""
         ...
 
     def close(self) -> None:
-        """Release what is no longer needed."""
+        """Release memory or disk space."""
         ...
 
 
@@ -84,11 +84,11 @@ class LayerInMemory:
     Parameters
     ----------
     grid
-        Of the volume.
+        Grid of the volume.
     box
-        The layer's stored voxels.
+        Box of the layer, in stored voxels.
     dtype
-        Of the values.
+        Type of the values.
     """
 
     def __init__(self, grid: Grid, box: Box, dtype: np.dtype[Any]) -> None:
@@ -125,7 +125,7 @@ class LayerInMemory:
         return self._grid.axis_map.to_zyx(self._planes_kji.T)
 
     def close(self) -> None:
-        """Do nothing: the memory is freed with the last view."""
+        """Do nothing, because the memory is freed with the last view."""
 
 
 class LayerOnDisk:
@@ -134,17 +134,17 @@ class LayerOnDisk:
     Parameters
     ----------
     grid
-        Of the volume.
+        Grid of the volume.
     box
-        The layer's stored voxels.
+        Box of the layer, in stored voxels.
     dtype
-        Of the values.
+        Type of the values.
     chunk_shape_zyx
-        Voxels of a chunk.
+        Shape of a chunk in voxels.
     scratch
-        Folder of the file.
+        Folder of the scratch file.
     block_bytes
-        Most that a block holds, if that is as much as one chunk.
+        Largest size of a block in bytes. A block holds at least one chunk.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class LayerOnDisk:
     def _in_file(self, box: Box) -> IJK:
         """Return the range of stored voxels in the axes of the file.
 
-        The last axis is counted from the layer.
+        The last axis starts at the layer.
         """
         axis_map, shape = self._grid.axis_map, self._grid.shape_zyx
         at = [slice(0), slice(0), slice(0)]

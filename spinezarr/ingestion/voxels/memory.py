@@ -1,4 +1,4 @@
-"""How much memory may the ingest of one scan take, and where does the rest go?"""
+"""How much memory may the ingest of one scan use, and where does the rest of the data go?"""
 
 import threading
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Bytes of one scan that an ingest holds at once; the rest goes to scratch files.
+    """Memory that the ingest of one scan may use. The rest of the data goes to scratch files.
 
     The defaults keep a whole process, libraries included, below 700 MB.
     """
 
     strip_bytes: int = 4 * _MIB
-    """Bytes that are read at once from a source file with large layers, but never less than one
-    plane."""
+    """Bytes that are read at once from a source file with large layers. At least one plane is
+    read."""
     voxel_bytes: int = 192 * _MIB
     """Bytes of voxels that wait to be encoded."""
     encoded_bytes: int = 128 * _MIB
@@ -45,7 +45,7 @@ class MemoryBudget:
 
 
 class Allowance:
-    """Counts held bytes against a limit; shared by threads.
+    """Counts held bytes against a limit. Threads may share it.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class Allowance:
         self._lock = threading.Lock()
 
     def take_if_room(self, size_bytes: int) -> bool:
-        """Take bytes unless that exceeds the limit; return whether they were taken."""
+        """Take bytes unless they exceed the limit; return whether they were taken."""
         with self._lock:
             fits = self._held_bytes + size_bytes <= self.limit_bytes
             if fits:
@@ -84,9 +84,9 @@ class Workspace:
     Parameters
     ----------
     budget
-        The limits.
+        Limits on memory.
     scratch
-        Folder of the scratch files; None for that of the system (``TMPDIR``).
+        Folder of the scratch files. If None, the system's temporary folder (``TMPDIR``).
     """
 
     def __init__(self, budget: MemoryBudget | None = None, scratch: str | None = None) -> None:
@@ -98,7 +98,7 @@ class Workspace:
 
 
 class ScratchFile:
-    """A file without a name that is removed when it is closed; shared by threads.
+    """A nameless file that is removed when it is closed. Threads may share it.
 
     It is not mapped into memory, because mapped pages would count as memory of the process.
 
@@ -136,7 +136,7 @@ class ScratchFile:
             while view:
                 got = self._file.readinto(view)
                 if not got:
-                    raise RuntimeError("a scratch file is shorter than what was written to it")
+                    raise RuntimeError("a scratch file is shorter than the data written to it")
                 view = view[got:]
 
     def close(self) -> None:
@@ -153,5 +153,5 @@ class ScratchFile:
         where = self._folder or "the system's folder for temporary files"
         return UsageError(
             f"{where}: cannot hold scratch files: {problem.strerror or problem}. "
-            "Name a folder with room with --scratch."
+            "Name a folder with free space by --scratch."
         )

@@ -16,7 +16,7 @@ from spinezarr.store.sharding import shard_index
 __all__ = ["ShardCollector", "WriteShard"]
 
 WriteShard = Callable[[ShapeZYX, Iterator[Buffer]], None]
-"""Writes the shard of an index from its bytes, part by part; called from several threads."""
+"""Writes the shard at an index from its bytes, part by part. Several threads call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +40,21 @@ class _Shard:
 
 
 class ShardCollector:
-    """Collects chunks, and writes each shard when its last chunk arrives; shared by threads.
+    """Collects chunks, and writes each shard when its last chunk arrives. Threads may share it.
 
-    Waiting chunks are held in memory as far as ``workspace.encoded`` allows, and the others in a
-    scratch file. A shard is written chunk by chunk, so it is never held twice.
+    Waiting chunks stay in memory as far as ``workspace.encoded`` allows, and go to a scratch file
+    otherwise. A shard is written chunk by chunk, so memory never holds it twice.
 
     Parameters
     ----------
     shape_zyx
-        Voxels of the volume.
+        Shape of the volume in voxels.
     profile
         Shapes of chunks and shards.
     write
-        Writes a shard.
+        Function that writes a shard.
     workspace
-        What may be held.
+        Memory and scratch space that may be used.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ShardCollector:
     def add(self, chunk_zyx: ShapeZYX, data: bytes | None) -> None:
         """Add an encoded chunk, or None if it need not be stored.
 
-        If its shard is whole then, write the shard.
+        If that completes its shard, write the shard.
         """
         z, y, x = (i // n for i, n in zip(chunk_zyx, self._per_shard, strict=True))
         key = (z, y, x)
@@ -126,7 +126,7 @@ class ShardCollector:
         data = bytearray(chunk.size_bytes)
         with self._lock:
             if self._file is None:
-                raise RuntimeError("a chunk was spilled to no file")
+                raise RuntimeError("a chunk was spilled without a scratch file")
             self._file.read_at(chunk.offset, data)
             self._spilled -= 1
         return data

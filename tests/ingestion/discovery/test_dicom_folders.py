@@ -36,7 +36,7 @@ from spinezarr.verify.source import compare_with_source
 
 VALUES = np.random.default_rng(5).integers(-1000, 1000, (9, 8, 6), np.int16)
 LPS = np.diag([-0.75, -0.5, 2.5, 1.0])
-NOT_CT = "passed over, not CT: "
+NOT_CT = "ignored, not CT: "
 TREE = Recipe.from_pairs("{path:.+}/", None, name="tree")
 BY_SERIES = Recipe.from_pairs(
     "{path:.+}/", None, name="tree", scan_id="{path|join}_{series_number}"
@@ -147,7 +147,7 @@ def test_a_folder_of_localizers_or_pictures_is_skipped(tmp_path):
     found = found_in(tmp_path)
     assert ids(found) == ["ct"]
     assert reasons(found) == {
-        "passed over, no CT slice: localizer": 2,
+        "ignored, not a CT slice: localizer": 2,
         f"{NOT_CT}Secondary Capture Image Storage": 1,
     }
 
@@ -173,7 +173,9 @@ def test_a_ct_among_files_of_other_classes_is_found(tmp_path):
     report = ingest(TREE, found, str(tmp_path / "s.zarr"))
     assert report.failed == ()
     (notes,) = report.notes.values()
-    assert notes[0].startswith("passed over what is no CT slice: 6 x MR Image Storage, 9 x X-Ray")
+    assert notes[0].startswith(
+        "ignored files that are not CT slices: 6 x MR Image Storage, 9 x X-Ray"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", bytes(900), b"<html>404", None])
@@ -225,7 +227,7 @@ def test_folders_without_a_ct_are_skipped_without_pydicom(tmp_path):
         "print([scan.scan_id for scan in found.scans], {note.reason for note in found.ignored})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "['ct'] {'passed over, not CT: object of an unknown class'}"
+    assert done.stdout.strip() == "['ct'] {'ignored, not CT: object of an unknown class'}"
 
 
 # One scan per series
@@ -275,7 +277,7 @@ def test_every_ct_series_of_a_hospital_tree_is_a_scan(hospital, tmp_path):
     store_url = str(tmp_path / "s.zarr")
     report = ingest(recipe, found, store_url)
     assert report.failed == ()
-    assert set(report.notes.values()) == {("passed over what is no CT slice: 1 x localizer",)}
+    assert set(report.notes.values()) == {("ignored files that are not CT slices: 1 x localizer",)}
     store = spinezarr.open(store_url)
     for plan, scan in zip(HOSPITAL_SCANS, written, strict=True):
         phantom = make_phantom(plan.spec)
@@ -333,7 +335,7 @@ def test_lookups_may_use_fields_of_a_series(hospital, tmp_path):
     recipe = recipe_of(tmp_path, lookups=lookups, scan_id="{patient}_{sharp}_{series_number}")
     found = found_in(hospital[0], recipe)
     assert ids(found) == ["P0012_known_302"]
-    unnamed = [note for note in found.ignored if "makes no scan id" in note.reason]
+    unnamed = [note for note in found.ignored if "gives no scan id" in note.reason]
     assert {note.detail for note in unnamed} == {"series '2'", "series '3'"}
 
 
@@ -351,11 +353,11 @@ def test_one_of_several_series_of_a_scan_is_taken_and_the_others_are_noted(hospi
     recipe = recipe_of(tmp_path, duplicate_key="{patient}", scan_id="{patient}")
     found = found_in(hospital[0], recipe)
     assert ids(found) == ["P0007", "P0012"]
-    assert found.scans[0].series.name == "series '3'"  # the one with a mask
-    left = [note for note in found.ignored if note.reason == "image of a scan that is taken from "
+    assert found.scans[0].series.name == "series '3'"  # it has a mask
+    left = [note for note in found.ignored if note.reason == "image of a scan that is read from "
             "another file"]  # fmt: skip
     assert len(left) == 13
-    assert {note.detail for note in left} == {"taken from P0007/20240115/DICOM/ (series '3')"}
+    assert {note.detail for note in left} == {"read from P0007/20240115/DICOM/ (series '3')"}
 
 
 def test_series_that_share_a_mask_are_refused(hospital, tmp_path):
@@ -416,7 +418,7 @@ def test_series_of_too_few_slices_are_no_scans(tmp_path):
     assert ids(found) == ["a_2"]
     (note,) = found.ignored
     assert (note.path, note.detail) == ("a/8-1.dcm", "series '8'")
-    assert note.reason == "CT series of fewer slices than the recipe's 'series' wants"
+    assert note.reason == "CT series with fewer slices than the recipe's 'series' asks for"
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -308,10 +308,10 @@ def test_a_scan_present_in_two_layouts_counts_once(tmp_path):
     assert sorted(scan.scan_id for scan in found.scans) == sorted(chain(*FEW.values()))
     assert all(scan.image.startswith("data/") for scan in found.scans)
     assert all(scan.label.startswith("label/") for scan in found.scans)
-    twice = {note.path: note.detail for note in found.ignored if "taken from" in note.detail}
+    twice = {note.path: note.detail for note in found.ignored if "read from" in note.detail}
     assert len(twice) == 6
     image = "raw_data/volumes/MSD-T10/liver_0.nii.gz"
-    assert twice[image] == "taken from data/liver/liver_0.nii.gz"
+    assert twice[image] == "read from data/liver/liver_0.nii.gz"
     masks = {note.path: note.detail for note in found.ignored if "belongs to" in note.reason}
     assert masks["raw_data/labels/MSD-T10/liver_0_seg.nii.gz"] == f"of {image}"
     assert not found.without_image

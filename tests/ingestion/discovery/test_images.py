@@ -95,8 +95,8 @@ def test_the_image_that_a_list_names_is_taken(tmp_path, load):
     chosen = choice(load(LISTED), files, tmp_path)
     assert pairs(chosen) == {"a": ("a/y/", "m/a_seg.nii"), "b": ("b/x/",)}
     details = {note.path: note.detail for note in chosen.left}
-    assert details["a/x/"] == "taken from a/y/"
-    assert details["b/y/"] == "taken from b/x/"
+    assert details["a/x/"] == "read from a/y/"
+    assert details["b/y/"] == "read from b/x/"
 
 
 def test_the_image_of_the_list_is_taken_even_if_another_has_a_mask(tmp_path, load):
@@ -378,8 +378,8 @@ def test_several_masks_that_fit_equally_are_refused_without_a_duplicate_key(load
     chosen = choice(load(text + "duplicate_key: '{scan}'\n"), files)
     assert pairs(chosen)["a"] == ("ct/a.nii", "new/a_seg.nii")
     assert {(note.path, note.detail) for note in chosen.left} == {
-        ("old/a_1_seg.nii", "new/a_seg.nii is taken for ct/a.nii"),
-        ("old/a_seg.nii", "new/a_seg.nii is taken for ct/a.nii"),
+        ("old/a_1_seg.nii", "ct/a.nii uses new/a_seg.nii"),
+        ("old/a_seg.nii", "ct/a.nii uses new/a_seg.nii"),
     }
     ignoring = load(text + "ignore: [{path: 'old/*', reason: old}]\n")
     assert pairs(choice(ignoring, files))["a"] == ("ct/a.nii", "new/a_seg.nii")
@@ -391,7 +391,7 @@ def test_the_mask_of_the_first_template_is_taken_and_the_others_reported(load):
     )
     chosen = choice(recipe, ["a.nii", "m/a", "n/a"])
     assert pairs(chosen) == {"a": ("a.nii", "m/a")}
-    assert [(note.path, note.detail) for note in chosen.left] == [("n/a", "m/a is taken for a.nii")]
+    assert [(note.path, note.detail) for note in chosen.left] == [("n/a", "a.nii uses m/a")]
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,8 @@ def test_a_column_of_the_recipe_may_be_empty_in_every_row(raw):
 @pytest.mark.parametrize(
     ("write", "fragments"),
     [
-        (lambda path: path.write_text("Name,Age\na,1\n"), ["no column 'Id'", "among its 2"]),
-        (lambda path: path.write_text("Id;Age\na;1\n"), ["no column 'Id'", "among its 1"]),
+        (lambda path: path.write_text("Name,Age\na,1\n"), ["no column 'Id'", "It has 2 column"]),
+        (lambda path: path.write_text("Id;Age\na;1\n"), ["no column 'Id'", "It has 1 column"]),
         (lambda path: path.write_bytes(b""), ["no column 'Id'"]),
         (lambda path: path.write_bytes(b"Id\n\xff\n"), ["not text in UTF-8"]),
         (lambda path: path.symlink_to(path.parent / "gone"), ["cannot be read"]),

@@ -142,7 +142,7 @@ def test_the_error_counts_slices_that_only_image_or_mask_has(axcodes, data):
     for image, label, who in ((cut, IMAGE, "image"), (IMAGE, cut, "mask")):
         with pytest.raises(GridMismatchError) as caught:
             aligned(turned(label, axcodes), image=image)
-        assert f"the {who} lacks {' and '.join(said)}, and else lies on" in str(caught.value)
+        assert f"the {who} lacks {' and '.join(said)}, and otherwise lies on" in str(caught.value)
     elsewhere = shifted(cut, 0.2 * IMAGE.affine_ijk[:3, axis])
     with pytest.raises(GridMismatchError) as caught:
         aligned(IMAGE, image=elsewhere)
@@ -172,7 +172,7 @@ def test_take_image_grid_accepts_a_mask_with_mixed_up_axes():
 @pytest.mark.parametrize("label", [Grid((5, 6, 8), IMAGE.affine_ijk), Grid((7, 6, 5), np.eye(4))])
 def test_take_image_grid_refuses_a_mask_of_another_shape(label):
     message = refusal(label, take_image_grid=True)
-    assert "--take-image-grid needs equal shapes in file order, too." in message
+    assert "--take-image-grid also needs equal shapes in file order." in message
     assert "Get the mask" not in message
 
 
