@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError(
-        "spinezarr runs on Linux and macOS, as it reads files by os.pread and forks processes. On "
-        "Windows, install WSL (wsl --install), and install spinezarr in it as on Linux."
+        "spinezarr runs on Linux and macOS, because it reads files by os.pread and forks processes. "
+        "On Windows, install WSL (wsl --install), and install spinezarr in it as on Linux."
     )
 
 __version__ = version("spinezarr")
@@ -58,7 +58,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import what is used when it is used: ``import spinezarr`` loads neither xarray nor zarr."""
+    """Import a public name when it is first used, so that ``import spinezarr`` is fast."""
     if name in _HOMES:
         found: object = getattr(import_module(_HOMES[name]), name)
         return found

@@ -65,31 +65,32 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
     Parameters
     ----------
     store
-        A path, an fsspec URL such as ``s3://bucket/ctspine1k.zarr``, that of a store on a server
-        of spinezarr such as ``http://lab:8765/ctspine1k``, or the name of a dataset in the catalog.
+        A path, an fsspec URL such as ``s3://bucket/ctspine1k.zarr``, the URL of a store on a
+        spinezarr server such as ``http://lab:8765/ctspine1k``, or the name of a dataset in the
+        catalog.
     catalog
         The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
     storage_options
-        For the file system of a URL, as in xarray: ``{"endpoint_url": ..., "profile": ...}`` or
-        ``{"anon": True}`` for a bucket. They go before those in the catalog.
+        Options for the file system of a URL, as in xarray: ``{"endpoint_url": ..., "profile":
+        ...}`` or ``{"anon": True}`` for a bucket. They override those of the catalog.
     cache
-        What is kept for the next reads: compressed bytes that come from a URL, in a folder on disk,
-        and decoded chunks in memory.
+        What is kept for later reads: compressed bytes from a URL in a folder on disk, and decoded
+        chunks in memory.
     remote
         Bounds on the requests to a URL: how many run at once, and how long an answer may take.
     transfer
-        What comes from a server of spinezarr: ``"patches"`` that it reads itself, ``"ranges"`` of
-        its files, or with ``"auto"`` whichever is faster. The samples are the same. Patches are not
-        asked for where a cache keeps what comes.
+        What a spinezarr server sends: ``"patches"`` that it cuts out itself, ``"ranges"`` of its
+        files, or with ``"auto"`` whichever is faster. The samples are the same. With a cache,
+        ranges are requested in any case, because patches cannot be cached.
 
     Raises
     ------
     StoreNotFoundError
-        If there is no store; names what was tried.
+        If there is no store. The message says what was tried.
     CatalogError
         If the catalog does not load.
     UsageError
-        If ``transfer`` is none of these.
+        If ``transfer`` has another value.
     """
     url, options = locate_store(os.fspath(store), catalog)
     reader = _reader_of(url, {**options, **(storage_options or {})}, remote)
@@ -97,7 +98,7 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
 
 
 def _reader_of(url: str, options: Mapping[str, Any], remote: RemoteSettings) -> StoreReader:
-    """Open a store, also by the short URL of one that a server of spinezarr has."""
+    """Open a store; the URL may be the short one of a store on a spinezarr server."""
     try:
         return StoreReader(url, options, remote=remote)
     except StoreNotFoundError:
@@ -123,30 +124,30 @@ def load_dataset(
     cache: CacheSettings = NO_CACHE,
     nonfinite: Nonfinite = "refuse",
 ) -> SplitDataset | dict[str, SplitDataset]:
-    """Load a store as the Hugging Face script ``CTSpine1K.py`` gave the dataset.
+    """Load a store as the dataset that the Hugging Face script ``CTSpine1K.py`` returns.
 
     Records come in the script's order, axes and types, voxel for voxel; see
-    :class:`spinezarr.loaders.huggingface.SplitDataset`. Nothing is copied first: a record reads
-    the chunks it needs.
+    :class:`spinezarr.loaders.huggingface.SplitDataset`. Nothing is copied in advance: a record
+    reads the chunks that it needs.
 
     Parameters
     ----------
     store, catalog, storage_options, cache
         As in :func:`open`.
     name
-        ``"2d"`` gives a record a slice, ``"3d"`` one a scan.
+        ``"2d"`` gives one record for each slice, ``"3d"`` one for each scan.
     split
-        ``"train"``, ``"validation"`` or ``"test"``; a dict of all splits if not given.
+        ``"train"``, ``"validation"`` or ``"test"``. By default, a dict of all splits is returned.
     nonfinite
-        As in :meth:`Store.patches`; ``"keep"`` gives NaN and infinity as the script does.
+        As in :meth:`Store.patches`. ``"keep"`` returns NaN and infinity, as the script does.
 
     Raises
     ------
     StoreNotFoundError
         If there is no store.
     UsageError
-        If it has no such split, there is no such configuration, or scans hold voxels that are NaN
-        or infinite.
+        If there is no such split or configuration, or if scans hold voxels that are NaN or
+        infinite.
 
     Examples
     --------
@@ -182,14 +183,14 @@ def audit_stores(
     Parameters
     ----------
     stores
-        The stores. A scan that ``scans`` names may be in any of them.
+        Stores to audit. A scan that ``scans`` names may be in any of them.
     scans, split, source, vertebra, severity, write, others, on_progress
         As in :meth:`Store.audit`.
 
     Returns
     -------
     list of StoreAudit
-        One for each store.
+        One audit for each store.
 
     Raises
     ------
@@ -243,16 +244,16 @@ class Store:
     Parameters
     ----------
     reader
-        Reads its files.
+        Reader of the store's files.
     cache
-        What is kept for the next reads.
+        What is kept for later reads.
     transfer
-        What comes from a server of spinezarr.
+        What a spinezarr server sends.
 
     Raises
     ------
     UsageError
-        If there is no such transfer.
+        If ``transfer`` has another value.
     """
 
     def __init__(
@@ -298,8 +299,8 @@ class Store:
     def table(self) -> xr.Dataset:
         """The scan table: a dataset over ``scan``, ``vertebra`` and ``axis`` (z, y, x), in memory.
 
-        Choosing scans never opens them: ``table.volume_cm3.sel(vertebra="L1").median()``. Texts in
-        the attributes are fit to print, as xarray prints them raw.
+        Queries on it open no scan: ``table.volume_cm3.sel(vertebra="L1").median()``. Texts in its
+        attributes are safe to print, because xarray prints them as they are.
         """
         table = self._reader.table
         all_attrs = [table.attrs, *(column.attrs for column in table.variables.values())]
@@ -316,13 +317,13 @@ class Store:
         return scans_by_split(self._reader)
 
     def info(self) -> dict[str, Any]:
-        """Sum up the store from its scan table, as ``spinezarr info --json`` does.
+        """Summarize the store from its scan table, as ``spinezarr info --json`` does.
 
         Returns
         -------
         dict
-            Root attributes, numbers of scans by split, source, vertebra and verdict of the audit,
-            bytes, and minimum, median and maximum of shapes (z, y, x) and spacings (z, y, x) in mm.
+            Root attributes; numbers of scans by split, source, vertebra and audit result; sizes in
+            bytes; minimum, median and maximum of shapes (z, y, x) and of spacings (z, y, x) in mm.
 
         Examples
         --------
@@ -363,39 +364,39 @@ class Store:
         plots: str | os.PathLike[str] | None = None,
         against: str | os.PathLike[str] | None = None,
     ) -> "Statistics | Comparison":
-        """Count and measure what published dataset cards print; no scan is opened.
+        """Compute the figures that published dataset cards print; no scan is opened.
 
         Parameters
         ----------
         scans, split, source, vertebra
             Take only these scans, as in :meth:`patches`.
         plots
-            Folder in which ``detection.png``, ``volumes.png`` and ``spacing.png`` are drawn.
+            Folder for the plots ``detection.png``, ``volumes.png`` and ``spacing.png``.
         against
-            ``"card"`` compares with the card that ships with the dataset's recipe; a path, with
-            the card in that ``.yaml`` file.
+            Card to compare with: ``"card"`` for the one that ships with the dataset's recipe, or
+            the path of a ``.yaml`` file.
 
         Returns
         -------
         Statistics or Comparison
-            The figures; their comparison with the card if ``against`` is given.
+            The figures, or their comparison with the card if ``against`` is given.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If the store has no such split, source or vertebra, or if only some scans are to be
-            compared with the card of the whole dataset.
+            If the store has no such split, source or vertebra, or if ``against`` is given for a
+            part of the scans, because a card describes the whole dataset.
         CardError
-            If the card does not load, or none ships.
+            If the card does not load, or if the recipe ships without one.
 
         Examples
         --------
         >>> store.stats(split="train").vertebrae["L1"].scans
         2
         """
-        # It reads recipes and cards, which those who train never need.
+        # It reads recipes and cards, which training never needs.
         from spinezarr.verbs.stats import compute_stats  # noqa: PLC0415
 
         selection = ScanSelection.of(scans, split, source, vertebra)
@@ -413,20 +414,20 @@ class Store:
         raw_storage_options: Mapping[str, Any] | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> "Verification":
-        """Read every byte of the store: each file against its manifest, each chunk's checksum.
+        """Check every byte of the store: files against manifests, and chunks against checksums.
 
         Parameters
         ----------
         against
-            Folder or URL of the raw files. Each voxel is compared with them too.
+            Folder or URL of the raw files. If given, each voxel is compared with them too.
         scans, split, source, vertebra
-            Check only these scans, as in :meth:`patches`, beside the scan table and the root.
+            Check only these scans, as in :meth:`patches`, with the scan table and the root.
         follow_links
             Folders into which the voxels of a ``.mhd`` may lead through a link.
         raw_storage_options
-            For the file system of ``against``; those of the store if not given.
+            Options for the file system of ``against``. By default, those of the store.
         on_progress
-            Called with the bytes that were read so far.
+            Called with the number of bytes that were read so far.
 
         Returns
         -------
@@ -460,23 +461,25 @@ class Store:
         )
 
     def scan(self, scan_id: str) -> xr.Dataset:
-        """Open one scan; voxels are read when they are computed.
+        """Open one scan. Voxels are read only when they are computed.
 
         Returns
         -------
         xarray.Dataset
             ``image`` (z, y, x) in HU and, if the scan has a mask, ``label`` (z, y, x) uint8, as
-            dask arrays with one chunk a shard; coordinates ``z``, ``y``, ``x`` in mm (RAS+); in the
-            attributes the affine of voxel ``(x, y, z, 1)``, units, label names and provenance.
+            dask arrays with one chunk for each shard. Coordinates are ``z``, ``y``, ``x`` in mm
+            (RAS+). The attributes hold ``affine`` (voxel ``(x, y, z, 1)`` to RAS+ mm) and
+            provenance.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
         CorruptStoreError
-            When computed, if stored bytes are missing or damaged: never fill values.
+            When voxels are computed, if stored bytes are missing or damaged. Fill values never
+            replace them.
         """
-        # dask takes long to import, and those who train never compute with it.
+        # dask takes long to import, and training never computes with it.
         from spinezarr.stream.read.lazy_array import lazy_array  # noqa: PLC0415
 
         scan = self._reader.scan(scan_id)
@@ -510,12 +513,12 @@ class Store:
         Parameters
         ----------
         size_zyx
-            Voxels of a patch along z, y and x, or one number for a cube. A smaller volume is
-            padded, and the batch says by how much.
+            Shape of a patch in voxels along z, y and x, or one number for a cube. A smaller volume
+            is padded, and ``batch.padding_zyx`` says by how much.
         size_zyx_mm
-            In place of ``size_zyx``: mm that a patch covers, rounded to whole voxels, at least
-            one. All patches of a stream have one shape, so scans of several spacings need
-            ``spacing_zyx_mm`` too.
+            Size of a patch in mm along z, y and x, in place of ``size_zyx``. It is rounded to whole
+            voxels, at least one. All patches of a stream have one shape, so scans with different
+            spacings need ``spacing_zyx_mm`` too.
         spacing_zyx_mm
             Resample each patch to this distance between voxels in mm along z, y and x, or one
             number for all. The patch equals a crop of the resampled whole scan, whose grid starts
@@ -525,48 +528,51 @@ class Store:
             At more than about twice the scan's own spacing, voxels in between are skipped, so noise
             stays and thin structures may break up.
         batch_size
-            Patches in a batch.
+            Number of patches in a batch.
         scans, split, source, vertebra
-            Draw only from scans with these ids, of these splits, from these sources, and whose mask
-            shows one of these vertebrae: each a name or several. Any selection of ``table.scan``
-            will do for ``scans``.
+            Draw only from scans that meet all these conditions: their id, split and source are
+            among those given, and their mask shows one of the vertebrae. Each is a name or several
+            names. ``scans`` may be any selection of ``table.scan``.
         seed, epoch
             Every sample is a pure function of (seed, epoch, index).
         foreground
-            Share of draws that are balanced over vertebrae: a vertebra, a scan that shows it and
-            one of its voxels, each equally likely; the patch is centered there, and moved inside
-            the volume. The other draws are uniform over scans, then positions.
+            Share of draws that are balanced over vertebrae. Such a draw picks a vertebra, a scan
+            that shows it, and one of its voxels, each with equal probability. The patch is centered
+            on the voxel, then moved into the volume. The other draws are uniform over scans, then
+            over positions.
         weights
-            Relative weights of vertebrae in balanced draws, such as ``{"L6": 5.0, "T13": 5.0}``;
-            those not named weigh 1. A vertebra that no chosen scan shows is left out.
+            Relative weights of vertebrae in balanced draws, such as ``{"L6": 5.0, "T13": 5.0}``.
+            Other vertebrae have the weight 1. A vertebra that no chosen scan shows is ignored.
         centers
-            ``"centroid"`` centers balanced draws on the vertebra's centroid in place of one of its
-            voxels: the annotated one, unless it lies more than 5 mm off the mask's vertebra, else
-            the mean of its voxels. With ``labels=False``, scans without mask are drawn too where
-            centroids are annotated.
+            ``"centroid"`` centers balanced draws on the centroid of the vertebra in place of one of
+            its voxels. That is the annotated centroid, or the mean of the label's voxels if the
+            annotated one is missing or more than 5 mm away from the label. With ``labels=False``,
+            scans that have annotated centroids but no mask are drawn too.
         n_samples
-            Patches of an epoch; one for each chosen scan if not given.
+            Number of patches of an epoch. By default, one for each chosen scan.
         labels
-            Read masks too, and draw only from scans that have one.
+            Whether to read masks too, and to draw only from scans that have one.
         shuffle
-            ``"exact"`` draws each sample by itself. ``"window"`` is several times faster: it takes
-            several samples of each place that is decoded, and mixes them over a window of scans.
-            Each sample is still as likely as ever; see ``docs/sampling.md`` for what it costs.
+            ``"exact"`` draws each sample independently. ``"window"`` is several times faster: it
+            takes several samples from each decoded region, and mixes them over a window of scans.
+            The probability of each sample stays the same, but samples close in time are correlated;
+            see ``docs/sampling.md``.
         window_scans
-            Scans of a window, 8 if not given. A batch of at most so many samples has no two of one
-            scan, if there are so many scans.
+            Number of scans in a window; 8 by default. If there are that many scans, a batch of at
+            most that many samples has no two samples of one scan.
         samples_per_scan
-            Samples of each place of a window. If not given, as many as bring the voxels to decode
-            down to 1.5 for each that is given, but at most 16, and 256 MiB a window.
+            Number of samples from each decoded region of a window. By default, the smallest number
+            that decodes at most 1.5 voxels for each voxel of a sample, but at most 16, and at most
+            256 MiB for a window.
         on_change
-            What iterating does when it meets a scan that was ingested anew since the store was
-            opened. ``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`. ``"follow"``
-            opens the store again and goes on with its present version; see ``docs/training.md``.
+            What iteration does with a scan that was ingested again since the store was opened.
+            ``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`. ``"follow"`` opens the
+            store again and continues with its present version; see ``docs/training.md``.
         nonfinite
             What to do with scans that hold voxels that are NaN or infinite: ``"refuse"`` them,
-            ``"keep"`` such voxels, or a number to put in their place, such as -1024 for air. It is
-            put there before anything is interpolated. The scan table says which scans hold any;
-            for others it changes nothing.
+            ``"keep"`` such voxels, or a number that replaces them, such as -1024 for air. They are
+            replaced before interpolation. The scan table says which scans hold such voxels; other
+            scans are not affected.
 
         Raises
         ------
@@ -611,19 +617,19 @@ class Store:
         plane
             ``"axial"`` gives (y, x), ``"coronal"`` (z, x) and ``"sagittal"`` (z, y).
         size
-            Voxels of a slice along its two axes, cut at random or padded; if neither it nor
-            ``size_mm`` is given, those of the largest chosen scan, to which smaller ones are
-            padded.
+            Shape of a slice in voxels along its two axes. Larger slices are cropped at random, and
+            smaller ones are padded. If neither ``size`` nor ``size_mm`` is given, the shape is that
+            of the largest chosen scan.
         size_mm, spacing_mm
-            As in :meth:`patches`, along the two axes of the slice. Slices are always the scan's
-            own: nothing is interpolated between them.
+            As ``size_zyx_mm`` and ``spacing_zyx_mm`` in :meth:`patches`, along the two axes of the
+            slice. Nothing is interpolated between slices.
         neighbors
-            Slices of the image to add on either side, as a first axis ``slice`` of
-            ``2 * neighbors + 1``, ordered toward superior, anterior or right. The mask is that of
-            the slice in the middle. Beyond the volume its outermost slice is repeated.
+            Number of image slices to add on either side. The image then has a first axis ``slice``
+            of length ``2 * neighbors + 1``, ordered toward superior, anterior or right. The mask
+            belongs to the slice in the middle. Beyond the volume, its outermost slice is repeated.
         neighbor_step_mm
-            Distance between these slices: the scan's own nearest to each multiple are taken. If
-            not given, they are next to each other, however thick.
+            Distance between these slices in mm. The scan's slice nearest to each multiple is used.
+            By default, adjacent slices are used, whatever their thickness.
         batch_size, scans, split, source, vertebra, seed, epoch, foreground, weights, centers,
         n_samples, labels, shuffle, window_scans, samples_per_scan, on_change, nonfinite
             As in :meth:`patches`.
@@ -667,9 +673,9 @@ class Store:
     ) -> GridStream:
         """Cover a scan with patches, for inference.
 
-        Uses the fewest patches that satisfy the minimum overlap, spread evenly from the first voxel
-        to the last. No patch leaves the volume. A volume that is smaller than the patch lies in the
-        middle of its padding.
+        Uses the fewest patches that satisfy the minimum overlap, and spreads them evenly from the
+        first voxel to the last. No patch extends beyond the volume. A volume that is smaller than
+        the patch is padded on all sides.
 
         Parameters
         ----------
@@ -678,12 +684,12 @@ class Store:
         size_zyx
             Voxels of a patch along z, y and x, or one number for a cube.
         overlap_zyx
-            Minimum overlap of neighboring patches in voxels (z, y, x), or one number for all axes;
-            half the patch if not given, as in nnU-Net.
+            Minimum overlap of neighboring patches in voxels (z, y, x), or one number for all axes.
+            By default, half the patch, as in nnU-Net.
         batch_size
-            Patches in a batch.
+            Number of patches in a batch.
         labels
-            Read the mask too.
+            Whether to read the mask too.
         nonfinite
             As in :meth:`patches`.
 
@@ -698,8 +704,8 @@ class Store:
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If the scan has no mask and one is asked for, a value is out of range, or the scan holds
-            voxels that are NaN or infinite.
+            If ``labels`` is set and the scan has no mask, if a value is out of range, or if the
+            scan holds voxels that are NaN or infinite.
 
         Examples
         --------
@@ -733,7 +739,7 @@ class Store:
         )
 
     def figure(self, scan_id: str) -> "Figure":
-        """Draw three planes through the spine of a scan, vertebrae colored and named.
+        """Draw three planes through the spine of a scan, with colored and named vertebrae.
 
         The planes pass through the vertebral bodies. The axial plane passes through the middle
         vertebra, or through the middle of a scan that has neither mask nor annotated centers. Dots
@@ -746,7 +752,7 @@ class Store:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        # matplotlib takes long to import, and those who train never draw.
+        # matplotlib takes long to import, and training never draws.
         from spinezarr.export.preview import preview_scan  # noqa: PLC0415
 
         return preview_scan(self._reader.scan(scan_id), self._engine)
@@ -766,7 +772,7 @@ class Store:
         Parameters
         ----------
         out
-            Folder for the pictures; it is made if it is not there.
+            Folder for the pictures, which is created if it does not exist.
         scans, split, source, vertebra
             Draw only these scans, as in :meth:`patches`.
         on_progress
@@ -775,7 +781,7 @@ class Store:
         Returns
         -------
         list of Path
-            The pictures.
+            Paths of the pictures.
 
         Raises
         ------
@@ -800,31 +806,31 @@ class Store:
         level: int | None = None,
         height_px: int = 600,
     ) -> "ScanView":
-        """Look at a scan in a notebook: three planes and 3D, vertebrae colored and named.
+        """Show a scan in a notebook: three planes and 3D, with colored and named vertebrae.
 
         JupyterLab and VS Code show a widget, which needs no server (``pip install
-        'spinezarr[notebook]'``). Elsewhere, without that, and where a notebook is only read, there
-        is the picture of :meth:`figure`.
+        'spinezarr[notebook]'``). Other programs, installations without these packages, and exported
+        notebooks show the picture of :meth:`figure`.
 
         Parameters
         ----------
         scan_id
             The scan.
         mask
-            What lies over the image; None for nothing.
+            Mask that lies over the image: ``"label"``, or None for no mask.
         window
-            ``"bone"``, ``"soft_tissue"``, ``"lung"``, or the HU that are black and white,
+            ``"bone"``, ``"soft_tissue"``, ``"lung"``, or the HU of black and white, such as
             ``"-160,240"``.
         level
-            How coarse: 0 is the scan as it is stored, each further level halves it. The finest
-            that has at most 32 MiB of image, if not given.
+            Resolution level: 0 is the scan as stored, and each further level halves it. By default,
+            the finest level whose image has at most 32 MiB.
         height_px
-            Of the widget.
+            Height of the widget in pixels.
 
         Returns
         -------
         ScanView
-            A notebook shows it. ``.widget`` is the widget and ``.figure`` the picture.
+            Object that a notebook displays. ``.widget`` is the widget and ``.figure`` the picture.
 
         Raises
         ------
@@ -840,7 +846,7 @@ class Store:
         >>> store.view("liver_0").level.factor_zyx
         (1, 1, 1)
         """
-        # nibabel and matplotlib take long to import, and those who train never look.
+        # nibabel and matplotlib take long to import, and training never shows a scan.
         from spinezarr.view.served_levels import ServedLevels  # noqa: PLC0415
         from spinezarr.view.widget import ScanView  # noqa: PLC0415
         from spinezarr.view.windows import parse_window  # noqa: PLC0415
@@ -876,23 +882,23 @@ class Store:
     ) -> "ExportReport":
         """Write image and mask of each scan as NIfTI, in the source's axes.
 
-        What was a NIfTI file comes back bit for bit: voxels, type and place. A source that
-        SimpleITK, ITK-SNAP or nibabel would not read, or would read differently, and a source of
-        another format, becomes NIfTI-1 in the narrowest type that holds the values. The notes of
-        the report say what differs.
+        A source that was NIfTI comes back bit for bit: voxels, type and position. There are two
+        exceptions, which become NIfTI-1 in the narrowest type that holds the values: sources of
+        another format, and sources that SimpleITK, ITK-SNAP or nibabel cannot read or read
+        differently. Notes of the report say what differs.
 
         Parameters
         ----------
         out
-            Folder for ``<scan_id>_ct.nii.gz`` and ``<scan_id>_seg.nii.gz``; it is made if it is
-            not there.
+            Folder for ``<scan_id>_ct.nii.gz`` and ``<scan_id>_seg.nii.gz``, which is created if it
+            does not exist.
         scans, split, source, vertebra
             Export only these scans, as in :meth:`patches`.
         compressed
             Write ``.nii.gz``, else ``.nii``.
         exact
-            Keep the source's own type and affine bit for bit, as NIfTI-2 where NIfTI-1 would round
-            the affine. Not all programs read such files.
+            Keep type and affine of the source bit for bit. The file is NIfTI-2 if NIfTI-1 would
+            round the affine. Not all programs read such files.
         overwrite
             Replace files that are there.
         on_progress
@@ -901,7 +907,7 @@ class Store:
         Returns
         -------
         ExportReport
-            The files of each scan. A scan that cannot be read is in ``failed`` with the reason; the
+            Files of each scan. A scan that cannot be read is in ``failed`` with the reason, and the
             others are written all the same.
 
         Raises
@@ -909,8 +915,8 @@ class Store:
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If a file is there already, or one of such a name and the other ending, which
-            SimpleITK would mix up with it; or if the store has no such split, source or vertebra.
+            If a file exists already, also one with the same name and the other ending, because
+            SimpleITK confuses the two. If the store has no such split, source or vertebra.
 
         Examples
         --------
@@ -937,28 +943,28 @@ class Store:
     def write_nifti(
         self, scan_id: str, values_zyx: npt.ArrayLike, path: str | os.PathLike[str]
     ) -> None:
-        """Write numbers on a scan's grid, such as a predicted mask, as NIfTI.
+        """Write values on a scan's grid as NIfTI, such as a predicted mask.
 
-        The file lies as the exported image does: in the axes of the file that it was made from.
+        The file has the axes and the position of the exported image, which are those of its source.
 
         Parameters
         ----------
         scan_id
             The scan.
         values_zyx
-            A number for each stored voxel, ``(z, y, x)``, e.g. a channel of what a merger gives.
-            64-bit integers, which not all programs read, become the narrowest type that holds
-            them.
+            One number for each stored voxel, ``(z, y, x)``, such as one channel of a merged
+            prediction. 64-bit integers become the narrowest type that holds them, because not all
+            programs read them.
         path
-            Ends in ``.nii.gz`` or ``.nii``; a file that is there is replaced.
+            Path of the file, which ends in ``.nii.gz`` or ``.nii``. An existing file is replaced.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If the shape is not the scan's, the name ends otherwise, a file of that name and the
-            other ending lies there, or no type holds the values.
+            If the shape is not that of the scan, if the path has another ending, if a file exists
+            with the same name and the other ending, or if no type holds the values.
         """
         # nibabel takes long to import, and those who train never export.
         from spinezarr.export.nifti import write_on_image_grid  # noqa: PLC0415
@@ -984,15 +990,15 @@ class Store:
 
         Scans of train and validation go to ``imagesTr`` and ``labelsTr``, those of test to
         ``imagesTs`` and ``labelsTs``. ``dataset.json`` is written last, and only if every scan was
-        written, because nnU-Net takes whole datasets only.
+        written, because nnU-Net accepts complete datasets only.
 
         Parameters
         ----------
         out
-            ``$nnUNet_raw``, the folder in which ``Dataset<dataset_id>_<name>`` is made.
+            ``$nnUNet_raw``, the folder in which ``Dataset<dataset_id>_<name>`` is created.
         dataset_id, name
-            Number, 1 to 999, and name of the dataset in nnU-Net; the name is the store's title if
-            not given.
+            Number (1 to 999) and name of the dataset in nnU-Net. The default name is the store's
+            title.
         scans, split, source, vertebra
             Export only these scans, as in :meth:`patches`.
         preprocessed
@@ -1007,15 +1013,15 @@ class Store:
         Returns
         -------
         ExportReport
-            The files of each scan, why scans failed, and in ``files`` those of the dataset.
+            Files of each scan, reasons why scans failed, and in ``files`` those of the dataset.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If there are no scans to train on, nnU-Net takes no such name, files are there already,
-            or the store has no such split, source or vertebra.
+            If there are no scans to train on, if nnU-Net does not accept the name, if files exist
+            already, or if the store has no such split, source or vertebra.
         """
         # nibabel takes long to import, and those who train never export.
         from spinezarr.verbs.export import write_nnunet_dataset  # noqa: PLC0415
@@ -1046,21 +1052,21 @@ class Store:
         overwrite: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "ExportReport":
-        """Write each scan as an OME-Zarr image (version 0.5), for other people's viewers.
+        """Write each scan as an OME-Zarr image (version 0.5), for other viewers.
 
-        Image and mask are the stored shards, byte for byte; coarser levels are computed. Each image
-        appears only when it is whole.
+        Image and mask are the stored shards, byte for byte. Coarser levels are computed. Each image
+        appears only when it is complete.
 
         Parameters
         ----------
         out
-            Folder, or URL of a place in a bucket, for ``<scan_id>.ome.zarr``.
+            Folder, or URL in a bucket, for ``<scan_id>.ome.zarr``.
         scans, split, source, vertebra
             Export only these scans, as in :meth:`patches`.
         storage_options
-            For the file system of ``out``, if it is a URL.
+            Options for the file system of ``out``, if it is a URL.
         link
-            Make hard links to the store's shards, which take no room. A change to such a file
+            Make hard links to the store's shards, which take no space. A change to such a file
             changes the store.
         overwrite
             Replace images that are there.
@@ -1070,14 +1076,14 @@ class Store:
         Returns
         -------
         ExportReport
-            The place of each image, and why scans failed.
+            Path or URL of each image, and reasons why scans failed.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If an image is there already, or the store has no such split, source or vertebra.
+            If an image exists already, or if the store has no such split, source or vertebra.
 
         Examples
         --------
@@ -1103,24 +1109,24 @@ class Store:
         )
 
     def serve(self, port: int = 0) -> "BackgroundServer":
-        """Serve this store to programs of this machine, in the background of this one.
+        """Serve this store to programs on this machine, in the background of this program.
 
         Parameters
         ----------
         port
-            Of TCP; 0 takes one that is free.
+            TCP port; 0 takes a free one.
 
         Returns
         -------
         BackgroundServer
-            Its ``url`` and, below it, ``/zarr/<name>`` for every Zarr client; a context that ends
-            it. It ends with the program anyway.
+            Server with its ``url``. Zarr clients open ``/zarr/<name>`` below it. As a context
+            manager, it stops at the end of the block. It stops with the program in any case.
 
         Raises
         ------
         UsageError
-            If the store can neither be served from disk nor from a bucket, the port is taken, or
-            the package that serves is not installed.
+            If the store is neither on disk nor in a bucket, if the port is taken, or if the extra
+            ``serve`` is not installed.
 
         Examples
         --------
@@ -1129,7 +1135,7 @@ class Store:
         ...     len(spinezarr.open(f"{server.url}/zarr/ctspine1k").table.scan)
         6
         """
-        # What serves is an extra.
+        # The server's packages are an extra.
         from spinezarr.serve.run import BackgroundServer  # noqa: PLC0415
         from spinezarr.serve.settings import ServeSettings  # noqa: PLC0415
 
@@ -1160,11 +1166,11 @@ class Store:
         severity
             Return only findings of this severity and worse.
         write
-            Keep all findings in the store, in the columns ``audit`` and ``audit_findings`` of the
-            scan table. They hold until the scan is ingested anew. If the store cannot be written,
-            the audit says so in ``not_written``.
+            Save all findings in the store, in the columns ``audit`` and ``audit_findings`` of the
+            scan table. They are valid until the scan is ingested again. If the store cannot be
+            written, ``not_written`` of the audit says why.
         others
-            Other stores, with whose images and patients those of this store are compared too.
+            Other stores. Their images and patients are compared with those of this store.
         on_progress
             Called after each scan.
 
@@ -1245,7 +1251,7 @@ class Store:
         on_change: OnChange = "error",
         nonfinite: Nonfinite = "refuse",
     ) -> PatchStream:
-        """Stream patches or slices; the defaults of :class:`DrawOptions` are here."""
+        """Stream patches or slices. The defaults of :class:`DrawOptions` are defined here."""
         table = self._select(scans, split, source, vertebra, labels=labels)
         target_zyx_mm = target_spacing(axes, spacing_mm)
         return self._stream(
@@ -1336,7 +1342,7 @@ class Store:
 
 
 def _zyx(what: str, value: ShapeZYX | int) -> ShapeZYX:
-    """Read three numbers, or one for all axes."""
+    """Return three numbers, or one number three times."""
     numbers = np.atleast_1d(np.asarray(value))
     if numbers.dtype.kind not in "iu" or numbers.shape not in {(1,), (3,)}:
         raise UsageError(f"{what} {value}: give three whole numbers (z, y, x), or one for a cube.")
@@ -1345,7 +1351,7 @@ def _zyx(what: str, value: ShapeZYX | int) -> ShapeZYX:
 
 
 def _name_draw_options(method: Callable[..., PatchStream]) -> None:
-    """Show each of :class:`DrawOptions`, with its default, in the signature of a method."""
+    """Add the options of :class:`DrawOptions`, with defaults, to the signature of a method."""
     defaults = signature(Store._draw).parameters  # noqa: SLF001
     own = [one for one in signature(method).parameters.values() if one.name != "options"]
     shared = [defaults[name] for name in DrawOptions.__annotations__]

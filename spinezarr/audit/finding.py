@@ -35,7 +35,7 @@ class Finding:
     """Ids of other scans of the same store that the finding mentions."""
 
     def to_record(self, identities: dict[str, str]) -> FindingRecord:
-        """Return the record for the store; ``identities`` are those of the other scans by id."""
+        """Return the record for the store, given the identities of the other scans by id."""
         return FindingRecord(
             rule=self.rule,
             severity=self.severity,

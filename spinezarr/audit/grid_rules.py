@@ -97,7 +97,9 @@ def unplaced(scan: ScanAttributes) -> Iterator[Finding]:
         elif metaimage is not None and not metaimage.states_orientation:
             text = "states no orientation (no TransformMatrix): LPS was assumed"
         elif is_default_affine(np.array(source.affine_ijk)):
-            text = "has the affine that programs write for an array without a place: 1 mm, from 0"
+            text = (
+                "has the affine that programs write for an array without a position: 1 mm, from 0"
+            )
         else:
             continue
         yield _about_header(scan, "unplaced", "warning", name, text)

@@ -82,7 +82,7 @@ def not_finite(scan: ScanAttributes) -> Iterator[Finding]:
 
 
 def image_values(scan: ScanAttributes) -> Iterator[Finding]:
-    """Find images whose values are no CT numbers, are shifted, or are clipped."""
+    """Find images whose values are not CT numbers, are shifted, or are clipped."""
     if scan.image_range_hu is None:
         return
     low, high = scan.image_range_hu
@@ -91,8 +91,8 @@ def image_values(scan: ScanAttributes) -> Iterator[Finding]:
     if low == high:
         problem = "the image is constant"
     elif high - low < _MIN_SPAN_HU:
-        kind = "an 8-bit picture" if low >= 0 and high > 1 else "scaled or standardised values"
-        problem = f"these are no CT numbers but {kind}"
+        kind = "an 8-bit picture" if low >= 0 and high > 1 else "scaled or standardized values"
+        problem = f"these are not CT numbers but {kind}"
     elif low >= 0:
         problem = "nothing is below 0: stored values without their intercept, usually -1024"
     elif high < _BONE_HU:

@@ -64,9 +64,10 @@ scan that shows only a fragment would make fragments the norm.
 """
 
 _FRAGMENT_SHARE: Final = 0.25
-"""A label below this share of the smallest whole vertebra of its level is a fragment.
+"""A label smaller than this share of the smallest whole vertebra of its level is a fragment.
 
-In lidc-idri-0001, C5 has 0.02 of it (99 voxels in the last slice). C6, cut in its middle, has 0.5.
+In lidc-idri-0001, the share of C5 is 0.02 (99 voxels in the last slice). C6, which is cut in its
+middle, has a share of 0.5.
 """
 
 MULTI_SEGMENT_LEVELS: Final = frozenset({"sacrum", "coccyx"})

@@ -79,7 +79,8 @@ class StoreAudit:
     findings: tuple[Finding, ...]
     """Findings scan by scan, the most severe first."""
     not_written: str = ""
-    """Why the findings could not be kept in the store; empty if they were, or were not to be."""
+    """Why the findings could not be saved in the store. Empty if they were saved, or if nobody
+    asked for that."""
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -204,7 +205,9 @@ def audit_across(keys: Iterable[ScanKey], audits: Iterable[StoreAudit]) -> list[
     keys = list(keys)
     shared: dict[tuple[str, str], list[Finding]] = {}
     for key, finding in (*same_image(keys), *same_patient(keys)):
-        if len(finding.others) < len(finding.facts["others"]):  # some are in another store
+        if len(finding.others) < len(
+            finding.facts["others"]
+        ):  # the other scans may be in another store
             shared.setdefault((key.url, key.scan_id), []).append(finding)
     return [_with_shared(audit, shared) for audit in audits]
 
@@ -235,7 +238,7 @@ def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
     writer = StoreWriter(reader.url, reader.root, reader.storage_options)
     with writer.lock("an audit") as lock:
         if lock.took_over:
-            writer.registry.forget_ledger()  # the next ingest finds the files of a killed one
+            writer.registry.forget_ledger()  # the next ingest recovers the files of a killed one
         everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
         kept = {} if everything else dict(writer.registry.audit_log().scans)
         named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}

@@ -1,8 +1,7 @@
 """How does the command line print, and how does it end?
 
-All output goes through this module. Names and texts come from strangers, so whatever is printed is
-made fit to print (:func:`spinezarr.text.to_printable`), and nothing in it is read as markup: styles
-are arguments.
+All output goes through this module. Names and texts come from strangers, so all printed text is
+escaped (:func:`spinezarr.text.to_printable`) and never read as markup. Styles are arguments.
 """
 
 import logging
@@ -67,13 +66,13 @@ SHOWN: Final = 20
 
 
 class _Console(RichConsole):
-    """Prints text as it is, except for characters that are not fit to print."""
+    """Prints text literally, after escaping characters that are not safe to print."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  Rich's own
-        # Before the layout, so that it has room for escapes.
+        # Escape before the layout, which then leaves room for escapes.
         return super().render_str(
             to_printable(text), **{**options, "markup": False, "emoji": False}
         )
@@ -81,7 +80,7 @@ class _Console(RichConsole):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        # And after it, whatever made the text.
+        # Escape again after the layout, because other code may have added text.
         for segment in super().render(renderable, options):
             text = segment.text
             if segment.control or text.isprintable():
@@ -123,7 +122,7 @@ def errors_for_users() -> Iterator[None]:
     except SpinezarrError as problem:
         wrong_usage = isinstance(problem, UsageError | StoreNotFoundError | UnknownScanError)
         _fail(
-            MultilineText(*str(problem).split("\n")),  # those that are its own: it has no others
+            MultilineText(*str(problem).split("\n")),  # a group that holds only KeyboardInterrupt
             WRONG_USAGE if wrong_usage else SOME_FAILED,
         )
     except OSError as problem:
@@ -144,7 +143,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def show_warnings_and_logs() -> None:
-    """Print warnings and log records of Python where errors are printed."""
+    """Print warnings and log records of Python on standard error, as errors are printed."""
 
     def show(  # noqa: PLR0917  as Python calls it
         message: Warning | str,
@@ -162,7 +161,7 @@ def show_warnings_and_logs() -> None:
 
 
 class _LogHandler(logging.Handler):
-    """Prints log records that no other handler takes, as ``logging.lastResort`` does."""
+    """Prints log records that no other handler prints, as ``logging.lastResort`` does."""
 
     def emit(self, record: logging.LogRecord) -> None:
         ERR.say(f"{record.name}: {redact_urls_in(record.getMessage())}")
@@ -206,7 +205,7 @@ def print_heading(text: str) -> None:
 
 
 def print_side_by_side(items: Sequence[Table] | Sequence[Sequence[str | Said]], gap: int) -> None:
-    """Print tables, or pieces of text, beside each other, as many as fit in a row."""
+    """Print tables or texts in rows, as many in each row as fit."""
     shown = [
         item if isinstance(item, Table) else Text.assemble(*map(_said, item)) for item in items
     ]
@@ -231,20 +230,20 @@ def print_json(value: object) -> None:
 
 
 def print_document(text: str) -> None:
-    """Print a document byte for byte on standard output; its texts are fit to print already."""
+    """Print a document byte for byte on standard output. Its texts must be safe to print."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 class _Description(ProgressColumn):
-    """Names the task of a bar, which may be the name of a scan."""
+    """Column with the task of a progress bar, such as the name of a scan."""
 
     def render(self, task: Task) -> Text:
         return Text(to_printable(task.description), style="bold")
 
 
 class _Amount(ProgressColumn):
-    """Shows how many scans or bytes are done, and of how many."""
+    """Column with the numbers of scans or bytes: done, and in all."""
 
     _bytes = DownloadColumn()
 
@@ -258,7 +257,7 @@ class _Amount(ProgressColumn):
 
 
 class _Speed(ProgressColumn):
-    """Shows MB/s where bytes are counted."""
+    """Column with MB/s if bytes are counted."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -280,7 +279,7 @@ def _bars(*columns: ProgressColumn) -> ProgressBars:
 
 @contextmanager
 def show_progress() -> Iterator[OnProgress]:
-    """Yield a callback that draws a bar for each step, and prints messages above them."""
+    """Yield a callback that draws a bar for each step and prints messages above the bars."""
     bars = _bars(_Amount(), _Speed())
     shown: dict[str, TaskID] = {}
 

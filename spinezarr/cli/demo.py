@@ -29,8 +29,8 @@ from spinezarr.text import MultilineText
 __all__ = ["demo"]
 
 _ARROW_BYTES_PER_VOXEL = 8
-"""Bytes of a float32 image and an int32 mask, as the Hugging Face script of the dataset stores
-them."""
+"""Bytes of a voxel of a float32 image and an int32 mask, as the dataset's Hugging Face script
+stores them."""
 _MARKER = ".spinezarr-demo"
 """Name of the file that marks the folder of a demo, which a later demo may empty."""
 
@@ -44,9 +44,11 @@ def demo(
     scale: Annotated[
         float, typer.Option(min=0.1, max=2.0, help="Size of the scans; 1 is 256 x 256 voxels.")
     ] = 1.0,
-    samples: Annotated[int, typer.Option(min=1, help="Patches, and slices, to stream.")] = 200,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Number of patches and of slices to stream.")
+    ] = 200,
 ) -> None:
-    """Make six synthetic scans laid out as CTSpine1K, ingest them, stream and draw them.
+    """Make six synthetic scans in the layout of CTSpine1K, then ingest, stream and draw them.
 
     Example:  spinezarr demo --out demo
     """
@@ -74,7 +76,7 @@ def demo(
 
 
 def _prepare(out: Path) -> None:
-    """Empty the folder of an earlier demo; refuse any other folder that is not empty."""
+    """Empty the folder of an earlier demo; refuse any other non-empty folder."""
     make_folder(out)
     if any(out.iterdir()):
         if not (out / _MARKER).exists():

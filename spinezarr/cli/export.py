@@ -89,7 +89,8 @@ def nnunet(
         int, typer.Option(min=1, max=999, help="Number of the dataset in nnU-Net.")
     ] = 501,
     name: Annotated[
-        str | None, typer.Option(help="Its name there; else the title of the store.")
+        str | None,
+        typer.Option(help="Name of the dataset in nnU-Net; the title of the store by default."),
     ] = None,
     chosen: ScanOptions,
     preprocessed: Annotated[
@@ -169,7 +170,7 @@ def ome_zarr(
 
     Example:  spinezarr export ome-zarr demo/ctspine1k.zarr --out images
     """
-    # The options of S3 are for the bucket that is written, and for the store if it is in one.
+    # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
     is_local_store = "://" in out and "://" not in store
     opened = (OpenOptions(catalog=opening.catalog) if is_local_store else opening).open(store)
     with show_progress() as show:

@@ -16,7 +16,7 @@ from spinezarr.text import count_noun, to_printable
 __all__ = ["info"]
 
 _LONGEST_TEXT: Final = 300
-"""Characters of a title or license that are shown, because some licenses are whole texts."""
+"""Number of characters of a title or license that are shown. Some licenses are whole texts."""
 
 
 @command

@@ -39,7 +39,7 @@ from spinezarr.text import MultilineText, count_noun
 __all__ = ["ingest", "print_report"]
 
 _EXAMPLES: Final = 3
-"""Names of files in one sentence."""
+"""Number of file names in one sentence."""
 
 
 @command
@@ -71,7 +71,7 @@ def ingest(
         typer.Option(
             metavar="TEMPLATE",
             help="With 'pairs': ids, e.g. '{path|join}_{series_number}' for each CT series of a "
-            "DICOM folder; {scan} by default, or all that the image pattern remembers, joined.",
+            "DICOM folder; {scan} by default, or all names of the image pattern, joined.",
         ),
     ] = None,
     license: Annotated[
@@ -110,19 +110,24 @@ def ingest(
     max_axis_voxels: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, max=LARGEST_AXIS, help="Most voxels of a source file along an axis."
+            metavar="N",
+            min=1,
+            max=LARGEST_AXIS,
+            help="Largest number of voxels of a source file along an axis.",
         ),
     ] = DEFAULT_LIMITS.axis_voxels,
     max_volume_gb: Annotated[
         float,
-        typer.Option(metavar="GB", min=0, help="Most GB of voxels that a source file may name."),
+        typer.Option(
+            metavar="GB", min=0, help="Largest size of a source file's voxels, in GB of 10^9 bytes."
+        ),
     ] = DEFAULT_LIMITS.volume_bytes / 1e9,
     follow_links: FollowLinks = None,
     scratch: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for what does not fit into memory; a local store's own by default.",
+            help="Folder for data that do not fit into memory; by default that of a local store.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -130,11 +135,13 @@ def ingest(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Do N scans at once, in processes of their own."),
+        typer.Option(
+            metavar="N", min=1, help="Ingest N scans at once, each in a process of its own."
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Do the scans on a Dask cluster: tcp://HOST:8786."),
+        typer.Option(metavar="URL", help="Ingest on a Dask cluster: tcp://HOST:8786."),
     ] = None,
     repair: Annotated[
         bool,
@@ -201,7 +208,7 @@ def ingest(
 
 
 def print_report(report: IngestReport, *, as_json: bool) -> None:
-    """Print what an ingest did; with ``as_json`` all of it, for programs."""
+    """Print what an ingest did; with ``as_json``, print the whole report as JSON."""
     if as_json:
         print_json({**asdict(report), "exit_code": report.exit_code})
         return
@@ -285,7 +292,7 @@ def _print_notes(notes: Sequence[PathNote]) -> None:
         by_reason[note.reason].append(note.path)
     title = f"Ignored: {count_noun(len(notes), 'file')}"
     table = Table(title, "files", "why", "for example", right=("files",))
-    # What may have been meant for a scan comes before what is known to be none.
+    # Files that may belong to a scan come before files that do not.
     ranked = sorted(by_reason, key=lambda why: (not why.startswith(NEARLY), why != UNMATCHED))
     for reason in ranked[:SHOWN]:
         paths = by_reason[reason]
@@ -295,7 +302,7 @@ def _print_notes(notes: Sequence[PathNote]) -> None:
 
 def _print_discovery(discovery: Discovery, *, as_json: bool) -> None:
     if as_json:
-        # What headers said is for the next run; what came of it is in the scans and notes.
+        # Records of headers are for the next run; their results are in the scans and notes.
         print_json(replace(discovery, raw=redact_url(discovery.raw), folders={}))
         return
     scans = discovery.scans

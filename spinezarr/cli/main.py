@@ -36,13 +36,13 @@ _USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
 
 
 class _Commands(TyperGroup):
-    """Imports a command when it is used, because importing all of them takes seconds."""
+    """Imports a command only when it is used, because importing all commands takes seconds."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002  of typer's click
         return list(_COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
-        # For a name that is none, typer looks for one like it among all.
+        # For an unknown name, typer looks for a similar one among all commands.
         for name in (cmd_name,) if cmd_name in _COMMANDS else _COMMANDS:
             if name not in self.commands:
                 self.commands[name] = _imported(name)
@@ -86,7 +86,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a character that the terminal lacks is shown as a question mark."""
+    """Run the command line. A question mark replaces characters that the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -94,7 +94,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except _USAGE_ERROR as problem:
-        # A shell fills in names of files, which are strangers' too.
+        # Shells complete file names, which come from strangers too.
         problem.message = to_printable(problem.message or "")
         rich_utils.rich_format_error(problem)
         code = problem.exit_code

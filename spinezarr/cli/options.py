@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _S3: Final = "S3"
-_RAW_S3: Final = "S3, where the raw folder is reached otherwise than the store"
+_RAW_S3: Final = "S3 options of the raw folder, if they differ from the store's"
 
 StoreUrl = Annotated[
     str, typer.Argument(metavar="URL", help="Path, URL or catalog name of the store.")
@@ -61,14 +61,14 @@ Uncompressed = Annotated[bool, typer.Option("--uncompressed", help="Write .nii, 
 def _s3_options(
     endpoint_url: str | None, profile: str | None, *, no_sign_request: bool
 ) -> dict[str, Any]:
-    """Return the options of S3 that were given, as fsspec names them."""
+    """Return the S3 options that the user gave, under fsspec's names."""
     given = {"endpoint_url": endpoint_url, "profile": profile, "anon": no_sign_request or None}
     return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class BucketOptions:
-    """How a bucket is reached; named as the options of the AWS command line."""
+    """Options for access to a bucket, named as in the AWS command line."""
 
     endpoint_url: Annotated[
         str | None,
@@ -88,7 +88,7 @@ class BucketOptions:
         bool,
         typer.Option(
             "--no-sign-request",
-            help="Send no credentials: for public buckets.",
+            help="Send no credentials, for public buckets.",
             rich_help_panel=_S3,
         ),
     ] = False
@@ -101,7 +101,7 @@ class BucketOptions:
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions(BucketOptions):
-    """How a store is found and opened."""
+    """Options to find and open a store."""
 
     catalog: CatalogFile = None
 
@@ -112,7 +112,7 @@ class OpenOptions(BucketOptions):
 
 @dataclass(frozen=True, slots=True)
 class RawBucketOptions:
-    """How the bucket of the raw files is reached."""
+    """Options for access to the bucket of the raw files."""
 
     raw_endpoint_url: Annotated[
         str | None, typer.Option(metavar="URL", rich_help_panel=_RAW_S3)
@@ -131,7 +131,7 @@ class RawBucketOptions:
 
 
 class ScanNames(TypedDict):
-    """The conditions on scans, as functions of Python take them."""
+    """Conditions on scans, as Python functions take them."""
 
     scans: list[str] | None
     split: list[str] | None
@@ -141,7 +141,7 @@ class ScanNames(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ScanOptions:
-    """Which scans of a store a command works on: those that meet every condition."""
+    """Options that select the scans of a command: those that meet every condition."""
 
     scan: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
@@ -163,7 +163,7 @@ class ScanOptions:
 
     @property
     def names(self) -> ScanNames:
-        """The conditions, as functions of Python take them."""
+        """Conditions on scans, as Python functions take them."""
         return ScanNames(
             scans=self.scan, split=self.split, source=self.source, vertebra=self.vertebra
         )

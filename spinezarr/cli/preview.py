@@ -20,7 +20,7 @@ def preview(
     chosen: ScanOptions,
     opening: OpenOptions,
 ) -> None:
-    """Draw a PNG a scan: sagittal, coronal and axial through the spine, vertebrae named.
+    """Draw a PNG for each scan: a sagittal, a coronal and an axial plane with named vertebrae.
 
     Annotated centers are shown as dots.
 

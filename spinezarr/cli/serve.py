@@ -50,11 +50,17 @@ def serve(
     ] = None,
     signed_for: Annotated[
         str | None,
-        typer.Option("--for", metavar="TIME", help="How long it lasts: 30m, 12h, 7d. (7d)"),
+        typer.Option(
+            "--for",
+            metavar="TIME",
+            help="With --sign: how long the URL is valid: 30m, 12h, 7d. (7d)",
+        ),
     ] = None,
     signed_as: Annotated[
         str | None,
-        typer.Option("--as", metavar="NAME", help="Token whose end is the end of it too."),
+        typer.Option(
+            "--as", metavar="NAME", help="With --sign: name of the token with which the URL ends."
+        ),
     ] = None,
     origin: Annotated[
         list[str] | None,
@@ -66,17 +72,18 @@ def serve(
         typer.Option(
             min=0,
             metavar="MB",
-            help="Decoded chunks that each process keeps, for trainers that want the same.",
+            help="MB of decoded chunks that each process keeps, for trainings that share scans.",
         ),
     ] = 0,
     log: Annotated[
-        LogForm, typer.Option(help="How each answer is written to standard error, if it is.")
+        LogForm, typer.Option(help="Form of the log of answers on standard error.")
     ] = LogForm.NONE,
     opening: OpenOptions,
 ) -> None:
     """Serve stores over HTTP: to xarray, zarr, tensorstore, neuroglancer, and to trainers.
 
-    Stores that come, or are ingested anew, are served without a restart. They may lie in buckets.
+    New stores, and stores that are ingested again, are served without a restart. Stores may lie in
+    buckets.
 
     Example:  spinezarr serve demo/ctspine1k.zarr
     """
@@ -116,7 +123,7 @@ def serve(
     if names:
         ERR.print(table)
     else:
-        ERR.say("There is no store yet; those that come are served.")
+        ERR.say("There is no store yet. Stores that are added later are served.")
     ERR.say(f"Serving at {base}. Ctrl-C ends it.")
     if token_file is not None:
         ERR.say(f"With a browser, sign in at {base}/login.")
@@ -141,7 +148,7 @@ def _place(path: str) -> str:
 
 
 def _of_catalog(path: Path | None, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the stores of a catalog, and how to reach each; what the command says comes first."""
+    """Return the stores of a catalog with storage options; the command's options come first."""
     catalog = load_catalog(path)
     if catalog is None:
         raise UsageError("Give a store, a folder of stores, or a catalog (--catalog FILE).")

@@ -52,15 +52,15 @@ _NARROW: Final = {
     "Max Volume (cm³)": "Max cm³",
     "Annotated Centers": "Centers",
 }
-"""What the cards' headings become on a terminal of 80 columns."""
+"""Shorter headings for a terminal of 80 columns."""
 _NARROW_FIGURES: Final = {" detection rate (%)": " rate %", " volume (cm³)": " cm³", " (mm)": " mm"}
-"""What the ends of figures' names become there."""
+"""Shorter ends of figures' names for such a terminal."""
 _NOTED: Final = 3
-"""Figures named beside a note that more of them share."""
+"""Number of figures that are named beside a note that several share."""
 
 
 class Format(StrEnum):
-    """What is printed."""
+    """Form of the output."""
 
     TABLE = "table"
     MARKDOWN = "markdown"
@@ -86,7 +86,7 @@ def stats(
     *,
     chosen: ScanOptions,
     output: Annotated[
-        Format, typer.Option("--format", help="One document on standard output.")
+        Format, typer.Option("--format", help="Print one document in this format.")
     ] = Format.TABLE,
     plots: Annotated[
         Path | None,

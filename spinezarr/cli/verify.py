@@ -49,14 +49,14 @@ def verify(
 ) -> None:
     """Read every byte of a store: each file against its manifest, each chunk against its checksum.
 
-    Finds bytes that changed, files that are gone, cut short, exchanged or too many, and rows of
-    the scan table that do not say what their scans say.
+    Finds changed bytes, files that are missing, cut short, exchanged or left over, and rows of the
+    scan table that differ from their scans.
 
     Exit code 0: the store is whole; 1: it is not; 2: wrong usage.
 
     Example:  spinezarr verify demo/ctspine1k.zarr --against demo/raw
     """
-    # A damaged store cannot be opened: it is checked by its URL.
+    # A damaged store cannot be opened, so it is checked by its URL.
     url, options = locate_store(store, opening.catalog)
     with show_progress() as show:
         found = verify_url(
@@ -78,7 +78,7 @@ def verify(
 def _print(found: Verification, raw: str | None) -> None:
     print_heading(f"Check of {redact_url(found.url)}: {count_noun(len(found.scans), 'scan')}")
     if not found.listed:
-        OUT.say("A web server cannot be listed: files that are too many were not looked for.")
+        OUT.say("A web server cannot be listed, so leftover files were not looked for.")
     if found.leftovers:
         names = ", ".join(found.leftovers)
         OUT.say(
@@ -87,7 +87,7 @@ def _print(found: Verification, raw: str | None) -> None:
         )
     if not found.faults:
         place = None if raw is None else redact_url(raw)
-        same = "" if place is None else f" Every voxel is that of its source file in {place}."
+        same = "" if place is None else f" Every voxel equals its source file in {place}."
         OUT.say(f"Every byte is as it was written.{same}")
         return
     table = Table("Faults", "scan", "file", "fault", "found", "expected")

@@ -456,7 +456,7 @@ def test_centers_out_of_order_are_found():
         ((0.0, 0.0), "error", "constant"),
         ((0.0, 1.0), "error", "scaled"),
         ((-1.0, 1.0), "error", "scaled"),
-        ((-2.5, 11.0), "error", "standardised"),
+        ((-2.5, 11.0), "error", "standardized"),
         ((0.0, 255.0), "error", "8-bit"),
         ((0.0, 4095.0), "error", "intercept"),
         ((-1024.0, 240.0), "warning", "no bone"),
