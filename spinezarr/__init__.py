@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError(
-        "spinezarr runs on Linux and macOS, because it reads files by os.pread and forks processes. "
+        "spinezarr runs on Linux and macOS, because it reads files with os.pread and forks. "
         "On Windows, install WSL (wsl --install), and install spinezarr in it as on Linux."
     )
 

@@ -125,7 +125,7 @@ class DaskWorkers:
         Number of threads in each worker process that encode chunks. By default, as many as the
         process runs tasks.
     settings
-        How long to wait for the cluster, and how often to hear from it.
+        Times to wait for the cluster, and between its messages.
 
     Raises
     ------
@@ -223,7 +223,7 @@ def existing_cluster(
         Address of its scheduler, such as ``tcp://10.0.0.1:8786``, or a client that is connected to
         it and stays open.
     settings
-        How long to wait for the cluster, and how often to hear from it.
+        Times to wait for the cluster, and between its messages.
 
     Raises
     ------

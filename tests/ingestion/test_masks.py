@@ -170,8 +170,10 @@ def test_absent_mask_parts_are_listed(tmp_path):
     assert (use.pattern, use.files) == ("{scan}/{part}.nii", 2)
     report = ingest(recipe, found, str(tmp_path / "s.zarr"))
     assert report.notes["a"] == (
-        "parts of the mask that are absent, so their voxels are background: "
-        "vertebra_T1, vertebra_L4 (2 of 4)",
+        (
+            "parts of the mask that are absent, so their voxels are background: "
+            "vertebra_T1, vertebra_L4 (2 of 4)"
+        ),
     )
     stored = stored_label(tmp_path / "s.zarr")
     np.testing.assert_array_equal(stored, labels() * np.isin(labels(), (7, 24)))
