@@ -26,19 +26,19 @@ class Progress:
     """
 
     step: str
-    """What is done, such as ``"verify"``."""
+    """Name of the task, such as ``"verify"``."""
     done: float
-    """How much of it is done, in the unit."""
+    """Amount that is done, in :attr:`unit`."""
     total: int | None
-    """How much there is to do; None if that is not known."""
+    """Whole amount, in :attr:`unit`; None if it is not known."""
     unit: Literal["bytes", "scans"] = "bytes"
-    """What is counted."""
+    """Unit of :attr:`done` and :attr:`total`."""
     scan: str = ""
     """The scan that has been worked on longest, and how many more are under way."""
     scans_done: int | None = None
-    """Scans that have ended, where bytes are counted and scans too."""
+    """Number of scans that have ended, if both bytes and scans are counted."""
     scans_total: int | None = None
-    """Scans in all, where bytes are counted and scans too."""
+    """Number of all scans, if both bytes and scans are counted."""
     message: str = ""
     """A sentence for the user, such as the address of a dashboard; empty most of the time."""
 
@@ -80,19 +80,19 @@ class ProgressCounter:
         self._report()
 
     def expect(self, total: int) -> None:
-        """Say how much there is to do; 0 if that is not known."""
+        """Set the whole amount; 0 if it is not known."""
         with self._lock:
             self._total = total or None
             self._report()
 
     def add(self, amount: int = 1) -> None:
-        """Say that so much more is done."""
+        """Add an amount that is done."""
         with self._lock:
             self._done += amount
             self._report()
 
     def say(self, message: str) -> None:
-        """Tell the user something."""
+        """Report a message for the user."""
         with self._lock:
             self._report(message)
 

@@ -47,7 +47,7 @@ _BESIDE_BONE_SHARE: Final = 0.72
 def several_pieces(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
     """Find vertebrae with several components that are larger than annotation noise.
 
-    Of a vertebra cut by the end of the volume, only the articular processes may be visible.
+    If the end of the volume cuts a vertebra, only its articular processes may be visible.
     """
     touches_end = {level.name for level in scan_levels(scan) if level.touches_end}
     for name, pieces in voxels.components.items():

@@ -1,4 +1,4 @@
-"""How is an output file written, so that it is complete or absent, and never written via a link?
+"""How is an output file written so that it is complete or absent, and never written through a link?
 
 An output folder may hold foreign files. A link with the name of an output file could otherwise make
 an export overwrite any file of the machine.
@@ -35,7 +35,7 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for output, or take one that is there.
+    """Make a folder for output, or use an existing one.
 
     Raises
     ------

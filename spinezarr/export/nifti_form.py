@@ -37,7 +37,7 @@ _WIDENED: Final[dict[str, np.dtype[Any]]] = {
     "bool": np.dtype(np.uint8),
     "float16": np.dtype(np.float32),
 }
-"""For each type that NIfTI lacks, a type that holds its values."""
+"""Type that holds the values of each type that NIfTI lacks."""
 _WIDELY_READ: Final = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"})
 """Types that all programs read, in either byte order.
 

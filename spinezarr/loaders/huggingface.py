@@ -72,7 +72,7 @@ class _SourceArray:
     axes: AxisMap
     shape_ijk: ShapeIJK
     dtype: np.dtype[Any]
-    """Dtype of the values that are given."""
+    """Dtype of the values that are returned."""
     labels: tuple[tuple[int, int], ...] = ()
     """Pairs of a value in the file and the stored value; empty if they are equal."""
     fill: float | None = None
@@ -88,7 +88,7 @@ class _SourceArray:
         labels: tuple[tuple[int, int], ...] = (),
         fill: float | None = None,
     ) -> "_SourceArray":
-        """Combine a stored array with what is known about its file."""
+        """Combine a stored array with the record of its source file."""
         axes = AxisMap.from_axcodes(record.orientation)
         return cls(spec, axes, record.shape_ijk, _TYPES[column], labels, fill)
 
@@ -112,7 +112,7 @@ class _SourceArray:
         return BoxRead(self.spec, box, self.axes.to_zyx(out_kij.transpose(1, 2, 0)))
 
     def empty(self, n_slices: int, dtype: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
-        """Allocate slices, in the dtype to give if that holds the stored values."""
+        """Allocate slices, in the dtype to return if it holds the stored values."""
         i, j, _ = self.shape_ijk
         if dtype is None:
             fits = np.can_cast(self.spec.dtype, self.dtype)
@@ -120,7 +120,7 @@ class _SourceArray:
         return np.empty((n_slices, i, j), dtype)
 
     def given(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the values that the script gave for stored values."""
+        """Return the values that the script returns for stored values."""
         if self.labels:
             table = np.zeros(256, self.dtype)
             for value, stored in self.labels:
@@ -146,20 +146,20 @@ class _Slab:
     """Stored values ``(k, i, j)``."""
 
     def find(self, case: int, k: int) -> npt.NDArray[Any] | None:
-        """Return a copy of one slice, ``(1, i, j)``; None if it is not in this slab."""
+        """Return a copy of one slice, ``(1, i, j)``, or None if this slab does not hold it."""
         at = k - self.start
         inside = self.case == case and 0 <= at < len(self.values)
         return self.values[at : at + 1].copy() if inside else None
 
 
 class SplitDataset:
-    """The records of one split, as ``datasets.Dataset`` gives them, with NumPy arrays.
+    """The records of one split, as ``datasets.Dataset`` returns them, with NumPy arrays.
 
     ``len``, numbers, negative numbers, slices, lists of numbers, iteration and columns by name work
-    as they do there. A slice or list gives a dict of lists. It can be given to PyTorch's
-    ``DataLoader``, and it can be pickled. Slices that are asked for in order are decoded once, one
-    layer of chunks after the other. The last layer is kept in memory: 33 MB of an image of
-    512 x 512, and half as much of its mask.
+    as they do there. A slice or list returns a dict of lists. PyTorch's ``DataLoader`` accepts the
+    dataset, and it can be pickled. If slices are read in order, each layer of chunks is decoded
+    once. The last layer stays in memory: 33 MB of an image of 512 x 512, and half as much of its
+    mask.
 
     Parameters
     ----------
@@ -232,9 +232,9 @@ class SplitDataset:
         Parameters
         ----------
         key
-            A number gives a record. A slice or several numbers give a dict of lists. The name of a
-            column gives all its values; a column of voxels is a :class:`Column`, which reads each
-            value when it is asked for.
+            A number selects a record. A slice or several numbers select a dict of lists. The name
+            of a column selects all its values. A column of voxels is a :class:`Column`, which reads
+            each value when it is used.
 
         Returns
         -------
@@ -348,7 +348,7 @@ class SplitDataset:
         kept = self._slabs.get(name)
         found = None if kept is None else kept.find(case, k)
         if found is None and case == self._last[0] and abs(k - self._last[1]) == 1:
-            # Slices are asked for in order, and the next ones lie in the same chunks.
+            # Slices are usually read in order, and the next ones lie in the same chunks.
             start, stop = array.slab(k)
             values = array.empty(stop - start, array.spec.dtype)
             self._engine.read([array.plan(start, stop, values)])

@@ -1,10 +1,10 @@
 """How do random transforms become pure functions of a sample?
 
-Transforms draw from several generators: those of MONAI from a ``numpy.random.RandomState`` of each
-transform, those of TorchIO from torch's global generator, and functions of users from the global
-ones of NumPy and Python. A data loader seeds these for each worker, or not at all, so samples would
-depend on the number of workers, or repeat. Here all of them are seeded for each sample. Afterwards,
-the global ones get back their states.
+Transforms draw from several generators. Those of MONAI draw from a ``numpy.random.RandomState`` of
+each transform, those of TorchIO from torch's global generator, and functions of users from the
+global generators of NumPy and Python. A data loader seeds these for each worker, or not at all, so
+samples would repeat or depend on the number of workers. This module seeds all of them for each
+sample. Afterward, the global generators get back their states.
 """
 
 import random
@@ -26,7 +26,8 @@ _TRANSFORMS: Final = 1
 _WORD: Final = 1 << 32
 _TORCH: Final = torch.default_generator
 _SEEDED: Final = ProcessLock(reentrant=True)
-"""Held while generators are seeded for a sample: the global ones serve one thread at a time."""
+"""Lock that is held while generators are seeded for a sample, because global ones serve one thread
+at a time."""
 
 
 class Randomness:

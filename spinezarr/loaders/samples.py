@@ -1,4 +1,4 @@
-"""What do the datasets for MONAI and TorchIO, which give single patches, have in common?
+"""What do the datasets for MONAI and TorchIO, which return single patches, have in common?
 
 Their spatial axes are (x, y, z), which increase toward right, anterior and superior, as those of a
 NIfTI file in RAS+. The voxels are views of the stored (z, y, x), and the affine is for (x, y, z).

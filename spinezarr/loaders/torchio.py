@@ -58,7 +58,7 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
         self.load_getitem = True
 
     def dry_iter(self) -> Sequence[tio.Subject]:
-        """Return the subjects without their transform; each is read when it is asked for."""
+        """Return the subjects without their transform. Each is read only when it is used."""
         return cast("Sequence[tio.Subject]", TorchioPatches(self.stream))
 
     def _item(self, sample: Sample) -> tio.Subject:
@@ -156,7 +156,7 @@ class _ScanReader:
         self._name = name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_ScanReader":
-        """Partition the opened store: TorchIO copies every subject before it loads it."""
+        """Share the opened store, because TorchIO copies every subject before it loads it."""
         return self
 
     def __call__(self, path: Path) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:

@@ -1,8 +1,8 @@
 """How does this package's own client read an object?
 
-It reads at most as many bytes as were requested, whatever the server sends. What it cannot do is
-left to fsspec, by raising :class:`UnsupportedRequestError`: other options, proxies, and responses
-that it does not understand.
+It reads at most as many bytes as were requested, whatever the server sends. For options, proxies
+and responses that it does not support, it raises :class:`UnsupportedRequestError`. fsspec then
+reads the object.
 """
 
 import asyncio

@@ -37,8 +37,8 @@ head gives the length."""
 _REFUSAL_BYTES: Final = 1 << 13
 """Longest body of an error that is read."""
 _TELLING_BYTES: Final = 1 << 17
-"""Bytes that must follow the head for a response to count in the rate of the link. The time of
-fewer bytes is mostly that of waking the process."""
+"""Bytes that must follow the head for a response to count in the rate of the link. For fewer bytes,
+waking the process takes most of the time."""
 _IDLE: Final = 128
 """Idle connections that are kept for each server."""
 _END: Final = b"\r\n\r\n"

@@ -228,16 +228,16 @@ class RemoteObjects:
         return self._run(self._requests.get().post(path, body, limit_bytes))
 
     def read_once(self, path: str, limit_bytes: int) -> bytes:
-        """Read an object that the server computes, of at most so many bytes, with one request.
+        """Read an object that the server computes, of at most ``limit_bytes``, with one request.
 
         The request is not repeated, and no second one runs beside it: each would be computed.
 
         Raises
         ------
         CorruptStoreError
-            If it has more bytes than that.
+            If the object is larger than ``limit_bytes``.
         OSError
-            If it does not come; names it, and no secret.
+            If it cannot be read. The message has its URL without secrets.
         """
         return bytes(self._run(self._requests.get().once(path, limit_bytes)))
 
@@ -300,7 +300,7 @@ class _Requests:
     async def get_ranges(
         self, wanted: Sequence[tuple[str, int, int]], n_bytes: int
     ) -> "_HeldAnswers":
-        """Read ranges once so many more bytes may be held."""
+        """Read ranges as soon as ``n_bytes`` more may be held."""
         held = _HeldAnswers(self._memory, n_bytes)
         if n_bytes:
             await self._memory.acquire(n_bytes)
@@ -317,7 +317,7 @@ class _Requests:
         return held
 
     async def get_whole(self, paths: Iterable[str], limit_bytes: int) -> list[Buffer | None]:
-        """Read whole objects of at most so many bytes; None for each that does not exist."""
+        """Read whole objects of at most ``limit_bytes``; None for each that does not exist."""
         return await _gather_or_cancel(
             self._get_with_retries(path, None, None, limit_bytes) for path in paths
         )
@@ -330,7 +330,7 @@ class _Requests:
         return await self._retry_until_complete(ask, size, data_of)
 
     async def once(self, path: str, limit_bytes: int) -> Buffer:
-        """Ask once for a whole object that the server computes."""
+        """Request a whole object that the server computes, without repetition."""
         await self._posts.acquire(1)
         try:
             return await self._transport.get(path, None, None, limit_bytes)
@@ -581,7 +581,7 @@ class _DurationEstimate:
         self._since = 0
 
     def add(self, seconds: float, n_requests: int, size: int) -> None:
-        """Note how long some requests took that were sent at once, and the bytes of all of them."""
+        """Add the duration and the bytes of requests that were sent at once."""
         # The minimum since the start: on a full link each request also waits for the others.
         self._latency_s = min(self._latency_s, seconds)
         self._answers.append((seconds, n_requests, size))

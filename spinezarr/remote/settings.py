@@ -1,4 +1,4 @@
-"""How much may be asked of a server at once, and how long may an answer take?"""
+"""How many requests may a server get at once, and how long may an answer take?"""
 
 import math
 from dataclasses import dataclass, fields

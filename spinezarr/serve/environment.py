@@ -1,4 +1,4 @@
-"""By which environment variables do the processes of a server share what they must know?"""
+"""By which environment variables do the processes of a server share settings?"""
 
 from typing import Final
 

@@ -24,8 +24,8 @@ _CHANGES: Final = "no-cache"
 _NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
 """With ``public``, a shared cache could send the file to clients without a token."""
 _PARTS: Final = "no-store"
-"""For partial answers: Chromium caches them, and then returns truncated bytes for adjacent ranges
-(https://github.com/learningequality/kolibri/pull/15105)."""
+"""Cache control of partial answers. Chromium caches them, and then returns truncated bytes for
+adjacent ranges (https://github.com/learningequality/kolibri/pull/15105)."""
 _UNFIT: Final = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 _PARTIAL: Final = HTTPStatus.PARTIAL_CONTENT
 _WITHOUT_BODY: Final = (HTTPStatus.NOT_MODIFIED, HTTPStatus.PRECONDITION_FAILED)

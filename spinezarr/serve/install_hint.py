@@ -1,4 +1,4 @@
-"""What is the advice where the packages for serving are missing?"""
+"""What is the advice if the packages for serving are missing?"""
 
 from typing import Final
 

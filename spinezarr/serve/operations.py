@@ -52,7 +52,7 @@ PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What an answer with a certain status holds.
+    """Content of an answer with a certain status.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What is a server told, and how do its worker processes make the application from that?"""
+"""Which settings does a server have, and how do its worker processes get them?"""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ _END_S: Final = 5
 
 
 class ServeSettings(BaseModel):
-    """What a server serves, and to whom.
+    """Settings of a server: the stores, and who may read them.
 
     Attributes
     ----------

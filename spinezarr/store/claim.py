@@ -1,4 +1,4 @@
-"""Whose store lies at a place, and may this dataset be written there?"""
+"""Which dataset does the store at a path hold, and may this dataset be written there?"""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -152,7 +152,7 @@ def _describe(root: RootAttributes) -> str:
 
 
 def _is_taken(store: WritableStore) -> bool:
-    """Whether anything is there but the start of a store whose making was interrupted."""
+    """Whether the folder holds anything but the start of a store whose creation was interrupted."""
     if not store.fs.exists(store.path):
         return False
     if store.fs.isfile(store.path):

@@ -1,4 +1,4 @@
-"""What did the last ingest know of scans and folders, so that the next one opens none of them?
+"""What did the last ingest know of scans and folders, so that the next one need not open them?
 
 The ledger is the group ``ingest/zarr.json`` and is written with the scan table. An ingest trusts it
 only if the run before ended normally. If the ledger is missing, damaged or not trusted, the ingest
@@ -63,7 +63,7 @@ def hash_inputs(*inputs: object) -> str:
 
 
 class LedgerEntry(StoredAttributes):
-    """What an ingest knew of one scan."""
+    """Facts that an ingest knew of one scan."""
 
     inputs: str
     """:func:`hash_inputs` of the scan: with the same inputs, an ingest makes the same scan.
@@ -94,7 +94,7 @@ class FolderPart(StoredAttributes):
 
 
 class FolderRecord(StoredAttributes):
-    """What an ingest read from the DICOM headers in a folder."""
+    """Facts that an ingest read from the DICOM headers in a folder."""
 
     is_scan: bool
     """Whether the folder as a whole is a scan."""
@@ -102,7 +102,7 @@ class FolderRecord(StoredAttributes):
 
 
 class Ledger(StoredAttributes):
-    """What an ingest knew of all scans of a store, and of the folders that it looked into."""
+    """Facts that an ingest knew of all scans of a store, and of the folders that it inspected."""
 
     scans: dict[str, LedgerEntry] = Field(default_factory=dict)
     folders: dict[str, FolderRecord] = Field(default_factory=dict)

@@ -126,7 +126,7 @@ class ScanWriter:
         Returns
         -------
         ScanAttributes
-            What is published.
+            Attributes that are published.
         """
         scan = ScanAttributes.model_validate({**facts, "manifest": {}})
         files = small_files(scan, label_chunks, self.profile, self._separator)

@@ -1,4 +1,4 @@
-"""Which scans of a store does a verb work on?
+"""On which scans of a store does a command or function work?
 
 Commands and functions take the same four conditions. A scan is chosen if it meets all of them.
 """

@@ -82,7 +82,7 @@ class StoredScans:
         Returns
         -------
         ScanAttributes
-            What is published now, with a manifest that names the new metadata.
+            Attributes that are published now, with a manifest that names the new metadata.
         """
         fs, folder = self._store.fs, self._store.scan_folder(scan.scan_id)
         metadata = fs.cat_file(f"{folder}/{METADATA}")

@@ -1,6 +1,6 @@
 """What does the scan table hold, and how is it made from scans?
 
-It has one row a scan, so that a user can select scans without opening any of them.
+It has one row for each scan, so a user can select scans without opening any of them.
 """
 
 import re

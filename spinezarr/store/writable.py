@@ -33,7 +33,7 @@ class WritableStore:
     """Whether a run wrote after it had lost the lock, and no run has written the table since."""
 
     def changing(self) -> AbstractContextManager[None]:
-        """Return the context in which files may be changed: no other run takes the lock in it."""
+        """Return the context to change files in, where no other run can take the lock."""
         return nullcontext() if self.guard is None else self.guard.changing()
 
     def check_lock(self) -> None:

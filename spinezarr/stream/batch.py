@@ -1,4 +1,4 @@
-"""What does iterating over a stream give?"""
+"""What does iteration over a stream return?"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +23,7 @@ class Batch:
     label: npt.NDArray[np.uint8] | None
     """``(n, ...)`` label values of :mod:`spinezarr.vertebrae`; None if none were asked for.
 
-    A label never has the axis ``slice``. Of slices with neighbors, it is that of the middle slice.
+    A label never has the axis ``slice``. For slices with neighbors, it belongs to the middle slice.
     """
     dims: tuple[str, ...]
     """Names of the axes of the image after the first."""
@@ -32,7 +32,7 @@ class Batch:
     start_zyx: npt.NDArray[np.int64]
     """``(n, 3)`` first voxel of the patch, (z, y, x); negative where the patch is padded.
 
-    Of slices with neighbors, it is the first voxel of the middle slice.
+    For slices with neighbors, it is the first voxel of the middle slice.
     """
     padding_zyx: npt.NDArray[np.int64]
     """``(n, 3, 2)`` number of voxels added before and after the volume along z, y and x.

@@ -1,4 +1,4 @@
-"""Which patch is to be read?"""
+"""Which patch should be read?"""
 
 from dataclasses import dataclass
 

@@ -22,7 +22,7 @@ _SPLINE_VARIANCE = 0.479
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Taps:
-    """For each sample of an axis, four neighboring knots and their cubic B-spline weights."""
+    """Four neighboring knots and their cubic B-spline weights, for each sample of an axis."""
 
     first: npt.NDArray[np.intp]
     """Index of the first knot."""

@@ -1,1 +1,1 @@
-"""What the commands of the command line and the functions of Python have in common."""
+"""What does a command of the command line share with the Python function of its name?"""

@@ -35,14 +35,14 @@ def audit_stores(
     Parameters
     ----------
     stores
-        The stores. A scan that is chosen by its id may be in any of them.
+        Stores to audit. A scan that is chosen by its id may be in any of them.
     selection
-        The scans.
+        Scans to audit.
     write
-        Whether to keep the findings of each store in it. What is found by comparing stores is
-        never kept, as a store may be copied without the others.
+        Whether to save the findings of each store in it. Findings from comparing stores are never
+        saved, because a store may be copied without the others.
     others
-        Stores that are compared and not audited.
+        Stores that are compared but not audited.
     on_progress
         Called after each scan.
 
@@ -79,7 +79,7 @@ def _own_scans(reader: StoreReader, selection: ScanSelection) -> list[str]:
 
 
 def _kept(reader: StoreReader, found: StoreAudit) -> StoreAudit:
-    """Write an audit into its store, or say in it why that cannot be."""
+    """Save an audit in its store; if that fails, record why in the audit."""
     if not found.scans:
         return found
     try:

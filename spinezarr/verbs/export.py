@@ -28,10 +28,10 @@ _OnBytes = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export wrote."""
+    """Files that an export wrote, and scans that it could not write."""
 
     out: str = field(repr=False)
-    """Folder or URL of what was written."""
+    """Folder or URL of the files."""
     done: tuple[ExportedScan, ...]
     """The scans that were written, in the order of the store."""
     failed: dict[str, str]
@@ -45,7 +45,7 @@ class ExportReport:
         return 1 if self.failed else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was written and what failed, as plain values."""
+        """Return the report as values that JSON has."""
         done = [
             {"scan_id": scan.scan_id, "files": list(scan.files), "notes": list(scan.notes)}
             for scan in self.done
@@ -110,7 +110,7 @@ def write_nnunet_dataset(
     plan.make_folders(overwrite=overwrite)
     report = _export_each(reader, plan.scan_ids, str(plan.folder), plan.write, on_progress)
     if report.failed:
-        return report  # nnU-Net takes whole datasets only
+        return report  # nnU-Net accepts complete datasets only
     files = tuple(str(path) for path in plan.finish())
     return ExportReport(report.out, report.done, report.failed, files)
 
@@ -150,9 +150,9 @@ def write_ome_zarr_images(
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse to write where something is in the way."""
+    """Refuse to write if a file or folder of that name exists."""
     if path.exists() and not overwrite:
-        raise UsageError(f"{path}: is there already. Choose another folder, or give --overwrite.")
+        raise UsageError(f"{path}: exists already. Choose another folder, or give --overwrite.")
 
 
 def _export_each(
@@ -162,7 +162,7 @@ def _export_each(
     export: Callable[[str, _OnBytes], ExportedScan],
     on_progress: OnProgress,
 ) -> ExportReport:
-    """Export scans side by side; one that fails stops no other."""
+    """Export several scans at once; a scan that fails does not stop the others."""
     total = uncompressed_bytes(reader.table.sel(scan=list(scan_ids)))
     counter = ProgressCounter(on_progress, "export", total=total)
     done: list[ExportedScan] = []

@@ -21,7 +21,7 @@ def scans_by_split(reader: StoreReader) -> dict[str, int]:
 
 
 def summarize(reader: StoreReader) -> dict[str, Any]:
-    """Sum up a store from its scan table; see :meth:`spinezarr.Store.info`."""
+    """Summarize a store from its scan table; see :meth:`spinezarr.Store.info`."""
     table = reader.table
     source = [str(name) for name in table.source.to_numpy()]
     split = [str(name) for name in table.split.to_numpy()]

@@ -1,7 +1,7 @@
-"""How does a raw folder become a store, by the name of its dataset and a few options?
+"""How does a raw folder become a store, given the name of its dataset and a few options?
 
-Names are looked up in the catalog and among the shipped recipes; then the files are found, and the
-scans are ingested here, in processes of this machine or on a cluster.
+The name is looked up in the catalog and among the shipped recipes. Then the files are found. The
+scans are ingested in this process, in other processes of this machine, or on a cluster.
 """
 
 import os
@@ -120,7 +120,7 @@ def ingest(
     """Bring a dataset's raw files into one store; run it again to do what is missing.
 
     Scans that are in the store already, and whose files have not changed, are skipped. A scan that
-    fails stops no other.
+    fails does not stop the others.
 
     Parameters
     ----------
@@ -128,69 +128,71 @@ def ingest(
         Name in the catalog, name of a shipped recipe, path of a recipe, or ``"pairs"`` for images
         and masks that ``image`` and ``label`` describe.
     raw
-        Folder or URL of the files as downloaded; that of the catalog if not given.
+        Folder or URL of the files as downloaded. By default, that of the catalog.
     out
-        Path or URL of the store to write; that of the catalog if not given.
+        Path or URL of the store to write. By default, that of the catalog.
     image, label
         With ``"pairs"``: patterns of the paths of images and masks, such as
         ``"{scan}_ct.nii.gz"``.
     scan_id
-        With ``"pairs"``: template of the scan ids; ``"{scan}"`` if not given, or all that the
-        image pattern remembers.
+        With ``"pairs"``: template of the scan ids. By default, ``"{scan}"``, or all names of the
+        image pattern, joined by ``_``.
     license
-        License of the data, as an SPDX identifier, if it is not the recipe's.
+        License of the data as an SPDX identifier, if it differs from the recipe's.
     codec
-        Name of the codec profile; that of the store if not given, or ``"balanced"`` for a new one.
+        Name of the codec profile. By default, that of the store, or ``"balanced"`` for a new store.
     take_image_grid
-        Give a mask its image's affine where both have the same shape.
+        Whether a mask takes its image's affine if both have the same shape.
     pseudonymize
-        Store keyed hashes in place of scan and patient ids. Key and map stay outside the store.
+        Whether to store keyed hashes in place of scan and patient ids. Key and map stay outside the
+        store.
     pseudonyms
-        With ``pseudonymize``: path of the map, a ``.csv``, with its ``.key`` beside it; beside the
-        store if not given.
+        With ``pseudonymize``: path of the map, a ``.csv`` with its ``.key`` beside it. By default,
+        both lie beside the store.
     max_axis_voxels
-        Most voxels of a source file along an axis.
+        Largest number of voxels of a source file along an axis.
     max_volume_gb
-        Most voxels of a source file in GB of 10^9 bytes.
+        Largest size of the voxels of a source file, in GB of 10^9 bytes.
     follow_links
         Folders into which the voxels of a ``.mhd`` may lead through a link.
     scratch
-        Folder for what does not fit into memory; a local store's own if not given.
+        Folder for data that do not fit into memory. By default, that of a local store.
     dry_run
-        Find the files and return what was found; write nothing.
+        Whether to find the files and return the result without writing anything.
     workers
-        Ingest so many scans at once, in processes of their own.
+        Number of scans to ingest at once, each in a process of its own.
     scheduler
-        Ingest on a Dask cluster: a client, or the address of a scheduler such as
+        Dask cluster that ingests the scans: a client, or the address of a scheduler such as
         ``"tcp://10.0.0.1:8786"``. The client stays open.
     repair
-        Check every stored byte first, and write anew what is damaged.
+        Whether to check every stored byte first, and to write damaged files again.
     catalog
         The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
     storage_options
-        For the file system of ``out``, and for that of ``raw`` if it has no options of its own.
+        Options for the file system of ``out``, and for that of ``raw`` if it has no options of its
+        own.
     raw_storage_options
-        For the file system of ``raw``.
+        Options for the file system of ``raw``.
     on_progress
-        Called as scans begin, advance and end.
+        Called when scans start, advance and end.
 
     Returns
     -------
     IngestReport or Discovery
-        What was done: scans by how they ended, notes, and files that are in no scan. With
-        ``dry_run``: what was found.
+        Report with the scans by outcome, notes, and files that belong to no scan. With ``dry_run``,
+        the scans and files that were found.
 
     Raises
     ------
     UsageError
-        If options contradict each other, no scan is in a format that is read, or the store cannot
+        If options contradict each other, if no scan is in a readable format, or if the store cannot
         be written.
     RecipeError, CatalogError
-        If recipe or catalog do not load.
+        If the recipe or the catalog does not load.
     StoreBusyError
         If another process is writing the store.
     LostLockError, LostClusterError
-        If another process has taken the store over, or the cluster is gone.
+        If another process has taken over the store, or if the cluster does not answer any more.
 
     Examples
     --------
@@ -202,9 +204,13 @@ def ingest(
     if pseudonyms is not None and not pseudonymize:
         raise UsageError("--pseudonyms goes with --pseudonymize.")
     if workers is not None and scheduler is not None:
-        raise UsageError("--workers starts a cluster, --scheduler takes one: give one of them.")
+        raise UsageError(
+            "--workers starts a cluster, and --scheduler uses a running one. Give one of them."
+        )
     if scratch is not None and scheduler is None and not Path(scratch).is_dir():
-        raise UsageError(f"--scratch {scratch}: is no folder. Make it, or name one with room.")
+        raise UsageError(
+            f"--scratch {scratch}: is not a folder. Make it, or name one with free space."
+        )
     request = _Request(
         dataset=os.fspath(dataset),
         patterns=_Patterns(image, label, scan_id),
@@ -259,7 +265,7 @@ def _text(path: str | os.PathLike[str] | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Patterns:
-    """How the files of a dataset are named that has no recipe."""
+    """Patterns of the files of a dataset without a recipe."""
 
     image: str | None = None
     label: str | None = None
@@ -268,7 +274,7 @@ class _Patterns:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """Which dataset is ingested, from where to where, as the user says."""
+    """Dataset, source and target of an ingest, as the user named them."""
 
     dataset: str
     patterns: _Patterns
@@ -282,7 +288,7 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where an ingest reads and writes."""
+    """Source and target of an ingest, with their storage options."""
 
     raw: str
     raw_options: Mapping[str, Any]
@@ -292,7 +298,7 @@ class _Places:
 
 
 def _recipe_and_entry(request: _Request) -> tuple[Recipe, CatalogEntry | None]:
-    """Return how to read a dataset, and what the catalog says of it."""
+    """Return the recipe of a dataset, and its entry in the catalog."""
     if request.dataset == _PAIRS:
         return _recipe_of_patterns(request), None
     if request.patterns != _Patterns():
@@ -303,7 +309,7 @@ def _recipe_and_entry(request: _Request) -> tuple[Recipe, CatalogEntry | None]:
 
 
 def _recipe_of_patterns(request: _Request) -> Recipe:
-    """Return the recipe of a folder of pairs; its name is that of the store, renamed or not."""
+    """Return the recipe of a folder of pairs. It is named after the store."""
     patterns, out = request.patterns, request.out
     if patterns.image is None:
         raise UsageError("'pairs' needs --image, e.g. --image '{scan}_ct.nii.gz'.")
@@ -312,14 +318,14 @@ def _recipe_of_patterns(request: _Request) -> Recipe:
     if out is not None:
         root = stored_root(out, request.storage_options if "://" in out else {})
         if root is not None and root.dataset == root.title and not root.citation:
-            name = root.dataset  # a store that 'pairs' has made
+            name = root.dataset  # 'pairs' made this store, so its name stays
     return Recipe.from_pairs(patterns.image, patterns.label, name=name, scan_id=patterns.scan_id)
 
 
 def _places(request: _Request, entry: CatalogEntry | None) -> _Places:
-    """Return where to read and write: as the options say, else as the catalog does.
+    """Return source and target, from the options or else from the catalog.
 
-    The catalog is asked only for what no option gives, so its variables need not all be set.
+    The catalog is used only for values that no option gives, so its variables need not all be set.
     """
     raw, out = request.raw, request.out
     of_store, of_raw = dict(request.storage_options), dict(request.raw_storage_options)
@@ -336,7 +342,7 @@ def _places(request: _Request, entry: CatalogEntry | None) -> _Places:
             "('spinezarr init' writes one)."
         )
     raw_options = of_raw or (of_store if "://" in raw else {})
-    # Options that the raw folder has taken need not fit the store.
+    # Options for the bucket of the raw folder need not suit the store.
     out_options = {} if raw_options and "://" not in (out or "") else of_store
     license = None if entry is None else entry.license
     return _Places(raw, raw_options, out, out_options, license)
@@ -346,7 +352,7 @@ def _places(request: _Request, entry: CatalogEntry | None) -> _Places:
 def _workers(
     n_workers: int | None, scheduler: "str | Client | None", on_progress: OnProgress
 ) -> Iterator[Workers | None]:
-    """Start or take the workers that are asked for, if any, and say where to watch them."""
+    """Start or use the workers that the user asked for, if any, and report their dashboard."""
     if n_workers is None and scheduler is None:
         yield None
         return
@@ -365,7 +371,7 @@ def _workers(
 def _damaged_scans(
     url: str, storage_options: Mapping[str, Any], on_progress: OnProgress
 ) -> frozenset[str]:
-    """Check a store, and return the scans that are damaged."""
+    """Check a store, and return its damaged scans."""
     counter = ProgressCounter(on_progress, "check")
     found = verify_store(
         url,
@@ -381,9 +387,9 @@ def _damaged_scans(
 
 
 def _nii_gz_bytes(report: IngestReport, discovery: Discovery) -> int | None:
-    """Estimate the size of the scans that are done as ``.nii.gz``; None if they come as such.
+    """Estimate the size of the ingested scans as ``.nii.gz``; None if their files have this format.
 
-    Nothing is read back from a store that is not on this machine.
+    For a store that is not on this machine, the result is None, because it would be read back.
     """
     done = set(report.done)
     images = [scan.image.lower() for scan in discovery.scans if scan.scan_id in done]
@@ -393,4 +399,4 @@ def _nii_gz_bytes(report: IngestReport, discovery: Discovery) -> int | None:
         reader = StoreReader(report.store)
         return estimate_nii_gz_bytes(reader, Engine(fetcher_for(reader.objects)), report.done)
     except (SpinezarrError, OSError):
-        return None  # the report tells what was done all the same
+        return None  # the ingest itself has succeeded

@@ -9,7 +9,7 @@ __all__ = ["uncompressed_bytes"]
 
 
 def uncompressed_bytes(table: xr.Dataset) -> int:
-    """Sum up the bytes of all voxels of image and mask, as they are stored but not compressed.
+    """Return the bytes of all voxels of image and mask in their stored types, uncompressed.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ def compute_stats(
     statistics = compute_statistics(table)
     found = statistics if against is None else compare(statistics, _card(reader, against))
     if plots is not None:
-        # matplotlib takes long to import, and most who ask for figures want no plots.
+        # matplotlib takes long to import, and few calls draw plots.
         from spinezarr.stats.plots import (  # noqa: PLC0415
             draw_detection,
             draw_spacing,

@@ -1,4 +1,4 @@
-"""Is every byte of a store as it was written, and every voxel that of its source?"""
+"""Is every byte of a store as it was written, and does every voxel equal its source?"""
 
 import os
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ __all__ = ["link_folders", "verify"]
 def link_folders(folders: Collection[str | os.PathLike[str]] | None) -> tuple[str, ...]:
     """Return the folders that links of source files may lead to, as absolute paths.
 
-    They are then the same wherever a worker runs.
+    Workers then find the same folders, whatever folder they run in.
     """
     return tuple(str(Path(folder).resolve()) for folder in folders or ())
 
@@ -73,7 +73,7 @@ def _compare(
     raw_options: Mapping[str, Any],
     on_progress: OnProgress,
 ) -> Verification:
-    """Compare the scans that are whole with their source files."""
+    """Compare undamaged scans with their source files."""
     broken = {fault.scan_id for fault in found.faults if fault.kind not in {"disagrees", "extra"}}
     if "zarr.json" in {fault.path for fault in found.faults}:
         broken.update(found.scans)
@@ -81,10 +81,10 @@ def _compare(
     counter = ProgressCounter(on_progress, "compare")
     if len(whole) < len(found.scans):
         damaged = count_noun(len(found.scans) - len(whole), "scan")
-        counter.say(f"Not compared, as not whole: {damaged}.")
+        counter.say(f"Not compared, because they are damaged: {damaged}.")
     if not whole:
         return found
-    # What reads raw files takes long to import.
+    # The readers of raw files take long to import.
     from spinezarr.verify.source import compare_with_source  # noqa: PLC0415
 
     faults = compare_with_source(

@@ -39,11 +39,11 @@ class Fault:
     path: str
     """Path relative to the store, or to the raw folder for a source file."""
     kind: FaultKind
-    """What is wrong, in one word."""
+    """Kind of the fault, in one word."""
     found: str
-    """What was found."""
+    """Value or state that was found."""
     expected: str
-    """What should be there."""
+    """Value or state that was expected."""
 
     @property
     def advice(self) -> str:

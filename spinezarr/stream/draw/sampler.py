@@ -74,7 +74,7 @@ class Sampler:
     seed
         Seed of all draws, not negative.
     foreground
-        Partition of balanced draws, 0 to 1.
+        Share of balanced draws, 0 to 1.
     weights
         Relative weights of vertebrae in balanced draws. Others weigh 1.
     centers
@@ -302,7 +302,7 @@ class _Balance:
     """How balanced draws choose vertebra and scan."""
 
     vertebrae: npt.NDArray[np.intp]
-    """Numbers of the vertebrae that can be drawn."""
+    """Column numbers of the vertebrae that can be drawn."""
     ends: npt.NDArray[np.float64]
     """Cumulative probabilities of these vertebrae; the last is 1."""
     showing: Mapping[int, npt.NDArray[np.intp]]

@@ -51,7 +51,7 @@ _WINDOW_SCANS: Final = 8
 _DECODED_PER_VOXEL: Final = 1.5
 """Default for decoded voxels per voxel of a patch.
 
-With less, samples are ever more alike and hardly cheaper (``docs/sampling.md``).
+With a lower number, samples become more similar but hardly cheaper (``docs/sampling.md``).
 """
 _MOST_SAMPLES: Final = 16
 """Default limit for the samples of a neighborhood; with more, few scans are seen at a time."""
@@ -64,7 +64,7 @@ _PASS, _WINDOW = 0, 1
 
 
 class VoxelFinder(Protocol):
-    """What a window asks about the stored scans."""
+    """Interface by which a window gets voxels of vertebrae in stored scans."""
 
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
         """Read the metadata of some scans at once, before they are asked for."""
@@ -91,7 +91,7 @@ class VoxelFinder(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pass:
-    """From which scans the windows of one pass over the store draw."""
+    """The order of the scans from which the windows of one pass over the store draw."""
 
     scans: npt.NDArray[np.int_]
     """Rows of the scans, in their order on the circle."""

@@ -1,4 +1,4 @@
-"""What does a stream save, so that another process can go on exactly where it stopped?
+"""What does a stream save, so that another process can continue exactly where it stopped?
 
 A checkpoint records the finished groups, the number of batches already given of the next group, and
 a description of everything that the sequence of batches depends on.

@@ -1,4 +1,4 @@
-"""Which part of an epoch does a rank or a worker give, and where does it go on?
+"""Which part of an epoch does a rank or a worker read, and where does it continue?
 
 The batches of an epoch lie in *groups*: a group is a few batches that are read together. A
 *partition* takes every ``count``-th group. So a partition of a partition is a partition again, and

@@ -41,12 +41,13 @@ if TYPE_CHECKING:
 __all__ = ["OnChange", "PatchStream", "image_dtype_of"]
 
 OnChange = Literal["error", "follow"]
-"""What iterating does when a scan was ingested again since the store was opened.
+"""What iteration does with a scan that was ingested again since the store was opened.
 
 ``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`; ``"follow"`` reads the new voxels.
 """
 _PREFETCH_BYTES: Final = 512 << 20
-"""Default of what may be read ahead: a few batches of large patches, and no risk on a laptop."""
+"""Default number of bytes to read ahead: a few batches of large patches, little enough for a
+laptop."""
 _NOT_DESCRIBED: Final = (
     "batch_reader",
     "sampler",
@@ -239,7 +240,7 @@ class PatchStream:
         UsageError
             If the options of this stream do not fit the scans any more.
         CorruptStoreError
-            If what is read is missing or damaged.
+            If stored bytes are missing or damaged.
         """
         reader, old = self.reader.reopened(changed), self.sampler
         gone = sorted(set(old.scan_ids) - set(reader.table.scan.to_numpy().tolist()))
@@ -344,7 +345,7 @@ class PatchStream:
         IndexError
             If there is no such batch.
         CorruptStoreError
-            If what is read is missing or damaged.
+            If stored bytes are missing or damaged.
         """
         batches = self._draw_group(self._group_of(number)[0])
         if self.client is not None:
@@ -352,7 +353,7 @@ class PatchStream:
         return self.batch_reader.explain(batches)
 
     def _group_of(self, number: int) -> tuple[int, int]:
-        """Return the group of the epoch in which a batch of this stream lies, and which it is."""
+        """Return the group that holds a batch of this stream, and its position in the group."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of an epoch of {len(self)}")
         nth, within = divmod(self.partition.batches_done + number, self.batches_per_group)
@@ -488,7 +489,7 @@ class PatchStream:
 
 
 class _CurrentStream:
-    """Reads the groups of a stream, and reopens the store where scans change and it follows."""
+    """Reads the groups of a stream; reopens the store if scans change and the stream follows."""
 
     def __init__(self, stream: PatchStream) -> None:
         self._stream = stream

@@ -59,11 +59,11 @@ _NEWEST_WEIGHT: Final = 0.2
 """Weight of the last answer in the running mean of a ratio."""
 _NO_TIME_S: Final = 1e-9
 _HEAD_BYTES: Final = 1 << 20
-"""Largest size of what an answer has beside its items."""
+"""Largest size of an answer without its items."""
 _ITEM_BYTES: Final = 1 << 10
-"""Largest size of what an item has beside its voxels."""
+"""Largest size of an item without its voxels."""
 _SLACK: Final = 16
-"""Packing may make an answer larger by a part of this: one 16th."""
+"""Packing may make an answer larger by this fraction: one 16th."""
 
 ReadByRanges = Callable[[], list[Batch]]
 RequestBatches = Sequence[Sequence[PatchRequest]]
@@ -93,7 +93,7 @@ _STATUSES: Final = TypeAdapter(list[str])
 
 
 class BatchRefusedError(Exception):
-    """The server did not give a batch; the text says why."""
+    """Raised if the server does not send a batch; the text says why."""
 
 
 def api_url(url: str) -> str | None:
@@ -378,7 +378,7 @@ class BatchClient:
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """What it takes to read some batches together."""
+    """Number of bytes to send or decode for batches that are read together."""
 
     range_bytes: int
     """Bytes to fetch by ranges."""
@@ -394,14 +394,14 @@ class _Costs:
 
 @dataclass(slots=True, eq=False)
 class _KindStats:
-    """What is known about batches of one kind; the lock of the client guards it."""
+    """Measurements of batches of one kind. The lock of the client guards them."""
 
     choice: TransferChoice = field(default_factory=TransferChoice)
     costs: _Costs | None = None
     is_estimated: bool = False
     ratios: dict[Pack, float] = field(default_factory=lambda: dict(_RATIOS))
     unserved: int = 0
-    """How often the server did not give batches."""
+    """How many times the server did not send batches."""
 
     def best_pack(self, limits: BatchLimits, link: float | None) -> Pack:
         """Return the fastest packing: few bytes, unless packing takes longer than sending."""

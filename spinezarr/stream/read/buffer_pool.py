@@ -1,4 +1,4 @@
-"""How is the memory of batches used again, once nobody holds a batch any more?
+"""How is the memory of a batch used again, once nobody holds the batch?
 
 The operating system gives large arrays fresh pages, and clears each page when it is first touched.
 With two threads, that can take longer than decoding the voxels.
@@ -23,7 +23,7 @@ _Block = npt.NDArray[np.uint8]
 
 
 class _Lease:
-    """What all views of a block refer to; when the last view is gone, so is this.
+    """Object to which all views of a block refer. It is deleted together with the last view.
 
     In NumPy, a view of a view refers to the first array. So this is not an array itself, and all
     views refer to it and to nothing else.

@@ -455,7 +455,7 @@ def fetcher_for(objects: Objects, cache: CacheSettings = NO_CACHE) -> Fetcher:
     objects
         The store.
     cache
-        What is kept of a remote store; a store on disk needs no cache in a folder.
+        Cache of a remote store. A store on disk needs no cache in a folder.
     """
     if isinstance(objects, RemoteObjects):
         return RemoteFetcher(objects, None if cache.folder is None else shared_range_cache(cache))

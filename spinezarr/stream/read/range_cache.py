@@ -78,7 +78,7 @@ class CacheWarning(UserWarning):
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What is kept of a store for the next reads: in a folder on disk, and in memory.
+    """Settings of the caches of a store: in a folder on disk, and in memory.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from typing import Final, Literal
 __all__ = ["MIN_READS", "Transfer", "TransferChoice"]
 
 Transfer = Literal["auto", "patches", "ranges"]
-"""What a spinezarr server sends: voxels of patches, or byte ranges of the store.
+"""Kind of data that a spinezarr server sends: voxels of patches, or byte ranges of the store.
 
 ``"auto"`` takes whichever is faster.
 """
