@@ -620,7 +620,7 @@ def test_existing_files_are_replaced_only_with_overwrite(pair):
     run(*words, "--scan", "b")
     assert names(pair / "out") == ["b_ct.nii", "b_seg.nii"]
     (pair / "out/b_seg.nii").write_bytes(b"mine")
-    assert "is there already" in " ".join(run(*words, code=2).stderr.split())
+    assert "exists already" in " ".join(run(*words, code=2).stderr.split())
     assert (pair / "out/b_seg.nii").read_bytes() == b"mine"
     run(*words, "--overwrite")
     assert names(pair / "out") == ["a_ct.nii", "a_seg.nii", "b_ct.nii", "b_seg.nii"]
