@@ -43,7 +43,7 @@ SHAPES: tuple[ShapeZYX, ...] = (
     (64, 48, 48), (64, 64, 64), (64, 64, 32), (32, 48, 48), (32, 32, 32),
 )  # fmt: skip
 KINDS = {"128^3": 6, "96^3": 12, "axial": 4, "sagittal": 4}
-"""Patches of each kind that every candidate reads in a turn."""
+"""Number of patches of each kind that every candidate reads in a turn."""
 SLOW = frozenset({"blosc zstd 9 byte", "gzip 6", "pcodec 12", "delta, shuffle, zstd 9"})
 """Codecs that are measured only with the chunk shapes of the profiles."""
 MASK_CODEC = "blosc zstd 5 -"
@@ -116,7 +116,7 @@ def chain(name: str, family: str, *codecs: Any) -> Codec:  # noqa: ANN401
 
 
 def candidates(itemsize: int, *, quick: bool) -> list[Codec]:
-    """Return all candidates for voxels of ``itemsize`` bytes; speeds are compared to the first."""
+    """Return all candidates for voxels of ``itemsize`` bytes, the reference first."""
     chosen = [
         *(of_blosc(spec) for spec in dict.fromkeys(_profile_codecs())),
         of_blosc(BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * KIB)),

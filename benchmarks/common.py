@@ -98,7 +98,7 @@ def ingested(image: Path, label: Path, work: Path) -> Path:
 
 
 def spread(name: str, values: list[float]) -> dict[str, float]:
-    """Return median, smallest and largest."""
+    """Return median, smallest and largest value, with names."""
     return {
         f"{name}_median": statistics.median(values),
         f"{name}_min": min(values),

@@ -21,7 +21,7 @@ def size_zyx(kind: str, shape_zyx: ShapeZYX) -> ShapeZYX:
 
 
 def boxes(kind: str, shape_zyx: ShapeZYX, seed: int, n: int) -> list[Box]:
-    """Draw ``n`` boxes of a kind, each position equally likely."""
+    """Draw ``n`` boxes of a kind; each position has equal probability."""
     size = size_zyx(kind, shape_zyx)
     rng = np.random.default_rng(seed)
     room = np.subtract(shape_zyx, size)
@@ -39,7 +39,7 @@ class Draw:
 
 
 def draws(kind: str, shape_zyx: ShapeZYX, scans: int, seed: int, n: int) -> list[Draw]:
-    """Draw ``n`` patches: a scan, then a position in it, each equally likely."""
+    """Draw ``n`` patches: a scan, then a position in it, each with equal probability."""
     chosen = np.random.default_rng((seed, 1)).integers(0, scans, n).tolist()
     return [
         Draw(scan, box) for scan, box in zip(chosen, boxes(kind, shape_zyx, seed, n), strict=True)

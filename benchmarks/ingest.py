@@ -183,7 +183,7 @@ def measure(pair: list[Path], copies: int, rounds: int, work: Path) -> dict[str,
         return statistics.median(getattr(cost, field) for cost in costs[name])
 
     def ratio(slow: str, fast: str, field: str) -> float:
-        """Median over rounds of the ratio within a round."""
+        """Return the median over rounds of the ratio within a round."""
         pairs = zip(costs[slow], costs[fast], strict=True)
         return statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs)
 

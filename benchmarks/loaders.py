@@ -111,7 +111,7 @@ def rate(batches: Iterable[object]) -> tuple[float, float]:
     n = sum(1 for _ in given)
     wall_s = time.perf_counter() - began
     del given  # workers are waited for
-    # They are counted in hundredths of a second.
+    # The system counts them in hundredths of a second.
     return n / wall_s, n / max(sum(os.times()[:4]) - cores, 0.01)
 
 

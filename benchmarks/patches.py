@@ -236,7 +236,7 @@ def measure_memory(
 
 
 def measure_first_batch(work: Path, scans: int, rounds: int) -> list[dict[str, float]]:
-    """Time the first batch of a store of many scans, each time in a process of its own."""
+    """Measure the time to the first batch of a store of many scans, each time in a new process."""
     raw, store = work / "many" / "raw", work / "many.zarr"
     raw.parent.mkdir()
     add_scans(raw, range(scans))

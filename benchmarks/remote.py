@@ -65,7 +65,7 @@ RATES = (0.0, 0.01, 0.03, 0.1)
 """Fractions of requests that fail."""
 DIRECT = Conditions()
 TRIED_AT = "20 ms"
-"""The link on which layouts are tried."""
+"""Link on which layouts are tried."""
 USUAL = "64³ lz4hc 7"
 """The layout of peers in parts that try no layouts."""
 COMPARED = 8
@@ -82,7 +82,7 @@ COLD_BATCH = 2
 
 SHORT_SHAPE = (80, 160, 160)
 WITH_LAYOUTS = sorted({way.peer for way in WAYS if way.has_layouts})
-"""Peers that read Zarr."""
+"""Peers that read Zarr, in several layouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,8 @@ class Bench:
     def fresh(self, setup: Setup, conditions: Conditions = DIRECT) -> Child:
         """Open a reader, and let it load metadata and shard indices.
 
-        Peers do so without any delay; ours must see the link that it is for, as it measures it.
+        Peers do so without delay. spinezarr must use the link of its turn, because it measures the
+        link.
         """
         self.link.set(conditions if setup.is_ours else DIRECT)
         command = [*python_module("peers.remote_child"), str(self.data.folder), *setup.arguments]
@@ -308,7 +309,7 @@ def choose_layouts(bench: Bench, ways: Sequence[RemoteWay], kind: str) -> dict[s
 
 
 def own_setups(bench: Bench) -> list[Setup]:
-    """Return the settings of spinezarr that take turns."""
+    """Return the readers of spinezarr that take turns."""
     setups = [ours("exact"), ours("window")]
     if bench.options.serve:
         ways = ("patches", "ranges")
@@ -319,7 +320,7 @@ def own_setups(bench: Bench) -> list[Setup]:
 def choose_settings(
     bench: Bench, ways: Sequence[RemoteWay], layouts: dict[str, str], kind: str, link: str
 ) -> list[Entry]:
-    """Try every setting of each peer, on its layout and on our store; return the fastest."""
+    """Try each peer's settings on its layout and on spinezarr's store; return the fastest."""
     entries = [
         guessed(bench, Entry(setup.reader, setup, 0, 1.0), kind, link)
         for setup in own_setups(bench)
@@ -355,7 +356,7 @@ def measure_table(bench: Bench) -> Iterator[list[Row]]:
                      for entry in entries if turns[entry.reader]]  # fmt: skip
             say(f"{kind}, {link}: measured")
             yield rows
-        bench.close()  # the next kind has other layouts
+        bench.close()  # the next kind uses other layouts
 
 
 def take_turns(
@@ -500,7 +501,7 @@ def measure_trainers(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def measure_cold(bench: Bench) -> dict[str, Any]:
-    """Start processes on a store of many scans; count requests and seconds to the first batch."""
+    """Count requests and seconds up to the first batch of new processes on many scans."""
     store = bench.data.folder / "many.zarr"
     raw = bench.data.folder / "many"
     add_scans(raw, range(bench.options.cold_scans))

@@ -24,7 +24,7 @@ LINKS = {
     CAP: Conditions(bytes_per_s=100e6),
     SLOW: Conditions(bytes_per_s=12e6),
 }
-"""Links by name; latency is that of each request."""
+"""Links by name. The latency is added to each request."""
 MB = 1e6
 _ARRAYS = 2
 """Number of arrays: image and mask."""
@@ -46,7 +46,7 @@ _COLD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A reader on one kind of patch and link."""
+    """Results of a reader on one kind of patch and one link."""
 
     kind: str
     link: str

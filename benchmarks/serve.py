@@ -116,7 +116,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}{PATH}"
 
     def core_s(self) -> float:
-        """Return the core time of its processes."""
+        """Return the core time of its processes in seconds."""
         root = psutil.Process(self.process.pid)
         times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
         return sum(one.user + one.system for one in times)
@@ -178,7 +178,9 @@ class Wrk:
         told = {"SIZE": str(size), "PLACES": str(places), "SEED": str(seed)}
         words = ["-t1", f"-c{CONNECTIONS}", f"-d{math.ceil(seconds)}s", "-s", str(self._script)]
         found = said(server, ["wrk", *words, server.url], told)
-        most = _WITH_HEADS * size * (found["requests"] + CONNECTIONS)  # some are under way
+        most = (
+            _WITH_HEADS * size * (found["requests"] + CONNECTIONS)
+        )  # some requests are still in flight
         if found["bad"] or not size * found["requests"] <= found["bytes"] <= most:
             raise SystemExit(f"{server.name}: did not answer {self.name} with ranges: {found}")
         return {**found, "bytes": found["requests"] * size}
@@ -199,7 +201,7 @@ def said(
 
 
 def free_port() -> int:
-    """Return a port that is free now."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         port: int = one.getsockname()[1]
         return port
@@ -240,7 +242,7 @@ def commands(
     if not options.zarr_http_server and find_spec("zarr_http_server") is None:
         left_out.append(f"{ZARR_SERVER}: is not installed (it needs Python 3.12)")
     else:
-        # A Python in a root folder of its own sees the folder of the store alone.
+        # A Python in its own root folder can see only the folder of the store.
         shutil.copy(FOLDER / "peers" / "file_apps.py", work)
         port = free_port()
         app = uvicorn("file_apps:zarr_http_server", port, n)
@@ -257,7 +259,7 @@ def uvicorn(app: str, port: int, processes: str) -> list[str]:
 def servers(
     options: argparse.Namespace, store: Path, work: Path, left_out: list[str]
 ) -> Iterator[list[Server]]:
-    """Start all servers, and end them."""
+    """Start all servers, and end them afterward."""
     with ExitStack() as stack:
         log = stack.enter_context((work / "servers.log").open("wb"))
         paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -69,7 +69,7 @@ def stacked(image: Path, label: Path, work: Path, n_slices: int) -> tuple[Path, 
 
 @contextmanager
 def serving(*stores: Path) -> Iterator[str]:
-    """Serve stores in a process of its own; yield its URL."""
+    """Serve stores in a process of its own; yield the URL."""
     program = (
         "import sys, time\n"
         "from spinezarr.serve.run import BackgroundServer\n"
@@ -164,7 +164,7 @@ def shown(results: dict[str, dict[str, object]]) -> Table:
 
 
 def main() -> None:
-    """Measure, print, and write figures."""
+    """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="image and mask")
     parser.add_argument("--folder", type=Path, help="where to work; else a temporary one")

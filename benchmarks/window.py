@@ -45,19 +45,19 @@ class EqualVolumes:
     """Scans of one shape, without files."""
 
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
-        """Do nothing: there are no files."""
+        """Do nothing, because there are no files."""
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:  # noqa: ARG002  all have one
-        """Return the chunks of the default store."""
+        """Return the chunk shape of the default profile."""
         return BALANCED.chunk_shape_zyx
 
     def chunk_voxels(self, scan_id: str, vertebra: str, k: int) -> tuple[np.ndarray, int]:
-        """Return nothing: only uniform draws are counted."""
+        """Raise an error, because only uniform draws are counted."""
         raise NotImplementedError(scan_id, vertebra, k)
 
 
 def sampler_of(size_zyx: ShapeZYX, shape_zyx: ShapeZYX, n_scans: int) -> Sampler:
-    """Draw uniformly from equal scans."""
+    """Return a sampler that draws uniformly from equal scans."""
     return Sampler(
         scan_ids=tuple(f"scan-{i}" for i in range(n_scans)),
         shapes_zyx=np.array([shape_zyx] * n_scans),
@@ -77,7 +77,7 @@ def no_voxel(scan_id: str, vertebra: str, k: int | None) -> ShapeZYX:
 
 
 def chunks_of(box: Box) -> set[ShapeZYX]:
-    """Return the chunks that a box meets."""
+    """Return the chunks that a box overlaps."""
     sides = zip(box.start_zyx, box.stop_zyx, BALANCED.chunk_shape_zyx, strict=True)
     z, y, x = (range(a // side, -(-b // side)) for a, b, side in sides)
     return {(i, j, k) for i in z for j in y for k in x}

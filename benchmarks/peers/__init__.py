@@ -1,1 +1,1 @@
-"""The readers that ``patches.py`` compares; each is opened in a child process of its own."""
+"""Which readers does ``patches.py`` compare? Each is opened in a child process of its own."""

@@ -100,7 +100,7 @@ def serve(start: Callable[[], object]) -> None:
             answer(method(**arguments))
         except Exception as problem:  # noqa: BLE001  the parent says which reader it was
             answer({"problem": f"{type(problem).__name__}: {problem}"})
-    os._exit(0)  # workers and thread pools of the peers are not waited for
+    os._exit(0)  # do not wait for workers and thread pools of the peers
 
 
 def main() -> None:

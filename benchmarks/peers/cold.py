@@ -23,7 +23,7 @@ def evict(files: Sequence[Path]) -> None:
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # pages that are not yet written cannot be dropped
+            os.fsync(descriptor)  # pages that are not yet on disk cannot be dropped
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)

@@ -98,7 +98,7 @@ def _stream(options: dict[str, Any], kept: dict[str, int], data: Data) -> Stream
 
 
 def _torch(data: Data) -> StreamReader:
-    """Iterate over the PyTorch loader; batches are tensors with an axis for channels."""
+    """Iterate over the PyTorch loader. Batches are tensors with a channel axis."""
     loaders: Any = importlib.import_module(_TORCH)
 
     def locate(batch: dict[str, Any]) -> list[Located]:

@@ -69,7 +69,7 @@ class BoxReader:
         return sum(done), time.perf_counter() - started
 
     def check(self, kind: str) -> None:
-        """Compare patches, corners among them, with the uncompressed voxels."""
+        """Compare patches, including those at corners, with the uncompressed voxels."""
         shape = self.data.shape_zyx
         drawn = draws(kind, shape, self.data.scans, 7, 2)
         size = size_zyx(kind, shape)
@@ -119,7 +119,7 @@ class StreamReader:
     running: dict[str, Iterator[Any]] = field(default_factory=dict)
 
     def rate(self, kind: str, seed: int, seconds: float, turn: Turn) -> tuple[int, float]:  # noqa: ARG002  it draws for itself
-        """Take batches for about ``seconds``; return patches and seconds."""
+        """Read batches for about ``seconds``; return patches and seconds."""
         if self.anew:
             self.running.clear()
         started = time.perf_counter()
@@ -185,7 +185,7 @@ def _compare(what: str, values: Voxels, truth: Voxels, dtype: Any, *, own: bool 
 
 
 def _together(work: Callable[[int], None], callers: int) -> None:
-    """Run ``work`` in threads; the first is this one."""
+    """Run ``work`` in several threads, of which the first is this one."""
     problems: list[BaseException] = []
 
     def guarded(caller: int) -> None:

@@ -1,4 +1,4 @@
-"""Readers of patches over HTTP and S3, each with the settings that serve it best.
+"""How do peers read patches over HTTP and S3, with the best settings of each?
 
 All keep their arrays open. The settings below, and several numbers of reads in flight, are tried
 under every condition.
@@ -130,7 +130,7 @@ class RemoteWay:
     in_flight: tuple[int, ...]
     """Numbers of reads in flight to choose from; the first is tried with every layout."""
     needs: str
-    """The package."""
+    """Name of the package that it needs."""
     has_layouts: bool = True
     """Whether the peer reads Zarr, and so can use several layouts, including ours."""
 

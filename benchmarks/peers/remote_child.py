@@ -1,4 +1,4 @@
-"""Serves one reader of a remote store to the parent; see :func:`peers.child.serve`.
+"""How does a child process answer its parent about one reader of a remote store?
 
 All readers read the boxes that spinezarr draws. Outside of timed turns all voxels are compared.
 """
@@ -52,7 +52,7 @@ def stream_of(
     n: int,
     **options: Any,  # noqa: ANN401
 ) -> PatchStream:
-    """Return the stream of a kind, patches cut to the volume."""
+    """Return the stream of a kind, with patches that are not larger than the volume."""
     if kind == AXIAL:
         return store.slices(kind, batch_size=BATCH, n_samples=n, **options)
     z, y, x = map(min, SIZES[kind], shape_zyx)
@@ -74,7 +74,7 @@ class Truth:
 
 
 class Tally:
-    """Counts of a run whose reads may fail."""
+    """Counts the results of a run in which reads may fail."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
