@@ -1,9 +1,9 @@
-/* Asks a server for random ranges of one file over connections that it keeps, and says what came.
+/* Requests random ranges of one file over connections that stay open, and prints what came.
  *
  * load PORT CONNECTIONS SECONDS PATH FILE_BYTES RANGE_BYTES SEED [HEADER...]
  *
- * One thread with epoll and a large buffer, so that it takes as little as it can of the cores that
- * the server has. Each answer must be 206 with as many bytes as were asked for. Prints requests,
+ * It is one thread with epoll and a large buffer, so that it leaves the processor cores to the
+ * server. Each answer must be 206 with as many bytes as were asked for. Prints requests,
  * bytes of bodies, seconds, and microseconds of the median and of the slowest hundredth.
  */
 #define _GNU_SOURCE
@@ -68,7 +68,7 @@ static void ask(Connection *c) {
     c->asked_at = now();
 }
 
-/* Reads the head in what has come; what follows it counts as body. */
+/* Reads the head of an answer from the received bytes; the bytes after it count as body. */
 static void read_head(Connection *c) {
     c->head[c->head_size] = 0;
     char *end = strstr(c->head, "\r\n\r\n");

@@ -213,7 +213,7 @@ def test_a_map_without_its_key_is_refused(raw, tmp_path):
     run(raw, tmp_path / "s.zarr")
     (tmp_path / "s.zarr").rename(tmp_path / "away")
     (tmp_path / "s.zarr.pseudonyms.key").unlink()
-    with pytest.raises(UsageError, match="another would give other pseudonyms"):
+    with pytest.raises(UsageError, match="Another key would give other pseudonyms"):
         run(raw, tmp_path / "s.zarr")
 
 
@@ -232,8 +232,11 @@ def damage(name, edit):
         (damage("s.zarr.pseudonyms.key", lambda text: text[:20]), "64 hexadecimal digits"),
         (damage("s.zarr.pseudonyms.key", lambda _: "zz"), "64 hexadecimal digits"),
         (damage("s.zarr.pseudonyms.csv", lambda text: text.replace("visitB", "x")), "line [234]: "),
-        (damage("s.zarr.pseudonyms.csv", lambda text: text.replace("scan_id", "x")), "is no map"),
-        (damage("s.zarr.pseudonyms.csv", lambda text: text + 'x,"'), "is no map"),
+        (
+            damage("s.zarr.pseudonyms.csv", lambda text: text.replace("scan_id", "x")),
+            "is not a map",
+        ),
+        (damage("s.zarr.pseudonyms.csv", lambda text: text + 'x,"'), "is not a map"),
     ],
 )
 def test_a_damaged_key_or_map_is_refused(raw, tmp_path, apply, reason):

@@ -1,15 +1,15 @@
-/* How do boxes of voxels get out of encoded chunks, without Python?
+/* Reads boxes of voxels from encoded chunks, without Python.
  *
  * A chunk is a Blosc 1 buffer, followed by its crc32c. This code decodes LZ4 streams, with or without
  * shuffled bytes, which is what the default profile writes. Any other chunk gets the status UNKNOWN,
  * and the caller decodes it by other means. Only what the wanted voxels need is decoded: blocks
- * without any are skipped, and decoding of a stream ends with its last wanted byte. Shuffled bytes
+ * without wanted voxels are skipped, and a stream is decoded up to its last wanted byte. Shuffled bytes
  * are put together on their way into the output.
  *
  * Sources: Blosc 1 chunk format (README_CHUNK_FORMAT.rst of C-Blosc), LZ4 block format
  * (lz4_Block_format.md of LZ4), CRC-32C (RFC 3720, appendix B.4).
  *
- * Buffers are not trusted: every length and offset is checked, whether the checksum fits or not. The
+ * Buffers are not trusted: every length and offset is checked, even if the checksum is correct. The
  * tables of chunks and pieces are not trusted either, as their numbers come from the metadata of a
  * store: a chunk whose numbers do not fit together is DAMAGED. Only addresses are trusted: ``data`` of
  * a chunk has ``size`` bytes, and ``data`` of an output, with its strides, has its shape.
@@ -89,7 +89,7 @@ typedef struct {
     int64_t itemsize;
 } Output;
 
-/* Arguments of one call, which are the same for all its chunks. */
+/* Arguments of one call, the same for all its chunks. */
 typedef struct {
     const Piece *pieces;
     int64_t n_pieces;
@@ -252,7 +252,7 @@ static void copy_near(uint8_t *out, int64_t offset, int64_t n) {
  * Returns whether everything that was read is valid.
  *
  * The processor cannot predict the lengths in CT data, and a wrong prediction takes longer than to
- * decode a sequence. So short lengths are read without a branch, and more is copied than needed. */
+ * decode a sequence. So short lengths are read without a branch, and more bytes are copied than needed. */
 static int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t wanted) {
     const uint8_t *const in_end = in + n;
     uint8_t *const start = out, *const out_end = out + size, *const enough = out + wanted;
@@ -426,7 +426,7 @@ static void copy_pieces(const Chunk *chunk, const Call *call, Block block) {
         copy_piece(chunk, &block, pieces + i, call->outputs + pieces[i].output);
 }
 
-/* Returns a block of all voxels of a chunk, which lie one after the other. */
+/* Returns a block of all voxels of a chunk, which are stored one after the other. */
 static Block whole_chunk(const Chunk *chunk, const uint8_t *voxels) {
     const Block block = {{voxels}, 0, n_voxels(chunk), 0};
     return block;
@@ -645,7 +645,7 @@ EXPORT int32_t spinezarr_kernel_version(void) {
     return VERSION;
 }
 
-/* Bytes of a row of each table, so that the caller can see that it means the same structures. */
+/* Bytes of a row of each table, so that the caller can check that its structures are the same. */
 EXPORT int64_t spinezarr_chunk_bytes(void) { return (int64_t)sizeof(Chunk); }
 EXPORT int64_t spinezarr_piece_bytes(void) { return (int64_t)sizeof(Piece); }
 EXPORT int64_t spinezarr_output_bytes(void) { return (int64_t)sizeof(Output); }
@@ -670,7 +670,7 @@ EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Pie
     for (int64_t i = first; i < last; i++) chunks[i].status = fill(chunks + i, &call, &ahead);
 }
 
-/* For tests: by instruction, where the machine has it, and by table. */
+/* For tests: crc32c by the instruction, if the machine has it, and by the table. */
 EXPORT uint32_t spinezarr_crc32c(const uint8_t *data, int64_t n, int32_t by_table) {
     return by_table ? crc32c_by_table(data, n) : crc32c(data, n);
 }

@@ -1,4 +1,4 @@
-/* What both pages use. */
+/* Functions that the list page and the scan page share. */
 
 /** An answer with an error status; its message is for a person. */
 export class AnswerError extends Error {

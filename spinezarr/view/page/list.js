@@ -150,7 +150,7 @@ function nothing(rows, state) {
   if (!rows.length) {
     return [element("h2", {}, "No scans yet"), element("p", { class: "quiet" }, "Scans are listed when an ingest run has written the store’s table.")];
   }
-  return isAll(state) ? [] : [element("h2", {}, "No scan fits"), element("p", { class: "quiet" }, "Take a filter back, or search for fewer words.")];
+  return isAll(state) ? [] : [element("h2", {}, "No scan fits"), element("p", { class: "quiet" }, "Remove a filter, or search for fewer words.")];
 }
 
 /** Charts are beside the list. In a narrow window they are above it, and only on request. */

@@ -1,4 +1,4 @@
-/* How scans are spaced and which vertebrae they show: of those that the list shows. */
+/* Charts of the scans that the list shows: voxel spacing, and vertebrae in the masks. */
 
 import { element, numberText } from "./common.js";
 import { VERTEBRAE, colorOf } from "./vertebrae.js";

@@ -1,4 +1,4 @@
-/* Which scans are shown and in which order, as the URL says it. No element is touched here. */
+/* Which scans the list shows, in which order; the URL holds it. No element of the page is touched here. */
 
 import { orderOf } from "./vertebrae.js";
 

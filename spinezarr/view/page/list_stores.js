@@ -1,4 +1,4 @@
-/* What a store is: as a card among others, and above the list of its scans. */
+/* Facts of a store: as a card in the list of stores, and above the list of its scans. */
 
 import { bytesText, element } from "./common.js";
 

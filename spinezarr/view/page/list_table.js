@@ -1,18 +1,18 @@
-/* The list of scans: as many rows as are seen are in the page, whatever there are. */
+/* The list of scans. Only the visible rows are in the page, however many scans there are. */
 
 import { bytesText, element, numberText } from "./common.js";
 import { VERTEBRAE, colorOf, orderOf, rangesText } from "./vertebrae.js";
 
 const ROW_PX = 48;
 const SPARE_ROWS = 6;
-/** Pictures are requested when scrolling stops: rows that fly past need none. */
+/** Pictures are requested when scrolling stops: rows that scroll past need none. */
 const REST_MS = 90;
 const PICTURE_PX = 96;
 const SVG = "http://www.w3.org/2000/svg";
 const SLOT_PX = 5;
 const STRIP_PX = 12;
 const END_CHARACTERS = 9;
-/** The sign between sizes, with thin spaces. */
+/** The multiplication sign between sizes, with thin spaces. */
 const TIMES = "\u2009×\u2009";
 
 const COLUMNS = [

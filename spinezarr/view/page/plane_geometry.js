@@ -1,7 +1,7 @@
-/* Where voxels of the three planes are on the screen, whoever draws them.
+/* Where voxels of the three planes are on the screen; both views draw by it.
 
-Places are voxels of level 0, (x, y, z), whole numbers at their centers; axes run to the right, to
-anterior and to superior. Planes are shown as radiologists hang them: the patient's right on the
+Positions are voxel indices (x, y, z) of level 0, whole numbers at the centers of voxels. The axes
+point to the right, to anterior and to superior. Planes are shown as radiologists hang them: the patient's right on the
 left, anterior up or on the left, head up. So both axes of each plane run against those of the
 screen. */
 
@@ -49,7 +49,7 @@ export class Grid {
     );
   }
 
-  /** Coordinate of a voxel along an axis in mm, as the server counts; exact unless axes are oblique. */
+  /** Coordinate of a voxel along an axis in mm, as the server computes it; exact unless axes are oblique. */
   positionMm(axis, index) {
     return this.affine[axis][3] + this.spacing[axis] * index;
   }

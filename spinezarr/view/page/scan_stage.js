@@ -1,4 +1,4 @@
-/* The four tiles: planes, sliders, lines where the planes cross, and what a pointer does in them. */
+/* The four tiles: planes, sliders, lines where the planes cross, and the handling of pointers. */
 
 import { element, hasNiivue } from "./common.js";
 import { AXIS_NAMES, Camera, PLANES, PLANE_NAMES, PlaneOnScreen } from "./plane_geometry.js";
@@ -26,7 +26,7 @@ class Pinch {
     this.distance = Math.max(1, Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY));
   }
 
-  /** Return how far they went apart since then, and how their middle moved, in pixels. */
+  /** Return how much their distance has grown since then, and how their midpoint moved, in pixels. */
   move(fingers) {
     const { middle, distance } = this;
     this.begin(fingers);
@@ -145,7 +145,7 @@ export class Stage extends EventTarget {
     return VolumeView.fitting(this.source.levels)[0]?.level ?? null;
   }
 
-  /** Repeat what failed. */
+  /** Request again what failed. */
   retry() {
     this.slices.retry();
   }
@@ -249,7 +249,7 @@ export class Stage extends EventTarget {
       "button",
       {
         type: "button",
-        title: "This alone, or all",
+        title: "Show only this, or all",
         "aria-label": `${name === "render" ? "3D" : PLANES[name].title} alone`,
         onclick: () => this.state.set({ layout: this.state.layout === name ? "all" : name }),
       },

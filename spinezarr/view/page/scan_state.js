@@ -1,4 +1,4 @@
-/* What is shown of a scan, and the address that says it. */
+/* The state of the page of a scan; the URL holds it. */
 
 import { PLANE_NAMES } from "./plane_geometry.js";
 
@@ -46,7 +46,7 @@ export class ScanState extends EventTarget {
     this.list = query.get("list");
   }
 
-  /** Change some of it. */
+  /** Change some fields of the state. */
   set(fields) {
     Object.assign(this, fields);
     this.dispatchEvent(new Event("change"));

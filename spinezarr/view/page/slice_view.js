@@ -113,7 +113,7 @@ export class SliceView {
     this.retry();
   }
 
-  /** Repeat what failed. */
+  /** Request again what failed. */
   retry() {
     for (const [plane, state] of Object.entries(this.planes)) {
       state.drawn = "";

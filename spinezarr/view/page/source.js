@@ -1,4 +1,4 @@
-/* A scan on the server: its facts, its levels voxel by voxel, and slices that the server draws. */
+/* A scan on the server: its facts, the voxels of its levels, and slices that the server draws. */
 
 import { ask, askJson } from "./common.js";
 import { AXIS_NAMES, Grid, PLANES } from "./plane_geometry.js";

@@ -1,4 +1,4 @@
-/* Names, order and colors of vertebrae: those of spinezarr.vertebrae, which a test holds this to. */
+/* Names, order and colors of vertebrae. A test checks that they equal those of spinezarr.vertebrae. */
 
 const numbered = (letter, count) => Array.from({ length: count }, (_, at) => `${letter}${at + 1}`);
 

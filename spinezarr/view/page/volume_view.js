@@ -1,4 +1,4 @@
-/* Shows the planes and the spine in 3D with NiiVue 0.69: the only file that knows of it.
+/* Shows the planes and the spine in 3D with NiiVue 0.69: the only file that uses NiiVue.
 
 A volume comes from `{levels, fetchChunk}`, as `loadChunkedVolume` of NiiVue 1.0 wants it, which
 fetches the chunks that it shows; 0.69 gets a whole level here. NiiVue is told that the volume lies

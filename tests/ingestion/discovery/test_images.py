@@ -247,7 +247,7 @@ def test_the_error_names_an_image_that_also_matches_a_mask_template(tmp_path, lo
     )
     (tmp_path / "raw" / "s1").mkdir(parents=True)
     (tmp_path / "raw" / "s1" / "ct.nii").touch()
-    with pytest.raises(UsageError, match=r"s1/ct.nii fits an image pattern and a mask's template"):
+    with pytest.raises(UsageError, match=r"s1/ct.nii fits an image pattern and a mask template"):
         discover(recipe, str(tmp_path / "raw"))
 
 
@@ -447,10 +447,10 @@ def test_files_with_unprintable_names_fail_only_their_scans(tmp_path, load):
     assert taken(chosen) == {"b": ("b_ct.nii.gz", "b_seg.nii.gz")}
     reasons = {refused.scan_id: refused.reason for refused in chosen.refused}
     assert reasons == {
-        r"a\x0a": r"a\x0a_ct.nii.gz: its path holds control characters or is no UTF-8; they are "
-        "shown as escapes. Rename it.",
-        "d": r"c\x1b/d_ct.nii.gz: its path holds control characters or is no UTF-8; they are "
-        "shown as escapes. Rename it.",
+        r"a\x0a": r"a\x0a_ct.nii.gz: its path holds control characters or is not UTF-8, shown "
+        "here as escapes. Rename it.",
+        "d": r"c\x1b/d_ct.nii.gz: its path holds control characters or is not UTF-8, shown "
+        "here as escapes. Rename it.",
     }
 
 
