@@ -15,7 +15,7 @@ from spinezarr.errors import UsageError
 from spinezarr.geometry import ShapeIJK
 from spinezarr.vertebrae import VALUE_OF_NAME
 
-# nibabel carries few annotations; strict mypy would refuse each call.
+# nibabel has few annotations, so strict mypy would refuse each call.
 _nib: Any = nib
 
 __all__ = ["VerseConvention", "lml_text", "verse_json"]

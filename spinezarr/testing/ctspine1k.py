@@ -230,14 +230,14 @@ def write_ctspine1k(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     layout
         Which release to imitate.
     scans
-        What to write.
+        Scans to write.
     scale
-        Factor on the voxels along each axis, of the same patients: 0.25 makes scans of some 50
-        voxels an axis in a fraction of a second each.
+        Factor on the number of voxels along each axis, for the same patients: 0.25 makes scans of
+        some 50 voxels along each axis, each in a fraction of a second.
     on_scan
         Called with the scan's id after each one.
 

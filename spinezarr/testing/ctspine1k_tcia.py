@@ -43,11 +43,11 @@ def write_ctspine1k_tcia(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write; only colon and neck scans came from TCIA.
+        Scans to write; only colon and neck scans came from TCIA.
     scale
-        Factor on the voxels along each axis, of the same patients.
+        Factor on the number of voxels along each axis, for the same patients.
 
     Returns
     -------

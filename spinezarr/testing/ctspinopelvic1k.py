@@ -83,9 +83,9 @@ def write_ctspinopelvic1k(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write.
+        Scans to write.
 
     Returns
     -------

@@ -149,13 +149,13 @@ def write_dicom_series(
     Parameters
     ----------
     folder
-        Where to; made if it is missing.
+        Folder to write to; it is made if it is missing.
     array_ijk
         Values in HU; axis i becomes the columns, j the rows, and k the slices.
     affine_ijk
-        Voxel ``(i, j, k, 1)`` to RAS+ mm; its axes at right angles, in either handedness.
+        Voxel ``(i, j, k, 1)`` to RAS+ mm; its axes are at right angles, with either handedness.
     form
-        How to store them.
+        Form in which they are stored.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def write_dicom_multiframe(
     array_ijk, affine_ijk
         As for :func:`write_dicom_series`.
     form
-        How to store it; ``naming="reversed"`` stores the frames from the other end.
+        Form in which it is stored; ``naming="reversed"`` stores the frames from the other end.
     legacy
         Whether to write a Legacy Converted Enhanced CT.
 
@@ -272,7 +272,7 @@ def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Pa
     Parameters
     ----------
     folder
-        Where to; made if it is missing.
+        Folder to write to; it is made if it is missing.
     modality
         ``MR``, ``PT``, ``SR``, ``RTSTRUCT`` or ``SEG``, or ``DIRECTORY`` for a DICOM directory.
     count

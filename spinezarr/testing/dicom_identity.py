@@ -1,4 +1,4 @@
-"""Gives the slices of a written DICOM series the identity that a dataset states."""
+"""Sets elements, such as the patient's id, in the files of a written DICOM series."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -101,7 +101,7 @@ def write_hospital(
     Parameters
     ----------
     root
-        Folder of the tree; made if it is missing.
+        Folder of the tree; it is made if it is missing.
     scans
         The CT series.
 

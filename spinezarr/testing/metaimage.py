@@ -60,13 +60,13 @@ def write_metaimage(
     Parameters
     ----------
     path
-        Where to; its folder is made if it is missing.
+        File to write; its folder is made if it is missing.
     array_zyx
         Values, axes z, y, x toward superior, anterior and right.
     affine_xyz
         Voxel ``(x, y, z, 1)`` to RAS+ mm; its axes are orthogonal.
     form
-        How to store them.
+        Form in which they are stored.
 
     Raises
     ------

@@ -98,7 +98,7 @@ def write_msr(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[Written
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
         What to write; test scans are left out.
 
@@ -125,9 +125,9 @@ def write_msr_nifti(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[W
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write.
+        Scans to write.
 
     Returns
     -------

@@ -22,7 +22,7 @@ from spinezarr.errors import UsageError
 from spinezarr.testing.form import VolumeForm
 from spinezarr.testing.orientation import oriented
 
-# Both carry few annotations; strict mypy would refuse each call.
+# nibabel and isal have few annotations, so strict mypy would refuse each call.
 _nib: Any = nib
 _igzip: Any = igzip
 
@@ -68,13 +68,13 @@ def write_nifti(
     Parameters
     ----------
     path
-        Where to; its folder is made if it is missing.
+        File to write; its folder is made if it is missing.
     array_zyx
         Values, axes z, y, x toward superior, anterior and right.
     affine_xyz
         Voxel ``(x, y, z, 1)`` to RAS+ mm.
     form
-        How to store them.
+        Form in which they are stored.
 
     Raises
     ------

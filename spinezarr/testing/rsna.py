@@ -66,9 +66,9 @@ def write_rsna(root: Path, scans: Sequence[RsnaPlan] = RSNA_SCANS) -> tuple[Writ
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write.
+        Scans to write.
 
     Returns
     -------

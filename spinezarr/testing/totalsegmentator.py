@@ -113,9 +113,9 @@ def write_totalsegmentator(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write.
+        Scans to write.
     version
         Version that determines the structures.
 
@@ -149,9 +149,9 @@ def write_totalsegmentator_multilabel(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write.
+        Scans to write.
     version
         Version that determines the values of the structures.
 

@@ -19,7 +19,7 @@ from spinezarr.testing.written import WrittenScan, centers_in_file
 
 __all__ = ["VERSE_2019", "VERSE_2020", "VersePlan", "VerseSplit", "VerseYear", "write_verse_files"]
 
-# nibabel carries few annotations; strict mypy would refuse each call.
+# nibabel has few annotations, so strict mypy would refuse each call.
 _nib: Any = nib
 
 VerseYear = Literal[2019, 2020]

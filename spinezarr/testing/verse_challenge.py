@@ -30,9 +30,9 @@ def write_verse_2019_challenge(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write.
+        Scans to write.
 
     Returns
     -------
@@ -59,9 +59,9 @@ def write_verse_2020_challenge(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write.
+        Scans to write.
     training_data
         Whether to write the training scans only, below ``training_data``, instead of all below
         ``01_training``, ``02_validation`` and ``03_test``.

@@ -50,9 +50,9 @@ def write_verse_subjects(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write; each scan is in the release of one year only.
+        Scans to write; each scan is in the release of one year only.
     nested
         Whether each top folder lies in another folder, named like its zip.
     renamed

@@ -58,9 +58,9 @@ def write_xvertseg(
     Parameters
     ----------
     root
-        Folder of the dataset; made if it is missing.
+        Folder of the dataset; it is made if it is missing.
     scans
-        What to write.
+        Scans to write.
 
     Returns
     -------
