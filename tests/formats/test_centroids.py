@@ -117,7 +117,7 @@ def test_points_are_as_exact_as_the_digits_of_published_files(axcodes, conventio
     points = random_points(grid, levels_of(convention), seed=2)
     decimals = None if convention == "lml" else 1
     rounded = read(written(points, grid, convention, decimals), convention, grid)
-    # Half a unit of the last digit along each axis: of voxels, of mm, of 6 digits below 100 mm.
+    # Half a unit of the last digit along each axis: voxels, mm, or 6 digits below 100 mm.
     bound = {"verse": 0.05 * np.linalg.norm(voxel_sizes(grid.affine_ijk)), "lml": 0.5e-4 * 3**0.5}
     errors = [
         np.linalg.norm(np.subtract(rounded.positions_xyz_mm[level], point))
@@ -135,6 +135,8 @@ def test_points_are_as_exact_as_the_digits_of_published_files(axcodes, conventio
     share=st.tuples(*[st.floats(0, 1)] * 3),
 )
 def test_points_keep_their_position_on_any_grid(
+    *, shape, spacing, origin, axcodes, convention, share
+):
     affine = oblique_ras(shape).affine_ijk @ np.diag([*spacing, 1])
     affine[:3, 3] = origin
     grid = turned(Grid(shape, affine), axcodes)
