@@ -40,7 +40,7 @@ __all__ = [
     "ERR",
     "OUT",
     "SHOWN",
-    "Said",
+    "StyledText",
     "Table",
     "errors_for_users",
     "megabytes",
@@ -89,23 +89,23 @@ class _Console(RichConsole):
                 lines = (to_printable(line, longest=None) for line in text.split("\n"))
                 yield Segment("\n".join(lines), segment.style)
 
-    def say(self, *parts: "str | Said", style: StyleType | None = None) -> None:
+    def say(self, *parts: "str | StyledText", style: StyleType | None = None) -> None:
         """Print one line or a :class:`~spinezarr.text.MultilineText`, joined from parts."""
         line = Text(style=style or "")
         for part in parts:
-            line.append(_said(part))
+            line.append(_styled(part))
         self.print(line, soft_wrap=True)
 
 
-class Said:
+class StyledText:
     """A part of a line in its own style."""
 
     def __init__(self, text: str, style: str) -> None:
         self.text, self.style = text, style
 
 
-def _said(part: str | Said) -> Text:
-    if isinstance(part, Said):
+def _styled(part: str | StyledText) -> Text:
+    if isinstance(part, StyledText):
         return Text(to_printable(part.text), style=part.style)
     return Text(to_printable(part))
 
@@ -138,7 +138,7 @@ def errors_for_users() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    ERR.say(Said("Error:", "bold red"), " ", message)
+    ERR.say(StyledText("Error:", "bold red"), " ", message)
     raise typer.Exit(code)
 
 
@@ -154,7 +154,7 @@ def show_warnings_and_logs() -> None:
         line: str | None = None,  # noqa: ARG001
     ) -> None:
         said = redact_urls_in(str(message))
-        ERR.say(Said(f"{category.__name__}:", "bold yellow"), " ", said)
+        ERR.say(StyledText(f"{category.__name__}:", "bold yellow"), " ", said)
 
     warnings.showwarning = show
     logging.lastResort = _LogHandler(logging.WARNING)
@@ -184,12 +184,12 @@ class Table(RichTable):
         for column in columns:
             justify: JustifyMethod = "right" if column in right else "left"
             self.add_column(
-                _said(column), justify=justify, overflow="fold", no_wrap=column in right
+                _styled(column), justify=justify, overflow="fold", no_wrap=column in right
             )
 
     def add_row(self, *cells: Any, style: StyleType | None = None, **_: Any) -> None:  # noqa: ANN401
         """Add a row of texts."""
-        super().add_row(*map(_said, cells), style=style)
+        super().add_row(*map(_styled, cells), style=style)
 
 
 def print_capped(table: Table, total: int) -> None:
@@ -204,10 +204,12 @@ def print_heading(text: str) -> None:
     OUT.say(text, style="bold")
 
 
-def print_side_by_side(items: Sequence[Table] | Sequence[Sequence[str | Said]], gap: int) -> None:
+def print_side_by_side(
+    items: Sequence[Table] | Sequence[Sequence[str | StyledText]], gap: int
+) -> None:
     """Print tables or texts in rows, as many in each row as fit."""
     shown = [
-        item if isinstance(item, Table) else Text.assemble(*map(_said, item)) for item in items
+        item if isinstance(item, Table) else Text.assemble(*map(_styled, item)) for item in items
     ]
     OUT.print(Columns(shown, padding=(0, gap)))
 

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from spinezarr.cli.console import (
     OUT,
-    Said,
+    StyledText,
     Table,
     megabytes,
     print_json,
@@ -34,7 +34,7 @@ def info(store: StoreUrl, *, as_json: AsJson = False, opening: OpenOptions) -> N
 
 def _print(summary: dict[str, Any]) -> None:
     title, license = (to_printable(summary[name], _LONGEST_TEXT) for name in ("title", "license"))
-    OUT.say(Said(title, "bold"), "  ", summary["url"])
+    OUT.say(StyledText(title, "bold"), "  ", summary["url"])
     OUT.say(
         f"license {license}, {count_noun(summary['scans'], 'scan')} of "
         f"{count_noun(summary['patients'], 'patient')}, "
@@ -77,13 +77,13 @@ def _print(summary: dict[str, Any]) -> None:
         f"{n} {verdict or 'not audited'}"
         for verdict, n in sorted(summary["scans_by_audit"].items())
     )
-    OUT.say(Said("Audit", "bold"), f": {audit or 'no scans'}")
+    OUT.say(StyledText("Audit", "bold"), f": {audit or 'no scans'}")
 
 
 def _print_counts(title: str, counts: dict[str, int]) -> None:
     """Print numbers of scans by vertebra in columns, each number beside its vertebra."""
     OUT.say(title, style="bold")
-    pairs = [(f"{name:>3} ", Said(str(n), "bold")) for name, n in counts.items()]
+    pairs = [(f"{name:>3} ", StyledText(str(n), "bold")) for name, n in counts.items()]
     if pairs:
         print_side_by_side(pairs, gap=2)
     else:

@@ -116,7 +116,7 @@ def serve(
     served.check()
     check_address(host, port, has_tokens=token_file is not None)
     base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    names = served.places()
+    names = served.list_stores()
     table = Table("", "store", "URL for xarray and zarr")
     for name in names:
         table.add_row(name, f"{base}/zarr/{name}")

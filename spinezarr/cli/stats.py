@@ -12,7 +12,7 @@ from spinezarr.cli.console import (
     ERR,
     OUT,
     SOME_FAILED,
-    Said,
+    StyledText,
     Table,
     print_document,
     print_heading,
@@ -150,9 +150,9 @@ def _print_comparison(comparison: Comparison, output: Format) -> None:
     for note, noted in notes.items():
         more = f" and {len(noted) - _NOTED} more" if len(noted) > _NOTED else ""
         named = f"{', '.join(noted[:_NOTED])}{more}"
-        OUT.say(Said("Note:", "bold"), f" {named}: {note}")
+        OUT.say(StyledText("Note:", "bold"), f" {named}: {note}")
     for text in comparison.caveats:
-        OUT.say(Said("Doubt:", "bold"), f" {text}")
+        OUT.say(StyledText("Doubt:", "bold"), f" {text}")
     OUT.say(verdict_line(comparison))
 
 

@@ -8,7 +8,7 @@ from spinezarr.catalog import locate_store
 from spinezarr.cli.console import (
     OUT,
     SHOWN,
-    Said,
+    StyledText,
     Table,
     print_capped,
     print_heading,
@@ -96,4 +96,4 @@ def _print(found: Verification, raw: str | None) -> None:
     print_capped(table, len(found.faults))
     for advice in dict.fromkeys(fault.advice for fault in found.faults):
         kinds = dict.fromkeys(f.kind for f in found.faults if f.advice == advice)
-        OUT.say(Said(", ".join(kinds), "bold"), f": {advice}")
+        OUT.say(StyledText(", ".join(kinds), "bold"), f": {advice}")

@@ -63,7 +63,7 @@ class NiftiForm:
 
     record: SourceRecord
     """Source file whose axes the file has."""
-    place: NiftiPlacement
+    placement: NiftiPlacement
     dtype: np.dtype[Any]
     """Type of the numbers in the file, with byte order."""
     scaling: tuple[float, float] | None
@@ -121,9 +121,9 @@ class NiftiForm:
     def header(self) -> bytes:
         """Return the bytes of the header, which state that no extension follows."""
         order = ">" if self.dtype.byteorder == ">" else "<"
-        header = self.place.header(self.record.shape_ijk, order)
+        header = self.placement.header(self.record.shape_ijk, order)
         header.set_data_dtype(self.dtype)
-        header["magic"] = _SINGLE_FILE[self.place.fields.version]
+        header["magic"] = _SINGLE_FILE[self.placement.fields.version]
         header["vox_offset"] = header.single_vox_offset
         header["scl_slope"], header["scl_inter"] = self.scaling or (1, 0)
         start: bytes = header.binaryblock

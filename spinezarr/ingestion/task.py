@@ -109,7 +109,7 @@ def _run(
     fs, root = open_filesystem(job.raw, job.raw_options)
     companions = read_companion_files(fs, root, source, job.options.limits)
     # Another worker may have published the scan in this very run, and died before its report.
-    known = (job.store.scans.published if task.stored else job.store.scans.whole)(source.scan_id)
+    known = (job.store.scans.published if task.stored else job.store.scans.complete)(source.scan_id)
     if known is not None and not task.damaged and _is_current(job, task, known, companions):
         kept = _keep(job, source, known, companions)
         return kept if task.stored else replace(kept, outcome="done")

@@ -119,7 +119,7 @@ class _SourceArray:
             dtype = self.dtype if fits else self.spec.dtype
         return np.empty((n_slices, i, j), dtype)
 
-    def given(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def script_values(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the values that the script returns for stored values."""
         if self.labels:
             table = np.zeros(256, self.dtype)
@@ -132,8 +132,8 @@ class _SourceArray:
             values = values.astype(np.float64)
         fill_nonfinite(values, self.fill)
         with np.errstate(over="ignore"):
-            given: npt.NDArray[Any] = values.astype(self.dtype, copy=False)
-        return given
+            cast: npt.NDArray[Any] = values.astype(self.dtype, copy=False)
+        return cast
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,7 +282,7 @@ class SplitDataset:
             self._engine.read(reads)
         for record, (arrays, voxels) in zip(records, planned, strict=True):
             for name, array in arrays.items():
-                values = array.given(voxels[name])
+                values = array.script_values(voxels[name])
                 record[name] = values[0] if self._name == "2d" else values
         return records
 

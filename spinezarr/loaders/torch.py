@@ -328,7 +328,7 @@ class PatchLoader:
         self._dataset.discard_state()  # the workers have it now
         for item in items:
             for batch in item if self._by_group else [item]:
-                progress.given += 1
+                progress.n_given += 1
                 yield batch
 
     def set_epoch(self, epoch: int) -> None:

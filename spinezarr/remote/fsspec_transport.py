@@ -207,7 +207,7 @@ async def _unversioned(read: Awaitable[bytes]) -> ObjectResponse:
 async def _read_any(fs: Any, wanted: ObjectRequest, progress: RequestProgress) -> ObjectResponse:  # noqa: ANN401
     end = _end(wanted)
     read = fs._cat_file(wanted.path, start=wanted.start, end=end)  # noqa: SLF001  as fsspec itself
-    return await _unversioned(progress.whole(_bounded(wanted, read)))
+    return await _unversioned(progress.until_end(_bounded(wanted, read)))
 
 
 async def _read_s3(

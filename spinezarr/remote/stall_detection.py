@@ -156,7 +156,7 @@ class RequestProgress:
         longest_at_s = asyncio.get_running_loop().time() + longest_s
         return await _within(work, min(max(self._window_end_s, longest_at_s), self._end_s))
 
-    async def whole(self, work: Awaitable[T]) -> T:
+    async def until_end(self, work: Awaitable[T]) -> T:
         """Await a whole response that does not show its progress.
 
         Raises

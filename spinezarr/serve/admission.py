@@ -34,7 +34,7 @@ class AdmissionQueue:
         self._bytes = 0
 
     @asynccontextmanager
-    async def taken(self, n_bytes: int) -> AsyncIterator[None]:
+    async def slot(self, n_bytes: int) -> AsyncIterator[None]:
         """Wait for a slot, and hold it inside of the ``with`` block.
 
         Raises

@@ -203,7 +203,7 @@ class BucketStorage(Storage):
     def __repr__(self) -> str:
         return f"<{redact_url(self.path)}>"
 
-    def look(self, key: str, known: Identity | None) -> Seen | None:
+    def current_file(self, key: str, known: Identity | None) -> Seen | None:
         """See :class:`~spinezarr.serve.storage.Storage`."""
         if self._is_fresh(key, known):
             return Seen(known, 0, None) if known else None

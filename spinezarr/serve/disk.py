@@ -81,7 +81,7 @@ class DiskStorage(Storage):
         self.path = path
         self._folder = StoreFolder.at(path)
 
-    def look(self, key: str, known: Identity | None) -> Seen | None:
+    def current_file(self, key: str, known: Identity | None) -> Seen | None:
         """See :class:`~spinezarr.serve.storage.Storage`."""
         try:
             found = os.lstat(f"{self._folder.root}/{key}")

@@ -152,18 +152,18 @@ class _Pages:
         """Bytes of answers that are being sent."""
         self.streams = 0
         """Answers that are generated while they are sent."""
-        self._turns: dict[Executor | None, AdmissionQueue] = {}
+        self._reading_queues: dict[Executor | None, AdmissionQueue] = {}
         """Queues for patches: one for all stores on disk, and one for each bucket."""
-        self._turns_to_draw: dict[Executor | None, AdmissionQueue] = {}
+        self._drawing_queues: dict[Executor | None, AdmissionQueue] = {}
         """Queues for pictures and levels, in the same way."""
         self._ready: tuple[float, bool] = 0.0, False
         self.endpoints: Mapping[str, _Endpoint] = {
             "stores": self._list_stores,
-            "store": self._tell_store,
+            "store": self._describe_store,
             "scans": self._list_scans,
             "statistics": self._count_scans,
-            "scan": self._tell_scan,
-            "view": self._tell_view,
+            "scan": self._describe_scan,
+            "view": self._describe_view,
             "batch": self._read_batch,
             "patch": self._read_patch,
             "slice": self._draw_slice,
@@ -173,7 +173,7 @@ class _Pages:
             "page_file": lambda asked: self._page_file(asked, asked.path_params["file"]),
             "image_nifti": lambda asked: self._write_nifti(asked, "image"),
             "label_nifti": lambda asked: self._write_nifti(asked, "label"),
-            "open_in": self._list_ways,
+            "open_in": self._list_programs,
             "neuroglancer": self._open_neuroglancer,
             "neuroglancer_segments": self._name_segments,
             "neuroglancer_client": self._send_client,
@@ -195,12 +195,12 @@ class _Pages:
 
     async def _list_stores(self, _: Asked) -> Answer:
         def find() -> Answer:
-            names = self._stores.places()
+            names = self._stores.list_stores()
             return answer_stores({name: partial(self._stores.served_table, name) for name in names})
 
         return await _called(self._stores.executor(""), find)
 
-    async def _tell_store(self, asked: Asked) -> Answer:
+    async def _describe_store(self, asked: Asked) -> Answer:
         name = asked.path_params["store"]
         return await self._of_store(asked, lambda served_table: answer_store(name, served_table))
 
@@ -212,11 +212,11 @@ class _Pages:
         request = _request(asked)
         return await self._of_store(asked, lambda table: answer_statistics(table, request))
 
-    async def _tell_scan(self, asked: Asked) -> Answer:
+    async def _describe_scan(self, asked: Asked) -> Answer:
         scan_id = asked.path_params["scan_id"]
         return await self._of_store(asked, lambda served_table: answer_scan(served_table, scan_id))
 
-    async def _tell_view(self, asked: Asked) -> Answer:
+    async def _describe_view(self, asked: Asked) -> Answer:
         name, scan_id = asked.path_params["store"], asked.path_params["scan_id"]
         request = _request(asked)
 
@@ -307,7 +307,7 @@ class _Pages:
             self.streams -= answer.stream is None
         return answer
 
-    async def _list_ways(self, asked: Asked) -> Answer:
+    async def _list_programs(self, asked: Asked) -> Answer:
         request, params = _request(asked), asked.path_params
         store, scan_id = params["store"], params["scan_id"]
         needs_token = self._guard.tokens is not None
@@ -320,13 +320,13 @@ class _Pages:
         self, asked: Asked, n_bytes: int, answer: Callable[[PatchSource], Answer]
     ) -> Answer:
         readers = self._stores.executor(asked.path_params["store"])
-        if readers not in self._turns:
+        if readers not in self._reading_queues:
             limits = self.limits
-            self._turns[readers] = AdmissionQueue(
+            self._reading_queues[readers] = AdmissionQueue(
                 limits.batches_at_once, limits.waiting, limits.waiting_bytes
             )
         try:
-            async with self._turn(self._turns[readers], n_bytes):
+            async with self._slot(self._reading_queues[readers], n_bytes):
                 with self._figures.reading():
                     return await self._of_voxels(asked, readers, answer)
         except BusyError:
@@ -336,22 +336,22 @@ class _Pages:
     async def _draw(self, asked: Asked, answer: Callable[[PatchSource], Answer]) -> Answer:
         """Read voxels for a picture or level, in a queue beside that of patches."""
         readers = self._stores.executor(asked.path_params["store"])
-        if readers not in self._turns_to_draw:
+        if readers not in self._drawing_queues:
             limits = self.limits
             at_once = limits.slices_at_once if readers is None else limits.bucket_slices_at_once
-            self._turns_to_draw[readers] = AdmissionQueue(
+            self._drawing_queues[readers] = AdmissionQueue(
                 at_once, limits.waiting, limits.waiting_bytes
             )
         try:
-            async with self._turn(self._turns_to_draw[readers], 0):
+            async with self._slot(self._drawing_queues[readers], 0):
                 return await self._of_voxels(asked, readers, answer)
         except BusyError:
             return _BUSY
 
     @asynccontextmanager
-    async def _turn(self, turns: AdmissionQueue, n_bytes: int) -> AsyncIterator[None]:
+    async def _slot(self, queue: AdmissionQueue, n_bytes: int) -> AsyncIterator[None]:
         """Wait for a slot; raise BusyError if too much waits, or too many answers are unread."""
-        async with turns.taken(n_bytes):
+        async with queue.slot(n_bytes):
             if self.unsent_bytes > self.limits.unsent_bytes:
                 raise BusyError
             yield
@@ -376,7 +376,7 @@ class _Pages:
             )
         parts: list[bytes] = []
         try:
-            return await asyncio.wait_for(self._whole(asked, parts), self.limits.body_s)
+            return await asyncio.wait_for(self._read_parts(asked, parts), self.limits.body_s)
         except TimeoutError:
             return text_answer(HTTPStatus.REQUEST_TIMEOUT, "The request did not come in time.")
         except ClientDisconnect:
@@ -384,7 +384,7 @@ class _Pages:
         finally:
             self._held_bytes -= sum(map(len, parts))
 
-    async def _whole(self, asked: Asked, parts: list[bytes]) -> bytes | Answer:
+    async def _read_parts(self, asked: Asked, parts: list[bytes]) -> bytes | Answer:
         size = 0
         async for data in asked.stream():
             parts.append(data)

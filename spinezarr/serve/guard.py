@@ -99,7 +99,7 @@ class Guard:
 
     def _is_known(self, request: Request, tokens: Tokens) -> bool:
         token = _token_of(request.headers.get("authorization", ""))
-        if token is not None and tokens.named(token) is not None:
+        if token is not None and tokens.name_of(token) is not None:
             return True
         is_trusted = is_of_this_server(request) or request.headers.get("origin") in self.origins
         return is_trusted and Login(tokens).name(request) is not None
@@ -109,7 +109,7 @@ class Guard:
         if self.tokens is None:
             return None
         token = _token_of(request.headers.get("authorization", ""))
-        name = None if token is None else self.tokens.named(token)
+        name = None if token is None else self.tokens.name_of(token)
         return Login(self.tokens).name(request) if name is None else name
 
     def preflight(self, request: Request) -> Answer | None:

@@ -124,7 +124,7 @@ class Login:
         return _form(HTTPStatus.UNAUTHORIZED, onward, is_led_on=is_led_on)
 
     def _signed_in(self, request: Request, token: str, onward: str) -> Answer:
-        name = self._tokens.named(token)
+        name = self._tokens.name_of(token)
         if name is None:
             return _form(HTTPStatus.UNAUTHORIZED, onward, "That is none of the tokens.")
         value = session(self._tokens, name, _SESSION_S)

@@ -81,11 +81,11 @@ class OmeFolder:
             node = self._tree(scan_id, scan, for_itk=for_itk).nodes.get(place)
             return None if node is None else ServedFile.of(json.dumps(node).encode())
         found = parse_ome_key(within)
-        if found is None or not found.rest.startswith(("c/", "c.")):
+        if found is None or not found.key_in_level.startswith(("c/", "c.")):
             return None  # some clients look for chunk keys of Zarr v2
         if found.level > 0:
             return self._chunk(scan_id, scan, found)
-        return self._folder.find(f"{scan_key(scan_id)}/{found.array}/{found.rest}", version)
+        return self._folder.find(f"{scan_key(scan_id)}/{found.array}/{found.key_in_level}", version)
 
     def _tree(self, scan_id: str, scan: ServedScan, *, for_itk: bool = False) -> OmeTree:
         known = self._trees.find((scan_id, for_itk))
@@ -122,7 +122,9 @@ class OmeFolder:
             if array is None or now.content_checksum != scan.content_checksum:
                 raise UnreadableError(f"scan {scan_id!r} is being replaced.")
             piece_zyx = piece_shape_zyx(array)
-            index = chunk_index(key.rest, array.separator, chunk_grid(level.shape_zyx, piece_zyx))
+            index = chunk_index(
+                key.key_in_level, array.separator, chunk_grid(level.shape_zyx, piece_zyx)
+            )
             if index is None:
                 raise GoneError(f"scan {scan_id!r} has no such chunk any more.")
             z, y, x = (i * n for i, n in zip(index, piece_zyx, strict=True))

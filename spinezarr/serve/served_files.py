@@ -217,7 +217,7 @@ class ServedFolder:
 
     def _small(self, key: str) -> tuple[Identity, ServedFile] | None:
         known = self._metadata.find(key)
-        seen = self._storage.look(key, None if known is None else known[0])
+        seen = self._storage.current_file(key, None if known is None else known[0])
         if seen is None or (seen.data is None and known is not None):
             return None if seen is None else known
         found = ServedFile.of(seen.data or b"")
@@ -244,7 +244,7 @@ class ServedFolder:
             raise UnreadableError("a scan of that name cannot exist in this store.")
         key = f"{scan_key(scan_id)}/{METADATA}"
         known = self._scans.find(scan_id)
-        seen = self._storage.look(key, None if known is None else known[0])
+        seen = self._storage.current_file(key, None if known is None else known[0])
         if seen is None or (seen.data is None and known is not None):
             return None if seen is None or known is None else known[1]
         try:

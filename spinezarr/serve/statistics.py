@@ -99,7 +99,7 @@ def answer_statistics(served_table: ServedTable, request: Request) -> Answer:
             chosen = table.isel(scan=slice(0))
         return _counted(chosen).model_dump(mode="json")
 
-    return served_table.told(f"statistics {asked.model_dump_json()}", count).answer(request)
+    return served_table.body(f"statistics {asked.model_dump_json()}", count).answer(request)
 
 
 def _counted(table: xr.Dataset) -> StatisticsModel:

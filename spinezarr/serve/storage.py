@@ -169,7 +169,7 @@ class Storage(ABC):
     executor: Executor | None = None
 
     @abstractmethod
-    def look(self, key: str, known: Identity | None) -> Seen | None:
+    def current_file(self, key: str, known: Identity | None) -> Seen | None:
         """Return a file of metadata as it is now; None if it does not exist.
 
         Parameters

@@ -107,14 +107,14 @@ class ServedStores:
         """
         for given in self._given:
             given.check()
-        self.places()
+        self.list_stores()
 
     def executor(self, name: str) -> Executor | None:
         """Return the executor for calls about a store; None if no call waits for a network."""
         found = self._opened.get(name)
         return self._looking if found is None else found.files.executor
 
-    def places(self) -> dict[str, StorePlace]:
+    def list_stores(self) -> dict[str, StorePlace]:
         """Return the stores by name, as they are now.
 
         Raises
@@ -174,7 +174,7 @@ class ServedStores:
     def can_be_opened(self) -> bool:
         """Whether all stores can be opened."""
         try:
-            found = [self.served_table(name) for name in self.places()]
+            found = [self.served_table(name) for name in self.list_stores()]
             for served_table in found:
                 if served_table is not None:
                     served_table.reader()

@@ -44,7 +44,7 @@ __all__ = [
     "prepare_tables",
 ]
 
-_TOLD_BYTES: Final = 32 << 20
+_ANSWERS_BYTES: Final = 32 << 20
 """Memory for answers about one table, in bytes; a list of 10,000 scans takes 8 MB."""
 _READ_TOGETHER: Final = ("zarr.json", "table/zarr.json")
 """Files that change whenever the table changes."""
@@ -159,7 +159,7 @@ class _Known:
 
     version: tuple[str, ...]
     reader: StoreReader
-    told: BoundedCache[str, Body]
+    answers: BoundedCache[str, Body]
 
 
 class ServedTable:
@@ -197,15 +197,15 @@ class ServedTable:
             if self._known is None or self._known.version != version:
                 reader = self._files.reader(with_table=True)
                 reader.table  # noqa: B018  read now, or it is not this version's
-                self._known = _Known(version, reader, BoundedCache(_TOLD_BYTES))
+                self._known = _Known(version, reader, BoundedCache(_ANSWERS_BYTES))
             return self._known
 
-    def told(self, what: str, make: Callable[[xr.Dataset], Mapping[str, Any]]) -> Body:
+    def body(self, question: str, make: Callable[[xr.Dataset], Mapping[str, Any]]) -> Body:
         """Return an answer about the present table, which is made once and kept.
 
         Parameters
         ----------
-        what
+        question
             Key of the answer.
         make
             Makes the answer from the table.
@@ -216,10 +216,10 @@ class ServedTable:
             If the store cannot be read.
         """
         now = self._now()
-        found = now.told.find([what]).get(what)
+        found = now.answers.find([question]).get(question)
         if found is None:
             found = Body.of(make(now.reader.table))
-            now.told.keep({what: found})
+            now.answers.keep({question: found})
         return found
 
     def audit_log(self) -> AuditLog:
@@ -311,7 +311,7 @@ def answer_scans(served_table: ServedTable, request: Request) -> Answer:
     def choose(table: xr.Dataset) -> dict[str, Any]:
         return {"scans": list(_rows(_chosen(table, asked)))}
 
-    return served_table.told(f"scans {asked.model_dump_json()}", choose).answer(request)
+    return served_table.body(f"scans {asked.model_dump_json()}", choose).answer(request)
 
 
 def _chosen(table: xr.Dataset, asked: ScansQuery) -> xr.Dataset:

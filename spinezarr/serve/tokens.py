@@ -84,7 +84,7 @@ class Tokens:
         except (OSError, UsageError):
             return None
 
-    def named(self, token: str) -> str | None:
+    def name_of(self, token: str) -> str | None:
         """Return the name of a token; None if its hash is not in the file now."""
         asked, found = _hash(token), None
         for name, known in self._known().items():

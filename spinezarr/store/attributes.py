@@ -20,7 +20,13 @@ from spinezarr.store.layout import (
     LARGEST_AXIS,
 )
 from spinezarr.store.manifest import SCAN_FILE, ManifestEntry, ShardEntry, shard_entries
-from spinezarr.store.sealed import StoredAttributes, StoredModel, parse_model, parse_sealed, shown
+from spinezarr.store.sealed import (
+    StoredAttributes,
+    StoredModel,
+    describe_value,
+    parse_model,
+    parse_sealed,
+)
 from spinezarr.text import is_printable, is_valid_file_name
 from spinezarr.vertebrae import LEVELS, VALUE_OF_NAME
 
@@ -64,7 +70,7 @@ _SPACING_TOLERANCE: Final = 1e-3
 
 def _checked_scan_id(name: str) -> str:
     if not is_scan_id(name):
-        raise DamagedMetadataError(shown(name), "the name of a scan")
+        raise DamagedMetadataError(describe_value(name), "the name of a scan")
     return name
 
 
@@ -75,13 +81,13 @@ def is_scan_id(name: str) -> bool:
 
 def _checked_vertebra(name: str) -> str:
     if name not in VALUE_OF_NAME:
-        raise DamagedMetadataError(shown(name), "the name of a vertebra")
+        raise DamagedMetadataError(describe_value(name), "the name of a vertebra")
     return name
 
 
 def _checked_level(name: str) -> str:
     if name not in LEVELS:
-        raise DamagedMetadataError(shown(name), "the name of a level")
+        raise DamagedMetadataError(describe_value(name), "the name of a level")
     return name
 
 
@@ -104,7 +110,7 @@ def _checked_path(path: str) -> str:
     r"""Refuse a path that leads out of the raw folder."""
     parts = path.replace("\\", "/").split("/") if os.name == "nt" else path.split("/")
     if path.startswith("/") or ".." in parts or "\0" in path or (os.name == "nt" and ":" in path):
-        raise DamagedMetadataError(shown(path), "a path within the raw folder")
+        raise DamagedMetadataError(describe_value(path), "a path within the raw folder")
     return path
 
 
@@ -116,7 +122,7 @@ ORIENTATIONS: Final = frozenset(
 
 def _checked_orientation(axcodes: str) -> str:
     if axcodes not in ORIENTATIONS:
-        raise DamagedMetadataError(shown(axcodes), "three directions such as LPS")
+        raise DamagedMetadataError(describe_value(axcodes), "three directions such as LPS")
     return axcodes
 
 

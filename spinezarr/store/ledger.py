@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.store.canonical_json import canonical_json
-from spinezarr.store.sealed import StoredAttributes, StoredModel, parse_sealed, seal, shown
+from spinezarr.store.sealed import StoredAttributes, StoredModel, describe_value, parse_sealed, seal
 
 __all__ = ["LEDGER_FILE", "FolderPart", "FolderRecord", "Ledger", "LedgerEntry", "hash_inputs"]
 
@@ -28,9 +28,9 @@ def _checked_runs(runs: str) -> str:
     for run in runs.split():
         first, dash, last = run.partition("-")
         if not _NUMBER.fullmatch(first) or (dash and not _NUMBER.fullmatch(last)):
-            raise DamagedMetadataError(shown(runs), "runs such as '0-119 121'")
+            raise DamagedMetadataError(describe_value(runs), "runs such as '0-119 121'")
         if not before < int(first) <= int(last or first):
-            raise DamagedMetadataError(shown(runs), "runs in ascending order")
+            raise DamagedMetadataError(describe_value(runs), "runs in ascending order")
         before = int(last or first)
     return runs
 

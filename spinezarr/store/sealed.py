@@ -14,11 +14,11 @@ from spinezarr.strict_yaml import StrictModel
 __all__ = [
     "StoredAttributes",
     "StoredModel",
+    "describe_value",
     "parse_json",
     "parse_model",
     "parse_sealed",
     "seal",
-    "shown",
     "unseal",
 ]
 
@@ -151,12 +151,12 @@ def _first_mistake(problem: ValidationError) -> DamagedMetadataError:
     if isinstance(mistake, DamagedMetadataError):  # from a validator of ours
         location = ".".join(filter(None, (location, mistake.location)))
         return DamagedMetadataError(mistake.found, mistake.expected, location)
-    found = "no such key" if first["type"] == "missing" else shown(first["input"])
+    found = "no such key" if first["type"] == "missing" else describe_value(first["input"])
     rule = first["msg"].removeprefix("Input should be ")
     return DamagedMetadataError(found, "a value" if first["type"] == "missing" else rule, location)
 
 
-def shown(value: object) -> str:
+def describe_value(value: object) -> str:
     """Return a value of a file in short form for a message."""
     if isinstance(value, Mapping):
         return f"an object of {len(value)} keys"

@@ -57,7 +57,7 @@ class StoredScans:
             return None
         return data
 
-    def whole(self, scan_id: str) -> ScanAttributes | None:
+    def complete(self, scan_id: str) -> ScanAttributes | None:
         """Read the attributes of a scan; None if a file of it is missing or has another size."""
         scan = self.published(scan_id)
         if scan is None:

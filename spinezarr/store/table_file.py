@@ -24,7 +24,7 @@ from spinezarr.store.array_metadata import ImageDtype, Separator
 from spinezarr.store.attributes import LARGEST_LENGTH_MM, ORIENTATIONS, is_scan_id
 from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA
 from spinezarr.store.manifest import ManifestEntry
-from spinezarr.store.sealed import StoredModel, parse_sealed, shown
+from spinezarr.store.sealed import StoredModel, describe_value, parse_sealed
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
 from spinezarr.store.table import fixed_columns
 from spinezarr.text import is_printable, is_valid_file_name
@@ -69,7 +69,7 @@ _XARRAY_ATTRIBUTES: Final = {"_FillValue", "coordinates"}
 
 def _checked_column(name: str) -> str:
     if not _is_column_name(name):
-        raise DamagedMetadataError(shown(name), "the name of an array")
+        raise DamagedMetadataError(describe_value(name), "the name of an array")
     return name
 
 
@@ -86,7 +86,7 @@ def is_table_file(key: str) -> bool:
 
 def _checked_key(key: str) -> str:
     if key == METADATA or not is_table_file(key):
-        raise DamagedMetadataError(shown(key), "the key of a file of a table")
+        raise DamagedMetadataError(describe_value(key), "the key of a file of a table")
     return key
 
 

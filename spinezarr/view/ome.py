@@ -100,7 +100,7 @@ class OmeKey:
     array: str
     """Array of the level: ``image`` or ``label``."""
     level: int
-    rest: str
+    key_in_level: str
     """Rest of the key, behind the folder of the level."""
 
 
@@ -147,7 +147,7 @@ def parse_ome_key(key: str) -> OmeKey | None:
     Examples
     --------
     >>> parse_ome_key("labels/vertebrae/3/c/0/1/2")
-    OmeKey(array='label', level=3, rest='c/0/1/2')
+    OmeKey(array='label', level=3, key_in_level='c/0/1/2')
     >>> parse_ome_key("labels/zarr.json"), parse_ome_key("00/c/0/0/0"), parse_ome_key("0")
     (None, None, None)
     """

@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 import spinezarr
 from spinezarr.cli.console import (
     OUT,
-    Said,
+    StyledText,
     Table,
     print_heading,
     print_side_by_side,
@@ -197,9 +197,9 @@ def test_square_brackets_are_not_taken_for_markup(capsys):
         lambda: OUT.print(cell),
         lambda: OUT.print(marked),
         lambda: OUT.say(marked),
-        lambda: OUT.say(Said(marked, "bold")),
+        lambda: OUT.say(StyledText(marked, "bold")),
         lambda: print_heading(marked),
-        lambda: print_side_by_side([(marked, Said(marked, "bold"))], gap=2),
+        lambda: print_side_by_side([(marked, StyledText(marked, "bold"))], gap=2),
         lambda: list(tracked([1], marked)),
     ):
         prints()

@@ -240,13 +240,13 @@ def test_grids_are_read_by_ranges(served, monkeypatch):
 
 
 def test_the_admission_queue_limits_waiting_requests_and_bytes():
-    async def ask(turns, n_bytes):
-        async with turns.taken(n_bytes):
+    async def ask(queue, n_bytes):
+        async with queue.slot(n_bytes):
             await asyncio.sleep(0.01)
 
-    async def run(turns, n, n_bytes):
+    async def run(queue, n, n_bytes):
         return await asyncio.gather(
-            *(ask(turns, n_bytes) for _ in range(n)), return_exceptions=True
+            *(ask(queue, n_bytes) for _ in range(n)), return_exceptions=True
         )
 
     for n, n_bytes, refused in ((4, 1, 0), (6, 1, 2), (4, 40, 1), (4, 51, 2), (1, 1000, 0)):

@@ -183,12 +183,12 @@ def test_a_list_is_built_once_for_each_version(tmp_path, bring, monkeypatch):
 
 
 def test_ten_thousand_scans_are_listed(ctspine1k_url, monkeypatch):
-    real = ServedTable.told
+    real = ServedTable.body
 
     def many(self, what, make):
         return real(self, what, lambda table: make(table.isel(scan=np.arange(10_000) % 6)))
 
-    monkeypatch.setattr(ServedTable, "told", many)
+    monkeypatch.setattr(ServedTable, "body", many)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         url = f"{server.url}/v1/ctspine1k/scans"
         _, headers, data = ask(url, accept_encoding="gzip")

@@ -110,7 +110,7 @@ class UnpairedImage:
     path: str
     looked_for: tuple[str, ...]
     """Paths at which the recipe expects the mask."""
-    alike: tuple[str, ...] = ()
+    similar: tuple[str, ...] = ()
     """Files whose names differ from the mask's only in case, and folders with the name of the
     mask."""
 
@@ -120,11 +120,12 @@ class UnpairedImage:
         missing = (
             f"no mask for {self.path}; looked for {' and '.join(self.looked_for) or 'nothing'}"
         )
-        if not self.alike:
+        if not self.similar:
             return missing
-        what = "is a folder" if self.alike[0].endswith("/") else "differs in capital letters"
+        what = "is a folder" if self.similar[0].endswith("/") else "differs in capital letters"
         return (
-            f"{missing}. There is {self.alike[0]}, which {what}: rename it, or correct the pattern."
+            f"{missing}. There is {self.similar[0]}, which {what}: rename it, or correct the "
+            "pattern."
         )
 
 
@@ -276,7 +277,7 @@ def _discover(
     inspected = inspect_dicom_folders(recipe, folder, matched, known)
     found = [*inspected.matched.images, *(image for image, _ in inspected.matched.misnamed)]
     chosen = choose_images(recipe, folder, inspected.matched)
-    if chosen.refused and not chosen.taken:
+    if chosen.refused and not chosen.pairs:
         more = len(chosen.refused) - 1
         also = [f"The same holds for {count_noun(more, 'other scan')}."] if more else []
         raise RecipeError(MultilineText(*chosen.refused[0].reason.split("\n"), *also))
@@ -284,21 +285,21 @@ def _discover(
     leftovers = Leftovers(recipe, folder)
     scans: list[ScanSource] = []
     without_mask: list[UnpairedImage] = []
-    for paired in chosen.taken:
+    for paired in chosen.pairs:
         layout = recipe.layouts[paired.image.layout]
-        if paired.whole or layout.mask == "optional":
+        if paired.has_expected_mask or layout.mask == "optional":
             scans.append(_scan_source(recipe, folder, paired, splits, tables))
         else:
             wanted = _mask_candidates(recipe, paired)
-            image, alike = paired.image, leftovers.alike(wanted)
-            without_mask.append(UnpairedImage(image.scan_id, image.path, wanted, alike))
+            image, similar = paired.image, leftovers.similar(wanted)
+            without_mask.append(UnpairedImage(image.scan_id, image.path, wanted, similar))
     used = folder.files_of_all(path for scan in scans for path in scan.paths)
     used |= {split_file or "", *(path for use in tables.uses for path in use.files)}
     used |= set(_list_files(recipe, folder))
     # The mask beside an image that is not used may be the mask of an image that is.
     explained = {
         note.path: note
-        for note in (*chosen.left, *inspected.matched.ignored)
+        for note in (*chosen.left_out, *inspected.matched.ignored)
         if note.path not in used
     }
     used |= folder.files_of_all(image.path for image in found)
@@ -321,12 +322,12 @@ def _discover(
         ),
         ignored=tuple(sorted(ignored, key=lambda note: note.path)),
         absent=tuple(name for name in splits if name not in listed),
-        layouts=dict(Counter(paired.image.layout for paired in chosen.taken)),
+        layouts=dict(Counter(paired.image.layout for paired in chosen.pairs)),
         split_file=split_file,
         patterns=pattern_uses(
-            recipe, folder, matched, chosen.taken, {note.path for note in ignored}
+            recipe, folder, matched, chosen.pairs, {note.path for note in ignored}
         ),
-        parts=part_uses(recipe, chosen.taken),
+        parts=part_uses(recipe, chosen.pairs),
         tables=tables.uses,
         folders=inspected.records,
     )

@@ -121,11 +121,11 @@ class PairedImage:
     """Names of the parts in the recipe, in the order of ``parts``."""
     centroids: str | None
     sidecar: str | None
-    whole: bool
+    has_expected_mask: bool
     """Whether it has the mask that its layout expects."""
     absent_parts: tuple[str, ...]
     """Parts that the layout names and that are absent although others are present."""
-    further: tuple[PathNote, ...]
+    alternatives: tuple[PathNote, ...]
     """Files that could replace one of these."""
     problem: str
     """Why it is unclear which files belong to the image; empty if it is clear."""
@@ -183,9 +183,9 @@ class MatchedImages:
 class ChosenImages:
     """The image that was chosen for each scan."""
 
-    taken: tuple[PairedImage, ...]
+    pairs: tuple[PairedImage, ...]
     """Chosen images, ordered by path."""
-    left: tuple[PathNote, ...]
+    left_out: tuple[PathNote, ...]
     """Further images of the same scans, and further files that fit them."""
     refused: tuple[RefusedScan, ...]
 
@@ -305,7 +305,7 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
         groups[image.duplicate_key].append(image)
     pair = _Pairing(recipe, raw, matched)
     lists = {key: _listed_lines(layout, raw) for key, layout in recipe.layouts.items()}
-    taken: list[PairedImage] = []
+    pairs: list[PairedImage] = []
     refused = [_refused([pair(image)], reason) for image, reason in matched.misnamed]
     left: dict[str, PathNote] = {}
     for group in groups.values():
@@ -320,12 +320,12 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
                 known += others
                 refused.append(_refused(same, _one_id(first.image, others[0].image)))
             else:
-                taken.append(first)
+                pairs.append(first)
         for note in (*_left_out(group, known, pair), *_further(known)):
             if note.reason == LEFT_OUT or note.path not in left:
                 left[note.path] = note
-    unclear = _unclear(taken, raw)
-    clear = [paired for paired in taken if paired.image.identity not in unclear]
+    unclear = _unclear(pairs, raw)
+    clear = [paired for paired in pairs if paired.image.identity not in unclear]
     clear.sort(key=lambda paired: (paired.image.path, natural_key(paired.image.scan_id)))
     return ChosenImages(tuple(clear), tuple(left.values()), (*refused, *_unique(unclear.values())))
 
@@ -345,7 +345,7 @@ def _left_out(
 
 
 def _further(known: Iterable[PairedImage]) -> Iterator[PathNote]:
-    return (note for paired in known for note in paired.further)
+    return (note for paired in known for note in paired.alternatives)
 
 
 def _unique(refused: Iterable[RefusedScan]) -> Iterator[RefusedScan]:
@@ -359,12 +359,12 @@ def _refused(images: Iterable[PairedImage], reason: str) -> RefusedScan:
     return RefusedScan(to_printable(images[0].image.scan_id), tuple(paths), reason)
 
 
-def _unclear(taken: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, str], RefusedScan]:
+def _unclear(pairs: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, str], RefusedScan]:
     """Find scans with one id, with one mask, or with unclear files, by their images."""
     by_id: dict[str, list[PairedImage]] = defaultdict(list)
     by_mask: dict[str, list[PairedImage]] = defaultdict(list)
     refused: dict[tuple[str, str], RefusedScan] = {}
-    for paired in taken:
+    for paired in pairs:
         by_id[paired.image.scan_id].append(paired)
         for path in dict.fromkeys(paired.masks):
             by_mask[path].append(paired)
@@ -426,7 +426,7 @@ def _best_layout(
     first: list[PairedImage] = []
     for key in recipe.layouts:
         pairs = [pair(image) for image in group if image.layout == key]
-        if any(paired.whole for paired in pairs):
+        if any(paired.has_expected_mask for paired in pairs):
             return pairs
         first = first or pairs
     return first
@@ -467,9 +467,9 @@ class _Pairing:
             tuple(parts),
             centroids,
             sidecar,
-            whole=label is not None or bool(parts) or not layout.has_masks,
+            has_expected_mask=label is not None or bool(parts) or not layout.has_masks,
             absent_parts=tuple(absent) if parts else (),
-            further=tuple(chosen.further),
+            alternatives=tuple(chosen.alternatives),
             problem=chosen.problem,
         )
 
@@ -488,7 +488,7 @@ class _Chosen:
     def __init__(self, image: str, may_choose: bool) -> None:  # noqa: FBT001  private
         self._image = image
         self._may_choose = may_choose
-        self.further: list[PathNote] = []
+        self.alternatives: list[PathNote] = []
         self.problem = ""
 
     def first(self, found: Iterable[Sequence[str]]) -> str | None:
@@ -504,7 +504,7 @@ class _Chosen:
                 f"  {rivals[0]}",
                 "Move all but one away, or let the template in the recipe name it more closely.",
             )
-        self.further += [
+        self.alternatives += [
             PathNote(other, FURTHER, f"{self._image} uses {path}")
             for other in dict.fromkeys((*rivals, *(file for files in hits[1:] for file in files)))
             if other != path
@@ -529,4 +529,4 @@ def _rank(
     listed = recipe.layouts[image.layout].image_list
     entry = None if listed is None else fill_template(listed.entry, image.texts)
     is_listed = entry is not None and " ".join(entry.split()) in lists[image.layout]
-    return (not is_listed, not paired.whole, image.path)
+    return (not is_listed, not paired.has_expected_mask, image.path)

@@ -53,7 +53,7 @@ class Leftovers:
                 unmatched.append(PathNote(path, near(path) or UNMATCHED))
         return SortedLeftovers(tuple(orphans.values()), tuple(unmatched))
 
-    def alike(self, names: Iterable[str]) -> tuple[str, ...]:
+    def similar(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return files whose names differ from these only in case, and folders with these names."""
         found = (path for name in names for path in self._by_small_letters.get(name.casefold(), ()))
         return tuple(dict.fromkeys(found))

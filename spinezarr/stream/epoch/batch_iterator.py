@@ -133,7 +133,7 @@ class BatchIterator(Iterator[Batch]):
             self._ask_ahead()
         if self._closed:
             raise StopIteration
-        self._progress.given += 1
+        self._progress.n_given += 1
         return batch
 
     def _take_group(self) -> None:
@@ -155,7 +155,7 @@ class BatchIterator(Iterator[Batch]):
             held += len(self._ready) * ahead.batch_bytes
             # Somebody waits for the first batch: until it is there, ask for no more than the
             # processors can decode.
-            at_once = readers.n_threads if self._progress.given else ahead.threads
+            at_once = readers.n_threads if self._progress.n_given else ahead.threads
             enough = held > ahead.max_bytes or len(self._waiting) >= 2 * at_once
             if enough and (self._waiting or self._ready):
                 break

@@ -87,7 +87,7 @@ class Progress:
 
     Attributes
     ----------
-    given
+    n_given
         Number of batches that were given so far.
     """
 
@@ -98,7 +98,7 @@ class Progress:
         groups: BatchGroups,
         describe: Callable[[], dict[str, JsonValue]],
     ) -> None:
-        self.given = 0
+        self.n_given = 0
         self._epoch = epoch
         self._partition = partition
         self._groups = groups
@@ -112,7 +112,7 @@ class Progress:
         dict
             Small values. Writing them as JSON and reading them again changes nothing.
         """
-        rest = self._partition.after(self.given, self._groups)
+        rest = self._partition.after(self.n_given, self._groups)
         return Checkpoint(
             epoch=self._epoch,
             groups_done=rest.groups_done,

@@ -44,7 +44,7 @@ def pairs(chosen):
 
 
 def taken(chosen):
-    return {paired.image.scan_id: (paired.image.path, *paired.masks) for paired in chosen.taken}
+    return {paired.image.scan_id: (paired.image.path, *paired.masks) for paired in chosen.pairs}
 
 
 LAYOUTS = """\
@@ -74,7 +74,7 @@ def test_the_first_layout_with_the_mask_is_taken(load, files, taken):
     (image, *masks) = pairs(chosen)["a"]
     assert image == f"{taken}/a.nii"
     assert masks == [file for file in files if file == f"{taken}/masks/a.nii"]
-    assert {note.path for note in chosen.left} == {
+    assert {note.path for note in chosen.left_out} == {
         file for file in files if not file.startswith(taken)
     }
 
@@ -94,7 +94,7 @@ def test_the_image_that_a_list_names_is_taken(tmp_path, load):
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa   y\r\nc z\r\n")
     chosen = choice(load(LISTED), files, tmp_path)
     assert pairs(chosen) == {"a": ("a/y/", "m/a_seg.nii"), "b": ("b/x/",)}
-    details = {note.path: note.detail for note in chosen.left}
+    details = {note.path: note.detail for note in chosen.left_out}
     assert details["a/x/"] == "read from a/y/"
     assert details["b/y/"] == "read from b/x/"
 
@@ -132,7 +132,7 @@ def test_two_images_with_one_id_are_refused_without_a_duplicate_key(load):
     }
     chosen = choice(load(TWICE + 'duplicate_key: "{scan}"\n'), ["P0/1_ct.nii", *BOTH])
     assert pairs(chosen) == {"1": ("P1/1_ct.nii", "P1/1_seg.nii")}
-    assert {note.path for note in chosen.left} == {"P0/1_ct.nii", "P2/1_ct.nii", "P2/1_seg.nii"}
+    assert {note.path for note in chosen.left_out} == {"P0/1_ct.nii", "P2/1_ct.nii", "P2/1_seg.nii"}
 
 
 def test_ids_that_collide_across_layouts_are_refused(load):
@@ -170,9 +170,9 @@ def test_mask_parts_are_found_by_their_file_names(load):
         "{file: '{scan}/{part}.nii', values: {l1: L1, hip: '30', l2: L2}}}\n"
     )
     files = ["a/ct.nii", "a/hip.nii", "a/l1.nii", "b/ct.nii", "b/other.nii"]
-    (a, b) = choice(recipe, files).taken
+    (a, b) = choice(recipe, files).pairs
     assert [(part.value, part.path) for part in a.parts] == [(20, "a/l1.nii"), (30, "a/hip.nii")]
-    assert (a.whole, b.whole, b.parts) == (True, False, ())
+    assert (a.has_expected_mask, b.has_expected_mask, b.parts) == (True, False, ())
 
 
 def test_masks_named_through_a_lookup_are_not_taken_for_images(load):
@@ -296,15 +296,15 @@ def test_every_scan_is_taken_once_and_every_other_image_is_reported(files):
     matched = match_images(recipe, raw)
     found = matched.images
     chosen = choose_images(recipe, raw, matched)
-    taken = [paired.image.path for paired in chosen.taken]
-    assert len({paired.image.scan_id for paired in chosen.taken}) == len(taken)
+    taken = [paired.image.path for paired in chosen.pairs]
+    assert len({paired.image.scan_id for paired in chosen.pairs}) == len(taken)
     assert (chosen.refused, matched.misnamed) == ((), ())
-    assert {image.scan_id for image in found} == {p.image.scan_id for p in chosen.taken}
-    assert {image.path for image in found} <= {*taken, *(note.path for note in chosen.left)}
+    assert {image.scan_id for image in found} == {p.image.scan_id for p in chosen.pairs}
+    assert {image.path for image in found} <= {*taken, *(note.path for note in chosen.left_out)}
     assert {note.path for note in matched.ignored} == {
         f for f in files if f.split("/")[-1] == "i.dcm"
     }
-    for paired in chosen.taken:
+    for paired in chosen.pairs:
         scan = paired.image.scan_id
         assert all(path.split("/")[-1].startswith(f"{scan}_") for path in paired.masks)
 
@@ -362,7 +362,9 @@ def test_two_copies_without_the_exact_name_are_refused(load, files):
 def test_an_image_is_not_its_own_mask(load):
     recipe = load("layouts:\n  x: {description: x, image: '{scan}.nii', label: '{scan}.nii.gz'}\n")
     chosen = choice(recipe, ["a.nii", "a.nii.gz", "b.nii", "b_1.NII"])
-    found = {paired.image.scan_id: (paired.masks, paired.whole) for paired in chosen.taken}
+    found = {
+        paired.image.scan_id: (paired.masks, paired.has_expected_mask) for paired in chosen.pairs
+    }
     assert found == {"a": (("a.nii.gz",), True), "b": ((), False), "b_1": ((), False)}
 
 
@@ -374,10 +376,10 @@ def test_several_masks_that_fit_equally_are_refused_without_a_duplicate_key(load
     assert taken(chosen) == {"b": ("ct/b.nii", "new/b_seg.nii")}
     (refused,) = chosen.refused
     assert "3 files fit ct/a.nii equally well:\n  new/a_seg.nii\n  old/a_1_seg" in refused.reason
-    assert {note.path for note in chosen.left} == {"old/a_1_seg.nii", "old/a_seg.nii"}
+    assert {note.path for note in chosen.left_out} == {"old/a_1_seg.nii", "old/a_seg.nii"}
     chosen = choice(load(text + "duplicate_key: '{scan}'\n"), files)
     assert pairs(chosen)["a"] == ("ct/a.nii", "new/a_seg.nii")
-    assert {(note.path, note.detail) for note in chosen.left} == {
+    assert {(note.path, note.detail) for note in chosen.left_out} == {
         ("old/a_1_seg.nii", "ct/a.nii uses new/a_seg.nii"),
         ("old/a_seg.nii", "ct/a.nii uses new/a_seg.nii"),
     }
@@ -391,7 +393,7 @@ def test_the_mask_of_the_first_template_is_taken_and_the_others_reported(load):
     )
     chosen = choice(recipe, ["a.nii", "m/a", "n/a"])
     assert pairs(chosen) == {"a": ("a.nii", "m/a")}
-    assert [(note.path, note.detail) for note in chosen.left] == [("n/a", "a.nii uses m/a")]
+    assert [(note.path, note.detail) for note in chosen.left_out] == [("n/a", "a.nii uses m/a")]
 
 
 @pytest.mark.parametrize(
@@ -400,7 +402,7 @@ def test_the_mask_of_the_first_template_is_taken_and_the_others_reported(load):
 def test_several_sidecars_or_centroid_files_of_an_image_are_refused(load, key):
     recipe = load(f"layouts:\n  x:\n    description: x\n    image: '{{scan}}.nii'\n    {key}\n")
     chosen = choice(recipe, ["a.nii", "a.json", "a_1.json", "b.nii", "b.json"])
-    (paired,) = chosen.taken
+    (paired,) = chosen.pairs
     assert (paired.centroids or paired.sidecar, paired.image.scan_id) == ("b.json", "b")
     (refused,) = chosen.refused
     assert "2 files fit a.nii equally well:\n  a.json\n  a_1.json" in refused.reason
@@ -484,4 +486,4 @@ def test_a_mask_may_be_a_folder(load):
     files = ["p/ct/1.dcm", "p/ct/2.dcm", "p/seg/1.dcm", "q/ct/1.dcm"]
     chosen = choice(recipe, files)
     assert pairs(chosen) == {"p": ("p/ct/", "p/seg/"), "q": ("q/ct/",)}
-    assert [paired.whole for paired in chosen.taken] == [True, False]
+    assert [paired.has_expected_mask for paired in chosen.pairs] == [True, False]
