@@ -1,25 +1,25 @@
 """Which bytes do the metadata and small arrays of a store have?
 
-zarr-python and xarray write them into memory, as a mapping from keys to contents.
+They are those that zarr-python and xarray would write, as a mapping from keys to contents. Both
+would take longer for the table of a few scans than the scans themselves take.
 """
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-import zarr
-from zarr.abc.buffer import Buffer
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.storage import MemoryStore
+from numcodecs.vlen import VLenUTF8
+from numcodecs.zstd import compress
 
 from spinezarr.geometry import ShapeZYX
 from spinezarr.scaling import Scaling
-from spinezarr.store.array_metadata import Separator
+from spinezarr.store.array_metadata import Separator, chunk_key
 from spinezarr.store.layout import (
     IMAGE,
     LABEL,
@@ -33,6 +33,7 @@ from spinezarr.store.layout import (
 )
 from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.sealed import seal
+from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c, encode_chunk
 from spinezarr.vertebrae import NAME_OF_VALUE
 
 __all__ = ["root_files", "scan_files", "table_files", "with_stored_encoding"]
@@ -42,33 +43,19 @@ _AXIS_ATTRIBUTES = {
     "y": {"axis": "Y", "long_name": "toward anterior"},
     "x": {"axis": "X", "long_name": "toward the patient's right"},
 }
-
-
-def _with_separator(files: Mapping[str, bytes], separator: Separator) -> dict[str, bytes]:
-    """Return the files of a group with another separator in the keys of its chunks."""
-    if separator == "/":
-        return dict(files)
-    changed: dict[str, bytes] = {}
-    for key, data in files.items():
-        array, is_chunk, chunk = key.rpartition("/c/")
-        if is_chunk:
-            changed[f"{array}/c.{chunk.replace('/', '.')}"] = data
-        elif key.endswith(METADATA):
-            old, new = (f'"separator": "{mark}"'.encode() for mark in ("/", separator))
-            changed[key] = data.replace(old, new)
-        else:
-            changed[key] = data
-    return changed
+_IMAGE_ATTRIBUTES: dict[str, Any] = {"long_name": "CT number", "units": "HU"}
+_JSON_INDENT: Final = 2
+"""Spaces of indentation in ``zarr.json``, as zarr-python writes it."""
+_ZSTD_LEVEL: Final = 0
+"""Level of the columns of a table; Zstandard takes its default for 0."""
+_NAN_ATTRIBUTE: Final = {"_FillValue": "AAAAAAAA+H8="}
+"""Attribute from which xarray knows that NaN means absent: the bytes of a NaN in base64."""
+_CHECKSUM: Final = {"name": "crc32c"}
 
 
 def root_files(attributes: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the files of the root group and of the group that holds the scans."""
-    files: dict[str, Buffer] = {}
-    store = MemoryStore(files)
-    root = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
-    root.create_group(SCANS)
-    data = {key: buffer.to_bytes() for key, buffer in files.items()}
-    return {**data, METADATA: seal(json.loads(data[METADATA]))}
+    return {METADATA: seal(_group(attributes)), f"{SCANS}/{METADATA}": _to_json(_group({}))}
 
 
 def scan_files(
@@ -107,33 +94,46 @@ def scan_files(
     separator
         Separator in the keys of chunks and shards.
     """
-    files: dict[str, Buffer] = {}
-    store = MemoryStore(files)
-    group = zarr.create_group(store, zarr_format=3)
     scale = {} if image_scaling is None else image_scaling.attributes
-    arrays = {IMAGE: (image_dtype, profile.image, {**_IMAGE_ATTRIBUTES, **scale})}
+    voxels = {IMAGE: (image_dtype, profile.image, {**_IMAGE_ATTRIBUTES, **scale})}
     if label_chunks is not None:
         attributes = _label_attributes(label_values, structures)
-        arrays[LABEL] = (np.dtype(np.uint8), profile.label, attributes)
-    for name, (dtype, codec, attributes) in arrays.items():
-        group.create_array(
-            name,
-            shape=shape_zyx,
-            chunks=profile.chunk_shape_zyx,
-            shards=profile.shard_shape_zyx(shape_zyx),
-            dtype=dtype,
-            fill_value=fill_value(name, dtype),
-            compressors=[_blosc(codec, dtype), Crc32cCodec()],
-            dimension_names=("z", "y", "x"),
+        voxels[LABEL] = (np.dtype(np.uint8), profile.label, attributes)
+    members = {
+        name: _array(
+            shape_zyx,
+            profile.shard_shape_zyx(shape_zyx),
+            dtype,
+            fill=fill_value(name, dtype),
+            codecs=[_sharding(profile.chunk_shape_zyx, dtype, codec)],
             attributes=attributes,
+            dimensions=("z", "y", "x"),
+            separator=separator,
         )
-    for axis, positions in coordinates_mm.items():
-        _small_array(group, axis, positions, (axis,), {**_AXIS_ATTRIBUTES[axis], "units": "mm"})
+        for name, (dtype, codec, attributes) in voxels.items()
+    }
+    small: dict[str, tuple[npt.NDArray[Any], tuple[str, ...], Mapping[str, Any]]] = {
+        axis: (positions, (axis,), {**_AXIS_ATTRIBUTES[axis], "units": "mm"})
+        for axis, positions in coordinates_mm.items()
+    }
     if label_chunks is not None:
         columns = {"columns": ["label", "chunk_z", "chunk_y", "chunk_x", "voxel_count"]}
-        _small_array(group, LABEL_CHUNKS, label_chunks, ("entry", "column"), columns)
-    _consolidate(store)
-    return _with_separator({key: buffer.to_bytes() for key, buffer in files.items()}, separator)
+        small[LABEL_CHUNKS] = (label_chunks, ("entry", "column"), columns)
+        members[LABEL_CHUNKS.rpartition("/")[0]] = _group({})
+    chunks: dict[str, bytes] = {}
+    for name, (values, dimensions, described) in small.items():
+        members[name] = _array_of_one_chunk(
+            values,
+            fill=values.dtype.type(0).item(),
+            codecs=_chunk_codecs(values.dtype, SMALL_ARRAY),
+            attributes=described,
+            dimensions=dimensions,
+            separator=separator,
+        )
+        if values.size:
+            key = chunk_key((0,) * values.ndim, separator)
+            chunks[f"{name}/{key}"] = encode_chunk(values, SMALL_ARRAY)
+    return {**_group_files({}, members), **chunks}
 
 
 def with_stored_encoding(
@@ -157,40 +157,59 @@ def with_stored_encoding(
         if name in arrays:
             new = together[name]
             together[name] = {**new, **arrays[name], "attributes": new["attributes"]}
-            data[f"{name}/{METADATA}"] = json.dumps(together[name], indent=2).encode()
+            data[f"{name}/{METADATA}"] = _to_json(together[name])
     return {**data, METADATA: json.dumps(scan).encode()}
 
 
 def table_files(table: xr.Dataset, separator: Separator) -> dict[str, bytes]:
     """Return the files of the scan table; its ``manifest`` names all but ``zarr.json``."""
-    files: dict[str, Buffer] = {}
-    store = MemoryStore(files)
-    encoding = {
-        name: {
-            "chunks": tuple(max(1, n) for n in variable.shape),
-            "compressors": [ZstdCodec(), Crc32cCodec()],
-        }
-        for name, variable in table.variables.items()
-    }
-    with _unspecified_allowed():
-        table.to_zarr(store, zarr_format=3, encoding=encoding, consolidated=True)
-    data = _with_separator({key: buffer.to_bytes() for key, buffer in files.items()}, separator)
-    metadata = json.loads(data.pop(METADATA))
+    members: dict[str, dict[str, Any]] = {}
+    chunks: dict[str, bytes] = {}
+    for name, variable in table.variables.items():
+        values = variable.to_numpy()
+        column = _column_form(values)
+        members[str(name)] = _array_of_one_chunk(
+            values,
+            fill=column.fill,
+            codecs=[
+                column.serializer,
+                _codec("zstd", {"level": _ZSTD_LEVEL, "checksum": False}),
+                _CHECKSUM,
+            ],
+            attributes={**variable.attrs, **column.attributes},
+            dimensions=tuple(map(str, variable.dims)),
+            separator=separator,
+        )
+        if not column.is_blank:
+            key = chunk_key((0,) * values.ndim, separator)
+            chunks[f"{name}/{key}"] = _encode_column(values)
+    files = {**_group_files(table.attrs, members), **chunks}
+    metadata = json.loads(files.pop(METADATA))
     metadata["attributes"]["manifest"] = {
-        key: ManifestEntry.of(content).model_dump() for key, content in sorted(data.items())
+        key: ManifestEntry.of(content).model_dump() for key, content in sorted(files.items())
     }
-    return {**data, METADATA: seal(metadata)}
+    return {**files, METADATA: seal(metadata)}
 
 
-@contextmanager
-def _unspecified_allowed() -> Iterator[None]:
-    """Silence the warning of zarr-python that consolidated metadata are an extension."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        yield
+@dataclass(frozen=True, slots=True)
+class _ColumnForm:
+    """How a column of a table is stored."""
+
+    fill: float | str
+    serializer: dict[str, Any]
+    attributes: dict[str, str]
+    is_blank: bool
+    """True if every value is the fill value: Zarr then stores no chunk."""
 
 
-_IMAGE_ATTRIBUTES: dict[str, Any] = {"long_name": "CT number", "units": "HU"}
+def _column_form(values: npt.NDArray[Any]) -> _ColumnForm:
+    if values.dtype.kind == "T":
+        return _ColumnForm("", _codec("vlen-utf8", {}), {}, not any(values.tolist()))
+    serializer = _bytes_codec(values.dtype)
+    if values.dtype.kind == "f":
+        is_blank = bool(np.isnan(values).all())
+        return _ColumnForm(float("nan"), serializer, _NAN_ATTRIBUTE, is_blank)
+    return _ColumnForm(0, serializer, {}, not values.any())
 
 
 def _label_attributes(values: tuple[int, ...], structures: Mapping[str, str]) -> dict[str, Any]:
@@ -209,37 +228,126 @@ def _label_attributes(values: tuple[int, ...], structures: Mapping[str, str]) ->
     }
 
 
-def _blosc(codec: BloscCodecSpec, dtype: np.dtype[Any]) -> BloscCodec:
-    return BloscCodec(
-        cname=codec.cname,
-        clevel=codec.clevel,
-        shuffle=codec.shuffle,
-        blocksize=codec.blocksize,
-        typesize=dtype.itemsize,
-    )
+def _encode_column(values: npt.NDArray[Any]) -> bytes:
+    """Compress a column of a table and append its checksum."""
+    if values.dtype.kind == "T":
+        plain = VLenUTF8().encode(values.astype(object))
+    else:
+        plain = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    packed = bytes(compress(plain, _ZSTD_LEVEL))
+    return packed + crc32c(packed).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def _small_array(
-    group: zarr.Group,
-    name: str,
-    values: npt.NDArray[Any],
-    dimensions: tuple[str, ...],
+def _codec(name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "configuration": dict(configuration)}
+
+
+def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
+    return {"name": "bytes"} if dtype.itemsize == 1 else _codec("bytes", {"endian": "little"})
+
+
+def _chunk_codecs(dtype: np.dtype[Any], codec: BloscCodecSpec) -> list[dict[str, Any]]:
+    blosc = {
+        "typesize": dtype.itemsize,
+        "cname": codec.cname,
+        "clevel": codec.clevel,
+        "shuffle": codec.shuffle,
+        "blocksize": codec.blocksize,
+    }
+    return [_bytes_codec(dtype), _codec("blosc", blosc), _CHECKSUM]
+
+
+def _sharding(chunk_zyx: ShapeZYX, dtype: np.dtype[Any], codec: BloscCodecSpec) -> dict[str, Any]:
+    configuration = {
+        "chunk_shape": list(chunk_zyx),
+        "codecs": _chunk_codecs(dtype, codec),
+        "index_codecs": [_codec("bytes", {"endian": "little"}), _CHECKSUM],
+        "index_location": "end",
+    }
+    return _codec("sharding_indexed", configuration)
+
+
+def _array(
+    shape: Sequence[int],
+    chunk: Sequence[int],
+    dtype: np.dtype[Any],
+    *,
+    fill: float | str,
+    codecs: list[dict[str, Any]],
     attributes: Mapping[str, Any],
-) -> None:
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=tuple(max(1, n) for n in values.shape),
-        dtype=values.dtype,
-        fill_value=0,
-        compressors=[_blosc(SMALL_ARRAY, values.dtype), Crc32cCodec()],
-        dimension_names=dimensions,
-        attributes=dict(attributes),
-        config={"write_empty_chunks": True},
+    dimensions: tuple[str, ...],
+    separator: Separator,
+) -> dict[str, Any]:
+    is_nan = isinstance(fill, float) and math.isnan(fill)
+    return {
+        "shape": list(shape),
+        "data_type": "string" if dtype.kind == "T" else dtype.name,
+        "chunk_grid": _codec("regular", {"chunk_shape": list(chunk)}),
+        "chunk_key_encoding": _codec("default", {"separator": separator}),
+        "fill_value": "NaN" if is_nan else fill,
+        "codecs": codecs,
+        "attributes": dict(attributes),
+        "dimension_names": list(dimensions),
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+
+
+def _array_of_one_chunk(
+    values: npt.NDArray[Any],
+    *,
+    fill: float | str,
+    codecs: list[dict[str, Any]],
+    attributes: Mapping[str, Any],
+    dimensions: tuple[str, ...],
+    separator: Separator,
+) -> dict[str, Any]:
+    return _array(
+        values.shape,
+        [max(1, n) for n in values.shape],
+        values.dtype,
+        fill=fill,
+        codecs=codecs,
+        attributes=attributes,
+        dimensions=dimensions,
+        separator=separator,
     )
-    array[...] = values
 
 
-def _consolidate(store: MemoryStore) -> None:
-    with _unspecified_allowed():
-        zarr.consolidate_metadata(store, zarr_format=3)
+def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+
+
+def _group_files(
+    attributes: Mapping[str, Any], members: Mapping[str, dict[str, Any]]
+) -> dict[str, bytes]:
+    """Return ``zarr.json`` of a group and its members; the group's holds theirs too."""
+    files = {f"{name}/{METADATA}": _to_json(metadata) for name, metadata in members.items()}
+    inside = {
+        name: _with_members(members[name], {})
+        if members[name]["node_type"] == "group"
+        else members[name]
+        for name in sorted(members, key=_consolidated_order)
+    }
+    group = _with_members(_group(attributes), inside)
+    return {**files, METADATA: json.dumps(group).encode()}
+
+
+def _consolidated_order(name: str) -> tuple[int, str]:
+    return name.count("/"), unicodedata.normalize("NFKC", name).casefold()
+
+
+def _with_members(group: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a group with those of its members in them."""
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
+    return {
+        "attributes": group["attributes"],
+        "zarr_format": 3,
+        "consolidated_metadata": consolidated,
+        "node_type": "group",
+    }
+
+
+def _to_json(metadata: Mapping[str, Any]) -> bytes:
+    return json.dumps(metadata, indent=_JSON_INDENT).encode()
