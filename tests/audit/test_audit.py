@@ -394,16 +394,16 @@ def four(tmp_path_factory):
 
 
 @pytest.fixture
-def alike(four, tmp_path):
+def raw_copy(four, tmp_path):
     """Copy that folder."""
     return Path(shutil.copytree(four, tmp_path / "raw"))
 
 
-def test_a_scan_in_two_splits_is_an_error_of_both(alike, tmp_path):
+def test_a_scan_in_two_splits_is_an_error_of_both(raw_copy, tmp_path):
     splits = {"a": "train", "b": "test", "c": "train", "d": "validation"}
     changes = {name: {"split": split} for name, split in splits.items()}
     changes["d"]["patient_id"] = "c"
-    store = ingest_all(alike, tmp_path / "a.zarr", **changes)
+    store = ingest_all(raw_copy, tmp_path / "a.zarr", **changes)
     audit = store.audit()
     assert {name: short(found) for name, found in audit.by_scan().items()} == {
         "a": [("same-image", "error", None)],
@@ -416,15 +416,15 @@ def test_a_scan_in_two_splits_is_an_error_of_both(alike, tmp_path):
     assert short(store.audit(scans=["b"]).findings) == [("same-image", "error", None)]
 
 
-def test_a_duplicate_in_one_split_is_a_warning(alike, tmp_path):
-    audit = ingest_all(alike, tmp_path / "a.zarr").audit()
+def test_a_duplicate_in_one_split_is_a_warning(raw_copy, tmp_path):
+    audit = ingest_all(raw_copy, tmp_path / "a.zarr").audit()
     assert short(audit.findings) == [("same-image", "warning", None)] * 2
     assert audit.exit_code == 0
     assert audit.counts == {"same-image": {"warning": 2}}
 
 
-def test_comparing_stores_does_not_repeat_findings_within_each(alike, tmp_path):
-    store = ingest_all(alike, tmp_path / "a.zarr")
+def test_comparing_stores_does_not_repeat_findings_within_each(raw_copy, tmp_path):
+    store = ingest_all(raw_copy, tmp_path / "a.zarr")
     audit = store.audit()
     keys = scan_keys(store.url, "planted", store.table)
     assert audit_across(keys, [audit]) == [audit]
@@ -438,8 +438,8 @@ def test_an_error_names_the_unknown_scan_of_an_audit(store):
         store.audit(scans=["nobody"])
 
 
-def test_a_damaged_scan_is_a_finding_and_the_others_are_audited(alike, tmp_path):
-    store = ingest_all(alike, tmp_path / "a.zarr")
+def test_a_damaged_scan_is_a_finding_and_the_others_are_audited(raw_copy, tmp_path):
+    store = ingest_all(raw_copy, tmp_path / "a.zarr")
     shutil.rmtree(tmp_path / "a.zarr/scans/c/label")
     (tmp_path / "a.zarr/scans/d/zarr.json").write_text("{}")
     store = spinezarr.open(store.url)
@@ -470,7 +470,7 @@ def prepared(four, tmp_path_factory):
 
 
 @pytest.fixture
-def kept(prepared, tmp_path):
+def audited_copy(prepared, tmp_path):
     """Return raw folder and audited store of four scans."""
     shutil.copytree(prepared, tmp_path / "kept")
     return tmp_path / "kept/raw", spinezarr.open(tmp_path / "kept/a.zarr")
@@ -494,8 +494,8 @@ def test_before_an_audit_the_column_is_empty(store):
     assert set(store.table.audit_findings.to_numpy()) == {""}
 
 
-def test_the_table_has_the_severity_of_each_scan(kept):
-    _, store = kept
+def test_the_table_has_the_severity_of_each_scan(audited_copy):
+    _, store = audited_copy
     assert columns(store) == {"a": "warning", "b": "warning", "c": "ok", "d": "error"}
     texts = store.table.audit_findings
     assert texts.sel(scan="c").item() == ""
@@ -504,16 +504,16 @@ def test_the_table_has_the_severity_of_each_scan(kept):
     assert second.startswith("L1 has 1 stray voxels")
 
 
-def test_findings_are_a_group_that_zarr_reads(kept):
-    _, store = kept
+def test_findings_are_a_group_that_zarr_reads(audited_copy):
+    _, store = audited_copy
     attributes = zarr.open_group(f"{store.url}/audit", mode="r").attrs
     (*_, stray) = attributes["scans"]["d"]["findings"]
     assert stray["voxel_zyx"] == [2, 40, 3]
     assert not list(Path(store.url).rglob("*.partial"))
 
 
-def test_findings_are_kept_when_the_table_is_rebuilt(kept, tmp_path):
-    raw, store = kept
+def test_findings_are_kept_when_the_table_is_rebuilt(audited_copy, tmp_path):
+    raw, store = audited_copy
     before = columns(store)
     shutil.rmtree(Path(store.url) / "table")
     ingest_all(raw, store.url)
@@ -521,8 +521,8 @@ def test_findings_are_kept_when_the_table_is_rebuilt(kept, tmp_path):
     xr.testing.assert_identical(spinezarr.open(store.url).table, store.table)
 
 
-def test_findings_are_dropped_when_the_voxels_change(kept):
-    raw, store = kept
+def test_findings_are_dropped_when_the_voxels_change(audited_copy):
+    raw, store = audited_copy
     phantom = make_phantom(replace(SPEC, seed=20))
     label = phantom.label.copy()
     label[label == T11] = 0
@@ -534,14 +534,14 @@ def test_findings_are_dropped_when_the_voxels_change(kept):
     assert columns(store) == {"a": "ok", "b": "", "c": "ok", "d": "error"}
 
 
-def test_a_scan_moved_to_another_split_counts_as_not_audited(kept):
-    raw, store = kept
+def test_a_scan_moved_to_another_split_counts_as_not_audited(audited_copy):
+    raw, store = audited_copy
     ingest_all(raw, store.url, c={"split": "test", "split_index": 0})
     assert columns(store)["c"] == ""
 
 
-def test_an_audit_of_one_scan_keeps_the_findings_of_others(kept):
-    raw, store = kept
+def test_an_audit_of_one_scan_keeps_the_findings_of_others(audited_copy):
+    raw, store = audited_copy
     phantom = make_phantom(replace(SPEC, seed=9, shape_zyx=(47, 48, 48)))
     write_scan(raw, "d", phantom.image, phantom.label, phantom.affine_xyz)
     ingest_all(raw, store.url)
@@ -553,8 +553,8 @@ def test_an_audit_of_one_scan_keeps_the_findings_of_others(kept):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"attributes": {}}', b"\xff", None])
-def test_damaged_findings_are_an_error_until_the_next_audit(kept, content):
-    raw, store = kept
+def test_damaged_findings_are_an_error_until_the_next_audit(audited_copy, content):
+    raw, store = audited_copy
     path = Path(store.url) / AUDIT_FILE
     flipped = path.read_bytes().replace(b"C1 has", b"C2 has")
     path.write_bytes(flipped if content is None else content)
@@ -572,8 +572,8 @@ def test_damaged_findings_are_an_error_until_the_next_audit(kept, content):
     assert columns(store)["d"] == "error"
 
 
-def test_an_audit_of_a_store_on_a_web_server_only_reads(kept, serve):
-    _, store = kept
+def test_an_audit_of_a_store_on_a_web_server_only_reads(audited_copy, serve):
+    _, store = audited_copy
     url, _ = serve(Path(store.url).parent)
     remote = spinezarr.open(f"{url}/a.zarr")
     audit = remote.audit(scans=["d"])
@@ -583,8 +583,8 @@ def test_an_audit_of_a_store_on_a_web_server_only_reads(kept, serve):
     assert not store.audit(scans=["d"]).not_written
 
 
-def test_an_audit_that_cannot_be_written_does_not_change_the_store(alike, tmp_path):
-    store = ingest_all(alike, tmp_path / "a.zarr")
+def test_an_audit_that_cannot_be_written_does_not_change_the_store(raw_copy, tmp_path):
+    store = ingest_all(raw_copy, tmp_path / "a.zarr")
     (tmp_path / "a.zarr/audit").mkdir()
     (tmp_path / "a.zarr/audit/zarr.json").mkdir()
     assert "cannot be written" in store.audit().not_written

@@ -312,17 +312,19 @@ def test_the_error_of_an_absent_bucket_is_one_clear_message(cli, pairs):
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, "http://127.0.0.1:9"),
         ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "--profile"),
     ],
 )
-def test_errors_of_missing_server_or_credentials_are_one_clear_message(cli, pairs, variables, said):
+def test_errors_of_missing_server_or_credentials_are_one_clear_message(
+    cli, pairs, variables, message
+):
     url = "s3://some-bucket/mine.zarr"
     for words, code in (((*pairs[1], "--out", url), 2), (("info", url), 1)):
         text = cli(*words, code=code, **variables)
-        assert said in text
+        assert message in text
         assert text.count("Error:") == 1
 
 

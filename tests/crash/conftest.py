@@ -12,7 +12,7 @@ from killing.memory import in_memory
 
 
 @pytest.fixture(scope="session")
-def shop() -> Iterator[Workshop]:
+def workshop() -> Iterator[Workshop]:
     """Return raw folders of two versions, and their stores, which no test may change."""
     with tempfile.TemporaryDirectory(dir=in_memory()) as name, Driver(Path(name)) as driver:
         yield Workshop.of(Path(name), driver)
@@ -33,14 +33,14 @@ def bucket() -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def disk(work: Path, shop: Workshop) -> FolderPlace:
+def disk(work: Path, workshop: Workshop) -> FolderPlace:
     """Return a place for stores on disk."""
-    return FolderPlace(work, shop.driver)
+    return FolderPlace(work, workshop.driver)
 
 
 @pytest.fixture(params=["disk", "S3"])
-def place(request: pytest.FixtureRequest, work: Path, shop: Workshop) -> Place:
+def place(request: pytest.FixtureRequest, work: Path, workshop: Workshop) -> Place:
     """Return a place for stores: on disk, then in a bucket."""
     if request.param == "disk":
-        return FolderPlace(work, shop.driver)
-    return BucketPlace(request.getfixturevalue("bucket"), shop.driver)
+        return FolderPlace(work, workshop.driver)
+    return BucketPlace(request.getfixturevalue("bucket"), workshop.driver)

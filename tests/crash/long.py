@@ -100,11 +100,11 @@ def run_part(work: Path, name: str, kills: int, seed: int) -> Counts:
     work.mkdir()
     try:
         with Driver(work) as driver, ExitStack() as stack:
-            shop = Workshop.of(work, driver)
+            workshop = Workshop.of(work, driver)
             place: Place = FolderPlace(work, driver)
             if name == "S3":
                 place = BucketPlace(stack.enter_context(serve_bucket()), driver)
-            return count_kills(shop, place, kills, seed=seed)
+            return count_kills(workshop, place, kills, seed=seed)
     finally:
         shutil.rmtree(work)
 

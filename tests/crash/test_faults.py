@@ -19,18 +19,18 @@ REFERENCE = "version 1"
 
 
 @pytest.fixture
-def raw(shop, work):
+def raw(workshop, work):
     """Copy the files of the second version, to damage them."""
-    return shutil.copytree(shop.folder / "raw2", work / "raw")
+    return shutil.copytree(workshop.folder / "raw2", work / "raw")
 
 
-def words(shop, raw, url):
-    return ["ingest", shop.folder / "recipe.yaml", "--raw", raw, "--out", url, "--json"]
+def words(workshop, raw, url):
+    return ["ingest", workshop.folder / "recipe.yaml", "--raw", raw, "--out", url, "--json"]
 
 
-def judge(files, url, shop):
+def judge(files, url, workshop):
     """Check that nothing is lost, mixed or left over after a run with a fault."""
-    assert harm_after_kill(files, url, shop.references[REFERENCE]) == []
+    assert harm_after_kill(files, url, workshop.references[REFERENCE]) == []
     assert left_over(files) == []
 
 
@@ -43,10 +43,12 @@ def failures(run):
     return {scan["scan_id"]: scan["reason"] for scan in report["failed"]}
 
 
-def runs_well(shop, url, files, plan=None, raw=None):
-    code, run = shop.driver.run(words(shop, raw or shop.folder / "raw2", url), url, plan)
+def runs_well(workshop, url, files, plan=None, raw=None):
+    code, run = workshop.driver.run(
+        words(workshop, raw or workshop.folder / "raw2", url), url, plan
+    )
     assert code == 0, run.output
-    assert faults_at_end(files(), url, shop.references[REFERENCE]) == []
+    assert faults_at_end(files(), url, workshop.references[REFERENCE]) == []
 
 
 @contextmanager
@@ -74,45 +76,45 @@ def closed(place):
         folder.chmod(0o755)
 
 
-def test_a_full_disk_fails_single_scans_and_the_next_run_succeeds(shop, work):
-    before = shop.stores[REFERENCE]
+def test_a_full_disk_fails_single_scans_and_the_next_run_succeeds(workshop, work):
+    before = workshop.stores[REFERENCE]
     with mounted(work / "disk", "size=64m") as remount:
         out = work / "disk" / "s.zarr"
         write_folder(before, out)
         used = shutil.disk_usage(work / "disk").used
         remount(f"size={(used >> 10) + 500}k")
-        code, run = shop.driver.run(words(shop, shop.folder / "raw2", out), str(out))
+        code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", out), str(out))
         assert code == 1, run.output
         failed = failures(run)
         assert failed
-        said = f"{out}/scans/.*: No space left on device. Free some space there"
-        assert all(re.match(said, reason) for reason in failed.values())
-        judge(folder_files(out), str(out), shop)
+        message = f"{out}/scans/.*: No space left on device. Free some space there"
+        assert all(re.match(message, reason) for reason in failed.values())
+        judge(folder_files(out), str(out), workshop)
         remount("size=64m")
-        runs_well(shop, str(out), lambda: folder_files(out))
+        runs_well(workshop, str(out), lambda: folder_files(out))
 
 
-def test_a_limit_of_file_sizes_fails_single_scans(shop, disk):
-    url = disk.new(shop.stores[REFERENCE])
+def test_a_limit_of_file_sizes_fails_single_scans(workshop, disk):
+    url = disk.new(workshop.stores[REFERENCE])
     plan = Plan(largest_file_bytes=100_000)
-    code, run = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
+    code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", url), url, plan)
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {"new", "new-wide-values", "other-voxels", "no-mask-now"}
-    said = f"{url}/scans/.*: File too large. Raise the limit of file sizes"
-    assert all(re.match(said, reason) for reason in failed.values())
-    judge(disk.files(url), url, shop)
-    runs_well(shop, url, lambda: disk.files(url))
+    message = f"{url}/scans/.*: File too large. Raise the limit of file sizes"
+    assert all(re.match(message, reason) for reason in failed.values())
+    judge(disk.files(url), url, workshop)
+    runs_well(workshop, url, lambda: disk.files(url))
 
 
 @pytest.mark.parametrize("start", ["nothing", REFERENCE])
-def test_a_read_only_target_is_a_usage_error(shop, work, start):
-    before = shop.stores[start]
+def test_a_read_only_target_is_a_usage_error(workshop, work, start):
+    before = workshop.stores[start]
     with mounted(work / "disk", "size=64m") as remount:
         out = work / "disk" / "s.zarr"
         write_folder(before, out)
         remount("ro")
-        code, run = shop.driver.run(words(shop, shop.folder / "raw2", out), str(out))
+        code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", out), str(out))
         assert code == 2, run.output
         assert "Traceback" not in run.output
         assert f"{out}: cannot be written" in run.output
@@ -120,53 +122,55 @@ def test_a_read_only_target_is_a_usage_error(shop, work, start):
         assert folder_files(out) == before
 
 
-def test_a_target_without_write_permission_is_a_usage_error(shop, disk):
-    url = disk.new(shop.stores[REFERENCE])
+def test_a_target_without_write_permission_is_a_usage_error(workshop, disk):
+    url = disk.new(workshop.stores[REFERENCE])
     plan = Plan(plain_user=True)
     with closed(url):
-        code, run = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
+        code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", url), url, plan)
     assert code == 2, run.output
     assert "Traceback" not in run.output
     assert f"{url}: cannot be written" in run.output
-    assert disk.files(url) == shop.stores[REFERENCE]
-    runs_well(shop, url, lambda: disk.files(url))
+    assert disk.files(url) == workshop.stores[REFERENCE]
+    runs_well(workshop, url, lambda: disk.files(url))
 
 
-def test_a_scan_folder_without_write_permission_fails_that_scan(shop, disk):
-    url = disk.new(shop.stores[REFERENCE])
+def test_a_scan_folder_without_write_permission_fails_that_scan(workshop, disk):
+    url = disk.new(workshop.stores[REFERENCE])
     plan = Plan(plain_user=True)
     with closed(f"{url}/scans/other-voxels"):
-        code, run = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
+        code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", url), url, plan)
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {"other-voxels"}
     assert "Permission denied" in failed["other-voxels"]
     assert "scans/other-voxels" in failed["other-voxels"]
-    judge(disk.files(url), url, shop)
-    runs_well(shop, url, lambda: disk.files(url))
+    judge(disk.files(url), url, workshop)
+    runs_well(workshop, url, lambda: disk.files(url))
 
 
 @pytest.mark.parametrize("name", ["new_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_without_read_permission_fails_its_scan(shop, disk, raw, name):
-    url = disk.new(shop.stores[REFERENCE])
+def test_a_source_without_read_permission_fails_its_scan(workshop, disk, raw, name):
+    url = disk.new(workshop.stores[REFERENCE])
     (raw / name).chmod(0)
     plan = Plan(plain_user=True)
-    code, run = shop.driver.run(words(shop, raw, url), url, plan)
+    code, run = workshop.driver.run(words(workshop, raw, url), url, plan)
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {name.partition("_")[0]}
     ((reason,)) = failed.values()
     assert name in reason
     assert "Permission denied" in reason
-    judge(disk.files(url), url, shop)
+    judge(disk.files(url), url, workshop)
     (raw / name).chmod(0o644)
-    runs_well(shop, url, lambda: disk.files(url), plan, raw)
+    runs_well(workshop, url, lambda: disk.files(url), plan, raw)
 
 
 @pytest.mark.parametrize("name", ["new_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_that_vanishes_fails_its_scan(shop, disk, raw, name):
-    url = disk.new(shop.stores[REFERENCE])
-    run = shop.driver.start(words(shop, raw, url), url, Plan(pause_at="open scans/fewer-shards"))
+def test_a_source_that_vanishes_fails_its_scan(workshop, disk, raw, name):
+    url = disk.new(workshop.stores[REFERENCE])
+    run = workshop.driver.start(
+        words(workshop, raw, url), url, Plan(pause_at="open scans/fewer-shards")
+    )
     run.wait_until_paused()
     (raw / name).rename(raw.parent / name)
     run.go_on()
@@ -175,9 +179,9 @@ def test_a_source_that_vanishes_fails_its_scan(shop, disk, raw, name):
     assert set(failed) == {name.partition("_")[0]}
     ((reason,)) = failed.values()
     assert name in reason
-    judge(disk.files(url), url, shop)
+    judge(disk.files(url), url, workshop)
     (raw.parent / name).rename(raw / name)
-    runs_well(shop, url, lambda: disk.files(url), raw=raw)
+    runs_well(workshop, url, lambda: disk.files(url), raw=raw)
 
 
 def cut_short(path):
@@ -198,11 +202,11 @@ def emptied(path):
 
 @pytest.mark.parametrize("change", [cut_short, made_longer, emptied])
 @pytest.mark.parametrize("name", ["other-voxels_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_that_changes_while_it_is_read_fails_its_scan(shop, disk, raw, name, change):
-    url = disk.new(shop.stores[REFERENCE])
+def test_a_source_that_changes_while_it_is_read_fails_its_scan(workshop, disk, raw, name, change):
+    url = disk.new(workshop.stores[REFERENCE])
     # While the image's first shard is written, its file is open and the mask's header was read.
     plan = Plan(pause_at="open scans/other-voxels/image")
-    run = shop.driver.start(words(shop, raw, url), url, plan)
+    run = workshop.driver.start(words(workshop, raw, url), url, plan)
     run.wait_until_paused()
     whole = (raw / name).read_bytes()
     change(raw / name)
@@ -215,19 +219,19 @@ def test_a_source_that_changes_while_it_is_read_fails_its_scan(shop, disk, raw, 
     if change is made_longer and not failed:  # the scan's metadata have the file's new size
         assert left_over(disk.files(url)) == []
     else:
-        judge(disk.files(url), url, shop)
+        judge(disk.files(url), url, workshop)
     (raw / name).write_bytes(whole)
-    runs_well(shop, url, lambda: disk.files(url), raw=raw)
+    runs_well(workshop, url, lambda: disk.files(url), raw=raw)
 
 
-def test_a_mask_replaced_while_its_scan_is_read_is_never_mixed(shop, disk, raw):
-    url = disk.new(shop.stores[REFERENCE])
+def test_a_mask_replaced_while_its_scan_is_read_is_never_mixed(workshop, disk, raw):
+    url = disk.new(workshop.stores[REFERENCE])
     name = "other-voxels_seg.nii.gz"
     ours = raw / name
-    other = shutil.copy(shop.folder / "raw1" / name, raw.parent / "other")
+    other = shutil.copy(workshop.folder / "raw1" / name, raw.parent / "other")
     shutil.copy(ours, raw.parent / "kept")
     plan = Plan(pause_at="open scans/other-voxels/image")
-    run = shop.driver.start(words(shop, raw, url), url, plan)
+    run = workshop.driver.start(words(workshop, raw, url), url, plan)
     run.wait_until_paused()
     Path(other).replace(ours)
     run.go_on()
@@ -235,33 +239,33 @@ def test_a_mask_replaced_while_its_scan_is_read_is_never_mixed(shop, disk, raw):
     assert set(failures(run)) <= {"other-voxels"}
     assert left_over(disk.files(url)) == []
     (raw.parent / "kept").replace(ours)
-    runs_well(shop, url, lambda: disk.files(url), raw=raw)
+    runs_well(workshop, url, lambda: disk.files(url), raw=raw)
 
 
 @pytest.fixture
-def store(shop, bucket):
+def store(workshop, bucket):
     """Return the store of the first version in a bucket."""
-    place = BucketPlace(bucket, shop.driver)
-    return place, place.new(shop.stores[REFERENCE])
+    place = BucketPlace(bucket, workshop.driver)
+    return place, place.new(workshop.stores[REFERENCE])
 
 
-def run_in_bucket(shop, bucket, url, before):
+def run_in_bucket(workshop, bucket, url, before):
     bucket.rule(before)
     plan = Plan(environment=bucket.environment)
-    ended = shop.driver.run(words(shop, shop.folder / "raw2", url), url, plan)
+    ended = workshop.driver.run(words(workshop, workshop.folder / "raw2", url), url, plan)
     bucket.rule()
     return ended
 
 
 @pytest.mark.parametrize(
-    ("action", "said"), [("refuse", "access is denied"), ("fail", "internal error")]
+    ("action", "message"), [("refuse", "access is denied"), ("fail", "internal error")]
 )
 def test_a_bucket_that_refuses_writes_of_one_scan_fails_only_that_scan(
-    shop, bucket, store, action, said
+    workshop, bucket, store, action, message
 ):
     place, url = store
     code, run = run_in_bucket(
-        shop,
+        workshop,
         bucket,
         url,
         lambda _, change: action if change[0] == "PUT" and "scans/new/" in change[1] else "pass",
@@ -270,9 +274,9 @@ def test_a_bucket_that_refuses_writes_of_one_scan_fails_only_that_scan(
     failed = failures(run)
     assert set(failed) == {"new"}
     assert "scans/new/" in failed["new"]
-    assert said in failed["new"]
-    judge(place.files(url), url, shop)
-    runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+    assert message in failed["new"]
+    judge(place.files(url), url, workshop)
+    runs_well(workshop, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
 @pytest.mark.parametrize(
@@ -284,22 +288,24 @@ def test_a_bucket_that_refuses_writes_of_one_scan_fails_only_that_scan(
         r"POST .*\?delete",
     ],
 )
-def test_a_bucket_that_refuses_writes_after_publication_loses_nothing(shop, bucket, store, refused):
+def test_a_bucket_that_refuses_writes_after_publication_loses_nothing(
+    workshop, bucket, store, refused
+):
     place, url = store
     code, run = run_in_bucket(
-        shop,
+        workshop,
         bucket,
         url,
         lambda _, change: "refuse" if re.match(refused, " ".join(change)) else "pass",
     )
     assert code == 1, run.output
     failures(run)
-    assert harm_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
-    runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+    assert harm_after_kill(place.files(url), url, workshop.references[REFERENCE]) == []
+    runs_well(workshop, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
 @pytest.mark.parametrize("scan", ["new", "other-voxels"])
-def test_a_lost_answer_to_the_last_write_does_no_harm(shop, bucket, store, scan):
+def test_a_lost_answer_to_the_last_write_does_no_harm(workshop, bucket, store, scan):
     place, url = store
     cut = []
 
@@ -310,34 +316,36 @@ def test_a_lost_answer_to_the_last_write_does_no_harm(shop, bucket, store, scan)
             return "pass then cut"
         return "pass"
 
-    code, run = run_in_bucket(shop, bucket, url, before)
+    code, run = run_in_bucket(workshop, bucket, url, before)
     assert cut
     assert code in {0, 1}, run.output
     assert set(failures(run)) <= {scan}
-    assert harm_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
-    runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+    assert harm_after_kill(place.files(url), url, workshop.references[REFERENCE]) == []
+    runs_well(workshop, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
-def test_occasional_faults_of_a_bucket_do_no_harm(shop, bucket, store):
+def test_occasional_faults_of_a_bucket_do_no_harm(workshop, bucket, store):
     place, url = store
     code, run = run_in_bucket(
-        shop, bucket, url, lambda number, _: "fail" if number % 20 == 7 else "pass"
+        workshop, bucket, url, lambda number, _: "fail" if number % 20 == 7 else "pass"
     )
     assert code == 0, run.output
-    assert faults_at_end(place.files(url), url, shop.references[REFERENCE]) == []
+    assert faults_at_end(place.files(url), url, workshop.references[REFERENCE]) == []
 
 
-def test_a_bucket_that_refuses_all_writes_is_an_error_and_unchanged(shop, bucket, store):
+def test_a_bucket_that_refuses_all_writes_is_an_error_and_unchanged(workshop, bucket, store):
     place, url = store
-    code, run = run_in_bucket(shop, bucket, url, lambda number, _: "refuse" if number else "pass")
+    code, run = run_in_bucket(
+        workshop, bucket, url, lambda number, _: "refuse" if number else "pass"
+    )
     assert code == 2, run.output
     assert "Traceback" not in run.output
     assert f"{url}: cannot be written" in run.output
-    assert place.files(url) == shop.stores[REFERENCE]
+    assert place.files(url) == workshop.stores[REFERENCE]
 
 
 @pytest.mark.parametrize("number_of_cut", [1, 30, 100])
-def test_a_cut_network_is_an_error_and_does_no_harm(shop, bucket, store, number_of_cut):
+def test_a_cut_network_is_an_error_and_does_no_harm(workshop, bucket, store, number_of_cut):
     place, url = store
     cut = []
 
@@ -346,9 +354,9 @@ def test_a_cut_network_is_an_error_and_does_no_harm(shop, bucket, store, number_
             cut.append(number)
         return "cut" if cut else "pass"
 
-    code, run = run_in_bucket(shop, bucket, url, before)
+    code, run = run_in_bucket(workshop, bucket, url, before)
     assert code in {1, 2}, run.output
     assert "Traceback" not in run.output
     assert "Please report this" not in run.output
-    assert harm_after_kill(place.files(url), url, shop.references[REFERENCE]) == []
-    runs_well(shop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+    assert harm_after_kill(place.files(url), url, workshop.references[REFERENCE]) == []
+    runs_well(workshop, url, lambda: place.files(url), Plan(environment=bucket.environment))

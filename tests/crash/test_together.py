@@ -17,104 +17,104 @@ RANDOM = np.random.default_rng()
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "1"))
 
 
-def says_who(run, other):
+def names_the_other(run, other):
     """Return whether the output names the other process, its machine, and what to do."""
     named = re.search(rf"process {other.pid} on {re.escape(socket.gethostname())}", run.output)
     return bool(named) and "Wait until it has ended" in run.output
 
 
-def both(shop, place, url, words):
+def both(workshop, place, url, words):
     """Start two commands at nearly the same time and wait for them."""
     runs = [place.start(words[0], url, None)]
     time.sleep(RANDOM.choice([0, 0.05, 0.2, 0.5]))
-    runs.append(shop.driver.start(words[1], url, Plan(environment=place.environment)))
+    runs.append(workshop.driver.start(words[1], url, Plan(environment=place.environment)))
     codes = [run.wait() for run in runs]
     for code, run, other in zip(codes, runs, runs[::-1], strict=True):
         assert "Traceback" not in run.output
         assert code in {0, 1, 2}
-        assert code == 0 or words[0] != words[1] or says_who(run, other), run.output
+        assert code == 0 or words[0] != words[1] or names_the_other(run, other), run.output
     return list(zip(codes, runs, strict=True))
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_two_ingests_of_the_same_files_give_one_valid_store(shop, place, round_):
-    url = place.new(shop.stores["version 1"])
-    ended = both(shop, place, url, [shop.words(url)] * 2)
+def test_two_ingests_of_the_same_files_give_one_valid_store(workshop, place, round_):
+    url = place.new(workshop.stores["version 1"])
+    ended = both(workshop, place, url, [workshop.words(url)] * 2)
     assert 0 in {code for code, _ in ended}
-    reference = shop.references["version 1"]
+    reference = workshop.references["version 1"]
     assert faults_at_end(place.files(url), url, reference) == []
-    run = place.start(shop.words(url), url, None)
+    run = place.start(workshop.words(url), url, None)
     assert run.wait() == 0, run.output
     assert faults_at_end(place.files(url), url, reference) == []
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_two_ingests_of_different_files_never_mix_a_scan(shop, place, round_):
+def test_two_ingests_of_different_files_never_mix_a_scan(workshop, place, round_):
     url = place.new({})
-    ended = both(shop, place, url, [shop.words(url, 1), shop.words(url, 2)])
+    ended = both(workshop, place, url, [workshop.words(url, 1), workshop.words(url, 2)])
     assert 0 in {code for code, _ in ended}
     for i, (code, run) in enumerate(ended):
-        assert code == 0 or says_who(run, ended[1 - i][1]), run.output
-    reference = replace(shop.references["version 1"], before=frozenset(), table_before=False)
+        assert code == 0 or names_the_other(run, ended[1 - i][1]), run.output
+    reference = replace(workshop.references["version 1"], before=frozenset(), table_before=False)
     files = place.files(url)
     assert harm_after_kill(files, url, reference) == []
     assert left_over(files) == []
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_an_ingest_and_an_audit_at_once_give_a_valid_store(shop, place, round_):
-    url = place.new(shop.stores["version 1"])
-    words = [shop.words(url), ["audit", url]]
+def test_an_ingest_and_an_audit_at_once_give_a_valid_store(workshop, place, round_):
+    url = place.new(workshop.stores["version 1"])
+    words = [workshop.words(url), ["audit", url]]
     if RANDOM.random() < 0.5:
         words.reverse()
-    ended = both(shop, place, url, words)
-    reference = shop.references["version 1"]
+    ended = both(workshop, place, url, words)
+    reference = workshop.references["version 1"]
     for (code, run), command, (_, other) in zip(ended, words, ended[::-1], strict=True):
         findings = command[0] == "audit" and "Audit of" in run.output  # random voxels have some
-        assert code == 0 or findings or says_who(run, other), run.output
+        assert code == 0 or findings or names_the_other(run, other), run.output
     files = place.files(url)
     assert harm_after_kill(files, url, reference) == []
     assert left_over(files) == []
-    run = place.start(shop.words(url), url, None)
+    run = place.start(workshop.words(url), url, None)
     assert run.wait() == 0, run.output
     end = {fault.text for fault in faults_at_end(place.files(url), url, reference)}
     assert end <= {"the scan table"}  # the table shows the findings of the audit
 
 
-def test_the_error_of_a_second_ingest_names_the_first(shop, disk):
-    url = disk.new(shop.stores["version 1"])
-    first = shop.driver.start(shop.words(url), url, Plan(pause_at="open scans/new/image"))
+def test_the_error_of_a_second_ingest_names_the_first(workshop, disk):
+    url = disk.new(workshop.stores["version 1"])
+    first = workshop.driver.start(workshop.words(url), url, Plan(pause_at="open scans/new/image"))
     first.wait_until_paused()
-    code, second = shop.driver.run(shop.words(url), url)
+    code, second = workshop.driver.run(workshop.words(url), url)
     assert code in {1, 2}
-    assert says_who(second, first), second.output
+    assert names_the_other(second, first), second.output
     assert second.changes == [change for change in second.changes if "ingest.lock" in change]
     first.go_on()
     assert first.wait() == 0, first.output
-    assert faults_at_end(disk.files(url), url, shop.references["version 1"]) == []
+    assert faults_at_end(disk.files(url), url, workshop.references["version 1"]) == []
 
 
 @pytest.mark.parametrize("pause_at", ["open audit/zarr.json", "open table/"])
-def test_the_error_of_an_ingest_names_a_running_audit(shop, disk, pause_at):
-    url = disk.new(shop.stores["version 1"])
-    audit = shop.driver.start(["audit", url], url, Plan(pause_at=pause_at))
+def test_the_error_of_an_ingest_names_a_running_audit(workshop, disk, pause_at):
+    url = disk.new(workshop.stores["version 1"])
+    audit = workshop.driver.start(["audit", url], url, Plan(pause_at=pause_at))
     audit.wait_until_paused()
-    code, run = shop.driver.run(shop.words(url), url)
+    code, run = workshop.driver.run(workshop.words(url), url)
     assert code in {1, 2}
-    assert says_who(run, audit), run.output
+    assert names_the_other(run, audit), run.output
     audit.go_on()
     assert audit.wait() == 1  # random voxels have findings
-    code, run = shop.driver.run(shop.words(url), url)
+    code, run = workshop.driver.run(workshop.words(url), url)
     assert code == 0, run.output
 
 
-def test_the_error_of_an_audit_names_a_running_ingest(shop, disk):
-    url = disk.new(shop.stores["version 1"])
-    run = shop.driver.start(shop.words(url), url, Plan(pause_at="open scans/new/image"))
+def test_the_error_of_an_audit_names_a_running_ingest(workshop, disk):
+    url = disk.new(workshop.stores["version 1"])
+    run = workshop.driver.start(workshop.words(url), url, Plan(pause_at="open scans/new/image"))
     run.wait_until_paused()
-    code, audit = shop.driver.run(["audit", url], url)
+    code, audit = workshop.driver.run(["audit", url], url)
     assert code in {1, 2}
-    assert says_who(audit, run), audit.output
+    assert names_the_other(audit, run), audit.output
     run.go_on()
     assert run.wait() == 0, run.output
-    assert faults_at_end(disk.files(url), url, shop.references["version 1"]) == []
+    assert faults_at_end(disk.files(url), url, workshop.references["version 1"]) == []

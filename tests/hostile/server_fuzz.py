@@ -411,7 +411,7 @@ def run(numbers: Sequence[int], store: Path | None) -> dict[str, object]:
             failures.append({"kind": "FAILED a process of the server ended"})
         if held["megabytes_more"] > MOST_BYTES >> 20 or held["descriptors_more"] > MOST_FILES:
             failures.append({"kind": "FAILED holds more than before"})
-        said = server.said.partition("Serving at")[2].partition("\n")[2]
+        said = server.output.partition("Serving at")[2].partition("\n")[2]
     if said.strip():
         failures.append({"kind": "FAILED says something", "detail": said[:3000]})
     return {

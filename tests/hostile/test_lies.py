@@ -474,7 +474,7 @@ def bare(change, syntax="explicit-le"):
     return make
 
 
-def beside(modality, change):
+def with_other_object(modality, change):
     """Put another DICOM object next to the slices."""
 
     def make(folder):
@@ -603,12 +603,12 @@ DICOM = {
     ),
     "a bare slice that goes on as text": (bare(lambda d: d[:9] + b"Dear Dr. " * 99), "is not a"),
     "a directory of sequences 5,000 deep": (
-        beside("DIRECTORY", lambda d: d + (b"\x04\0\x20\x12SQ\0\0" + DEEP) * 5000), None,
+        with_other_object("DIRECTORY", lambda d: d + (b"\x04\0\x20\x12SQ\0\0" + DEEP) * 5000), None,
     ),
     "a report of sequences 5,000 deep": (
-        beside("SR", lambda d: d + (b"\x40\0\x30\xa7SQ\0\0" + DEEP) * 5000), None,
+        with_other_object("SR", lambda d: d + (b"\x40\0\x30\xa7SQ\0\0" + DEEP) * 5000), None,
     ),
-    "a report of 200 MB": (beside("SR", lambda d: d + bytes(200_000_000)), None),
+    "a report of 200 MB": (with_other_object("SR", lambda d: d + bytes(200_000_000)), None),
 }  # fmt: skip
 
 

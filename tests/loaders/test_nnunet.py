@@ -306,7 +306,7 @@ def test_slicing_a_damaged_case_is_an_error(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"normalization_schemes": ["ZScoreNormalization"]}, "ZScoreNormalization"),
         ({"resampling_fn_data": "resample_torch"}, "resample_torch"),
@@ -317,9 +317,9 @@ def test_slicing_a_damaged_case_is_an_error(made, tmp_path):
         ),
     ],
 )
-def test_unsupported_plans_are_refused(made, tmp_path, changes, said):
+def test_unsupported_plans_are_refused(made, tmp_path, changes, message):
     folder = preprocessed_folder(tmp_path / "pre", made[1], plans_of(SPACING_ZYX, **changes))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         link_store(str(made[0]), made[1], folder)
 
 

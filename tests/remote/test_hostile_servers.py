@@ -53,7 +53,7 @@ class Liar(RawServer):
         super().close()
 
 
-def says(head, body=b"", *, ends=False):
+def answers_with(head, body=b"", *, ends=False):
     """Answer with a head, which has no empty line yet, and a body."""
 
     def lie(_server, connection, _head):
@@ -102,14 +102,14 @@ def loops(server, connection, head):
 
 
 def leads_to(url, status="302 x"):
-    return says(f"HTTP/1.1 {status}\r\nLocation: {url}\r\nContent-Length: 0\r\n")
+    return answers_with(f"HTTP/1.1 {status}\r\nLocation: {url}\r\nContent-Length: 0\r\n")
 
 
 CHUNK = b"100000\r\n" + ZEROS + b"\r\n"
 BOMB = gzip.compress(bytes(64 << 20))
 ENDLESS_FIELDS = "".join(f"X-{i}: {'y' * 1000}\r\n" for i in range(100)).encode()
 LIES = {
-    "longer range": says(RANGE_HEAD + "Content-Length: 100000\r\n", ZEROS[:100000]),
+    "longer range": answers_with(RANGE_HEAD + "Content-Length: 100000\r\n", ZEROS[:100000]),
     "endless range": endless(RANGE_HEAD + "Content-Length: 99999999999\r\n"),
     "endless range without a length": endless(RANGE_HEAD + "Connection: close\r\n"),
     "endless chunks": endless(RANGE_HEAD + "Transfer-Encoding: chunked\r\n", CHUNK),
@@ -120,21 +120,21 @@ LIES = {
     "endless whole in chunks": endless("HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n", CHUNK),
     "endless error": endless("HTTP/1.1 404 x\r\nContent-Length: 99999999999\r\n"),
     "long error": endless(f"HTTP/1.1 404 x\r\nContent-Length: {SENT_BYTES}\r\n"),
-    "error longer than memory": says("HTTP/1.1 404 x\r\nContent-Length: 9000000000000\r\n"),
+    "error longer than memory": answers_with("HTTP/1.1 404 x\r\nContent-Length: 9000000000000\r\n"),
     "endless error in chunks": endless("HTTP/1.1 400 x\r\nTransfer-Encoding: chunked\r\n", CHUNK),
-    "shorter body": says(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 50, ends=True),
-    "other range": says(
+    "shorter body": answers_with(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 50, ends=True),
+    "other range": answers_with(
         "HTTP/1.1 206 x\r\nContent-Range: bytes 0-99/1024\r\nContent-Length: 100\r\n", b"x" * 100
     ),
-    "no range": says("HTTP/1.1 206 x\r\nContent-Length: 100\r\n", b"x" * 100),
-    "range of many digits": says(
+    "no range": answers_with("HTTP/1.1 206 x\r\nContent-Length: 100\r\n", b"x" * 100),
+    "range of many digits": answers_with(
         f"HTTP/1.1 206 x\r\nContent-Range: bytes 10-{'9' * 5000}/*\r\nContent-Length: 100\r\n",
         b"x" * 100,
     ),
-    "gzip bomb": says(
+    "gzip bomb": answers_with(
         f"{RANGE_HEAD}Content-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n", BOMB
     ),
-    "gzip bomb as the whole": says(
+    "gzip bomb as the whole": answers_with(
         f"HTTP/1.1 200 x\r\nContent-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n", BOMB
     ),
     "endless head": endless("HTTP/1.1 200 x", ENDLESS_FIELDS),
@@ -145,23 +145,27 @@ LIES = {
     "redirect to secrets of a cloud": leads_to("http://169.254.169.254/latest/meta-data/"),
     "redirect to nowhere": leads_to("http://[::1"),
     "silence": silent,
-    "silence after the head": says(RANGE_HEAD + "Content-Length: 100\r\n"),
-    "silence in the middle": says(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 50),
+    "silence after the head": answers_with(RANGE_HEAD + "Content-Length: 100\r\n"),
+    "silence in the middle": answers_with(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 50),
     "drip": drips(RANGE_HEAD + "Content-Length: 100000\r\n\r\n"),
     "drip of a range": drips(RANGE_HEAD + "Content-Length: 100\r\n\r\n"[:-2]),
     "drip of the head": drips("HTTP/1.1 206 x\r\nX: "),
     "reset": reset,
     "hang up": lambda _server, connection, _head: connection.close(),
-    "no HTTP": says("SSH-2.0-OpenSSH\r\n", ZEROS, ends=True),
-    "no head": says("\x00\x01\x02\x03\xff" * 100, ends=True),
-    "negative length": says(RANGE_HEAD + "Content-Length: -5\r\n", ZEROS),
-    "length of many digits": says(f"{RANGE_HEAD}Content-Length: {'9' * 5000}\r\n", ZEROS),
-    "two lengths": says(RANGE_HEAD + "Content-Length: 100\r\nContent-Length: 9\r\n", b"x" * 100),
-    "no such range, ever": says(
+    "no HTTP": answers_with("SSH-2.0-OpenSSH\r\n", ZEROS, ends=True),
+    "no head": answers_with("\x00\x01\x02\x03\xff" * 100, ends=True),
+    "negative length": answers_with(RANGE_HEAD + "Content-Length: -5\r\n", ZEROS),
+    "length of many digits": answers_with(f"{RANGE_HEAD}Content-Length: {'9' * 5000}\r\n", ZEROS),
+    "two lengths": answers_with(
+        RANGE_HEAD + "Content-Length: 100\r\nContent-Length: 9\r\n", b"x" * 100
+    ),
+    "no such range, ever": answers_with(
         "HTTP/1.1 416 x\r\nContent-Range: bytes */1024\r\nContent-Length: 0\r\n"
     ),
-    "wait for a year": says("HTTP/1.1 503 x\r\nRetry-After: 31536000\r\nContent-Length: 0\r\n"),
-    "controls in the code": says(
+    "wait for a year": answers_with(
+        "HTTP/1.1 503 x\r\nRetry-After: 31536000\r\nContent-Length: 0\r\n"
+    ),
+    "controls in the code": answers_with(
         "HTTP/1.1 418 \x1b[2J\r\nContent-Length: 36\r\n", b"<Error><Code>\x1b[2Jx</Code></Error>  "
     ),
 }
@@ -180,7 +184,7 @@ IMPATIENT = RemoteSettings(
 
 
 @pytest.fixture(autouse=True)
-def _nobody(monkeypatch, tmp_path):
+def _no_user_settings(monkeypatch, tmp_path):
     """Hide the user's own settings."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
@@ -280,7 +284,7 @@ def attempt(transport, path, *span):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_error_of_a_too_large_object_names_its_size(liar, way):
-    server = liar(says("HTTP/1.1 200 x\r\nContent-Length: 5000\r\n", ZEROS[:5000]))
+    server = liar(answers_with("HTTP/1.1 200 x\r\nContent-Length: 5000\r\n", ZEROS[:5000]))
     transport, path = opened(server, way)
     assert len(asked(transport, f"{path}/a", None, None, 5000)) == 5000
     with pytest.raises(CorruptStoreError, match=r"/a: .* 5000 bytes where at most 4999 bytes"):
@@ -428,7 +432,7 @@ PLANTED = re.compile("canary", re.IGNORECASE)
 @pytest.mark.parametrize("way", ["http-direct", "http-fsspec"])
 @pytest.mark.parametrize("status", ["301 x", "302 x", "303 x", "307 x", "308 x"])
 def test_no_secret_follows_a_redirect(liar, way, status):
-    there = liar(says(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
+    there = liar(answers_with(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
     here = liar(leads_to(f"{there.url}/b", status))
     headers = {"X-Token": "CANARY", "Authorization": "Bearer CANARY", "Cookie": "a=CANARY"}
     transport, path = opened(here, way, headers=headers)
@@ -450,7 +454,9 @@ def test_secrets_stay_with_their_server(liar, way):
         if head.split()[1].endswith("/a"):
             leads_to(f"{server.url}/b")(server, connection, head)
         else:
-            says(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100)(server, connection, head)
+            answers_with(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100)(
+                server, connection, head
+            )
 
     server = liar(lie)
     transport, path = opened(server, way, headers={"X-Token": "CANARY"})
@@ -460,7 +466,7 @@ def test_secrets_stay_with_their_server(liar, way):
 
 @pytest.mark.parametrize("way", ["s3-direct", "s3-fsspec"])
 def test_no_signature_follows_a_redirect(liar, way):
-    there = liar(says(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
+    there = liar(answers_with(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
     here = liar(leads_to(f"{there.url}/b", "307 x"))
     transport, path = opened(here, way, token="CANARY")  # noqa: S106
     with suppress(OSError, SpinezarrError):
@@ -470,7 +476,7 @@ def test_no_signature_follows_a_redirect(liar, way):
 
 
 def test_a_header_with_a_line_break_is_not_sent(liar):
-    server = liar(says(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
+    server = liar(answers_with(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
     transport, path = open_transport(server.url, {"headers": {"X-A": "b\r\nX-C: d"}}, IMPATIENT)
     with pytest.raises((OSError, ValueError)):
         asked(transport, f"{path}/a", *SPAN)

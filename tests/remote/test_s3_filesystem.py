@@ -198,7 +198,7 @@ def answering(answer):
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (None, "Read timeout"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", "broke off"),
@@ -206,11 +206,11 @@ def answering(answer):
         (b"what is this", ""),
     ],
 )
-def test_a_server_that_fails_is_an_os_error(one_attempt, answer, said):
+def test_a_server_that_fails_is_an_os_error(one_attempt, answer, message):
     listening, thread = answering(answer)
     try:
         fs, _ = open_filesystem("s3://bucket", options_for(listening.getsockname()[1]))
-        assert said in refused(fs, "bucket/a")
+        assert message in refused(fs, "bucket/a")
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()

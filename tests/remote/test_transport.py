@@ -144,7 +144,7 @@ def own_server():
 
 
 @pytest.fixture(autouse=True)
-def _nobody(monkeypatch, tmp_path):
+def _no_user_settings(monkeypatch, tmp_path):
     """Hide the user's own settings."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
@@ -376,7 +376,7 @@ def test_a_login_page_is_not_taken_for_the_object(server, own_server, way, page)
     for span in ((), (10, 110), (0, len(page)), (5, None)):
         with pytest.raises(PermissionError, match=r"web page instead of the object.*a'$") as caught:
             get(transport, f"{path}/a", *span)
-        assert not PLANTED.search(said(caught.value))
+        assert not PLANTED.search(all_text_of(caught.value))
     server.answers["b"] = answer("200 OK", b"")
     assert get(transport, f"{path}/b") == b""
 
@@ -499,7 +499,7 @@ SECRETS = {
 PLANTED = re.compile("canary", re.IGNORECASE)
 
 
-def said(problem):
+def all_text_of(problem):
     """Return everything that could be printed of an error and its causes."""
     chain, following = [], [problem]
     while following:
@@ -547,7 +547,7 @@ def test_errors_and_logs_contain_no_secret(own_server, way, kind, caplog, monkey
             own_server.answers["a"] = echoing(FAULTS[fault][0])
         with pytest.raises(OSError, match="a") as caught:
             get(transport, path, 10, 110)
-        assert not PLANTED.search(said(caught.value)), fault
+        assert not PLANTED.search(all_text_of(caught.value)), fault
     assert not PLANTED.search(caplog.text)
 
 
@@ -577,7 +577,7 @@ def test_a_redacted_url_contains_no_secret(url):
 def test_the_error_of_invalid_options_contains_no_secret(url, options):
     with pytest.raises(UsageError) as caught:
         open_transport(url, options)
-    assert not PLANTED.search(said(caught.value))
+    assert not PLANTED.search(all_text_of(caught.value))
 
 
 # Web servers
@@ -835,7 +835,7 @@ def test_credentials_are_renewed(server, profiles, tmp_path):
     tool.write_text("import sys; sys.exit('CANARY')")
     with pytest.raises(PermissionError, match="credentials cannot be renewed") as caught:
         get(transport, path, 0, 5)
-    assert not PLANTED.search(said(caught.value))
+    assert not PLANTED.search(all_text_of(caught.value))
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])

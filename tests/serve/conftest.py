@@ -13,26 +13,26 @@ RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs"
 
 
 @pytest.fixture
-def bring(two_versions):
+def ingest_version(two_versions):
     """Return a function that ingests a version of a scan into a store."""
 
-    def bring(version, store):
+    def ingest_version(version, store):
         found = discover(RECIPE, str(two_versions / version))
         assert not ingest(RECIPE, found, str(store)).failed
 
-    return bring
+    return ingest_version
 
 
 @pytest.fixture
-def bring_to_bucket(two_versions, s3_server):
+def ingest_version_into_bucket(two_versions, s3_server):
     """Return a function that ingests a version of a scan into a store in a bucket."""
 
-    def bring(version, place):
+    def ingest_version(version, place):
         found = discover(RECIPE, str(two_versions / version))
         options = s3_server.storage_options
         assert not ingest(RECIPE, found, f"s3://{place}", out_options=options).failed
 
-    return bring
+    return ingest_version
 
 
 @pytest.fixture

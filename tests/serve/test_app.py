@@ -45,7 +45,7 @@ def is_reset(one):
     return ends not in [(open_.laddr, open_.raddr) for open_ in net_connections("tcp")]
 
 
-def everything(one):
+def receive_all(one):
     """Return all bytes until the connection ends."""
     found = b""
     while data := one.recv(1 << 20):
@@ -83,7 +83,7 @@ def test_a_client_that_does_not_read_is_disconnected_and_delays_no_other(serve_w
         # The next read of the client shows it.
         wait_until(lambda: is_reset(one))
         with pytest.raises(ConnectionResetError):
-            everything(one)
+            receive_all(one)
 
 
 def test_long_answers_are_sent_in_parts(serve_within, ctspine1k_url):
@@ -110,7 +110,7 @@ def test_a_file_cut_while_it_is_sent_ends_the_answer_early(ctspine1k_url, tmp_pa
         host, _, port = server.url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as one:
             one.sendall(f"GET /zarr/own/{key} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            found = everything(one)
+            found = receive_all(one)
     head, _, body = found.partition(b"\r\n\r\n")
     assert f"content-length: {size}".encode() in head
     assert size // 4 < len(body) <= size // 2
@@ -124,7 +124,7 @@ def test_a_request_with_two_lengths_is_refused(served):
         head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\n"
         with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as one:
             one.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + inner)
-            found = everything(one)
+            found = receive_all(one)
         assert found.startswith(b"HTTP/1.1 400")
         assert found.count(b"HTTP/1.1") == 1
 

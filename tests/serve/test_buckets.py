@@ -165,12 +165,12 @@ def test_answers_equal_those_of_the_store_on_disk(served, ctspine1k_url):
 
 
 @pytest.fixture
-def changing(s3_server, serving, bring_to_bucket):
+def changing(s3_server, serving, ingest_version_into_bucket):
     """Serve a store of one scan; return a function that ingests it again, its URL and its place."""
     place = f"{s3_server.new_bucket()}/own.zarr"
-    bring_to_bucket("before", place)
+    ingest_version_into_bucket("before", place)
     return (
-        lambda version: bring_to_bucket(version, place),
+        lambda version: ingest_version_into_bucket(version, place),
         serving(f"s3://{place}", limits=BY_RANGES),
         place,
     )
@@ -178,7 +178,7 @@ def changing(s3_server, serving, bring_to_bucket):
 
 @pytest.mark.long
 def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing):
-    bring, url, _ = changing
+    ingest_version, url, _ = changing
     shards = itertools.cycle(
         [f"{url}/zarr/own/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")]
     )
@@ -198,7 +198,7 @@ def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing)
     wait_until(lambda: tags)
     for version in ("after", "before", "after"):
         latest = tags[-1]
-        bring(version)
+        ingest_version(version)
         wait_until(lambda latest=latest: tags[-1] != latest)
     is_over.set()
     for one in looking:
@@ -210,7 +210,7 @@ def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing)
 
 
 def test_a_replaced_scan_is_served_within_a_second(changing):
-    bring, url, _ = changing
+    ingest_version, url, _ = changing
     shard = f"{url}/zarr/own/scans/a/image/c/0/0/0"
     patch = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
     status, headers, _ = ask(shard)
@@ -218,7 +218,7 @@ def test_a_replaced_scan_is_served_within_a_second(changing):
     before = safetensors.numpy.load(ask_for_patches(f"{url}/v1/own/batch", patch)[2])["image"]
     told = json.loads(ask(f"{url}/v1/own/scans")[2])["scans"][0]["content_checksum"]
     assert headers["etag"].startswith(f'"{told}')
-    bring("after")
+    ingest_version("after")
     time.sleep(FRESH_S)
     assert ask(shard)[0] == 410
     assert ask(shard, if_match=headers["etag"])[0] == 410

@@ -271,16 +271,18 @@ def test_damage_raises_the_same_error_as_reading_by_ranges(ctspine1k_url, tmp_pa
             list(store.patches(70, scans=[ids[1]], n_samples=2))
 
 
-def test_a_replaced_scan_is_an_error_or_followed_as_on_change_says(tmp_path, bring, monkeypatch):
+def test_a_replaced_scan_is_an_error_or_followed_as_on_change_says(
+    tmp_path, ingest_version, monkeypatch
+):
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
         there = spinezarr.open(f"{server.url}/own", transfer="patches")
         size = tuple(there.table.shape_zyx.to_numpy()[0].tolist())
         old = there.patches(size, n_samples=1)
         follow = there.patches(size, n_samples=1, on_change="follow")
         before = next(iter(old)).image
-        bring("after", store)
+        ingest_version("after", store)
         real, asked = endpoints.answer_batch, []
         monkeypatch.setattr(
             endpoints, "answer_batch", lambda *a, **k: asked.append(1) or real(*a, **k)

@@ -125,14 +125,14 @@ def test_levels_of_a_version_may_be_cached(served, ctspine1k_url):
     assert len(tags) == 5  # images come in one coding
 
 
-def test_levels_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, bring):
+def test_levels_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, ingest_version):
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),), limits=LIMITS)) as server:
         url = f"{server.url}/v1/own/scans/a/levels/1"
         before = ask(url)
         checksum = spinezarr.open(store)._reader.scan("a").content_checksum
-        bring("after", store)
+        ingest_version("after", store)
         after = ask(url)
         assert after[1]["etag"] != before[1]["etag"]
         status, headers, _ = ask(f"{url}?content_checksum={checksum}")

@@ -187,9 +187,9 @@ def test_coarse_chunks_have_tags_and_ranges(tree):
     assert ask(url, "HEAD")[1]["content-length"] == str(len(body))
 
 
-def test_ome_chunks_of_a_version_may_be_cached_until_it_is_replaced(tmp_path, bring):
+def test_ome_chunks_of_a_version_may_be_cached_until_it_is_replaced(tmp_path, ingest_version):
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),), limits=LIMITS)) as server:
         url = f"{server.url}/ome/own"
         about = node(f"{url}/a.ome.zarr")["attributes"]["spinezarr"]
@@ -199,7 +199,7 @@ def test_ome_chunks_of_a_version_may_be_cached_until_it_is_replaced(tmp_path, br
         for status, headers, _ in before.values():
             assert status == 200
             assert headers["cache-control"] == "private, max-age=31536000, immutable"
-        bring("after", store)
+        ingest_version("after", store)
         for key in keys:
             assert ask(f"{named}/{key}")[0] == 410
         # A client with the old metadata does not get the new chunks.

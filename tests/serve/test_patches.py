@@ -231,15 +231,15 @@ def test_patches_need_a_token_if_the_server_requires_one(ctspine1k_url, tmp_path
         assert ask(none, body, authorization=f"Bearer {token}")[0] == 404
 
 
-def test_patches_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, bring):
+def test_patches_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, ingest_version):
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     body = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
         url = f"{server.url}/v1/own/batch"
         before = parsed(ask(url, body)[2])[0]["image"]
         checksum = spinezarr.open(store).table.content_checksum.item()
-        bring("after", store)
+        ingest_version("after", store)
         found, about = parsed(ask(url, body)[2])
         assert about["status"] == ["ok"]
         assert (found["image"] != before).sum() == 1
@@ -247,23 +247,25 @@ def test_patches_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, bring
         assert parsed(ask(url, body)[2])[1]["status"] == ["the scan has changed"]
 
 
-def test_cached_chunks_of_a_replaced_scan_are_not_used(tmp_path, bring):
+def test_cached_chunks_of_a_replaced_scan_are_not_used(tmp_path, ingest_version):
     """The older version is in memory, so reading it would not notice that its files are gone."""
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     body = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
     settings = ServeSettings(paths=(str(store),), cache_bytes=100_000_000)
     with BackgroundServer(settings) as server:
         url = f"{server.url}/v1/own/batch"
         before = parsed(ask(url, body)[2])[0]["image"]
-        bring("after", store)
+        ingest_version("after", store)
         assert (parsed(ask(url, body)[2])[0]["image"] != before).sum() == 1
 
 
-def test_a_request_for_a_version_never_gets_the_voxels_of_another(tmp_path, bring, monkeypatch):
+def test_a_request_for_a_version_never_gets_the_voxels_of_another(
+    tmp_path, ingest_version, monkeypatch
+):
     """The scan is replaced between the check of its version and the reading."""
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     monkeypatch.setattr(patches.PatchSource, "_is_current", lambda *_: True)
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
         url = f"{server.url}/v1/own/batch"
@@ -272,21 +274,21 @@ def test_a_request_for_a_version_never_gets_the_voxels_of_another(tmp_path, brin
         items = [item, {**item, "content_checksum": named}]
         body = {"items": items, "size_zyx": (20, 24, 16)}
         before = parsed(ask(url, body)[2])[0]["image"]
-        bring("after", store)
+        ingest_version("after", store)
         found, about = parsed(ask(url, body)[2])
         assert about["status"] == ["ok", "the scan has changed"]
         assert found["index"].tolist() == [0]
         assert (found["image"] != before[:1]).sum() == 1
 
 
-def test_a_store_is_opened_again_only_if_a_scan_has_changed(tmp_path, bring):
+def test_a_store_is_opened_again_only_if_a_scan_has_changed(tmp_path, ingest_version):
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     source = ServedStores([str(store)]).patches("own")
     first, _ = source.opened(["a"])
     assert source.opened(["a"])[0] is first
     assert source.opened(["absent"])[0] is first  # reading the scan raises the error
-    bring("after", store)
+    ingest_version("after", store)
     now, _ = source.opened(["a"])
     assert now is not first
     assert now.scan("a").content_checksum != first.scan("a").content_checksum
@@ -479,15 +481,15 @@ def test_a_patch_of_a_version_may_be_cached(scan_url, local, monkeypatch):
         assert ask_for(url, if_match='"x"')[0] == 412
 
 
-def test_a_patch_of_a_replaced_version_is_410(tmp_path, bring):
+def test_a_patch_of_a_replaced_version_is_410(tmp_path, ingest_version):
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
         url = f"{server.url}/v1/own/scans/a/patch?size_zyx=20,24,16&start_zyx=0,0,0"
         _, headers, before = ask_for(url)
         checksum = spinezarr.open(store).table.content_checksum.item()
         assert ask_for(f"{url}&content_checksum={checksum}")[2] == before
-        bring("after", store)
+        ingest_version("after", store)
         assert ask_for(f"{url}&content_checksum={checksum}")[0] == 410
         status, other, after = ask_for(url, if_none_match=headers["etag"])
         assert status == 200

@@ -33,7 +33,7 @@ CHUNK = b"%x\r\n" % len(SOUND) + SOUND + b"\r\n"
 def server(ctspine1k_url, tmp_path_factory):
     with running(tmp_path_factory.mktemp("server"), ctspine1k_url) as server:
         yield server
-        assert said(server) == ""
+        assert output_after_start(server) == ""
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def large(tmp_path_factory):
 SHARD = "scans/a/image/c/0/0/0"
 
 
-def said(server):
+def output_after_start(server):
     """Return the output of the server after the list of its stores."""
-    return server.said.partition("Serving at")[2].partition("\n")[2].strip()
+    return server.output.partition("Serving at")[2].partition("\n")[2].strip()
 
 
 def connected(server, *, window=None):
@@ -70,7 +70,7 @@ def head(*lines, method="POST", path="/v1/ctspine1k/batch"):
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
 
 
-def everything(one):
+def receive_all(one):
     """Return all bytes until the connection ends."""
     found = b""
     while data := one.recv(1 << 20):
@@ -98,14 +98,14 @@ def test_a_faulty_body_is_never_taken_for_a_request(server, lines, body, status)
     """The part of a body before a fault is a request that no client made."""
     with connected(server) as one:
         one.sendall(head("Connection: close", *lines) + body)
-        assert everything(one).startswith(b"HTTP/1.1 %d" % status)
+        assert receive_all(one).startswith(b"HTTP/1.1 %d" % status)
 
 
 def test_an_unfinished_body_is_never_taken_for_a_request(server):
     with connected(server) as one:
         one.sendall(head(f"Content-Length: {len(SOUND) + 1}") + SOUND)
         one.shutdown(socket.SHUT_WR)
-        found = everything(one)
+        found = receive_all(one)
     assert found == b"" or found.startswith(b"HTTP/1.1 400")
 
 
@@ -115,7 +115,7 @@ def test_a_request_smuggled_into_another_is_not_answered(server):
         with connected(server) as one:
             lines = ["Content-Length: 5", "Transfer-Encoding: chunked"]
             one.sendall(head(*lines) + body + inner)
-            found = everything(one)
+            found = receive_all(one)
         assert found.startswith(b"HTTP/1.1 400")
         assert found.count(b"HTTP/1.1") == 1
 
@@ -180,7 +180,7 @@ def test_a_thousand_slow_clients_are_disconnected_while_others_are_served(server
             assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", SOUND)[0] == 200
             assert number or n_ended(many) < len(many), "others wait until the slow ones are gone"
         for one in many:
-            assert everything(one).startswith(expected)
+            assert receive_all(one).startswith(expected)
 
 
 @pytest.mark.long
@@ -206,7 +206,7 @@ def test_clients_that_do_not_read_take_little_memory_and_are_disconnected(large,
         assert most - before < 1400 << 20
         wanted = {"items": [{"scan_id": "a", "start_zyx": [0, 0, 0]}], "size_zyx": [8, 8, 8]}
         assert ask_for_patches(f"{server.url}/v1/large/batch", wanted)[0] == 200
-        assert said(server) == ""
+        assert output_after_start(server) == ""
 
 
 @pytest.mark.long
@@ -244,7 +244,7 @@ def test_clients_that_leave_in_the_middle_leave_nothing_behind(large, tmp_path):
         wait_until(lambda: server.sockets <= idle + 2)
         assert server.resident_bytes < before + (100 << 20)
         assert ask(f"{server.url}/zarr/large/zarr.json")[0] == 200
-        assert said(server) == ""
+        assert output_after_start(server) == ""
 
 
 # Shutdown
@@ -264,7 +264,7 @@ def test_at_shutdown_answers_are_finished_within_five_seconds(large, tmp_path, r
         time.sleep(0.3)
 
         def read(at):
-            bodies[at] = (firsts[at] + everything(many[at])).partition(b"\r\n\r\n")[2]
+            bodies[at] = (firsts[at] + receive_all(many[at])).partition(b"\r\n\r\n")[2]
 
         readers = [Thread(target=read, args=(at,)) for at in range(3 * reads)]
         for reader in readers:

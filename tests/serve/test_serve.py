@@ -233,16 +233,16 @@ def test_open_files_and_scans_are_limited(ctspine1k_url, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def changing(bring, tmp_path):
+def changing(ingest_version, tmp_path):
     """Serve a store of one scan; return a function that ingests it again, and the URL."""
     store = tmp_path / "of/own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
-        yield partial(bring, store=store), f"{server.url}/zarr/own"
+        yield partial(ingest_version, store=store), f"{server.url}/zarr/own"
 
 
 def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing):
-    bring, url = changing
+    ingest_version, url = changing
     # A new version is written next to the old one, under keys of the other form.
     shards = itertools.cycle([f"{url}/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")])
     bodies, statuses, is_over = {}, set(), Event()
@@ -258,7 +258,7 @@ def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing)
     for one in looking:
         one.start()
     for version in ("after", "before", "after", "before", "after"):
-        bring(version)
+        ingest_version(version)
     is_over.set()
     for one in looking:
         one.join()
@@ -269,13 +269,13 @@ def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing)
 
 
 def test_requests_for_the_old_version_are_answered_with_410(changing):
-    bring, url = changing
+    ingest_version, url = changing
     tag = ask(f"{url}/scans/a/image/c/0/0/0")[1]["etag"]
     checksum = spinezarr.open(url).table.content_checksum.item()
     stream = spinezarr.open(url).patches((8, 8, 8), n_samples=4, batch_size=2)
     opened = spinezarr.open(url)
     opened.table  # noqa: B018
-    bring("after")
+    ingest_version("after")
     assert ask(f"{url}/scans/a/image/c/0/0/0", if_match=tag)[0] == 410  # never 404
     assert ask(f"{url}/scans/a/label/c/0/0/0")[0] == 410
     assert ask(f"{url}/scans/a/z/c/0")[0] == 410
@@ -286,14 +286,14 @@ def test_requests_for_the_old_version_are_answered_with_410(changing):
     assert spinezarr.open(url).table.content_checksum.item() != checksum
 
 
-def test_metadata_of_a_version_are_never_served_from_another(bring, tmp_path):
+def test_metadata_of_a_version_are_never_served_from_another(ingest_version, tmp_path):
     """The scan is replaced between the check of its version and the answer."""
     store = tmp_path / "own.zarr"
-    bring("before", store)
+    ingest_version("before", store)
     files = ServedFolder(DiskStorage(str(store)))
     scan = files.scan("a")
     assert files.metadata("a", scan).data == (store / "scans/a/zarr.json").read_bytes()
-    bring("after", store)
+    ingest_version("after", store)
     with pytest.raises(UnreadableError, match="is being replaced"):
         files.metadata("a", scan)
 
@@ -313,12 +313,12 @@ def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url):
         assert ask(f"{url}/zarr/later/{key}")[0] == 410
 
 
-def test_a_store_moved_to_another_folder_is_served_from_there(bring, tmp_path):
+def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tmp_path):
     """The name stays, and nothing is served from the old folder."""
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
-    bring("before", folders[0] / "own.zarr")
+    ingest_version("before", folders[0] / "own.zarr")
     stores = ServedStores([str(folder) for folder in folders])
     kept = stores.files("own")
     assert stores.files("own") is kept
@@ -332,8 +332,8 @@ def test_a_store_moved_to_another_folder_is_served_from_there(bring, tmp_path):
     assert stores.files("own") is stores.served_table("own") is None
 
 
-def test_a_store_that_vanishes_during_the_search_is_left_out(bring, tmp_path, monkeypatch):
-    bring("before", tmp_path / "own.zarr")
+def test_a_store_that_vanishes_during_the_search_is_left_out(ingest_version, tmp_path, monkeypatch):
+    ingest_version("before", tmp_path / "own.zarr")
     stores = ServedStores([str(tmp_path)])
     places = stores._look()
     shutil.rmtree(tmp_path / "own.zarr")

@@ -150,12 +150,12 @@ def test_a_damaged_scan_is_503(ctspine1k_url, tmp_path):
         assert ask(url)[0] == 404
 
 
-def test_a_slice_is_drawn_from_the_current_version(tmp_path, bring):
-    bring("before", tmp_path / "own.zarr")
+def test_a_slice_is_drawn_from_the_current_version(tmp_path, ingest_version):
+    ingest_version("before", tmp_path / "own.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         url = f"{server.url}/v1/own/scans/a/slice.png?plane=axial&mm=0&labels=false"
         before, tag = pixels(url), ask(url)[1]["etag"]
-        bring("after", tmp_path / "own.zarr")
+        ingest_version("after", tmp_path / "own.zarr")
         after = pixels(url)
         assert ask(url)[1]["etag"] != tag
         assert ask(url, if_none_match=tag)[0] == 200
@@ -178,9 +178,9 @@ def test_drawing_slices_does_not_delay_batches(ctspine1k_url):
             assert refused[1]["retry-after"] == "1"
 
 
-def test_slices_are_drawn_from_buckets(s3_server, bring_to_bucket):
+def test_slices_are_drawn_from_buckets(s3_server, ingest_version_into_bucket):
     place = f"{s3_server.new_bucket()}/own.zarr"
-    bring_to_bucket("before", place)
+    ingest_version_into_bucket("before", place)
     options = s3_server.storage_options
     url = f"s3://{place}"
     with BackgroundServer(ServeSettings(paths=(url,), storage_options={url: options})) as server:

@@ -27,26 +27,26 @@ def served(ctspine1k_url):
         yield server.url
 
 
-def told(url):
+def get_json(url):
     status, headers, body = ask(url)
     assert (status, headers["content-type"]) == (200, "application/json")
     return json.loads(body)
 
 
 def test_stores_are_listed_with_their_figures(served, ctspine1k_url):
-    (found,) = told(f"{served}/v1/stores")["stores"]
+    (found,) = get_json(f"{served}/v1/stores")["stores"]
     store = spinezarr.open(ctspine1k_url)
     assert found["name"] == "ctspine1k"
     assert found["scans"] == 6
     assert found["splits"] == store.splits
     assert found["license"] == store.attrs["license"]
     assert found["stored_bytes"] == int(store.table.stored_bytes.sum())
-    assert told(f"{served}{found['zarr']}/zarr.json")["attributes"]["format"] == "spinezarr"
+    assert get_json(f"{served}{found['zarr']}/zarr.json")["attributes"]["format"] == "spinezarr"
 
 
 def test_a_store_describes_how_to_request_its_patches(served):
-    found = told(f"{served}/v1/ctspine1k")
-    (listed,) = told(f"{served}/v1/stores")["stores"]
+    found = get_json(f"{served}/v1/ctspine1k")
+    (listed,) = get_json(f"{served}/v1/stores")["stores"]
     assert {name: value for name, value in listed.items() if name in found} == {
         name: value for name, value in found.items() if name != "batch"
     }
@@ -85,7 +85,7 @@ def test_scans_are_listed_with_their_facts(served, ctspine1k_url, filters):
     if "audit" in filters:
         fits &= table.audit.to_numpy() == {"none": ""}.get(filters["audit"], filters["audit"])
     query = "&".join(f"{name}={value}" for name, value in filters.items())
-    found = told(f"{served}/v1/ctspine1k/scans?{query.replace(' ', '%20')}")["scans"]
+    found = get_json(f"{served}/v1/ctspine1k/scans?{query.replace(' ', '%20')}")["scans"]
     assert [scan["scan_id"] for scan in found] == table.scan.to_numpy()[fits].tolist()
     for scan in found:
         row = table.sel(scan=scan["scan_id"])
@@ -131,7 +131,7 @@ def unusual(ctspine1k_url, tmp_path_factory):
 def test_filters_find_unusual_scans(unusual, filters, shown):
     url, words, names = unusual
     query = "&".join(f"{name}={value}" for name, value in filters.items())
-    found = told(f"{url}?{query}")["scans"]
+    found = get_json(f"{url}?{query}")["scans"]
     assert [scan["scan_id"] for scan in found] == [names[at] for at in shown]
     for name, texts in words.items():
         assert [scan[name] for scan in found] == [texts[at] for at in shown]
@@ -146,7 +146,7 @@ def test_invalid_filters_are_refused(served, query):
 
 
 def test_rows_follow_the_description(served):
-    for row in told(f"{served}/v1/ctspine1k/scans")["scans"]:
+    for row in get_json(f"{served}/v1/ctspine1k/scans")["scans"]:
         found = RowModel.model_validate_json(json.dumps(row), strict=True)
         assert found.model_dump(mode="json") == row
 
@@ -165,18 +165,18 @@ def test_a_list_is_compressed_and_not_sent_again_while_unchanged(served):
     assert headers["cache-control"] == "no-cache"
 
 
-def test_a_list_is_built_once_for_each_version(tmp_path, bring, monkeypatch):
+def test_a_list_is_built_once_for_each_version(tmp_path, ingest_version, monkeypatch):
     made = []
     real = tables._rows
     monkeypatch.setattr(tables, "_rows", lambda table: made.append(0) or real(table))
-    bring("before", tmp_path / "own.zarr")
+    ingest_version("before", tmp_path / "own.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         url = f"{server.url}/v1/own/scans"
         before = [ask(url)[1]["etag"] for _ in range(3)]
         assert len(made) == 1
         ask(f"{url}?split=x")
         assert len(made) == 2
-        bring("after", tmp_path / "own.zarr")
+        ingest_version("after", tmp_path / "own.zarr")
         after = [ask(url)[1]["etag"] for _ in range(3)]
         assert len(made) == 3
         assert len({*before, *after}) == 2
@@ -199,7 +199,7 @@ def test_ten_thousand_scans_are_listed(ctspine1k_url, monkeypatch):
 
 def test_the_facts_of_a_scan_equal_the_stored_ones(served, ctspine1k_url):
     scan = spinezarr.open(ctspine1k_url)._reader.scan("liver_0")
-    found = told(f"{served}/v1/ctspine1k/scans/liver_0")
+    found = get_json(f"{served}/v1/ctspine1k/scans/liver_0")
     assert found["content_checksum"] == scan.content_checksum
     assert found["affine"] == scan.affine.tolist()
     assert "manifest" not in found
@@ -214,18 +214,18 @@ def test_facts_of_unknown_stores_and_scans_are_404(served, path):
     assert ask(f"{served}/{path}")[0] == 404
 
 
-def test_the_facts_of_a_replaced_scan_are_the_new_ones(ctspine1k_url, tmp_path, bring):
-    bring("before", tmp_path / "own.zarr")
+def test_the_facts_of_a_replaced_scan_are_the_new_ones(ctspine1k_url, tmp_path, ingest_version):
+    ingest_version("before", tmp_path / "own.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
-        assert [s["name"] for s in told(f"{server.url}/v1/stores")["stores"]] == ["own"]
-        before = told(f"{server.url}/v1/own/scans")["scans"][0]["content_checksum"]
-        bring("after", tmp_path / "own.zarr")
-        after = told(f"{server.url}/v1/own/scans")["scans"][0]["content_checksum"]
+        assert [s["name"] for s in get_json(f"{server.url}/v1/stores")["stores"]] == ["own"]
+        before = get_json(f"{server.url}/v1/own/scans")["scans"][0]["content_checksum"]
+        ingest_version("after", tmp_path / "own.zarr")
+        after = get_json(f"{server.url}/v1/own/scans")["scans"][0]["content_checksum"]
         assert before != after
         shutil.copytree(ctspine1k_url, tmp_path / "other.zarr")
         (Path(tmp_path) / "own.zarr/table/zarr.json").write_text("{")
         (Path(tmp_path) / "own.zarr/table_bundle/zarr.json").unlink()
-        found = {s["name"]: s for s in told(f"{server.url}/v1/stores")["stores"]}
+        found = {s["name"]: s for s in get_json(f"{server.url}/v1/stores")["stores"]}
         assert found["own"]["error"] == "it cannot be read"
         assert found["other"]["scans"] == 6
         assert ask(f"{server.url}/v1/own/scans")[0] == 503
@@ -241,7 +241,7 @@ def test_the_facts_of_a_replaced_scan_are_the_new_ones(ctspine1k_url, tmp_path, 
 def test_statistics_equal_those_of_the_store(served, ctspine1k_url, chosen):
     store = spinezarr.open(ctspine1k_url)
     query = "&".join(f"{name}={value}" for name, value in chosen.items())
-    found = told(f"{served}/v1/ctspine1k/statistics?{query}")
+    found = get_json(f"{served}/v1/ctspine1k/statistics?{query}")
     expected, table = store.stats(**chosen), store.table
     for name in ("scans", "scans_with_mask", "patients", "scans_by_split", "scans_by_source"):
         assert found[name] == getattr(expected, name)
@@ -262,7 +262,7 @@ def test_statistics_equal_those_of_the_store(served, ctspine1k_url, chosen):
 
 def test_statistics_of_no_scan_are_empty(served):
     for query in ("split=none", "source=none", "split=none&source=liver"):
-        found = told(f"{served}/v1/ctspine1k/statistics?{query}")
+        found = get_json(f"{served}/v1/ctspine1k/statistics?{query}")
         assert (found["scans"], found["vertebrae"], found["scans_by_split"]) == (0, [], {})
         assert found["spacing_mm"]["z"] == {"edges_mm": [], "scans": []}
     assert ask(f"{served}/v1/ctspine1k/statistics?vertebra=L1")[0] == 400

@@ -45,7 +45,7 @@ def sums_of(url, n):
     return found
 
 
-def told(process):
+def samples_of(process):
     out, problems = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, problems
     assert not problems
@@ -65,7 +65,7 @@ def server(ctspine1k_url):
 def test_trainers_share_an_epoch(server, ctspine1k_url, ranks):
     n = 96
     running = [trainer(server, rank, ranks, n) for rank in range(ranks)]
-    given = [pair for process in running for pair in told(process)]
+    given = [pair for process in running for pair in samples_of(process)]
     assert len(given) == n
     assert dict(given) == sums_of(ctspine1k_url, n)
 
@@ -77,7 +77,7 @@ def test_a_trainer_that_dies_or_stalls_disturbs_no_other(server, ctspine1k_url):
     stalling.send_signal(signal.SIGSTOP)
     dying.kill()
     try:
-        assert dict(told(other)) == sums_of(ctspine1k_url, 400)
+        assert dict(samples_of(other)) == sums_of(ctspine1k_url, 400)
     finally:
         stalling.kill()
         for process in (dying, stalling):

@@ -46,7 +46,7 @@ def served(audited):
         yield f"{server.url}/v1/own/scans"
 
 
-def told(url):
+def get_json(url):
     status, headers, body = ask(url)
     assert (status, headers["content-type"]) == (200, "application/json"), body
     return json.loads(body)
@@ -54,7 +54,7 @@ def told(url):
 
 def test_vertebrae_of_a_view_equal_those_of_the_mask(served, audited):
     for scan_id in audited.table.scan.to_numpy().tolist():
-        scan, found = audited.scan(scan_id), told(f"{served}/{scan_id}/view")
+        scan, found = audited.scan(scan_id), get_json(f"{served}/{scan_id}/view")
         (mask,) = found["masks"]
         assert mask["name"] == "label"
         label, affine = scan.label.values, np.array(found["affine"])
@@ -73,7 +73,7 @@ def test_vertebrae_of_a_view_equal_those_of_the_mask(served, audited):
 
 
 def test_facts_of_a_view_equal_those_of_the_store(served, audited):
-    found = told(f"{served}/liver_0/view")
+    found = get_json(f"{served}/liver_0/view")
     handle, row = audited._reader.scan("liver_0"), audited.table.sel(scan="liver_0")
     for name in ("split", "source", "label_state", "anomaly", "erratum", "content_checksum"):
         assert found[name] == str(row[name].item())
@@ -100,7 +100,7 @@ def test_the_view_of_an_unusual_scan_says_why(audited):
 
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_every_level_of_a_view_can_be_requested(served, audited, name):
-    found = told(f"{served}/liver_0/view")
+    found = get_json(f"{served}/liver_0/view")
     assert [level["level"] for level in found["levels"]] == list(range(len(found["levels"])))
     assert found["levels"][0]["affine"] == found["affine"]
     assert found["levels"][0]["factor_zyx"] == [1, 1, 1]
@@ -125,7 +125,7 @@ def test_mask_values_without_voxels_are_left_out(audited):
 
 def test_previous_and_next_scan_follow_the_table(served, audited):
     names = audited.table.scan.to_numpy().tolist()
-    found = [told(f"{served}/{name}/view") for name in names]
+    found = [get_json(f"{served}/{name}/view") for name in names]
     assert [view["scan_id"] for view in found] == names
     assert [view["previous"] for view in found] == [None, *names[:-1]]
     assert [view["next"] for view in found] == [*names[1:], None]
@@ -135,7 +135,7 @@ def test_findings_of_a_view_equal_those_of_the_audit(served, audited):
     expected = audited.audit(write=False).by_scan()
     assert any(expected.values())
     for scan_id, findings in expected.items():
-        view = told(f"{served}/{scan_id}/view")
+        view = get_json(f"{served}/{scan_id}/view")
         found = [(f["severity"], f["rule"], f["text"], f["vertebra"]) for f in view["findings"]]
         assert found == [(f.severity, f.rule, f.text, f.vertebra) for f in findings]
         ranks = [SEVERITIES.index(severity) for severity, *_ in found]
@@ -145,25 +145,25 @@ def test_findings_of_a_view_equal_those_of_the_audit(served, audited):
         assert view["audit"] == audited.table.audit.sel(scan=scan_id).item()
 
 
-def test_findings_about_another_version_are_left_out(tmp_path, bring):
+def test_findings_about_another_version_are_left_out(tmp_path, ingest_version):
     place = tmp_path / "own.zarr"
-    bring("before", place)
+    ingest_version("before", place)
     with BackgroundServer(ServeSettings(paths=(str(place),))) as server:
         url = f"{server.url}/v1/own/scans/a/view"
-        assert (told(url)["audit"], told(url)["findings"]) == ("", [])
+        assert (get_json(url)["audit"], get_json(url)["findings"]) == ("", [])
         store = spinezarr.open(place)
         store.audit()
-        before = told(url)
+        before = get_json(url)
         assert before["audit"] in SEVERITIES
         assert before["findings"]
         (place / "audit" / "zarr.json").rename(place / "audit" / "kept")
-        assert told(url)["findings"] == []
+        assert get_json(url)["findings"] == []
         (place / "audit" / "zarr.json").write_text("{")
-        assert (told(url)["audit"], told(url)["findings"]) == ("", [])
+        assert (get_json(url)["audit"], get_json(url)["findings"]) == ("", [])
         (place / "audit" / "kept").rename(place / "audit" / "zarr.json")
-        assert told(url) == before
-        bring("after", place)
-        after = told(url)
+        assert get_json(url) == before
+        ingest_version("after", place)
+        after = get_json(url)
         assert after["content_checksum"] != before["content_checksum"]
         assert (after["audit"], after["findings"]) == ("", [])
 
@@ -189,14 +189,14 @@ def odd_ones(tmp_path_factory):
 
 
 def test_a_scan_without_a_mask_has_a_view(odd_ones):
-    found = told(f"{odd_ones}/bare/scans/plain/view")
+    found = get_json(f"{odd_ones}/bare/scans/plain/view")
     assert (found["masks"], found["label_state"], found["is_oblique"]) == ([], "none", False)
     affine = np.array(found["affine"])
     np.testing.assert_allclose(found["middle_mm"], (affine @ [8, 7, 6, 1])[:3])
 
 
 def test_unknown_mask_values_are_gray_and_last(odd_ones):
-    found = told(f"{odd_ones}/masked/scans/oblique/view")
+    found = get_json(f"{odd_ones}/masked/scans/oblique/view")
     assert found["is_oblique"]
     assert found["oblique_deg"] > 15
     vertebrae = found["masks"][0]["vertebrae"]
@@ -216,7 +216,7 @@ def test_the_view_of_an_unreadable_mask_starts_in_the_middle_of_the_scan(audited
     with pytest.raises(CorruptStoreError):
         spinezarr.open(tmp_path / "own.zarr").figure("liver_0")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
-        found = told(f"{server.url}/v1/own/scans/liver_0/view")
+        found = get_json(f"{server.url}/v1/own/scans/liver_0/view")
         z, y, x = (n // 2 for n in found["shape_zyx"])
         np.testing.assert_allclose(
             found["middle_mm"], (np.array(found["affine"]) @ [x, y, z, 1])[:3]

@@ -56,7 +56,7 @@ def test_the_table_of_a_shard_equals_its_index(chunks):
 
 
 @pytest.mark.parametrize(
-    ("rows", "more", "said"),
+    ("rows", "more", "message"),
     [
         ([(0, 9, 1), (0, 9, 2)], 0, "not in order"),
         ([(3, 9, 1), (2, 9, 2)], 0, "not in order"),
@@ -70,10 +70,10 @@ def test_the_table_of_a_shard_equals_its_index(chunks):
         ([(0, 121, 0)], 0, "at most 120"),
     ],
 )
-def test_a_table_that_fits_no_shard_is_refused(rows, more, said):
+def test_a_table_that_fits_no_shard_is_refused(rows, more, message):
     whole = entry_of(rows)
     entry = whole.model_copy(update={"size_bytes": whole.size_bytes + more})
-    with pytest.raises(DamagedMetadataError, match=said):
+    with pytest.raises(DamagedMetadataError, match=message):
         entry.check(ShardPositions.of((1, 2, 3), (1, 2, 3)), CHUNK_BYTES, is_full=False)
 
 

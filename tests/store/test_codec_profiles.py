@@ -57,7 +57,7 @@ def write_pair(raw, scan_id, dtype="int16", shape_zyx=(70, 60, 50)):
     return image, label
 
 
-def bring(raw, out, **options):
+def ingest_pairs(raw, out, **options):
     return ingest(PAIRS, discover(PAIRS, str(raw)), str(out), **options)
 
 
@@ -76,34 +76,34 @@ def test_the_default_profile_is_balanced():
 def test_a_store_names_its_profile_and_later_runs_keep_it(tmp_path, name):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     write_pair(raw, "a")
-    assert bring(raw, out, codec=name).done == ("a",)
+    assert ingest_pairs(raw, out, codec=name).done == ("a",)
     held = name or "balanced"
     assert StoreReader(str(out)).root.codec_profile == held
     root = (out / "zarr.json").read_bytes()
     _, label = write_pair(raw, "b")
-    assert bring(raw, out).done == ("b",)
+    assert ingest_pairs(raw, out).done == ("b",)
     assert (out / "zarr.json").read_bytes() == root
     for array in ("image", "label"):
         first, later = (array_metadata(out, scan, array) for scan in "ab")
         assert later["codecs"] == first["codecs"]
-    assert bring(raw, out, codec=held).skipped == ("a", "b")
+    assert ingest_pairs(raw, out, codec=held).skipped == ("a", "b")
     np.testing.assert_array_equal(spinezarr.open(out).scan("b").label, label)
 
 
 def test_another_profile_for_an_existing_store_is_refused_and_changes_nothing(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     write_pair(raw, "a")
-    bring(raw, out, codec="fast")
+    ingest_pairs(raw, out, codec="fast")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=r"s\.zarr: is written with .* 'fast', not 'small'"):
-        bring(raw, out, codec="small")
+        ingest_pairs(raw, out, codec="small")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_an_unknown_profile_is_refused_before_anything_is_written(tmp_path):
     write_pair(tmp_path / "raw", "a")
     with pytest.raises(UsageError, match="no codec profile 'tiny'; choose balanced, fast, small"):
-        bring(tmp_path / "raw", tmp_path / "s.zarr", codec="tiny")
+        ingest_pairs(tmp_path / "raw", tmp_path / "s.zarr", codec="tiny")
     assert not (tmp_path / "s.zarr").exists()
 
 
@@ -111,7 +111,7 @@ def test_amending_a_scan_keeps_the_metadata_of_its_arrays(tmp_path, monkeypatch)
     """A later version may redefine a profile; the voxels already stored keep their old codec."""
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     image, label = write_pair(raw, "a")
-    bring(raw, out, codec="small")
+    ingest_pairs(raw, out, codec="small")
     before = {name: array_metadata(out, "a", name) for name in ("image", "label")}
     codec = BloscCodecSpec("lz4", 1, "noshuffle", 0)
     other = replace(PROFILES["small"], chunk_shape_zyx=(16, 16, 16), image=codec)
@@ -173,7 +173,7 @@ def profiled(request, tmp_path_factory):
     raw = tmp_path_factory.mktemp("raw")
     pairs = {dtype: write_pair(raw, dtype, dtype) for dtype in ("int16", "float32", "float64")}
     out = tmp_path_factory.mktemp("stores") / f"{request.param}.zarr"
-    report = bring(raw, out, codec=request.param)
+    report = ingest_pairs(raw, out, codec=request.param)
     assert not report.failed, report.failed
     return request.param, out, pairs
 
@@ -276,7 +276,7 @@ def in_every_profile(tmp_path_factory):
     write_pair(folder / "raw", "a", shape_zyx=(140, 100, 110))
     opened = {}
     for name in PROFILES:
-        bring(folder / "raw", folder / name, codec=name)
+        ingest_pairs(folder / "raw", folder / name, codec=name)
         group = zarr.open_group(folder / name / "scans/a", mode="r")
         opened[name] = StoreReader(str(folder / name)).scan("a"), group
     return opened

@@ -43,26 +43,26 @@ RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs"
 
 
 @pytest.fixture(scope="module")
-def made(two_versions, tmp_path_factory):
+def valid_store(two_versions, tmp_path_factory):
     store = tmp_path_factory.mktemp("made") / "store.zarr"
     assert not ingest(RECIPE, discover(RECIPE, str(two_versions / "before")), str(store)).failed
     return store
 
 
 @pytest.fixture
-def foreign(made, tmp_path):
+def foreign(valid_store, tmp_path):
     """Copy of a store, to change."""
-    return Path(shutil.copytree(made, tmp_path / "of/some/store.zarr"))
+    return Path(shutil.copytree(valid_store, tmp_path / "of/some/store.zarr"))
 
 
-def lie(path, change):
+def edit_group(path, change):
     """Change the metadata of a group, and seal them again."""
     metadata = unseal(path.read_bytes())
     change(metadata)
     path.write_bytes(seal(metadata))
 
 
-def put(*place_and_value):
+def set_value(*place_and_value):
     """Return a function that sets the value at a path of nested objects."""
     *place, name, value = place_and_value
 
@@ -82,7 +82,7 @@ SAID = ("attributes",)
 
 LIES_OF_A_SCAN = {
     **{
-        f"image of {dtype}": put(*IMAGE, "data_type", dtype)
+        f"image of {dtype}": set_value(*IMAGE, "data_type", dtype)
         for dtype in (
             "object",
             "O",
@@ -107,49 +107,55 @@ LIES_OF_A_SCAN = {
             {"name": "numpy.datetime64"},
         )
     },
-    "mask of int16": put(*LABEL, "data_type", "int16"),
-    "wrapping chunks": put(*IMAGE, *INNER, "chunk_shape", [1 << 30] * 3),
-    "chunks above the bound": put(*IMAGE, *INNER, "chunk_shape", [1 << 12, 1 << 12, 1]),
-    "no chunks": put(*IMAGE, *INNER, "chunk_shape", [0, 1, 1]),
-    "negative chunks": put(*IMAGE, *INNER, "chunk_shape", [-64, 48, 48]),
-    "chunks that do not fit shards": put(*IMAGE, *INNER, "chunk_shape", [63, 48, 48]),
-    "four axes": put(*IMAGE, *INNER, "chunk_shape", [64, 48, 48, 1]),
-    "too many chunks a shard": put(
+    "mask of int16": set_value(*LABEL, "data_type", "int16"),
+    "wrapping chunks": set_value(*IMAGE, *INNER, "chunk_shape", [1 << 30] * 3),
+    "chunks above the bound": set_value(*IMAGE, *INNER, "chunk_shape", [1 << 12, 1 << 12, 1]),
+    "no chunks": set_value(*IMAGE, *INNER, "chunk_shape", [0, 1, 1]),
+    "negative chunks": set_value(*IMAGE, *INNER, "chunk_shape", [-64, 48, 48]),
+    "chunks that do not fit shards": set_value(*IMAGE, *INNER, "chunk_shape", [63, 48, 48]),
+    "four axes": set_value(*IMAGE, *INNER, "chunk_shape", [64, 48, 48, 1]),
+    "too many chunks a shard": set_value(
         *IMAGE, "chunk_grid", "configuration", "chunk_shape", [64 * 64, 48 * 64, 48 * 64]
     ),
-    "negative shards": put(*IMAGE, "chunk_grid", "configuration", "chunk_shape", [-64, 48, 48]),
-    "no voxels": put(*IMAGE, "shape", [0, 24, 20]),
-    "negative shape": put(*IMAGE, "shape", [-16, 24, 20]),
-    "another shape": put(*IMAGE, "shape", [17, 24, 20]),
-    "a huge mask": put(*LABEL, "shape", [LARGEST_AXIS] * 3),
-    "above the largest axis": put(*IMAGE, "shape", [LARGEST_AXIS + 1, 24, 20]),
-    "a codec of pickles": put(*IMAGE, *INNER, "codecs", 1, "name", "pickle"),
+    "negative shards": set_value(
+        *IMAGE, "chunk_grid", "configuration", "chunk_shape", [-64, 48, 48]
+    ),
+    "no voxels": set_value(*IMAGE, "shape", [0, 24, 20]),
+    "negative shape": set_value(*IMAGE, "shape", [-16, 24, 20]),
+    "another shape": set_value(*IMAGE, "shape", [17, 24, 20]),
+    "a huge mask": set_value(*LABEL, "shape", [LARGEST_AXIS] * 3),
+    "above the largest axis": set_value(*IMAGE, "shape", [LARGEST_AXIS + 1, 24, 20]),
+    "a codec of pickles": set_value(*IMAGE, *INNER, "codecs", 1, "name", "pickle"),
     "no crc32c": lambda m: m["consolidated_metadata"]["metadata"]["image"]["codecs"][0][
         "configuration"
     ]["codecs"].pop(),
     "sharding in sharding": lambda m: m["consolidated_metadata"]["metadata"]["image"]["codecs"][0][
         "configuration"
     ].update(codecs=deepcopy(m["consolidated_metadata"]["metadata"]["image"]["codecs"])),
-    "index at the start": put(*IMAGE, *INNER, "index_location", "start"),
-    "a storage transformer": put(*IMAGE, "storage_transformers", [{"name": "x"}]),
-    "another separator": put(*IMAGE, "chunk_key_encoding", "configuration", "separator", "../"),
-    "one separator changed": put(*IMAGE, "chunk_key_encoding", "configuration", "separator", "."),
-    "another array": put(*ARRAYS, "other", {}),
+    "index at the start": set_value(*IMAGE, *INNER, "index_location", "start"),
+    "a storage transformer": set_value(*IMAGE, "storage_transformers", [{"name": "x"}]),
+    "another separator": set_value(
+        *IMAGE, "chunk_key_encoding", "configuration", "separator", "../"
+    ),
+    "one separator changed": set_value(
+        *IMAGE, "chunk_key_encoding", "configuration", "separator", "."
+    ),
+    "another array": set_value(*ARRAYS, "other", {}),
     "no image": lambda m: m["consolidated_metadata"]["metadata"].pop("image"),
     "no coordinates": lambda m: m["consolidated_metadata"]["metadata"].pop("z"),
-    "other coordinates": put(*ARRAYS, "z", "shape", [17]),
+    "other coordinates": set_value(*ARRAYS, "z", "shape", [17]),
     "a mask without counts": lambda m: m["consolidated_metadata"]["metadata"].pop(
         "sampling/label_chunks"
     ),
-    "more counts than labels": put(*ARRAYS, "sampling/label_chunks", "shape", [256, 5]),
-    "endless counts": put(*ARRAYS, "sampling/label_chunks", "shape", [1 << 40, 5]),
-    "scaling in the array alone": put(*IMAGE, "attributes", "scale_factor", 2.0),
-    "a scaling that is no number": put(*IMAGE, "attributes", "scale_factor", "x"),
-    "a scaling that is a list": put(*IMAGE, "attributes", "scale_factor", [2.0]),
-    "a scaling of nothing": put(*IMAGE, "attributes", "scale_factor", None),
-    "a scaling beyond floats": put(*IMAGE, "attributes", "scale_factor", 10**400),
+    "more counts than labels": set_value(*ARRAYS, "sampling/label_chunks", "shape", [256, 5]),
+    "endless counts": set_value(*ARRAYS, "sampling/label_chunks", "shape", [1 << 40, 5]),
+    "scaling in the array alone": set_value(*IMAGE, "attributes", "scale_factor", 2.0),
+    "a scaling that is no number": set_value(*IMAGE, "attributes", "scale_factor", "x"),
+    "a scaling that is a list": set_value(*IMAGE, "attributes", "scale_factor", [2.0]),
+    "a scaling of nothing": set_value(*IMAGE, "attributes", "scale_factor", None),
+    "a scaling beyond floats": set_value(*IMAGE, "attributes", "scale_factor", 10**400),
     **{
-        f"manifest names {key}": put(*SAID, "manifest", key, ENTRY)
+        f"manifest names {key}": set_value(*SAID, "manifest", key, ENTRY)
         for key in (
             "../../../home/key.pem",
             "/etc/passwd",
@@ -171,31 +177,33 @@ LIES_OF_A_SCAN = {
             "z/c/1",
         )
     },
-    "a shard without a table": put(*SAID, "manifest", "image/c/0/0/0", ENTRY),
-    "a shard of negative size": put(*SAID, "manifest", "image/c/0/0/0", "size_bytes", -1),
-    "a shard of endless size": put(*SAID, "manifest", "image/c/0/0/0", "size_bytes", 1 << 41),
-    "chunks above their voxels": put(
+    "a shard without a table": set_value(*SAID, "manifest", "image/c/0/0/0", ENTRY),
+    "a shard of negative size": set_value(*SAID, "manifest", "image/c/0/0/0", "size_bytes", -1),
+    "a shard of endless size": set_value(*SAID, "manifest", "image/c/0/0/0", "size_bytes", 1 << 41),
+    "chunks above their voxels": set_value(
         *SAID,
         "manifest",
         "image/c/0/0/0",
         "chunks",
         b64encode(np.array([(0, 2**32 - 1, 0)], CHUNK_ROW).tobytes()).decode(),
     ),
-    "a scan id that controls a terminal": put(*SAID, "scan_id", "a\x1b[2J"),
-    "a scan id that is a path": put(*SAID, "scan_id", "../a"),
-    "a singular affine": put(*SAID, "affine", [[1.0, 0.0, 0.0, 0.0]] * 3 + [[0.0, 0.0, 0.0, 1.0]]),
-    "another spacing": put(*SAID, "spacing_zyx_mm", [1.0, 1.0, 2.0]),
-    "no spacing": put(*SAID, "spacing_zyx_mm", [0.0, 1.0, 1.0]),
-    "a vertebra outside": put(*SAID, "vertebrae", "L1", "stop_zyx", [17, 9, 9]),
-    "an inverted vertebra": put(*SAID, "vertebrae", "L1", "stop_zyx", [0, 0, 0]),
+    "a scan id that controls a terminal": set_value(*SAID, "scan_id", "a\x1b[2J"),
+    "a scan id that is a path": set_value(*SAID, "scan_id", "../a"),
+    "a singular affine": set_value(
+        *SAID, "affine", [[1.0, 0.0, 0.0, 0.0]] * 3 + [[0.0, 0.0, 0.0, 1.0]]
+    ),
+    "another spacing": set_value(*SAID, "spacing_zyx_mm", [1.0, 1.0, 2.0]),
+    "no spacing": set_value(*SAID, "spacing_zyx_mm", [0.0, 1.0, 1.0]),
+    "a vertebra outside": set_value(*SAID, "vertebrae", "L1", "stop_zyx", [17, 9, 9]),
+    "an inverted vertebra": set_value(*SAID, "vertebrae", "L1", "stop_zyx", [0, 0, 0]),
     "a vertebra of no name": lambda m: m["attributes"]["vertebrae"].update(
         L9=m["attributes"]["vertebrae"]["L1"]
     ),
-    "endless counts of voxels": put(*SAID, "vertebrae", "L1", "voxel_count", 1 << 64),
-    "a label that is no number": put(*SAID, "other_labels", "x", 1),
-    "a raw file outside": put(*SAID, "image_source", "file", "../../etc/passwd"),
-    "an absolute raw file": put(*SAID, "image_source", "file", "/etc/passwd"),
-    "directions of no axes": put(*SAID, "image_source", "orientation", "LLL"),
+    "endless counts of voxels": set_value(*SAID, "vertebrae", "L1", "voxel_count", 1 << 64),
+    "a label that is no number": set_value(*SAID, "other_labels", "x", 1),
+    "a raw file outside": set_value(*SAID, "image_source", "file", "../../etc/passwd"),
+    "an absolute raw file": set_value(*SAID, "image_source", "file", "/etc/passwd"),
+    "directions of no axes": set_value(*SAID, "image_source", "orientation", "LLL"),
     "no mask, and a state of one": lambda m: [
         m["consolidated_metadata"]["metadata"].pop(name)
         for name in ("label", "sampling/label_chunks")
@@ -208,16 +216,16 @@ def with_chunks(chunk, shard):
 
     def change(metadata):
         for array in (IMAGE, LABEL):
-            put(*array, *INNER, "chunk_shape", chunk)(metadata)
-            put(*array, "chunk_grid", "configuration", "chunk_shape", shard)(metadata)
+            set_value(*array, *INNER, "chunk_shape", chunk)(metadata)
+            set_value(*array, "chunk_grid", "configuration", "chunk_shape", shard)(metadata)
 
     return change
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (put(*SAID, "shape_zyx", [16, 24, 21]), "an image of .* voxels, expected"),
+        (set_value(*SAID, "shape_zyx", [16, 24, 21]), "an image of .* voxels, expected"),
         (with_chunks([256, 256, 256], [256, 256, 256]), "chunks of .* bytes, expected at most"),
         (with_chunks([1, 1, 1], [64, 64, 64]), "shards of 262144 chunks, expected at most"),
         (with_chunks([1, 1, 3], [1, 1, 4]), "expected whole chunks of"),
@@ -227,11 +235,11 @@ def with_chunks(chunk, shard):
         ),
     ],
 )
-def test_each_limit_is_named_in_its_error(foreign, change, said):
+def test_each_limit_is_named_in_its_error(foreign, change, message):
     """Each lie is repeated wherever the value stands, so that no other check sees it first."""
     path = foreign / "scans/a/zarr.json"
-    lie(path, change)
-    with pytest.raises(DamagedMetadataError, match=said):
+    edit_group(path, change)
+    with pytest.raises(DamagedMetadataError, match=message):
         parse_scan_group(path.read_bytes()).shards("image")
 
 
@@ -244,7 +252,7 @@ def test_json_with_too_many_values_is_refused():
 @pytest.mark.parametrize("name", LIES_OF_A_SCAN)
 def test_scan_metadata_that_spinezarr_never_writes_are_refused(foreign, name):
     path = foreign / "scans/a/zarr.json"
-    lie(path, LIES_OF_A_SCAN[name])
+    edit_group(path, LIES_OF_A_SCAN[name])
     with pytest.raises(DamagedMetadataError, match=r".") as caught:
         parse_scan_group(path.read_bytes()).shards("image")
     assert len(str(caught.value)) < 400
@@ -253,8 +261,8 @@ def test_scan_metadata_that_spinezarr_never_writes_are_refused(foreign, name):
     assert any(f.path == "scans/a/zarr.json" for f in verify_store(str(foreign)).faults)
 
 
-def test_scan_metadata_that_spinezarr_writes_are_accepted(made):
-    group = parse_scan_group((made / "scans/a/zarr.json").read_bytes())
+def test_scan_metadata_that_spinezarr_writes_are_accepted(valid_store):
+    group = parse_scan_group((valid_store / "scans/a/zarr.json").read_bytes())
     assert list(group.shards("image")) == list(group.shards("label")) == [(0, 0, 0)]
 
 
@@ -276,8 +284,8 @@ def test_no_file_outside_is_removed_when_a_scan_is_replaced(foreign, two_version
     key.write_bytes(b"mine")
     away = "../../../../../home/key.pem"
     assert (foreign / "scans/a" / away).resolve() == key.resolve()
-    lie(foreign / "scans/a/zarr.json", put(*SAID, "manifest", away, ENTRY))
-    lie(foreign / "table/zarr.json", put(*SAID, "manifest", "../" + away[6:], ENTRY))
+    edit_group(foreign / "scans/a/zarr.json", set_value(*SAID, "manifest", away, ENTRY))
+    edit_group(foreign / "table/zarr.json", set_value(*SAID, "manifest", "../" + away[6:], ENTRY))
     with suppress(SpinezarrError):
         ingest(RECIPE, discover(RECIPE, str(two_versions / "after")), str(foreign))
     assert key.read_bytes() == b"mine"
@@ -295,30 +303,30 @@ def columns_of(path):
 COLUMN = (*ARRAYS, "patient_id")
 SIZES = (*ARRAYS, "shape_zyx")
 LIES_OF_A_TABLE = {
-    "a manifest that leads out": put(*SAID, "manifest", "../scans/a/zarr.json", ENTRY),
-    "a device": put(*SAID, "manifest", "/dev/zero", ENTRY),
-    "a hidden file": put(*SAID, "manifest", "__x/c/0", ENTRY),
-    "a chunk that is none": put(*SAID, "manifest", "scan/c/1", ENTRY),
-    "an endless chunk": put(*SAID, "manifest", "scan/c/0", {**ENTRY, "size_bytes": 1 << 40}),
-    "objects": put(*COLUMN, "data_type", "object"),
-    "more scans": put(*COLUMN, "shape", [2]),
-    "endless scans": put(*COLUMN, "shape", [LARGEST_SCANS + 1]),
-    "other axes": put(*COLUMN, "dimension_names", ["vertebra"]),
-    "no axes": put(*COLUMN, "dimension_names", None),
-    "another codec": put(*COLUMN, "codecs", [{"name": "pickle"}]),
-    "numbers as text": put(*SIZES, "data_type", "string"),
-    "a column that leads out": put(*ARRAYS, "../x", {}),
-    "no columns": put("consolidated_metadata", {}),
+    "a manifest that leads out": set_value(*SAID, "manifest", "../scans/a/zarr.json", ENTRY),
+    "a device": set_value(*SAID, "manifest", "/dev/zero", ENTRY),
+    "a hidden file": set_value(*SAID, "manifest", "__x/c/0", ENTRY),
+    "a chunk that is none": set_value(*SAID, "manifest", "scan/c/1", ENTRY),
+    "an endless chunk": set_value(*SAID, "manifest", "scan/c/0", {**ENTRY, "size_bytes": 1 << 40}),
+    "objects": set_value(*COLUMN, "data_type", "object"),
+    "more scans": set_value(*COLUMN, "shape", [2]),
+    "endless scans": set_value(*COLUMN, "shape", [LARGEST_SCANS + 1]),
+    "other axes": set_value(*COLUMN, "dimension_names", ["vertebra"]),
+    "no axes": set_value(*COLUMN, "dimension_names", None),
+    "another codec": set_value(*COLUMN, "codecs", [{"name": "pickle"}]),
+    "numbers as text": set_value(*SIZES, "data_type", "string"),
+    "a column that leads out": set_value(*ARRAYS, "../x", {}),
+    "no columns": set_value("consolidated_metadata", {}),
     "no scans": lambda m: m["consolidated_metadata"]["metadata"].pop("scan"),
     "no shapes": lambda m: m["consolidated_metadata"]["metadata"].pop("shape_zyx"),
-    "no attributes": put("attributes", {}),
-    "a title that is no text": put(*SAID, "title", 3),
+    "no attributes": set_value("attributes", {}),
+    "a title that is no text": set_value(*SAID, "title", 3),
 }
 
 
 @pytest.mark.parametrize("name", LIES_OF_A_TABLE)
 def test_a_table_that_spinezarr_never_writes_is_refused(foreign, name):
-    lie(foreign / "table/zarr.json", LIES_OF_A_TABLE[name])
+    edit_group(foreign / "table/zarr.json", LIES_OF_A_TABLE[name])
     (foreign / TABLE_BUNDLE).unlink()
     with pytest.raises(CorruptStoreError, match=r"table/zarr\.json: is damaged"):
         _ = spinezarr.open(foreign).table
@@ -368,19 +376,19 @@ def table_of(values):
         ("axis", "z"),
     ],
 )
-def test_impossible_values_of_a_table_are_refused(made, name, value):
+def test_impossible_values_of_a_table_are_refused(valid_store, name, value):
     with pytest.raises(DamagedMetadataError, match=r"a possible one|vertebrae|rows"):
-        table_of({"store": made, name: value})
+        table_of({"store": valid_store, name: value})
 
 
-def test_possible_values_of_a_table_are_accepted(made):
-    table = table_of({"store": made, "image_min_hu": np.nan})
+def test_possible_values_of_a_table_are_accepted(valid_store):
+    table = table_of({"store": valid_store, "image_min_hu": np.nan})
     assert table.scan.to_numpy().tolist() == ["a"]
 
 
-def test_the_reader_and_xarray_read_the_same_table(made):
-    found = StoreReader(str(made)).table
-    expected = xr.open_zarr(made / "table", chunks=None).load()
+def test_the_reader_and_xarray_read_the_same_table(valid_store):
+    found = StoreReader(str(valid_store)).table
+    expected = xr.open_zarr(valid_store / "table", chunks=None).load()
     texts = {n: v.astype(object) for n, v in expected.variables.items() if v.dtype.kind == "T"}
     expected = expected.assign(texts)
     expected.attrs = {k: v for k, v in expected.attrs.items() if k in found.attrs}
@@ -413,17 +421,17 @@ def text_chunk(texts):
         packed(b"\0" * (1 << 20)),
     ],
 )
-def test_a_chunk_that_is_no_valid_column_of_strings_is_refused(made, chunk):
-    stored = parse_table((made / "table/zarr.json").read_bytes())
-    files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
+def test_a_chunk_that_is_no_valid_column_of_strings_is_refused(valid_store, chunk):
+    stored = parse_table((valid_store / "table/zarr.json").read_bytes())
+    files = unbundle_files((valid_store / TABLE_BUNDLE).read_bytes())
     with pytest.raises(DamagedMetadataError, match=r"column|UTF-8|Zstandard"):
         stored.dataset({**files, "patient_id/c/0": chunk})
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=1), st.data())
-def test_strings_that_numcodecs_encodes_are_read_back(made, texts, data):
-    stored = parse_table((made / "table/zarr.json").read_bytes())
-    files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
+def test_strings_that_numcodecs_encodes_are_read_back(valid_store, texts, data):
+    stored = parse_table((valid_store / "table/zarr.json").read_bytes())
+    files = unbundle_files((valid_store / TABLE_BUNDLE).read_bytes())
     chunk = packed(text_chunk(texts))
     found = stored.dataset({**files, "patient_id/c/0": chunk})
     assert found.patient_id.to_numpy().tolist() == texts
@@ -433,9 +441,9 @@ def test_strings_that_numcodecs_encodes_are_read_back(made, texts, data):
         stored.dataset({**files, "patient_id/c/0": damaged})
 
 
-def test_a_small_file_does_not_become_a_large_table(made):
-    stored = parse_table((made / "table/zarr.json").read_bytes())
-    files = unbundle_files((made / TABLE_BUNDLE).read_bytes())
+def test_a_small_file_does_not_become_a_large_table(valid_store):
+    stored = parse_table((valid_store / "table/zarr.json").read_bytes())
+    files = unbundle_files((valid_store / TABLE_BUNDLE).read_bytes())
     # The frame announces 2 GiB and holds nothing.
     frame = b"\x28\xb5\x2f\xfd" + bytes([0b10100000]) + (2 << 30).to_bytes(4, "little") + b"\1\0\0"
     chunk = frame + crc32c(frame).to_bytes(4, "little")
@@ -529,8 +537,8 @@ def test_file_numbers_in_rising_runs_are_accepted(runs):
         [20, 0, 0, 0, 2**32 - 1],
     ],
 )
-def test_counts_of_an_impossible_label_or_chunk_are_refused(made, monkeypatch, row):
-    reader = StoreReader(str(made))
+def test_counts_of_an_impossible_label_or_chunk_are_refused(valid_store, monkeypatch, row):
+    reader = StoreReader(str(valid_store))
 
     def decode(_, out):
         out[...] = row
@@ -541,11 +549,11 @@ def test_counts_of_an_impossible_label_or_chunk_are_refused(made, monkeypatch, r
 
 
 @pytest.mark.parametrize("row", [[20, 0, 0, 0, 124], [21, 0, 0, 0, 125]])
-def test_label_counts_that_contradict_the_scan_are_refused(made, monkeypatch, row):
-    reader = StoreReader(str(made))
+def test_label_counts_that_contradict_the_scan_are_refused(valid_store, monkeypatch, row):
+    reader = StoreReader(str(valid_store))
     assert reader.scan("a").attributes.label_voxels == {20: 125}
     assert reader.label_chunks("a")[:, 4].sum() == 125
-    reader = StoreReader(str(made))
+    reader = StoreReader(str(valid_store))
 
     def decode(_, out):
         out[...] = row
@@ -560,8 +568,8 @@ def test_the_limit_of_chunk_bytes_allows_the_chunks_that_are_written():
 
 
 @pytest.mark.parametrize("verb", ["audit", "patches"])
-def test_a_mask_that_lacks_the_voxels_of_its_counts_is_an_error(made, monkeypatch, verb):
-    store = spinezarr.open(made)
+def test_a_mask_that_lacks_the_voxels_of_its_counts_is_an_error(valid_store, monkeypatch, verb):
+    store = spinezarr.open(valid_store)
     patches = store.patches((4, 4, 4), n_samples=4, batch_size=4, foreground=1.0)
     read = type(store._engine).read
 
@@ -576,5 +584,5 @@ def test_a_mask_that_lacks_the_voxels_of_its_counts_is_an_error(made, monkeypatc
         with pytest.raises(CorruptStoreError, match="has other voxels of the value 20"):
             next(iter(patches))
         return
-    said = [finding.text for finding in store.audit().findings]
-    assert any("has other voxels of the value 20" in text for text in said)
+    message = [finding.text for finding in store.audit().findings]
+    assert any("has other voxels of the value 20" in text for text in message)

@@ -177,7 +177,7 @@ def test_nothing_behind_a_link_is_written_or_removed(tmp_path, write):
 # Whole stores
 
 
-def bring(raw, store):
+def ingest_pairs(raw, store):
     known = known_folders(str(store))
     return ingest(RECIPE, discover(RECIPE, str(raw), known=known), str(store))
 
@@ -185,7 +185,7 @@ def bring(raw, store):
 @pytest.fixture
 def foreign(two_versions, tmp_path):
     """Copy a store into a folder of its own, next to a canary file that must not change."""
-    assert not bring(two_versions / "before", tmp_path / "of/store.zarr").failed
+    assert not ingest_pairs(two_versions / "before", tmp_path / "of/store.zarr").failed
     (tmp_path / "canary").mkdir()
     (tmp_path / "canary/file").write_bytes(b"mine")
     return tmp_path / "of/store.zarr"
@@ -231,7 +231,7 @@ def test_readers_and_writers_leave_files_outside_the_store_alone(foreign, two_ve
         pass
     assert verify_store(str(foreign)).faults
     try:
-        bring(two_versions / "after", foreign)
+        ingest_pairs(two_versions / "after", foreign)
     except SpinezarrError as problem:
         assert str(foreign) in str(problem)  # noqa: PT017
     assert canaries(foreign) == {"file": b"mine"}
@@ -241,7 +241,7 @@ def test_readers_and_writers_leave_files_outside_the_store_alone(foreign, two_ve
 def test_a_lock_that_is_no_plain_file_is_an_error(foreign, two_versions, kind):
     special(kind, foreign / "ingest.lock", foreign.parent.parent / "canary")
     with pytest.raises(SpinezarrError, match=r"ingest\.lock"):
-        bring(two_versions / "after", foreign)
+        ingest_pairs(two_versions / "after", foreign)
     assert canaries(foreign) == {"file": b"mine"}
 
 
@@ -256,7 +256,7 @@ def test_folders_behind_links_are_not_entered(foreign, two_versions, key):
         (spinezarr.open(foreign).table, spinezarr.open(foreign).scan("a").image.compute())
     assert verify_store(str(foreign)).faults
     try:
-        report = bring(two_versions / "after", foreign)
+        report = ingest_pairs(two_versions / "after", foreign)
     except SpinezarrError as problem:
         assert "is a link" in str(problem)  # noqa: PT017
     else:
@@ -266,6 +266,6 @@ def test_folders_behind_links_are_not_entered(foreign, two_versions, key):
 
 def test_a_store_of_plain_files_has_no_fault_and_can_be_updated(foreign, two_versions):
     assert not verify_store(str(foreign)).faults
-    assert not bring(two_versions / "after", foreign).failed
+    assert not ingest_pairs(two_versions / "after", foreign).failed
     assert not verify_store(str(foreign)).faults
     assert StoreReader(str(foreign)).table.sizes["scan"] == 1

@@ -282,7 +282,7 @@ def ask_for_long(
     idle = _settled(server)
     counts, held = asyncio.run(_all(server, requests, seconds, connections))
     left = _settled(server) - idle
-    said = server.said.partition("Serving at")[2].partition("\n")[2].strip()
+    said = server.output.partition("Serving at")[2].partition("\n")[2].strip()
     return {
         "seconds": seconds,
         "connections": connections,

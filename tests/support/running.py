@@ -30,7 +30,7 @@ class Running:
         return psutil.Process(self.process.pid).children()
 
     @property
-    def said(self):
+    def output(self):
         """Return its output; granian prints to the standard output."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 

@@ -53,7 +53,7 @@ def write_mr(folder, count=6):
     return slices
 
 
-def put_beside(folder, name, **elements):
+def add_series(folder, name, **elements):
     """Write another series into ``folder``."""
     slices = write(folder / "new")
     set_dicom_elements(slices, SeriesInstanceUID=f"1.2.840.99.{name}", **elements)
@@ -374,7 +374,7 @@ def test_series_that_share_a_mask_are_refused(hospital, tmp_path):
 
 def test_a_pairs_recipe_takes_each_series_of_a_tree(tmp_path):
     write(tmp_path / "a" / "b" / "c")
-    put_beside(tmp_path / "a" / "b" / "c", "7", SeriesNumber=7)
+    add_series(tmp_path / "a" / "b" / "c", "7", SeriesNumber=7)
     write_dicom_multiframe(tmp_path / "a" / "mf" / "x.dcm", VALUES + 1, LPS, DicomForm())
     found = found_in(tmp_path, BY_SERIES)
     assert ids(found) == ["a_b_c_2", "a_b_c_7", "a_mf_2"]
@@ -411,7 +411,7 @@ def test_linked_slices_are_read(tmp_path, recipe):
 
 def test_series_of_too_few_slices_are_no_scans(tmp_path):
     write(tmp_path / "a")
-    put_beside(tmp_path / "a", "8", SeriesNumber=8)
+    add_series(tmp_path / "a", "8", SeriesNumber=8)
     for path in sorted((tmp_path / "a").glob("8-*"))[1:]:
         path.unlink()
     found = found_in(tmp_path, BY_SERIES)
@@ -425,7 +425,7 @@ def test_series_of_too_few_slices_are_no_scans(tmp_path):
 def test_an_unreadable_file_fails_every_series_of_its_folder(tmp_path, kept):
     raw = tmp_path / "raw"
     write(raw / "a")
-    put_beside(raw / "a", "8", SeriesNumber=8)
+    add_series(raw / "a", "8", SeriesNumber=8)
     (raw / "a" / "9.dcm").write_bytes(b"<html>")
     recipe = Recipe.from_pairs("{path:.+}/", None, name="t", scan_id="{path|join}_{series_number}")
     if not kept:

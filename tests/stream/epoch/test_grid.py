@@ -86,7 +86,7 @@ def test_patches_are_ordered_by_z_then_y_then_x(drawn):
 
 
 @pytest.mark.parametrize(
-    ("size", "overlap", "said"),
+    ("size", "overlap", "message"),
     [
         ((0, 4, 4), 0, "every side must be at least 1"),
         ((4, 4, 4), 4, "smaller than the patch"),
@@ -95,8 +95,8 @@ def test_patches_are_ordered_by_z_then_y_then_x(drawn):
         (4, 0.5, "overlap 0.5: give three whole numbers"),
     ],
 )
-def test_invalid_sizes_and_overlaps_of_a_grid_are_refused(store, size, overlap, said):
-    with pytest.raises(UsageError, match=said):
+def test_invalid_sizes_and_overlaps_of_a_grid_are_refused(store, size, overlap, message):
+    with pytest.raises(UsageError, match=message):
         store.grid(SCAN, size, overlap_zyx=overlap)
 
 

@@ -70,15 +70,15 @@ class Workshop:
         """Write both versions of the raw folder, and make stores in runs that are not killed."""
         truth = {version: write_raw(folder / f"raw{version}", version) for version in (1, 2)}
         (folder / "recipe.yaml").write_text(RECIPE)
-        shop = cls(folder, driver, {"nothing": {}}, {})
-        first = shop._unkilled({}, 1, audit=True)
-        shop.stores["version 1"] = first
-        for start, before in shop.stores.items():
-            end = shop._unkilled(before, 2)
+        workshop = cls(folder, driver, {"nothing": {}}, {})
+        first = workshop._unkilled({}, 1, audit=True)
+        workshop.stores["version 1"] = first
+        for start, before in workshop.stores.items():
+            end = workshop._unkilled(before, 2)
             if not same_as_written(first, truth[1]) or not same_as_written(end, truth[2]):
                 raise AssertionError("a run that was not killed does not store the written voxels")
-            shop.references[start] = Reference.of(before, end)
-        return shop
+            workshop.references[start] = Reference.of(before, end)
+        return workshop
 
     def words(self, url: str, version: int = 2) -> list[str]:
         """Return the command line of an ingest."""
@@ -239,20 +239,20 @@ class Counts:
         self.examples += [f"{point} at {stage!r}: {fault.kind}: {fault.text}" for fault in faults]
 
 
-def count_kills(shop: Workshop, place: Place, kills: int, *, seed: int) -> Counts:
+def count_kills(workshop: Workshop, place: Place, kills: int, *, seed: int) -> Counts:
     """Kill ``kills`` runs; after each, judge the store, run again, and judge it again.
 
     One in four second runs is killed too.
     """
     rng = np.random.default_rng(seed)
     counts = Counts()
-    drawn = _draw_points(shop, place, rng)
+    drawn = _draw_points(workshop, place, rng)
     while counts.kills < kills:
         point = next(drawn)
-        reference = shop.references[point.start]
-        url = place.new(shop.stores[point.start])
-        words = shop.words(url)
-        stage = _killed(shop, place, words, url, point)
+        reference = workshop.references[point.start]
+        url = place.new(workshop.stores[point.start])
+        words = workshop.words(url)
+        stage = _killed(workshop, place, words, url, point)
         if stage is None:
             continue
         counts.kills += 1
@@ -260,7 +260,7 @@ def count_kills(shop: Workshop, place: Place, kills: int, *, seed: int) -> Count
         faults = faults_after_kill(place.files(url), url, reference)
         if rng.random() < 0.25:
             again = Point(point.start, after_s=rng.uniform(0.05, 0.5))
-            if (stage_again := _killed(shop, place, words, url, again)) is not None:
+            if (stage_again := _killed(workshop, place, words, url, again)) is not None:
                 stage = f"{stage}, then {stage_again}"
                 counts.second_kills += 1
                 faults += faults_after_kill(place.files(url), url, reference)
@@ -272,10 +272,10 @@ def count_kills(shop: Workshop, place: Place, kills: int, *, seed: int) -> Count
     return counts
 
 
-def _draw_points(shop: Workshop, place: Place, rng: np.random.Generator) -> Iterator[Point]:
+def _draw_points(workshop: Workshop, place: Place, rng: np.random.Generator) -> Iterator[Point]:
     """Draw points evenly: by time, and by stage and change, from each start in turn."""
-    starts = list(shop.stores)
-    profiles = {start: _profile(shop, place, start) for start in starts}
+    starts = list(workshop.stores)
+    profiles = {start: _profile(workshop, place, start) for start in starts}
     while True:
         for start in ("version 1", "nothing", "version 1"):
             seconds, by_stage = profiles[start]
@@ -284,21 +284,23 @@ def _draw_points(shop: Workshop, place: Place, rng: np.random.Generator) -> Iter
             yield place.points(start, int(rng.choice(by_stage[stage])), rng.random())
 
 
-def _profile(shop: Workshop, place: Place, start: Start) -> tuple[float, dict[str, list[int]]]:
+def _profile(workshop: Workshop, place: Place, start: Start) -> tuple[float, dict[str, list[int]]]:
     """Measure how long an undisturbed run takes, and number its changes by stage."""
-    url = place.new(shop.stores[start])
+    url = place.new(workshop.stores[start])
     begun = time.monotonic()
-    run = place.start(shop.words(url), url, None)
+    run = place.start(workshop.words(url), url, None)
     if run.wait():
         raise AssertionError(run.output)
     seconds = time.monotonic() - begun
     by_stage: dict[str, list[int]] = {}
     for number, change in enumerate(place.changes(run), start=1):
-        by_stage.setdefault(_stage(change, shop.references[start].before), []).append(number)
+        by_stage.setdefault(_stage(change, workshop.references[start].before), []).append(number)
     return seconds, by_stage
 
 
-def _killed(shop: Workshop, place: Place, words: list[str], url: str, point: Point) -> str | None:
+def _killed(
+    workshop: Workshop, place: Place, words: list[str], url: str, point: Point
+) -> str | None:
     """Kill a run at a point; return the stage, or None if it ended before."""
     run = place.start(words, url, point)
     if point.after_s is not None:
@@ -308,7 +310,7 @@ def _killed(shop: Workshop, place: Place, words: list[str], url: str, point: Poi
     if code not in {_KILLED, 0}:
         raise AssertionError(f"a run failed by itself: {code}\n{run.output}")
     changes = place.changes(run)
-    before = shop.references[point.start].before
+    before = workshop.references[point.start].before
     return _stage(changes[-1] if changes else "", before) if code == _KILLED else None
 
 

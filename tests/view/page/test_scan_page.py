@@ -329,11 +329,11 @@ def test_the_menu_lists_other_programs(quick, small):
     button = quick.get_by_role("button", name="Open in")
     button.click()
     assert button.get_attribute("aria-expanded") == "true"
-    said = quick.locator("#open-in-list").inner_text()
+    message = quick.locator("#open-in-list").inner_text()
     ways = json.loads(ask(f"{small.url}/v1/small/scans/b/open-in")[2])["ways"]
     for way in ways:
-        assert way["name"] in said
-        assert way["hint"] in said
+        assert way["name"] in message
+        assert way["hint"] in message
     links = quick.locator("#open-in-list a").evaluate_all("all => all.map(a => a.pathname)")
     assert links == [urlsplit(way["text"]).path for way in ways if way["kind"] == "link"]
     quick.keyboard.press("Escape")
@@ -435,14 +435,15 @@ def test_the_page_names_an_unknown_scan(tab, small):
     tab.goto(small.page("none"))
     assert "no scan none in small" in tab.get_by_role("alert").inner_text()
     assert tab.locator("#scan").is_hidden()
-    assert all("404" in said for said in tab.complaints)
+    assert all("404" in message for message in tab.complaints)
     tab.complaints.clear()
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(503, "damaged, or out of reach"), (410, "replaced"), (None, "connection")]
+    ("status", "message"),
+    [(503, "damaged, or out of reach"), (410, "replaced"), (None, "connection")],
 )
-def test_a_scan_that_cannot_be_read_draws_nothing(tab, small, status, said):
+def test_a_scan_that_cannot_be_read_draws_nothing(tab, small, status, message):
     def refuse(route):
         if status is None:
             route.abort()
@@ -452,7 +453,7 @@ def test_a_scan_that_cannot_be_read_draws_nothing(tab, small, status, said):
     tab.route("**/slice.png*", refuse)
     tab.route("**/levels/**", refuse)
     tab.goto(small.page())
-    tab.get_by_role("alert").get_by_text(said).wait_for()
+    tab.get_by_role("alert").get_by_text(message).wait_for()
     assert tab.locator("img.slice:visible").count() == 0
     assert tab.locator(".failed:visible").count() == len(PLANES)
     assert picture(tab, "render").max() < 200
