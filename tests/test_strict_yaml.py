@@ -77,7 +77,7 @@ names = st.text("abcdefgh é:'\"#-{}[]", min_size=1, max_size=12)
 
 
 @given(names, st.dictionaries(names, st.integers(-(2**53), 2**53), max_size=4))
-def test_what_yaml_writes_is_read_back(path, name, widths):
+def test_documents_that_yaml_writes_are_read_back(path, name, widths):
     data = {"name": name, "rooms": {room: {"width": width} for room, width in widths.items()}}
     house = load(path, yaml.safe_dump(data, allow_unicode=True))
     assert house.name == name

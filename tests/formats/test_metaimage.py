@@ -147,7 +147,7 @@ def partitions(draw, total):
     packed=st.booleans(),
     suffix=st.sampled_from([".mha", ".mhd"]),
 )
-def test_what_simpleitk_writes_is_read_as_simpleitk_reads_it(
+def test_files_written_by_simpleitk_are_read_as_simpleitk_reads_them(
     *, folder, data, stored, direction, spacing, origin, packed, suffix
 ):
     image = sitk.GetImageFromArray(stored)

@@ -62,7 +62,7 @@ def test_a_whole_object_takes_one_request(fs, bucket, monkeypatch):
     assert not asked
 
 
-def test_listings_show_what_others_write(fs, bucket, s3_server):
+def test_listings_show_objects_of_other_writers(fs, bucket, s3_server):
     fs.pipe_file(f"{bucket}/a", b"")
     assert fs.ls(bucket, detail=False) == [f"{bucket}/a"]
     s3_server.client.put_object(Bucket=bucket, Key="b", Body=b"")
@@ -111,7 +111,7 @@ def test_a_lock_is_created_or_replaced_only_if_it_is_unchanged(fs, bucket):
     assert fs.cat_file(path) == b"2"
 
 
-def test_a_missing_object_and_a_missing_bucket_are_told_apart(fs, bucket):
+def test_a_missing_object_and_a_missing_bucket_have_different_errors(fs, bucket):
     assert "no such object" in refused(fs, f"{bucket}/gone", FileNotFoundError)
     assert "no such bucket" in refused(fs, "bucket-that-is-not/gone", FileNotFoundError)
     assert not fs.exists(f"{bucket}/gone")

@@ -375,7 +375,7 @@ def test_metrics_count_answers_by_kind(ctspine1k_url):
         assert found["spinezarr_batches_refused_total"] == 0
 
 
-def test_patches_that_are_too_many_are_refused_and_counted(ctspine1k_url):
+def test_too_many_patches_are_refused_and_counted(ctspine1k_url):
     limits = ServeLimits(batches_at_once=0, waiting=0)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
         status, headers, _ = ask(f"{server.url}{PATCH}")

@@ -182,7 +182,7 @@ def test_levels_need_a_token_if_the_server_requires_one(ctspine1k_url, tmp_path)
         assert ask(url, authorization=f"Bearer {token}")[0] == 200
 
 
-def test_weights_of_codings():
+def test_weights_of_accepted_encodings_are_respected():
     assert accepts_gzip("gzip;q=0.001")
     assert not accepts_gzip("gzip; q=0.000")
     assert not accepts_gzip("x-gzip")

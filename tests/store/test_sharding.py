@@ -233,7 +233,7 @@ def test_a_corrupt_chunk_decodes_alike_whatever_memory_held_before(seed):
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint8", "float32"])
-def test_a_shard_is_what_zarr_python_would_write(tmp_path, dtype):
+def test_a_shard_equals_the_one_that_zarr_python_writes(tmp_path, dtype):
     chunk = LARGE.astype(dtype)
     array = zarr.create_array(tmp_path, shards=chunk.shape, fill_value=0, **zarr_form(chunk))
     array[:] = chunk

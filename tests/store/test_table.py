@@ -259,7 +259,7 @@ def test_a_flipped_byte_of_the_table_is_an_error(copied):
         path.write_bytes(data)
 
 
-def test_plain_xarray_sees_a_flipped_byte_of_the_table_too(copied):
+def test_a_flipped_byte_of_the_table_is_an_error_in_plain_xarray(copied):
     rng = np.random.default_rng(1)
     for path in table_files(copied, own=False):
         data = path.read_bytes()

@@ -50,7 +50,7 @@ def test_another_seed_gives_another_patient_not_only_other_noise():
     assert not np.array_equal(first.affine_xyz, second.affine_xyz)
 
 
-def test_types_shapes_and_affine():
+def test_a_phantom_has_the_expected_types_shapes_and_affine():
     phantom = make_phantom(SMALL)
     assert phantom.image.dtype == np.int16
     assert phantom.label.dtype == np.uint8

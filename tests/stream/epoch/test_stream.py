@@ -142,7 +142,7 @@ def test_the_affine_of_a_patch_maps_voxels_to_the_positions_in_the_scan(store, s
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_the_affine_of_a_patch_turns_with_an_oblique_scan(mixed):
+def test_the_affine_of_a_patch_rotates_with_an_oblique_scan(mixed):
     store, _ = mixed
     (batch,) = store.patches((4, 5, 6), batch_size=8, n_samples=8, scans=["tall"], seed=3)
     for start, affine in zip(batch.start_zyx, batch.affine, strict=True):

@@ -101,7 +101,7 @@ def boxes_in(draw, shape):
 
 @given(st.data(), st.sampled_from(["deep", "wide"]), st.sampled_from(["image", "label"]))
 @settings(deadline=None)
-def test_a_box_holds_what_numpy_cuts_out(large, engine, data, scan_id, name):
+def test_a_box_equals_the_one_that_numpy_cuts_out(large, engine, data, scan_id, name):
     reader, stored = large
     expected = stored[scan_id][name]
     box = data.draw(boxes_in(expected.shape))
@@ -351,7 +351,7 @@ def test_a_store_is_read_over_http(served, store):
     assert all(shards), "a shard was fetched whole"
 
 
-def test_no_store_over_http(served):
+def test_the_error_of_an_absent_store_over_http_says_so(served):
     url, _ = served
     with pytest.raises(StoreNotFoundError, match="there is no store"):
         spinezarr.open(url + "x")

@@ -146,7 +146,7 @@ TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=30, stateful_step_count=15)
 
 
-def test_ranges_outside_a_shard(cache):
+def test_ranges_outside_a_shard_are_not_found_and_not_kept(cache):
     keep(cache, 0, SIZE)
     for wanted in ((0, SIZE + 1), (-1, 5), (SIZE + 1, SIZE + 2), (7, 3)):
         assert find(cache, *wanted) is None
@@ -155,7 +155,7 @@ def test_ranges_outside_a_shard(cache):
             cache.keep(KEY, SIZE, start, TRUE)
 
 
-def test_a_shard_of_another_key_or_size_is_another(cache):
+def test_a_shard_of_another_key_or_size_is_not_found(cache):
     keep(cache, 0, SIZE)
     assert find(cache, 0, 5) == TRUE[:5]
     assert find(cache, 0, 5, "b") is None
@@ -259,7 +259,7 @@ def keep_forever(settings_, seed, begun):
             cache.forget(key, size, start, stop)
 
 
-def test_processes_killed_while_they_write(folder):
+def test_processes_killed_while_they_write_leave_no_wrong_bytes(folder):
     settings_ = CacheSettings(folder, folder_bytes=5 << 20)
     for shard in LONG:
         true_bytes(*shard)
@@ -309,7 +309,7 @@ def test_ranges_kept_by_another_process_stay(cache):
 # --- what others do to the folder
 
 
-def test_a_file_removed_under_a_reader(folder):
+def test_a_reader_of_a_removed_file_can_read_on(folder):
     now_s = [0.0]
     cache = RangeCache(CacheSettings(folder), check_s=5, clock=lambda: now_s[0])
     keep(cache, 0, SIZE)
@@ -331,7 +331,7 @@ def test_a_file_removed_under_a_reader(folder):
         os.fstat(number)
 
 
-def test_a_folder_removed_while_it_is_used(folder):
+def test_a_folder_removed_while_it_is_used_is_created_again(folder):
     cache = RangeCache(CacheSettings(folder), check_s=0)
     for _ in range(2):
         keep(cache, 0, SIZE)
@@ -343,7 +343,7 @@ def test_a_folder_removed_while_it_is_used(folder):
     assert find(cache) == TRUE
 
 
-def test_a_folder_removed_again_and_again(folder):
+def test_threads_find_no_wrong_bytes_while_the_folder_is_removed(folder):
     cache = RangeCache(CacheSettings(folder, folder_bytes=1 << 21), check_s=0.001)
     found = []
     threads = [
@@ -447,7 +447,7 @@ def test_a_changed_file_in_the_folder_gives_no_wrong_bytes(folder, change, is_op
     assert not (folder.parent / "nothing").exists()
 
 
-def test_a_file_cut_while_it_is_open(cache, folder):
+def test_a_file_cut_while_it_is_open_gives_no_wrong_bytes(cache, folder):
     keep(cache, 0, SIZE)
     (file,) = mirrors(folder)
     os.truncate(file, 20 * PAGE)
@@ -460,7 +460,7 @@ def test_a_file_cut_while_it_is_open(cache, folder):
     assert find(again) == TRUE
 
 
-def test_a_file_cut_by_one_process_and_lengthened_by_another(cache, folder):
+def test_a_file_cut_and_lengthened_again_gives_no_wrong_bytes(cache, folder):
     keep(cache, 0, PAGE)
     (file,) = mirrors(folder)
     os.truncate(file, 0)
@@ -471,7 +471,7 @@ def test_a_file_cut_by_one_process_and_lengthened_by_another(cache, folder):
         assert find(cache, start, start + 1) is None
 
 
-def test_marks_damaged_while_they_are_open(cache, folder):
+def test_damaged_marks_of_an_open_file_give_no_wrong_bytes(cache, folder):
     keep(cache, 0, PAGE)
     with mirrors(folder)[0].open("r+b") as stream:
         stream.seek(-41, os.SEEK_END)
@@ -607,7 +607,7 @@ assert kept > 2 * 150, kept
 """
 
 
-def test_a_full_disk(tmp_path):
+def test_a_full_disk_causes_one_warning_and_no_wrong_bytes(tmp_path):
     in_namespace(FULL_DISK, tmp_path)
 
 
@@ -640,7 +640,7 @@ for place in (folder / "cache", folder / "other"):
 """
 
 
-def test_a_read_only_folder(tmp_path):
+def test_a_read_only_folder_causes_one_warning(tmp_path):
     in_namespace(READ_ONLY, tmp_path)
 
 
@@ -654,7 +654,7 @@ def keep_with_small_files(settings_, answers):
     answers.put(([warning.category for warning in said], find(cache)))
 
 
-def test_a_limit_of_file_sizes(folder):
+def test_a_limit_of_file_sizes_causes_one_warning(folder):
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
     process = context.Process(target=keep_with_small_files, args=(CacheSettings(folder), answers))
@@ -710,9 +710,9 @@ def test_the_time_of_use_is_written_at_most_once_a_minute(folder):
         assert (file.stat().st_mtime > before) == is_noted
     age(file, 70)
     before = file.stat().st_mtime
-    find(cache, key="b")  # another one
+    find(cache, key="b")  # another key
     find(cache, key="b")
-    assert file.stat().st_mtime > before  # for the call before
+    assert file.stat().st_mtime > before  # the first call wrote the time
     age(file, 70)
     before = file.stat().st_mtime
     find(cache, key="b")
