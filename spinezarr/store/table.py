@@ -208,76 +208,97 @@ def _strings(values: Iterable[str]) -> npt.NDArray[Any]:
     return np.array(list(values), dtype=_STRING)
 
 
-def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
-    def numbers(values: Iterable[Any], dtype: str) -> npt.NDArray[Any]:
-        return np.array(list(values), dtype)
+def _column(
+    values: Iterable[Any], dtype: npt.DTypeLike, **attributes: str
+) -> tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]:
+    """Return a column with one value for each scan."""
+    return ("scan",), np.array(list(values), dtype), attributes
 
-    n = len(rows)
-    ranges = numbers((row.image_range_hu or (np.nan,) * 2 for row in rows), "f8").reshape(n, 2)
-    stored = [sum(entry.size_bytes for entry in row.manifest.values()) for row in rows]
-    by_scan, by_axis = ("scan",), ("scan", "axis")
-    mm = {"units": "mm"}
+
+def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
+    """Return the columns with one row for each scan, without its vertebrae."""
     return {
-        "patient_id": (by_scan, _strings(row.patient_id for row in rows), {}),
-        "source": (by_scan, _strings(row.source for row in rows), {}),
-        "split": (by_scan, _strings(row.split for row in rows), {}),
-        "split_index": (by_scan, numbers((row.split_index for row in rows), "i4"), {}),
-        "shape_zyx": (
-            by_axis,
-            numbers((row.shape_zyx for row in rows), "i4").reshape(n, 3),
-            {"units": "voxel"},
+        **_membership_columns(rows),
+        **_grid_columns(rows),
+        **_value_columns(rows),
+        **_content_columns(rows),
+    }
+
+
+def _membership_columns(rows: Sequence[ScanAttributes]) -> Columns:
+    """Return patient, source and split of each scan."""
+    return {
+        "patient_id": _column((row.patient_id for row in rows), _STRING),
+        "source": _column((row.source for row in rows), _STRING),
+        "split": _column((row.split for row in rows), _STRING),
+        "split_index": _column((row.split_index for row in rows), "i4"),
+    }
+
+
+def _grid_columns(rows: Sequence[ScanAttributes]) -> Columns:
+    """Return the grid of each scan."""
+    by_axis, n = ("scan", "axis"), len(rows)
+    shapes = np.array([row.shape_zyx for row in rows], "i4").reshape(n, 3)
+    spacings = np.array([row.spacing_zyx_mm for row in rows], "f8").reshape(n, 3)
+    return {
+        "shape_zyx": (by_axis, shapes, {"units": "voxel"}),
+        "spacing_zyx_mm": (by_axis, spacings, {"units": "mm"}),
+        "orientation": _column(
+            (row.image_source.orientation for row in rows),
+            _STRING,
+            long_name="directions of the source file's axes",
         ),
-        "spacing_zyx_mm": (
-            by_axis,
-            numbers((row.spacing_zyx_mm for row in rows), "f8").reshape(n, 3),
-            mm,
+    }
+
+
+def _value_columns(rows: Sequence[ScanAttributes]) -> Columns:
+    """Return what kind of values image and mask of each scan have."""
+    ranges = [row.image_range_hu or (np.nan, np.nan) for row in rows]
+    return {
+        "label_state": _column((row.label_state for row in rows), _STRING),
+        "image_dtype": _column((row.image_dtype for row in rows), _STRING),
+        "image_stored_dtype": _column(
+            (row.image_stored_dtype for row in rows),
+            _STRING,
+            long_name="type of the stored numbers, before their scaling",
         ),
-        "orientation": (
-            by_scan,
-            _strings(row.image_source.orientation for row in rows),
-            {"long_name": "directions of the source file's axes"},
+        "image_min_hu": _column((least for least, _ in ranges), "f8", units="HU"),
+        "image_max_hu": _column((most for _, most in ranges), "f8", units="HU"),
+        "image_nan_voxels": _column(
+            (row.image_nan_voxels for row in rows),
+            "i8",
+            long_name="voxels of the image that are not a number",
         ),
-        "label_state": (by_scan, _strings(row.label_state for row in rows), {}),
-        "image_dtype": (by_scan, _strings(row.image_dtype for row in rows), {}),
-        "image_stored_dtype": (
-            by_scan,
-            _strings(row.image_stored_dtype for row in rows),
-            {"long_name": "type of the stored numbers, before their scaling"},
+        "image_infinite_voxels": _column(
+            (row.image_infinite_voxels for row in rows),
+            "i8",
+            long_name="voxels of the image that are infinite",
         ),
-        "image_min_hu": (by_scan, ranges[:, 0], {"units": "HU"}),
-        "image_max_hu": (by_scan, ranges[:, 1], {"units": "HU"}),
-        "image_nan_voxels": (
-            by_scan,
-            numbers((row.image_nan_voxels for row in rows), "i8"),
-            {"long_name": "voxels of the image that are not a number"},
+        "other_label_voxels": _column(
+            map(_outside_scheme, rows),
+            "i8",
+            long_name="voxels of values outside the label scheme",
         ),
-        "image_infinite_voxels": (
-            by_scan,
-            numbers((row.image_infinite_voxels for row in rows), "i8"),
-            {"long_name": "voxels of the image that are infinite"},
+    }
+
+
+def _content_columns(rows: Sequence[ScanAttributes]) -> Columns:
+    """Return hashes and sizes of each scan's source files and stored files."""
+    stored = (sum(entry.size_bytes for entry in row.manifest.values()) for row in rows)
+    return {
+        "image_checksum": _column((row.image_checksum for row in rows), _STRING),
+        "content_checksum": _column(
+            (row.content_checksum for row in rows),
+            _STRING,
+            long_name="hash of grid, type and voxels of image and mask",
         ),
-        "other_label_voxels": (
-            by_scan,
-            numbers(map(_outside_scheme, rows), "i8"),
-            {"long_name": "voxels of values outside the label scheme"},
+        "image_sha256": _column(
+            (row.image_source.sha256 for row in rows),
+            _STRING,
+            long_name="sha256 of the source image file",
         ),
-        "image_checksum": (by_scan, _strings(row.image_checksum for row in rows), {}),
-        "content_checksum": (
-            by_scan,
-            _strings(row.content_checksum for row in rows),
-            {"long_name": "hash of grid, type and voxels of image and mask"},
-        ),
-        "image_sha256": (
-            by_scan,
-            _strings(row.image_source.sha256 for row in rows),
-            {"long_name": "sha256 of the source image file"},
-        ),
-        "source_bytes": (
-            by_scan,
-            numbers((row.source_bytes for row in rows), "i8"),
-            {"units": "byte"},
-        ),
-        "stored_bytes": (by_scan, numbers(stored, "i8"), {"units": "byte"}),
+        "source_bytes": _column((row.source_bytes for row in rows), "i8", units="byte"),
+        "stored_bytes": _column(stored, "i8", units="byte"),
     }
 
 
@@ -298,15 +319,13 @@ def with_audit_results(table: xr.Dataset, audited: Mapping[str, AuditedScan]) ->
 def _audit_columns(scan_ids: Iterable[str], audited: Mapping[str, AuditedScan]) -> Columns:
     results = [audited.get(scan_id) for scan_id in scan_ids]
     return {
-        "audit": (
-            ("scan",),
-            _strings("" if found is None else found.verdict for found in results),
-            {"long_name": "ok, or worst severity found; empty if not audited"},
+        "audit": _column(
+            ("" if found is None else found.verdict for found in results),
+            _STRING,
+            long_name="ok, or worst severity found; empty if not audited",
         ),
-        "audit_findings": (
-            ("scan",),
-            _strings("" if found is None else found.summary for found in results),
-            {},
+        "audit_findings": _column(
+            ("" if found is None else found.summary for found in results), _STRING
         ),
     }
 

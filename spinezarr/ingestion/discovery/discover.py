@@ -4,7 +4,7 @@ Only tables, lists and headers of DICOM files are opened.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -253,6 +253,62 @@ def _discover(
     storage_options: Mapping[str, Any] | None,
     known: Mapping[str, FolderRecord] | None,
 ) -> Discovery:
+    folder = _list_folder(recipe, raw, storage_options)
+    splits, split_file = _read_splits(recipe, folder)
+    by_name = match_images(recipe, folder)
+    if not (by_name.images or by_name.misnamed):
+        raise UsageError(nothing_found(recipe, raw, folder))
+    inspected = inspect_dicom_folders(recipe, folder, by_name, known)
+    found = [*inspected.matched.images, *(image for image, _ in inspected.matched.misnamed)]
+    chosen = choose_images(recipe, folder, inspected.matched)
+    if chosen.refused and not chosen.pairs:
+        raise _all_refused_error(chosen.refused)
+    tables = join_tables(recipe, folder, found)
+    leftovers = Leftovers(recipe, folder)
+    paired = [image for image in chosen.pairs if _is_complete(recipe, image)]
+    scans = [_scan_source(recipe, folder, image, splits, tables) for image in paired]
+    without_mask = [
+        _unpaired_image(recipe, image, leftovers)
+        for image in chosen.pairs
+        if not _is_complete(recipe, image)
+    ]
+    used = folder.files_of_all(path for scan in scans for path in scan.paths)
+    used |= {split_file or "", *(path for use in tables.uses for path in use.files)}
+    used |= set(_list_files(recipe, folder))
+    ignored, orphans = _other_files(
+        folder,
+        leftovers,
+        used,
+        [image.path for image in found] + [path for scan in chosen.refused for path in scan.paths],
+        (*chosen.left_out, *inspected.matched.ignored),
+    )
+    listed = {image.listed_as for image in found}
+    return Discovery(
+        title=recipe.title,
+        raw=raw,
+        scans=tuple(scans),
+        refused=chosen.refused,
+        without_mask=tuple(without_mask),
+        without_image=orphans,
+        orphans_expected=recipe.orphaned_masks == "expected",
+        unlisted=tuple(
+            PathNote(path, f"{_UNLISTED}: {why}") for path, why in folder.unlisted.items()
+        ),
+        ignored=ignored,
+        absent=tuple(name for name in splits if name not in listed),
+        layouts=dict(Counter(paired.image.layout for paired in chosen.pairs)),
+        split_file=split_file,
+        patterns=pattern_uses(
+            recipe, folder, by_name, chosen.pairs, {note.path for note in ignored}
+        ),
+        parts=part_uses(recipe, chosen.pairs),
+        tables=tables.uses,
+        folders=inspected.records,
+    )
+
+
+def _list_folder(recipe: Recipe, raw: str, storage_options: Mapping[str, Any] | None) -> RawFolder:
+    """Return the files of the raw folder; raise UsageError if it cannot be listed."""
     fs, root = open_filesystem(raw, storage_options)
     if not fs.isdir(root):
         what = "is a file" if fs.exists(root) else "does not exist"
@@ -264,73 +320,57 @@ def _discover(
             )
         )
     try:
-        folder = RawFolder.list(fs, root)
+        return RawFolder.list(fs, root)
     except OSError as problem:
         raise UsageError(
             f"raw folder {redact_url(raw)!r} cannot be listed: {problem.strerror or problem}. "
             "Give a folder that you may read."
         ) from problem
-    splits, split_file = _read_splits(recipe, folder)
-    matched = match_images(recipe, folder)
-    if not (matched.images or matched.misnamed):
-        raise UsageError(nothing_found(recipe, raw, folder))
-    inspected = inspect_dicom_folders(recipe, folder, matched, known)
-    found = [*inspected.matched.images, *(image for image, _ in inspected.matched.misnamed)]
-    chosen = choose_images(recipe, folder, inspected.matched)
-    if chosen.refused and not chosen.pairs:
-        more = len(chosen.refused) - 1
-        also = [f"The same holds for {count_noun(more, 'other scan')}."] if more else []
-        raise RecipeError(MultilineText(*chosen.refused[0].reason.split("\n"), *also))
-    tables = join_tables(recipe, folder, found)
-    leftovers = Leftovers(recipe, folder)
-    scans: list[ScanSource] = []
-    without_mask: list[UnpairedImage] = []
-    for paired in chosen.pairs:
-        layout = recipe.layouts[paired.image.layout]
-        if paired.has_expected_mask or layout.mask == "optional":
-            scans.append(_scan_source(recipe, folder, paired, splits, tables))
-        else:
-            wanted = _mask_candidates(recipe, paired)
-            image, similar = paired.image, leftovers.similar(wanted)
-            without_mask.append(UnpairedImage(image.scan_id, image.path, wanted, similar))
-    used = folder.files_of_all(path for scan in scans for path in scan.paths)
-    used |= {split_file or "", *(path for use in tables.uses for path in use.files)}
-    used |= set(_list_files(recipe, folder))
+
+
+def _all_refused_error(refused: Sequence[RefusedScan]) -> RecipeError:
+    """Return the error for a folder in which no scan can be used."""
+    more = len(refused) - 1
+    also = [f"The same holds for {count_noun(more, 'other scan')}."] if more else []
+    return RecipeError(MultilineText(*refused[0].reason.split("\n"), *also))
+
+
+def _is_complete(recipe: Recipe, paired: PairedImage) -> bool:
+    """Whether the image has a mask, or needs none."""
+    return paired.has_expected_mask or recipe.layouts[paired.image.layout].mask == "optional"
+
+
+def _unpaired_image(recipe: Recipe, paired: PairedImage, leftovers: Leftovers) -> UnpairedImage:
+    image, looked_for = paired.image, _mask_candidates(recipe, paired)
+    return UnpairedImage(image.scan_id, image.path, looked_for, leftovers.similar(looked_for))
+
+
+def _other_files(
+    folder: RawFolder,
+    leftovers: Leftovers,
+    used: set[str],
+    reported: Iterable[str],
+    notes: Iterable[PathNote],
+) -> tuple[tuple[PathNote, ...], tuple[PathNote, ...]]:
+    """Return the files that nothing uses, each with the reason, and the masks without an image.
+
+    Parameters
+    ----------
+    folder, leftovers
+        The raw folder, and what sorts the files in it that are left over.
+    used
+        Files of scans, tables, lists and splits.
+    reported
+        Files and folders of images that are reported elsewhere.
+    notes
+        Files that were matched and are not used, each with the reason.
+    """
     # The mask beside an image that is not used may be the mask of an image that is.
-    explained = {
-        note.path: note
-        for note in (*chosen.left_out, *inspected.matched.ignored)
-        if note.path not in used
-    }
-    used |= folder.files_of_all(image.path for image in found)
-    used |= folder.files_of_all(path for scan in chosen.refused for path in scan.paths)
-    used |= folder.files_of_all(explained)
-    rest = leftovers.sort(used)
-    of_system = [PathNote(path, OF_SYSTEM) for path in folder.of_system]
+    explained = {note.path: note for note in notes if note.path not in used}
+    rest = leftovers.sort(used | folder.files_of_all(reported) | folder.files_of_all(explained))
+    of_system = (PathNote(path, OF_SYSTEM) for path in folder.of_system)
     ignored = (*explained.values(), *rest.unmatched, *of_system)
-    listed = {image.listed_as for image in found}
-    return Discovery(
-        title=recipe.title,
-        raw=raw,
-        scans=tuple(scans),
-        refused=chosen.refused,
-        without_mask=tuple(without_mask),
-        without_image=rest.orphans,
-        orphans_expected=recipe.orphaned_masks == "expected",
-        unlisted=tuple(
-            PathNote(path, f"{_UNLISTED}: {why}") for path, why in folder.unlisted.items()
-        ),
-        ignored=tuple(sorted(ignored, key=lambda note: note.path)),
-        absent=tuple(name for name in splits if name not in listed),
-        layouts=dict(Counter(paired.image.layout for paired in chosen.pairs)),
-        split_file=split_file,
-        patterns=pattern_uses(
-            recipe, folder, matched, chosen.pairs, {note.path for note in ignored}
-        ),
-        parts=part_uses(recipe, chosen.pairs),
-        tables=tables.uses,
-        folders=inspected.records,
-    )
+    return tuple(sorted(ignored, key=lambda note: note.path)), rest.orphans
 
 
 def _scan_source(
