@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -42,6 +42,87 @@ _EXAMPLES: Final = 3
 """Number of file names in one sentence."""
 
 
+@dataclass(frozen=True, slots=True)
+class PairsOptions:
+    """Names of the files of a dataset without a recipe, as 'pairs' takes them."""
+
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="With 'pairs': images, e.g. '{scan}_ct.nii.gz'."),
+    ] = None
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="With 'pairs': masks, e.g. '{scan}_seg.nii.gz'."),
+    ] = None
+    scan_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEMPLATE",
+            help="With 'pairs': ids, e.g. '{path|join}_{series_number}' for each CT series of a "
+            "DICOM folder; {scan} by default, or all names of the image pattern, joined.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PseudonymOptions:
+    """Whether ids of scans and patients are replaced by keyed hashes."""
+
+    pseudonymize: Annotated[
+        bool,
+        typer.Option(
+            "--pseudonymize",
+            help="Store keyed hashes for scan and patient ids; key and map stay outside the store.",
+        ),
+    ] = False
+    pseudonyms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --pseudonymize: the map, a .csv with its .key beside it; by default beside "
+            "the store.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFileOptions:
+    """Which source files are read."""
+
+    max_axis_voxels: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=LARGEST_AXIS,
+            help="Largest number of voxels of a source file along an axis.",
+        ),
+    ] = DEFAULT_LIMITS.axis_voxels
+    max_volume_gb: Annotated[
+        float,
+        typer.Option(
+            metavar="GB", min=0, help="Largest size of a source file's voxels, in GB of 10^9 bytes."
+        ),
+    ] = DEFAULT_LIMITS.volume_bytes / 1e9
+    follow_links: FollowLinks = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """Where scans are ingested at the same time."""
+
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Ingest N scans at once, each in a process of its own."
+        ),
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ingest on a Dask cluster: tcp://HOST:8786."),
+    ] = None
+
+
 @command
 def ingest(
     dataset: Annotated[
@@ -58,22 +139,7 @@ def ingest(
     out: Annotated[
         str | None, typer.Option(metavar="URL", help="Path or URL of the store to write.")
     ] = None,
-    image: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="With 'pairs': images, e.g. '{scan}_ct.nii.gz'."),
-    ] = None,
-    label: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="With 'pairs': masks, e.g. '{scan}_seg.nii.gz'."),
-    ] = None,
-    scan_id: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEMPLATE",
-            help="With 'pairs': ids, e.g. '{path|join}_{series_number}' for each CT series of a "
-            "DICOM folder; {scan} by default, or all names of the image pattern, joined.",
-        ),
-    ] = None,
+    pairs: PairsOptions,
     license: Annotated[
         str | None, typer.Option(metavar="SPDX", help="License of the data, if not the recipe's.")
     ] = None,
@@ -92,37 +158,8 @@ def ingest(
             help="Give a mask its image's affine where both have the same shape.",
         ),
     ] = False,
-    pseudonymize: Annotated[
-        bool,
-        typer.Option(
-            "--pseudonymize",
-            help="Store keyed hashes for scan and patient ids; key and map stay outside the store.",
-        ),
-    ] = False,
-    pseudonyms: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="With --pseudonymize: the map, a .csv with its .key beside it; by default beside "
-            "the store.",
-        ),
-    ] = None,
-    max_axis_voxels: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=LARGEST_AXIS,
-            help="Largest number of voxels of a source file along an axis.",
-        ),
-    ] = DEFAULT_LIMITS.axis_voxels,
-    max_volume_gb: Annotated[
-        float,
-        typer.Option(
-            metavar="GB", min=0, help="Largest size of a source file's voxels, in GB of 10^9 bytes."
-        ),
-    ] = DEFAULT_LIMITS.volume_bytes / 1e9,
-    follow_links: FollowLinks = None,
+    pseudonym: PseudonymOptions,
+    source_files: SourceFileOptions,
     scratch: Annotated[
         str | None,
         typer.Option(
@@ -133,16 +170,7 @@ def ingest(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
     ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Ingest N scans at once, each in a process of its own."
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Ingest on a Dask cluster: tcp://HOST:8786."),
-    ] = None,
+    worker: WorkerOptions,
     repair: Annotated[
         bool,
         typer.Option(
@@ -180,21 +208,21 @@ def ingest(
             dataset,
             raw=raw,
             out=out,
-            image=image,
-            label=label,
-            scan_id=scan_id,
+            image=pairs.image,
+            label=pairs.label,
+            scan_id=pairs.scan_id,
             license=license,
             codec=codec,
             take_image_grid=take_image_grid,
-            pseudonymize=pseudonymize,
-            pseudonyms=pseudonyms,
-            max_axis_voxels=max_axis_voxels,
-            max_volume_gb=max_volume_gb,
-            follow_links=follow_links,
+            pseudonymize=pseudonym.pseudonymize,
+            pseudonyms=pseudonym.pseudonyms,
+            max_axis_voxels=source_files.max_axis_voxels,
+            max_volume_gb=source_files.max_volume_gb,
+            follow_links=source_files.follow_links,
             scratch=scratch,
             dry_run=dry_run,
-            workers=workers,
-            scheduler=scheduler,
+            workers=worker.workers,
+            scheduler=worker.scheduler,
             repair=repair,
             catalog=catalog,
             storage_options=bucket.storage_options,
