@@ -1,5 +1,7 @@
-"""Where are the files that ship with spinezarr, its recipes and starter catalog?"""
+"""Which version of spinezarr is this, and where are its recipes and its starter catalog?"""
 
+from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -7,7 +9,13 @@ from pathlib import Path
 from spinezarr.errors import RecipeError
 from spinezarr.regular_file import describe_irregular_file, expand_home
 
-__all__ = ["recipe_names", "recipe_path", "resource"]
+__all__ = ["package_version", "recipe_names", "recipe_path", "resource"]
+
+
+@cache
+def package_version() -> str:
+    """Return the version of spinezarr, which takes a millisecond to read from its package."""
+    return version("spinezarr")
 
 
 def resource(name: str) -> Traversable:

@@ -38,7 +38,7 @@ PARTS_OF_A_DECISION = [
     "Measured figures",
     "Consequences",
 ]
-MANY_COMMANDS = {"add-a-dataset.md", "cluster.md", "s3.md"}
+MANY_COMMANDS = {"add-a-dataset.md", "cluster.md", "s3.md", "training.md"}
 """Pages whose blocks take long to run."""
 
 

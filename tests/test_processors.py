@@ -82,7 +82,7 @@ def noted(self, max_workers=None, thread_name_prefix="", *rest, **named):
 thread.ThreadPoolExecutor.__init__ = noted
 import spinezarr
 store = spinezarr.open({ctspine1k_url!r})
-store.audit(write=False)
+store.audit(scans=["liver_0"], write=False)
 stream = store.patches(8)
 next(iter(stream))
 from spinezarr.serve.settings import ServeSettings

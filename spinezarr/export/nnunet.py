@@ -13,7 +13,6 @@ References
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,6 +23,7 @@ from spinezarr.errors import UsageError
 from spinezarr.export.atomic_file import check_not_link, write_atomically
 from spinezarr.export.nifti import ExportedScan, write_label_on_image, write_nifti
 from spinezarr.export.voxel_reader import VoxelReader
+from spinezarr.resources import package_version
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ScanHandle
@@ -266,7 +266,7 @@ class NnunetExport:
             "name": root.title,
             "reference": root.citation,
             "license": root.license,
-            "converted_by": f"spinezarr {version('spinezarr')}",
+            "converted_by": f"spinezarr {package_version()}",
             "stored_labels": {str(n): value for n, value in self.labels.stored_of_number.items()},
         }
 

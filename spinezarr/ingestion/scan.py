@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from typing import Any, Final
 
 import fsspec
@@ -52,6 +51,7 @@ from spinezarr.ingestion.voxels.encode import ChunkEncoder, Facts, encode_volume
 from spinezarr.ingestion.voxels.memory import MemoryBudget, Workspace
 from spinezarr.nifti_geometry import is_default_affine
 from spinezarr.recipe import Recipe
+from spinezarr.resources import package_version
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL
@@ -175,7 +175,7 @@ def ingest_scan(
                 "series": None if source.series is None else source.series.key,
             },
             "centroid_source": _centroid_record(source),
-            "written_by": f"spinezarr {version('spinezarr')}",
+            "written_by": f"spinezarr {package_version()}",
         }
         label_chunks = None
         if label is None or label_grid is None or written is None:

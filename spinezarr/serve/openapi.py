@@ -9,12 +9,12 @@ OpenAPI 3.1: https://spec.openapis.org/oas/v3.1.1.html
 
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from spinezarr.resources import package_version
 from spinezarr.serve.http import TEXT
 from spinezarr.serve.operations import OPERATIONS, PARAMETERS, Content, Operation
 from spinezarr.serve.query import parameters_of
@@ -64,7 +64,7 @@ def document(*, has_tokens: bool) -> dict[str, Any]:
             at["head"] = _head_of(described)
     return {
         "openapi": "3.1.0",
-        "info": {"title": _TITLE, "version": version("spinezarr"), "description": _ABOUT},
+        "info": {"title": _TITLE, "version": package_version(), "description": _ABOUT},
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in dict.fromkeys(op.group for op in OPERATIONS)],
         "paths": paths,

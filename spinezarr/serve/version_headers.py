@@ -2,9 +2,9 @@
 
 import hashlib
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Final
 
+from spinezarr.resources import package_version
 from spinezarr.serve.conditions import check_conditions
 from spinezarr.serve.http import Answer, Request
 
@@ -44,7 +44,7 @@ def headers_of_version(
     RefusedError
         If the conditions of the request, such as ``If-None-Match``, give the answer.
     """
-    digest = hashlib.sha256("\0".join((version("spinezarr"), *words)).encode()).hexdigest()[:32]
+    digest = hashlib.sha256("\0".join((package_version(), *words)).encode()).hexdigest()[:32]
     headers = {
         "etag": f'"{digest}"',
         "cache-control": _NEVER_CHANGES if is_named else _CHANGES,

@@ -243,23 +243,37 @@ def test_csv_output_holds_no_formula(places, run):
         assert not any(re.match(r"[=@+]|-\D", cell) for cell in row)
 
 
+ENDED = "ended with"
+
+
 def test_a_real_terminal_gets_only_styles_and_cursor_movements(places):
     """Rich sends colors, the progress bar and cursor movements to a terminal, and nothing else."""
     own = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[0-9]*[AK]|\r")
-    for words in (["info", "{store}"], ["verify", "{damaged}"], ["info", EVIL]):
-        ours, theirs = pty.openpty()
-        argv = [word.format(**places) if word.isascii() else word for word in words]
-        command = [sys.executable, "-c", "from spinezarr.cli.main import main; main()", *argv]
-        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
-        with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
-            os.close(theirs)
-            said = b""
-            while chunk := _read(ours):
-                said += chunk
-        os.close(ours)
-        assert process.returncode in {0, 1, 2}
-        assert b"\x1b[" in said, "the command did not take its output for a terminal"
-        assert not forbidden(own.sub("", said.decode())), said
+    commands = [["info", str(places["store"])], ["verify", str(places["damaged"])], ["info", EVIL]]
+    program = (
+        "import json, sys\n"
+        "from spinezarr.cli.main import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    sys.argv[1:] = words\n"
+        "    try: main()\n"
+        f"    except SystemExit as ended: print({ENDED!r}, ended.code or 0)\n"
+    )
+    command = [sys.executable, "-c", program, json.dumps(commands)]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        said = b""
+        while chunk := _read(ours):
+            said += chunk
+    os.close(ours)
+    assert process.returncode == 0
+    *each, rest = re.split(rf"{ENDED} \w+\s*", said.decode())
+    assert re.findall(rf"{ENDED} (\w+)", said.decode()) == ["0", "1", "2"]
+    assert not rest
+    for text in each:
+        assert "\x1b[" in text, "the command did not take its output for a terminal"
+        assert not forbidden(own.sub("", text)), text
 
 
 def _read(terminal):
@@ -322,6 +336,6 @@ def test_pictures_can_be_drawn_with_any_text(text, places, tmp_path):
     table = table.assign(source=("scan", [text] * table.sizes["scan"]))
     statistics = compute_statistics(table)
     for figure in (draw_detection(statistics), draw_volumes(table), draw_spacing(table)):
-        figure.savefig(tmp_path / "x.png")
+        figure.savefig(tmp_path / "x.png", dpi=20)
     plane = PreviewPlane("axial", np.zeros((9, 9)), None, (1.0, 1.0), 0.0, (0.0, 0.0), (), {})
-    draw_preview(text, [plane], text).savefig(tmp_path / "x.png")
+    draw_preview(text, [plane], text).savefig(tmp_path / "x.png", dpi=20)

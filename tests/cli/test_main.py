@@ -268,14 +268,16 @@ def test_info_counts_annotated_centers(tmp_path):
     assert found["scans_by_audit"] == {"info": 1, "warning": 3}
 
 
-def test_preview_writes_a_picture_of_each_scan(ctspine1k_url, tmp_path):
-    run("preview", ctspine1k_url, "--out", tmp_path / "all")
-    assert len(list((tmp_path / "all").glob("*.png"))) == 6
-    run("preview", ctspine1k_url, "--out", tmp_path / "one", "--scan", "liver_0")
+def test_preview_writes_a_picture_of_each_scan(pairs, tmp_path):
+    store = tmp_path / "s.zarr"
+    ingest_pairs(pairs, store)
+    run("preview", store, "--out", tmp_path / "all")
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["a.png", "b.png"]
+    run("preview", store, "--out", tmp_path / "one", "--scan", "b")
     (picture,) = (tmp_path / "one").iterdir()
-    assert picture.name == "liver_0.png"
+    assert picture.name == "b.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    missing = run("preview", ctspine1k_url, "--out", tmp_path / "no", "--scan", "nobody", code=2)
+    missing = run("preview", store, "--out", tmp_path / "no", "--scan", "nobody", code=2)
     assert "'nobody'" in missing.stderr
     assert not (tmp_path / "no").exists()
 

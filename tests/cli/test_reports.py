@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from unicodedata import normalize
 
@@ -311,17 +312,26 @@ OPTIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Return a store and its raw folder; not to be changed."""
+    folder = tmp_path_factory.mktemp("stored")
+    for name in ("a", "b"):
+        write_pair(folder / "raw", name)
+    pairs(folder / "raw", folder / "s.zarr")
+    return folder
+
+
 @pytest.mark.parametrize("kind", NAMED)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_error_of_an_option_of_the_wrong_kind_names_its_path(
-    raw, tmp_path, monkeypatch, option, kind
+    stored, tmp_path, monkeypatch, option, kind
 ):
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     words, right = OPTIONS[option]
     name = {"recipe": "x.yaml", "card": "x.yaml", "map": "x.csv"}.get(option, "named")
-    if "s.zarr" in words:
-        pairs(raw, "s.zarr")
     NAMED[kind](tmp_path / name)
     words = [word.replace("{}", name) for word in words]
     # A store whose source files are missing has faults; everything else is wrong usage.

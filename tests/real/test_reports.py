@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import SimpleITK
 
 import spinezarr
@@ -58,6 +59,7 @@ if REAL.is_dir():
         stored = spinezarr.open(tmp_path / "s.zarr").scan("p").label.to_numpy()
         assert np.bincount(stored.ravel()).tolist() == np.bincount(model.ravel()).tolist()
 
+    @pytest.mark.long
     def test_the_size_of_a_chest_ct_as_nii_gz_is_estimated_within_two_per_cent(tmp_path):
         sizes = 0
         for name in ("ct", "seg"):

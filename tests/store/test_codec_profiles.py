@@ -43,7 +43,7 @@ PAIRS = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
 AFFINE = np.diag([0.8, 0.8, 1.5, 1.0])
 
 
-def write_pair(raw, scan_id, dtype="int16", shape_zyx=(70, 60, 50)):
+def write_pair(raw, scan_id, dtype="int16", shape_zyx=(70, 56, 40)):
     """Write a smooth image, and a mask of two boxes."""
     z, y, x = np.ogrid[tuple(slice(0, n) for n in shape_zyx)]
     noise = np.random.default_rng(1).integers(0, 40, shape_zyx)

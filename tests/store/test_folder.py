@@ -182,10 +182,17 @@ def ingest_pairs(raw, store):
     return ingest(RECIPE, discover(RECIPE, str(raw), known=known), str(store))
 
 
+@pytest.fixture(scope="module")
+def pristine(two_versions, tmp_path_factory):
+    store = tmp_path_factory.mktemp("pristine") / "store.zarr"
+    assert not ingest_pairs(two_versions / "before", store).failed
+    return store
+
+
 @pytest.fixture
-def foreign(two_versions, tmp_path):
+def foreign(pristine, tmp_path):
     """Copy a store into a folder of its own, next to a canary file that must not change."""
-    assert not ingest_pairs(two_versions / "before", tmp_path / "of/store.zarr").failed
+    shutil.copytree(pristine, tmp_path / "of/store.zarr")
     (tmp_path / "canary").mkdir()
     (tmp_path / "canary/file").write_bytes(b"mine")
     return tmp_path / "of/store.zarr"

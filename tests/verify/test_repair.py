@@ -16,7 +16,8 @@ from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.verify.store import verify_store
 
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
-SHAPE = (130, 50, 60)
+SHAPE = (130, 20, 24)
+"""Two shards along z, and no more chunks than they need."""
 RECIPE = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="mended")
 WITHOUT_VOXELS = [
     "zarr.json",
@@ -46,7 +47,7 @@ def pristine(tmp_path_factory):
         rng = np.random.default_rng(number)
         image = rng.integers(-1000, 2000, SHAPE).astype(np.int16)
         label = np.zeros(SHAPE, np.uint8)
-        label[10:40, 10:40, 10:40] = 20
+        label[10:40, 4:16, 4:16] = 20
         write_nifti(folder / f"raw/{scan}_ct.nii", image, AFFINE, NiftiForm())
         write_nifti(folder / f"raw/{scan}_seg.nii", label, AFFINE, NiftiForm(dtype="uint8"))
     ingest(RECIPE, discover(RECIPE, str(folder / "raw")), str(folder / "mended.zarr"))
