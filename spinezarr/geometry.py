@@ -11,6 +11,7 @@ References
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from itertools import product
 from types import ModuleType
@@ -44,6 +45,8 @@ Plane = Literal["axial", "coronal", "sagittal"]
 """Orientation of a slice through a volume."""
 SLICE_AXIS: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
 """Axis of ``(z, y, x)`` along which the slices of a plane are stacked."""
+_AFFINES_KEPT: Final = 64
+"""Number of affines whose orientation is kept; a scan has a handful."""
 GRID_TOLERANCE: Final = 0.1
 """How far the corners of two files on one grid may be apart, as a share of the smallest spacing.
 
@@ -125,6 +128,13 @@ def _orientations() -> ModuleType:
     return import_module("nibabel.orientations")
 
 
+@lru_cache(_AFFINES_KEPT)
+def _orientation(affine: bytes) -> npt.NDArray[np.float64]:
+    """Return nibabel's orientation array of an affine, which every property of a grid asks for."""
+    orientation = _orientations().io_orientation(np.frombuffer(affine).reshape(4, 4))
+    return np.asarray(orientation, np.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class AxisMap:
     """Tells which source axis becomes each stored axis, and whether it is flipped.
@@ -148,7 +158,7 @@ class AxisMap:
     @classmethod
     def from_affine(cls, affine: Matrix4x4) -> Self:
         """Return the map closest to a 4 x 4 affine from voxel ``(i, j, k, 1)`` to RAS+ mm."""
-        return cls._of_orientation(_orientations().io_orientation(affine))
+        return cls._of_orientation(_orientation(np.asarray(affine, np.float64).tobytes()))
 
     @classmethod
     def from_axcodes(cls, axcodes: str) -> Self:

@@ -5,7 +5,9 @@ is known to be right, and the noise compresses about as badly as that of real CT
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -41,6 +43,10 @@ _BONE_DRAWN_HU: Final = 200
 """Drawn values above this are bone; discs and the canal are below."""
 _LEAST_BONE_HU: Final = np.float32(130)
 """Bone stays bone where the blur mixes it with the air of lungs or bowel."""
+_KEPT_PHANTOMS: Final = 64
+"""Number of small phantoms that are kept."""
+_SMALL_VOXELS: Final = 1 << 18
+"""Largest phantom that is kept, in voxels; all that are kept take at most 50 MB."""
 _MIN_VOXELS: Final = 8
 """Fewest voxels along an axis that can show a vertebra."""
 
@@ -160,7 +166,8 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     """Draw a phantom.
 
     Each whole vertebra is one 26-connected piece of the mask; no mask voxel lies outside the
-    field of view.
+    field of view. The arrays belong to the caller. Small phantoms are drawn once in a process, as
+    tests write the same ones into many folders.
 
     Examples
     --------
@@ -169,6 +176,24 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     >>> phantom.image.dtype.name, phantom.label.dtype.name, phantom.cut
     ('int16', 'uint8', ('T9', 'L5'))
     """
+    if prod(spec.shape_zyx) > _SMALL_VOXELS:
+        return _draw(spec)
+    kept = _draw_once(spec)
+    return replace(
+        kept,
+        image=kept.image.copy(),
+        label=kept.label.copy(),
+        affine_xyz=kept.affine_xyz.copy(),
+        centers_mm=dict(kept.centers_mm),
+    )
+
+
+@lru_cache(_KEPT_PHANTOMS)
+def _draw_once(spec: PhantomSpec) -> Phantom:
+    return _draw(spec)
+
+
+def _draw(spec: PhantomSpec) -> Phantom:
     shape, spacing = spec.shape_zyx, spec.spacing_zyx_mm
     place, tissue, noise = (np.random.default_rng([spec.seed, stream]) for stream in range(3))
     height, depth, width = (n * s for n, s in zip(shape, spacing, strict=True))

@@ -38,10 +38,24 @@ def count_pieces(mask):
 
 
 def test_same_spec_gives_same_bytes():
-    first, second = make_phantom(SMALL), make_phantom(replace(SMALL))
+    large = replace(SMALL, shape_zyx=(80, 64, 64))  # drawn anew each time
+    first, second = make_phantom(large), make_phantom(replace(large))
     assert first.image.tobytes() == second.image.tobytes()
     assert first.label.tobytes() == second.label.tobytes()
     assert first.affine_xyz.tobytes() == second.affine_xyz.tobytes()
+
+
+def test_a_changed_phantom_changes_no_other_of_its_spec():
+    first = make_phantom(SMALL)
+    expected = first.image.copy(), first.label.copy(), first.affine_xyz.copy(), {**first.centers_mm}
+    first.image[:], first.label[:], first.affine_xyz[:] = 7, 7, 7
+    first.centers_mm.clear()
+    second = make_phantom(SMALL)
+    for found, whole in zip(
+        (second.image, second.label, second.affine_xyz), expected, strict=False
+    ):
+        np.testing.assert_array_equal(found, whole)
+    assert second.centers_mm == expected[3]
 
 
 def test_another_seed_gives_another_patient_not_only_other_noise():
