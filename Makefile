@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -116,6 +116,11 @@ bench-loaders: $(VENV)/.installed
 bench-memory: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/memory.py --folder build --json build/memory.json
+
+# Commands and a first batch in fresh interpreters, and what peers take to import.
+bench-start: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/startup.py --json build/startup.json
 
 # Stores of 10, 1,005 and 10,000 tiny scans: opening them, and adding one scan.
 bench-scans: $(VENV)/.installed

@@ -9,7 +9,6 @@ Examples
 
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
@@ -17,8 +16,6 @@ if sys.platform == "win32":
         "spinezarr runs on Linux and macOS, because it reads files with os.pread and forks. "
         "On Windows, install WSL (wsl --install), and install spinezarr in it as on Linux."
     )
-
-__version__ = version("spinezarr")
 
 if TYPE_CHECKING:
     from spinezarr.api import Store as Store
@@ -30,6 +27,8 @@ if TYPE_CHECKING:
     from spinezarr.stream.epoch.stream import PatchStream as PatchStream
     from spinezarr.stream.read.range_cache import CacheSettings as CacheSettings
     from spinezarr.verbs.ingest import ingest as ingest
+
+    __version__: str
 
 _HOMES = {
     "Batch": "spinezarr.stream.batch",
@@ -59,6 +58,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used, so that ``import spinezarr`` is fast."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415  takes as long as the command line
+
+        return version("spinezarr")
     if name in _HOMES:
         found: object = getattr(import_module(_HOMES[name]), name)
         return found

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, ove
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.catalog import locate_store
 from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
-from spinezarr.loaders.huggingface import SplitDataset, load_splits
 from spinezarr.progress import OnProgress, ignore_progress
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
-from spinezarr.stats.statistics import Statistics
-from spinezarr.store.audit_log import Severity
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_table import ScanTable
 from spinezarr.store.selection import Names, ScanSelection
+from spinezarr.store.severity import Severity
 from spinezarr.stream.draw.sampler import Centers, Sampler
 from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
 from spinezarr.stream.draw.window import Shuffle, window_sampler
@@ -36,14 +34,16 @@ from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.read.range_cache import NO_CACHE, CacheSettings
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.text import count_noun, to_nfc, to_printable, to_printable_json
-from spinezarr.verbs.info import scans_by_split, summarize
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
     from spinezarr.audit.run import StoreAudit
+    from spinezarr.loaders.huggingface import SplitDataset
     from spinezarr.serve.run import BackgroundServer
     from spinezarr.stats.compare import Comparison
+    from spinezarr.stats.statistics import Statistics
     from spinezarr.verbs.export import ExportReport
     from spinezarr.verify.store import Verification
     from spinezarr.view.widget import ScanView
@@ -123,7 +123,7 @@ def load_dataset(
     storage_options: Mapping[str, Any] | None = None,
     cache: CacheSettings = NO_CACHE,
     nonfinite: Nonfinite = "refuse",
-) -> SplitDataset | dict[str, SplitDataset]:
+) -> "SplitDataset | dict[str, SplitDataset]":
     """Load a store as the dataset that the Hugging Face script ``CTSpine1K.py`` returns.
 
     Records come in the script's order, axes and types, voxel for voxel; see
@@ -155,6 +155,8 @@ def load_dataset(
     >>> record["image"].dtype, record["segmentation"].dtype, record["index"]
     (dtype('float32'), dtype('int32'), 0)
     """
+    from spinezarr.loaders.huggingface import load_splits  # noqa: PLC0415  few need it
+
     opened = open(store, catalog=catalog, storage_options=storage_options, cache=cache)
     splits = load_splits(
         opened._reader,  # noqa: SLF001  one module
@@ -274,12 +276,11 @@ class Store:
         self._batch_client = None if served is None else BatchClient(served, transfer)
 
     def __repr__(self) -> str:
-        table = self.table
         splits = ", ".join(f"{n} {name or 'in no split'}" for name, n in self.splits.items())
         by_split = f" ({splits})" if splits else ""
         return to_printable(
             f"<spinezarr.Store {self._reader.root.dataset}: "
-            f"{count_noun(table.sizes['scan'], 'scan')}{by_split}>"
+            f"{count_noun(len(self._reader.columns), 'scan')}{by_split}>"
         )
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[object, ...]]:
@@ -296,7 +297,7 @@ class Store:
         return self._reader.root.model_dump(mode="json")
 
     @property
-    def table(self) -> xr.Dataset:
+    def table(self) -> "xr.Dataset":
         """The scan table: a dataset over ``scan``, ``vertebra`` and ``axis`` (z, y, x), in memory.
 
         Queries on it open no scan: ``table.volume_cm3.sel(vertebra="L1").median()``. Texts in its
@@ -314,6 +315,8 @@ class Store:
     @property
     def splits(self) -> dict[str, int]:
         """Number of scans in each split."""
+        from spinezarr.verbs.info import scans_by_split  # noqa: PLC0415
+
         return scans_by_split(self._reader)
 
     def info(self) -> dict[str, Any]:
@@ -330,6 +333,8 @@ class Store:
         >>> store.info()["splits"]
         {'test': 1, 'train': 3, 'validation': 2}
         """
+        from spinezarr.verbs.info import summarize  # noqa: PLC0415
+
         return summarize(self._reader)
 
     @overload
@@ -342,7 +347,7 @@ class Store:
         vertebra: Names | None = None,
         plots: str | os.PathLike[str] | None = None,
         against: None = None,
-    ) -> Statistics: ...
+    ) -> "Statistics": ...
     @overload
     def stats(
         self,
@@ -460,7 +465,7 @@ class Store:
             on_progress=on_progress,
         )
 
-    def scan(self, scan_id: str) -> xr.Dataset:
+    def scan(self, scan_id: str) -> "xr.Dataset":
         """Open one scan. Voxels are read only when they are computed.
 
         Returns
@@ -487,6 +492,8 @@ class Store:
         positions = axis_positions_mm(scan.affine, scan.image.shape_zyx)
         attributes = to_printable_json(scan.attributes.to_json())
         del attributes["manifest"]
+        import xarray as xr  # noqa: PLC0415
+
         return xr.Dataset(
             {
                 spec.name: (
@@ -1213,12 +1220,13 @@ class Store:
         vertebra: Names | None,
         *,
         labels: bool,
-    ) -> xr.Dataset:
+    ) -> ScanTable:
         selection = ScanSelection.of(scans, split, source, vertebra)
-        table = selection.rows(self.table, self._reader.name)
+        columns = self._reader.columns
+        table = columns.take(selection.rows(columns, self._reader.name))
         if labels:
-            table = table.isel(scan=np.flatnonzero(table.label_state.to_numpy() != "none"))
-        if not table.sizes["scan"]:
+            table = table.take(np.flatnonzero(table["label_state"] != "none"))
+        if not len(table):
             masks = " that have a mask (labels=False reads images alone)" if labels else ""
             raise UsageError(f"{self._reader.name}: there are no scans to draw from{masks}.")
         return table
@@ -1278,7 +1286,7 @@ class Store:
 
     def _stream(
         self,
-        table: xr.Dataset,
+        table: ScanTable,
         size_zyx: ShapeZYX,
         flat_axis: int | None,
         *,
@@ -1333,7 +1341,7 @@ class Store:
             ),
             sampler=sampler,
             batch_size=batch_size,
-            n_samples=table.sizes["scan"] if n_samples is None else n_samples,
+            n_samples=len(table) if n_samples is None else n_samples,
             epoch=epoch,
             window=window,
             on_change=on_change,

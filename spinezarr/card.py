@@ -8,7 +8,8 @@ from typing import Annotated, Final, Literal, NamedTuple, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.errors import CardError
-from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+from spinezarr.strict_model import StrictModel
+from spinezarr.strict_yaml import load_strict_yaml
 from spinezarr.text import to_printable
 from spinezarr.vertebrae import LEVELS
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from spinezarr.errors import CatalogError, StoreNotFoundError
 from spinezarr.regular_file import describe_irregular_file, expand_home
-from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+from spinezarr.strict_model import StrictModel
 from spinezarr.text import to_nfc
 
 __all__ = [
@@ -241,6 +241,8 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
     found = find_catalog(path)
     if found is None:
         return None
+    from spinezarr.strict_yaml import load_strict_yaml  # noqa: PLC0415  many have no catalog
+
     model = load_strict_yaml(found.path, _CatalogModel, CatalogError)
     absolute = found.path.resolve()
     entries = {

@@ -9,14 +9,14 @@ from importlib.resources.abc import Traversable
 from typing import Any, Final, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from spinezarr.errors import UsageError
 from spinezarr.regular_file import read_regular_file
 from spinezarr.text import MultilineText, to_nfc, to_printable
 
-__all__ = ["StrictModel", "load_strict_yaml", "validation_message"]
+__all__ = ["load_strict_yaml", "validation_message"]
 
 Model = TypeVar("Model", bound=BaseModel)
 Problems = Iterable[tuple[tuple[str | int, ...], str]]
@@ -41,12 +41,6 @@ _MAX_NUMBER: Final = 2**53
 _MAX_LINES: Final = 20
 _MAX_SHOWN: Final = 200
 _BREAKS: Final = str.maketrans("", "", "\t\n\r\x85")
-
-
-class StrictModel(BaseModel):
-    """Base class of all models of user files: strict types, frozen, unknown keys refused."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
 class _FileError(Exception):

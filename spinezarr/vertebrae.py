@@ -11,7 +11,7 @@ References
 """
 
 import colorsys
-from typing import Final
+from typing import Final, Literal
 
 __all__ = [
     "ANATOMICAL_ORDER",
@@ -19,10 +19,15 @@ __all__ = [
     "LEVELS",
     "NAME_OF_VALUE",
     "VALUE_OF_NAME",
+    "LabelState",
     "hex_color",
     "label_color",
     "vertebra_color",
 ]
+
+LabelState = Literal["all-visible", "whole-only", "unknown"]
+"""Whether vertebrae cut by the end of the volume are annotated (``all-visible``) or background
+(``whole-only``)."""
 
 BACKGROUND: Final = 0
 """Label of voxels that belong to no vertebra."""

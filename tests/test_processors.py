@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask.system
 import pytest
 
 import spinezarr
-from spinezarr.processors import cpu_count
+from spinezarr.processors import cpu_count, cpu_quota
 
 PACKAGE = Path(spinezarr.__file__).parent
 COUNTS = {"cpu_count", "process_cpu_count", "sched_getaffinity"}
@@ -92,6 +93,38 @@ print(stream.threads, made["spinezarr-audit"], made["spinezarr-read"], made["spi
 print(limits.threads_per_batch, limits.batches_at_once)
 """
     assert on_one_processor(program) == ["1", "1", "1", "1", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+        ("0::/a/b\n", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "300000 100000"}, 3),
+        ("0::/not/here\n", {"cpu.max": "50000 100000"}, 1),
+        ("0::/\n", {}, None),
+        (
+            "5:memory:/job\n3:cpu,cpuacct:/job\n0::/\n",
+            {
+                "cpu,cpuacct/job/cpu.cfs_quota_us": "250000",
+                "cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            3,
+        ),
+    ],
+)
+def test_the_quota_of_control_groups_is_followed(groups, files, quota, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(groups, tmp_path) == quota
+
+
+def test_the_count_is_that_of_dask():
+    assert cpu_count() == dask.system.cpu_count()
 
 
 def test_importing_the_package_loads_no_dask():

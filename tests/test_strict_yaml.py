@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
-from spinezarr.strict_yaml import StrictModel, load_strict_yaml
+from spinezarr.strict_model import StrictModel
+from spinezarr.strict_yaml import load_strict_yaml
 from spinezarr.text import to_printable
 
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.audit_log import FindingRecord, Severity
+from spinezarr.store.audit_log import FindingRecord
+from spinezarr.store.severity import Severity
 
 __all__ = ["Finding", "FindingLocation", "locate_point", "locate_voxel"]
 

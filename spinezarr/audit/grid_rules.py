@@ -16,7 +16,7 @@ from spinezarr.nifti_geometry import (
     qform_sform_distance_mm,
 )
 from spinezarr.store.attributes import ScanAttributes, SourceRecord
-from spinezarr.store.audit_log import Severity
+from spinezarr.store.severity import Severity
 
 __all__ = ["geometry", "header_conflicts", "spacing", "unplaced"]
 

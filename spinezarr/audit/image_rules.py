@@ -5,7 +5,7 @@ from typing import Final
 
 from spinezarr.audit.finding import Finding
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.audit_log import Severity
+from spinezarr.store.severity import Severity
 
 __all__ = ["extreme_values", "image_type", "image_values", "not_finite"]
 

@@ -21,7 +21,7 @@ from spinezarr.audit.levels import (
     scan_levels,
 )
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.audit_log import Severity
+from spinezarr.store.severity import Severity
 
 __all__ = [
     "border_contact",

@@ -25,9 +25,10 @@ from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanErr
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.audit_log import SEVERITIES, AuditedScan, AuditLog, Severity, scan_identity
+from spinezarr.store.audit_log import AuditedScan, AuditLog, scan_identity
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import check_scan_ids
+from spinezarr.store.severity import SEVERITIES, Severity
 from spinezarr.store.writer import StoreWriter
 from spinezarr.stream.read.engine import Engine
 

@@ -10,7 +10,7 @@ from spinezarr.audit.levels import scan_levels, voxel_volume_mm3
 from spinezarr.audit.voxel_measurements import Component, VoxelMeasurements
 from spinezarr.geometry import Box
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.audit_log import Severity
+from spinezarr.store.severity import Severity
 from spinezarr.text import count_noun
 
 __all__ = ["mask_off_bone", "several_pieces", "stray_voxels", "unknown_value"]

@@ -4,27 +4,10 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.api import audit_stores
-from spinezarr.audit.finding import Finding
-from spinezarr.audit.run import StoreAudit, severity_rank
-from spinezarr.cli.console import (
-    ERR,
-    OUT,
-    SHOWN,
-    Table,
-    print_capped,
-    print_heading,
-    print_json,
-    show_progress,
-)
 from spinezarr.cli.options import AsJson, OpenOptions, ScanOptions, command
-from spinezarr.redaction import redact_url
-from spinezarr.store.audit_log import SEVERITIES, Severity
-from spinezarr.text import MultilineText, count_noun
+from spinezarr.store.severity import Severity
 
 __all__ = ["audit"]
-
-_STYLES = {"error": "bold red", "warning": "yellow", "info": None}
 
 
 @command
@@ -52,46 +35,12 @@ def audit(
 
     Example:  spinezarr audit demo/ctspine1k.zarr --severity warning
     """
+    from spinezarr.api import audit_stores
+    from spinezarr.cli.console import show_progress
+    from spinezarr.cli.reports.audit import print_audits
+
     opened = list({store.url: store for store in map(opening.open, stores)}.values())
     with show_progress() as show:
         audits = audit_stores(opened, **chosen.names, write=not no_write, on_progress=show)
-    for found in audits:
-        if found.not_written:
-            ERR.say(found.not_written)
-    if as_json:
-        print_json([found.at_least(severity).to_json() for found in audits])
-    else:
-        for found in audits:
-            _print(found, severity)
+    print_audits(audits, severity, as_json=as_json)
     raise typer.Exit(max(found.exit_code for found in audits))
-
-
-def _print(found: StoreAudit, severity: Severity) -> None:
-    print_heading(f"Audit of {redact_url(found.url)}: {count_noun(len(found.scans), 'scan')}")
-    counts = Table("", "rule", *reversed(SEVERITIES), right=SEVERITIES)
-    for rule, by_severity in found.counts.items():
-        counts.add_row(rule, *(str(by_severity.get(name, 0)) for name in reversed(SEVERITIES)))
-    if not found.findings:
-        OUT.say("Nothing was found.")
-        return
-    OUT.print(counts)
-    shown = sorted(found.at_least(severity).findings, key=severity_rank)
-    if not shown:
-        return
-    table = Table(
-        "", "scan", "severity", "what (rule)", MultilineText("mm (x y z)", "voxel (z y x)")
-    )
-    for finding in shown[:SHOWN]:
-        table.add_row(*_row(finding), style=_STYLES[finding.severity])
-    print_capped(table, len(shown))
-
-
-def _row(finding: Finding) -> tuple[str, str, str, str]:
-    at_mm = " ".join(f"{mm:.0f}" for mm in finding.position_xyz_mm or ())
-    at_voxel = " ".join(map(str, finding.voxel_zyx or ()))
-    return (
-        finding.scan_id,
-        finding.severity,
-        f"{finding.text} ({finding.rule})",
-        MultilineText(*filter(None, (at_mm, at_voxel))),
-    )

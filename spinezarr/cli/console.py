@@ -4,14 +4,12 @@ All output goes through this module. Names and texts come from strangers, so all
 escaped (:func:`spinezarr.text.to_printable`) and never read as markup. Styles are arguments.
 """
 
-import logging
 import sys
 import traceback
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any, Final, TextIO, TypeVar
+from typing import Any, Final, TypeVar
 
 import typer
 from rich.columns import Columns
@@ -46,11 +44,11 @@ __all__ = [
     "megabytes",
     "print_capped",
     "print_document",
+    "print_error",
     "print_heading",
     "print_json",
     "print_side_by_side",
     "show_progress",
-    "show_warnings_and_logs",
     "tracked",
 ]
 
@@ -138,33 +136,13 @@ def errors_for_users() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    ERR.say(StyledText("Error:", "bold red"), " ", message)
+    print_error(message)
     raise typer.Exit(code)
 
 
-def show_warnings_and_logs() -> None:
-    """Print warnings and log records of Python on standard error, as errors are printed."""
-
-    def show(  # noqa: PLR0917  as Python calls it
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,  # noqa: ARG001
-        lineno: int,  # noqa: ARG001
-        file: TextIO | None = None,  # noqa: ARG001
-        line: str | None = None,  # noqa: ARG001
-    ) -> None:
-        said = redact_urls_in(str(message))
-        ERR.say(StyledText(f"{category.__name__}:", "bold yellow"), " ", said)
-
-    warnings.showwarning = show
-    logging.lastResort = _LogHandler(logging.WARNING)
-
-
-class _LogHandler(logging.Handler):
-    """Prints log records that no other handler prints, as ``logging.lastResort`` does."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        ERR.say(f"{record.name}: {redact_urls_in(record.getMessage())}")
+def print_error(message: str) -> None:
+    """Print why a command fails."""
+    ERR.say(StyledText("Error:", "bold red"), " ", message)
 
 
 class Table(RichTable):

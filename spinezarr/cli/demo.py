@@ -7,24 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import xarray as xr
 
 import spinezarr
-from spinezarr.cli.console import (
-    OUT,
-    Table,
-    megabytes,
-    print_heading,
-    show_progress,
-    tracked,
-)
-from spinezarr.cli.ingest import print_report
 from spinezarr.cli.options import command
-from spinezarr.errors import UsageError
-from spinezarr.export.atomic_file import make_folder
-from spinezarr.progress import ProgressCounter
-from spinezarr.testing import CTSPINE1K_SCANS, write_ctspine1k
-from spinezarr.text import MultilineText
 
 __all__ = ["demo"]
 
@@ -52,6 +37,14 @@ def demo(
 
     Example:  spinezarr demo --out demo
     """
+    import xarray as xr
+
+    from spinezarr.cli.console import OUT, print_heading, show_progress
+    from spinezarr.cli.reports.ingest import print_report
+    from spinezarr.progress import ProgressCounter
+    from spinezarr.testing import CTSPINE1K_SCANS, write_ctspine1k
+    from spinezarr.text import MultilineText
+
     _prepare(out)
     raw, store_path = out / "raw", out / "ctspine1k.zarr"
     with show_progress() as show:
@@ -77,6 +70,9 @@ def demo(
 
 def _prepare(out: Path) -> None:
     """Empty the folder of an earlier demo; refuse any other non-empty folder."""
+    from spinezarr.errors import UsageError
+    from spinezarr.export.atomic_file import make_folder
+
     make_folder(out)
     if any(out.iterdir()):
         if not (out / _MARKER).exists():
@@ -88,6 +84,8 @@ def _prepare(out: Path) -> None:
 
 def _rates(store: "spinezarr.Store", samples: int) -> dict[str, float]:
     """Stream random patches and slices; return samples per second by kind."""
+    from spinezarr.cli.console import tracked
+
     shortest = int(store.table.shape_zyx.min())
     side = min(128, shortest)
     streams = {
@@ -106,6 +104,8 @@ def _rate(batches: Iterable[Sized]) -> float:
 
 
 def _print_figures(store: "spinezarr.Store", rates: dict[str, float]) -> None:
+    from spinezarr.cli.console import OUT, Table, megabytes
+
     table = store.table
     voxels = int(table.shape_zyx.prod("axis").sum())
     source = int(table.source_bytes.sum())

@@ -1,12 +1,11 @@
 """``spinezarr export``: how do scans become files of other formats?"""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spinezarr.cli.console import OUT, SHOWN, Table, print_capped, print_json, show_progress
+from spinezarr.cli.help import Command, command_group
 from spinezarr.cli.options import (
     AsJson,
     OpenOptions,
@@ -16,21 +15,13 @@ from spinezarr.cli.options import (
     Uncompressed,
     command,
 )
-from spinezarr.export.nifti import ExportedScan
-from spinezarr.text import count_noun
-from spinezarr.verbs.export import ExportReport
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Give scans back as files of other formats.", no_args_is_help=True)
+app = command_group(help="Give scans back as files of other formats.", add_completion=False)
 
 
-@app.callback()
-def _export() -> None:
-    """Give scans back as files of other formats."""
-
-
-@app.command(no_args_is_help=True)
+@app.command(cls=Command, no_args_is_help=True)
 @command
 def nifti(
     store: StoreUrl,
@@ -60,6 +51,9 @@ def nifti(
 
     Example:  spinezarr export nifti demo/ctspine1k.zarr --out nifti
     """
+    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.reports.export import print_files
+
     with show_progress() as show:
         report = opening.open(store).export_nifti(
             out=out,
@@ -72,11 +66,11 @@ def nifti(
     if as_json:
         print_json(report.to_json())
     else:
-        _print_files(report)
+        print_files(report)
     raise typer.Exit(report.exit_code)
 
 
-@app.command(no_args_is_help=True)
+@app.command(cls=Command, no_args_is_help=True)
 @command
 def nnunet(
     store: StoreUrl,
@@ -117,6 +111,9 @@ def nnunet(
 
     Example:  spinezarr export nnunet demo/ctspine1k.zarr --out nnUNet_raw
     """
+    from spinezarr.cli.console import OUT, print_json, show_progress
+    from spinezarr.cli.reports.export import print_files
+
     with show_progress() as show:
         report = opening.open(store).export_nnunet(
             out=out,
@@ -131,7 +128,7 @@ def nnunet(
     if as_json:
         print_json({**report.to_json(), "files": list(report.files)})
     else:
-        _print_files(report)
+        print_files(report)
         for path in report.files:
             OUT.say(f"Wrote {path}.")
         if report.failed:
@@ -139,7 +136,7 @@ def nnunet(
     raise typer.Exit(report.exit_code)
 
 
-@app.command(name="ome-zarr", no_args_is_help=True)
+@app.command(name="ome-zarr", cls=Command, no_args_is_help=True)
 @command
 def ome_zarr(
     store: StoreUrl,
@@ -170,6 +167,9 @@ def ome_zarr(
 
     Example:  spinezarr export ome-zarr demo/ctspine1k.zarr --out images
     """
+    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.reports.export import print_images
+
     # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
     is_local_store = "://" in out and "://" not in store
     opened = (OpenOptions(catalog=opening.catalog) if is_local_store else opening).open(store)
@@ -185,41 +185,5 @@ def ome_zarr(
     if as_json:
         print_json(report.to_json())
     else:
-        OUT.say(f"Wrote {count_noun(len(report.done), 'image')} to {report.out}.")
-        _print_notes_and_failures("images", report)
+        print_images(report)
     raise typer.Exit(report.exit_code)
-
-
-def _print_files(report: ExportReport) -> None:
-    files = sum(len(exported.files) for exported in report.done)
-    scans = count_noun(len(report.done), "scan")
-    OUT.say(f"Wrote {count_noun(files, 'file')} of {scans} to {report.out}.")
-    _print_notes_and_failures("files", report)
-
-
-def _print_notes_and_failures(things: str, report: ExportReport) -> None:
-    _print_rows("Notes", (things, "note"), _grouped(report.done))
-    _print_rows("Failed", ("scan", "reason"), list(report.failed.items()))
-
-
-def _grouped(done: Sequence[ExportedScan]) -> list[tuple[str, str]]:
-    """Return each note once with its file, or the number of its files, the rarest first."""
-    files: dict[str, list[str]] = {}
-    for exported in done:
-        for note in exported.notes:
-            file, _, text = note.partition(": ")
-            files.setdefault(text, []).append(file)
-    rarest_first = sorted(files.items(), key=lambda item: len(item[1]))
-    return [
-        (names[0] if len(names) == 1 else f"{len(names)}, e.g. {names[0]}", text)
-        for text, names in rarest_first
-    ]
-
-
-def _print_rows(title: str, columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> None:
-    if not rows:
-        return
-    table = Table(title, *columns)
-    for row in rows[:SHOWN]:
-        table.add_row(*row)
-    print_capped(table, len(rows))

@@ -1,24 +1,11 @@
 """``spinezarr ingest``: how does a raw folder become a store?"""
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
 import spinezarr
-from spinezarr.cli.console import (
-    OUT,
-    SHOWN,
-    Table,
-    megabytes,
-    print_capped,
-    print_heading,
-    print_json,
-    show_progress,
-)
 from spinezarr.cli.options import (
     AsJson,
     BucketOptions,
@@ -27,19 +14,10 @@ from spinezarr.cli.options import (
     RawBucketOptions,
     command,
 )
-from spinezarr.formats import DEFAULT_LIMITS
-from spinezarr.ingestion.discovery.discover import Discovery, PathNote
-from spinezarr.ingestion.discovery.leftovers import UNMATCHED
-from spinezarr.ingestion.discovery.near_misses import NEARLY
-from spinezarr.ingestion.run import IngestReport
-from spinezarr.redaction import redact_url
+from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.store.layout import LARGEST_AXIS, PROFILES
-from spinezarr.text import MultilineText, count_noun
 
-__all__ = ["ingest", "print_report"]
-
-_EXAMPLES: Final = 3
-"""Number of file names in one sentence."""
+__all__ = ["ingest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +181,10 @@ def ingest(
     Raw folder and store may be in buckets, s3://bucket/name, which the options of S3 then hold for
     both; those with --raw hold for the raw folder instead, if any is given.
     """
+    from spinezarr.cli.console import show_progress
+    from spinezarr.cli.reports.ingest import print_discovery, print_report
+    from spinezarr.ingestion.run import IngestReport
+
     with show_progress() as show:
         report = spinezarr.ingest(
             dataset,
@@ -232,174 +214,4 @@ def ingest(
     if isinstance(report, IngestReport):
         print_report(report, as_json=as_json)
         raise typer.Exit(report.exit_code)
-    _print_discovery(report, as_json=as_json)
-
-
-def print_report(report: IngestReport, *, as_json: bool) -> None:
-    """Print what an ingest did; with ``as_json``, print the whole report as JSON."""
-    if as_json:
-        print_json({**asdict(report), "exit_code": report.exit_code})
-        return
-    print_heading(f"Ingest into {report.store}")
-    table = Table("", "", "scans", right=("scans",))
-    table.add_row("done", str(len(report.done)))
-    if report.updated:
-        table.add_row("updated, voxels unchanged", str(len(report.updated)))
-    table.add_row("skipped, already whole", str(len(report.skipped)))
-    table.add_row("failed", str(len(report.failed)), style="bold red" if report.failed else None)
-    OUT.print(table)
-    if report.others:
-        there = "stays" if len(report.others) == 1 else "stay"
-        OUT.say(
-            "In the store from before, and not found in the raw folder: "
-            f"{count_noun(len(report.others), 'scan')}, which {there}. For a store without, choose "
-            "another place."
-        )
-    if report.done:
-        share = report.stored_bytes / report.source_bytes
-        OUT.say(
-            f"Source files: {megabytes(report.source_bytes)}. Stored: "
-            f"{megabytes(report.stored_bytes)}, {share:.2f} times as much."
-        )
-        if report.nii_gz_bytes:
-            OUT.say(
-                f"The same voxels as .nii.gz: about {megabytes(report.nii_gz_bytes)}. Stored: "
-                f"{report.stored_bytes / report.nii_gz_bytes:.2f} times as much."
-            )
-        speed = megabytes(report.source_bytes / report.seconds)
-        OUT.say(f"Time: {report.seconds:.1f} s, {speed} of source files a second.")
-    if report.problem:
-        OUT.say(report.problem, style="bold red")
-    _print_by_scan("Failed", "reason", [(scan.scan_id, scan.reason) for scan in report.failed])
-    _print_by_scan(
-        "Notes",
-        "note",
-        [(scan_id, MultilineText(*texts)) for scan_id, texts in report.notes.items()],
-    )
-    _print_left_out(report)
-
-
-def _print_by_scan(title: str, column: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print a table of texts about single scans, if there are any."""
-    if rows:
-        table = Table(title, "scan", column)
-        for scan_id, text in rows[:SHOWN]:
-            table.add_row(scan_id, MultilineText(*text.split("\n")))
-        print_capped(table, len(rows))
-
-
-def _print_left_out(found: Discovery | IngestReport) -> None:
-    """Print which files, listed scans and rows of tables belong to no scan."""
-    for note in found.unlisted[:SHOWN]:
-        OUT.say(f"{note.path}: {note.reason}.", style="bold red")
-    if len(found.unlisted) > SHOWN:
-        OUT.say(f"... and {len(found.unlisted) - SHOWN} more; --json lists them all.")
-    if found.without_image:
-        first = ", ".join(note.path for note in found.without_image[:_EXAMPLES])
-        count = count_noun(len(found.without_image), "mask")
-        if found.orphans_expected:
-            text = f"{count} without an image, as the recipe expects of partial downloads"
-            OUT.say(f"{text}, e.g. {first}.")
-        else:
-            advice = "Get the images, or move the masks away."
-            OUT.say(f"{count} without an image, e.g. {first}. {advice}", style="bold red")
-    if found.absent:
-        OUT.say(f"Listed in a split and not here: {count_noun(len(found.absent), 'scan')}.")
-    for use in found.tables:
-        if use.unmatched:
-            rows = count_noun(use.rows - use.matched, "row")
-            OUT.say(f"Table {use.name}: {rows} of {use.rows} without a scan here.")
-    if found.ignored:
-        _print_notes(found.ignored)
-
-
-def _print_notes(notes: Sequence[PathNote]) -> None:
-    """Print files grouped by why they belong to no scan, with an example of each."""
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for note in notes:
-        by_reason[note.reason].append(note.path)
-    title = f"Ignored: {count_noun(len(notes), 'file')}"
-    table = Table(title, "files", "why", "for example", right=("files",))
-    # Files that may belong to a scan come before files that do not.
-    ranked = sorted(by_reason, key=lambda why: (not why.startswith(NEARLY), why != UNMATCHED))
-    for reason in ranked[:SHOWN]:
-        paths = by_reason[reason]
-        table.add_row(str(len(paths)), reason, paths[0])
-    print_capped(table, len(by_reason))
-
-
-def _print_discovery(discovery: Discovery, *, as_json: bool) -> None:
-    if as_json:
-        # Records of headers are for the next run; their results are in the scans and notes.
-        print_json(replace(discovery, raw=redact_url(discovery.raw), folders={}))
-        return
-    scans = discovery.scans
-    splits = sorted({scan.split for scan in scans})
-    failing = f", {len(discovery.failing)} more will fail" if discovery.failing else ""
-    found = f"{count_noun(len(scans), 'scan')} found{failing}"
-    print_heading(f"{discovery.title} in {redact_url(discovery.raw)}: {found}")
-    headings = tuple(split or "(no split)" for split in splits)
-    table = Table("", "source", *headings, "scans", "size", right=(*headings, "scans", "size"))
-    sources = sorted({scan.source for scan in scans})
-    for source in (*sources, None) if len(sources) != 1 else sources:
-        own = [scan for scan in scans if source in (None, scan.source)]
-        counts = Counter(scan.split for scan in own)
-        size = sum(scan.size_bytes for scan in own)
-        row = [str(counts[split]) for split in splits]
-        name = "all" if source is None else source or "(one)"
-        table.add_row(name, *row, str(len(own)), megabytes(size))
-    OUT.print(table)
-    _print_patterns(discovery)
-    _print_tables(discovery)
-    if any(splits):
-        OUT.say(f"Splits from: {discovery.split_file or 'the recipe'}.")
-    _print_by_scan("Scans that will fail", "reason", discovery.failing)
-    _print_left_out(discovery)
-
-
-def _print_patterns(discovery: Discovery) -> None:
-    """Print how many files each pattern of the recipe matched."""
-    with_mask = sum(scan.has_mask for scan in discovery.scans)
-    with_centroids = sum(scan.centroids is not None for scan in discovery.scans)
-    OUT.say(f"With a mask: {count_noun(with_mask, 'scan')}; with centroids: {with_centroids}.")
-    patterns = Table(
-        "Patterns", "layout", "images", "kind", "pattern", "files", right=("images", "files")
-    )
-    shown = [use for use in discovery.patterns if use.layout in discovery.layouts]
-    for use in shown:
-        patterns.add_row(
-            use.layout,
-            str(discovery.layouts[use.layout]) if use.kind == "image" else "",
-            use.kind,
-            use.pattern,
-            str(use.files),
-            style="bold red" if use.unread else None if use.files else "yellow",
-        )
-    images = sum(discovery.layouts.values())
-    patterns.add_row("all", str(images), "", "", str(sum(use.files for use in shown)))
-    OUT.print(patterns)
-    for use in shown:
-        if use.unread:
-            files = count_noun(use.unread, "file")
-            text = f"Not read: {files} of {use.pattern}. {use.unread_advice}"
-            OUT.say(text, style="bold red")
-    for layout in dict.fromkeys(part.layout for part in discovery.parts):
-        parts = [part for part in discovery.parts if part.layout == layout]
-        total = count_noun(parts[0].scans_with + parts[0].scans_without, "scan")
-        absent = [f"{part.part} {part.scans_without}" for part in parts if part.scans_without]
-        OUT.say(f"Parts absent from masks of {layout} ({total}): {', '.join(absent) or 'none'}.")
-    layouts = dict.fromkeys(use.layout for use in discovery.patterns)
-    empty = [name for name in layouts if name not in discovery.layouts]
-    if empty:
-        OUT.say(f"Layouts without a scan: {', '.join(empty)}.")
-
-
-def _print_tables(discovery: Discovery) -> None:
-    """Print which rows of each table of the recipe belong to scans."""
-    if discovery.tables:
-        tables = Table("Tables", "table", "files", "rows", "scans", right=("rows", "scans"))
-        for table in discovery.tables:
-            files = ", ".join(Path(file).name for file in table.files) or "none found"
-            row = (table.name, files, str(table.rows), str(table.matched))
-            tables.add_row(*row, style=None if table.files else "yellow")
-        OUT.print(tables)
+    print_discovery(report, as_json=as_json)

@@ -5,11 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.console import OUT
 from spinezarr.cli.options import command
-from spinezarr.errors import UsageError
-from spinezarr.export.atomic_file import make_folder
-from spinezarr.resources import resource
 
 __all__ = ["init"]
 
@@ -24,6 +20,11 @@ def init(
 
     Example:  spinezarr init
     """
+    from spinezarr.cli.console import OUT
+    from spinezarr.errors import UsageError
+    from spinezarr.export.atomic_file import make_folder
+    from spinezarr.resources import resource
+
     if path.exists():
         raise UsageError(f"{path}: exists already; it is left as it is. Give another name.")
     make_folder(path.parent)

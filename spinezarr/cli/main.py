@@ -1,18 +1,20 @@
-"""``spinezarr``: which commands are there, and what do they share?"""
+"""``spinezarr``: which commands are there, and what do they share?
+
+A module of a command holds its options. It imports what the command does when the command runs, so
+that help and wrong usage are answered at once.
+"""
 
 import io
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 import typer
-from typer import rich_utils
-from typer.core import TyperGroup
 from typer.main import get_command
 
-from spinezarr.cli.console import OUT, show_warnings_and_logs
-from spinezarr.text import to_printable
+from spinezarr.cli.help import Command, Group, command_group, first_paragraph
+from spinezarr.cli.logs import show_warnings_and_logs
+from spinezarr.text import MultilineText
 
 __all__ = ["app", "main"]
 
@@ -35,8 +37,8 @@ _USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
 """Base class of usage errors in click, or in the copy of click inside typer."""
 
 
-class _Commands(TyperGroup):
-    """Imports a command only when it is used, because importing all commands takes seconds."""
+class _Commands(Group):
+    """Imports the module of a command when the command is used or described."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002  of typer's click
         return list(_COMMANDS)
@@ -45,32 +47,44 @@ class _Commands(TyperGroup):
         # For an unknown name, typer looks for a similar one among all commands.
         for name in (cmd_name,) if cmd_name in _COMMANDS else _COMMANDS:
             if name not in self.commands:
-                self.commands[name] = _imported(name)
+                self.commands[name] = _command(name)
         return super().get_command(ctx, cmd_name)
 
+    def summary(self, ctx: Any, name: str) -> str:  # noqa: ANN401, ARG002
+        """Return what a command does, without making its options."""
+        found = _defined(name)
+        return first_paragraph(found.info.help if isinstance(found, typer.Typer) else found.__doc__)
 
-def _imported(name: str) -> Any:  # noqa: ANN401
+
+def _defined(name: str) -> Any:  # noqa: ANN401
+    """Return the function or the group of a command."""
     module = import_module(f"spinezarr.cli.{name}")
-    group = getattr(module, "app", None)
-    if group is None:
-        group = typer.Typer(rich_markup_mode="rich", add_completion=False)
-        group.command(name, no_args_is_help=name not in _WITHOUT_ARGUMENTS)(getattr(module, name))
+    return getattr(module, "app", None) or getattr(module, name)
+
+
+def _command(name: str) -> Any:  # noqa: ANN401
+    group = _defined(name)
+    if not isinstance(group, typer.Typer):
+        function, group = group, typer.Typer(rich_markup_mode=None, add_completion=False)
+        no_args_is_help = name not in _WITHOUT_ARGUMENTS
+        group.command(name, cls=Command, no_args_is_help=no_args_is_help)(function)
     return get_command(group)
 
 
-app = typer.Typer(
+app = command_group(
     cls=_Commands,
     help="Public spine-CT datasets as Zarr stores: ingest once, open with xarray, stream patches.",
     epilog="Start with: spinezarr demo",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
 )
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  typer's callback
     if asked:
-        OUT.say(f"spinezarr {version('spinezarr')}")
+        from spinezarr import __version__
+        from spinezarr.cli.console import OUT
+
+        OUT.say(f"spinezarr {__version__}")
         raise typer.Exit
 
 
@@ -94,8 +108,15 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except _USAGE_ERROR as problem:
-        # Shells complete file names, which come from strangers too.
-        problem.message = to_printable(problem.message or "")
-        rich_utils.rich_format_error(problem)
+        _print_usage_error(problem)
         code = problem.exit_code
     sys.exit(code)
+
+
+def _print_usage_error(problem: Any) -> None:  # noqa: ANN401
+    from spinezarr.cli.console import ERR, print_error
+
+    if problem.ctx is not None:
+        ERR.say(MultilineText(*problem.ctx.get_usage().split("\n")))
+        ERR.say(f"Try '{problem.ctx.command_path} --help' for help.")
+    print_error(problem.format_message())

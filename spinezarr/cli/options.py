@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, TypedDict, get_type_hints
 import typer
 
 import spinezarr
-from spinezarr.cli.console import errors_for_users
 
 __all__ = [
     "AsJson",
@@ -197,6 +196,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(**given: object) -> None:
+        from spinezarr.cli.console import errors_for_users
+
         with errors_for_users():
             for name, kind in groups.items():
                 given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})

@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.console import OUT, show_progress
 from spinezarr.cli.options import OpenOptions, ScanOptions, StoreUrl, command
-from spinezarr.text import count_noun
 
 __all__ = ["preview"]
 
@@ -26,6 +24,9 @@ def preview(
 
     Example:  spinezarr preview demo/ctspine1k.zarr --out previews
     """
+    from spinezarr.cli.console import OUT, show_progress
+    from spinezarr.text import count_noun
+
     with show_progress() as show:
         written = opening.open(store).preview(out=out, **chosen.names, on_progress=show)
     OUT.say(f"Wrote {count_noun(len(written), 'picture')} to {out}.")

@@ -7,15 +7,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from spinezarr.catalog import load_catalog
-from spinezarr.cli.console import ERR, OUT, Table
 from spinezarr.cli.options import OpenOptions, command
 from spinezarr.errors import UsageError
 from spinezarr.serve.log import LogForm
-from spinezarr.serve.run import check_address, run
-from spinezarr.serve.settings import ServeSettings
-from spinezarr.serve.signing import signed_url
-from spinezarr.serve.tokens import Tokens, make_key, new_token
 
 __all__ = ["serve"]
 
@@ -87,6 +81,11 @@ def serve(
 
     Example:  spinezarr serve demo/ctspine1k.zarr
     """
+    from spinezarr.cli.console import ERR, OUT, Table
+    from spinezarr.serve.run import check_address, run
+    from spinezarr.serve.settings import ServeSettings
+    from spinezarr.serve.tokens import new_token
+
     if new is not None:
         if token_file is None:
             raise UsageError("--new-token: give the --token-file to add it to.")
@@ -131,6 +130,9 @@ def serve(
 
 
 def _signed(token_file: Path | None, url: str, time: str | None, name: str | None) -> str:
+    from spinezarr.serve.signing import signed_url
+    from spinezarr.serve.tokens import Tokens, make_key
+
     if token_file is None or name is None:
         raise UsageError("--sign: give the --token-file, and whose token it ends with (--as NAME).")
     time = _SIGNED_FOR if time is None else time
@@ -149,6 +151,8 @@ def _place(path: str) -> str:
 
 def _of_catalog(path: Path | None, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return the stores of a catalog with storage options; the command's options come first."""
+    from spinezarr.catalog import load_catalog
+
     catalog = load_catalog(path)
     if catalog is None:
         raise UsageError("Give a store, a folder of stores, or a catalog (--catalog FILE).")

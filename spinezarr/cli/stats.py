@@ -1,62 +1,14 @@
 """``spinezarr stats``: what are the figures of a dataset, and does its card give the same?"""
 
-from collections.abc import Callable
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
-from spinezarr.cli.console import (
-    ERR,
-    OUT,
-    SOME_FAILED,
-    StyledText,
-    Table,
-    print_document,
-    print_heading,
-)
 from spinezarr.cli.options import OpenOptions, ScanOptions, StoreUrl, command
-from spinezarr.stats.compare import Comparison, Verdict
-from spinezarr.stats.documents import (
-    TextTable,
-    comparison_csv,
-    comparison_json,
-    comparison_markdown,
-    comparison_table,
-    statistics_csv,
-    statistics_json,
-    statistics_markdown,
-    statistics_tables,
-    summary_lines,
-    verdict_line,
-)
-from spinezarr.stats.statistics import Statistics
-from spinezarr.verbs.stats import PLOTS
 
-__all__ = ["stats"]
-
-_VERDICT_STYLES: Final[dict[Verdict, str]] = {
-    "equal": "green",
-    "differs": "red",
-    "missing in store": "yellow",
-    "card contradicts itself": "magenta",
-}
-_NARROW: Final = {
-    "Anatomy Structure": "Vertebra",
-    "Detection Count": "Scans",
-    "Detection Rate": "Rate",
-    "Min Volume (cm³)": "Min cm³",
-    "Median Volume (cm³)": "Median cm³",
-    "Max Volume (cm³)": "Max cm³",
-    "Annotated Centers": "Centers",
-}
-"""Shorter headings for a terminal of 80 columns."""
-_NARROW_FIGURES: Final = {" detection rate (%)": " rate %", " volume (cm³)": " cm³", " (mm)": " mm"}
-"""Shorter ends of figures' names for such a terminal."""
-_NOTED: Final = 3
-"""Number of figures that are named beside a note that several share."""
+__all__ = ["Format", "stats"]
 
 
 class Format(StrEnum):
@@ -66,18 +18,6 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
     JSON = "json"
     CSV = "csv"
-
-
-_STATISTICS_AS: Final[dict[Format, Callable[[Statistics], str]]] = {
-    Format.MARKDOWN: statistics_markdown,
-    Format.JSON: statistics_json,
-    Format.CSV: statistics_csv,
-}
-_COMPARISON_AS: Final[dict[Format, Callable[[Comparison], str]]] = {
-    Format.MARKDOWN: comparison_markdown,
-    Format.JSON: comparison_json,
-    Format.CSV: comparison_csv,
-}
 
 
 @command
@@ -109,63 +49,18 @@ def stats(
 
     Example:  spinezarr stats demo/ctspine1k.zarr --format markdown
     """
+    from spinezarr.cli.console import ERR, SOME_FAILED
+    from spinezarr.cli.reports.stats import print_comparison, print_statistics
+    from spinezarr.stats.compare import Comparison
+    from spinezarr.verbs.stats import PLOTS
+
     opened = opening.open(store)
     found = opened.stats(**chosen.names, plots=plots, against=against)
-    if isinstance(found, Statistics):
-        _print(found, output)
+    if isinstance(found, Comparison):
+        print_comparison(found, output)
     else:
-        _print_comparison(found, output)
+        print_statistics(found, output)
     if plots is not None:
         ERR.say(f"Wrote {', '.join(PLOTS)} to {plots}.")
     if isinstance(found, Comparison) and not found.agrees:
         raise typer.Exit(SOME_FAILED)
-
-
-def _print(statistics: Statistics, output: Format) -> None:
-    if output is not Format.TABLE:
-        print_document(_STATISTICS_AS[output](statistics))
-        return
-    print_heading(statistics.title)
-    for line in summary_lines(statistics):
-        OUT.say(f"{line}.")
-    for sheet in statistics_tables(statistics):
-        _print_sheet(sheet)
-
-
-def _print_comparison(comparison: Comparison, output: Format) -> None:
-    if output is not Format.TABLE:
-        print_document(_COMPARISON_AS[output](comparison))
-        return
-    print_heading(f"{comparison.title}: this store and the card")
-    OUT.say(comparison.source)
-    sheet = comparison_table(comparison)
-    figures = [_narrow_figure(row[0]) for row in sheet.rows]
-    rows = tuple((figure, *row[1:-1]) for figure, row in zip(figures, sheet.rows, strict=True))
-    styles = [_VERDICT_STYLES[line.verdict] for line in comparison.lines]
-    _print_sheet(replace(sheet, columns=sheet.columns[:-1], rows=rows), styles)
-    notes: dict[str, list[str]] = {}
-    for figure, line in zip(figures, comparison.lines, strict=True):
-        if line.note:
-            notes.setdefault(line.note, []).append(figure)
-    for note, noted in notes.items():
-        more = f" and {len(noted) - _NOTED} more" if len(noted) > _NOTED else ""
-        named = f"{', '.join(noted[:_NOTED])}{more}"
-        OUT.say(StyledText("Note:", "bold"), f" {named}: {note}")
-    for text in comparison.caveats:
-        OUT.say(StyledText("Doubt:", "bold"), f" {text}")
-    OUT.say(verdict_line(comparison))
-
-
-def _narrow_figure(title: str) -> str:
-    for end, short in _NARROW_FIGURES.items():
-        title = title.replace(end, short)
-    return title
-
-
-def _print_sheet(sheet: TextTable, styles: list[str] | None = None) -> None:
-    columns = [_NARROW.get(column, column) for column in sheet.columns]
-    right = tuple(_NARROW.get(column, column) for column in sheet.numeric)
-    table = Table(sheet.title, *columns, right=right)
-    for at, row in enumerate(sheet.rows):
-        table.add_row(*row, style=styles[at] if styles else None)
-    OUT.print(table)

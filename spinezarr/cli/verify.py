@@ -4,17 +4,6 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.catalog import locate_store
-from spinezarr.cli.console import (
-    OUT,
-    SHOWN,
-    StyledText,
-    Table,
-    print_capped,
-    print_heading,
-    print_json,
-    show_progress,
-)
 from spinezarr.cli.options import (
     AsJson,
     FollowLinks,
@@ -24,11 +13,6 @@ from spinezarr.cli.options import (
     StoreUrl,
     command,
 )
-from spinezarr.redaction import redact_url
-from spinezarr.store.selection import ScanSelection
-from spinezarr.text import count_noun
-from spinezarr.verbs.verify import verify as verify_url
-from spinezarr.verify.store import Verification
 
 __all__ = ["verify"]
 
@@ -56,6 +40,12 @@ def verify(
 
     Example:  spinezarr verify demo/ctspine1k.zarr --against demo/raw
     """
+    from spinezarr.catalog import locate_store
+    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.reports.verify import print_verification
+    from spinezarr.store.selection import ScanSelection
+    from spinezarr.verbs.verify import verify as verify_url
+
     # A damaged store cannot be opened, so it is checked by its URL.
     url, options = locate_store(store, opening.catalog)
     with show_progress() as show:
@@ -71,29 +61,5 @@ def verify(
     if as_json:
         print_json(found.to_json())
     else:
-        _print(found, against)
+        print_verification(found, against)
     raise typer.Exit(found.exit_code)
-
-
-def _print(found: Verification, raw: str | None) -> None:
-    print_heading(f"Check of {redact_url(found.url)}: {count_noun(len(found.scans), 'scan')}")
-    if not found.listed:
-        OUT.say("A web server cannot be listed, so leftover files were not looked for.")
-    if found.leftovers:
-        names = ", ".join(found.leftovers)
-        OUT.say(
-            f"Left by an ingest that runs or was cut off: {names}. If none runs, run the same "
-            "'spinezarr ingest' again: it removes them."
-        )
-    if not found.faults:
-        place = None if raw is None else redact_url(raw)
-        same = "" if place is None else f" Every voxel equals its source file in {place}."
-        OUT.say(f"Every byte is as it was written.{same}")
-        return
-    table = Table("Faults", "scan", "file", "fault", "found", "expected")
-    for fault in found.faults[:SHOWN]:
-        table.add_row(fault.scan_id or "", fault.path, fault.kind, fault.found, fault.expected)
-    print_capped(table, len(found.faults))
-    for advice in dict.fromkeys(fault.advice for fault in found.faults):
-        kinds = dict.fromkeys(f.kind for f in found.faults if f.advice == advice)
-        OUT.say(StyledText(", ".join(kinds), "bold"), f": {advice}")

@@ -128,7 +128,7 @@ class NnunetExport:
         table = reader.table
         columns = (table.scan, table.split, table.label_state)
         rows = list(zip(*(column.to_numpy().tolist() for column in columns), strict=True))
-        chosen = set(selection.scan_ids(table, reader.name))
+        chosen = set(selection.scan_ids(reader.columns, reader.name))
         parts = {
             scan_id: _part(split, has_mask=state != "none")
             for scan_id, split, state in rows

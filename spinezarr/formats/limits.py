@@ -7,12 +7,12 @@ size. The error message names the option that raises the limit.
 
 import math
 from dataclasses import dataclass
-from typing import Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Final
 
 from spinezarr.errors import FormatError
-from spinezarr.geometry import Grid
+
+if TYPE_CHECKING:
+    from spinezarr.geometry import Grid
 
 __all__ = ["DEFAULT_LIMITS", "LARGEST_DEFLATE_RATIO", "Limits", "check_compressed_size"]
 
@@ -63,7 +63,7 @@ class Limits:
     table_bytes: int = 16 << 20
     """Largest table or list of a dataset in bytes."""
 
-    def check_grid(self, grid: Grid, value_bytes: int, path: str) -> None:
+    def check_grid(self, grid: "Grid", value_bytes: int, path: str) -> None:
         """Refuse a grid that is too large, too fine, too coarse or too far away.
 
         Parameters
@@ -100,13 +100,13 @@ class Limits:
                 "true, cut the volume into several."
             )
         low, high = self.spacing_range_mm
-        spacing = np.linalg.norm(grid.affine_ijk[:3, :3], axis=0)
+        spacing = (grid.affine_ijk[:3, :3] ** 2).sum(axis=0) ** 0.5
         if spacing.min() < low or spacing.max() > high:
             raise FormatError(
                 f"{path}: its voxels are {' x '.join(f'{s:.4g}' for s in spacing)} mm, expected "
                 f"{low:g} to {high:g}. Correct the spacing in its header."
             )
-        if np.abs(grid.affine_ijk[:3, 3]).max() > self.max_position_mm:
+        if abs(grid.affine_ijk[:3, 3]).max() > self.max_position_mm:
             raise FormatError(
                 f"{path}: its first voxel lies at {grid.affine_ijk[:3, 3].tolist()} mm, expected "
                 f"within {self.max_position_mm:g}. Correct the position in its header."

@@ -16,18 +16,14 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from spinezarr.errors import FormatError, LabelError
-from spinezarr.formats import (
-    DEFAULT_LIMITS,
-    DicomSeriesVolume,
-    Limits,
-    MergedLabels,
-    MetaImageVolume,
-    NiftiVolume,
-    SourceFile,
-    Volume,
-    open_volume,
-)
+from spinezarr.formats.dicom import DicomSeriesVolume
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
+from spinezarr.formats.merged import MergedLabels
+from spinezarr.formats.metaimage import MetaImageVolume
+from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.rounding import Rounding
+from spinezarr.formats.source_file import SourceFile
+from spinezarr.formats.volume import Volume, open_volume
 from spinezarr.geometry import SHEAR_TOLERANCE_DEG, Grid, ShapeZYX, oblique_angle_deg, shear_deg
 from spinezarr.ingestion.discovery.annotations import (
     SIDECAR_NOTE,

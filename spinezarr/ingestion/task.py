@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from spinezarr.errors import LostLockError, SpinezarrError
-from spinezarr.formats import Volume
+from spinezarr.formats.volume import Volume
 from spinezarr.ingestion.discovery.annotations import CompanionFiles, read_companion_files
 from spinezarr.ingestion.discovery.discover import ScanSource
 from spinezarr.ingestion.scan import (

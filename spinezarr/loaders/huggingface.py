@@ -19,13 +19,13 @@ from typing import Any, Final, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import AxisMap, Box, ShapeIJK
 from spinezarr.store.attributes import LabelSourceRecord, SourceRecord
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
+from spinezarr.store.scan_table import ScanTable
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.nonfinite import (
@@ -451,26 +451,26 @@ def load_splits(
     """
     if name not in _FACTS:
         raise UsageError(f"configuration {name!r}: must be one of {', '.join(_FACTS)}.")
-    table = reader.table
-    table = table.isel(scan=np.flatnonzero(table.label_state.to_numpy() != "none"))
-    found = set(table.split.to_numpy().tolist()) - {""}
+    table = reader.columns
+    table = table.take(np.flatnonzero(table["label_state"] != "none"))
+    found = set(table["split"].tolist()) - {""}
     names = [*(part for part in _ORDER if part in found), *sorted(found - {*_ORDER})]
     if split is not None:
         if split not in names:
             had = ", ".join(map(repr, names)) or "none"
             raise UsageError(f"split {split!r}: {reader.name} has {had}.")
         names = [split]
-    chosen = np.isin(table.split.to_numpy().astype(str), names)
-    refuse_nonfinite(table.isel(scan=np.flatnonzero(chosen)), nonfinite, reader.name)
+    chosen = np.isin(table["split"].astype(str), names)
+    refuse_nonfinite(table.take(np.flatnonzero(chosen)), nonfinite, reader.name)
     return {
         part: SplitDataset(reader, engine, name, _cases(table, part), nonfinite) for part in names
     }
 
 
-def _cases(table: xr.Dataset, split: str) -> list[_Case]:
+def _cases(table: ScanTable, split: str) -> list[_Case]:
     """Return the scans of a split in the order of its list."""
-    rows = table.isel(scan=np.flatnonzero(table.split.to_numpy() == split))
-    columns = (rows.scan, rows.split_index, rows.orientation, rows.shape_zyx)
+    rows = table.take(np.flatnonzero(table["split"] == split))
+    columns = ("scan", "split_index", "orientation", "shape_zyx")
     cases = [
         _Case(
             scan_id,
@@ -478,7 +478,7 @@ def _cases(table: xr.Dataset, split: str) -> list[_Case]:
             shape_zyx[AxisMap.from_axcodes(orientation).source_axis_zyx.index(2)],
         )
         for row, (scan_id, listed, orientation, shape_zyx) in enumerate(
-            zip(*(column.to_numpy().tolist() for column in columns), strict=True)
+            zip(*(rows[column].tolist() for column in columns), strict=True)
         )
     ]
     return sorted(cases, key=lambda case: case.index)

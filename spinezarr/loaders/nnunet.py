@@ -578,8 +578,8 @@ def link_store(
     masks = sorted((raw / "labelsTr").glob(f"*{ending}"))
     cases = [mask.name.removesuffix(ending) for mask in masks]
     reader = StoreReader(store)
-    linked = np.isin(reader.table.scan.to_numpy().astype(str), cases)
-    refuse_nonfinite(reader.table.isel(scan=np.flatnonzero(linked)), nonfinite, reader.name)
+    linked = np.isin(reader.columns["scan"].astype(str), cases)
+    refuse_nonfinite(reader.columns.take(np.flatnonzero(linked)), nonfinite, reader.name)
     truth = preprocessed / "gt_segmentations"
     truth.mkdir(exist_ok=True)
     for mask in masks:

@@ -6,7 +6,6 @@ from spinezarr.recipe.layout import (
     CentroidFiles,
     LabelParts,
     Labels,
-    LabelState,
     Layout,
     label_value,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "IgnoredFiles",
     "ImageList",
     "LabelParts",
-    "LabelState",
     "Labels",
     "Layout",
     "Lookup",

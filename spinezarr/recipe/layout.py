@@ -14,22 +14,17 @@ from spinezarr.recipe.pattern import (
 )
 from spinezarr.recipe.series import SERIES_NAMES, SeriesSelection
 from spinezarr.recipe.table import ImageList
-from spinezarr.strict_yaml import StrictModel
-from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
+from spinezarr.strict_model import StrictModel
+from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME, LabelState
 
 __all__ = [
     "CentroidConvention",
     "CentroidFiles",
     "LabelParts",
-    "LabelState",
     "Labels",
     "Layout",
     "label_value",
 ]
-
-LabelState = Literal["all-visible", "whole-only", "unknown"]
-"""Whether vertebrae cut by the end of the volume are annotated (``all-visible``) or background
-(``whole-only``)."""
 
 CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challenge", "lml"]
 """Meaning of the coordinates in a centroid file; see :mod:`spinezarr.formats.centroids`."""

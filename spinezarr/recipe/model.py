@@ -28,7 +28,8 @@ from spinezarr.recipe.series import SERIES_NAMES, SeriesSelection
 from spinezarr.recipe.table import Table
 from spinezarr.regular_file import read_regular_file
 from spinezarr.resources import recipe_path, resource
-from spinezarr.strict_yaml import StrictModel, load_strict_yaml, validation_message
+from spinezarr.strict_model import StrictModel
+from spinezarr.strict_yaml import load_strict_yaml, validation_message
 from spinezarr.text import to_nfc
 
 __all__ = ["IgnoredFiles", "Lookup", "Recipe", "Splits"]

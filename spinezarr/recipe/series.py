@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from spinezarr.recipe.bounded_regex import compile_bounded
 from spinezarr.recipe.pattern import PathPattern, PatternText, Texts
-from spinezarr.strict_yaml import StrictModel
+from spinezarr.strict_model import StrictModel
 
 __all__ = ["SERIES_NAMES", "SeriesInfo", "SeriesSelection"]
 

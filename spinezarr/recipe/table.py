@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.recipe.bounded_regex import compile_bounded
 from spinezarr.recipe.pattern import FileName, PatternTexts, TemplateText
-from spinezarr.strict_yaml import StrictModel
+from spinezarr.strict_model import StrictModel
 
 __all__ = ["ImageList", "Table"]
 

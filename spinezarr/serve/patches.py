@@ -37,7 +37,7 @@ from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.read.batch_client import PROTOCOL, BatchLimits
+from spinezarr.stream.read.batch_limits import PROTOCOL, BatchLimits
 from spinezarr.stream.read.batch_reader import BatchReader
 from spinezarr.stream.read.engine import ChunkCache, Engine
 from spinezarr.stream.read.fetch import fetcher_for

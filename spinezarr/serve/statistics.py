@@ -94,7 +94,7 @@ def answer_statistics(served_table: ServedTable, request: Request) -> Answer:
     def count(table: xr.Dataset) -> dict[str, Any]:
         try:
             selection = ScanSelection.of(split=asked.split, source=asked.source)
-            chosen = selection.rows(table, "the store")
+            chosen = table.isel(scan=selection.rows(table, "the store"))
         except UsageError:  # no scan has such a split or source
             chosen = table.isel(scan=slice(0))
         return _counted(chosen).model_dump(mode="json")

@@ -25,7 +25,7 @@ from spinezarr.store.attributes import ScanAttributes, is_scan_id
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
-from spinezarr.stream.read.batch_client import BatchLimits
+from spinezarr.stream.read.batch_limits import BatchLimits
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.text import to_ascii_json
 from spinezarr.vertebrae import LEVELS
@@ -317,7 +317,7 @@ def answer_scans(served_table: ServedTable, request: Request) -> Answer:
 def _chosen(table: xr.Dataset, asked: ScansQuery) -> xr.Dataset:
     try:
         selection = ScanSelection.of(split=asked.split, source=asked.source)
-        table = selection.rows(table, "the store")
+        table = table.isel(scan=selection.rows(table, "the store"))
     except UsageError:  # no scan has such a split or source
         return table.isel(scan=slice(0))
     fits = np.ones(table.sizes["scan"], bool)

@@ -6,15 +6,17 @@ The slices of a file are counted along ``k``.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.card import REGIONS, STATISTICS, FigureKey, Region
 from spinezarr.geometry import AxisMap
 from spinezarr.vertebrae import VALUE_OF_NAME
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = [
     "Spread",
@@ -128,7 +130,7 @@ def _spread_figures(
         yield FigureKey(group, name, f"{unit}_{statistic}"), getattr(spread, statistic)
 
 
-def to_file_axes(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
+def to_file_axes(table: "xr.Dataset", column: str) -> npt.NDArray[Any]:
     """Convert a column from ``(z, y, x)`` to the axis order of each scan's source file.
 
     Returns
@@ -146,7 +148,7 @@ def to_file_axes(table: xr.Dataset, column: str) -> npt.NDArray[Any]:
     return values_ijk
 
 
-def volumes_cm3(table: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
+def volumes_cm3(table: "xr.Dataset") -> dict[str, npt.NDArray[np.float64]]:
     """Return the volumes of each vertebra, from head to tail, in the order of the scans.
 
     Scans whose mask does not show the vertebra are left out.
@@ -159,7 +161,7 @@ def volumes_cm3(table: xr.Dataset) -> dict[str, npt.NDArray[np.float64]]:
     }
 
 
-def compute_statistics(table: xr.Dataset) -> Statistics:
+def compute_statistics(table: "xr.Dataset") -> Statistics:
     """Count and measure the scans of a table.
 
     Parameters
@@ -183,7 +185,7 @@ def compute_statistics(table: xr.Dataset) -> Statistics:
     )
 
 
-def _counts(column: xr.DataArray) -> dict[str, int]:
+def _counts(column: "xr.DataArray") -> dict[str, int]:
     names, counts = np.unique(column.to_numpy().astype(object), return_counts=True)
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
@@ -193,7 +195,7 @@ def _by_axis(values_ijk: npt.NDArray[Any]) -> dict[str, Spread]:
     return {axis: spread for axis, spread in spreads.items() if spread is not None}
 
 
-def _vertebrae(table: xr.Dataset) -> dict[str, VertebraStatistics]:
+def _vertebrae(table: "xr.Dataset") -> dict[str, VertebraStatistics]:
     volumes: Mapping[str, npt.NDArray[np.float64]] = volumes_cm3(table)
     points = np.isfinite(table.annotated_centroid_zyx_mm.to_numpy()).all(axis=2).sum(axis=0)
     nothing = np.empty(0)

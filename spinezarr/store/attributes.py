@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
-from spinezarr.recipe import LabelState
 from spinezarr.store.array_metadata import ImageDtype, ScanArrays
 from spinezarr.store.layout import (
     FORMAT_VERSION,
@@ -28,7 +27,7 @@ from spinezarr.store.sealed import (
     parse_sealed,
 )
 from spinezarr.text import is_printable, is_valid_file_name
-from spinezarr.vertebrae import LEVELS, VALUE_OF_NAME
+from spinezarr.vertebrae import LEVELS, VALUE_OF_NAME, LabelState
 
 __all__ = [
     "LARGEST_LENGTH_MM",

@@ -7,26 +7,21 @@ as long as the stored scan is the one that was audited.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import Field
 
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.sealed import StoredAttributes, StoredModel, parse_sealed, seal
+from spinezarr.store.severity import SEVERITIES, Severity
 
 __all__ = [
     "AUDIT_FILE",
-    "SEVERITIES",
     "AuditLog",
     "AuditedScan",
     "FindingRecord",
-    "Severity",
     "scan_identity",
 ]
-
-Severity = Literal["info", "warning", "error"]
-SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "error")
-"""Severities in ascending order: an ``error`` makes data wrong."""
 
 AUDIT_FILE: Final = "audit/zarr.json"
 """Key of the audit log; it is a Zarr group, so that clients which list the store can name it."""

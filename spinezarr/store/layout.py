@@ -18,12 +18,14 @@ No other module defines these numbers.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from spinezarr.errors import UsageError
-from spinezarr.geometry import ShapeZYX
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from spinezarr.geometry import ShapeZYX
 
 __all__ = [
     "BALANCED",
@@ -83,7 +85,7 @@ class BloscCodecSpec:
     """
 
 
-def chunk_grid(shape_zyx: ShapeZYX, block_zyx: ShapeZYX) -> ShapeZYX:
+def chunk_grid(shape_zyx: "ShapeZYX", block_zyx: "ShapeZYX") -> "ShapeZYX":
     """Return the number of blocks that cover a volume along each axis.
 
     Examples
@@ -103,18 +105,18 @@ class Profile:
     """
 
     name: str
-    chunk_shape_zyx: ShapeZYX
+    chunk_shape_zyx: "ShapeZYX"
     """Shape of a chunk of image or mask in voxels."""
-    max_shard_chunks_zyx: ShapeZYX
+    max_shard_chunks_zyx: "ShapeZYX"
     """Largest number of chunks in a shard along each axis; small volumes have fewer."""
     image: BloscCodecSpec
     label: BloscCodecSpec
 
-    def chunk_grid(self, shape_zyx: ShapeZYX) -> ShapeZYX:
+    def chunk_grid(self, shape_zyx: "ShapeZYX") -> "ShapeZYX":
         """Return the number of chunks that cover a volume along each axis."""
         return chunk_grid(shape_zyx, self.chunk_shape_zyx)
 
-    def shard_shape_zyx(self, shape_zyx: ShapeZYX) -> ShapeZYX:
+    def shard_shape_zyx(self, shape_zyx: "ShapeZYX") -> "ShapeZYX":
         """Return the shape of a shard of a volume in voxels, whole chunks along each axis.
 
         Examples
@@ -199,7 +201,7 @@ def profile_named(name: str | None) -> Profile:
     return PROFILES[name]
 
 
-def fill_value(array: str, dtype: np.dtype[Any]) -> int | float:
+def fill_value(array: str, dtype: "np.dtype[Any]") -> int | float:
     """Return the value that a Zarr reader shows for an absent chunk.
 
     It is background for masks. Chunks of images are never absent, so their fill value is no CT
@@ -209,7 +211,8 @@ def fill_value(array: str, dtype: np.dtype[Any]) -> int | float:
         return 0
     if dtype.kind == "f":
         return float("nan")
-    return int(np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max)
+    bits = 8 * dtype.itemsize
+    return -(1 << bits - 1) if dtype.kind == "i" else (1 << bits) - 1
 
 
 def scan_key(scan_id: str) -> str:

@@ -40,7 +40,7 @@ from pydantic import ValidationError
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store.files import PARTIAL
 from spinezarr.store.folder import StoreFileSystem
-from spinezarr.strict_yaml import StrictModel
+from spinezarr.strict_model import StrictModel
 from spinezarr.text import add_path_to_disk_full_error
 
 if sys.platform != "win32":

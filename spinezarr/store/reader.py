@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.errors import (
     CorruptStoreError,
@@ -44,11 +43,15 @@ from spinezarr.store.layout import (
 from spinezarr.store.manifest import checked_content
 from spinezarr.store.objects import Objects, open_objects
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle, parse_scan
+from spinezarr.store.scan_table import ScanTable
 from spinezarr.store.selection import unknown_scan
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
 from spinezarr.store.table import update_table
 from spinezarr.store.table_reader import TableRow, read_table, rows_of
 from spinezarr.text import to_nfc
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["StoreReader"]
 
@@ -186,7 +189,12 @@ class StoreReader:
             )
 
     @cached_property
-    def table(self) -> xr.Dataset:
+    def table(self) -> "xr.Dataset":
+        """The scan table as a dataset of xarray; see :attr:`columns`."""
+        return self.columns.to_xarray()
+
+    @cached_property
+    def columns(self) -> ScanTable:
         """The scan table, in memory.
 
         Raises
@@ -210,18 +218,19 @@ class StoreReader:
         return self._rows.get(scan_id)
 
     def forget_table(self) -> None:
-        """Read the scan table again at the next use of :attr:`table`."""
+        """Read the scan table again at its next use."""
+        self.__dict__.pop("columns", None)
         self.__dict__.pop("table", None)
 
     @property
     def _bundle_path(self) -> str:
         return f"{self.path}/{TABLE_BUNDLE}"
 
-    def _read_table(self) -> xr.Dataset:
+    def _read_table(self) -> ScanTable:
         """Read the table from its bundle, or from its own files if the bundle is unusable."""
         folder = f"{self.path}/{TABLE}"
 
-        def parse(bundle: bytes) -> xr.Dataset:
+        def parse(bundle: bytes) -> ScanTable:
             files = {f"{folder}/{key}": data for key, data in unbundle_files(bundle).items()}
             return read_table(lambda _: files, folder, self.name)
 
@@ -372,8 +381,9 @@ class StoreReader:
             if row is None or row.content_checksum != scan.content_checksum:
                 newer[scan_id] = scan
         if newer:
-            new.__dict__["table"] = table = update_table(new.root, table, newer, {})
-            new._rows = rows_of(table)
+            table = update_table(new.root, table, newer, {})
+            new.__dict__.update(table=table, columns=ScanTable.of(table))
+            new._rows = rows_of(new.columns)
             new._newer = frozenset(newer)
         return new
 

@@ -59,7 +59,7 @@ class ScanRegistry:
         """Read the scan table; None if it is missing or damaged."""
         try:
             read = partial(read_files, self._store.fs)
-            return read_table(read, f"{self._store.path}/{TABLE}", self._store.name)
+            return read_table(read, f"{self._store.path}/{TABLE}", self._store.name).to_xarray()
         except CorruptStoreError:
             return None
 

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.store.sharding import crc32c
-from spinezarr.strict_yaml import StrictModel
+from spinezarr.strict_model import StrictModel
 
 __all__ = [
     "StoredAttributes",
@@ -44,7 +44,7 @@ _LONGEST_NUMBER_BITS: Final = 64
 class StoredModel(BaseModel):
     """Base of models of Zarr metadata: strict and frozen, but unknown keys are ignored."""
 
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True, defer_build=True)
 
 
 class StoredAttributes(StrictModel):

@@ -5,18 +5,27 @@ Commands and functions take the same four conditions. A scan is chosen if it mee
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.errors import UnknownScanError, UsageError
+from spinezarr.store.scan_table import TableColumns
 from spinezarr.text import to_nfc
 
 __all__ = ["Names", "ScanSelection", "check_scan_ids", "unknown_scan"]
 
-Names = str | Iterable[str] | npt.NDArray[Any] | xr.DataArray
+
+@runtime_checkable
+class NameArray(Protocol):
+    """Names in an array, such as one of NumPy or a selection of ``table.scan``."""
+
+    def __array__(self) -> npt.NDArray[Any]:
+        """Return them as an array of NumPy."""
+
+
+Names = str | Iterable[str] | NameArray
 """One name, or several."""
 
 
@@ -56,8 +65,8 @@ class ScanSelection:
         """Whether the scans are known without their table, unless all of them are chosen."""
         return self.split is None and self.source is None and self.vertebra is None
 
-    def rows(self, table: xr.Dataset, store_name: str) -> xr.Dataset:
-        """Return the rows of the chosen scans.
+    def rows(self, table: TableColumns, store_name: str) -> npt.NDArray[np.intp]:
+        """Return the numbers of the rows of the chosen scans.
 
         Parameters
         ----------
@@ -78,7 +87,8 @@ class ScanSelection:
             ("source", self.source, _holds_text),
             ("vertebra", self.vertebra, _shows_vertebra),
         )
-        keep = np.ones(table.sizes["scan"], bool)
+        scan_ids = np.asarray(table["scan"]).tolist()
+        keep = np.ones(len(scan_ids), bool)
         for condition, wanted, find in columns:
             if wanted is not None:
                 found = dict(find(table, condition))
@@ -88,38 +98,40 @@ class ScanSelection:
                         raise UsageError(f"{condition} {name!r}: the store has {known}.")
                 keep &= np.any([found[name] for name in wanted], axis=0)
         if self.scans is None:
-            return table.isel(scan=np.flatnonzero(keep))
-        row_of = {name: row for row, name in enumerate(table.scan.to_numpy().tolist())}
+            return np.flatnonzero(keep)
+        row_of = {name: row for row, name in enumerate(scan_ids)}
         check_scan_ids(self.scans, row_of, store_name)
         rows = [row_of[name] for name in self.scans]
-        return table.isel(scan=[row for row in rows if keep[row]])
+        return np.array([row for row in rows if keep[row]], np.intp)
 
-    def scan_ids(self, table: xr.Dataset, store_name: str) -> list[str]:
+    def scan_ids(self, table: TableColumns, store_name: str) -> list[str]:
         """Return the ids of the chosen scans; see :meth:`rows`."""
-        return [str(name) for name in self.rows(table, store_name).scan.to_numpy().tolist()]
+        return list(map(str, np.asarray(table["scan"])[self.rows(table, store_name)].tolist()))
 
 
 def _names(given: Names | None) -> tuple[str, ...] | None:
     """Return each name once, in the order given."""
     if given is None:
         return None
-    if isinstance(given, np.ndarray | xr.DataArray):
-        given = np.atleast_1d(np.asarray(given)).tolist()
-    names = [given] if isinstance(given, str) else given
+    names: Iterable[Any]
+    if isinstance(given, NameArray):
+        names = np.atleast_1d(np.asarray(given)).tolist()
+    else:
+        names = [given] if isinstance(given, str) else given
     return tuple(dict.fromkeys(to_nfc(str(name)) for name in names))
 
 
-def _holds_text(table: xr.Dataset, column: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def _holds_text(table: TableColumns, column: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     """Yield each text of a column, and the scans that have it."""
-    values = table[column].to_numpy().astype(object)
+    values = np.asarray(table[column]).astype(object)
     for value in sorted(set(values.tolist())):
         yield str(value), values == value
 
 
-def _shows_vertebra(table: xr.Dataset, _: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def _shows_vertebra(table: TableColumns, _: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     """Yield each vertebra that a mask shows, from head to tail, and the scans that show it."""
-    shown = table.voxel_count.to_numpy() > 0
-    for column, name in enumerate(table.vertebra.to_numpy().tolist()):
+    shown = np.asarray(table["voxel_count"]) > 0
+    for column, name in enumerate(np.asarray(table["vertebra"]).tolist()):
         if shown[:, column].any():
             yield str(name), shown[:, column]
 

@@ -7,17 +7,19 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditedScan
 from spinezarr.store.layout import FORMAT_VERSION
 from spinezarr.text import is_printable
 from spinezarr.vertebrae import LEVELS
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = [
     "ANOMALY",
@@ -58,7 +60,7 @@ def build_table(
     root: RootAttributes,
     scans: Iterable[ScanAttributes],
     audited: Mapping[str, AuditedScan] | None = None,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Lay out scans as a table over ``scan``, ``vertebra`` and ``axis``.
 
     Parameters
@@ -106,10 +108,10 @@ def fixed_columns() -> Mapping[str, tuple[tuple[str, ...], np.dtype[Any]]]:
 
 def update_table(
     root: RootAttributes,
-    known: xr.Dataset,
+    known: "xr.Dataset",
     changed: Mapping[str, ScanAttributes],
     audited: Mapping[str, AuditedScan],
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Return the table of all scans, given the old table and the scans that changed.
 
     The result equals that of :func:`build_table` for all scans.
@@ -162,7 +164,7 @@ def _rows_of_scans(scans: Sequence[ScanAttributes]) -> _Rows:
     )
 
 
-def _rows_of_table(table: xr.Dataset) -> _Rows:
+def _rows_of_table(table: "xr.Dataset") -> _Rows:
     """Return the rows of a table that was read."""
     layout = _rows_of_scans([]).columns
     columns: Columns = {
@@ -182,7 +184,9 @@ def _rows_of_table(table: xr.Dataset) -> _Rows:
     return _Rows(scan_ids, columns, source_cells)
 
 
-def _laid_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedScan]) -> xr.Dataset:
+def _laid_out(
+    root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedScan]
+) -> "xr.Dataset":
     """Sort rows, and name the columns of the dataset's own tables."""
     keys = [natural_key(name) for name in rows.scan_ids]
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -201,6 +205,8 @@ def _laid_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedSc
         "vertebra": ("vertebra", _strings(LEVELS)),
         "axis": ("axis", _strings("zyx")),
     }
+    import xarray as xr  # noqa: PLC0415  takes long, and those who train make no table
+
     return xr.Dataset(columns, coordinates, table_attributes(root))
 
 
@@ -302,7 +308,7 @@ def _content_columns(rows: Sequence[ScanAttributes]) -> Columns:
     }
 
 
-def with_audit_results(table: xr.Dataset, audited: Mapping[str, AuditedScan]) -> xr.Dataset:
+def with_audit_results(table: "xr.Dataset", audited: Mapping[str, AuditedScan]) -> "xr.Dataset":
     """Return a table that was read with other audit results, ready to be written.
 
     Rows of scans that cannot be read any more stay.

@@ -13,22 +13,21 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 from numcodecs.zstd import decompress
 from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.errors import DamagedMetadataError
-from spinezarr.recipe import LabelState
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store.array_metadata import ImageDtype, Separator
 from spinezarr.store.attributes import LARGEST_LENGTH_MM, ORIENTATIONS, is_scan_id
 from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA
 from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.scan_table import Column, ScanTable
 from spinezarr.store.sealed import StoredModel, describe_value, parse_sealed
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
 from spinezarr.store.table import fixed_columns
 from spinezarr.text import is_printable, is_valid_file_name
-from spinezarr.vertebrae import LEVELS
+from spinezarr.vertebrae import LEVELS, LabelState
 
 __all__ = ["StoredTable", "TableFile", "is_table_file", "parse_table"]
 
@@ -206,7 +205,7 @@ class StoredTable:
         }
         return "." if "." in found else "/"
 
-    def dataset(self, chunks: Mapping[str, bytes]) -> xr.Dataset:
+    def table(self, chunks: Mapping[str, bytes]) -> ScanTable:
         """Decode the columns; text becomes NumPy arrays of objects.
 
         Parameters
@@ -219,16 +218,16 @@ class StoredTable:
         DamagedMetadataError
             If they are not the columns of a scan table.
         """
-        variables: dict[str, Any] = {}
+        columns: dict[str, Column] = {}
         room = _COLUMNS_BYTES
         for name, column in self.columns.items():
             values, n_bytes = _values(column, chunks.get(f"{name}/{column.key}"), room)
             room -= n_bytes
             attributes = {k: v for k, v in column.attributes.items() if k not in _XARRAY_ATTRIBUTES}
-            variables[name] = (column.dimension_names, values, attributes)
-        table = xr.Dataset(variables, attrs=dict(self.attributes))
+            columns[name] = Column(column.dimension_names, values, attributes)
+        table = ScanTable(columns, self.attributes)
         _check_values(table)
-        return table.set_coords(["scan", "vertebra", "axis"])
+        return table
 
 
 def parse_table(data: bytes) -> StoredTable:
@@ -305,40 +304,39 @@ def _texts(data: bytes, n: int) -> Iterator[str]:
         raise DamagedMetadataError("bytes after the last text of a column", "none")
 
 
-def _check_values(table: xr.Dataset) -> None:
+def _check_values(table: ScanTable) -> None:
     """Refuse a table that :func:`spinezarr.store.table.build_table` cannot have made."""
     for name, (dimensions, dtype) in fixed_columns().items():
-        if name not in table.variables:
+        if name not in table.columns:
             raise DamagedMetadataError("no such column", "one", name)
-        found = table.variables[name]
-        if found.dims != dimensions or (found.dtype != dtype and dtype.kind != "T"):
+        found = table.columns[name]
+        found_dtype = found.values.dtype
+        if found.dimensions != dimensions or (found_dtype != dtype and dtype.kind != "T"):
             raise DamagedMetadataError(
-                f"{found.dims} of {found.dtype}", f"{dimensions} of {dtype}", name
+                f"{found.dimensions} of {found_dtype}", f"{dimensions} of {dtype}", name
             )
-        if (found.dtype.kind == "O") != (dtype.kind == "T"):
-            raise DamagedMetadataError(f"{found.dtype}", f"{dtype}", name)
-    if table.vertebra.to_numpy().tolist() != list(LEVELS) or list(table.axis.to_numpy()) != [
-        *"zyx"
-    ]:
+        if (found_dtype.kind == "O") != (dtype.kind == "T"):
+            raise DamagedMetadataError(f"{found_dtype}", f"{dtype}", name)
+    if table["vertebra"].tolist() != list(LEVELS) or table["axis"].tolist() != [*"zyx"]:
         raise DamagedMetadataError("other vertebrae or axes", "C1 to the last level, and z, y, x")
-    scans = table.scan.to_numpy().tolist()
+    scans = table["scan"].tolist()
     if len(set(scans)) != len(scans) or not all(map(is_scan_id, scans)):
         raise DamagedMetadataError(
             "several rows of a scan, or an impossible name", "one row a scan", "scan"
         )
-    shape, spacing = table.shape_zyx.to_numpy(), table.spacing_zyx_mm.to_numpy()
-    start, stop = table.bbox_start_zyx.to_numpy(), table.bbox_stop_zyx.to_numpy()
+    shape, spacing = table["shape_zyx"], table["spacing_zyx_mm"]
+    start, stop = table["bbox_start_zyx"], table["bbox_stop_zyx"]
     absent = (start == -1).all(-1) & (stop == -1).all(-1)
     inside = ((start >= 0) & (start < stop) & (stop <= shape[:, None])).all(-1)
     sound = {
         "shape_zyx": (shape >= 1) & (shape <= LARGEST_AXIS),
         "spacing_zyx_mm": (spacing > 0) & (spacing <= LARGEST_LENGTH_MM),
         "bbox_start_zyx": absent | inside,
-        **{name: table[name].to_numpy() >= 0 for name in _COUNTS},
-        **{name: ~(np.abs(table[name].to_numpy()) > LARGEST_LENGTH_MM) for name in _POSITIONS},
-        **{name: np.isin(table[name].to_numpy(), _DTYPES) for name in _DTYPE_COLUMNS},
-        "orientation": np.isin(table.orientation.to_numpy(), [*ORIENTATIONS]),
-        "label_state": np.isin(table.label_state.to_numpy(), [*get_args(LabelState), "none"]),
+        **{name: table[name] >= 0 for name in _COUNTS},
+        **{name: ~(np.abs(table[name]) > LARGEST_LENGTH_MM) for name in _POSITIONS},
+        **{name: np.isin(table[name], _DTYPES) for name in _DTYPE_COLUMNS},
+        "orientation": np.isin(table["orientation"], [*ORIENTATIONS]),
+        "label_state": np.isin(table["label_state"], [*get_args(LabelState), "none"]),
     }
     for name, is_sound in sound.items():
         if not is_sound.all():

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-import xarray as xr
-
 from spinezarr.errors import CorruptStoreError, DamagedMetadataError
 from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.store.manifest import checked_content
+from spinezarr.store.scan_table import ScanTable
 from spinezarr.store.table_file import parse_table
 
 __all__ = ["ReadFiles", "TableRow", "read_table", "rows_of"]
@@ -24,16 +23,16 @@ class TableRow(NamedTuple):
     spacing_zyx_mm: SpacingZYX
 
 
-def rows_of(table: xr.Dataset) -> dict[str, TableRow]:
+def rows_of(table: ScanTable) -> dict[str, TableRow]:
     """Return the rows of a table by scan id."""
-    shapes = map(tuple, table.shape_zyx.to_numpy().tolist())
-    spacings = map(tuple, table.spacing_zyx_mm.to_numpy().tolist())
-    columns = (table.content_checksum.to_numpy().tolist(), shapes, spacings)
+    shapes = map(tuple, table["shape_zyx"].tolist())
+    spacings = map(tuple, table["spacing_zyx_mm"].tolist())
+    columns = (table["content_checksum"].tolist(), shapes, spacings)
     rows = (TableRow(*row) for row in zip(*columns, strict=True))
-    return dict(zip(table.scan.to_numpy().tolist(), rows, strict=True))
+    return dict(zip(table["scan"].tolist(), rows, strict=True))
 
 
-def read_table(read: ReadFiles, folder: str, url: str) -> xr.Dataset:
+def read_table(read: ReadFiles, folder: str, url: str) -> ScanTable:
     """Read the scan table of a store into memory; text as NumPy objects.
 
     Parameters
@@ -64,7 +63,7 @@ def read_table(read: ReadFiles, folder: str, url: str) -> xr.Dataset:
             path[len(folder) + 1 :]: checked_content(path, present.get(path), entry)
             for path, entry in chunks.items()
         }
-        return stored.dataset(data)
+        return stored.table(data)
     except DamagedMetadataError as problem:
         raise CorruptStoreError(
             f"{folder}/zarr.json: is damaged ({problem}). "

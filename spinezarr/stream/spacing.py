@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import ShapeZYX
+from spinezarr.store.scan_table import TableColumns
 
 __all__ = [
     "OWN_SPACING",
@@ -120,7 +120,7 @@ def target_spacing(axes: str, spacing_mm: object) -> TargetZYX:
 
 
 def patch_size(
-    axes: str, size: object, size_mm: object, target_zyx_mm: TargetZYX, table: xr.Dataset
+    axes: str, size: object, size_mm: object, target_zyx_mm: TargetZYX, table: TableColumns
 ) -> ShapeZYX:
     """Return the shape of a patch in voxels.
 
@@ -185,10 +185,10 @@ def _numbers(given: object, axes: str, name: str, *, whole: bool = False) -> lis
 
 
 def _covering(
-    size_mm: list[float], axes: str, target_zyx_mm: TargetZYX, table: xr.Dataset
+    size_mm: list[float], axes: str, target_zyx_mm: TargetZYX, table: TableColumns
 ) -> list[int]:
     """Return the number of voxels, at least one, that cover ``size_mm`` along each axis."""
-    own = table.spacing_zyx_mm.sel(axis=list(axes)).to_numpy()
+    own = np.asarray(table["spacing_zyx_mm"])[:, ["zyx".index(axis) for axis in axes]]
     target = [mm for axis, mm in zip("zyx", target_zyx_mm, strict=True) if axis in axes]
     spacings = own if None in target else np.array([target], float)
     voxels = np.maximum(np.rint(np.array(size_mm) / spacings), 1).astype(int)
@@ -205,8 +205,8 @@ def _covering(
     return list(voxels[0].tolist())
 
 
-def _largest(axes: str, target_zyx_mm: TargetZYX, table: xr.Dataset) -> list[int]:
-    shapes, spacings = table.shape_zyx.to_numpy(), table.spacing_zyx_mm.to_numpy()
+def _largest(axes: str, target_zyx_mm: TargetZYX, table: TableColumns) -> list[int]:
+    shapes, spacings = np.asarray(table["shape_zyx"]), np.asarray(table["spacing_zyx_mm"])
     grids = [
         grid_shape_zyx(shape_zyx, step_zyx(spacing_mm, target_zyx_mm))
         for shape_zyx, spacing_mm in zip(shapes.tolist(), spacings.tolist(), strict=True)

@@ -75,7 +75,7 @@ def _own_scans(reader: StoreReader, selection: ScanSelection) -> list[str]:
     if selection.scans is not None:
         own = tuple(name for name in selection.scans if name in known)
         selection = replace(selection, scans=own)
-    return selection.scan_ids(reader.table, reader.name)
+    return selection.scan_ids(reader.columns, reader.name)
 
 
 def _kept(reader: StoreReader, found: StoreAudit) -> StoreAudit:

@@ -66,7 +66,7 @@ def write_nifti_files(
 ) -> ExportReport:
     """Write each scan as NIfTI; see :meth:`spinezarr.Store.export_nifti`."""
     folder = Path(out)
-    scan_ids = selection.scan_ids(reader.table, reader.name)
+    scan_ids = selection.scan_ids(reader.columns, reader.name)
     make_folder(folder)
     for scan_id in scan_ids:
         for array in ("image", "label"):
@@ -128,7 +128,7 @@ def write_ome_zarr_images(
 ) -> ExportReport:
     """Write each scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
     place = os.fspath(out)
-    scan_ids = selection.scan_ids(reader.table, reader.name)
+    scan_ids = selection.scan_ids(reader.columns, reader.name)
     if "://" not in place:
         make_folder(Path(place))
         for scan_id in scan_ids:

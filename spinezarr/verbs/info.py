@@ -16,7 +16,7 @@ __all__ = ["scans_by_split", "summarize"]
 
 def scans_by_split(reader: StoreReader) -> dict[str, int]:
     """Count the scans of each split."""
-    names, counts = np.unique(reader.table.split.to_numpy().astype(object), return_counts=True)
+    names, counts = np.unique(reader.columns["split"].astype(object), return_counts=True)
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 

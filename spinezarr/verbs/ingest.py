@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, overlo
 from spinezarr.catalog import CatalogEntry, load_catalog
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.export.nii_gz_size import estimate_nii_gz_bytes
-from spinezarr.formats import DEFAULT_LIMITS, Limits
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.ingestion.discovery.dicom_folders import known_folders
 from spinezarr.ingestion.discovery.discover import Discovery, discover
 from spinezarr.ingestion.pseudonyms import apply_pseudonyms, map_file

@@ -21,7 +21,7 @@ def write_previews(
     on_progress: OnProgress,
 ) -> list[Path]:
     """Draw a picture of each scan; see :meth:`spinezarr.Store.preview`."""
-    scan_ids = selection.scan_ids(reader.table, reader.name)
+    scan_ids = selection.scan_ids(reader.columns, reader.name)
     folder = Path(out)
     make_folder(folder)
     counter = ProgressCounter(on_progress, "preview", "scans", len(scan_ids))

@@ -1,14 +1,17 @@
 """How large are scans without compression?"""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["uncompressed_bytes"]
 
 
-def uncompressed_bytes(table: xr.Dataset) -> int:
+def uncompressed_bytes(table: "xr.Dataset") -> int:
     """Return the bytes of all voxels of image and mask in their stored types, uncompressed.
 
     Parameters

@@ -34,7 +34,7 @@ def compute_stats(
         )
     if plots is not None:
         make_folder(Path(plots))
-    table = selection.rows(reader.table, reader.name)
+    table = reader.table.isel(scan=selection.rows(reader.columns, reader.name))
     statistics = compute_statistics(table)
     found = statistics if against is None else compare(statistics, _card(reader, against))
     if plots is not None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spinezarr.formats import Limits
+from spinezarr.formats.limits import Limits
 from spinezarr.progress import OnProgress, ProgressCounter
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
@@ -41,7 +41,7 @@ def verify(
     scan_ids: Collection[str] | None = selection.scans
     if not selection.names_scans_only:
         reader = StoreReader(url, storage_options)
-        scan_ids = selection.scan_ids(reader.table, reader.name)
+        scan_ids = selection.scan_ids(reader.columns, reader.name)
     counter = ProgressCounter(on_progress, "verify")
     found = verify_store(
         url,

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import SpinezarrError, UsageError
-from spinezarr.formats import DEFAULT_LIMITS, DicomSeriesVolume, Limits, Volume, open_volume
+from spinezarr.formats.dicom import DicomSeriesVolume
+from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
+from spinezarr.formats.volume import Volume, open_volume
 from spinezarr.geometry import AxisMap, ShapeZYX
 from spinezarr.ingestion.scan import open_label
 from spinezarr.ingestion.voxels.chunks import stored_labels

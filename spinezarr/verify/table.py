@@ -82,7 +82,8 @@ def _bundle_faults(
 def read_table(files: StoreFiles, url: str) -> tuple[xr.Dataset | None, list[Fault]]:
     """Read a table whose files are all intact; return it or its fault."""
     try:
-        return read_table_files(files.read_paths, f"{files.path}/{TABLE}", url), []
+        table = read_table_files(files.read_paths, f"{files.path}/{TABLE}", url)
+        return table.to_xarray(), []
     except CorruptStoreError as problem:
         return None, [Fault(None, _METADATA, "damaged", unreadable(problem), "a table")]
 

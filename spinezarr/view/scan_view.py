@@ -14,8 +14,9 @@ from spinezarr.export.spine_slices import middle_of_spine
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SHEAR_TOLERANCE_DEG, shear_deg
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.audit_log import SEVERITIES, AuditedScan, Severity
+from spinezarr.store.audit_log import AuditedScan
 from spinezarr.store.scan_handle import ScanHandle
+from spinezarr.store.severity import SEVERITIES, Severity
 from spinezarr.store.table import ANOMALY, ERRATUM
 from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color
 from spinezarr.view.levels import COARSEST_VOXELS, Level, levels_of, shown_dtype

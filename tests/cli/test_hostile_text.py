@@ -27,9 +27,9 @@ from spinezarr.cli.console import (
     Table,
     print_heading,
     print_side_by_side,
-    show_warnings_and_logs,
     tracked,
 )
+from spinezarr.cli.logs import show_warnings_and_logs
 from spinezarr.errors import ScanChangedError, SpinezarrError, UsageError
 from spinezarr.export.plane import PreviewPlane
 from spinezarr.stats.statistics import compute_statistics

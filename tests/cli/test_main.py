@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -63,6 +64,47 @@ def ingest_pairs(raw, out, *words, code=0):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command):
     assert f"Example: spinezarr {command}" in " ".join(run(command, "--help").output.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("--help", 0), ("ingest --help", 0), ("info", 2), ("verfy", 2)],
+)
+def test_help_and_wrong_usage_import_nothing_that_a_command_does(words, code):
+    # The modules are named on the last line of standard error.
+    program = (
+        "import atexit, sys; from spinezarr.cli.main import main; "
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
+    )
+    command = [sys.executable, "-c", program, *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    loaded = set(done.stderr.splitlines()[-1].split())
+    heavy = {"numpy", "xarray", "zarr", "dask", "nibabel", "fsspec", "yaml", "typer.rich_utils"}
+    heavy |= {"spinezarr.api", "spinezarr.cli.reports"}
+    heavy |= set() if words == "verfy" else {"rich"}
+    assert "spinezarr.cli.main" in loaded
+    assert not loaded & heavy
+
+
+def test_help_names_each_command_with_its_first_sentence():
+    said = run("--help").output.split("Commands:")[1].split("Start with:")[0]
+    rows = re.findall(r"^  (\w+) +(\S.*)$", said, re.MULTILINE)
+    names = [name for name, _ in rows]
+    assert {*COMMANDS, "audit", "verify", "serve", "export"} == {*names}
+    assert dict(rows)["init"] == "Write a starter catalog of datasets, ready to edit."
+    assert dict(rows)["export"] == "Give scans back as files of other formats."
+
+
+def test_help_lists_options_under_their_headings():
+    said = run("verify", "--help").output
+    places = [said.index(text) for text in ("URL", "--json", "S3:", "--profile", "--raw-profile")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("words", [[], ["info"], ["export"], ["export", "nifti"]], ids=" ".join)
+def test_without_what_must_be_given_help_is_shown(words):
+    assert run(*words, code=2).output == run(*words, "--help").output
 
 
 def test_version_prints_that_of_the_package():

@@ -17,7 +17,7 @@ WAYS_OUT = {
     "sys.__stdout__": set(),
     "sys.__stderr__": set(),
     "os.write": set(),
-    "typer.echo": set(),
+    "typer.echo": {"cli/help.py"},
     "typer.secho": set(),
     "click.echo": set(),
     "traceback.print_exc": set(),

@@ -23,7 +23,7 @@ from spinezarr.cli.main import app
 from spinezarr.errors import UsageError
 from spinezarr.export.nifti import export_scan
 from spinezarr.export.nifti_placement import NiftiPlacement
-from spinezarr.formats import open_volume
+from spinezarr.formats.volume import open_volume
 from spinezarr.geometry import corner_distance_mm
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest

@@ -18,7 +18,7 @@ from nibabel.orientations import (
 )
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import misordered_levels, read_centroids
+from spinezarr.formats.centroids import misordered_levels, read_centroids
 from spinezarr.geometry import Grid
 from spinezarr.testing import all_axcodes, lml_text, verse_json
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE, VALUE_OF_NAME

@@ -16,7 +16,8 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 
 from spinezarr.errors import FormatError, UsageError
-from spinezarr.formats import DicomSeriesVolume, open_volume
+from spinezarr.formats.dicom import DicomSeriesVolume
+from spinezarr.formats.volume import open_volume
 from spinezarr.testing import (
     DICOM_TRANSFER_SYNTAXES,
     DicomForm,

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from pydicom.encaps import encapsulate, get_frame
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import DicomSeriesVolume, Limits, open_volume
+from spinezarr.formats.dicom import DicomSeriesVolume
+from spinezarr.formats.limits import Limits
+from spinezarr.formats.volume import open_volume
 from spinezarr.testing import (
     DICOM_TRANSFER_SYNTAXES,
     DicomForm,

@@ -8,8 +8,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import DEFAULT_LIMITS, DicomSeriesVolume
+from spinezarr.formats.dicom import DicomSeriesVolume
 from spinezarr.formats.dicom_series import read_folder
+from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.testing import DicomForm, set_dicom_elements, write_dicom_series
 
 VALUES = np.random.default_rng(7).integers(-1000, 1001, (9, 8, 24), np.int16)

@@ -21,8 +21,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import open_volume, unsupported_kind
 from spinezarr.formats.file_kinds import KIND_BYTES, detect_kind, kind_from_ending
+from spinezarr.formats.volume import open_volume, unsupported_kind
 
 AFFINE = np.array([[-1.0, 0, 0, 5], [0, -2, 0, 6], [0, 0, 3, -7], [0, 0, 0, 1]])
 VALUES = np.arange(24, dtype=np.int16).reshape(2, 3, 4)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinezarr.errors import FormatError, GridMismatchError, LabelError, UsageError
-from spinezarr.formats import MergedLabels, open_volume
+from spinezarr.formats.merged import MergedLabels
+from spinezarr.formats.volume import open_volume
 from spinezarr.geometry import GRID_TOLERANCE
 from spinezarr.testing import (
     MetaImageForm,

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import Limits, open_volume
+from spinezarr.formats.limits import Limits
+from spinezarr.formats.volume import open_volume
 from spinezarr.testing import DTYPES, MetaImageForm, all_axcodes, write_metaimage
 
 REAL = Path(__file__).parents[3] / "shared/data/real/elastix/3DCT_lung_baseline_small.mha"

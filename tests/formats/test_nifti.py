@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import SourceFile, open_volume
 from spinezarr.formats.nifti import NiftiHeaderFields
+from spinezarr.formats.source_file import SourceFile
+from spinezarr.formats.volume import open_volume
 from spinezarr.nifti_geometry import qform_affine, qform_sform_distance_mm
 from spinezarr.testing import DTYPES, NiftiForm, all_axcodes, write_nifti
 

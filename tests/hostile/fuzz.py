@@ -22,8 +22,9 @@ from harness import MOST_BYTES, Ended, Worker, limit_address_space, measured, si
 from mutants import SHAPE_ZYX, Seed, mutant, seeds
 
 from spinezarr.errors import SpinezarrError
-from spinezarr.formats import open_volume, read_centroids
+from spinezarr.formats.centroids import read_centroids
 from spinezarr.formats.sheet import read_sheet
+from spinezarr.formats.volume import open_volume
 from spinezarr.geometry import Grid
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest

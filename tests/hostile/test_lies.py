@@ -20,9 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 from pydicom.encaps import encapsulate, get_frame
 
 from spinezarr.errors import FormatError
-from spinezarr.formats import Limits, open_volume, read_centroids
+from spinezarr.formats.centroids import read_centroids
+from spinezarr.formats.limits import Limits
 from spinezarr.formats.sheet import read_sheet
 from spinezarr.formats.small_file import read_small_file
+from spinezarr.formats.volume import open_volume
 from spinezarr.geometry import Grid
 from spinezarr.testing import (
     DicomForm,

@@ -9,7 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 from typer.testing import CliRunner
 
 from spinezarr.cli.main import app
-from spinezarr.formats import Limits
+from spinezarr.formats.limits import Limits
 from spinezarr.ingestion.discovery.annotations import read_companion_files
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.recipe import Recipe

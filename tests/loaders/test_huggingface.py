@@ -17,6 +17,7 @@ from spinezarr.loaders.huggingface import load_splits
 from spinezarr.recipe import Recipe
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_table import ScanTable
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import Fetcher, LocalFetcher
 from spinezarr.testing import (
@@ -286,7 +287,8 @@ def test_mapped_labels_are_returned_with_the_values_of_the_file(tmp_path):
     url = ingested(Recipe.load("xvertseg"), tmp_path / "raw", tmp_path / "x.zarr")
     reader = StoreReader(url)
     table = reader.table
-    reader.table = table.assign(split=("scan", ["train"] * table.sizes["scan"]))
+    changed = table.assign(split=("scan", ["train"] * table.sizes["scan"]))
+    reader.columns = ScanTable.of(changed)
     dataset = load_splits(reader, Engine(LocalFetcher(StoreFolder.at("/"))), "3d")["train"]
     record = dataset[0]
     assert sorted(np.unique(record["segmentation"]).tolist()) == [0, 200, 210, 240]

@@ -17,6 +17,7 @@ from spinezarr.loaders.nnunet import StoreDataset, link_store
 from spinezarr.loaders.torch import PatchLoader
 from spinezarr.loaders.torchio import TorchioPatches, scan_subjects
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_table import ScanTable
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 
@@ -38,7 +39,8 @@ def with_splits(odd, **splits):
     reader = StoreReader(odd.url)
     names = reader.table.scan.to_numpy().tolist()
     column = [next((s for s, scans in splits.items() if n in scans), "") for n in names]
-    reader.table = reader.table.assign(split=("scan", np.array(column, object)))
+    changed = reader.table.assign(split=("scan", np.array(column, object)))
+    reader.columns = ScanTable.of(changed)
     return reader, Engine(fetcher_for(reader.objects))
 
 

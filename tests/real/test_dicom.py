@@ -10,7 +10,7 @@ import SimpleITK
 from fsspec.implementations.local import LocalFileSystem
 
 import spinezarr
-from spinezarr.formats import DicomSeriesVolume
+from spinezarr.formats.dicom import DicomSeriesVolume
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe

@@ -25,7 +25,8 @@ from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.serve.tokens import new_token
-from spinezarr.stream.read.batch_client import PROTOCOL, api_url, store_url
+from spinezarr.stream.read.batch_client import api_url, store_url
+from spinezarr.stream.read.batch_limits import PROTOCOL
 from spinezarr.stream.read.tensors import DamagedTensorsError, Tensors, write_tensors
 
 ARRAYS = ("image", "label", "start_zyx", "padding_zyx", "affine", "spacing_zyx_mm", "index")

@@ -66,7 +66,8 @@ def test_figures_equal_those_counted_from_the_rows(table_of, made):
 def test_a_part_has_the_figures_of_its_rows(table_of, made, split, source):
     part = [row for row in made if (row["split"], row["source"]) == (split, source)]
     if {split} <= {r["split"] for r in made} and {source} <= {r["source"] for r in made}:
-        chosen = ScanSelection.of(split=split, source=source).rows(table_of(made), "it")
+        table = table_of(made)
+        chosen = table.isel(scan=ScanSelection.of(split=split, source=source).rows(table, "it"))
         assert compute_statistics(chosen).scans == len(part)
         if part:
             assert compute_statistics(chosen) == compute_statistics(table_of(part))

@@ -346,7 +346,7 @@ def table_of(values):
         values_of = np.full(column.shape, value, column.dtype)
         table = table.assign({name: (column.dims, values_of, column.attrs)})
     files = table_files(table, "/")
-    return parse_table(files["zarr.json"]).dataset(files)
+    return parse_table(files["zarr.json"]).table(files).to_xarray()
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_a_chunk_that_is_no_valid_column_of_strings_is_refused(valid_store, chun
     stored = parse_table((valid_store / "table/zarr.json").read_bytes())
     files = unbundle_files((valid_store / TABLE_BUNDLE).read_bytes())
     with pytest.raises(DamagedMetadataError, match=r"column|UTF-8|Zstandard"):
-        stored.dataset({**files, "patient_id/c/0": chunk})
+        stored.table({**files, "patient_id/c/0": chunk})
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=1), st.data())
@@ -433,12 +433,12 @@ def test_strings_that_numcodecs_encodes_are_read_back(valid_store, texts, data):
     stored = parse_table((valid_store / "table/zarr.json").read_bytes())
     files = unbundle_files((valid_store / TABLE_BUNDLE).read_bytes())
     chunk = packed(text_chunk(texts))
-    found = stored.dataset({**files, "patient_id/c/0": chunk})
-    assert found.patient_id.to_numpy().tolist() == texts
+    found = stored.table({**files, "patient_id/c/0": chunk})
+    assert found["patient_id"].tolist() == texts
     at = data.draw(st.integers(0, len(chunk) - 1))
     damaged = chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
     with pytest.raises(DamagedMetadataError, match="column"):
-        stored.dataset({**files, "patient_id/c/0": damaged})
+        stored.table({**files, "patient_id/c/0": damaged})
 
 
 def test_a_small_file_does_not_become_a_large_table(valid_store):
@@ -448,7 +448,7 @@ def test_a_small_file_does_not_become_a_large_table(valid_store):
     frame = b"\x28\xb5\x2f\xfd" + bytes([0b10100000]) + (2 << 30).to_bytes(4, "little") + b"\1\0\0"
     chunk = frame + crc32c(frame).to_bytes(4, "little")
     with pytest.raises(DamagedMetadataError, match="a column of 2147483648 bytes"):
-        stored.dataset({**files, "patient_id/c/0": chunk})
+        stored.table({**files, "patient_id/c/0": chunk})
 
 
 def test_patches_are_refused_if_the_table_has_another_shape_than_the_scan(foreign):

@@ -29,7 +29,12 @@ _SCRIPT = """\
 exec {python} -I -S {program} {folder}/socket "$@"
 """
 _LENGTH = struct.Struct("<I")
-_IMPORTED = ("audit", "demo", "export", "info", "ingest", "init", "preview", "stats", "verify")
+_IMPORTED = (
+    "api",
+    *(f"cli.reports.{name}" for name in ("audit", "export", "info", "ingest", "stats", "verify")),
+    *(f"verbs.{name}" for name in ("audit", "export", "ingest", "preview", "stats", "verify")),
+)
+"""What commands import when they run."""
 
 
 # The command
@@ -67,7 +72,7 @@ def _fork_for_all(address):
     from spinezarr.cli.main import main  # noqa: PLC0415  slow, and only wanted here
 
     for name in _IMPORTED:
-        import_module(f"spinezarr.cli.{name}")
+        import_module(f"spinezarr.{name}")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen(64)

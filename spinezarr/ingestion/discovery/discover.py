@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spinezarr.errors import RecipeError, RecipeLimitError, UsageError
-from spinezarr.formats import unsupported_kind
+from spinezarr.formats.volume import unsupported_kind
 from spinezarr.ingestion.discovery.dicom_folders import inspect_dicom_folders
 from spinezarr.ingestion.discovery.images import (
     LabelPart,
@@ -25,11 +25,12 @@ from spinezarr.ingestion.discovery.nothing_found import known_layouts, nothing_f
 from spinezarr.ingestion.discovery.pattern_use import PartUse, PatternUse, part_uses, pattern_uses
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
 from spinezarr.ingestion.discovery.tables import JoinedTables, TableUse, join_tables
-from spinezarr.recipe import CentroidConvention, LabelState, PathPattern, Recipe, fill_template
+from spinezarr.recipe import CentroidConvention, PathPattern, Recipe, fill_template
 from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.ledger import FolderRecord
 from spinezarr.text import MultilineText, count_noun
+from spinezarr.vertebrae import LabelState
 
 __all__ = [
     "Discovery",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from spinezarr.formats import unsupported_kind
+from spinezarr.formats.volume import unsupported_kind
 from spinezarr.ingestion.discovery.raw_folder import other_names
 from spinezarr.recipe import BoundedRegex, PathPattern, Recipe, compile_bounded
 from spinezarr.text import to_nfc

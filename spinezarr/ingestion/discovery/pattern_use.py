@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from spinezarr.formats import unsupported_kind
 from spinezarr.formats.file_kinds import DICOM, DICOM_SEG_STEP, DICOM_SERIES_STEP
+from spinezarr.formats.volume import unsupported_kind
 from spinezarr.ingestion.discovery.images import MatchedImages, PairedImage
 from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
 from spinezarr.recipe import BoundedRegex, PathPattern, Recipe

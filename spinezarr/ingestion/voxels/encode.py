@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.formats import Volume
+from spinezarr.formats.volume import Volume
 from spinezarr.geometry import Box, Grid, ShapeZYX
 from spinezarr.ingestion.voxels.layers import Layer, LayerInMemory, LayerOnDisk, Strip, plan_strips
 from spinezarr.ingestion.voxels.memory import Workspace

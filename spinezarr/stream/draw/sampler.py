@@ -21,10 +21,10 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.scan_table import TableColumns
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, grid_shape_zyx, step_zyx
 
@@ -119,7 +119,7 @@ class Sampler:
     @classmethod
     def of_table(
         cls,
-        table: xr.Dataset,
+        table: TableColumns,
         *,
         size_zyx: ShapeZYX,
         seed: int,
@@ -133,14 +133,14 @@ class Sampler:
             raise UsageError(
                 f"weights {weights!r}: give a weight by vertebra, such as {{'L6': 5.0}}."
             )
-        no_mask = table.label_state.to_numpy() == "none"
-        has_point = np.isfinite(table.annotated_centroid_zyx_mm.to_numpy()).all(axis=-1)
+        no_mask = np.asarray(table["label_state"]) == "none"
+        has_point = np.isfinite(np.asarray(table["annotated_centroid_zyx_mm"])).all(axis=-1)
         return cls(
-            scan_ids=tuple(str(name) for name in table.scan.to_numpy()),
-            shapes_zyx=table.shape_zyx.to_numpy().astype(int),
-            spacings_mm=table.spacing_zyx_mm.to_numpy().astype(float),
-            vertebrae=tuple(str(name) for name in table.vertebra.to_numpy()),
-            voxel_count=table.voxel_count.to_numpy().astype(int),
+            scan_ids=tuple(map(str, np.asarray(table["scan"]))),
+            shapes_zyx=np.asarray(table["shape_zyx"]).astype(int),
+            spacings_mm=np.asarray(table["spacing_zyx_mm"]).astype(float),
+            vertebrae=tuple(map(str, np.asarray(table["vertebra"]))),
+            voxel_count=np.asarray(table["voxel_count"]).astype(int),
             annotated=has_point & no_mask[:, np.newaxis],
             size_zyx=size_zyx,
             seed=seed,

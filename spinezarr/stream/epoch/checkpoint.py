@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
+from pydantic import JsonValue, NonNegativeInt, ValidationError
 
 from spinezarr.errors import UsageError
 from spinezarr.stream.epoch.partition import BatchGroups, Partition
+from spinezarr.strict_model import StrictModel
 
 __all__ = ["Checkpoint", "Progress", "describe_fields", "partition_count"]
 
@@ -23,10 +24,8 @@ _LONGEST_LIST: Final = 8
 """Number of items up to which a list is described by its items; longer ones by their hash."""
 
 
-class Checkpoint(BaseModel):
+class Checkpoint(StrictModel):
     """A position in an epoch of a stream."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     epoch: NonNegativeInt
     groups_done: NonNegativeInt

@@ -19,6 +19,7 @@ from spinezarr.forks import ProcessLock
 from spinezarr.geometry import ShapeZYX
 from spinezarr.processors import cpu_count
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_table import TableColumns
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.draw.sampler import PositionZYX, Sampler
 from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
@@ -243,10 +244,11 @@ class PatchStream:
             If stored bytes are missing or damaged.
         """
         reader, old = self.reader.reopened(changed), self.sampler
-        gone = sorted(set(old.scan_ids) - set(reader.table.scan.to_numpy().tolist()))
+        row_of = {scan_id: row for row, scan_id in enumerate(reader.columns["scan"].tolist())}
+        gone = sorted(set(old.scan_ids) - row_of.keys())
         if gone:
             raise UnknownScanError(f"{reader.name}: has no scan {gone[0]!r} any more.")
-        table = reader.table.sel(scan=list(old.scan_ids))
+        table = reader.columns.take(np.array([row_of[scan_id] for scan_id in old.scan_ids]))
         refuse_nonfinite(table, self.batch_reader.nonfinite, reader.name)
         sampler = Sampler.of_table(
             table,
@@ -508,7 +510,7 @@ class _CurrentStream:
                         self._stream = stream.reopened(problem.scan_id)
 
 
-def image_dtype_of(table: "xr.Dataset") -> np.dtype[Any]:
+def image_dtype_of(table: TableColumns) -> np.dtype[Any]:
     """Return a dtype that holds the image values of all rows of a scan table: int16 or wider."""
-    dtypes = {np.dtype(str(name)) for name in table.image_dtype.to_numpy()}
+    dtypes = {np.dtype(str(name)) for name in np.asarray(table["image_dtype"])}
     return np.result_type(np.int16, *dtypes)

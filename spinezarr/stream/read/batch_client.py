@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from spinezarr.errors import CorruptStoreError, SpinezarrError
 from spinezarr.forks import ProcessLock
@@ -34,18 +34,17 @@ from spinezarr.stream.read.transfer import MIN_READS, Transfer, TransferChoice
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 
+if TYPE_CHECKING:
+    from spinezarr.stream.read.batch_limits import BatchLimits
+
 __all__ = [
-    "PROTOCOL",
     "BatchClient",
-    "BatchLimits",
     "Transfer",
     "api_url",
     "read_batches",
     "store_url",
 ]
 
-PROTOCOL: Final = 1
-"""Version of the requests for batches and of their answers. Both sides must have the same."""
 _ZARR, _ABOUT = "/zarr/", "/v1/"
 _LINK_BYTES_PER_S: Final = 100e6
 """Rate assumed for a link that was not measured yet: that of a laboratory, 1 Gbit/s."""
@@ -70,26 +69,7 @@ RequestBatches = Sequence[Sequence[PatchRequest]]
 """The requests of each of some batches."""
 
 
-class BatchLimits(BaseModel):
-    """The limits of a server, as it tells them."""
-
-    model_config = ConfigDict(strict=True, frozen=True, use_attribute_docstrings=True)
-
-    protocol: int
-    """Version of the requests that it understands; see :data:`PROTOCOL`."""
-    items: Annotated[int, Field(ge=1)]
-    """Largest number of patches in a request."""
-    voxel_bytes: Annotated[int, Field(ge=1)]
-    """Largest number of bytes of voxels in an answer, before they are packed."""
-    cores: Annotated[int, Field(ge=1, le=4096)]
-    """Number of processors that read and pack."""
-
-
-class _AboutModel(BaseModel):
-    batch: BatchLimits
-
-
-_STATUSES: Final = TypeAdapter(list[str])
+_STATUSES: Final = TypeAdapter(list[str], config=ConfigDict(defer_build=True))
 
 
 class BatchRefusedError(Exception):
@@ -267,7 +247,7 @@ class BatchClient:
         return self._asked_limits(objects) is not None
 
     def _reason(
-        self, batch_reader: BatchReader, request_batches: RequestBatches, limits: BatchLimits
+        self, batch_reader: BatchReader, request_batches: RequestBatches, limits: "BatchLimits"
     ) -> str:
         """Return why the server cannot be asked for some batches; empty if it can."""
         n_items = sum(map(len, request_batches))
@@ -278,8 +258,11 @@ class BatchClient:
             )
         return ""
 
-    def _asked_limits(self, objects: Objects) -> BatchLimits | None:
+    def _asked_limits(self, objects: Objects) -> "BatchLimits | None":
         """Return the limits of the server; None if it is not to be asked."""
+        # Its model takes as long to import as many batches, and few read from a server.
+        from spinezarr.stream.read.batch_limits import PROTOCOL, parse_limits  # noqa: PLC0415
+
         if self.transfer == "ranges" or self._refused:
             self._refused = self._refused or "transfer='ranges' says so"
             return None
@@ -287,7 +270,7 @@ class BatchClient:
             if self._limits is None and not self._refused:
                 try:
                     data = objects.read([self.url]).get(self.url)
-                    limits = _AboutModel.model_validate_json(data or b"").batch
+                    limits = parse_limits(data or b"")
                 except (OSError, CorruptStoreError, ValidationError):
                     self._refused = "no spinezarr server answers there"
                 else:
@@ -323,7 +306,7 @@ class BatchClient:
             stats.is_estimated = False
 
     def _choose(
-        self, stats: "_KindStats", limits: BatchLimits, link: float | None
+        self, stats: "_KindStats", limits: "BatchLimits", link: float | None
     ) -> tuple[Transfer, Pack]:
         """Choose how to read, and how voxels are packed."""
         with self._lock:
@@ -403,7 +386,7 @@ class _KindStats:
     unserved: int = 0
     """How many times the server did not send batches."""
 
-    def best_pack(self, limits: BatchLimits, link: float | None) -> Pack:
+    def best_pack(self, limits: "BatchLimits", link: float | None) -> Pack:
         """Return the fastest packing: few bytes, unless packing takes longer than sending."""
         per_s = link or _LINK_BYTES_PER_S
 
@@ -414,20 +397,20 @@ class _KindStats:
         return min(_RATIOS, key=longest)
 
     def groups_per_s(
-        self, limits: BatchLimits, pack: Pack, link: float | None
+        self, limits: "BatchLimits", pack: Pack, link: float | None
     ) -> tuple[float, float]:
         """Return how often batches come in a second from the server and by ranges."""
         served = self.choice.measured("patches") or self._served_per_s(limits, pack, link)
         return served, self.choice.measured("ranges") or self._ranges_per_s(limits, link)
 
-    def _served_per_s(self, limits: BatchLimits, pack: Pack, link: float | None) -> float:
+    def _served_per_s(self, limits: "BatchLimits", pack: Pack, link: float | None) -> float:
         costs = self.costs or _Costs(0, 0, 1)
         on_the_way = costs.voxel_bytes * self.ratios[pack] / (link or _LINK_BYTES_PER_S)
         packing = costs.voxel_bytes / _PACKED_BYTES_PER_S[pack]
         there = (costs.decoded_bytes / _DECODED_BYTES_PER_S + packing) / limits.cores
         return 1 / max(on_the_way, there)
 
-    def _ranges_per_s(self, limits: BatchLimits, link: float | None) -> float:
+    def _ranges_per_s(self, limits: "BatchLimits", link: float | None) -> float:
         costs = self.costs or _Costs(0, 0, 1)
         on_the_way = costs.range_bytes / (link or _LINK_BYTES_PER_S)
         here = costs.decoded_bytes / _DECODED_BYTES_PER_S / limits.cores
@@ -451,7 +434,7 @@ class _Timed:
             self._choice.end(self._transfer, self._began_s, 0 if kind else 1)
 
 
-def _rates(stats: _KindStats, limits: BatchLimits, pack: Pack, link: float | None) -> str:
+def _rates(stats: _KindStats, limits: "BatchLimits", pack: Pack, link: float | None) -> str:
     """Return a text that says how fast both ways are."""
     served, by_ranges = stats.groups_per_s(limits, pack, link)
 

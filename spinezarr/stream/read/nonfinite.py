@@ -9,10 +9,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.errors import UsageError
 from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.scan_table import TableColumns
 
 __all__ = ["Nonfinite", "fill_nonfinite", "nonfinite_fill", "refuse_nonfinite"]
 
@@ -22,7 +22,7 @@ _LISTED: Final = 3
 """Number of scans that a message names."""
 
 
-def refuse_nonfinite(table: xr.Dataset, nonfinite: Nonfinite, store: str) -> None:
+def refuse_nonfinite(table: TableColumns, nonfinite: Nonfinite, store: str) -> None:
     """Check the option, and refuse scans that have such voxels by the table. No scan is opened.
 
     Parameters
@@ -50,10 +50,10 @@ def refuse_nonfinite(table: xr.Dataset, nonfinite: Nonfinite, store: str) -> Non
         )
     if nonfinite != "refuse":
         return
-    counts = (table.image_nan_voxels + table.image_infinite_voxels).to_numpy()
+    counts = np.asarray(table["image_nan_voxels"]) + np.asarray(table["image_infinite_voxels"])
     found = np.flatnonzero(counts)
     if len(found):
-        names = table.scan.to_numpy()
+        names = np.asarray(table["scan"])
         listed = ", ".join(f"{names[i]} ({counts[i]} voxels)" for i in found[:_LISTED].tolist())
         more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         raise UsageError(

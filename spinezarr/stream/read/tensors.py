@@ -15,10 +15,11 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import Buffer
 
 from spinezarr.store.sharding import ChunkDamagedError, crc32c, decompress
+from spinezarr.strict_model import StrictModel
 
 __all__ = ["PACKS", "DamagedTensorsError", "Pack", "Tensors", "pack_voxels", "write_tensors"]
 
@@ -44,24 +45,21 @@ class DamagedTensorsError(ValueError):
     """Bytes that are not tensors, or are not those that were sent."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class _TensorModel(_Model):
+class _TensorModel(StrictModel):
     dtype: str
     shape: Annotated[tuple[_Count, ...], Field(max_length=8)]
     data_offsets: tuple[_Count, _Count]
 
 
-class _PackedModel(_Model):
+class _PackedModel(StrictModel):
     dtype: str
     shape: Annotated[tuple[_Count, ...], Field(max_length=8)]
 
 
-_HEADER: Final = TypeAdapter(dict[str, _TensorModel | dict[str, str]])
-_CHECKSUMS: Final = TypeAdapter(dict[str, int])
-_PACKED: Final = TypeAdapter(dict[str, _PackedModel])
+_LATE: Final = ConfigDict(defer_build=True)
+_HEADER: Final = TypeAdapter(dict[str, _TensorModel | dict[str, str]], config=_LATE)
+_CHECKSUMS: Final = TypeAdapter(dict[str, int], config=_LATE)
+_PACKED: Final = TypeAdapter(dict[str, _PackedModel], config=_LATE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from patience import PATIENCE_S
 
 from spinezarr.errors import UsageError
-from spinezarr.formats import SourceFile
+from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
 from spinezarr.ingestion.voxels.chunks import DoesNotFitError, ImageEncoder, LabelEncoder
 from spinezarr.ingestion.voxels.encode import Encoded, encode_volume

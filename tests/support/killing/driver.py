@@ -286,6 +286,8 @@ if __name__ == "__main__":
     import s3fs  # noqa: F401
 
     import killing.baseline  # noqa: F401
-    import spinezarr.cli.main  # noqa: F401
+    import spinezarr.cli.main
+    import spinezarr.cli.reports.ingest
+    import spinezarr.verbs.ingest  # noqa: F401
 
     _serve()()

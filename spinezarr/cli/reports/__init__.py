@@ -1,0 +1,1 @@
+"""What do the commands print? A command imports its report when it has run."""

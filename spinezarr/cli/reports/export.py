@@ -1,0 +1,52 @@
+"""What does an export print?"""
+
+from collections.abc import Sequence
+
+from spinezarr.cli.console import OUT, SHOWN, Table, print_capped
+from spinezarr.export.nifti import ExportedScan
+from spinezarr.text import count_noun
+from spinezarr.verbs.export import ExportReport
+
+__all__ = ["print_files", "print_images"]
+
+
+def print_images(report: ExportReport) -> None:
+    """Print how many OME-Zarr images were written, and the notes about them."""
+    OUT.say(f"Wrote {count_noun(len(report.done), 'image')} to {report.out}.")
+    _print_notes_and_failures("images", report)
+
+
+def print_files(report: ExportReport) -> None:
+    """Print how many NIfTI files were written, and the notes about them."""
+    files = sum(len(exported.files) for exported in report.done)
+    scans = count_noun(len(report.done), "scan")
+    OUT.say(f"Wrote {count_noun(files, 'file')} of {scans} to {report.out}.")
+    _print_notes_and_failures("files", report)
+
+
+def _print_notes_and_failures(things: str, report: ExportReport) -> None:
+    _print_rows("Notes", (things, "note"), _grouped(report.done))
+    _print_rows("Failed", ("scan", "reason"), list(report.failed.items()))
+
+
+def _grouped(done: Sequence[ExportedScan]) -> list[tuple[str, str]]:
+    """Return each note once with its file, or the number of its files, the rarest first."""
+    files: dict[str, list[str]] = {}
+    for exported in done:
+        for note in exported.notes:
+            file, _, text = note.partition(": ")
+            files.setdefault(text, []).append(file)
+    rarest_first = sorted(files.items(), key=lambda item: len(item[1]))
+    return [
+        (names[0] if len(names) == 1 else f"{len(names)}, e.g. {names[0]}", text)
+        for text, names in rarest_first
+    ]
+
+
+def _print_rows(title: str, columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> None:
+    if not rows:
+        return
+    table = Table(title, *columns)
+    for row in rows[:SHOWN]:
+        table.add_row(*row)
+    print_capped(table, len(rows))

@@ -1,0 +1,76 @@
+"""What does ``spinezarr info`` print?"""
+
+from typing import Any, Final
+
+from spinezarr.cli.console import (
+    OUT,
+    StyledText,
+    Table,
+    megabytes,
+    print_side_by_side,
+)
+from spinezarr.text import count_noun, to_printable
+
+__all__ = ["print_summary"]
+
+_LONGEST_TEXT: Final = 300
+"""Number of characters of a title or license that are shown. Some licenses are whole texts."""
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print the summary of a store on one screen."""
+    title, license = (to_printable(summary[name], _LONGEST_TEXT) for name in ("title", "license"))
+    OUT.say(StyledText(title, "bold"), "  ", summary["url"])
+    OUT.say(
+        f"license {license}, {count_noun(summary['scans'], 'scan')} of "
+        f"{count_noun(summary['patients'], 'patient')}, "
+        f"{summary['scans_without_mask']} without a mask"
+    )
+    if summary["citation"]:
+        OUT.say(f"cite: {summary['citation']}")
+    splits = list(summary["splits"])
+    headings = tuple(split or "(no split)" for split in splits)
+    scans = Table("Scans", "source", *headings, "all", right=(*headings, "all"))
+    counts = {
+        (row["source"], row["split"]): row["scans"] for row in summary["scans_by_source_and_split"]
+    }
+    for source in sorted({key[0] for key in counts}):
+        row = [counts.get((source, split), 0) for split in splits]
+        scans.add_row(source or "(one)", *map(str, row), str(sum(row)))
+    scans.add_row("all", *map(str, summary["splits"].values()), str(summary["scans"]))
+    sizes = Table("Bytes", "", "size", "of source", right=("size", "of source"))
+    for name, key in (
+        ("source files", "source_bytes"),
+        ("this store", "stored_bytes"),
+        ("uncompressed", "uncompressed_bytes"),
+    ):
+        share = summary[key] / max(1, summary["source_bytes"])
+        sizes.add_row(name, megabytes(summary[key]), f"{share:.2f} x")
+    shapes = Table("Volumes (z, y, x)", "", "voxels", "spacing mm")
+    for name in summary["shape_zyx"]:
+        voxels = " x ".join(f"{n:g}" for n in summary["shape_zyx"][name])
+        spacing = " x ".join(f"{n:.3g}" for n in summary["spacing_zyx_mm"][name])
+        shapes.add_row(name, voxels, spacing)
+    tables = [scans, sizes, shapes] if summary["scans"] else [scans, sizes]
+    print_side_by_side(tables, gap=3)
+    _print_counts("Scans that show each vertebra", summary["scans_by_vertebra"])
+    centroids = summary["scans_by_annotated_centroid"]
+    if centroids:
+        _print_counts("Scans that annotate the center of each vertebra", centroids)
+    if summary["other_label_voxels"]:
+        OUT.say(f"{summary['other_label_voxels']} mask voxels lie outside the label scheme.")
+    audit = ", ".join(
+        f"{n} {verdict or 'not audited'}"
+        for verdict, n in sorted(summary["scans_by_audit"].items())
+    )
+    OUT.say(StyledText("Audit", "bold"), f": {audit or 'no scans'}")
+
+
+def _print_counts(title: str, counts: dict[str, int]) -> None:
+    """Print numbers of scans by vertebra in columns, each number beside its vertebra."""
+    OUT.say(title, style="bold")
+    pairs = [(f"{name:>3} ", StyledText(str(n), "bold")) for name, n in counts.items()]
+    if pairs:
+        print_side_by_side(pairs, gap=2)
+    else:
+        OUT.say("none")

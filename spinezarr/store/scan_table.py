@@ -1,0 +1,84 @@
+"""How is the scan table kept in memory?
+
+As NumPy arrays. Whoever draws patches needs no more, and xarray takes longer to import than a batch
+takes to read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Column", "ScanTable", "TableColumns"]
+
+COORDINATES = ("scan", "vertebra", "axis")
+"""Columns that name the rows, and what columns of several dimensions hold for each row."""
+
+
+class TableColumns(Protocol):
+    """Columns of the scan table by name: a :class:`ScanTable`, or the ``xarray.Dataset`` of it."""
+
+    def __getitem__(self, name: str, /) -> Any:  # noqa: ANN401  an array of NumPy or of xarray
+        """Return a column, which :func:`numpy.asarray` reads."""
+
+
+class Column(NamedTuple):
+    """One column."""
+
+    dimensions: tuple[str, ...]
+    """Names of its axes: ``scan`` and, after it, ``vertebra`` or ``axis`` (z, y, x)."""
+    values: npt.NDArray[Any]
+    """One value for each row; texts are Python objects."""
+    attributes: Mapping[str, Any]
+    """What the values are, such as their unit."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScanTable:
+    """The scan table, or some of its rows."""
+
+    columns: Mapping[str, Column]
+    attributes: Mapping[str, Any]
+    """What the dataset is."""
+
+    @classmethod
+    def of(cls, table: "xr.Dataset") -> "ScanTable":
+        """Return the table that a dataset of xarray holds."""
+        columns = {
+            str(name): Column(tuple(map(str, one.dims)), one.to_numpy(), one.attrs)
+            for name, one in table.variables.items()
+        }
+        return cls(columns, table.attrs)
+
+    def __len__(self) -> int:
+        return len(self["scan"])
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self.columns[name].values
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> "ScanTable":
+        """Return some rows, by their numbers."""
+        return replace(
+            self,
+            columns={
+                name: column._replace(values=column.values[rows])
+                if column.dimensions[0] == "scan"
+                else column
+                for name, column in self.columns.items()
+            },
+        )
+
+    def to_xarray(self) -> "xr.Dataset":
+        """Return the same table as a dataset of xarray, which shares its arrays."""
+        import xarray as xr  # noqa: PLC0415  takes long, and those who train need none of it
+
+        columns = {
+            name: (column.dimensions, column.values, dict(column.attributes))
+            for name, column in self.columns.items()
+        }
+        return xr.Dataset(columns, attrs=dict(self.attributes)).set_coords([*COORDINATES])
