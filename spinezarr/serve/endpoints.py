@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from typing import Final, Literal, TypeVar
 
@@ -121,6 +121,29 @@ async def _unreadable(_: Asked, __: Exception) -> Response:
     )
 
 
+@cache
+def _descriptions(*, has_tokens: bool) -> tuple[Answer, Answer]:
+    """Return the OpenAPI document and its page; all servers of a process share them."""
+    described = document(has_tokens=has_tokens)
+    as_json = Answer(
+        HTTPStatus.OK,
+        {"content-type": "application/json", "cache-control": "no-cache"},
+        to_ascii_json(described, indent=None).encode(),
+    )
+    as_page = Answer(
+        HTTPStatus.OK,
+        {
+            "content-type": "text/html; charset=utf-8",
+            "cache-control": "no-cache",
+            "content-security-policy": policy(),
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+        },
+        page(described).encode(),
+    )
+    return as_json, as_page
+
+
 class _Pages:
     """The endpoint of each operation, by name."""
 
@@ -129,24 +152,7 @@ class _Pages:
         self.limits = stores.limits
         self._guard = guard
         self._figures = figures
-        described = document(has_tokens=guard.tokens is not None)
-        self._described = Answer(
-            HTTPStatus.OK,
-            {"content-type": "application/json", "cache-control": "no-cache"},
-            to_ascii_json(described, indent=None).encode(),
-        )
-        text = page(described)
-        self._page = Answer(
-            HTTPStatus.OK,
-            {
-                "content-type": "text/html; charset=utf-8",
-                "cache-control": "no-cache",
-                "content-security-policy": policy(),
-                "referrer-policy": "no-referrer",
-                "x-content-type-options": "nosniff",
-            },
-            text.encode(),
-        )
+        self._described, self._page = _descriptions(has_tokens=guard.tokens is not None)
         self._held_bytes = 0
         self.unsent_bytes = 0
         """Bytes of answers that are being sent."""

@@ -17,12 +17,29 @@ from spinezarr.stream.epoch.executor import PickledOnce
 
 @pytest.fixture(scope="module")
 def client():
-    """Connect to a cluster of two worker processes."""
+    """Connect to a cluster of one worker process."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Return a pool of two processes, forked from one that has imported the package."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["spinezarr.api"])
+    with ProcessPoolExecutor(2, context) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["threads", "processes"])
+def scheduler(request):
+    """Compute with a scheduler of dask; return its name."""
+    options = {"pool": request.getfixturevalue("processes")} if request.param == "processes" else {}
+    with dask.config.set(scheduler=request.param, num_workers=2, **options):
+        yield request.param
 
 
 @pytest.fixture
@@ -51,15 +68,13 @@ def assert_is_epoch(epoch, stream):
 # As arrays
 
 
-@pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
-def test_an_epoch_computes_to_its_batches(stream, scheduler):
+@pytest.mark.usefixtures("scheduler")
+def test_an_epoch_computes_to_its_batches(stream):
     epoch = stream.to_dask()
     assert epoch.image.chunks == ((3, 3, 2), (12,), (16,), (20,))
     assert epoch.image.dims == ("sample", "z", "y", "x")
     assert set(epoch.data_vars) == {"image", "label"}
-    with dask.config.set(scheduler=scheduler, num_workers=2):
-        computed = epoch.compute()
-    assert_is_epoch(computed, stream)
+    assert_is_epoch(epoch.compute(), stream)
 
 
 def test_an_epoch_computes_on_a_cluster(stream, client):
@@ -106,14 +121,14 @@ def test_positions_of_samples_are_computed_without_reading_voxels(damaged):
     assert set(epoch.scan_id.to_numpy()) > {"liver_0"}
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
-def test_computing_a_damaged_chunk_is_an_error(damaged, refused, scheduler):
+@pytest.mark.usefixtures("scheduler")
+def test_computing_a_damaged_chunk_is_an_error(damaged, refused):
     streams = (damaged.patches(64, n_samples=12, seed=seed) for seed in range(50))
     drawn = ((s, [s.request(i).scan_id for i in range(12)]) for s in streams)
     # The arrays are made from the first patch, so its scan must be intact.
     stream = next(s for s, scans in drawn if "liver_0" in scans[1:] and scans[0] != "liver_0")
     epoch = stream.to_dask()
-    with dask.config.set(scheduler=scheduler, num_workers=2), refused:
+    with refused:
         epoch.image.compute()
 
 
@@ -125,8 +140,7 @@ def executor(request):
     if request.param == "cluster":
         yield request.getfixturevalue("client").get_executor()
     elif request.param == "processes":
-        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-            yield pool
+        yield request.getfixturevalue("processes")
     else:
         with ThreadPoolExecutor(2) as pool:
             yield pool
@@ -209,6 +223,7 @@ def test_a_process_opens_a_store_once_for_all_batches(store, client):
 # Training
 
 
+@pytest.mark.long
 def test_a_network_learns_bone_from_a_cluster(store, client):
     torch.manual_seed(0)
     stream = store.patches(16, batch_size=4, n_samples=12, foreground=1.0)

@@ -356,25 +356,30 @@ def test_indexing_agrees_with_the_datasets_package(url):
                 dataset[wrong]
 
 
-def test_a_torch_data_loader_reads_the_records(url, raw):
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("workers", "method"),
+    [(0, None), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.long)],
+)
+def test_a_torch_data_loader_reads_the_records(url, raw, workers, method):
     torch = pytest.importorskip("torch")
     dataset = spinezarr.load_dataset(url, "2d", split="test")
     expected = [record for _, record in script(raw, "2d", "test")]
-    for workers in (0, 2):
-        options = {"multiprocessing_context": "spawn"} if workers else {}
-        loader = torch.utils.data.DataLoader(dataset, 5, num_workers=workers, **options)
-        start = 0
-        for batch in loader:
-            stop = start + len(batch["patient_id"])
-            wanted = expected[start:stop]
-            assert batch["image"].dtype == torch.float32
-            np.testing.assert_array_equal(batch["image"], [record["image"] for record in wanted])
-            np.testing.assert_array_equal(
-                batch["segmentation"], [record["segmentation"] for record in wanted]
-            )
-            assert batch["slice_index"].tolist() == list(range(start, stop))
-            start = stop
-        assert start == len(expected)
+    loader = torch.utils.data.DataLoader(
+        dataset, 5, num_workers=workers, multiprocessing_context=method
+    )
+    start = 0
+    for batch in loader:
+        stop = start + len(batch["patient_id"])
+        wanted = expected[start:stop]
+        assert batch["image"].dtype == torch.float32
+        np.testing.assert_array_equal(batch["image"], [record["image"] for record in wanted])
+        np.testing.assert_array_equal(
+            batch["segmentation"], [record["segmentation"] for record in wanted]
+        )
+        assert batch["slice_index"].tolist() == list(range(start, stop))
+        start = stop
+    assert start == len(expected)
 
 
 def test_a_records_dataset_can_be_pickled(url):

@@ -246,6 +246,7 @@ def test_the_error_without_monai_says_what_to_install(monkeypatch):
 # Training
 
 
+@pytest.mark.long
 def test_a_network_learns_bone_with_monai(store):
     set_determinism(0)
     transform = mt.Compose(

@@ -190,14 +190,19 @@ def test_transforms_of_a_grid_differ_in_each_epoch(store):
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_workers": 1},
         {"num_workers": 2},
-        {"num_workers": 2, "persistent_workers": True},
-        {"num_workers": 0, "loader": MonaiDataLoader},
         {"num_workers": 2, "loader": MonaiDataLoader},
-        {"num_workers": 0, "loader": ThreadDataLoader},
         # With several workers, one would seed the global generators while another one works.
         {"num_workers": 1, "loader": ThreadDataLoader, "use_thread_workers": True},
+        *(
+            pytest.param(options, marks=pytest.mark.long)
+            for options in (
+                {"num_workers": 1},
+                {"num_workers": 2, "persistent_workers": True},
+                {"num_workers": 0, "loader": MonaiDataLoader},
+                {"num_workers": 0, "loader": ThreadDataLoader},
+            )
+        ),
     ],
     ids=str,
 )
@@ -243,10 +248,10 @@ def test_resuming_in_the_middle_continues_with_the_same_samples(store):
 
 def test_two_threads_read_the_same_samples(store):
     slow = mt.RandAffined(KEYS, prob=1.0, rotate_range=0.4, padding_mode="zeros")
-    dataset = monai_patches(store, mt.Compose([slow, noise(), of_globals]), n_samples=20)
-    subjects = torchio_patches(store, TORCHIO["several"], n_samples=20)
-    expected = [values(dataset[i]) for i in range(20)]
-    expected_subjects = [subject_values(subjects[i]) for i in range(20)]
+    dataset = monai_patches(store, mt.Compose([slow, noise(), of_globals]), n_samples=8)
+    subjects = torchio_patches(store, TORCHIO["several"], n_samples=8)
+    expected = [values(dataset[i]) for i in range(8)]
+    expected_subjects = [subject_values(subjects[i]) for i in range(8)]
     threads = set()
 
     def read(i):
@@ -254,7 +259,7 @@ def test_two_threads_read_the_same_samples(store):
         return values(dataset[i]), subject_values(subjects[i])
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(read, [*range(20)] * 2))
+        found = list(pool.map(read, [*range(8)] * 2))
     assert len(threads) > 1
     assert found == [*zip(expected, expected_subjects, strict=True)] * 2
 

@@ -124,9 +124,9 @@ def test_neighboring_slices_are_channels(store):
     ("kind", "num_workers", "method"),
     [
         ("dataset", 0, None),
-        ("dataset", 1, "fork"),
+        pytest.param("dataset", 1, "fork", marks=pytest.mark.long),
         ("dataset", 2, "fork"),
-        ("dataset", 8, "fork"),
+        pytest.param("dataset", 8, "fork", marks=pytest.mark.long),
         ("loader", 0, None),
         ("loader", 2, "fork"),
         pytest.param("loader", 2, "spawn", marks=pytest.mark.long),
@@ -155,8 +155,15 @@ def test_four_ranks_get_the_batches_in_turn(stream, expected, num_workers):
     assert [item for turn in zip(*shares, strict=True) for item in turn] == expected[:8]
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("kind", ["dataset", "loader"])
+@pytest.mark.parametrize(
+    ("kind", "persistent"),
+    [
+        ("dataset", False),
+        ("loader", True),
+        pytest.param("dataset", True, marks=pytest.mark.long),
+        pytest.param("loader", False, marks=pytest.mark.long),
+    ],
+)
 def test_workers_see_a_new_epoch(stream, kind, persistent):
     options = {"num_workers": 2, "persistent_workers": persistent}
     dataset = PatchDataset(stream)
@@ -281,7 +288,7 @@ def in_groups(stream):
     return InGroups(**{field.name: getattr(stream, field.name) for field in fields(stream)})
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
+@pytest.mark.parametrize("num_workers", [0, 1, 2, pytest.param(5, marks=pytest.mark.long)])
 def test_groups_are_yielded_in_order_for_any_number_of_workers(in_groups, expected, num_workers):
     loader = PatchLoader(in_groups, num_workers=num_workers)
     found = digests(itertools.islice(loader, 6))
@@ -338,7 +345,9 @@ def test_a_sample_of_a_map_dataset_has_no_batch_axis(stream):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("given", [0, 1, 4, 11])
+@pytest.mark.parametrize(
+    "given", [4, *(pytest.param(n, marks=pytest.mark.long) for n in [0, 1, 11])]
+)
 def test_a_stateful_data_loader_resumes_in_the_middle_of_an_epoch(stream, num_workers, given):
     def make():
         return StatefulDataLoader(PatchDataset(stream), batch_size=None, num_workers=num_workers)
@@ -354,11 +363,12 @@ def test_a_stateful_data_loader_resumes_in_the_middle_of_an_epoch(stream, num_wo
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [(0, 0), (2, 3), *(pytest.param(*n, marks=pytest.mark.long) for n in [(0, 2), (2, 0)])],
-)
-@pytest.mark.parametrize(
-    "given", [0, 4, *(pytest.param(n, marks=pytest.mark.long) for n in [1, 10, 11])]
+    ("given", "before", "after"),
+    [
+        pytest.param(given, *workers, marks=() if i == j < 2 else pytest.mark.long)
+        for i, given in enumerate([0, 4, 1, 10, 11])
+        for j, workers in enumerate([(0, 0), (2, 3), (0, 2), (2, 0)])
+    ],
 )
 def test_a_loader_can_be_resumed_with_any_number_of_workers(stream, before, after, given):
     epoch = stream.at_epoch(5)
@@ -420,6 +430,19 @@ for batch in PatchLoader(stream, num_workers=int(sys.argv[2])):
 """
 
 
+def test_an_interrupt_ends_the_workers(stream):
+    loader = PatchLoader(replace(stream, n_samples=1_000_000), num_workers=2)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        for _ in loader:
+            workers = multiprocessing.active_children()
+            signal.raise_signal(signal.SIGINT)
+    assert len(workers) == 2
+    for worker in workers:
+        worker.join(PATIENCE_S)
+        assert not worker.is_alive()
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", ["0", "2"])
 def test_a_training_program_ends_promptly_on_an_interrupt(ctspine1k_url, num_workers):
     command = [sys.executable, "-c", INTERRUPTED, ctspine1k_url, num_workers]

@@ -202,6 +202,7 @@ def test_a_damaged_whole_scan_is_an_error(damaged, refused):
 # Training
 
 
+@pytest.mark.long
 def test_a_network_learns_bone_with_torchio(store):
     torch.manual_seed(0)
     transform = tio.Compose(

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import fsspec
 import psutil
 import pytest
+from patience import PATIENCE_S
 from raw_server import RawServer
 
 import spinezarr
@@ -238,20 +239,20 @@ def memory_bounded():
 
 def asked(transport, path, *span):
     async def ask():
-        return await asyncio.wait_for(transport.get(path, *span), 60)
+        return await asyncio.wait_for(transport.get(path, *span), PATIENCE_S)
 
     return bytes(asyncio.run(ask()))
 
 
 FEW = ["endless range", "endless chunks", "endless error", "redirect to a file", "drip", "silence"]
-"""Lies that s3fs meets in each run of the tests, because each of its clients takes a second."""
+"""Lies that S3 clients meet in each run of the tests, because each of s3fs takes a second."""
 
 
 @pytest.mark.parametrize(
     ("way", "lie"),
     [
         pytest.param(
-            way, lie, marks=pytest.mark.long if way == "s3-fsspec" and lie not in FEW else ()
+            way, lie, marks=pytest.mark.long if way.startswith("s3") and lie not in FEW else ()
         )
         for lie in LIES
         for way in WAYS
@@ -321,7 +322,7 @@ def test_the_error_of_a_stalled_answer_says_so(liar, way, lie):
 def test_opening_a_store_on_a_lying_server_is_an_error(liar, lie):
     server = liar(LIES[lie])
     with memory_bounded(), pytest.raises((SpinezarrError, OSError)) as caught:
-        spinezarr.open(f"{server.url}/store.zarr")
+        spinezarr.open(f"{server.url}/store.zarr", remote=IMPATIENT)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1500
 
@@ -338,7 +339,7 @@ def test_garbage_in_place_of_a_store_file_is_an_error(liar, name, body):
         connection.sendall(body_here)
 
     with pytest.raises((SpinezarrError, OSError)):
-        spinezarr.open(f"{liar(lie).url}/store.zarr")
+        spinezarr.open(f"{liar(lie).url}/store.zarr", remote=IMPATIENT)
 
 
 def test_an_object_that_comes_and_goes_is_absent_or_whole(liar):
@@ -468,7 +469,9 @@ def test_secrets_stay_with_their_server(liar, way):
 def test_no_signature_follows_a_redirect(liar, way):
     there = liar(answers_with(RANGE_HEAD + "Content-Length: 100\r\n", b"x" * 100))
     here = liar(leads_to(f"{there.url}/b", "307 x"))
-    transport, path = opened(here, way, token="CANARY")  # noqa: S106
+    # s3fs takes seconds to send its first request.
+    patient = replace(IMPATIENT, stall_window_s=PATIENCE_S, s3_first_byte_s=PATIENCE_S)
+    transport, path = opened(here, way, patient, token="CANARY")  # noqa: S106
     with suppress(OSError, SpinezarrError):
         asked(transport, f"{path}/a", *SPAN)
     assert here.heads

@@ -311,14 +311,14 @@ def test_a_token_is_sent_with_batches(ctspine1k_url, tmp_path):
             spinezarr.open(f"{server.url}/ctspine1k")
 
 
-def test_streams_work_after_pickling_and_in_other_processes(served):
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
+def test_streams_work_after_pickling_and_in_other_processes(served, method):
     stream = spinezarr.open(served, transfer="patches").patches((8, 9, 10), n_samples=6)
     expected = list(stream)
     assert_same(list(pickle.loads(pickle.dumps(stream))), expected)  # noqa: S301
     assert_same(list(stream.resume(state_after(stream, 2))), expected[2:])
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            assert_same(pool.apply(list, (stream,)), expected)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert_same(pool.apply(list, (stream,)), expected)
 
 
 def state_after(stream, n):

@@ -112,9 +112,11 @@ def test_workers_of_a_data_loader_read_a_remote_store(url, store, method):
     assert batches(remote) == batches(store)
 
 
-def test_two_ranks_stream_from_one_server_and_share_the_samples(url, store):
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
+def test_two_ranks_stream_from_one_server_and_share_the_samples(url, store, method):
     expected = [b.index.tolist() for b in store.patches(SIZE, batch_size=2, n_samples=24)]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context(method).Pool(2) as pool:
         found = pool.starmap(_indices_of_rank, [(url, 0), (url, 1)])
     assert sorted(found[0] + found[1]) == expected
     assert len(found[0]) == len(found[1]) == 6
@@ -296,7 +298,10 @@ def test_damage_in_a_cache_is_repaired(proxy, url, store, tmp_path):
     assert not chunk_requests(proxy)
 
 
-def test_a_cache_survives_processes_that_are_killed(proxy, proxies, url, store, tmp_path):
+@pytest.mark.parametrize(
+    "wait_s", [0.05, *(pytest.param(s, marks=pytest.mark.long) for s in [0.0, 0.2])]
+)
+def test_a_cache_survives_processes_that_are_killed(proxy, proxies, url, store, tmp_path, wait_s):
     proxy.set(proxies.Conditions(latency_s=0.002))
     code = (
         "import sys, spinezarr\n"
@@ -307,17 +312,16 @@ def test_a_cache_survives_processes_that_are_killed(proxy, proxies, url, store, 
         "    store = spinezarr.open(sys.argv[1], cache=spinezarr.CacheSettings(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", code, url, str(tmp_path / "cache")]
-    for wait_s in (0.0, 0.05, 0.2):
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
-        for process in running:
-            process.stdout.readline()
-        time.sleep(wait_s)
-        for process in running:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-        wanted = {"batch_size": 2, "n_samples": 20}
-        opened = cached(url, tmp_path / "cache")
-        assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in running:
+        process.stdout.readline()
+    time.sleep(wait_s)
+    for process in running:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    wanted = {"batch_size": 2, "n_samples": 20}
+    opened = cached(url, tmp_path / "cache")
+    assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
 
 
 def test_a_cache_stays_within_its_limit(url, store, tmp_path):

@@ -37,15 +37,18 @@ def ask_for_patches(url, wanted, **headers):
     return ask(url, "POST", body, **{"content_type": "application/json", **headers})
 
 
-def started(*words, port=None, log=None):
+FRESH = (sys.executable, "-c", "from spinezarr.cli.main import main; main()")
+"""The command in a new process, which is the server itself."""
+
+
+def started(*words, port=None, log=None, command=FRESH):
     """Run ``spinezarr serve``; return the process and its URL once it answers.
 
     Its output goes to the file ``log``; without one, its errors go to a pipe.
     """
     port = port or free_port()
-    code = "from spinezarr.cli.main import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", "--port", str(port), *map(str, words)],
+        [*command, "serve", "--port", str(port), *map(str, words)],
         stdout=log,
         stderr=log or subprocess.PIPE,
         text=True,

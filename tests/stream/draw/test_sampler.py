@@ -247,10 +247,11 @@ def test_the_drawn_voxel_lies_in_the_patch():
     ("foreground", "weights", "centers"),
     [
         (0.0, None, "voxel"),
-        *product(
-            [0.4, 1.0],
-            [None, {"b": 5.0}, {"c": 0.25, "a": 3}, {"b": 0}],
-            ["voxel", "centroid"],
+        *(
+            pytest.param(foreground, weights, centers, marks=() if i % 2 else pytest.mark.long)
+            for i, weights in enumerate([None, {"b": 5.0}, {"c": 0.25, "a": 3}, {"b": 0}])
+            for i, foreground in enumerate([0.4, 1.0], start=i)
+            for i, centers in enumerate(["voxel", "centroid"], start=i)
         ),
     ],
 )

@@ -108,10 +108,21 @@ def test_a_grid_of_an_unknown_scan_is_refused(store):
 # What a grid reads
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize(
-    ("size", "overlap"),
-    [((64, 48, 48), 0), ((40, 70, 30), (25, 0, 10)), ((3, 60, 100), 1), (160, None), (60, None)],
+    ("size", "overlap", "batch_size"),
+    [
+        pytest.param(*tiles, batch_size, marks=() if (i + j) % 3 == 0 else pytest.mark.long)
+        for i, tiles in enumerate(
+            [
+                ((64, 48, 48), 0),
+                ((40, 70, 30), (25, 0, 10)),
+                ((3, 60, 100), 1),
+                (160, None),
+                (60, None),
+            ]
+        )
+        for j, batch_size in enumerate([1, 3, 100])
+    ],
 )
 def test_batches_of_a_grid_equal_patches_cut_out_of_the_volume(several, size, overlap, batch_size):
     store, image, label = several

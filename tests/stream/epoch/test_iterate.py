@@ -215,8 +215,14 @@ class InGroups(PatchStream):
         return 3
 
 
-@pytest.mark.parametrize("given_before", range(12))
-@pytest.mark.parametrize("prefetch_bytes", [1, 1 << 30])
+@pytest.mark.parametrize(
+    ("given_before", "prefetch_bytes"),
+    [
+        pytest.param(given, prefetch, marks=() if (given + i) % 2 else pytest.mark.long)
+        for given in range(12)
+        for i, prefetch in enumerate([1, 1 << 30])
+    ],
+)
 def test_a_stream_can_be_resumed_inside_a_group(stream, given_before, prefetch_bytes):
     expected = digests(stream)
     stream = InGroups(**{field.name: getattr(stream, field.name) for field in fields(stream)})
@@ -539,7 +545,7 @@ for batch in (iterator := iter(stream)):
 """
 
 
-@pytest.mark.parametrize("when", ["reading", "training"])
+@pytest.mark.parametrize("when", ["reading", pytest.param("training", marks=pytest.mark.long)])
 def test_a_program_ends_promptly_on_an_interrupt(ctspine1k_url, when):
     command = [sys.executable, "-c", INTERRUPTED, ctspine1k_url, when]
     with subprocess.Popen(

@@ -192,7 +192,7 @@ def use_and_say(cache, seed, answers):
     answers.put(use(cache, seed, 700, MANY, 3 * PAGE))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_processes_share_a_folder_within_its_bound(folder, method):
     limit = 1 << 21
     cache = RangeCache(CacheSettings(folder, folder_bytes=limit))

@@ -93,17 +93,21 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_stream_raises_if_a_scan_was_ingested_again(dataset, change):
-    streams = [
-        spinezarr.open(dataset.url).patches(24, **OPTIONS, **options)
-        for options in KINDS.values()
-        for _ in range(2)
-    ]
-    for stream in streams[::2]:
-        for scan in SCANS:
-            stream.reader.scan(scan)
-            stream.reader.label_chunks(scan)
+CHANGED_KINDS = [
+    pytest.param(change, kind, marks=() if (i + j) % 4 == 0 else pytest.mark.long)
+    for i, change in enumerate(CHANGES)
+    for j, kind in enumerate(KINDS)
+]
+"""Each change with a kind of stream; the other pairs take long."""
+
+
+@pytest.mark.parametrize(("change", "kind"), CHANGED_KINDS)
+def test_a_stream_raises_if_a_scan_was_ingested_again(dataset, change, kind):
+    options = OPTIONS | KINDS[kind]
+    streams = [spinezarr.open(dataset.url).patches(24, **options) for _ in range(2)]
+    for scan in SCANS:
+        streams[0].reader.scan(scan)
+        streams[0].reader.label_chunks(scan)
     dataset.change("a", *CHANGES[change])
     for stream in streams:
         with pytest.raises(ScanChangedError) as told:
@@ -112,32 +116,26 @@ def test_a_stream_raises_if_a_scan_was_ingested_again(dataset, change):
         assert str(told.value) == (
             f"{dataset.url}: scan 'a' has changed since the store was opened. Open the store again."
         )
-    for options in KINDS.values():
-        for batch in spinezarr.open(dataset.url).patches(24, **OPTIONS, **options):
-            assert (batch.image[batch.image != PADDING_HU] >= 0).all()
+    for batch in spinezarr.open(dataset.url).patches(24, **options):
+        assert (batch.image[batch.image != PADDING_HU] >= 0).all()
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_stream_that_follows_changes_equals_one_opened_anew(dataset, change):
-    streams = {
-        kind: spinezarr.open(dataset.url).patches(24, **OPTIONS, **options, on_change="follow")
-        for kind, options in KINDS.items()
-    }
-    under_way = [iter(stream.with_reading(prefetch_bytes=1)) for stream in streams.values()]
-    for batches in under_way:
-        next(batches)
+@pytest.mark.parametrize(("change", "kind"), CHANGED_KINDS)
+def test_a_stream_that_follows_changes_equals_one_opened_anew(dataset, change, kind):
+    options = OPTIONS | KINDS[kind]
+    stream = spinezarr.open(dataset.url).patches(24, **options, on_change="follow")
+    under_way = iter(stream.with_reading(prefetch_bytes=1))
+    next(under_way)
     dataset.change("a", *CHANGES[change])
-    store = spinezarr.open(dataset.url)
-    for kind, stream in streams.items():
-        expected = list(store.patches(24, **OPTIONS, **KINDS[kind]))
-        for epoch in (stream, stream.at_epoch(0)):
-            for batch, other in zip(epoch, expected, strict=True):
-                if "a" in batch.scan_id:
-                    assert batch.scan_id == other.scan_id
-                    assert batch.image.dtype == other.image.dtype
-                    np.testing.assert_array_equal(batch.image, other.image)
-                    np.testing.assert_array_equal(batch.label, other.label)
-    assert [1 + len(list(batches)) for batches in under_way] == [6] * len(KINDS)
+    expected = list(spinezarr.open(dataset.url).patches(24, **options))
+    for epoch in (stream, stream.at_epoch(0)):
+        for batch, other in zip(epoch, expected, strict=True):
+            if "a" in batch.scan_id:
+                assert batch.scan_id == other.scan_id
+                assert batch.image.dtype == other.image.dtype
+                np.testing.assert_array_equal(batch.image, other.image)
+                np.testing.assert_array_equal(batch.label, other.label)
+    assert 1 + len(list(under_way)) == 6
 
 
 def test_two_scans_change_while_an_ingest_runs(dataset):
