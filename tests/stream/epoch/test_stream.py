@@ -282,7 +282,7 @@ def read_all(stream, send):
 
 # Python 3.12 warns about any fork while threads run; trainers do it, so it must work.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_another_process_reads_the_same_samples(store, start_method):
     context = multiprocessing.get_context(start_method)
     stream = store.patches(20, batch_size=2, foreground=0.5, n_samples=7)
