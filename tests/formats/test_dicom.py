@@ -32,6 +32,8 @@ LPS = np.diag([-0.75, -0.5, 2.5, 1.0]) + np.array(
     [[0, 0, 0, 30.5], *[[0, 0, 0, -90.25]] * 2, [0] * 4]
 )
 SIGNED = {"signed": True, "intercept": 0}
+DECODED_ALIKE = {"implicit-le", "explicit-be", "jpeg-lossless-57", "jpeg2000-lossy"}
+"""Transfer syntaxes whose pixels are decoded by the code for another one."""
 COMPRESSED = [
     name
     for name in DICOM_TRANSFER_SYNTAXES
@@ -738,7 +740,11 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "syntax", ["explicit-le", "implicit-le", "explicit-be", "deflated", *COMPRESSED]
+    "syntax",
+    [
+        pytest.param(syntax, marks=[pytest.mark.long] if syntax in DECODED_ALIKE else [])
+        for syntax in DICOM_TRANSFER_SYNTAXES
+    ],
 )
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

@@ -56,17 +56,24 @@ def edit(path, change):
     dataset.save_as(path)
 
 
+FORMS = (
+    {"bits_stored": 12},
+    {"signed": True, "intercept": 0, "bits_stored": 12},
+    {"slope": 0.5, "intercept": 0.5 - 1024, "naming": "reversed"},
+)
+
+
 @pytest.mark.parametrize(
-    "form",
+    ("syntax", "form", "legacy"),
     [
-        {"bits_stored": 12},
-        {"signed": True, "intercept": 0, "bits_stored": 12},
-        {"slope": 0.5, "intercept": 0.5 - 1024, "naming": "reversed"},
+        # Half of them have every pair of a syntax, a form and a kind.
+        pytest.param(syntax, form, legacy, marks=[pytest.mark.long] if (i + j + legacy) % 2 else [])
+        for i, syntax in enumerate(DICOM_TRANSFER_SYNTAXES)
+        for j, form in enumerate(FORMS)
+        for legacy in (False, True)
     ],
 )
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("syntax", DICOM_TRANSFER_SYNTAXES)
-def test_frames_equal_the_same_slices_in_single_files(tmp_path, syntax, legacy, form):
+def test_frames_equal_the_same_slices_in_single_files(tmp_path, syntax, form, legacy):
     values = VALUES + 0.5 if form.get("slope") else VALUES
     write(tmp_path / "frames", values, legacy=legacy, transfer_syntax=syntax, **form)
     write_dicom_series(

@@ -26,7 +26,7 @@ EVIL = [
 
 def made(text):
     """Return an expression with a small time budget of its own."""
-    return BoundedRegex(text, ignore_case=False, budget=TimeBudget(full_s=0.5))
+    return BoundedRegex(text, ignore_case=False, budget=TimeBudget(full_s=0.1))
 
 
 @pytest.mark.parametrize("text", EVIL)

@@ -219,10 +219,16 @@ def test_without_padding_noise_reaches_the_corners():
 @pytest.mark.parametrize(
     "spec",
     [
-        PhantomSpec(),
-        PhantomSpec(1, (40, 256, 256), (5.0, 1.4, 1.4), ("T6", "T7", "T8", "T9", "T10")),
+        pytest.param(PhantomSpec(), marks=pytest.mark.long),
+        pytest.param(
+            PhantomSpec(1, (40, 256, 256), (5.0, 1.4, 1.4), ("T6", "T7", "T8", "T9", "T10")),
+            marks=pytest.mark.long,
+        ),
         PhantomSpec(2, (64, 64, 64), (3.0, 3.0, 3.0), padding_hu=None),
-        PhantomSpec(3, (24, 384, 384), (2.5, 0.9, 0.9), ("L2", "L3"), padding_hu=-3024),
+        pytest.param(
+            PhantomSpec(3, (24, 384, 384), (2.5, 0.9, 0.9), ("L2", "L3"), padding_hu=-3024),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["default", "thick slices", "coarse, no circle", "two levels"],
 )

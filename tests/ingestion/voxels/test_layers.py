@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from orientations import AXCODES
 
 from spinezarr.geometry import Grid
 from spinezarr.ingestion.voxels.layers import LayerInMemory, LayerOnDisk, plan_strips
 from spinezarr.store.layout import BALANCED
-from spinezarr.testing import all_axcodes
 
 SHAPES = [(130, 50, 100), (1, 1, 1), (64, 48, 48), (3, 97, 145)]
 
@@ -22,7 +22,7 @@ def in_file_order(shape_zyx, axcodes):
     return numbers_zyx, numbers_ijk, Grid(numbers_ijk.shape, inv_ornt_aff(turn, shape_zyx[::-1]))
 
 
-@pytest.mark.parametrize("axcodes", all_axcodes())
+@pytest.mark.parametrize("axcodes", AXCODES)
 @pytest.mark.parametrize("shape_zyx", SHAPES)
 def test_layers_cover_the_volume_once_in_file_order(axcodes, shape_zyx):
     numbers_zyx, numbers_ijk, grid = in_file_order(shape_zyx, axcodes)
@@ -55,7 +55,7 @@ def test_strips_cut_layers_into_pieces(depth, planes, axcodes):
         assert [strip.is_last for strip in own] == [*[False] * (len(own) - 1), True]
 
 
-@pytest.mark.parametrize("axcodes", all_axcodes())
+@pytest.mark.parametrize("axcodes", AXCODES)
 @pytest.mark.parametrize("block_bytes", [0, 6 * 64 * 48 * 48, 1 << 30])
 def test_blocks_hold_the_stored_voxels_of_their_boxes(tmp_path, axcodes, block_bytes):
     numbers_zyx, numbers_ijk, grid = in_file_order((130, 50, 100), axcodes)
@@ -86,7 +86,7 @@ def test_blocks_hold_the_stored_voxels_of_their_boxes(tmp_path, axcodes, block_b
             layer.close()
 
 
-@pytest.mark.parametrize("axcodes", all_axcodes())
+@pytest.mark.parametrize("axcodes", AXCODES)
 @pytest.mark.parametrize("chunks", [0, 1, 2, 99])
 def test_blocks_are_whole_chunks_up_to_the_given_size(tmp_path, axcodes, chunks):
     _, numbers_ijk, grid = in_file_order((130, 100, 150), axcodes)

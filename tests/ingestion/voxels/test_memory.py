@@ -52,6 +52,7 @@ print(peak_mib() - before)
 """
 
 
+@pytest.mark.long
 def test_a_process_stays_within_the_budget(tmp_path):
     """The image takes 384 MiB in the file, 192 MiB as int16, and 150 MiB in one row of shards."""
     command = [sys.executable, "-c", INGEST, str(tmp_path)]

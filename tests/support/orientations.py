@@ -1,0 +1,17 @@
+"""Which orientations does a test take: twelve in 'make test', and the other 36 in 'make test-long'.
+
+The twelve have each order of the axes in one orientation and in its opposite.
+"""
+
+import pytest
+
+from spinezarr.testing import all_axcodes
+
+__all__ = ["AXCODES", "FEW_AXCODES"]
+
+FEW_AXCODES = ("AIL", "ALI", "IAR", "ILA", "LAS", "LIA", "PSR", "PRS", "SPL", "SRP", "RPI", "RSP")
+AXCODES = [
+    axcodes if axcodes in FEW_AXCODES else pytest.param(axcodes, marks=pytest.mark.long)
+    for axcodes in all_axcodes()
+]
+"""Values of a parameter: all 48 orientations."""
