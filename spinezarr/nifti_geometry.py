@@ -61,7 +61,7 @@ class NiftiGeometry(Protocol):
         ...
 
 
-def qform_affine(place: NiftiGeometry) -> Matrix4x4:
+def qform_affine(fields: NiftiGeometry) -> Matrix4x4:
     """Return the affine that the qform states (method 2 of ``nifti1.h``).
 
     A quaternion longer than 1 is shortened to 1, as nifti_clib does.
@@ -78,7 +78,7 @@ def qform_affine(place: NiftiGeometry) -> Matrix4x4:
     >>> (qform_affine(turned) + 0.0).tolist()
     [[-2.0, 0.0, 0.0, 5.0], [0.0, -2.0, 0.0, 6.0], [0.0, 0.0, -3.0, 7.0], [0.0, 0.0, 0.0, 1.0]]
     """
-    b, c, d = np.array(place.quatern_bcd, float) / max(1.0, math.hypot(*place.quatern_bcd))
+    b, c, d = np.array(fields.quatern_bcd, float) / max(1.0, math.hypot(*fields.quatern_bcd))
     a = np.sqrt(max(0.0, 1 - (b * b + c * c + d * d)))
     rotation = np.array(
         [
@@ -87,25 +87,25 @@ def qform_affine(place: NiftiGeometry) -> Matrix4x4:
             [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
         ]
     )
-    qfac, *spacing = place.pixdim
+    qfac, *spacing = fields.pixdim
     affine = np.eye(4)
     affine[:3, :3] = rotation * np.array(spacing) * [1, 1, -1 if qfac < 0 else 1]
-    affine[:3, 3] = place.qoffset_xyz
+    affine[:3, 3] = fields.qoffset_xyz
     return affine
 
 
 def conflicting_pixdim_mm(
-    place: NiftiGeometry, shape_ijk: ShapeIJK, affine: Matrix4x4
+    fields: NiftiGeometry, shape_ijk: ShapeIJK, affine_ijk: Matrix4x4
 ) -> tuple[float, float, float] | None:
     """Return the spacing in ``pixdim`` if it conflicts with the sform.
 
     Parameters
     ----------
-    place
+    fields
         Fields of the header.
     shape_ijk
         Number of voxels along the axes of the file.
-    affine
+    affine_ijk
         4 x 4 matrix of the sform, from voxel ``(i, j, k, 1)`` to RAS+ mm.
 
     Returns
@@ -114,25 +114,25 @@ def conflicting_pixdim_mm(
         Spacing in mm along i, j and k. None if the header has no sform, or if the two spacings
         differ by less than a tenth of the smallest voxel spacing over the whole volume.
     """
-    if place.sform_code <= 0:
+    if fields.sform_code <= 0:
         return None
-    stated = np.array(place.pixdim[1:], float)
-    taken = np.linalg.norm(affine[:3, :3], axis=0)
+    stated = np.array(fields.pixdim[1:], float)
+    spacing = np.linalg.norm(affine_ijk[:3, :3], axis=0)
     steps = np.maximum(np.array(shape_ijk) - 1, 1)
-    if (np.abs(stated - taken) <= GRID_TOLERANCE * taken.min() / steps).all():
+    if (np.abs(stated - spacing) <= GRID_TOLERANCE * spacing.min() / steps).all():
         return None
     i, j, k = stated.tolist()
     return (i, j, k)
 
 
 def qform_sform_distance_mm(
-    place: NiftiGeometry, shape_ijk: ShapeIJK, affine: Matrix4x4
+    fields: NiftiGeometry, shape_ijk: ShapeIJK, affine_ijk: Matrix4x4
 ) -> float | None:
     """Return the largest distance in mm between the corners by qform and by sform.
 
     Parameters
     ----------
-    place, shape_ijk, affine
+    fields, shape_ijk, affine_ijk
         As for :func:`conflicting_pixdim_mm`.
 
     Returns
@@ -141,19 +141,19 @@ def qform_sform_distance_mm(
         None if the header does not state both, or if the distance is at most a tenth of the
         smallest voxel spacing.
     """
-    if place.sform_code <= 0 or place.qform_code <= 0:
+    if fields.sform_code <= 0 or fields.qform_code <= 0:
         return None
     # The numbers of a damaged header may overflow.
     with np.errstate(over="ignore", invalid="ignore"):
-        distance = corner_distance_mm(shape_ijk, qform_affine(place), affine)
-    smallest = float(np.linalg.norm(affine[:3, :3], axis=0).min())
+        distance = corner_distance_mm(shape_ijk, qform_affine(fields), affine_ijk)
+    smallest = float(np.linalg.norm(affine_ijk[:3, :3], axis=0).min())
     if distance <= GRID_TOLERANCE * smallest:
         return None
     return distance if math.isfinite(distance) else sys.float_info.max
 
 
-def is_default_affine(affine: Matrix4x4) -> bool:
-    """Whether an affine is the default that programs write if they know no position.
+def is_default_affine(affine_ijk: Matrix4x4) -> bool:
+    """Whether an affine_ijk is the default that programs write if they know no position.
 
     These are voxels of 1 mm along the world axes, in any directions, with the first voxel at the
     origin: the identity of nibabel (RAS) and that of ITK (LPS).
@@ -165,4 +165,4 @@ def is_default_affine(affine: Matrix4x4) -> bool:
     >>> is_default_affine(np.diag([0.7, 0.7, 1.0, 1.0]))
     False
     """
-    return bool(np.array_equal(np.abs(affine), np.eye(4)))
+    return bool(np.array_equal(np.abs(affine_ijk), np.eye(4)))

@@ -50,7 +50,7 @@ _TICKET: Final = re.compile(r"(?<=/signed/)\d+\.\d+\.[^/]+")
 _IN_TEXT: Final = re.compile(rf"{_CHAINED}\b{_SCHEME}:[/\\]+(?:\S*@)?[^\s'\"<>]*")
 
 
-def redact_url(place: str) -> str:
+def redact_url(url: str) -> str:
     """Return a URL without userinfo, query and fragment, for messages.
 
     * A signature in the path (:mod:`spinezarr.serve.signing`) is removed.
@@ -69,14 +69,14 @@ def redact_url(place: str) -> str:
     >>> redact_url("/data/a@b?c#d")
     '/data/a@b?c#d'
     """
-    start = _START.match(place)
+    start = _START.match(url)
     if start is None:
         # Some programs write a share on another machine as ``//user:pass@host/share``.
-        start = re.match(r"[/\\]{2}(?=[^/\\]*@)", place)
-        return place if start is None else start[0] + _without_userinfo(place[start.end() :])
-    if _ON_THIS_MACHINE.match(place):
-        return place
-    rest = place[start.end() :]
+        start = re.match(r"[/\\]{2}(?=[^/\\]*@)", url)
+        return url if start is None else start[0] + _without_userinfo(url[start.end() :])
+    if _ON_THIS_MACHINE.match(url):
+        return url
+    rest = url[start.end() :]
     link, following = rest, ""
     if (start["scheme"] or "").lower() in _WRAPPERS and (chained := _NEXT.search(rest)):
         link, following = rest[: chained.start()], rest[chained.end() :]

@@ -66,7 +66,7 @@ class IngestReport:
     skipped: tuple[str, ...]
     """Scans that were already up to date in the store."""
     failed: tuple[FailedScan, ...]
-    others: tuple[str, ...]
+    from_earlier_runs: tuple[str, ...]
     """Scans from earlier runs that are not in the raw folder; they stay in the store."""
     notes: dict[str, tuple[str, ...]]
     """Notes for the user on scans that are done or updated, by scan id."""
@@ -363,7 +363,7 @@ class _Run:
         here = {source.scan_id for source in discovery.scans}
         here |= {image.scan_id for image in discovery.without_mask}
         here |= {scan.scan_id for scan in discovery.refused}
-        self._others = tuple(sorted(known.entries.keys() - here, key=natural_key))
+        self._from_earlier_runs = tuple(sorted(known.entries.keys() - here, key=natural_key))
         self._sources = {source.scan_id: source for source in discovery.scans}
         self._inputs: dict[str, str] = {}
         """Hash of the inputs of each scan that a worker has."""
@@ -459,7 +459,7 @@ class _Run:
             updated=tuple(scan.scan_id for scan in updated),
             skipped=tuple(sorted(self._skipped, key=position.__getitem__)),
             failed=tuple(sorted(self._failed, key=lambda scan: position.get(scan.scan_id, -1))),
-            others=self._others,
+            from_earlier_runs=self._from_earlier_runs,
             notes={scan.scan_id: scan.notes for scan in (*done, *updated) if scan.notes},
             source_bytes=sum(scan.source_bytes for scan in done),
             stored_bytes=sum(entry.size_bytes for scan in done for entry in scan.manifest.values()),

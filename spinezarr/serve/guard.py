@@ -16,7 +16,9 @@ from spinezarr.serve.tokens import Tokens
 __all__ = ["LOOPBACK", "Guard", "is_loopback"]
 
 _WORD: Final = re.compile(r"[\x21-\x7e]{1,512}")
-_PLACE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?", re.ASCII)
+_HOST_AND_PORT: Final = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?", re.ASCII
+)
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names by which a machine reaches itself."""
 _EXPOSED: Final = (
@@ -161,7 +163,7 @@ def _token_of(authorization: str) -> str | None:
         return None
 
 
-def _host_of(place: str) -> str:
+def _host_of(host_and_port: str) -> str:
     """Return the host of ``host:port``, without brackets; empty if it is no such pair."""
-    found = _PLACE.fullmatch(place)
+    found = _HOST_AND_PORT.fullmatch(host_and_port)
     return "" if found is None else (found[1] or found[2]).lower()

@@ -63,13 +63,13 @@ class LevelRequest:
     ----------
     scan_id, level
         Scan and level that the path of the request names.
-    kept
+    cache
         Cache of the pieces of levels of all stores.
     """
 
     scan_id: str
     level: str
-    kept: LevelCache = field(repr=False)
+    cache: LevelCache = field(repr=False)
 
 
 def answer_level(
@@ -128,7 +128,7 @@ def _answer(
         is_named=asked.content_checksum is not None,
         vary="Accept-Encoding",
     )
-    levels = LevelReader(opened.engine, opened.reader.url, wanted.kept)
+    levels = LevelReader(opened.engine, opened.reader.url, wanted.cache)
     dtype = shown_dtype(array).newbyteorder("<")
 
     def read() -> bytes:

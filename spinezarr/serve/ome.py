@@ -54,14 +54,14 @@ class OmeFolder:
         Files of the store.
     patches
         Reads the voxels of the store.
-    kept
+    cache
         Cache of pieces of coarse levels, shared with other stores.
     """
 
-    def __init__(self, folder: ServedFolder, patches: PatchSource, kept: LevelCache) -> None:
+    def __init__(self, folder: ServedFolder, patches: PatchSource, cache: LevelCache) -> None:
         self._folder = folder
         self._patches = patches
-        self._kept = kept
+        self._cache = cache
         self._trees: Recent[OmeTree] = Recent(_KNOWN_TREES)
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
@@ -129,7 +129,7 @@ class OmeFolder:
                 raise GoneError(f"scan {scan_id!r} has no such chunk any more.")
             z, y, x = (i * n for i, n in zip(index, piece_zyx, strict=True))
             box = Box.at((z, y, x), piece_zyx).intersect(level.box) or level.box
-            return array, LevelReader(engine, reader.url, self._kept).read(array, level, box)
+            return array, LevelReader(engine, reader.url, self._cache).read(array, level, box)
 
         try:
             array, piece = retry_if_rewritten(read)

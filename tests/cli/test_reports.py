@@ -263,7 +263,7 @@ def test_pseudonyms_are_the_same_in_any_unicode_form(tmp_path):
     place.write_text(normalize("NFD", place.read_text(encoding="utf-8")), encoding="utf-8")
     again = json.loads(pairs(tmp_path / "NFD", tmp_path / "s.zarr", *words).stdout)
     assert again["done"] == first["done"]
-    assert again["others"] == []
+    assert again["from_earlier_runs"] == []
 
 
 def test_scans_with_invalid_names_are_reported_under_pseudonyms(raw, tmp_path):

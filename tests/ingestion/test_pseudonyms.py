@@ -190,7 +190,7 @@ def test_running_again_skips_updates_and_adds(raw, tmp_path):
     assert {line.pseudonym for line in before} == set(first.done)
     assert set(before) < set(added)
     (raw / "Doe_Jane" / "visitA_ct.nii").unlink()
-    assert len(run(raw, out).others) == 1
+    assert len(run(raw, out).from_earlier_runs) == 1
     assert lines_of(place) == added
 
 

@@ -203,7 +203,7 @@ def test_one_name_that_is_no_scan_id_fails_only_its_scan(raw, out):
     for name in ("-a", "_a"):
         np.testing.assert_array_equal(store.scan(name).image, IMAGE.T)
     again = run(PAIRS, raw, out)
-    assert (set(again.skipped), again.others) == ({"good", "-a", "_a"}, ())
+    assert (set(again.skipped), again.from_earlier_runs) == ({"good", "-a", "_a"}, ())
 
 
 def test_a_folder_with_only_invalid_scan_ids_is_a_usage_error(tmp_path):
@@ -220,7 +220,7 @@ def test_a_stored_scan_stays_if_its_id_is_found_twice(raw, out, tmp_path):
     write_pair(raw / "copy")
     report = run(recipe, raw, out)
     (failed,) = report.failed
-    assert (failed.scan_id, report.skipped, report.others) == ("good", ("other",), ())
+    assert (failed.scan_id, report.skipped, report.from_earlier_runs) == ("good", ("other",), ())
     assert "copy/good_ct.nii.gz\n  good_ct.nii.gz" in failed.reason
     assert spinezarr.open(out).table.scan.to_numpy().tolist() == ["good", "other"]
 

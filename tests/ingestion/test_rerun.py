@@ -248,10 +248,10 @@ def test_a_root_of_another_license_is_written_again(raw, tmp_path):
 
 def test_scans_that_are_no_longer_found_stay_and_are_reported(raw, tmp_path):
     out = tmp_path / "s.zarr"
-    assert run(raw, out).others == ()
+    assert run(raw, out).from_earlier_runs == ()
     (raw / "P1_a_ct.nii").unlink()
     again = run(raw, out)
-    assert (again.others, again.skipped) == (("a",), ("b",))
+    assert (again.from_earlier_runs, again.skipped) == (("a",), ("b",))
     assert spinezarr.open(out).table.scan.to_numpy().tolist() == ["a", "b"]
 
 

@@ -41,12 +41,11 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
     table.add_row("skipped, already whole", str(len(report.skipped)))
     table.add_row("failed", str(len(report.failed)), style="bold red" if report.failed else None)
     OUT.print(table)
-    if report.others:
-        there = "stays" if len(report.others) == 1 else "stay"
+    if report.from_earlier_runs:
+        n_scans = count_noun(len(report.from_earlier_runs), "scan")
         OUT.say(
-            "In the store from before, and not found in the raw folder: "
-            f"{count_noun(len(report.others), 'scan')}, which {there}. For a store without, choose "
-            "another place."
+            f"Not in the raw folder, and kept in the store: {n_scans} from earlier runs. For a "
+            "store without them, choose another path."
         )
     if report.done:
         share = report.stored_bytes / report.source_bytes

@@ -522,7 +522,7 @@ def test_a_second_ingest_opens_no_file_and_the_ledger_holds_no_private_text(tmp_
     shutil.rmtree(raw / "P0007")
     report = ingest(recipe, found_in(raw, recipe, known=known_folders(out)), out)
     assert len(known_folders(out)) < len(found.folders)
-    assert len(report.others) == 2
+    assert len(report.from_earlier_runs) == 2
 
 
 def test_scans_of_a_bucket_equal_those_of_the_same_folder_on_disk(tmp_path):
