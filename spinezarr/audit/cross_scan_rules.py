@@ -3,11 +3,13 @@
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from spinezarr.audit.finding import Finding
 from spinezarr.redaction import redact_url
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["ScanKey", "same_image", "same_patient", "scan_keys"]
 
@@ -25,7 +27,7 @@ class ScanKey:
     image_checksum: str
 
 
-def scan_keys(url: str, dataset: str, table: xr.Dataset) -> list[ScanKey]:
+def scan_keys(url: str, dataset: str, table: "xr.Dataset") -> list[ScanKey]:
     """Return the keys of a store's scans."""
     columns = (table[name].to_numpy() for name in ("scan", "patient_id", "split", "image_checksum"))
     return [ScanKey(url, dataset, *map(str, row)) for row in zip(*columns, strict=True)]

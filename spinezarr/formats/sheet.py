@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-import openpyxl
-
 from spinezarr.errors import FormatError
 from spinezarr.text import count_noun, to_nfc
 
@@ -171,6 +169,8 @@ def _text_rows(data: bytes, path: str, delimiter: str) -> Iterator[list[str]]:
 
 
 def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
+    import openpyxl  # noqa: PLC0415  takes long, and most datasets have no workbook
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(

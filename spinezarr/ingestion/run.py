@@ -10,9 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
 from spinezarr.ingestion.discovery.discover import (
@@ -34,6 +32,9 @@ from spinezarr.store.layout import FORMAT_VERSION, LARGEST_SCANS, profile_named
 from spinezarr.store.ledger import FolderRecord, LedgerEntry, hash_inputs
 from spinezarr.store.table import natural_key, table_attributes
 from spinezarr.store.writer import StoreWriter
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["FailedScan", "IngestReport", "Listener", "LocalThreads", "Workers", "ingest"]
 
@@ -288,7 +289,7 @@ class _Known:
     def __init__(
         self,
         store: StoreWriter,
-        table: xr.Dataset | None,
+        table: "xr.Dataset | None",
         entries: dict[str, LedgerEntry],
         changed: dict[str, ScanAttributes],
         folders: dict[str, FolderRecord],

@@ -9,11 +9,10 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import compress
 
@@ -35,6 +34,9 @@ from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.sealed import seal
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c, encode_chunk
 from spinezarr.vertebrae import NAME_OF_VALUE
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["root_files", "scan_files", "table_files", "with_stored_encoding"]
 
@@ -161,7 +163,7 @@ def with_stored_encoding(
     return {**data, METADATA: json.dumps(scan).encode()}
 
 
-def table_files(table: xr.Dataset, separator: Separator) -> dict[str, bytes]:
+def table_files(table: "xr.Dataset", separator: Separator) -> dict[str, bytes]:
     """Return the files of the scan table; its ``manifest`` names all but ``zarr.json``."""
     members: dict[str, dict[str, Any]] = {}
     chunks: dict[str, bytes] = {}

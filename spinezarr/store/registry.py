@@ -8,8 +8,7 @@ other.
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from spinezarr.errors import (
     CorruptStoreError,
@@ -37,6 +36,9 @@ from spinezarr.store.table_file import parse_table
 from spinezarr.store.table_reader import read_table
 from spinezarr.store.writable import WritableStore
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 __all__ = ["ScanRegistry"]
 
 
@@ -55,7 +57,7 @@ class ScanRegistry:
         self._store = store
         self._root = root
 
-    def table(self) -> xr.Dataset | None:
+    def table(self) -> "xr.Dataset | None":
         """Read the scan table; None if it is missing or damaged."""
         try:
             read = partial(read_files, self._store.fs)
@@ -109,11 +111,11 @@ class ScanRegistry:
 
     def write_table(
         self,
-        known: xr.Dataset | None,
+        known: "xr.Dataset | None",
         changed: Mapping[str, ScanAttributes],
         entries: Mapping[str, LedgerEntry],
         folders: Mapping[str, FolderRecord] | None = None,
-    ) -> xr.Dataset:
+    ) -> "xr.Dataset":
         """Write the scan table and the ledger again.
 
         Parameters
@@ -158,7 +160,7 @@ class ScanRegistry:
         return table
 
     def write_audit_log(
-        self, log: AuditLog, table: xr.Dataset, scans: Mapping[str, ScanAttributes]
+        self, log: AuditLog, table: "xr.Dataset", scans: Mapping[str, ScanAttributes]
     ) -> None:
         """Write the results of an audit, then show them in the scan table.
 
@@ -187,7 +189,7 @@ class ScanRegistry:
                 ) from problem
             self.publish_table(with_audit_results(table, log.current(identities)))
 
-    def publish_table(self, table: xr.Dataset) -> None:
+    def publish_table(self, table: "xr.Dataset") -> None:
         """Write the files of a table beside the old ones, make them visible, then the bundle."""
         fs, folder = self._store.fs, f"{self._store.path}/{TABLE}"
         old = list_sizes(fs, folder).keys()

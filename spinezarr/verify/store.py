@@ -3,9 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from spinezarr.errors import DamagedMetadataError, StoreNotFoundError
 from spinezarr.processors import cpu_count
@@ -33,6 +31,9 @@ from spinezarr.verify.files import (
 )
 from spinezarr.verify.scan import CheckedScan, check_scan
 from spinezarr.verify.table import check_table_files, compare_table, read_table
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Verification", "verify_store"]
 
@@ -291,7 +292,7 @@ class _Check:
     def _compare(
         self,
         root: RootAttributes | None,
-        table: xr.Dataset | None,
+        table: "xr.Dataset | None",
         log: AuditLog | None,
         checked: Iterable[CheckedScan],
         *,

@@ -1,11 +1,10 @@
 """Is the scan table intact, and do its rows agree with the scans?"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from spinezarr.errors import CorruptStoreError, DamagedMetadataError
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
@@ -18,6 +17,9 @@ from spinezarr.store.table_file import parse_table
 from spinezarr.store.table_reader import read_table as read_table_files
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import OnBytes, StoreFiles, read_error, seal_problem, unreadable
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["check_table_files", "compare_table", "read_table"]
 
@@ -79,7 +81,7 @@ def _bundle_faults(
         yield Fault(None, TABLE_BUNDLE, "damaged", "other files", written)
 
 
-def read_table(files: StoreFiles, url: str) -> tuple[xr.Dataset | None, list[Fault]]:
+def read_table(files: StoreFiles, url: str) -> tuple["xr.Dataset | None", list[Fault]]:
     """Read a table whose files are all intact; return it or its fault."""
     try:
         table = read_table_files(files.read_paths, f"{files.path}/{TABLE}", url)
@@ -89,7 +91,7 @@ def read_table(files: StoreFiles, url: str) -> tuple[xr.Dataset | None, list[Fau
 
 
 def compare_table(
-    table: xr.Dataset,
+    table: "xr.Dataset",
     root: RootAttributes,
     scans: Iterable[ScanAttributes],
     log: AuditLog,
@@ -132,7 +134,9 @@ def compare_table(
     yield from _cell_faults(table.isel(scan=[names.index(name) for name in shared]), wanted, shared)
 
 
-def _cell_faults(table: xr.Dataset, expected: xr.Dataset, names: Sequence[str]) -> Iterator[Fault]:
+def _cell_faults(
+    table: "xr.Dataset", expected: "xr.Dataset", names: Sequence[str]
+) -> Iterator[Fault]:
     """Compare two tables of the same scans row by row; yield one fault a scan."""
     wrong: dict[int, str] = {}
     for name, variable in expected.variables.items():
