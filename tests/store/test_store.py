@@ -27,6 +27,7 @@ from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.audit_log import scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE
+from spinezarr.store.layout import FORMAT_VERSION
 from spinezarr.store.ledger import LedgerEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import ABSENT, index_bytes, parse_index, shard_index
@@ -405,7 +406,7 @@ def test_another_dataset_is_refused(copied):
 def test_a_store_of_another_format_is_refused(copied):
     root = root_of(copied)
     edit_json(copied / "zarr.json", lambda root: root["attributes"].update(format_version=3))
-    with pytest.raises(UsageError, match=r"in format 3, not 5"):
+    with pytest.raises(UsageError, match=f"in format 3, not {FORMAT_VERSION}"):
         StoreWriter(str(copied), root)
 
 
