@@ -6,6 +6,7 @@ that help and wrong usage are answered at once.
 
 import io
 import sys
+from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, Final
 
@@ -62,6 +63,7 @@ def _defined(name: str) -> Any:  # noqa: ANN401
     return getattr(module, "app", None) or getattr(module, name)
 
 
+@cache
 def _command(name: str) -> Any:  # noqa: ANN401
     group = _defined(name)
     if not isinstance(group, typer.Typer):
