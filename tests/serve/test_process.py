@@ -133,7 +133,7 @@ def is_sound(found):
 
 def test_many_clients_get_the_bytes_of_the_disk(server, ctspine1k_url):
     requests = load.Requests(Path(ctspine1k_url), batches=6)
-    is_sound(load.ask_for_long(server, requests, seconds=1.0, connections=16))
+    is_sound(load.ask_for_long(server, requests, seconds=1.5, connections=16))
 
 
 @pytest.mark.long

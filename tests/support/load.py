@@ -331,7 +331,7 @@ def _growth(held: Sequence[Held]) -> dict[str, float]:
     n = max(len(held) // 5, 1)
     warm, last = (
         statistics.fmean(one.resident_bytes for one in part)
-        for part in (held[n : 2 * n], held[-n:])
+        for part in (held[n : 2 * n] or held[:n], held[-n:])
     )
     return {
         "resident_mb_warm": round(warm / 1e6, 1),
