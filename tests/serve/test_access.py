@@ -20,6 +20,7 @@ import zarr.storage
 from asking import ask, ask_for_patches
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 from typer.testing import CliRunner
 
 import spinezarr
@@ -77,7 +78,7 @@ def own(lab, tmp_path):
 def ask_once(url, method="GET", form=None, **headers):
     """Send a request, and follow no redirect."""
     parts = urllib.parse.urlsplit(url)
-    connection = HTTPConnection(parts.netloc, timeout=20)
+    connection = HTTPConnection(parts.netloc, timeout=PATIENCE_S)
     body = None if form is None else urllib.parse.urlencode(form)
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     if form is not None:
@@ -494,7 +495,7 @@ BEYOND = [
 def status_of(url, path):
     """Send a path unchanged, and return the status of the answer."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode("latin-1"))
         return int(connection.recv(64).split()[1])

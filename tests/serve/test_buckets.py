@@ -19,7 +19,7 @@ import safetensors.numpy
 import tensorstore
 import xarray as xr
 import zarr
-from asking import ask, ask_for_patches
+from asking import ask, ask_for_patches, wait_for_server
 from patience import PATIENCE_S, wait_until
 from typer.testing import CliRunner
 
@@ -535,14 +535,7 @@ def test_the_command_serves_a_catalog_of_buckets(s3_server, place, ctspine1k_url
     words = ("--catalog", str(catalog), "--processes", "2")
     process, port = serve_once(s3_server, *words, **own)
     try:
-        for _ in range(300):
-            try:
-                ask(f"http://127.0.0.1:{port}/healthz")
-            except OSError:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.1)
-            else:
-                break
+        wait_for_server(process, f"http://127.0.0.1:{port}")
         url = f"http://127.0.0.1:{port}/zarr/ctspine1k"
         expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
         assert digests(spinezarr.open(url).scan(SCAN)) == expected

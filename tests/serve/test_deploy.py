@@ -7,16 +7,15 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE_S
+from patience import PATIENCE_S, wait_until
 
 from spinezarr.serve.tokens import new_token
 
@@ -104,7 +103,7 @@ class Site:
             _NoRedirects, urllib.request.HTTPSHandler(context=self.context)
         )
         try:
-            answer = opener.open(request, timeout=20)
+            answer = opener.open(request, timeout=PATIENCE_S)
         except urllib.error.HTTPError as problem:
             answer = problem
         with answer:
@@ -149,13 +148,14 @@ def running(url, *command, **options):
     with subprocess.Popen([*map(str, command)], **options) as process:
         try:
             place = urllib.parse.urlsplit(url)
-            for _ in range(300):
-                try:
+
+            def accepts():
+                assert process.poll() is None
+                with suppress(OSError):
                     socket.create_connection((place.hostname, place.port), 1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None
-                    time.sleep(0.1)
+                    return True
+
+            wait_until(accepts)
             yield process
         finally:
             process.terminate()

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from asking import ask
-from patience import wait_until
+from patience import PATIENCE_S, wait_until
 from running import running
 
 import spinezarr
@@ -97,7 +97,7 @@ def long_scan(tmp_path_factory):
 
 def receive(url, path):
     """Return all bytes until the connection ends, and whether the answer was complete."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
     connection.request("GET", path)
     answer = connection.getresponse()
     try:
@@ -148,7 +148,7 @@ def test_granian_ends_a_damaged_answer_unfinished(long_scan, tmp_path):
 def test_too_many_files_at_once_are_refused(long_scan):
     settings = ServeSettings(paths=(str(long_scan),), limits=ServeLimits(streams=1))
     with BackgroundServer(settings) as server:
-        one = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
+        one = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=PATIENCE_S)
         one.request("GET", PATH)
         answer = one.getresponse()
         assert answer.read(2) == b"\x1f\x8b"  # and then stops reading

@@ -20,6 +20,7 @@ from google_crc32c import extend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
+from patience import PATIENCE_S
 
 import spinezarr
 from spinezarr.geometry import Box
@@ -197,7 +198,7 @@ def test_a_body_that_never_arrives_delays_no_other_request(serve_within):
     served = f"{serve_within(body_s=0.3)}/v1/ctspine1k/batch"
     host = served.removeprefix("http://").partition("/")[0]
     name, _, port = host.partition(":")
-    slow = [socket.create_connection((name, int(port)), timeout=20) for _ in range(40)]
+    slow = [socket.create_connection((name, int(port)), timeout=PATIENCE_S) for _ in range(40)]
     lines = ["POST /v1/ctspine1k/batch HTTP/1.1", f"Host: {host}", "Content-Length: 99", "", "{"]
     for one in slow:
         one.sendall("\r\n".join(lines).encode())

@@ -63,7 +63,7 @@ def own(ctspine1k_url, tmp_path):
 def ask_raw(url, *lines, body=b""):
     """Send the head of a request unchanged, and return the whole answer."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
         connection.shutdown(socket.SHUT_WR)
         found = b""

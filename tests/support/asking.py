@@ -4,11 +4,11 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
-from patience import PATIENCE_S
+from patience import PATIENCE_S, wait_until
 
 
 class _NoOnward(urllib.request.HTTPRedirectHandler):
@@ -54,15 +54,19 @@ def started(*words, port=None, log=None, command=FRESH):
         text=True,
     )
     url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        try:
-            ask(f"{url}/healthz")
-        except OSError:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        else:
-            return process, url
-    raise AssertionError
+    wait_for_server(process, url)
+    return process, url
+
+
+def wait_for_server(process, url):
+    """Wait until a server answers, and fail if its process ends before."""
+
+    def answers():
+        assert process.poll() is None, process.communicate()
+        with suppress(OSError):
+            return ask(f"{url}/healthz")
+
+    wait_until(answers)
 
 
 def free_port():
