@@ -102,17 +102,10 @@ def large(tmp_path_factory):
 
 
 @pytest.fixture
-def tab(page):
-    """Return a tab with time limits for drawing in software on a busy machine."""
-    page.set_default_timeout(60_000)
-    return page
-
-
-@pytest.fixture
-def quick(tab):
+def quick(page):
     """Return a tab whose planes the server draws, for tests that do not depend on NiiVue."""
-    without_niivue(tab)
-    return tab
+    without_niivue(page)
+    return page
 
 
 def mm(voxel):
@@ -123,27 +116,27 @@ def at_mm(voxel):
     return ",".join(f"{value:g}" for value in mm(voxel))
 
 
-def drawn_hash(tab, plane="sagittal"):
-    return hashlib.sha256(picture(tab, plane).tobytes()).hexdigest()
+def drawn_hash(page, plane="sagittal"):
+    return hashlib.sha256(picture(page, plane).tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("voxel", [(0, 0, 0), (11, 13, 7), (23, 29, 19)])
-def test_the_planes_show_the_stored_voxels(tab, small, voxel):
+def test_the_planes_show_the_stored_voxels(page, small, voxel):
     where = small.page(at_mm=at_mm(voxel), labels="false", interpolation="nearest", level="0")
-    tab.goto(where)
-    wait_for_volume(tab)
-    assert_drawn(tab, small.image, voxel, WINDOWS_HU["bone"], SPACING)
-    tab.keyboard.press("2")
-    assert_drawn(tab, small.image, voxel, WINDOWS_HU["soft_tissue"], SPACING)
+    page.goto(where)
+    wait_for_volume(page)
+    assert_drawn(page, small.image, voxel, WINDOWS_HU["bone"], SPACING)
+    page.keyboard.press("2")
+    assert_drawn(page, small.image, voxel, WINDOWS_HU["soft_tissue"], SPACING)
 
 
-def test_labels_have_their_colors_in_the_planes(tab, small):
+def test_labels_have_their_colors_in_the_planes(page, small):
     voxel = (8, 12, 7)
     where = small.page(at_mm=at_mm(voxel), interpolation="nearest", outlines="false", opacity="1")
-    tab.goto(where)
-    wait_for_volume(tab)
+    page.goto(where)
+    wait_for_volume(page)
     for plane, (flat, _) in PLANES.items():
-        found = voxel_pixels(picture(tab, plane), plane, SHAPE_XYZ, SPACING)
+        found = voxel_pixels(picture(page, plane), plane, SHAPE_XYZ, SPACING)
         label = np.take(small.label, voxel[flat], axis=flat)
         inner = np.isin(label, [VALUE_OF_NAME[name] for name in LABELED])
         # The renderer softens the borders of labels by the fraction of labeled neighbors.
@@ -156,21 +149,21 @@ def test_labels_have_their_colors_in_the_planes(tab, small):
 
 
 @pytest.mark.parametrize("has_niivue", [True, False])
-def test_the_planes_have_the_radiological_orientation(tab, small, has_niivue):
+def test_the_planes_have_the_radiological_orientation(page, small, has_niivue):
     if not has_niivue:
-        without_niivue(tab)
-    tab.goto(small.page("a", at_mm=at_mm((18, 24, 16)), labels="false"))
+        without_niivue(page)
+    page.goto(small.page("a", at_mm=at_mm((18, 24, 16)), labels="false"))
     if has_niivue:
-        wait_for_volume(tab)
-    tab.wait_for_selector("#stage[data-first]")
+        wait_for_volume(page)
+    page.wait_for_selector("#stage[data-first]")
     for plane, sides in {"sagittal": "APSI", "coronal": "RLSI", "axial": "RLAP"}.items():
-        pixels = picture(tab, plane)[..., 0]
+        pixels = picture(page, plane)[..., 0]
         middle = [n // 2 for n in pixels.shape]
         bright = np.argwhere(pixels > 200)
         # The bright corner is right, anterior and superior: at the upper left of each plane.
         assert (bright < middle).all(), plane
         assert len(bright) > 1000, plane
-        assert tab.locator(f".tile[data-plane={plane}] .side").all_inner_texts() == list(sides)
+        assert page.locator(f".tile[data-plane={plane}] .side").all_inner_texts() == list(sides)
 
 
 def test_a_build_without_niivue_shows_everything_but_3d(quick, small):
@@ -189,27 +182,27 @@ def test_a_build_without_niivue_shows_everything_but_3d(quick, small):
     assert quick.locator("#outlines").is_hidden()
 
 
-def test_a_browser_without_webgl2_gets_an_explanation(tab, small):
-    tab.add_init_script("""
+def test_a_browser_without_webgl2_gets_an_explanation(page, small):
+    page.add_init_script("""
         const get = HTMLCanvasElement.prototype.getContext;
         HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
           return kind === "webgl2" ? null : get.call(this, kind, ...rest);
         };
     """)
-    tab.goto(small.page())
-    tab.wait_for_selector("#stage[data-first]")
-    assert "WebGL 2" in tab.locator(".lacking").inner_text()
+    page.goto(small.page())
+    page.wait_for_selector("#stage[data-first]")
+    assert "WebGL 2" in page.locator(".lacking").inner_text()
 
 
-def place(tab):
+def place(page):
     """Return the point where the planes cross, x, y, z in mm, from the URL."""
-    return [float(part) for part in parse_qs(urlsplit(tab.url).query)["at_mm"][0].split(",")]
+    return [float(part) for part in parse_qs(urlsplit(page.url).query)["at_mm"][0].split(",")]
 
 
-def status_of(tab, voxel):
+def status_of(page, voxel):
     """Return the status text of a voxel, once the server has answered."""
-    tab.wait_for_selector(f"#status[data-voxel='{','.join(map(str, voxel))}']")
-    return tab.locator("#status").inner_text()
+    page.wait_for_selector(f"#status[data-voxel='{','.join(map(str, voxel))}']")
+    return page.locator("#status").inner_text()
 
 
 def test_selecting_a_vertebra_moves_the_planes_to_its_centroid(quick, small):
@@ -250,46 +243,46 @@ def test_a_click_shows_the_value_and_index_of_the_stored_voxel(quick, small, pla
     assert place(quick) == pytest.approx(mm(wanted))
 
 
-def test_labels_can_be_hidden_and_shown(tab, small):
-    tab.goto(small.page(at_mm=at_mm((8, 12, 7)), level="0"))
-    wait_for_volume(tab)
-    shown = drawn_hash(tab)
-    tab.keyboard.press("l")
-    hidden = drawn_hash(tab)
+def test_labels_can_be_hidden_and_shown(page, small):
+    page.goto(small.page(at_mm=at_mm((8, 12, 7)), level="0"))
+    wait_for_volume(page)
+    shown = drawn_hash(page)
+    page.keyboard.press("l")
+    hidden = drawn_hash(page)
     assert hidden != shown
-    assert "labels=false" in tab.url
-    tab.keyboard.press("l")
-    assert drawn_hash(tab) == shown
-    tab.keyboard.press("o")
-    assert drawn_hash(tab) not in {shown, hidden}
-    tab.keyboard.press("o")
-    tab.get_by_role("checkbox", name="Show L1").uncheck()
-    assert "labels=T12" in tab.url
-    without = drawn_hash(tab)
+    assert "labels=false" in page.url
+    page.keyboard.press("l")
+    assert drawn_hash(page) == shown
+    page.keyboard.press("o")
+    assert drawn_hash(page) not in {shown, hidden}
+    page.keyboard.press("o")
+    page.get_by_role("checkbox", name="Show L1").uncheck()
+    assert "labels=T12" in page.url
+    without = drawn_hash(page)
     assert without not in {shown, hidden}
-    tab.locator("#none").click()
-    assert drawn_hash(tab) == hidden
-    tab.locator("#all").click()
-    assert drawn_hash(tab) == shown
-    tab.get_by_role("button", name="Show T12 only").click()
-    assert drawn_hash(tab) == without
+    page.locator("#none").click()
+    assert drawn_hash(page) == hidden
+    page.locator("#all").click()
+    assert drawn_hash(page) == shown
+    page.get_by_role("button", name="Show T12 only").click()
+    assert drawn_hash(page) == without
 
 
-def test_the_window_is_a_preset_or_two_numbers(tab, small):
-    tab.goto(small.page(level="0", labels="false"))
-    wait_for_volume(tab)
+def test_the_window_is_a_preset_or_two_numbers(page, small):
+    page.goto(small.page(level="0", labels="false"))
+    wait_for_volume(page)
     hashes = set()
     for key, name in zip("123", WINDOWS_HU, strict=True):
-        tab.keyboard.press(key)
-        assert f"window={name}" in tab.url
-        assert [tab.locator(f"#window-{end}").input_value() for end in ("low", "high")] == [
+        page.keyboard.press(key)
+        assert f"window={name}" in page.url
+        assert [page.locator(f"#window-{end}").input_value() for end in ("low", "high")] == [
             f"{value:g}" for value in WINDOWS_HU[name]
         ]
-        hashes.add(drawn_hash(tab))
-    tab.locator("#window-low").fill("-100")
-    tab.locator("#window-low").press("Enter")
-    assert "window=-100,150" in tab.url
-    hashes.add(drawn_hash(tab))
+        hashes.add(drawn_hash(page))
+    page.locator("#window-low").fill("-100")
+    page.locator("#window-low").press("Enter")
+    assert "window=-100,150" in page.url
+    hashes.add(drawn_hash(page))
     assert len(hashes) == len(WINDOWS_HU) + 1
 
 
@@ -340,22 +333,22 @@ def test_the_menu_lists_other_programs(quick, small):
     assert quick.locator("#open-in-list").is_hidden()
 
 
-def test_sharp_pictures_replace_a_coarse_level_once_the_planes_rest(tab, large):
-    tab.goto(f"{large}/scan/large/a?labels=false")
-    wait_for_volume(tab)
-    assert tab.locator("#stage").get_attribute("data-level") != "0"
-    sharp = tab.locator("img.slice:visible")
+def test_sharp_pictures_replace_a_coarse_level_once_the_planes_rest(page, large):
+    page.goto(f"{large}/scan/large/a?labels=false")
+    wait_for_volume(page)
+    assert page.locator("#stage").get_attribute("data-level") != "0"
+    sharp = page.locator("img.slice:visible")
     expect(sharp).to_have_count(len(PLANES))
-    sagittal = tab.locator(".tile[data-plane=sagittal] img.slice")
+    sagittal = page.locator(".tile[data-plane=sagittal] img.slice")
     before = sagittal.get_attribute("src")
-    tab.get_by_role("slider", name="Sagittal plane, x in mm").focus()
-    tab.keyboard.press("ArrowRight")
+    page.get_by_role("slider", name="Sagittal plane, x in mm").focus()
+    page.keyboard.press("ArrowRight")
     expect(sagittal).not_to_have_attribute("src", before)
     expect(sharp).to_have_count(len(PLANES))
-    tab.keyboard.press("f")
-    expect(tab.locator("#level")).to_contain_text("All voxels")
+    page.keyboard.press("f")
+    expect(page.locator("#level")).to_contain_text("All voxels")
     expect(sharp).to_have_count(0)
-    expect(tab).to_have_url(re.compile("level=0"))
+    expect(page).to_have_url(re.compile("level=0"))
 
 
 def test_keys_open_the_previous_and_the_next_scan(quick, small):
@@ -417,83 +410,83 @@ def test_the_list_of_vertebrae_can_be_searched_by_keyboard(quick, small):
     assert quick.get_by_text("No vertebra matches.").is_visible()
 
 
-def test_the_spine_is_drawn_in_3d_and_turns(tab, small):
-    tab.goto(small.page(layout="render"))
-    tab.wait_for_selector("#stage[data-render]")
-    before = picture(tab, "render")
+def test_the_spine_is_drawn_in_3d_and_turns(page, small):
+    page.goto(small.page(layout="render"))
+    page.wait_for_selector("#stage[data-render]")
+    before = picture(page, "render")
     for name in LABELED:
         red, green, blue = bytes.fromhex(hex_color(VALUE_OF_NAME[name])[1:])
         # Light makes the spine darker in parts, so the brightest part shows its color.
         strongest = int(np.argmax((red, green, blue)))
         lit = before[before.max(axis=2) > 60]
         assert (np.argmax(lit, axis=1) == strongest).any(), name
-    tab.get_by_role("button", name="Rotate").click()
-    wait_until(lambda: not np.array_equal(picture(tab, "render"), before))
+    page.get_by_role("button", name="Rotate").click()
+    wait_until(lambda: not np.array_equal(picture(page, "render"), before))
 
 
-def test_the_page_names_an_unknown_scan(tab, small):
-    tab.goto(small.page("none"))
-    assert "no scan none in small" in tab.get_by_role("alert").inner_text()
-    assert tab.locator("#scan").is_hidden()
-    assert all("404" in message for message in tab.complaints)
-    tab.complaints.clear()
+def test_the_page_names_an_unknown_scan(page, small):
+    page.goto(small.page("none"))
+    assert "no scan none in small" in page.get_by_role("alert").inner_text()
+    assert page.locator("#scan").is_hidden()
+    assert all("404" in message for message in page.complaints)
+    page.complaints.clear()
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [(503, "damaged, or out of reach"), (410, "replaced"), (None, "connection")],
 )
-def test_a_scan_that_cannot_be_read_draws_nothing(tab, small, status, message):
+def test_a_scan_that_cannot_be_read_draws_nothing(page, small, status, message):
     def refuse(route):
         if status is None:
             route.abort()
         else:
             route.fulfill(status=status, body="no")
 
-    tab.route("**/slice.png*", refuse)
-    tab.route("**/levels/**", refuse)
-    tab.goto(small.page())
-    tab.get_by_role("alert").get_by_text(message).wait_for()
-    assert tab.locator("img.slice:visible").count() == 0
-    assert tab.locator(".failed:visible").count() == len(PLANES)
-    assert picture(tab, "render").max() < 200
-    tab.complaints.clear()
+    page.route("**/slice.png*", refuse)
+    page.route("**/levels/**", refuse)
+    page.goto(small.page())
+    page.get_by_role("alert").get_by_text(message).wait_for()
+    assert page.locator("img.slice:visible").count() == 0
+    assert page.locator(".failed:visible").count() == len(PLANES)
+    assert picture(page, "render").max() < 200
+    page.complaints.clear()
 
 
-def test_a_level_that_cannot_be_read_keeps_the_shown_one(tab, small):
-    tab.route("**/levels/**", lambda route: route.fulfill(status=503, body="no"))
-    tab.goto(small.page())
-    tab.get_by_role("alert").get_by_text("damaged").wait_for()
-    assert tab.locator("img.slice:visible").count() == len(PLANES)
-    assert "not read" in tab.locator("#status").inner_text()
-    tab.complaints.clear()
+def test_a_level_that_cannot_be_read_keeps_the_shown_one(page, small):
+    page.route("**/levels/**", lambda route: route.fulfill(status=503, body="no"))
+    page.goto(small.page())
+    page.get_by_role("alert").get_by_text("damaged").wait_for()
+    assert page.locator("img.slice:visible").count() == len(PLANES)
+    assert "not read" in page.locator("#status").inner_text()
+    page.complaints.clear()
 
 
-def test_losing_the_webgl_context_shows_pictures_of_the_server(tab, small):
-    tab.goto(small.page(level="0"))
-    wait_for_volume(tab)
-    assert tab.locator("img.slice:visible").count() == 0
-    tab.evaluate(
+def test_losing_the_webgl_context_shows_pictures_of_the_server(page, small):
+    page.goto(small.page(level="0"))
+    wait_for_volume(page)
+    assert page.locator("img.slice:visible").count() == 0
+    page.evaluate(
         """() => document.querySelector("#planes").getContext("webgl2")
         .getExtension("WEBGL_lose_context").loseContext()"""
     )
-    tab.get_by_role("alert").get_by_text("graphics memory").wait_for()
-    tab.locator("img.slice:visible").nth(2).wait_for()
-    tab.complaints.clear()
+    page.get_by_role("alert").get_by_text("graphics memory").wait_for()
+    page.locator("img.slice:visible").nth(2).wait_for()
+    page.complaints.clear()
 
 
-def test_a_token_opens_the_scan_page(tab, folder, tmp_path):
+def test_a_token_opens_the_scan_page(page, folder, tmp_path):
     store = str(folder[0] / "small.zarr")
     token = new_token(tmp_path / "tokens", "reader")
     settings = ServeSettings(paths=(store,), token_file=str(tmp_path / "tokens"))
     with BackgroundServer(settings) as server:
-        tab.goto(f"{server.url}/scan/small/b")
-        assert tab.locator("img.slice").count() == 0
-        tab.locator("input[name=token]").fill(token)
-        tab.keyboard.press("Enter")
-        tab.wait_for_url("**/scan/small/b**")
-        tab.wait_for_selector("#stage[data-level]")
-    tab.complaints.clear()
+        page.goto(f"{server.url}/scan/small/b")
+        assert page.locator("img.slice").count() == 0
+        page.locator("input[name=token]").fill(token)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/scan/small/b**")
+        page.wait_for_selector("#stage[data-level]")
+    page.complaints.clear()
 
 
 @pytest.fixture(scope="module")
@@ -512,18 +505,18 @@ def lidc(tmp_path_factory):
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_real_scan_is_drawn_as_it_is_stored(tab, lidc, plane):
+def test_a_real_scan_is_drawn_as_it_is_stored(page, lidc, plane):
     url, store = lidc
     scan = store.scan("lidc-idri-0001")
     words = f"labels=false&interpolation=nearest&level=0&layout={plane}&window=soft_tissue"
-    tab.set_default_timeout(300_000)
-    tab.goto(f"{url}/scan/lidc/lidc-idri-0001?{words}")
-    wait_for_volume(tab)
-    pixels = picture(tab, plane)[..., 0]
+    page.set_default_timeout(300_000)
+    page.goto(f"{url}/scan/lidc/lidc-idri-0001?{words}")
+    wait_for_volume(page)
+    pixels = picture(page, plane)[..., 0]
     flat, axes = PLANES[plane]
     image = scan.image.values.transpose(2, 1, 0)
     spacing = np.linalg.norm(np.array(scan.attrs["affine"])[:3, :3], axis=0)
-    index = int(tab.locator(f".tile[data-plane={plane}] input[type=range]").input_value())
+    index = int(page.locator(f".tile[data-plane={plane}] input[type=range]").input_value())
     shades = gray_of(np.take(image, index, axis=flat), WINDOWS_HU["soft_tissue"])
     size_mm = [image.shape[axis] * spacing[axis] for axis in axes]
     scale = min(n / mm for n, mm in zip(pixels.shape[::-1], size_mm, strict=True))
@@ -539,11 +532,11 @@ def test_a_real_scan_is_drawn_as_it_is_stored(tab, lidc, plane):
     assert np.abs(pixels[is_sure] - expected).max() <= SHADE_ERROR
 
 
-def test_twenty_reloads_draw_the_same(tab, small):
-    tab.goto(small.page(at_mm=at_mm((8, 12, 7)), level="0"))
+def test_twenty_reloads_draw_the_same(page, small):
+    page.goto(small.page(at_mm=at_mm((8, 12, 7)), level="0"))
     hashes = set()
     for _ in range(20):
-        wait_for_volume(tab)
-        hashes.add(tuple(drawn_hash(tab, plane) for plane in PLANES))
-        tab.reload()
+        wait_for_volume(page)
+        hashes.add(tuple(drawn_hash(page, plane) for plane in PLANES))
+        page.reload()
     assert len(hashes) == 1
