@@ -149,6 +149,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     status = None
 
+    def handle_error(self, *_):
+        """Say nothing: commands close connections early."""
+
 
 @contextmanager
 def serving(folder):

@@ -10,6 +10,7 @@ import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_table import ScanTable
 from spinezarr.stream.read import engine as engine_module
 from spinezarr.stream.read.batch_reader import PADDING_HU
 from spinezarr.stream.read.box_reader import BoxRead
@@ -232,7 +233,8 @@ def test_scans_with_nonfinite_voxels_are_refused_by_name_before_any_is_opened(od
 def test_an_error_of_many_scans_names_some_and_counts_the_rest(odd):
     store = spinezarr.open(odd.url)
     n = store.table.sizes["scan"]
-    store._reader.table = store.table.assign(image_nan_voxels=("scan", np.arange(n) + 1))
+    table = store.table.assign(image_nan_voxels=("scan", np.arange(n) + 1))
+    store._reader.columns = ScanTable.of(table)
     with pytest.raises(UsageError, match=rf"byte \(1 voxels\), .* and {n - 3} more\. Give"):
         store.patches(16)
 
@@ -309,11 +311,11 @@ def test_nonfinite_belongs_to_the_state_of_a_stream(store):
 
 
 def test_a_scan_with_nonfinite_voxels_newer_than_the_table_is_refused(odd, store):
-    reader = store._reader
-    reader.table = reader.table.assign(
-        image_nan_voxels=reader.table.image_nan_voxels * 0,
-        image_infinite_voxels=reader.table.image_infinite_voxels * 0,
+    table = store.table.assign(
+        image_nan_voxels=store.table.image_nan_voxels * 0,
+        image_infinite_voxels=store.table.image_infinite_voxels * 0,
     )
+    store._reader.columns = ScanTable.of(table)
     stream = store.patches(12, scans=["holes"])
     with pytest.raises(UsageError, match="'holes' holds voxels that are NaN or infinite since"):
         stream[0]
