@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -56,7 +57,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_configure() -> None:
-    """Let tests write to memory: stores are forced to disk file by file, which takes long."""
+    """Take interrupts, and write to memory: stores are forced to disk file by file, which takes long.
+
+    A shell starts jobs in the background so that they and their children ignore interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = in_memory()
     if folder is not None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)

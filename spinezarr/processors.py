@@ -29,7 +29,7 @@ def cpu_count() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         quota = cpu_quota(_GROUPS.read_text(encoding="utf-8"), _ROOT)
         count = min(count, quota or count)
     return max(1, count)
