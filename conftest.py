@@ -57,9 +57,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_configure() -> None:
-    """Take interrupts, and write to memory: stores are forced to disk file by file, which takes long.
+    """Take interrupts, and write to memory.
 
-    A shell starts jobs in the background so that they and their children ignore interrupts.
+    A shell starts jobs in the background so that they and their children ignore interrupts. Stores
+    are forced to disk file by file, which takes long.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
