@@ -432,7 +432,7 @@ def test_workers_and_scheduler_exclude_each_other(raw, tmp_path):
     process = begin(raw, tmp_path / "s.zarr", "--workers", "2", "--scheduler", "tcp://x:1")
     _, stderr = process.communicate()
     assert process.returncode == 2
-    assert b"give one of them" in stderr
+    assert b"Give one of them" in stderr
 
 
 def test_the_command_line_does_not_import_dask_distributed():

@@ -457,8 +457,8 @@ def test_a_level_that_cannot_be_read_keeps_the_shown_one(page, small):
     page.route("**/levels/**", lambda route: route.fulfill(status=503, body="no"))
     page.goto(small.page())
     page.get_by_role("alert").get_by_text("damaged").wait_for()
-    assert page.locator("img.slice:visible").count() == len(PLANES)
-    assert "not read" in page.locator("#status").inner_text()
+    expect(page.locator("img.slice:visible")).to_have_count(len(PLANES))
+    expect(page.locator("#status")).to_contain_text("not read")
     page.complaints.clear()
 
 
