@@ -1,7 +1,7 @@
 """How is the scan table kept in memory?
 
-As NumPy arrays. Whoever draws patches needs no more, and xarray takes longer to import than a batch
-takes to read.
+It is kept as NumPy arrays. Drawing patches needs no more, and importing xarray takes longer than
+reading a batch.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Column", "ScanTable", "TableColumns"]
 
 COORDINATES = ("scan", "vertebra", "axis")
-"""Columns that name the rows, and what columns of several dimensions hold for each row."""
+"""Columns with the names along each axis: scans, vertebrae, and the axes z, y, x."""
 
 
 class TableColumns(Protocol):
