@@ -4,6 +4,7 @@ The paths are ``/v1/stores``, ``/v1/<store>`` and ``/v1/<store>/scans``.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import compress
@@ -249,7 +250,13 @@ class ServedTable:
 
 def prepare_tables() -> None:
     """Import in a thread what would delay the first table by a second."""
-    Thread(target=xr.Variable, args=((), 0), name="spinezarr-prepare").start()
+    Thread(target=_import_duck_arrays, name="spinezarr-prepare").start()
+
+
+def _import_duck_arrays() -> None:
+    # Dask registers pools at exit, which an interpreter that is ending refuses.
+    with suppress(RuntimeError):
+        xr.Variable((), 0)
 
 
 def answer_stores(served_table: Mapping[str, Callable[[], ServedTable | None]]) -> Answer:

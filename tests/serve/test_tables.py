@@ -3,6 +3,8 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +280,11 @@ def test_statistics_leave_out_levels_named_only_by_points(ctspine1k_url):
     table.annotated_centroid_zyx_mm.loc[{"vertebra": "S1"}] = 1.0
     assert "S1" in compute_statistics(table).vertebrae
     assert _counted(table) == before
+
+
+def test_a_process_that_ends_while_it_prepares_tables_says_nothing():
+    code = "from spinezarr.serve.tables import prepare_tables; prepare_tables()"
+    process = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert (process.returncode, process.stderr) == (0, "")
