@@ -32,7 +32,7 @@ from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.read.range_cache import NO_CACHE, CacheSettings
-from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, patch_size, target_spacing
+from spinezarr.stream.spacing import NATIVE_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.text import count_noun, to_nfc, to_printable, to_printable_json
 
 if TYPE_CHECKING:
@@ -734,7 +734,7 @@ class Store:
                 reader=self._reader,
                 engine=self._engine,
                 size_zyx=(z, y, x),
-                spacing_zyx_mm=OWN_SPACING,
+                spacing_zyx_mm=NATIVE_SPACING,
                 with_label=labels,
                 image_dtype=image_dtype_of(table),
                 nonfinite=nonfinite,
@@ -1303,7 +1303,7 @@ class Store:
         on_change: OnChange = "error",
         weights: Mapping[str, float] | None = None,
         centers: Centers = "voxel",
-        spacing_zyx_mm: TargetZYX = OWN_SPACING,
+        spacing_zyx_mm: TargetZYX = NATIVE_SPACING,
         neighbors: int = 0,
         neighbor_step_mm: float | None = None,
     ) -> PatchStream:

@@ -14,14 +14,14 @@ class Batch:
     """The patches or slices of one batch, and where each of them lies.
 
     Axes after the first are those of :attr:`dims`: ``(z, y, x)`` for patches. Slices have two of
-    these, e.g. ``(z, y)`` for sagittal ones, after ``slice`` if neighbors were asked for. Voxels
-    are those of the scan, or of the scan resampled to the spacing that was asked for.
+    these, e.g. ``(z, y)`` for sagittal ones, after ``slice`` if neighbors were requested. Voxels
+    are those of the scan, or of the scan resampled to the requested spacing.
     """
 
     image: npt.NDArray[Any]
     """``(n, ...)`` CT numbers in HU; int16 unless a scan needs a wider type."""
     label: npt.NDArray[np.uint8] | None
-    """``(n, ...)`` label values of :mod:`spinezarr.vertebrae`; None if none were asked for.
+    """``(n, ...)`` label values of :mod:`spinezarr.vertebrae`; None if none were requested.
 
     A label never has the axis ``slice``. For slices with neighbors, it belongs to the middle slice.
     """

@@ -18,7 +18,7 @@ from spinezarr.geometry import ShapeZYX
 from spinezarr.store.scan_table import TableColumns
 
 __all__ = [
-    "OWN_SPACING",
+    "NATIVE_SPACING",
     "Positions",
     "StepZYX",
     "TargetZYX",
@@ -30,19 +30,19 @@ __all__ = [
 ]
 
 TargetZYX = tuple[float | None, float | None, float | None]
-"""Spacing to resample to, in mm along z, y and x; None keeps the scan's own."""
+"""Spacing to resample to, in mm along z, y and x; None keeps the scan's spacing."""
 StepZYX = tuple[float, float, float]
 """Voxels of the scan from one voxel of the grid to the next, along z, y and x."""
 Positions = range | npt.NDArray[np.float64]
 """Positions along an axis in voxels of the scan; a range if they are voxels in a row."""
-OWN_SPACING: Final[TargetZYX] = (None, None, None)
-_ALIKE: Final = 1e-6
+NATIVE_SPACING: Final[TargetZYX] = (None, None, None)
+_RELATIVE_TOLERANCE: Final = 1e-6
 """Relative difference up to which two spacings count as equal.
 
 It is larger than the rounding of float32 in headers. A scan with an equal spacing is not resampled,
 and its affine has its own spacing.
 """
-_COUNTS: Final = {2: "two", 3: "three"}
+_NUMBER_WORDS: Final = {2: "two", 3: "three"}
 
 
 def step_zyx(spacing_zyx_mm: Sequence[float], target_zyx_mm: TargetZYX) -> StepZYX:
@@ -54,8 +54,8 @@ def step_zyx(spacing_zyx_mm: Sequence[float], target_zyx_mm: TargetZYX) -> StepZ
     (0.5, 1.0, 2.0)
     """
     z, y, x = (
-        1.0 if target is None or abs(target / own - 1) < _ALIKE else target / own
-        for own, target in zip(spacing_zyx_mm, target_zyx_mm, strict=True)
+        1.0 if target is None or abs(target / mm - 1) < _RELATIVE_TOLERANCE else target / mm
+        for mm, target in zip(spacing_zyx_mm, target_zyx_mm, strict=True)
     )
     return (z, y, x)
 
@@ -69,7 +69,7 @@ def grid_shape_zyx(shape_zyx: Sequence[int], step_zyx: Sequence[float]) -> Shape
     (9, 8, 4)
     """
     z, y, x = (
-        n if step == 1 else math.floor((n - 1) / step + _ALIKE) + 1
+        n if step == 1 else math.floor((n - 1) / step + _RELATIVE_TOLERANCE) + 1
         for n, step in zip(shape_zyx, step_zyx, strict=True)
     )
     return (z, y, x)
@@ -114,7 +114,7 @@ def target_spacing(axes: str, spacing_mm: object) -> TargetZYX:
         If ``spacing_mm`` is anything else.
     """
     if spacing_mm is None:
-        return OWN_SPACING
+        return NATIVE_SPACING
     mm = dict(zip(axes, _numbers(spacing_mm, axes, _keyword("spacing", axes)), strict=True))
     return (mm.get("z"), mm.get("y"), mm.get("x"))
 
@@ -149,15 +149,15 @@ def patch_size(
     if size is not None:
         voxels = _numbers(size, axes, kind, whole=True)
     elif size_mm is not None:
-        voxels = _covering(
+        voxels = _covering_voxels(
             _numbers(size_mm, axes, _keyword("size", axes)), axes, target_zyx_mm, table
         )
     elif axes == "zyx":
         raise UsageError(f"{kind}: none is given; give size_zyx in voxels, or size_zyx_mm.")
     else:
-        voxels = _largest(axes, target_zyx_mm, table)
-    of_axis = dict(zip(axes, voxels, strict=True))
-    return (of_axis.get("z", 1), of_axis.get("y", 1), of_axis.get("x", 1))
+        voxels = _largest_grid(axes, target_zyx_mm, table)
+    voxels_by_axis = dict(zip(axes, voxels, strict=True))
+    return (voxels_by_axis.get("z", 1), voxels_by_axis.get("y", 1), voxels_by_axis.get("x", 1))
 
 
 def _keyword(quantity: str, axes: str) -> str:
@@ -165,11 +165,11 @@ def _keyword(quantity: str, axes: str) -> str:
     return f"{quantity}_zyx_mm" if axes == "zyx" else f"{quantity}_mm"
 
 
-def _numbers(given: object, axes: str, name: str, *, whole: bool = False) -> list[Any]:
+def _numbers(value: object, axes: str, name: str, *, whole: bool = False) -> list[Any]:
     """Return one number for each axis. Numbers that are not whole must be above 0."""
     try:
-        numbers = np.atleast_1d(np.asarray(given))
-    except ValueError:  # of nested tuples of unequal lengths
+        numbers = np.atleast_1d(np.asarray(value))
+    except ValueError:  # nested tuples have unequal lengths
         numbers = np.empty(0)
     # One number means a cube, but nobody means a square slice.
     one_for_all = not whole or axes == "zyx"
@@ -177,24 +177,25 @@ def _numbers(given: object, axes: str, name: str, *, whole: bool = False) -> lis
     fits = fits and numbers.dtype.kind in ("iu" if whole else "iuf")
     if not fits or not (whole or ((numbers > 0) & np.isfinite(numbers)).all()):
         raise UsageError(
-            f"{name} {given}: give {_COUNTS[len(axes)]} "
+            f"{name} {value}: give {_NUMBER_WORDS[len(axes)]} "
             f"{'whole numbers' if whole else 'numbers above 0'} ({', '.join(axes)})"
             f"{', or one for all' if one_for_all else ''}."
         )
     return list(np.broadcast_to(numbers, len(axes)).tolist())
 
 
-def _covering(
+def _covering_voxels(
     size_mm: list[float], axes: str, target_zyx_mm: TargetZYX, table: TableColumns
 ) -> list[int]:
     """Return the number of voxels, at least one, that cover ``size_mm`` along each axis."""
-    own = np.asarray(table["spacing_zyx_mm"])[:, ["zyx".index(axis) for axis in axes]]
+    scans = np.asarray(table["spacing_zyx_mm"])[:, ["zyx".index(axis) for axis in axes]]
     target = [mm for axis, mm in zip("zyx", target_zyx_mm, strict=True) if axis in axes]
-    spacings = own if None in target else np.array([target], float)
+    spacings = scans if None in target else np.array([target], float)
     voxels = np.maximum(np.rint(np.array(size_mm) / spacings), 1).astype(int)
     if (voxels != voxels[0]).any():
         low, high = (
-            " x ".join(f"{mm:.4g}" for mm in ends) for ends in (own.min(axis=0), own.max(axis=0))
+            " x ".join(f"{mm:.4g}" for mm in spacing_mm)
+            for spacing_mm in (scans.min(axis=0), scans.max(axis=0))
         )
         raise UsageError(
             f"{_keyword('size', axes)} {tuple(size_mm)}: the chosen scans have voxels of {low} to "
@@ -205,7 +206,7 @@ def _covering(
     return list(voxels[0].tolist())
 
 
-def _largest(axes: str, target_zyx_mm: TargetZYX, table: TableColumns) -> list[int]:
+def _largest_grid(axes: str, target_zyx_mm: TargetZYX, table: TableColumns) -> list[int]:
     shapes, spacings = np.asarray(table["shape_zyx"]), np.asarray(table["spacing_zyx_mm"])
     grids = [
         grid_shape_zyx(shape_zyx, step_zyx(spacing_mm, target_zyx_mm))

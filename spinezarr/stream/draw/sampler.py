@@ -26,7 +26,7 @@ from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.scan_table import TableColumns
 from spinezarr.stream.request import PatchRequest
-from spinezarr.stream.spacing import OWN_SPACING, TargetZYX, grid_shape_zyx, step_zyx
+from spinezarr.stream.spacing import NATIVE_SPACING, TargetZYX, grid_shape_zyx, step_zyx
 
 __all__ = ["CenterFinder", "Centers", "Sampler"]
 
@@ -38,13 +38,13 @@ PositionZYX = tuple[float, float, float]
 CenterFinder = Callable[[str, str, int | None], PositionZYX]
 """Returns the k-th voxel (z, y, x) of a vertebra, given ``(scan_id, vertebra, k)``.
 
-The order of the voxels may be any, but stays the same. For ``k`` None, it is the centroid of the
+The voxels may have any order, which never changes. For ``k`` None, it returns the centroid of the
 vertebra, in voxels of the scan.
 """
 
 _WORD_BITS: Final = 64
-_WORD: Final = (1 << _WORD_BITS) - 1
-_WORDS_AT_ONCE: Final = 8
+_WORD_MASK: Final = (1 << _WORD_BITS) - 1
+_WORDS_PER_CALL: Final = 8
 """Number of random words to generate at once; most draws need no more."""
 _FRACTION_BITS: Final = 53
 """Number of bits in the mantissa of a double."""
@@ -80,7 +80,7 @@ class Sampler:
     centers
         What balanced draws center patches on.
     spacing_zyx_mm
-        Spacing to which patches are resampled; None along an axis that keeps the scan's own.
+        Spacing to which patches are resampled; None keeps the scan's spacing along that axis.
 
     Raises
     ------
@@ -99,7 +99,7 @@ class Sampler:
     foreground: float
     weights: Mapping[str, float] = field(default_factory=dict)
     centers: Centers = "voxel"
-    spacing_zyx_mm: TargetZYX = OWN_SPACING
+    spacing_zyx_mm: TargetZYX = NATIVE_SPACING
 
     def __post_init__(self) -> None:
         if min(self.size_zyx) < 1:
@@ -126,7 +126,7 @@ class Sampler:
         foreground: float,
         weights: Mapping[str, float] | None = None,
         centers: Centers = "voxel",
-        spacing_zyx_mm: TargetZYX = OWN_SPACING,
+        spacing_zyx_mm: TargetZYX = NATIVE_SPACING,
     ) -> "Sampler":
         """Return a sampler that draws from all rows of a scan table."""
         if not isinstance(weights, Mapping | None):
@@ -165,15 +165,15 @@ class Sampler:
         find_center
             Called once for a balanced draw, and never for a uniform one.
         """
-        numbers = _Numbers(self._key, epoch, index)
+        numbers = _RandomNumbers(self._key, epoch, index)
         if self._balance is not None and numbers.fraction() < self.foreground:
-            return self._balanced(self._balance, numbers, index, find_center)
+            return self._draw_balanced(self._balance, numbers, index, find_center)
         scan = numbers.below(len(self.scan_ids))
-        starts = [numbers.below(room + 1) for room in self._room_zyx[scan].tolist()]
+        starts = [numbers.below(last + 1) for last in self._max_start_zyx[scan].tolist()]
         return self.request_at(index, scan, np.array(starts), None)
 
-    def _balanced(
-        self, balance: "_Balance", numbers: "_Numbers", index: int, find_center: CenterFinder
+    def _draw_balanced(
+        self, balance: "_Balance", numbers: "_RandomNumbers", index: int, find_center: CenterFinder
     ) -> PatchRequest:
         vertebra = balance.vertebra_at(numbers.fraction())
         showing = balance.showing[vertebra]
@@ -194,19 +194,19 @@ class Sampler:
             Shape ``(n, 1 + v)``; the sum is 1. Rows are scans. The first column is for uniform
             draws, the others are for balanced draws of each vertebra.
         """
-        found = np.zeros((len(self.scan_ids), 1 + len(self.vertebrae)))
-        found[:, 0] = (1 - self.foreground) / len(self.scan_ids)
+        probability = np.zeros((len(self.scan_ids), 1 + len(self.vertebrae)))
+        probability[:, 0] = (1 - self.foreground) / len(self.scan_ids)
         if self._balance is not None:
-            of_vertebra = np.diff(self._balance.ends, prepend=0)
-            for vertebra, chance in zip(self._balance.vertebrae, of_vertebra, strict=True):
+            shares = np.diff(self._balance.ends, prepend=0)
+            for vertebra, share in zip(self._balance.vertebrae, shares, strict=True):
                 showing = self._balance.showing[int(vertebra)]
-                found[showing, 1 + vertebra] = self.foreground * chance / len(showing)
-        return found
+                probability[showing, 1 + vertebra] = self.foreground * share / len(showing)
+        return probability
 
-    def room_zyx(self, scan: int) -> npt.NDArray[np.int64]:
+    def max_start_zyx(self, scan: int) -> npt.NDArray[np.int64]:
         """Return the largest start of a patch inside a scan; 0 where the scan is smaller."""
-        room: npt.NDArray[np.int64] = self._room_zyx[scan]
-        return room
+        start: npt.NDArray[np.int64] = self._max_start_zyx[scan]
+        return start
 
     def grid_step_zyx(self, scan: int) -> npt.NDArray[np.float64]:
         """Return the step of the patch's grid, in voxels of a scan."""
@@ -225,15 +225,16 @@ class Sampler:
             patch, or the first one after the middle if the patch has an even number of voxels. A
             patch that would leave the volume is moved inside.
         """
-        wanted = np.ceil(positions_zyx / self._step_zyx[scan] - self._half_zyx).astype(np.int64)
-        starts: npt.NDArray[np.int64] = np.minimum(np.maximum(wanted, 0), self._room_zyx[scan])
+        centered = np.ceil(positions_zyx / self._step_zyx[scan] - self._half_zyx).astype(np.int64)
+        last = self._max_start_zyx[scan]
+        starts: npt.NDArray[np.int64] = np.minimum(np.maximum(centered, 0), last)
         return starts
 
     def request_at(
         self, index: int, scan: int, start_zyx: npt.NDArray[np.int64], vertebra: str | None
     ) -> PatchRequest:
         """Return the request; the patch is centered along axes on which the volume is smaller."""
-        z, y, x = (start_zyx - self._before_zyx[scan]).tolist()
+        z, y, x = (start_zyx - self._padding_before_zyx[scan]).tolist()
         return PatchRequest(index, self.scan_ids[scan], Box.at((z, y, x), self.size_zyx), vertebra)
 
     @cached_property
@@ -251,28 +252,28 @@ class Sampler:
         return np.array([step_zyx(mm, self.spacing_zyx_mm) for mm in self.spacings_mm.tolist()])
 
     @cached_property
-    def _spare_zyx(self) -> npt.NDArray[np.int64]:
+    def _excess_zyx(self) -> npt.NDArray[np.int64]:
         """Voxels of each volume minus those of the patch, shape ``(n, 3)``."""
         grids = map(grid_shape_zyx, self.shapes_zyx.tolist(), self._step_zyx.tolist())
-        spare: npt.NDArray[np.int64] = np.array(list(grids), np.int64) - np.array(self.size_zyx)
-        return spare
+        excess: npt.NDArray[np.int64] = np.array(list(grids), np.int64) - np.array(self.size_zyx)
+        return excess
 
     @cached_property
-    def _room_zyx(self) -> npt.NDArray[np.int64]:
-        return np.maximum(self._spare_zyx, 0)
+    def _max_start_zyx(self) -> npt.NDArray[np.int64]:
+        return np.maximum(self._excess_zyx, 0)
 
     @cached_property
-    def _before_zyx(self) -> npt.NDArray[np.int64]:
+    def _padding_before_zyx(self) -> npt.NDArray[np.int64]:
         """Padding before each volume, shape ``(n, 3)``."""
-        return np.maximum(-self._spare_zyx, 0) // 2
+        return np.maximum(-self._excess_zyx, 0) // 2
 
     @cached_property
     def _balance(self) -> "_Balance | None":
-        """How balanced draws choose; None if there are no balanced draws."""
-        weight = _weight_of_each(self.weights, self.vertebrae)
+        """How balanced draws choose vertebra and scan; None if there are no balanced draws."""
+        weight = _weight_array(self.weights, self.vertebrae)
         if not self.foreground:
-            for name, given in (("weights", self.weights), ("centers", self.centers != "voxel")):
-                if given:
+            for name, is_set in (("weights", self.weights), ("centers", self.centers != "voxel")):
+                if is_set:
                     raise UsageError(
                         f"{name}: only balanced draws have them, and foreground is 0; "
                         "give foreground=1.0, or another fraction above 0."
@@ -282,18 +283,18 @@ class Sampler:
         if self.centers == "centroid":
             shown |= self.annotated
         if not shown.any():
-            wanted = "labeled vertebra" if self.centers == "voxel" else "vertebra with a centroid"
-            raise UsageError(f"foreground > 0, but no chosen scan has a {wanted}.")
+            missing = "labeled vertebra" if self.centers == "voxel" else "vertebra with a centroid"
+            raise UsageError(f"foreground > 0, but no chosen scan has a {missing}.")
         weight = np.where(shown.any(axis=0), weight, 0)
-        drawn = np.flatnonzero(weight)
-        if not len(drawn):
+        vertebrae = np.flatnonzero(weight)
+        if not len(vertebrae):
             raise UsageError("weights: all vertebrae that the chosen scans show have weight 0.")
         # Weights are divided by the largest one, so their sum is never infinite.
-        ends = np.cumsum(weight[drawn] / weight.max())
+        ends = np.cumsum(weight[vertebrae] / weight.max())
         return _Balance(
-            vertebrae=drawn,
+            vertebrae=vertebrae,
             ends=ends / ends[-1],
-            showing={int(v): np.flatnonzero(shown[:, v]) for v in drawn},
+            showing={int(v): np.flatnonzero(shown[:, v]) for v in vertebrae},
         )
 
 
@@ -312,7 +313,7 @@ class _Balance:
         return int(self.vertebrae[self.ends.searchsorted(fraction, side="right")])
 
 
-class _Numbers:
+class _RandomNumbers:
     """The random numbers of one sample.
 
     Philox [1]_ is a counter-based generator. The seed is its key, and epoch and index are its
@@ -333,7 +334,7 @@ class _Numbers:
 
     def _word(self) -> int:
         if not self._words:
-            self._words = self._bits.random_raw(_WORDS_AT_ONCE).tolist()
+            self._words = self._bits.random_raw(_WORDS_PER_CALL).tolist()
         return self._words.pop()
 
     def below(self, n: int) -> int:
@@ -345,7 +346,7 @@ class _Numbers:
         """
         while True:
             wide = self._word() * n
-            low = wide & _WORD
+            low = wide & _WORD_MASK
             if low >= n or low >= (1 << _WORD_BITS) % n:
                 return wide >> _WORD_BITS
 
@@ -354,8 +355,8 @@ class _Numbers:
         return (self._word() >> (_WORD_BITS - _FRACTION_BITS)) / (1 << _FRACTION_BITS)
 
 
-def _weight_of_each(weights: Mapping[str, object], vertebrae: tuple[str, ...]) -> npt.NDArray[Any]:
-    found = np.ones(len(vertebrae))
+def _weight_array(weights: Mapping[str, object], vertebrae: tuple[str, ...]) -> npt.NDArray[Any]:
+    array = np.ones(len(vertebrae))
     for name, weight in weights.items():
         if name not in vertebrae:
             raise UsageError(
@@ -367,14 +368,14 @@ def _weight_of_each(weights: Mapping[str, object], vertebrae: tuple[str, ...]) -
                 f"weights: {name} has {weight!r}; give a number of 0 (never drawn) or more. "
                 "Vertebrae that are not named weigh 1."
             )
-        found[vertebrae.index(name)] = number
-    return found
+        array[vertebrae.index(name)] = number
+    return array
 
 
-def _as_float(given: object) -> float | None:
-    if not isinstance(given, int | float | np.integer | np.floating):
+def _as_float(value: object) -> float | None:
+    if not isinstance(value, int | float | np.integer | np.floating):
         return None
     try:
-        return float(given)
+        return float(value)
     except OverflowError:
         return math.inf

@@ -42,15 +42,18 @@ class StoredVoxelFinder:
     def chunk_voxels(
         self, scan_id: str, vertebra: str, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Return the voxels of a vertebra in the chunk of its k-th voxel, and the row of that."""
+        """Return the voxels of a vertebra in the chunk of its k-th voxel.
+
+        See :meth:`chunk_voxels_of_label`.
+        """
         return self.chunk_voxels_of_label(scan_id, VALUE_OF_NAME[vertebra], k)
 
     def chunk_voxels_of_label(
         self, scan_id: str, value: int, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Return the voxels of a label in the chunk of its k-th voxel, and which of them it is.
+        """Return the voxels of a label in the chunk of its k-th voxel.
 
-        The stored counts tell the chunk. Then the chunk is read.
+        The stored counts of voxels tell the chunk. Then the chunk is read.
 
         Returns
         -------
@@ -58,10 +61,17 @@ class StoredVoxelFinder:
             Shape ``(m, 3)``: z, y and x of each voxel of that label in that chunk.
         int
             Row of the k-th voxel.
-        """
-        return retry_if_rewritten(lambda: self._labeled_around(scan_id, value, k))
 
-    def _labeled_around(
+        Raises
+        ------
+        UsageError
+            If the scan has no mask.
+        CorruptStoreError
+            If stored bytes are missing or damaged, or the stored counts are wrong.
+        """
+        return retry_if_rewritten(lambda: self._read_chunk_voxels(scan_id, value, k))
+
+    def _read_chunk_voxels(
         self, scan_id: str, value: int, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
         scan = self.reader.listed_scan(scan_id)
@@ -76,11 +86,11 @@ class StoredVoxelFinder:
         row = int(np.searchsorted(ends, k, side="right"))
         rank = k - int(ends[row] - rows[row, 4])
         origin = [int(i) * n for i, n in zip(rows[row, 1:4], label.chunk_shape_zyx, strict=True)]
-        whole = Box.at((origin[0], origin[1], origin[2]), label.chunk_shape_zyx)
-        inside = whole.intersect(Box((0, 0, 0), label.shape_zyx)) or whole
+        chunk = Box.at((origin[0], origin[1], origin[2]), label.chunk_shape_zyx)
+        inside = chunk.intersect(Box((0, 0, 0), label.shape_zyx)) or chunk
         voxels = np.empty(inside.shape_zyx, np.uint8)
         self.engine.read([BoxRead(label, inside, voxels)])
-        found = np.argwhere(voxels == value)
-        if rank >= len(found):
+        positions = np.argwhere(voxels == value)
+        if rank >= len(positions):
             raise scan.wrong_label_count(value)
-        return found + origin, rank
+        return positions + origin, rank

@@ -53,12 +53,12 @@ _DECODED_PER_VOXEL: Final = 1.5
 
 With a lower number, samples become more similar but hardly cheaper (``docs/sampling.md``).
 """
-_MOST_SAMPLES: Final = 16
+_MAX_SAMPLES: Final = 16
 """Default limit for the samples of a neighborhood; with more, few scans are seen at a time."""
 _WINDOW_BYTES: Final = 256 << 20
 """Bytes of voxels of the largest default window; a few windows are read ahead."""
-_KEPT: Final = 32
-"""Number of windows whose draws are kept; threads read fewer windows at once."""
+_CACHED_WINDOWS: Final = 32
+"""Number of windows whose draws stay in memory; threads read fewer windows at once."""
 _PASS, _WINDOW = 0, 1
 """Kinds of random generators; a part of their keys."""
 
@@ -67,7 +67,7 @@ class VoxelFinder(Protocol):
     """Interface by which a window gets voxels of vertebrae in stored scans."""
 
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
-        """Read the metadata of some scans at once, before they are asked for."""
+        """Read the metadata of some scans at once, before they are needed."""
         ...
 
     def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:
@@ -77,7 +77,7 @@ class VoxelFinder(Protocol):
     def chunk_voxels(
         self, scan_id: str, vertebra: str, k: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Return the voxels of a vertebra in the chunk of its k-th voxel, and the row of that.
+        """Return the voxels of a vertebra in the chunk of its k-th voxel.
 
         Returns
         -------
@@ -142,18 +142,18 @@ class WindowSampler:
         self.samples_per_scan = samples_per_scan
         self._voxel_finder = voxel_finder
         self._kind_ends = np.cumsum(sampler.probabilities(), axis=1)
-        of_scan = self._kind_ends[:, -1]
-        self._scans = np.flatnonzero(of_scan)
-        # Divided by the largest: whole numbers if all scans have equal probability.
-        self._length = of_scan[self._scans] / of_scan.max()
-        self.n_neighborhoods = _neighborhoods(window_scans, len(self._scans))
+        probability = self._kind_ends[:, -1]
+        self._scans = np.flatnonzero(probability)
+        # The largest is 1, so all lengths are whole numbers if all scans have equal probability.
+        self._arc_lengths = probability[self._scans] / probability.max()
+        self.n_neighborhoods = _count_neighborhoods(window_scans, len(self._scans))
         self._pass_windows = max(1, len(self._scans) // self.n_neighborhoods)
-        self._window = lru_cache(_KEPT)(self._draw_window)
-        self._pass = lru_cache(_KEPT)(self._draw_pass)
+        self._window = lru_cache(_CACHED_WINDOWS)(self._draw_window)
+        self._pass = lru_cache(_CACHED_WINDOWS)(self._draw_pass)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        wanted = {name: getattr(self, name) for name in ("window_scans", "samples_per_scan")}
-        return partial(WindowSampler, **wanted), (self.sampler, self._voxel_finder)
+        options = {name: getattr(self, name) for name in ("window_scans", "samples_per_scan")}
+        return partial(WindowSampler, **options), (self.sampler, self._voxel_finder)
 
     @property
     def n_samples(self) -> int:
@@ -161,27 +161,27 @@ class WindowSampler:
         return self.n_neighborhoods * self.samples_per_scan
 
     def draw(self, epoch: int, index: int) -> PatchRequest:
-        """Draw one sample. Its whole window is drawn with it, and kept for a while."""
+        """Draw one sample. Its whole window is drawn with it, and stays in memory for a while."""
         window, within = divmod(index, self.n_samples)
         return self._window(epoch, window)[within]
 
     def _draw_window(self, epoch: int, window: int) -> tuple[PatchRequest, ...]:
         """Draw the samples of a window in order."""
         rng = self._rng(epoch, window, _WINDOW)
-        scans = self._scans_of(epoch, window, rng).tolist()
+        scans = self._draw_scans(epoch, window, rng).tolist()
         self._voxel_finder.prefetch_scans(self.sampler.scan_ids[scan] for scan in scans)
-        # Spread evenly, so that every window has about the same fraction of balanced draws.
+        # Kinds are spread evenly, so that all windows have about the same fraction of balanced draws.
         kinds = _fractions(rng, len(scans)).tolist()
         rows = [
-            self._neighborhood(rng, scan, kind) for scan, kind in zip(scans, kinds, strict=True)
+            self._draw_neighborhood(rng, scan, kind) for scan, kind in zip(scans, kinds, strict=True)
         ]
-        turns = product(range(self.samples_per_scan), zip(scans, rows, strict=True))
+        samples = product(range(self.samples_per_scan), zip(scans, rows, strict=True))
         return tuple(
-            self.sampler.request_at(window * self.n_samples + i, scan, starts[turn], vertebra)
-            for i, (turn, (scan, (vertebra, starts))) in enumerate(turns)
+            self.sampler.request_at(window * self.n_samples + i, scan, starts[row], vertebra)
+            for i, (row, (scan, (vertebra, starts))) in enumerate(samples)
         )
 
-    def _neighborhood(
+    def _draw_neighborhood(
         self, rng: np.random.Generator, scan: int, kind: float
     ) -> tuple[str | None, npt.NDArray[np.int_]]:
         """Draw the samples of one scan: the vertebra, None for a uniform draw, and the starts.
@@ -190,48 +190,51 @@ class WindowSampler:
         """
         ends = self._kind_ends[scan]
         inside = min(kind * ends[-1], np.nextafter(ends[-1], 0))  # a product may be rounded up
-        chosen = int(np.searchsorted(ends, inside, side="right"))
-        if not chosen:
-            return None, self._in_a_cell(rng, scan)
-        name = self.sampler.vertebrae[chosen - 1]
-        k = int(rng.integers(self.sampler.voxel_count[scan, chosen - 1]))
+        column = int(np.searchsorted(ends, inside, side="right"))
+        if not column:
+            return None, self._draw_in_cell(rng, scan)
+        name = self.sampler.vertebrae[column - 1]
+        k = int(rng.integers(self.sampler.voxel_count[scan, column - 1]))
         voxels = self._voxel_finder.chunk_voxels(self.sampler.scan_ids[scan], name, k)[0]
-        picked = voxels[spread(rng, self.samples_per_scan, len(voxels))]
-        return name, self.sampler.starts_around(scan, picked)
+        centers = voxels[spread(rng, self.samples_per_scan, len(voxels))]
+        return name, self.sampler.starts_around(scan, centers)
 
-    def _in_a_cell(self, rng: np.random.Generator, scan: int) -> npt.NDArray[np.int_]:
+    def _draw_in_cell(self, rng: np.random.Generator, scan: int) -> npt.NDArray[np.int_]:
         """Draw starts in one cell, so that each start of the scan has equal probability."""
         chunk = self._voxel_finder.chunk_shape_zyx(self.sampler.scan_ids[scan])
         sides = np.rint(chunk / self.sampler.grid_step_zyx(scan)).clip(1).astype(int).tolist()
         starts = []
-        for n_starts, side in zip((self.sampler.room_zyx(scan) + 1).tolist(), sides, strict=True):
+        for n_starts, side in zip(
+            (self.sampler.max_start_zyx(scan) + 1).tolist(), sides, strict=True
+        ):
             cell = cell_around(int(rng.integers(n_starts)), n_starts, side)
             starts.append(cell.start + spread(rng, self.samples_per_scan, len(cell)))
         return np.stack(starts, axis=1)
 
-    def _scans_of(self, epoch: int, window: int, rng: np.random.Generator) -> npt.NDArray[np.int_]:
+    def _draw_scans(self, epoch: int, window: int, rng: np.random.Generator) -> npt.NDArray[np.int_]:
         """Draw the scan of each neighborhood of a window."""
         number, within = divmod(window, self._pass_windows)
-        line = self._pass(epoch, number)
-        points = np.arange(self.n_neighborhoods) * self._pass_windows + line.windows[within]
-        distance = line.ends[-1] / (self.n_neighborhoods * self._pass_windows)
-        at = np.searchsorted(line.ends, (points + line.offset) * distance, side="right")
-        scans = line.scans[np.minimum(at, len(line.scans) - 1)]
-        # Rotated at random, so that no scan is drawn first more often than others.
-        return np.roll(scans[_apart(scans)], rng.integers(len(scans)))
+        order = self._pass(epoch, number)
+        points = np.arange(self.n_neighborhoods) * self._pass_windows + order.windows[within]
+        distance = order.ends[-1] / (self.n_neighborhoods * self._pass_windows)
+        arcs = np.searchsorted(order.ends, (points + order.offset) * distance, side="right")
+        scans = order.scans[np.minimum(arcs, len(order.scans) - 1)]
+        # They are rotated at random, so that no scan is drawn first more often than others.
+        return np.roll(scans[_order_apart(scans)], rng.integers(len(scans)))
 
     def _draw_pass(self, epoch: int, number: int) -> _Pass:
         rng = self._rng(epoch, number, _PASS)
         order = rng.permutation(len(self._scans))
         return _Pass(
             scans=self._scans[order],
-            ends=np.cumsum(self._length[order]),
+            ends=np.cumsum(self._arc_lengths[order]),
             windows=rng.permutation(self._pass_windows),
             offset=float(rng.random()),
         )
 
     def _rng(self, epoch: int, number: int, kind: int) -> np.random.Generator:
-        # Two 32-bit words each: numpy splits larger numbers itself, and keys could then coincide.
+        # Each number becomes two 32-bit words. NumPy would split only the numbers that need it, and
+        # keys could then coincide.
         key = (*divmod(epoch, 1 << 32), *divmod(number, 1 << 32), kind)
         return np.random.default_rng(np.random.SeedSequence(self.sampler.seed, spawn_key=key))
 
@@ -275,7 +278,7 @@ def window_sampler(
     sample_bytes = math.prod(sampler.size_zyx) * voxel_bytes
     scans = window_scans
     if scans is None:
-        scans = min(_WINDOW_SCANS, _at_most(_WINDOW_BYTES // (2 * sample_bytes)))
+        scans = min(_WINDOW_SCANS, _largest_power_of_two(_WINDOW_BYTES // (2 * sample_bytes)))
     if samples_per_scan is None:
         samples_per_scan = _default_samples(sampler, max(scans, 1), sample_bytes)
     return WindowSampler(
@@ -289,28 +292,28 @@ def _default_samples(sampler: Sampler, window_scans: int, sample_bytes: int) -> 
     It is large enough that few voxels are decoded for each voxel of a patch, within limits.
     """
     chunk = np.array(BALANCED.chunk_shape_zyx)
-    of_scan = -(-sampler.shapes_zyx.max(axis=0) // chunk)
-    of_cell = 1 - (1 - np.array(sampler.size_zyx)) // chunk
-    decoded = math.prod((np.minimum(of_scan, of_cell) * chunk).tolist())
-    enough = 1
-    while enough * math.prod(sampler.size_zyx) * _DECODED_PER_VOXEL < decoded:
-        enough *= 2
-    n = _neighborhoods(window_scans, len(sampler.scan_ids))
-    return min(enough, _MOST_SAMPLES, _at_most(_WINDOW_BYTES // (n * sample_bytes)))
+    scan_chunks = -(-sampler.shapes_zyx.max(axis=0) // chunk)
+    cell_chunks = 1 - (1 - np.array(sampler.size_zyx)) // chunk
+    decoded = math.prod((np.minimum(scan_chunks, cell_chunks) * chunk).tolist())
+    n_samples = 1
+    while n_samples * math.prod(sampler.size_zyx) * _DECODED_PER_VOXEL < decoded:
+        n_samples *= 2
+    n = _count_neighborhoods(window_scans, len(sampler.scan_ids))
+    return min(n_samples, _MAX_SAMPLES, _largest_power_of_two(_WINDOW_BYTES // (n * sample_bytes)))
 
 
-def _at_most(n: int) -> int:
+def _largest_power_of_two(n: int) -> int:
     """Return the largest power of two that is at most ``n``, and at least 1."""
     return 1 << max(n.bit_length() - 1, 0)
 
 
-def _neighborhoods(window_scans: int, n_scans: int) -> int:
+def _count_neighborhoods(window_scans: int, n_scans: int) -> int:
     """Return the number of neighborhoods in a window; each scan has equally many."""
-    of_each = -(-window_scans // n_scans)
-    return min(window_scans, n_scans) * of_each
+    n_per_scan = -(-window_scans // n_scans)
+    return min(window_scans, n_scans) * n_per_scan
 
 
-def _apart(scans: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
+def _order_apart(scans: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
     """Return an order of neighborhoods in which those of one scan are far apart."""
     _, first, of = np.unique(scans, return_index=True, return_inverse=True)
     before = np.tril(scans[:, np.newaxis] == scans, -1).sum(axis=1)

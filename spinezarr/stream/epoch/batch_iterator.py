@@ -1,7 +1,7 @@
 """How are batches read ahead of the training loop, and given in order?
 
-Threads read groups of batches. The iterator holds the groups that it asked for in order, waits for
-the first one, and asks for further ones as long as they fit into the bound on memory.
+Threads read groups of batches. The iterator holds the requested groups in order, waits for the
+first one, and requests further ones as long as they fit into the bound on memory.
 """
 
 import threading
@@ -20,7 +20,7 @@ from spinezarr.stream.epoch.checkpoint import Progress
 
 __all__ = ["BatchIterator", "ReadAhead"]
 
-_MOMENT_S: Final = 0.05
+_STOP_POLL_INTERVAL_S: Final = 0.05
 ReadGroup = Callable[[int], list[Batch]]
 AbandonThreads = Callable[[Iterable[int]], None]
 
@@ -32,9 +32,10 @@ class ReadAhead:
     threads: int
     """Number of threads that decode."""
     concurrent_groups: int
-    """Number of groups that may be read at once; more than ``threads`` where reading is waiting."""
+    """Number of groups that may be read at once; more than ``threads`` if reads wait for a network.
+    """
     max_bytes: int
-    """Bytes of voxels that may be held; one group always may."""
+    """Largest number of bytes of voxels to hold; one group is always read, whatever its size."""
     group_bytes: int
     """Bytes of the voxels of a group."""
     batch_bytes: int
@@ -55,13 +56,13 @@ class BatchIterator(Iterator[Batch]):
     groups
         Numbers of the groups to give, in order.
     batches_done
-        Number of batches of the first group to leave out.
+        Number of batches of the first group to skip.
     read_ahead
         How far to read ahead.
     progress
         Counts the batches that are given.
     abandon
-        Ends waiting for the network in threads, given their identifiers.
+        Ends the requests that threads wait for, given the identifiers of the threads.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class BatchIterator(Iterator[Batch]):
         self._progress = progress
         self._abandon = abandon
         self._taken_groups = 0
-        self._waiting: deque[Future[list[Batch]]] = deque()
+        self._pending: deque[Future[list[Batch]]] = deque()
         self._ready: deque[Batch] = deque()
         self._readers = PerProcess(lambda: _Readers(read_ahead.concurrent_groups, abandon))
         weakref.finalize(self, _stop, self._readers)
         self._closed = False
-        self._turn = ProcessLock()
+        self._lock = ProcessLock()
         """Held by the thread that takes a batch."""
 
     def __next__(self) -> Batch:
@@ -97,10 +98,10 @@ class BatchIterator(Iterator[Batch]):
         CorruptStoreError
             If stored bytes of this batch are missing or damaged. All batches before it were given.
         """
-        with self._turn:
+        with self._lock:
             try:
                 return self._take_batch()
-            except BaseException as problem:  # an interrupt too
+            except BaseException as problem:  # also an interrupt
                 closed_meanwhile = self._closed and isinstance(problem, Exception)
                 self.close()
                 if closed_meanwhile:
@@ -113,24 +114,24 @@ class BatchIterator(Iterator[Batch]):
         Returns
         -------
         dict
-            Small values. Writing them as JSON and reading them again changes nothing.
+            Small values, which can be written as JSON and read again without a change.
         """
         return self._progress.state_dict()
 
     def close(self) -> None:
         """End the iterator, and wait for the threads that are reading."""
         self._closed = True
-        self._waiting.clear()
+        self._pending.clear()
         self._ready.clear()
         _stop(self._readers)
 
     def _take_batch(self) -> Batch:
-        """Return the next batch, and ask for those after it."""
+        """Return the next batch, and request those after it."""
         if not self._closed and not self._ready:
             self._take_group()
         if not self._closed:
             batch = self._ready.popleft()
-            self._ask_ahead()
+            self._request_groups()
         if self._closed:
             raise StopIteration
         self._progress.n_given += 1
@@ -141,30 +142,30 @@ class BatchIterator(Iterator[Batch]):
         while not self._ready:
             if self._taken_groups == len(self._groups):
                 raise StopIteration
-            self._ask_ahead()
-            batches = self._waiting.popleft().result()
+            self._request_groups()
+            batches = self._pending.popleft().result()
             done = 0 if self._taken_groups else self._batches_done
             self._taken_groups += 1
             self._ready.extend(batches[done:])
 
-    def _ask_ahead(self) -> None:
-        """Ask for as many further groups as may be held, and for one if none is held."""
+    def _request_groups(self) -> None:
+        """Request as many further groups as may be held, and one if none is held."""
         ahead, readers = self._ahead, self._running_readers()
-        while (asked := self._taken_groups + len(self._waiting)) < len(self._groups):
-            held = (1 + len(self._waiting)) * ahead.group_bytes
-            held += len(self._ready) * ahead.batch_bytes
-            # Somebody waits for the first batch: until it is there, ask for no more than the
+        while (position := self._taken_groups + len(self._pending)) < len(self._groups):
+            held_bytes = (1 + len(self._pending)) * ahead.group_bytes
+            held_bytes += len(self._ready) * ahead.batch_bytes
+            # The caller waits for the first batch. Until it comes, request no more groups than the
             # processors can decode.
-            at_once = readers.n_threads if self._progress.n_given else ahead.threads
-            enough = held > ahead.max_bytes or len(self._waiting) >= 2 * at_once
-            if enough and (self._waiting or self._ready):
+            concurrent = readers.n_threads if self._progress.n_given else ahead.threads
+            is_full = held_bytes > ahead.max_bytes or len(self._pending) >= 2 * concurrent
+            if is_full and (self._pending or self._ready):
                 break
-            self._waiting.append(readers.submit(self._read_group, self._groups[asked]))
+            self._pending.append(readers.submit(self._read_group, self._groups[position]))
 
     def _running_readers(self) -> "_Readers":
         if self._readers.peek() is None:
-            # The threads of a parent process do not finish anything here: ask again for the groups.
-            self._waiting.clear()
+            # Groups that a parent process requested never finish in this process.
+            self._pending.clear()
         return self._readers.get()
 
 
@@ -174,26 +175,26 @@ class _Readers:
     def __init__(self, n_threads: int, abandon: AbandonThreads) -> None:
         self.n_threads = n_threads
         self._abandon = abandon
-        self._own: set[int] = set()
-        self._asked: set[Future[list[Batch]]] = set()
+        self._thread_ids: set[int] = set()
+        self._futures: set[Future[list[Batch]]] = set()
         self._pool = ThreadPoolExecutor(
-            n_threads, "spinezarr-read", lambda: self._own.add(threading.get_ident())
+            n_threads, "spinezarr-read", lambda: self._thread_ids.add(threading.get_ident())
         )
 
     def submit(self, read_group: ReadGroup, number: int) -> Future[list[Batch]]:
         future = self._pool.submit(read_group, number)
-        self._asked.add(future)
-        future.add_done_callback(self._asked.discard)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
         return future
 
     def stop(self) -> None:
-        """Cancel what has not begun, abandon requests, and wait for the threads to end."""
+        """Cancel groups that have not begun, abandon requests, and wait for the threads to end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         # Python may collect garbage in one of these threads, which cannot wait for itself.
-        if threading.get_ident() not in self._own:
-            while any(future.running() for future in tuple(self._asked)):
-                self._abandon(self._own)
-                wait(tuple(self._asked), _MOMENT_S)
+        if threading.get_ident() not in self._thread_ids:
+            while any(future.running() for future in tuple(self._futures)):
+                self._abandon(self._thread_ids)
+                wait(tuple(self._futures), _STOP_POLL_INTERVAL_S)
             self._pool.shutdown(wait=True)
 
 

@@ -20,8 +20,8 @@ from spinezarr.strict_model import StrictModel
 
 __all__ = ["Checkpoint", "Progress", "describe_fields", "partition_count"]
 
-_LONGEST_LIST: Final = 8
-"""Number of items up to which a list is described by its items; longer ones by their hash."""
+_MAX_LISTED_ITEMS: Final = 8
+"""Largest number of items of a list that is described by its items; others by their hash."""
 
 
 class Checkpoint(StrictModel):
@@ -37,37 +37,37 @@ class Checkpoint(StrictModel):
 
     @classmethod
     def parse(cls, state: Mapping[str, Any], stream: Mapping[str, JsonValue]) -> "Checkpoint":
-        """Read what ``state_dict()`` returned, and check it against the stream that is to go on.
+        """Parse the result of ``state_dict()``, and check that it belongs to a stream.
 
         Parameters
         ----------
         state
-            What ``state_dict()`` returned.
+            The result of ``state_dict()``.
         stream
-            Description of the stream that is to go on.
+            Description of the stream to continue.
 
         Raises
         ------
         UsageError
-            If it is not a checkpoint, or that of another stream; names what differs.
+            If it is not a checkpoint, or belongs to another stream. The message names what differs.
         """
         try:
-            found = cls.model_validate(dict(state))
+            checkpoint = cls.model_validate(dict(state))
         except (ValidationError, TypeError, ValueError) as problem:
             raise UsageError(
                 "this is not the state of a stream. Give what state_dict() returned."
             ) from problem
         differing = [
-            f"{name} is {found.stream.get(name)} there and {stream.get(name)} here"
-            for name in sorted({*stream, *found.stream})
-            if found.stream.get(name) != stream.get(name)
+            f"{name} is {checkpoint.stream.get(name)} there and {stream.get(name)} here"
+            for name in sorted({*stream, *checkpoint.stream})
+            if checkpoint.stream.get(name) != stream.get(name)
         ]
         if differing:
             raise UsageError(
                 f"this is the state of another stream: {'; '.join(differing)}. "
                 "Make the stream with the same scans and options, or start a new epoch."
             )
-        return found
+        return checkpoint
 
 
 class Progress:
@@ -78,7 +78,7 @@ class Progress:
     epoch
         Number of the epoch.
     partition
-        What the stream gives of it.
+        The part of the epoch that the stream gives.
     groups
         How the batches of the epoch lie in groups.
     describe
@@ -109,7 +109,7 @@ class Progress:
         Returns
         -------
         dict
-            Small values. Writing them as JSON and reading them again changes nothing.
+            Small values, which can be written as JSON and read again without a change.
         """
         rest = self._partition.after(self.n_given, self._groups)
         return Checkpoint(
@@ -147,22 +147,22 @@ def _describe(value: Any) -> JsonValue:  # noqa: ANN401  any field
         return value
     if isinstance(value, np.dtype):
         return str(value)
-    if isinstance(value, np.ndarray) and value.size > _LONGEST_LIST and value.dtype != object:
+    if isinstance(value, np.ndarray) and value.size > _MAX_LISTED_ITEMS and value.dtype != object:
         return f"{value.shape} {value.dtype}, {_digest(np.ascontiguousarray(value).data)}"
     if isinstance(value, np.generic | np.ndarray):
         return _describe(value.tolist())
     if isinstance(value, Mapping):
         value = sorted(value.items())
     if isinstance(value, tuple | list):
-        return _short([_describe(item) for item in value])
+        return _shorten([_describe(item) for item in value])
     if dataclasses.is_dataclass(value):
         return describe_fields(value)
     raise TypeError(f"a checkpoint cannot describe {type(value).__name__}")
 
 
-def _short(items: list[JsonValue]) -> JsonValue:
+def _shorten(items: list[JsonValue]) -> JsonValue:
     text = json.dumps(items)
-    if len(items) <= _LONGEST_LIST and len(text) <= 10 * _LONGEST_LIST:
+    if len(items) <= _MAX_LISTED_ITEMS and len(text) <= 10 * _MAX_LISTED_ITEMS:
         return items
     return f"{len(items)} values, {_digest(text.encode())}"
 

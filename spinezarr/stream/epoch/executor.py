@@ -13,22 +13,22 @@ from spinezarr.stream.batch import Batch
 __all__ = ["NumberedBatches", "PickledOnce", "read_with_executor"]
 
 T = TypeVar("T")
-_OBJECTS_KEPT: Final = 4
-"""Number of unpickled objects that a process keeps."""
+_CACHED_OBJECTS: Final = 4
+"""Number of unpickled objects that a process holds."""
 
 
 class PickledOnce(Generic[T]):
     """An object that travels with every task, and is unpickled only once in each process.
 
-    The first task in a process unpickles it. A scheduler that only passes it on does not, so a
-    store that cannot be opened is an error of the task.
+    The first task in a process unpickles it. A scheduler that only passes it on does not unpickle
+    it, so the task, not the scheduler, fails if a store cannot be opened.
 
     Parameters
     ----------
     value
         The object, in the process where it was made; None elsewhere.
     pickled
-        The pickled object. It is made here if it is not given.
+        The pickled object; None to pickle ``value``.
 
     Examples
     --------
@@ -57,9 +57,9 @@ class PickledOnce(Generic[T]):
         return value
 
 
-@lru_cache(_OBJECTS_KEPT)
+@lru_cache(_CACHED_OBJECTS)
 def _unpickled(pickled: bytes) -> Any:  # noqa: ANN401  whatever was pickled
-    return pickle.loads(pickled)  # noqa: S301  it came inside of what was unpickled already
+    return pickle.loads(pickled)  # noqa: S301  these bytes were inside a trusted pickle
 
 
 class NumberedBatches(Protocol):
@@ -82,11 +82,11 @@ def read_with_executor(
     Parameters
     ----------
     batches
-        What to read. It is pickled if the executor uses other processes.
+        The batches to read. They are pickled if the executor uses other processes.
     executor
         Reads one batch in each task. It stays open.
     ahead
-        Largest number of batches that are being read or wait here, beside the one in use.
+        Largest number of batches that are being read or wait here, not counting the one in use.
 
     Raises
     ------
@@ -104,18 +104,18 @@ def _read_with_executor(
     batches: NumberedBatches, executor: Executor, ahead: int
 ) -> Iterator[Batch]:
     pickled, numbers = PickledOnce(batches), iter(range(len(batches)))
-    waiting: deque[Future[Batch]] = deque()
+    pending: deque[Future[Batch]] = deque()
     try:
         while True:
             for number in numbers:
-                waiting.append(executor.submit(_read_batch, pickled, number))
-                if len(waiting) == ahead:
+                pending.append(executor.submit(_read_batch, pickled, number))
+                if len(pending) == ahead:
                     break
-            if not waiting:
+            if not pending:
                 return
-            yield waiting.popleft().result()
+            yield pending.popleft().result()
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()
 
 

@@ -29,10 +29,10 @@ __all__ = ["GridStream"]
 class GridStream:
     """Patches that cover one scan; iterate over it for batches.
 
-    Made by :meth:`spinezarr.Store.grid`. Iterating reads each chunk once: layers of the volume, one
-    chunk thick, stay in memory from their first patch to their last, and one more layer is read
-    ahead. So memory holds as many planes as a patch and two or three chunks are thick. A batch
-    that is asked for by its number reads its own chunks only.
+    :meth:`spinezarr.Store.grid` makes it. Iterating reads each chunk once: layers of the volume,
+    one chunk thick, stay in memory from their first patch to their last, and one more layer is read
+    ahead. So memory holds the planes of about one patch and of two or three chunks. Reading a batch
+    by its number reads the chunks of that batch only.
     """
 
     batch_reader: BatchReader
@@ -46,7 +46,7 @@ class GridStream:
     threads: int = field(default_factory=cpu_count)
     """Number of threads that decode."""
     client: BatchClient | None = None
-    """Gets batches by their number from the server that the store lies on, where that is faster."""
+    """Gets batches from the server of the store where that is faster; None if it has no server."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -92,7 +92,13 @@ class GridStream:
         return PatchRequest(index, self.scan_id, box, None)
 
     def read(self, requests: Sequence[PatchRequest]) -> Batch:
-        """Read patches of the grid's size into one batch."""
+        """Read patches of the grid's size into one batch.
+
+        Raises
+        ------
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        """
         (batch,) = read_batches(
             self.batch_reader, [requests], client=self.client, threads=self.threads
         )

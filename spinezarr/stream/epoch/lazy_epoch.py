@@ -1,7 +1,7 @@
 """How does an epoch become an xarray dataset of dask arrays?
 
-Each batch is one chunk of the arrays. It is drawn and read when it is computed, by whatever dask
-uses: threads, processes or a cluster.
+Each batch is one chunk of the arrays. It is drawn and read when dask computes it, in threads,
+processes or a cluster.
 """
 
 from collections.abc import Sequence
@@ -58,8 +58,8 @@ def lazy_epoch(samples: NumberedSamples) -> xr.Dataset:
     Sample 0 is read at once, for shapes and dtypes. See
     :meth:`spinezarr.stream.epoch.stream.PatchStream.to_dask`.
     """
-    one = samples.read([samples.request(0)])
-    voxels = {"image": one.image, "label": one.label}
+    first_sample = samples.read([samples.request(0)])
+    voxels = {"image": first_sample.image, "label": first_sample.label}
     pickled = PickledOnce(samples)
     token = tokenize(pickled)
     names = {
@@ -84,10 +84,10 @@ def lazy_epoch(samples: NumberedSamples) -> xr.Dataset:
             parts.setdefault(name, []).append(part)
         starts = da.from_delayed(delayed(_starts)(requests), (n, 3), np.dtype(np.int64))
         parts.setdefault("start_zyx", []).append(starts)
-    whole = {name: da.concatenate(arrays) for name, arrays in parts.items()}
-    spatial = [axis for axis in one.dims if axis in "zyx"]
-    dims = {"image": one.dims, "label": spatial, "start_zyx": ["axis"]}
-    variables = {name: (["sample", *dims.get(name, [])], array) for name, array in whole.items()}
+    arrays = {name: da.concatenate(chunks) for name, chunks in parts.items()}
+    spatial = [axis for axis in first_sample.dims if axis in "zyx"]
+    dims = {"image": first_sample.dims, "label": spatial, "start_zyx": ["axis"]}
+    variables = {name: (["sample", *dims.get(name, [])], array) for name, array in arrays.items()}
     return xr.Dataset(
         {name: variables.pop(name) for name in voxels if name in variables},
         variables | {"sample": np.arange(samples.n_samples), "axis": list("zyx")},

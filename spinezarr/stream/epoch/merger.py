@@ -21,7 +21,8 @@ __all__ = ["Merger", "Weights"]
 Weights = Literal["average", "gaussian", "crop"]
 """How overlapping predictions are merged; see :class:`Merger`."""
 _SIGMA: Final = 1 / 8
-"""Standard deviation of the gaussian weights as a part of the patch, as in nnU-Net and MONAI."""
+"""Standard deviation of the gaussian weights as a fraction of the patch size; nnU-Net and MONAI use
+the same."""
 _SPATIAL_AXES: Final = 3
 
 
@@ -30,8 +31,8 @@ class Merger:
 
     Predictions are added in the order of the grid, so a plane is finished as soon as no later patch
     reaches it. Memory holds the result, and sums for as many planes as a patch is thick: float32
-    (float64 if float32 does not hold the predictions), for all channels. With ``finish``, the
-    result is what that returns, e.g. one uint8 mask in place of 29 float32 volumes.
+    (float64 if float32 does not hold the predictions), for all channels. ``finish`` may make the
+    result smaller, e.g. one uint8 mask in place of 29 float32 volumes.
 
     Parameters
     ----------
@@ -40,11 +41,11 @@ class Merger:
     weights
         ``"gaussian"``: each patch counts most in its middle, with a standard deviation of an
         eighth of its size along each axis, as in nnU-Net and MONAI. ``"average"``: all patches
-        count alike. ``"crop"``: each voxel is taken unchanged from the patch whose middle is
+        count equally. ``"crop"``: each voxel is taken unchanged from the patch whose middle is
         nearest, and keeps its dtype.
     finish
-        Function of finished planes ``(c, z, y, x)`` that returns ``(..., z, y, x)``. It is called
-        for one slab after the other.
+        Function of finished planes ``(c, z, y, x)`` that returns the result ``(..., z, y, x)`` for
+        them. It is called for one slab after the other.
 
     Raises
     ------
@@ -79,11 +80,11 @@ class Merger:
         """Weighted sums ``(c, z, y, x)`` of the planes from ``_first_open`` on."""
         self._result: npt.NDArray[Any] | None = None
         axes = (tiling.shape_zyx, tiling.size_zyx, tiling.starts_zyx)
-        self._owned = [_owned(n, size, s) for n, size, s in zip(*axes, strict=True)]
-        profiles = [_profile(size, weights) for size in tiling.size_zyx]
+        self._crop_bounds = [_crop_bounds(n, size, s) for n, size, s in zip(*axes, strict=True)]
+        profiles = [_patch_weights(size, weights) for size in tiling.size_zyx]
         covered = zip(tiling.shape_zyx, tiling.starts_zyx, profiles, strict=True)
-        self._totals = [_total(n, starts, profile) for n, starts, profile in covered]
-        self._weights = _outer(profiles) if weights == "gaussian" else None
+        self._totals = [_axis_weights(n, starts, profile) for n, starts, profile in covered]
+        self._weights = _outer_product(profiles) if weights == "gaussian" else None
 
     def add(self, patches: Batch | npt.ArrayLike, predictions: npt.ArrayLike) -> None:
         """Add predictions for the next patches.
@@ -99,7 +100,7 @@ class Merger:
         Raises
         ------
         UsageError
-            If these are not the next patches of the grid, or the shape is wrong.
+            If these are not the next patches of the grid, or ``predictions`` has the wrong shape.
         """
         starts = np.asarray(patches.start_zyx if isinstance(patches, Batch) else patches)
         values = np.asarray(predictions)
@@ -152,7 +153,7 @@ class Merger:
         patch = Box.at(tiling.start(self._added), tiling.size_zyx)
         whole = Box((0, 0, 0), tiling.shape_zyx)
         if self._crops:
-            bounds = [owned[int(i)] for owned, i in zip(self._owned, position, strict=True)]
+            bounds = [axis[int(i)] for axis, i in zip(self._crop_bounds, position, strict=True)]
             whole = Box(*zip(*bounds, strict=True))
         self._deposit(patch, patch.intersect(whole) or patch, value)
         self._added += 1
@@ -184,23 +185,23 @@ class Merger:
         planes = self._sums[:, :n]
         if not self._crops:
             totals = [self._totals[0][self._first_open : stop], *self._totals[1:]]
-            planes = planes / _outer(totals).astype(self._sums.dtype)
-        done = planes if self._finish is None else np.asarray(self._finish(planes))
-        if done.shape[-_SPATIAL_AXES:] != planes.shape[1:]:
+            planes = planes / _outer_product(totals).astype(self._sums.dtype)
+        finished = planes if self._finish is None else np.asarray(self._finish(planes))
+        if finished.shape[-_SPATIAL_AXES:] != planes.shape[1:]:
             raise UsageError(
-                f"finish returned shape {done.shape} for planes {planes.shape}: the last three "
+                f"finish returned shape {finished.shape} for planes {planes.shape}: the last three "
                 "axes must stay."
             )
         if self._result is None:
-            shape = (*done.shape[:-_SPATIAL_AXES], *self._tiling.shape_zyx)
-            self._result = np.empty(shape, done.dtype)
-        self._result[..., self._first_open : stop, :, :] = done
+            shape = (*finished.shape[:-_SPATIAL_AXES], *self._tiling.shape_zyx)
+            self._result = np.empty(shape, finished.dtype)
+        self._result[..., self._first_open : stop, :, :] = finished
         self._sums[:, :-n] = self._sums[:, n:]
         self._sums[:, -n:] = 0
         self._first_open = stop
 
 
-def _profile(size: int, weights: Weights) -> npt.NDArray[np.float64]:
+def _patch_weights(size: int, weights: Weights) -> npt.NDArray[np.float64]:
     """Return the weights of the voxels of a patch along one axis."""
     if weights != "gaussian":
         return np.ones(size)
@@ -209,7 +210,7 @@ def _profile(size: int, weights: Weights) -> npt.NDArray[np.float64]:
     return bell
 
 
-def _total(
+def _axis_weights(
     n: int, starts: tuple[int, ...], profile: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Return the sum of the weights of all patches at each voxel of an axis.
@@ -223,15 +224,15 @@ def _total(
     return total
 
 
-def _owned(n: int, size: int, starts: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return the voxels, first and one past the last, that each patch along an axis gives.
+def _crop_bounds(n: int, size: int, starts: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the first voxel, and one past the last, that each patch along an axis is cropped to.
 
-    The border lies where the middles of two neighboring patches are equally far.
+    The border between two neighboring patches is equally far from their middles.
     """
     borders = [0, *((a + b + size) // 2 for a, b in pairwise(starts)), n]
     return list(pairwise(borders))
 
 
-def _outer(axes: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+def _outer_product(axes: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     z, y, x = axes
     return z[:, None, None] * y[:, None] * x

@@ -16,7 +16,7 @@ USE_A_SAMPLER: Final = (
     "Give the data loader a sampler, such as torch.utils.data.DistributedSampler, to divide "
     "samples among ranks."
 )
-"""What to do instead where samples are asked for by their numbers."""
+"""Advice for loaders that request samples by their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class BatchGroups:
 
     def batches(self, group: int) -> range:
         """Return the numbers, in the epoch, of the batches of one group."""
-        further = group - self._n_whole
-        if further < 0:
+        short_group = group - self._n_whole
+        if short_group < 0:
             return range(group * self.batches_per_group, (group + 1) * self.batches_per_group)
-        start = self._n_whole * self.batches_per_group + further * self._short_batches
+        start = self._n_whole * self.batches_per_group + short_group * self._short_batches
         return range(start, start + self._short_batches)
 
     @property
@@ -96,8 +96,8 @@ class Partition:
         Raises
         ------
         UsageError
-            If there is no such partition, or if even ones are asked for of a partition, or of an
-            epoch that goes on in its middle.
+            If there is no such partition. If ``even``, also if this is a partition already, or
+            begins in the middle of an epoch.
         """
         if count < 1 or not 0 <= index < count:
             raise UsageError(
@@ -135,26 +135,26 @@ class Partition:
         return whole + len(epoch.batches(groups[-1])) - self.batches_done
 
     def after(self, n_batches: int, epoch: BatchGroups) -> "Partition":
-        """Return what is left after this partition has given ``n_batches`` more batches."""
+        """Return the rest of this partition after it has given ``n_batches`` more batches."""
         groups, batches = divmod(self.batches_done + n_batches, epoch.batches_per_group)
-        done = self.groups_done + groups * self.count
+        groups_done = self.groups_done + groups * self.count
         # A short group is the last one, so it ends before batches_per_group batches are given.
-        if batches and batches == len(epoch.batches(done + self.index)):
-            done, batches = done + self.count, 0
-        return replace(self, groups_done=done, batches_done=batches)
+        if batches and batches == len(epoch.batches(groups_done + self.index)):
+            groups_done, batches = groups_done + self.count, 0
+        return replace(self, groups_done=groups_done, batches_done=batches)
 
 
-def require_whole_epoch(partition: Partition, taker: str, instead: str) -> None:
+def require_whole_epoch(partition: Partition, caller: str, instead: str) -> None:
     """Refuse a partition of an epoch, or the rest of one, where only whole epochs can be given.
 
     Parameters
     ----------
     partition
-        What the user's stream gives.
-    taker
+        The part of the epoch that the user's stream gives.
+    caller
         Name of the function or class that needs a whole epoch.
     instead
-        A sentence that says what to do instead.
+        A sentence that tells the user what to do instead.
 
     Raises
     ------
@@ -163,6 +163,6 @@ def require_whole_epoch(partition: Partition, taker: str, instead: str) -> None:
     """
     if partition != Partition():
         raise UsageError(
-            f"{taker} gives whole epochs: it takes no stream that was divided (shard) or resumed. "
+            f"{caller} gives whole epochs: it takes no stream that was divided (shard) or resumed. "
             f"{instead}"
         )

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["OnChange", "PatchStream", "image_dtype_of"]
 
 OnChange = Literal["error", "follow"]
-"""What iteration does with a scan that was ingested again since the store was opened.
+"""How iteration handles a scan that was ingested again since the store was opened.
 
 ``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`; ``"follow"`` reads the new voxels.
 """
@@ -60,15 +60,15 @@ _NOT_DESCRIBED: Final = (
     "on_change",
     "client",
 )
-"""Fields that a checkpoint describes by themselves, or that the sequence does not depend on."""
-_WHOLE: Final = Partition()
+"""Fields that :meth:`PatchStream.describe` adds separately, or that do not change the sequence."""
+_WHOLE_EPOCH: Final = Partition()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PatchStream:
     """An epoch of random patches; iterate over it for batches.
 
-    Made by :meth:`spinezarr.Store.patches` and :meth:`spinezarr.Store.slices`. The same seed, epoch
+    :meth:`spinezarr.Store.patches` and :meth:`spinezarr.Store.slices` make it. The same seed, epoch
     and index always give the same patch, whatever the batch size or number of threads. Iterating
     again gives the same batches; :meth:`at_epoch` gives others.
 
@@ -87,16 +87,16 @@ class PatchStream:
     """Number of the epoch, which chooses its draws."""
     window: WindowSampler | None = None
     """Draws samples close together; None if each is drawn by itself."""
-    partition: Partition = _WHOLE
+    partition: Partition = _WHOLE_EPOCH
     """The part of the epoch to give; see :meth:`shard` and :meth:`resume`."""
     prefetch_bytes: int = _PREFETCH_BYTES
-    """Bytes of voxels that may be read ahead of the batch in use; one group always may."""
+    """Bytes of voxels to read ahead of the batch in use; one group is always read ahead."""
     threads: int = field(default_factory=cpu_count)
     """Number of threads that decode what is read ahead."""
     on_change: OnChange = "error"
-    """What iterating does when a scan was ingested again since the store was opened."""
+    """How iterating handles a scan that was ingested again since the store was opened."""
     client: BatchClient | None = None
-    """Gets batches from the server that the store lies on, where that is faster."""
+    """Gets batches from the server of the store where that is faster; None if it has no server."""
 
     def __post_init__(self) -> None:
         if self.on_change not in get_args(OnChange):
@@ -245,9 +245,9 @@ class PatchStream:
         """
         reader, old = self.reader.reopened(changed), self.sampler
         row_of = {scan_id: row for row, scan_id in enumerate(reader.columns["scan"].tolist())}
-        gone = sorted(set(old.scan_ids) - row_of.keys())
-        if gone:
-            raise UnknownScanError(f"{reader.name}: has no scan {gone[0]!r} any more.")
+        missing = sorted(set(old.scan_ids) - row_of.keys())
+        if missing:
+            raise UnknownScanError(f"{reader.name}: has no scan {missing[0]!r} any more.")
         table = reader.columns.take(np.array([row_of[scan_id] for scan_id in old.scan_ids]))
         refuse_nonfinite(table, self.batch_reader.nonfinite, reader.name)
         sampler = Sampler.of_table(
@@ -276,19 +276,19 @@ class PatchStream:
         Parameters
         ----------
         state
-            What :meth:`~spinezarr.stream.epoch.batch_iterator.BatchIterator.state_dict` returned.
-            All ranks can go on from the state of one of them, as all are equally far.
+            The result of :meth:`~spinezarr.stream.epoch.batch_iterator.BatchIterator.state_dict`.
+            All ranks can continue from the state of one of them, as all are equally far.
 
         Raises
         ------
         UsageError
-            If it is the state of another stream; names what differs.
+            If it is the state of another stream. The message names what differs.
         """
-        found = Checkpoint.parse(state, self.describe())
+        checkpoint = Checkpoint.parse(state, self.describe())
         partition = replace(
-            self.partition, groups_done=found.groups_done, batches_done=found.batches_done
+            self.partition, groups_done=checkpoint.groups_done, batches_done=checkpoint.batches_done
         )
-        return replace(self, epoch=found.epoch, partition=partition)
+        return replace(self, epoch=checkpoint.epoch, partition=partition)
 
     def describe(self) -> dict[str, JsonValue]:
         """Return everything that the sequence of batches depends on, as small JSON values.
@@ -339,8 +339,8 @@ class PatchStream:
         Returns
         -------
         ReadSummary
-            Chunks, requests, bytes, amplification and what is in the cache; ``print`` it. Only
-            what drawing needs is read.
+            Chunks, requests, bytes, amplification and cached chunks; ``print`` it. No chunks are
+            read except those that drawing needs.
 
         Raises
         ------
@@ -358,8 +358,8 @@ class PatchStream:
         """Return the group that holds a batch of this stream, and its position in the group."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of an epoch of {len(self)}")
-        nth, within = divmod(self.partition.batches_done + number, self.batches_per_group)
-        return self.partition.groups(self.batch_groups)[nth], within
+        position, within = divmod(self.partition.batches_done + number, self.batches_per_group)
+        return self.partition.groups(self.batch_groups)[position], within
 
     def read_group(self, number: int) -> list[Batch]:
         """Read the batches of group ``number`` of the epoch.
@@ -369,7 +369,7 @@ class PatchStream:
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
-        # A large group is read by all threads. Of small ones, each thread reads its own.
+        # All threads read a large group together. Each thread reads a small group alone.
         threads = self.threads if self.batches_per_group > 1 else 1
         return self._read_together(self._draw_group(number), threads=threads)
 
@@ -393,7 +393,13 @@ class PatchStream:
         return self.sampler.draw(self.epoch, index, self._find_center)
 
     def read(self, requests: Sequence[PatchRequest]) -> Batch:
-        """Read patches of the stream's size into one batch."""
+        """Read patches of the stream's size into one batch.
+
+        Raises
+        ------
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+        """
         (batch,) = self._read_together([requests], threads=self.threads)
         return batch
 
@@ -412,7 +418,7 @@ class PatchStream:
             A ``concurrent.futures`` executor, such as ``dask.distributed.Client.get_executor()``.
             Its processes open the store by the same path or URL, each once.
         ahead
-            Largest number of batches that are being read or wait here, beside the one in use.
+            Largest number of batches that are being read or wait here, not counting the one in use.
 
         Yields
         ------
@@ -445,7 +451,7 @@ class PatchStream:
         UsageError
             If this is a partition of an epoch, or the rest of one.
         CorruptStoreError
-            When computed, if stored bytes are missing or damaged.
+            If stored bytes are missing or damaged. It is raised when the dataset is computed.
 
         Examples
         --------

@@ -97,7 +97,7 @@ def test_balanced_patches_are_centered_on_centroids(around, size, spacing):
         middle = np.linalg.inv(batch.affine[i]) @ wanted
         for axis, (n, at) in enumerate(zip(size, middle[2::-1], strict=True)):
             free = batch.padding_zyx[i, axis].sum() == 0 and batch.start_zyx[i, axis] > 0
-            end = batch.start_zyx[i, axis] == stream.sampler.room_zyx(0)[axis]
+            end = batch.start_zyx[i, axis] == stream.sampler.max_start_zyx(0)[axis]
             if free and not end:
                 assert abs(at - (n - 1) / 2) <= 0.5 + 1e-6
 

@@ -324,7 +324,7 @@ def test_a_patch_is_centered_to_half_a_voxel(center, size, step):
         spacing_zyx_mm=(step,) * 3,
     )
     box = sampler.draw(0, 0, lambda *_: tuple(center)).box
-    room = sampler.room_zyx(0)
+    room = sampler.max_start_zyx(0)
     for at, start, n, most in zip(center, box.start_zyx, size, room, strict=True):
         middle = start + (n - 1) / 2
         if 0 < start < most:

@@ -177,7 +177,7 @@ def test_windows_take_each_scan_as_often_as_its_probability(window_scans):
         )
         windows._pass = lambda *_, line=line: line
         rng = Drawn(integers=first)
-        for slot, scan in enumerate(windows._scans_of(0, number, rng).tolist()):
+        for slot, scan in enumerate(windows._draw_scans(0, number, rng).tolist()):
             of_slot[slot][scan] += 1
     for found in of_slot:
         assert found[0] == 3 * found[1]  # 1/2 + 1/4 and 1/4

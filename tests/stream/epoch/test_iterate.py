@@ -405,7 +405,7 @@ def test_reading_ahead_stays_within_its_limit(counted, prefetch_bytes, ahead):
         next(iterator)
         while len(fetched) < given_before + ahead:
             time.sleep(0.01)
-    assert len(iterator._waiting) == ahead
+    assert len(iterator._pending) == ahead
     iterator.close()
     assert len(fetched) == 3 + ahead
 
@@ -497,7 +497,7 @@ def test_an_iterator_dropped_in_one_of_its_own_threads_ends_them(stream):
     next(iterator)
     threads = ours()
     holder += [iterator, None]
-    iterator._waiting.clear()
+    iterator._pending.clear()
     iterator._running_readers().submit(iterator._read_group, 5)
     del iterator
     assert done.wait(PATIENCE_S)
