@@ -122,7 +122,7 @@ def test_explain_says_how_batches_are_transferred_and_why(served, ctspine1k_url,
 
     assert way(transfer="patches").startswith(f"by the server {served.replace('/zarr/', '/v1/')}")
     assert "packed" in way() or "as they are" in way()
-    assert way(transfer="ranges") == "by ranges, as transfer='ranges' says so"
+    assert way(transfer="ranges") == "by ranges, as transfer='ranges' was given"
     assert way(cache=CacheSettings(tmp_path)) == way(cache=CacheSettings(memory_bytes=1)) == ""
     assert not spinezarr.open(ctspine1k_url).patches(8).explain().transfer
     text = str(spinezarr.open(served).patches(8).explain())
@@ -173,7 +173,7 @@ def test_batches_that_the_server_refuses_are_read_by_ranges(ctspine1k_url):
         url = f"{server.url}/ctspine1k"
         stream = spinezarr.open(url, transfer="patches").patches(8, n_samples=100)
         assert len(list(stream)) == 100
-    assert stream.client._refused == ""
+    assert stream.client._refusal == ""
     by_server, by_ranges, unserved = counted(stream)
     assert 8 <= unserved <= 50  # eight refusals end it, and others are in flight by then
     assert by_server == unserved  # the server served none of them

@@ -26,7 +26,7 @@ TRAIN = """if True:
     for batch in share:
         sums = batch.image.sum((1, 2, 3), dtype=int) + 7 * batch.label.sum((1, 2, 3), dtype=int)
         print(json.dumps([batch.index.tolist(), sums.tolist()]), flush=True)
-    assert share.client._refused == ""
+    assert share.client._refusal == ""
 """
 """A trainer: prints the samples of its rank, with sums that distinguish them."""
 
@@ -108,7 +108,7 @@ def test_trainers_lose_no_sample_if_the_server_is_killed_and_restarted(ctspine1k
         if process is not None:
             process.terminate()
             process.communicate(timeout=PATIENCE_S)
-    assert stream.client._refused == ""
+    assert stream.client._refusal == ""
     assert [batch.index.tolist() for batch in given] == [b.index.tolist() for b in expected]
     for batch, right in zip(given, expected, strict=True):
         assert (batch.image == right.image).all()
@@ -136,7 +136,7 @@ def test_faults_of_the_network_change_no_sample(ctspine1k_url):
             )
             counts = link.counts()
         posts = sum(method == "POST" for method, *_ in counts.asked)
-        print(json.dumps([wrong, counts.faults, posts, stream.client._refused]))
+        print(json.dumps([wrong, counts.faults, posts, stream.client._refusal]))
     """
     process, url = started(ctspine1k_url)
     try:

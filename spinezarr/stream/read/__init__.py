@@ -1,4 +1,4 @@
 """How do requests for patches become a batch?
 
-The chunks are planned, located, fetched and decoded; then voxels are resampled if asked for.
+The chunks are planned, located, fetched and decoded. Then voxels are resampled if requested.
 """

@@ -1,11 +1,11 @@
-"""When does a spinezarr server read the batches, and how does a client ask for them?
+"""When does a spinezarr server read the batches, and how does a client request them?
 
 A store that lies on a spinezarr server can be read in two ways. The client can fetch byte ranges of
 the chunks and decode them. Or it can ask the server for the patches: the server decodes the chunks
 and sends the voxels of the patches only. That is less data, unless many patches of a batch share
 chunks. The link, the patches and the load of the server decide which is faster.
 :class:`BatchClient` estimates and then measures both, and takes the faster one. Batches that the
-server does not give are read by ranges, which also tell what is wrong.
+server does not send are read by ranges, which also raises the error if the store is damaged.
 """
 
 import json
@@ -45,7 +45,7 @@ __all__ = [
     "store_url",
 ]
 
-_ZARR, _ABOUT = "/zarr/", "/v1/"
+_ZARR_PREFIX, _API_PREFIX = "/zarr/", "/v1/"
 _LINK_BYTES_PER_S: Final = 100e6
 """Rate assumed for a link that was not measured yet: that of a laboratory, 1 Gbit/s."""
 _DECODED_BYTES_PER_S: Final = 3e9
@@ -53,16 +53,16 @@ _DECODED_BYTES_PER_S: Final = 3e9
 _PACKED_BYTES_PER_S: Final[dict[Pack, float]] = {"none": 2e9, "lz4": 1.3e9, "zstd": 550e6}
 """Voxels that a core packs in a second, by how they are packed."""
 _RATIOS: Final[dict[Pack, float]] = {"none": 1.0, "lz4": 0.37, "zstd": 0.315}
-"""Bytes sent for each byte of voxels, assumed until an answer came; measured on a chest CT."""
+"""Bytes sent for each byte of voxels, assumed until the first response; measured on a chest CT."""
 _NEWEST_WEIGHT: Final = 0.2
-"""Weight of the last answer in the running mean of a ratio."""
-_NO_TIME_S: Final = 1e-9
-_HEAD_BYTES: Final = 1 << 20
-"""Largest size of an answer without its items."""
-_ITEM_BYTES: Final = 1 << 10
+"""Weight of the last response in the running mean of a ratio."""
+_MIN_TIME_S: Final = 1e-9
+_MAX_HEADER_BYTES: Final = 1 << 20
+"""Largest size of a response without its items."""
+_MAX_ITEM_BYTES: Final = 1 << 10
 """Largest size of an item without its voxels."""
-_SLACK: Final = 16
-"""Packing may make an answer larger by this fraction: one 16th."""
+_EXPANSION_DIVISOR: Final = 16
+"""Packing may make a response larger by one 16th."""
 
 ReadByRanges = Callable[[], list[Batch]]
 RequestBatches = Sequence[Sequence[PatchRequest]]
@@ -89,9 +89,9 @@ def api_url(url: str) -> str | None:
     >>> api_url("http://lab:8765/zarr/ctspine1k")
     'http://lab:8765/v1/ctspine1k'
     """
-    base, found, name = url.rstrip("/").rpartition(_ZARR)
+    base, prefix, name = url.rstrip("/").rpartition(_ZARR_PREFIX)
     is_web = urlsplit(base).scheme in {"http", "https"}
-    return f"{base}{_ABOUT}{name}" if is_web and found and name and "/" not in name else None
+    return f"{base}{_API_PREFIX}{name}" if is_web and prefix and name and "/" not in name else None
 
 
 def store_url(url: str) -> str | None:
@@ -109,7 +109,7 @@ def store_url(url: str) -> str | None:
     """
     base, _, name = url.rstrip("/").rpartition("/")
     is_web = urlsplit(base).scheme in {"http", "https"} and bool(urlsplit(base).netloc)
-    return f"{base}{_ZARR}{name}" if is_web and name and api_url(url) is None else None
+    return f"{base}{_ZARR_PREFIX}{name}" if is_web and name and api_url(url) is None else None
 
 
 def read_batches(
@@ -124,11 +124,11 @@ def read_batches(
     Parameters
     ----------
     batch_reader
-        Reads by ranges, and says what is read.
+        Reads by ranges. Its options describe the patches.
     request_batches
         The requests of each batch.
     client
-        Asks the server that the store lies on; None if it lies on no such server.
+        Client of the server that the store lies on; None if it lies on no such server.
     threads
         Number of threads that decode what is read by ranges.
 
@@ -159,8 +159,8 @@ class BatchClient:
         self.transfer = transfer
         self._lock = ProcessLock()
         self._limits: BatchLimits | None = None
-        self._refused = ""
-        """Why the server is not asked; empty if it may be asked."""
+        self._refusal = ""
+        """Why no batches are requested from the server; empty if they may be."""
         self._stats: dict[tuple[Any, ...], _KindStats] = {}
 
     def __reduce__(self) -> tuple[type["BatchClient"], tuple[str, Transfer]]:
@@ -174,7 +174,7 @@ class BatchClient:
         Parameters
         ----------
         batch_reader
-            Says what is read of each patch.
+            Its options describe the patches.
         request_batches
             The requests of each batch.
         by_ranges
@@ -188,37 +188,39 @@ class BatchClient:
             If the server does not answer.
         """
         objects = batch_reader.reader.objects
-        limits = self._asked_limits(objects)
-        if limits is None or self._reason(batch_reader, request_batches, limits):
+        limits = self._server_limits(objects)
+        if limits is None or self._size_problem(batch_reader, request_batches, limits):
             return by_ranges()
         stats = self._stats_of(batch_reader, request_batches)
         self._estimate(batch_reader, request_batches, stats)
         transfer, pack = self._choose(stats, limits, objects.link_bytes_per_s)
         if transfer == "ranges":
-            with _Timed(self._lock, stats.choice, transfer):
+            with _Timer(self._lock, stats.choice, transfer):
                 return by_ranges()
         try:
-            with _Timed(self._lock, stats.choice, transfer):
-                return self._served(batch_reader, request_batches, pack, stats)
+            with _Timer(self._lock, stats.choice, transfer):
+                return self._read_from_server(batch_reader, request_batches, pack, stats)
         except BatchRefusedError:
-            stats.unserved += 1
+            stats.n_failures += 1
             return by_ranges()
         except (UnsupportedRequestError, FileNotFoundError, PermissionError) as problem:
-            self._refuse(problem)
+            self._stop_requesting(problem)
             return by_ranges()
         except ConnectionError:
             raise
-        except OSError:  # of this request alone, e.g. if it is too large
-            stats.unserved += 1
+        except OSError:  # only this request failed, e.g. because it is too large
+            stats.n_failures += 1
             return by_ranges()
 
     def explain(self, batch_reader: BatchReader, request_batches: RequestBatches) -> ReadSummary:
-        """Count what reading batches by ranges would take, and say how they are read, and why."""
+        """Count what reading batches by ranges would take, and describe how they are read."""
         summary = batch_reader.explain(request_batches)
-        limits = self._asked_limits(batch_reader.reader.objects)
+        limits = self._server_limits(batch_reader.reader.objects)
         link = batch_reader.reader.objects.link_bytes_per_s
-        where = redact_url(self.url)
-        reason = self._refused or (limits and self._reason(batch_reader, request_batches, limits))
+        server = redact_url(self.url)
+        reason = self._refusal
+        if limits is not None:
+            reason = reason or self._size_problem(batch_reader, request_batches, limits)
         if limits is None or reason:
             return summary.with_transfer(f"by ranges, as {reason or 'the server is not asked'}")
         stats = self._stats_of(batch_reader, request_batches)
@@ -230,26 +232,26 @@ class BatchClient:
             f"patches of {megabytes(sent)}, {packed}, "
             f"or ranges of {megabytes(summary.fetched_bytes)}; the link carries "
             f"{'an unknown rate' if link is None else f'{megabytes(link)}/s'}; "
-            f"{_rates(stats, limits, pack, link)}"
+            f"{_describe_rates(stats, limits, pack, link)}"
         )
-        how = "by ranges" if transfer == "ranges" else f"by the server {where}"
-        chosen = f" (transfer={self.transfer!r})" if self.transfer != "auto" else ""
-        return summary.with_transfer(f"{how}{chosen}: {text}")
+        way = "by ranges" if transfer == "ranges" else f"by the server {server}"
+        option = f" (transfer={self.transfer!r})" if self.transfer != "auto" else ""
+        return summary.with_transfer(f"{way}{option}: {text}")
 
     def is_offered(self, objects: Objects) -> bool:
-        """Whether a spinezarr server of this version answers there, and may be asked.
+        """Whether a spinezarr server of this version answers at the URL, and may be used.
 
         Parameters
         ----------
         objects
             Reads the store.
         """
-        return self._asked_limits(objects) is not None
+        return self._server_limits(objects) is not None
 
-    def _reason(
+    def _size_problem(
         self, batch_reader: BatchReader, request_batches: RequestBatches, limits: "BatchLimits"
     ) -> str:
-        """Return why the server cannot be asked for some batches; empty if it can."""
+        """Return why some batches are too large for the server; empty if they are not."""
         n_items = sum(map(len, request_batches))
         n_bytes = n_items * batch_reader.patch_bytes
         if n_items > limits.items or n_bytes > limits.voxel_bytes:
@@ -258,34 +260,34 @@ class BatchClient:
             )
         return ""
 
-    def _asked_limits(self, objects: Objects) -> "BatchLimits | None":
-        """Return the limits of the server; None if it is not to be asked."""
-        # Its model takes as long to import as many batches, and few read from a server.
+    def _server_limits(self, objects: Objects) -> "BatchLimits | None":
+        """Return the limits of the server; None if no batches may be requested from it."""
+        # The import takes as long as reading many batches, and few programs read from a server.
         from spinezarr.stream.read.batch_limits import PROTOCOL, parse_limits  # noqa: PLC0415
 
-        if self.transfer == "ranges" or self._refused:
-            self._refused = self._refused or "transfer='ranges' says so"
+        if self.transfer == "ranges" or self._refusal:
+            self._refusal = self._refusal or "transfer='ranges' was given"
             return None
         with self._lock:
-            if self._limits is None and not self._refused:
+            if self._limits is None and not self._refusal:
                 try:
                     data = objects.read([self.url]).get(self.url)
                     limits = parse_limits(data or b"")
                 except (OSError, CorruptStoreError, ValidationError):
-                    self._refused = "no spinezarr server answers there"
+                    self._refusal = "no spinezarr server answers there"
                 else:
                     self._limits = limits
                     if limits.protocol != PROTOCOL:
-                        self._refused = "the server is of another version"
-            return None if self._refused else self._limits
+                        self._refusal = "the server is of another version"
+            return None if self._refusal else self._limits
 
-    def _refuse(self, problem: Exception) -> None:
+    def _stop_requesting(self, problem: Exception) -> None:
         with self._lock:
             reasons: dict[type[Exception], str] = {
                 FileNotFoundError: "the server has no batches of this store",
                 PermissionError: "the server refuses batches with this token",
             }
-            self._refused = reasons.get(type(problem), "a proxy answers in its place")
+            self._refusal = reasons.get(type(problem), "a proxy answers in its place")
 
     def _stats_of(self, batch_reader: BatchReader, request_batches: RequestBatches) -> "_KindStats":
         key = (*batch_reader.kind, len(request_batches), sum(map(len, request_batches)))
@@ -295,14 +297,14 @@ class BatchClient:
     def _estimate(
         self, batch_reader: BatchReader, request_batches: RequestBatches, stats: "_KindStats"
     ) -> None:
-        """Count what some batches take by ranges, once; other threads need not wait for that."""
+        """Count what some batches take by ranges, once. Other threads do not wait for it."""
         with self._lock:
             if stats.costs is not None or stats.is_estimated:
                 return
             stats.is_estimated = True
         try:
             stats.costs = _Costs.of(batch_reader.explain(request_batches))
-        except (SpinezarrError, OSError):  # reading raises it again
+        except (SpinezarrError, OSError):  # reading will raise it again
             stats.is_estimated = False
 
     def _choose(
@@ -311,7 +313,7 @@ class BatchClient:
         """Choose how to read, and how voxels are packed."""
         with self._lock:
             pack = stats.best_pack(limits, link)
-            if stats.unserved >= MIN_READS:
+            if stats.n_failures >= MIN_READS:
                 return "ranges", pack
             if self.transfer != "auto":
                 return self.transfer, pack
@@ -319,42 +321,45 @@ class BatchClient:
                 stats.choice.choose(*stats.groups_per_s(limits, pack, link))
             return stats.choice.transfer, pack
 
-    def _served(
+    def _read_from_server(
         self,
         batch_reader: BatchReader,
         request_batches: RequestBatches,
         pack: Pack,
         stats: "_KindStats",
     ) -> list[Batch]:
-        requests = [request for requested in request_batches for request in requested]
+        requests = [request for batch in request_batches for request in batch]
         rows = [batch_reader.reader.row(request.scan_id) for request in requests]
         n_bytes = len(requests) * batch_reader.patch_bytes
-        most = n_bytes + n_bytes // _SLACK + _HEAD_BYTES + len(requests) * _ITEM_BYTES
+        max_bytes = n_bytes + n_bytes // _EXPANSION_DIVISOR
+        max_bytes += _MAX_HEADER_BYTES + len(requests) * _MAX_ITEM_BYTES
         body = _request_body(batch_reader, requests, rows, pack)
         objects = batch_reader.reader.objects
         for attempts_left in reversed(range(1 + objects.rereads)):
-            answer = objects.post(f"{self.url}/batch", body, most)
+            response = objects.post(f"{self.url}/batch", body, max_bytes)
             try:
-                tensors = Tensors.parse(answer)
+                tensors = Tensors.parse(response)
                 statuses = _STATUSES.validate_json(tensors.metadata.get("status", ""))
                 if statuses != ["ok"] * len(requests):
-                    raise BatchRefusedError("the server cannot read some of them")
-                whole = _to_batch(batch_reader, requests, tensors)
+                    raise BatchRefusedError("the server cannot read some patches")
+                combined = _to_batch(batch_reader, requests, tensors)
             except (DamagedTensorsError, ValidationError) as problem:
                 if not attempts_left:
                     raise BatchRefusedError(str(problem)) from problem
                 continue
             break
-        if not _has_drawn_shapes(batch_reader, whole, rows):
-            raise BatchRefusedError("the server has other scans than the table says")
-        self._learn(stats, tensors, whole, pack)
-        return _split(whole, request_batches)
+        if not _has_drawn_shapes(batch_reader, combined, rows):
+            raise BatchRefusedError("the scans of the server differ from the scan table")
+        self._update_ratio(stats, tensors, combined, pack)
+        return _split(combined, request_batches)
 
-    def _learn(self, stats: "_KindStats", tensors: Tensors, whole: Batch, pack: Pack) -> None:
-        names = ("image",) if whole.label is None else ("image", "label")
-        voxels = whole.image.nbytes + (0 if whole.label is None else whole.label.nbytes)
-        if voxels:
-            ratio = sum(map(tensors.size_bytes, names)) / voxels
+    def _update_ratio(
+        self, stats: "_KindStats", tensors: Tensors, batch: Batch, pack: Pack
+    ) -> None:
+        names = ("image",) if batch.label is None else ("image", "label")
+        voxel_bytes = batch.image.nbytes + (0 if batch.label is None else batch.label.nbytes)
+        if voxel_bytes:
+            ratio = sum(map(tensors.size_bytes, names)) / voxel_bytes
             with self._lock:
                 stats.ratios[pack] += _NEWEST_WEIGHT * (ratio - stats.ratios[pack])
 
@@ -383,41 +388,41 @@ class _KindStats:
     costs: _Costs | None = None
     is_estimated: bool = False
     ratios: dict[Pack, float] = field(default_factory=lambda: dict(_RATIOS))
-    unserved: int = 0
-    """How many times the server did not send batches."""
+    n_failures: int = 0
+    """Number of times that the server did not send batches."""
 
     def best_pack(self, limits: "BatchLimits", link: float | None) -> Pack:
         """Return the fastest packing: few bytes, unless packing takes longer than sending."""
-        per_s = link or _LINK_BYTES_PER_S
+        bytes_per_s = link or _LINK_BYTES_PER_S
 
-        def longest(pack: Pack) -> tuple[float, float]:
-            packing = 1 / _PACKED_BYTES_PER_S[pack] / limits.cores
-            return max(self.ratios[pack] / per_s, packing), self.ratios[pack]
+        def duration(pack: Pack) -> tuple[float, float]:
+            packing_s = 1 / _PACKED_BYTES_PER_S[pack] / limits.cores
+            return max(self.ratios[pack] / bytes_per_s, packing_s), self.ratios[pack]
 
-        return min(_RATIOS, key=longest)
+        return min(_RATIOS, key=duration)
 
     def groups_per_s(
         self, limits: "BatchLimits", pack: Pack, link: float | None
     ) -> tuple[float, float]:
-        """Return how often batches come in a second from the server and by ranges."""
-        served = self.choice.measured("patches") or self._served_per_s(limits, pack, link)
-        return served, self.choice.measured("ranges") or self._ranges_per_s(limits, link)
+        """Return the number of groups of batches per second from the server and by ranges."""
+        served = self.choice.measured("patches") or self._server_groups_per_s(limits, pack, link)
+        return served, self.choice.measured("ranges") or self._range_groups_per_s(limits, link)
 
-    def _served_per_s(self, limits: "BatchLimits", pack: Pack, link: float | None) -> float:
+    def _server_groups_per_s(self, limits: "BatchLimits", pack: Pack, link: float | None) -> float:
         costs = self.costs or _Costs(0, 0, 1)
-        on_the_way = costs.voxel_bytes * self.ratios[pack] / (link or _LINK_BYTES_PER_S)
-        packing = costs.voxel_bytes / _PACKED_BYTES_PER_S[pack]
-        there = (costs.decoded_bytes / _DECODED_BYTES_PER_S + packing) / limits.cores
-        return 1 / max(on_the_way, there)
+        transfer_s = costs.voxel_bytes * self.ratios[pack] / (link or _LINK_BYTES_PER_S)
+        packing_s = costs.voxel_bytes / _PACKED_BYTES_PER_S[pack]
+        server_s = (costs.decoded_bytes / _DECODED_BYTES_PER_S + packing_s) / limits.cores
+        return 1 / max(transfer_s, server_s)
 
-    def _ranges_per_s(self, limits: "BatchLimits", link: float | None) -> float:
+    def _range_groups_per_s(self, limits: "BatchLimits", link: float | None) -> float:
         costs = self.costs or _Costs(0, 0, 1)
-        on_the_way = costs.range_bytes / (link or _LINK_BYTES_PER_S)
-        here = costs.decoded_bytes / _DECODED_BYTES_PER_S / limits.cores
-        return 1 / max(on_the_way, here, _NO_TIME_S)
+        transfer_s = costs.range_bytes / (link or _LINK_BYTES_PER_S)
+        decoding_s = costs.decoded_bytes / _DECODED_BYTES_PER_S / limits.cores
+        return 1 / max(transfer_s, decoding_s, _MIN_TIME_S)
 
 
-class _Timed:
+class _Timer:
     """Measures how long it takes to read some batches."""
 
     def __init__(self, lock: ProcessLock, choice: TransferChoice, transfer: Transfer) -> None:
@@ -434,16 +439,18 @@ class _Timed:
             self._choice.end(self._transfer, self._began_s, 0 if kind else 1)
 
 
-def _rates(stats: _KindStats, limits: "BatchLimits", pack: Pack, link: float | None) -> str:
-    """Return a text that says how fast both ways are."""
+def _describe_rates(
+    stats: _KindStats, limits: "BatchLimits", pack: Pack, link: float | None
+) -> str:
+    """Return a text with the rates of both ways."""
     served, by_ranges = stats.groups_per_s(limits, pack, link)
 
-    def how(transfer: Transfer) -> str:
+    def source(transfer: Transfer) -> str:
         return "estimated" if stats.choice.measured(transfer) is None else "measured"
 
     return (
-        f"{served:.1f} batches/s by the server ({how('patches')}), "
-        f"{by_ranges:.1f} by ranges ({how('ranges')})"
+        f"{served:.1f} batches/s by the server ({source('patches')}), "
+        f"{by_ranges:.1f} by ranges ({source('ranges')})"
     )
 
 
@@ -481,17 +488,17 @@ def _request_body(
 def _to_batch(
     batch_reader: BatchReader, requests: Sequence[PatchRequest], tensors: Tensors
 ) -> Batch:
-    """Return all patches of an answer as one batch.
+    """Return all patches of a response as one batch.
 
     Raises
     ------
     DamagedTensorsError
-        If the answer is not what was asked for.
+        If the response does not match the requests.
     """
     n, empty = len(requests), batch_reader.engine.buffers.empty
     starts = np.array([request.box.start_zyx for request in requests])
     if (tensors.get("start_zyx", (n, 3), np.int64) != starts).any():
-        raise DamagedTensorsError("the patches are not those that were asked for")
+        raise DamagedTensorsError("the patches are not the requested ones")
     label: npt.NDArray[Any] | None = None
     if batch_reader.with_label:
         label = tensors.get("label", (n, *batch_reader.shape), np.uint8, empty)
@@ -517,9 +524,9 @@ def _to_batch(
 def _has_drawn_shapes(
     batch_reader: BatchReader, batch: Batch, rows: Sequence[TableRow | None]
 ) -> bool:
-    """Return whether the scans have the shapes by which the patches were drawn.
+    """Return whether the scans have the shapes for which the patches were drawn.
 
-    The padding of the patches tells it.
+    It compares the padding of the patches.
     """
     for start, padding, row in zip(batch.start_zyx, batch.padding_zyx, rows, strict=True):
         if row is not None:
@@ -531,11 +538,11 @@ def _has_drawn_shapes(
     return True
 
 
-def _split(whole: Batch, request_batches: RequestBatches) -> list[Batch]:
+def _split(combined: Batch, request_batches: RequestBatches) -> list[Batch]:
     """Split patches that were read as one batch into batches."""
-    found, first = [], 0
-    for requested in request_batches:
-        last = first + len(requested)
-        found.append(whole.part(first, last))
+    batches, first = [], 0
+    for requests in request_batches:
+        last = first + len(requests)
+        batches.append(combined.part(first, last))
         first = last
-    return found
+    return batches

@@ -1,4 +1,4 @@
-"""How many patches does a spinezarr server read for a request, as it tells its clients?"""
+"""How large may a request for batches from a spinezarr server be?"""
 
 from typing import Annotated
 
@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["PROTOCOL", "BatchLimits", "parse_limits"]
 
 PROTOCOL = 1
-"""Version of the requests for batches and of their answers. Both sides must have the same."""
+"""Version of the requests for batches and of their responses. Both sides must have the same."""
 
 
 class BatchLimits(BaseModel):
-    """The limits of a server, as it tells them."""
+    """The limits that a server states."""
 
     model_config = ConfigDict(strict=True, frozen=True, use_attribute_docstrings=True)
 
@@ -30,7 +30,12 @@ class _AboutModel(BaseModel):
 
 
 def parse_limits(about: bytes) -> BatchLimits:
-    """Return the limits in what a server tells about a store.
+    """Return the limits in a server's description of a store.
+
+    Parameters
+    ----------
+    about
+        Response of the server's API for the store, JSON.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """How do requests for patches become a batch?
 
 Streams, grids and the server use the same steps: allocate the batch, plan which boxes of voxels
-fill it, read them, replace NaN and infinity if asked to, and resample.
+fill it, read them, replace NaN and infinity if requested, and resample.
 """
 
 import math
@@ -46,7 +46,7 @@ class BatchReader:
     size_zyx
         Shape of a patch in voxels.
     spacing_zyx_mm
-        Spacing that patches are resampled to; None along an axis that keeps the scan's own.
+        Spacing that patches are resampled to; None keeps the scan's spacing along that axis.
     with_label
         Whether masks are read too.
     image_dtype
@@ -58,7 +58,7 @@ class BatchReader:
     neighbor_step_mm
         Distance between these slices; None for the scan's own slices, one after the other.
     nonfinite
-        What to do with voxels that are NaN or infinite.
+        How to handle voxels that are NaN or infinite.
 
     Raises
     ------
@@ -83,7 +83,7 @@ class BatchReader:
         step_mm = self.neighbor_step_mm
         if step_mm is not None and not (self.neighbors and 0 < step_mm < math.inf):
             raise UsageError(
-                f"neighbor_step_mm {step_mm}: must be above 0, beside neighbors of 1 or more."
+                f"neighbor_step_mm {step_mm}: must be above 0, and needs neighbors of 1 or more."
             )
 
     @property
@@ -99,8 +99,8 @@ class BatchReader:
     @property
     def dims(self) -> tuple[str, ...]:
         """Names of the axes of an image, such as ``("z", "y", "x")``."""
-        kept = (name for axis, name in enumerate(_AXES) if axis != self.flat_axis)
-        return (*("slice" for _ in self.channels), *kept)
+        spatial = (name for axis, name in enumerate(_AXES) if axis != self.flat_axis)
+        return (*("slice" for _ in self.channels), *spatial)
 
     @property
     def patch_bytes(self) -> int:
@@ -110,9 +110,9 @@ class BatchReader:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Everything that decides how much work a patch is, except its scan and position."""
-        own = (self.spacing_zyx_mm, self.flat_axis, self.neighbors, self.neighbor_step_mm)
-        return (self.size_zyx, self.with_label, self.image_dtype.str, *own)
+        """Options that determine how much work a patch is, apart from its scan and position."""
+        sampling = (self.spacing_zyx_mm, self.flat_axis, self.neighbors, self.neighbor_step_mm)
+        return (self.size_zyx, self.with_label, self.image_dtype.str, *sampling)
 
     def read_together(
         self, batches: Sequence[Sequence[PatchRequest]], *, threads: int
@@ -122,7 +122,7 @@ class BatchReader:
         Raises
         ------
         UsageError
-            If masks are wanted and a scan has none.
+            If masks are requested and a scan has none.
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
@@ -142,7 +142,7 @@ class BatchReader:
         self.reader.prefetch_scans(request.scan_id for requests in batches for request in requests)
         planned = [self._plan(requests, work) for requests in batches]
         self.engine.read(work.reads, threads=threads)
-        # This comes first, or interpolation would spread NaN and infinity.
+        # NaN and infinity are replaced first, as interpolation would spread them.
         for voxels, fill in work.to_fill:
             fill_nonfinite(voxels, fill)
         for resampling in work.resamplings:
@@ -150,7 +150,7 @@ class BatchReader:
         return planned
 
     def _plan(self, requests: Sequence[PatchRequest], work: "_Work") -> Batch:
-        """Allocate a batch, and add to ``work`` what fills it."""
+        """Allocate a batch, and add the steps that fill it to ``work``."""
         n, empty = len(requests), self.engine.buffers.empty
         image = empty((n, *self.channels, *self.shape), self.image_dtype)
         label = empty((n, *self.shape), np.uint8) if self.with_label else None
@@ -160,7 +160,7 @@ class BatchReader:
             scan = self.reader.listed_scan(request.scan_id)
             step = step_zyx(scan.attributes.spacing_zyx_mm, self.spacing_zyx_mm)
             volume = Box((0, 0, 0), grid_shape_zyx(scan.image.shape_zyx, step))
-            fills = self._fill(
+            fills = self._plan_patch(
                 scan,
                 request.box,
                 step,
@@ -177,7 +177,7 @@ class BatchReader:
                 if replacement is not None and read.array is scan.image:
                     work.to_fill.append((read.out, replacement))
             padding[i] = padding_zyx(request.box, volume)
-            affine[i] = _moved(scan.affine, request.box.start_zyx, step)
+            affine[i] = _patch_affine(scan.affine, request.box.start_zyx, step)
         return Batch(
             image=image,
             label=label,
@@ -191,7 +191,7 @@ class BatchReader:
             index=np.array([request.index for request in requests], np.int64),
         )
 
-    def _fill(
+    def _plan_patch(
         self,
         scan: ScanHandle,
         box: Box,
@@ -201,7 +201,7 @@ class BatchReader:
         image: npt.NDArray[Any],
         label: npt.NDArray[np.uint8] | None,
     ) -> Iterator[BoxRead | Resampling]:
-        """Yield what fills the image and label of one patch; fill the padding at once."""
+        """Yield the steps that fill the image and label of one patch; fill the padding at once."""
         if label is not None and scan.label is None:
             raise UsageError(
                 f"scan {scan.attributes.scan_id!r} has no mask. Read without labels: labels=False."
@@ -216,31 +216,31 @@ class BatchReader:
         z, y, x = (-start for start in box.start_zyx)
         within = inside.shift((z, y, x)).slices
         positions = [
-            positions_along(*along)
-            for along in zip(
+            positions_along(*axis)
+            for axis in zip(
                 inside.start_zyx, inside.stop_zyx, step, scan.image.shape_zyx, strict=True
             )
         ]
-        source = around = SourceRegion.of(positions)
+        label_region = image_region = SourceRegion.of(positions)
         channels = [*within]
         flat = self.flat_axis
         if flat is not None:
             if self.neighbors:
                 positions[flat] = self._slices_around(scan, flat, inside.start_zyx[flat])
-                around = SourceRegion.of(positions)
+                image_region = SourceRegion.of(positions)
                 channels[flat] = slice(None)
                 image = np.moveaxis(image, 0, flat)
             else:
                 image = np.expand_dims(image, flat)
             label = None if label is None else np.expand_dims(label, flat)
-        yield around.plan(scan.image, image[tuple(channels)], linear=True)
+        yield image_region.plan(scan.image, image[tuple(channels)], linear=True)
         if label is not None and scan.label is not None:
-            yield source.plan(scan.label, label[within], linear=False)
+            yield label_region.plan(scan.label, label[within], linear=False)
 
     def _slices_around(self, scan: ScanHandle, axis: int, center: int) -> Positions:
         """Return the positions of a slice and its neighbors along an axis.
 
-        Beyond the volume its outermost slice is repeated.
+        The outermost slice of the volume is repeated beyond the volume.
         """
         k = self.neighbors
         last = scan.image.shape_zyx[axis] - 1
@@ -256,7 +256,7 @@ class BatchReader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """What fills some batches: first ``reads``, then ``to_fill``, then ``resamplings``."""
+    """The steps that fill some batches: first ``reads``, then ``to_fill``, then ``resamplings``."""
 
     reads: list[BoxRead]
     to_fill: list[tuple[npt.NDArray[Any], float]]
@@ -274,7 +274,7 @@ def padding_zyx(box: Box, volume: Box) -> list[tuple[int, int]]:
     ]
 
 
-def _moved(
+def _patch_affine(
     affine: npt.NDArray[np.float64], start_zyx: ShapeZYX, step: StepZYX
 ) -> npt.NDArray[np.float64]:
     """Return the affine of a patch that starts at a voxel of a resampled grid."""

@@ -1,9 +1,8 @@
-"""What can be asked of something that reads boxes of voxels?
+"""Which interface does a reader of boxes of voxels have?
 
-:class:`BoxReader` names the few things that
-:class:`~spinezarr.stream.read.batch_reader.BatchReader` and others ask.
-:class:`~spinezarr.stream.read.engine.Engine` answers them from a store, and
-:class:`~spinezarr.stream.read.layered_reader.LayeredReader` from layers that it keeps in memory.
+:class:`~spinezarr.stream.read.batch_reader.BatchReader` and others use :class:`BoxReader`.
+:class:`~spinezarr.stream.read.engine.Engine` implements it for a store, and
+:class:`~spinezarr.stream.read.layered_reader.LayeredReader` for layers that it keeps in memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +35,7 @@ class BoxReader(Protocol):
 
     @property
     def buffers(self) -> BufferPool:
-        """Memory for what is read."""
+        """Pool of memory for voxels."""
         ...
 
     @property
@@ -50,7 +49,7 @@ class BoxReader(Protocol):
         Parameters
         ----------
         reads
-            What to read. No two outputs overlap.
+            The boxes to read. No two outputs overlap.
         threads
             Number of threads that decode.
 

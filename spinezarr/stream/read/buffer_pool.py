@@ -1,4 +1,4 @@
-"""How is the memory of a batch used again, once nobody holds the batch?
+"""How is the memory of a batch reused after the batch is deleted?
 
 The operating system gives large arrays fresh pages, and clears each page when it is first touched.
 With two threads, that can take longer than decoding the voxels.
@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 __all__ = ["BufferPool"]
 
-_FREE_BYTES: Final = 288 << 20
-"""Bytes of free memory that are kept: a little more than the largest default window."""
-_SMALLEST_BYTES: Final = 1 << 18
+_MAX_FREE_BYTES: Final = 288 << 20
+"""Bytes of free memory to keep: a little more than the largest default window."""
+_MIN_BYTES: Final = 1 << 18
 """Smaller arrays come from the heap of C's ``malloc``, which keeps free memory itself."""
 
 _Block = npt.NDArray[np.uint8]
@@ -36,16 +36,16 @@ class _Lease:
 class BufferPool:
     """Gives arrays, and takes back the memory of an array when its last view is gone.
 
-    There is no lock: memory comes back whenever Python collects garbage, also in a thread that is
-    taking some at that moment. Each step is atomic.
+    There is no lock: memory comes back whenever Python collects garbage, even in a thread that
+    allocates an array at that moment. Each step is atomic.
 
     Parameters
     ----------
     max_free_bytes
-        Bytes of free memory that are kept.
+        Bytes of free memory to keep.
     """
 
-    def __init__(self, max_free_bytes: int = _FREE_BYTES) -> None:
+    def __init__(self, max_free_bytes: int = _MAX_FREE_BYTES) -> None:
         self._max_free_bytes = max_free_bytes
         self._free: dict[int, deque[_Block]] = {}
 
@@ -55,23 +55,23 @@ class BufferPool:
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array whose elements are not set, as :func:`numpy.empty` does."""
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        if n_bytes < _SMALLEST_BYTES:
+        if n_bytes < _MIN_BYTES:
             return np.empty(shape, dtype)
         try:
             block = self._free[n_bytes].pop()
         except (KeyError, IndexError):
             block = np.empty(n_bytes, np.uint8)
         lease = _Lease(block)
-        weakref.finalize(lease, self._give, block).atexit = False
+        weakref.finalize(lease, self._release, block).atexit = False
         array: npt.NDArray[Any] = np.asarray(lease).view(dtype).reshape(shape)
         return array
 
     @property
     def free_bytes(self) -> int:
-        """Bytes of memory that nobody holds."""
+        """Bytes of free memory."""
         return sum(n_bytes * len(blocks) for n_bytes, blocks in list(self._free.items()))
 
-    def _give(self, block: _Block) -> None:
+    def _release(self, block: _Block) -> None:
         self._free.setdefault(block.nbytes, deque()).append(block)
         # Blocks of other sizes go first: they may be those of a stream that has ended.
         sizes = sorted(self._free, key=lambda n_bytes: n_bytes == block.nbytes)

@@ -1,4 +1,4 @@
-"""How is memory for things that may be needed again bounded?"""
+"""How is the memory of a cache bounded?"""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
@@ -39,32 +39,32 @@ class BoundedCache(Generic[K, V]):
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._kept: OrderedDict[K, V] = OrderedDict()
-        self._kept_bytes = 0
+        self._items: OrderedDict[K, V] = OrderedDict()
+        self._size_bytes = 0
         self._lock = ProcessLock()
 
     def find(self, keys: Iterable[K]) -> dict[K, V]:
-        """Return the items that are kept, of some keys; they count as used now."""
-        found = {}
+        """Return the items that are kept for some keys; they count as used now."""
+        items = {}
         with self._lock:
             for key in keys:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    found[key] = self._kept[key]
-        return found
+                if key in self._items:
+                    self._items.move_to_end(key)
+                    items[key] = self._items[key]
+        return items
 
     def keep(self, items: Mapping[K, V]) -> None:
-        """Keep more items, and drop others if these are too many."""
+        """Keep more items, and drop the least recently used ones above the limit."""
         with self._lock:
             for key, value in items.items():
-                if key not in self._kept:
-                    self._kept[key] = value
-                    self._kept_bytes += value.nbytes
-            while self._kept_bytes > self.limit_bytes:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+                if key not in self._items:
+                    self._items[key] = value
+                    self._size_bytes += value.nbytes
+            while self._size_bytes > self.limit_bytes:
+                self._size_bytes -= self._items.popitem(last=False)[1].nbytes
 
     def forget(self, key: K) -> None:
         """Drop the item of a key, if there is one."""
         with self._lock:
-            if key in self._kept:
-                self._kept_bytes -= self._kept.pop(key).nbytes
+            if key in self._items:
+                self._size_bytes -= self._items.pop(key).nbytes

@@ -1,6 +1,6 @@
 """Where do the bytes of a chunk lie?
 
-The metadata of a scan list the chunks of its shards, so nothing more is read to find out.
+The metadata of a scan list the chunks of its shards, so nothing else is read.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from spinezarr.stream.read.plan import ReadPlan
 
 __all__ = ["ChunkLocations", "ChunkLocator"]
 
-_KEPT_BYTES: Final = 64 << 20
+_CACHE_BYTES: Final = 64 << 20
 """Bytes of tables in memory: about 1,400 scans of 512 x 512 x 600 voxels with their masks."""
 _ROW: Final = np.dtype([("offset", np.int64), ("size", np.int64), ("crc32c", np.uint32)])
 _Shard = tuple[ArraySpec, ShapeZYX]
@@ -75,9 +75,9 @@ class ChunkLocations:
 
 
 class ChunkLocator:
-    """Finds chunks in shards, as the manifests of scans list them.
+    """Finds chunks in shards by the manifests of scans.
 
-    Tables of shards that were used recently are kept. It is shared between threads.
+    Tables of recently used shards stay in memory. It is shared between threads.
 
     Parameters
     ----------
@@ -87,18 +87,18 @@ class ChunkLocator:
 
     def __init__(self, name: Callable[[str], str]) -> None:
         self._name = name
-        self._kept: BoundedCache[_Shard, _ShardTable] = BoundedCache(_KEPT_BYTES)
+        self._cache: BoundedCache[_Shard, _ShardTable] = BoundedCache(_CACHE_BYTES)
 
     def locate(self, plan: ReadPlan) -> ChunkLocations:
         """Return where the chunks of a plan lie. Chunks that are not listed are background."""
-        runs = list(_runs(plan))
-        known = self._kept.find(shard for shard, _ in runs)
+        runs = list(_shard_runs(plan))
+        known = self._cache.find(shard for shard, _ in runs)
         new = {
-            shard: _table(*shard)
+            shard: _load_table(*shard)
             for shard, _ in runs
             if shard not in known and shard[1] in shard[0].shards
         }
-        self._kept.keep(new)
+        self._cache.keep(new)
         known |= new
         rows = np.zeros(len(plan), _ROW)
         number = np.full(len(plan), -1)
@@ -116,10 +116,10 @@ class ChunkLocator:
             crc32c=rows["crc32c"],
         )
 
-    def corrupt(
+    def chunk_error(
         self, plan: ReadPlan, chunk: int, problem: str
     ) -> CorruptStoreError | ScanChangedError:
-        """Return the error for a chunk, or the one for a scan that was ingested again meanwhile."""
+        """Return the error for a damaged chunk, or for its scan if that was ingested again."""
         array = plan.arrays[plan.array[chunk]]
         return array.find_change(array) or CorruptStoreError(
             f"scan {array.scan_id!r}, {array.name} chunk {plan.chunk_index(chunk)} in "
@@ -128,7 +128,7 @@ class ChunkLocator:
         )
 
 
-def _runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
+def _shard_runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
     """Yield the shards of a plan, and the chunks of each, which are neighbors in the plan."""
     if not len(plan):
         return
@@ -139,7 +139,7 @@ def _runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
         yield (array, plan.shard_index(start)), slice(start, stop)
 
 
-def _table(array: ArraySpec, shard_zyx: ShapeZYX) -> _ShardTable:
+def _load_table(array: ArraySpec, shard_zyx: ShapeZYX) -> _ShardTable:
     """Return where the chunks of a shard lie; rows of chunks that are not stored are 0."""
     n_chunks = math.prod(array.chunks_per_shard_zyx)
     entry = array.shards[shard_zyx]

@@ -1,7 +1,7 @@
 """How do boxes of voxels get from a store into arrays in memory?
 
-In four steps: plan which chunks the boxes need, locate the bytes of these chunks, fetch them, and
-decode them into the arrays, which the caller owns.
+There are four steps: plan which chunks the boxes need, locate the bytes of these chunks, fetch
+them, and decode them into the arrays, which the caller owns.
 
 Zarr readers turn a missing chunk into fill values. This one does not: the scan's manifest says
 which shards exist and how long they are, chunks of an image are never absent, and every chunk has a
@@ -46,10 +46,10 @@ _Chunk = tuple[ArraySpec, ShapeZYX]
 ChunkCache = BoundedCache[_Chunk, Voxels]
 """Keeps decoded chunks, by array and index of the chunk."""
 
-_TURNS: Final = ProcessLock()
-"""Held by the one call that decodes with several threads; such calls take turns.
+_PARALLEL_DECODING: Final = ProcessLock()
+"""Lock of the one call that decodes with several threads; such calls take turns.
 
-So the first call ends early, and the last one no later than if all ran at once.
+So the first call ends early, and the last one ends no later than if all ran at once.
 """
 
 
@@ -77,7 +77,7 @@ class Engine:
         self._cache: ChunkCache = BoundedCache(cache_bytes) if cache is None else cache
 
     def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[Fetcher, int]]:
-        return _engine, (self._fetch, self.cache_bytes)
+        return _make_engine, (self._fetch, self.cache_bytes)
 
     @property
     def concurrent_calls(self) -> int:
@@ -99,26 +99,26 @@ class Engine:
         Parameters
         ----------
         reads
-            What to read. No two outputs overlap.
+            The boxes to read. No two outputs overlap.
         threads
             Number of threads that decode.
 
         Raises
         ------
         CorruptStoreError
-            If a shard or chunk is missing or damaged; names scan, array, chunk and shard. The
-            outputs are undefined then.
+            If a shard or chunk is missing or damaged. The message names scan, array, chunk and
+            shard. The outputs are undefined then.
         """
-        wanted = list(reads)
-        for read in wanted:
+        reads = list(reads)
+        for read in reads:
             if read.out.shape != read.box.shape_zyx:
                 raise ValueError(f"an output of shape {read.out.shape} for {read.box}")
-        plain = [_unscaled(read) for read in wanted]
+        stored_reads = [_stored_read(read) for read in reads]
         if self.cache_bytes:
-            self._read_cached(plain, threads)
+            self._read_cached(stored_reads, threads)
         else:
-            self._read_stored(plain, threads)
-        for read, stored in zip(wanted, plain, strict=True):
+            self._read_stored(stored_reads, threads)
+        for read, stored in zip(reads, stored_reads, strict=True):
             if stored is not read:
                 _convert(read.array, stored.out, read.out)
 
@@ -126,10 +126,10 @@ class Engine:
         """Count what reading some boxes would take. Nothing is read."""
         plan = plan_reads(boxes)
         locations = self._locator.locate(plan)
-        keys = _keys(plan)
-        kept = self._cache.find(keys)
+        keys = _chunk_keys(plan)
+        cached = self._cache.find(keys)
         fetched = [
-            chunk for chunk in np.flatnonzero(locations.size).tolist() if keys[chunk] not in kept
+            chunk for chunk in np.flatnonzero(locations.size).tolist() if keys[chunk] not in cached
         ]
         decoded = sum(_chunk_bytes(keys[chunk][0]) for chunk in fetched)
         ranges = locations.ranges_of(np.array(fetched, np.intp))
@@ -139,7 +139,7 @@ class Engine:
             shards=len(np.unique(ranges.shard)),
             chunks=len(fetched),
             shared_chunks=int((np.diff(plan.first_piece) > 1).sum()),
-            cached_chunks=len(kept),
+            cached_chunks=len(cached),
             background_chunks=int((locations.size == 0).sum()),
             requests=self._fetch.n_requests(ranges),
             fetched_bytes=int((ranges.stop - ranges.start).sum()),
@@ -150,18 +150,18 @@ class Engine:
             kernel=kernel() is not None,
         )
 
-    def _read_cached(self, wanted: Sequence[BoxRead], threads: int) -> None:
-        """Take chunks from the cache; read those that it lacks, whole, and keep them.
+    def _read_cached(self, reads: Sequence[BoxRead], threads: int) -> None:
+        """Take chunks from the cache. Read the missing ones whole, and keep them.
 
         Outputs have the stored dtype, as those of :meth:`_read_stored`.
         """
-        plan = plan_reads([(read.array, read.box) for read in wanted])
-        keys = _keys(plan)
+        plan = plan_reads([(read.array, read.box) for read in reads])
+        keys = _chunk_keys(plan)
         voxels = self._cache.find(keys)
         missing = {}
         for chunk, key in enumerate(keys):
             if key not in voxels:
-                box = _box_of(plan, chunk)
+                box = _chunk_box(plan, chunk)
                 missing[key] = BoxRead(key[0], box, np.empty(box.shape_zyx, key[0].stored_dtype))
         self._read_stored(list(missing.values()), threads)
         new = {key: read.out for key, read in missing.items()}
@@ -169,14 +169,14 @@ class Engine:
         voxels.update(new)
         for chunk, key in enumerate(keys):
             for box_number, within_chunk, within_box in plan.pieces(chunk):
-                wanted[box_number].out[within_box.slices] = voxels[key][within_chunk.slices]
+                reads[box_number].out[within_box.slices] = voxels[key][within_chunk.slices]
 
-    def _read_stored(self, wanted: Sequence[BoxRead], threads: int) -> None:
-        if not wanted:
+    def _read_stored(self, reads: Sequence[BoxRead], threads: int) -> None:
+        if not reads:
             return
-        plan = plan_reads([(read.array, read.box) for read in wanted])
+        plan = plan_reads([(read.array, read.box) for read in reads])
         locations = self._locator.locate(plan)
-        self._fill(plan, locations, [read.out for read in wanted], threads)
+        self._fill(plan, locations, [read.out for read in reads], threads)
 
     def _fill(
         self, plan: ReadPlan, locations: ChunkLocations, outputs: Sequence[Voxels], threads: int
@@ -191,22 +191,24 @@ class Engine:
             if loaded is not None and isinstance(self._fetch, LocalFetcher):
                 with self._fetch.opened([shard.path for shard in locations.shards]) as descriptors:
                     chunks["fd"] = np.array(descriptors, np.int32)[locations.shard[stored]]
-                    _run(loaded, outputs, tables, threads)
+                    _run_kernel(loaded, outputs, tables, threads)
                 for chunk in stored[chunks["status"] != DONE].tolist():
-                    with self._fetch(locations.ranges_of(np.array([chunk]))) as found:
-                        self._fill_slowly(plan, locations, chunk, found[0], outputs)
+                    with self._fetch(locations.ranges_of(np.array([chunk]))) as fetched:
+                        self._fill_without_kernel(plan, locations, chunk, fetched[0], outputs)
                 return
-            with self._fetch(locations.ranges_of(stored)) as found:
+            with self._fetch(locations.ranges_of(stored)) as fetched:
                 if loaded is not None:
-                    chunks["data"] = np.where(found.is_whole, found.addresses, 0)
-                    _run(loaded, (outputs, found), tables, threads)
+                    chunks["data"] = np.where(fetched.is_whole, fetched.addresses, 0)
+                    _run_kernel(loaded, (outputs, fetched), tables, threads)
                 for row in np.flatnonzero(chunks["status"] != DONE).tolist():
-                    self._fill_slowly(plan, locations, int(stored[row]), found[row], outputs)
+                    chunk = int(stored[row])
+                    self._fill_without_kernel(plan, locations, chunk, fetched[row], outputs)
         except MissingShardError as problem:
             chunk = locations.first_chunk_of(problem.path)
-            raise self._locator.corrupt(plan, chunk, "is gone: its shard is missing") from problem
+            error = self._locator.chunk_error(plan, chunk, "is gone: its shard is missing")
+            raise error from problem
 
-    def _fill_slowly(
+    def _fill_without_kernel(
         self,
         plan: ReadPlan,
         locations: ChunkLocations,
@@ -214,9 +216,9 @@ class Engine:
         data: memoryview,
         outputs: Sequence[Voxels],
     ) -> None:
-        """Fill the pieces of one chunk without the kernel, or raise what is wrong with the chunk.
+        """Fill the pieces of one chunk without the kernel, or raise the error of the chunk.
 
-        A chunk that came damaged over a network is fetched again.
+        A chunk that a network damaged is fetched again.
         """
         voxels = self._decode_or_refetch(
             plan, locations, chunk, data, refetches=self._fetch.max_refetches
@@ -237,32 +239,32 @@ class Engine:
             return _decode(plan, locations, chunk, data)
         except ChunkDamagedError as problem:
             if not refetches:
-                raise self._locator.corrupt(plan, chunk, str(problem)) from problem
-        with self._fetch.refetch(locations.range_of(chunk)) as again:
+                raise self._locator.chunk_error(plan, chunk, str(problem)) from problem
+        with self._fetch.refetch(locations.range_of(chunk)) as refetched:
             return self._decode_or_refetch(
-                plan, locations, chunk, again[0], refetches=refetches - 1
+                plan, locations, chunk, refetched[0], refetches=refetches - 1
             )
 
 
-def _engine(fetch: Fetcher, cache_bytes: int) -> Engine:
+def _make_engine(fetch: Fetcher, cache_bytes: int) -> Engine:
     return Engine(fetch, cache_bytes=cache_bytes)
 
 
-def _keys(plan: ReadPlan) -> list[_Chunk]:
+def _chunk_keys(plan: ReadPlan) -> list[_Chunk]:
     """Return the keys of the chunks of a plan in the cache."""
     return [(plan.arrays[plan.array[chunk]], plan.chunk_index(chunk)) for chunk in range(len(plan))]
 
 
-def _box_of(plan: ReadPlan, chunk: int) -> Box:
-    """Return the voxels of its array that a chunk holds."""
+def _chunk_box(plan: ReadPlan, chunk: int) -> Box:
+    """Return the box of voxels that a chunk holds, in its array."""
     array, index = plan.arrays[plan.array[chunk]], plan.chunk_index(chunk)
     z, y, x = (i * n for i, n in zip(index, array.chunk_shape_zyx, strict=True))
-    whole = Box.at((z, y, x), array.chunk_shape_zyx)
-    return whole.intersect(Box((0, 0, 0), array.shape_zyx)) or whole
+    box = Box.at((z, y, x), array.chunk_shape_zyx)
+    return box.intersect(Box((0, 0, 0), array.shape_zyx)) or box
 
 
-def _unscaled(read: BoxRead) -> BoxRead:
-    """Return the read of the stored numbers; the same read if those are what is wanted."""
+def _stored_read(read: BoxRead) -> BoxRead:
+    """Return a read of the stored numbers; the same read if its output takes these unchanged."""
     array = read.array
     is_stored = array.scaling is None and read.out.dtype == array.stored_dtype
     if is_stored and read.out.flags.writeable:
@@ -271,7 +273,7 @@ def _unscaled(read: BoxRead) -> BoxRead:
 
 
 def _convert(array: ArraySpec, numbers: Voxels, out: Voxels) -> None:
-    """Convert stored numbers to values of the dtype that is wanted."""
+    """Convert stored numbers to values of the dtype of ``out``."""
     if array.scaling is None:
         out[...] = numbers
     else:
@@ -281,7 +283,7 @@ def _convert(array: ArraySpec, numbers: Voxels, out: Voxels) -> None:
 def _clear_background(
     plan: ReadPlan, locations: ChunkLocations, outputs: Sequence[Voxels]
 ) -> npt.NDArray[np.intp]:
-    """Clear the boxes that contain background that is not stored; return the stored chunks."""
+    """Clear the boxes with background that is not stored; return the numbers of stored chunks."""
     stored = np.flatnonzero(locations.size)
     if len(stored) < len(plan):
         is_background = np.repeat(locations.size == 0, np.diff(plan.first_piece))
@@ -309,8 +311,8 @@ def _kernel_tables(
     chunks["n_pieces"] = plan.first_piece[stored + 1] - plan.first_piece[stored]
     itemsizes = np.array([array.stored_dtype.itemsize for array in plan.arrays], np.int64)
     shapes = np.array([array.chunk_shape_zyx for array in plan.arrays], np.int64)
-    of_array = plan.array[stored]
-    chunks["itemsize"], chunks["shape_zyx"] = itemsizes[of_array], shapes[of_array]
+    array_number = plan.array[stored]
+    chunks["itemsize"], chunks["shape_zyx"] = itemsizes[array_number], shapes[array_number]
     chunks["fd"], chunks["status"] = -1, NOT_TRIED
     decoded_bytes = max(_chunk_bytes(array) for array in plan.arrays)
     return Tables(chunks, pieces, output_table(outputs), decoded_bytes)
@@ -321,29 +323,29 @@ def _chunk_bytes(array: ArraySpec) -> int:
     return math.prod(array.chunk_shape_zyx) * array.stored_dtype.itemsize
 
 
-def _run(loaded: Kernel, held: object, tables: Tables, threads: int) -> None:
+def _run_kernel(loaded: Kernel, owner: object, tables: Tables, threads: int) -> None:
     """Let the kernel fill all pieces; each thread gets about the same number of encoded bytes.
 
-    The tables hold addresses of memory that ``held`` owns. Each thread holds a reference to it, so
-    the memory lives until the last thread is done, also if the caller is interrupted.
+    The tables hold addresses of memory that ``owner`` owns. Each thread holds a reference to it, so
+    the memory lives until the last thread is done, even if the caller is interrupted.
     """
     n_chunks = len(tables.chunks)
     parts = min(threads, n_chunks)
     if parts <= 1:
         loaded.fill(tables, 0, n_chunks)
         return
-    done = np.cumsum(tables.chunks["size"])
-    borders = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts).tolist()
+    ends = np.cumsum(tables.chunks["size"])
+    borders = np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts).tolist()
     borders = [0, *borders, n_chunks]
 
-    def fill(first: int, last: int, _: object = held) -> None:
+    def fill(first: int, last: int, _: object = owner) -> None:
         loaded.fill(tables, first, last)
 
-    with _TURNS, ThreadPoolExecutor(parts - 1, "spinezarr-decode") as pool:
-        others = [pool.submit(fill, *part) for part in pairwise(borders[1:])]
+    with _PARALLEL_DECODING, ThreadPoolExecutor(parts - 1, "spinezarr-decode") as pool:
+        futures = [pool.submit(fill, *part) for part in pairwise(borders[1:])]
         fill(0, borders[1])
-        for other in others:
-            other.result()
+        for future in futures:
+            future.result()
 
 
 def _decode(plan: ReadPlan, locations: ChunkLocations, chunk: int, data: memoryview) -> Voxels:
@@ -356,10 +358,10 @@ def _decode(plan: ReadPlan, locations: ChunkLocations, chunk: int, data: memoryv
     """
     array = plan.arrays[plan.array[chunk]]
     voxels = np.empty(array.chunk_shape_zyx, array.stored_dtype)
-    found, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), locations.crc32c[chunk]
+    checksum, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), locations.crc32c[chunk]
     if len(data) < locations.size[chunk]:
         raise ChunkDamagedError(f"is cut short: {len(data)} of {locations.size[chunk]} bytes came")
-    if found != expected:
-        raise ChunkDamagedError(f"ends with crc32c {found:08x}, expected {expected:08x}")
+    if checksum != expected:
+        raise ChunkDamagedError(f"ends with crc32c {checksum:08x}, expected {expected:08x}")
     decode_chunk(data, voxels)
     return voxels

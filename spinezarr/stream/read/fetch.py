@@ -1,6 +1,6 @@
 """How do byte ranges of shards get into memory, from a disk or over a network?
 
-Only this part of the engine knows where a store lies.
+Only this part of the engine depends on the place of a store.
 """
 
 import os
@@ -126,7 +126,7 @@ class FetchedRanges:
     Parameters
     ----------
     ranges
-        The ranges that were asked for.
+        The requested ranges.
     """
 
     def __init__(self, ranges: ByteRanges) -> None:
@@ -136,7 +136,7 @@ class FetchedRanges:
         self._origin = np.zeros(len(ranges), np.int64)
 
     def put(self, rows: Rows, buffer: Buffer, origin: int) -> None:
-        """Note that some ranges lie in a buffer, which begins at byte ``origin`` of their shard."""
+        """Record that some ranges lie in a buffer that begins at byte ``origin`` of their shard."""
         self._buffer[rows] = len(self._buffers)
         self._origin[rows] = origin
         self._buffers.append(memoryview(buffer).cast("B"))
@@ -156,7 +156,7 @@ class FetchedRanges:
 
     @property
     def is_whole(self) -> npt.NDArray[np.bool_]:
-        """Shape ``(n,)``: whether all bytes of the range came."""
+        """Shape ``(n,)``: whether all bytes of the range were fetched."""
         sizes = np.array([len(buffer) for buffer in self._buffers], np.int64)
         whole: npt.NDArray[np.bool_] = self._ranges.stop - self._origin <= sizes[self._buffer]
         return whole
@@ -166,15 +166,15 @@ class FetchedRanges:
         """Shape ``(n,)``: address of the first byte; valid as long as this object lives."""
         starts = [address(np.frombuffer(buffer, np.uint8)) for buffer in self._buffers]
         offsets = (self._ranges.start - self._origin).astype(np.uintp)
-        found: npt.NDArray[np.uintp] = np.array(starts, np.uintp)[self._buffer] + offsets
-        return found
+        addresses: npt.NDArray[np.uintp] = np.array(starts, np.uintp)[self._buffer] + offsets
+        return addresses
 
 
 class Fetcher(ABC):
     """Fetches byte ranges; called from many threads at once."""
 
     max_refetches = 0
-    """How often a chunk that proved damaged is worth fetching again."""
+    """Number of times that a damaged chunk is fetched again."""
     concurrent_calls = 1
     """Number of calls that should run at once, though most of them only wait."""
 
@@ -182,18 +182,18 @@ class Fetcher(ABC):
     def __call__(self, ranges: ByteRanges, /) -> AbstractContextManager[FetchedRanges]:
         """Fetch the bytes of ranges, and hold their memory as long as the context lasts.
 
-        If a file ends inside a range, fewer bytes come. The caller checks that.
+        If a file ends inside a range, the range has fewer bytes. The caller checks that.
 
         Raises
         ------
         MissingShardError
-            If a shard is not there.
+            If a shard is missing.
         OSError
             If a shard cannot be read.
         """
 
     def refetch(self, damaged: ByteRange, /) -> AbstractContextManager[FetchedRanges]:
-        """Fetch a range that proved damaged again, from the store and not from a cache."""
+        """Fetch a damaged range again, from the store and not from a cache."""
         return self(ByteRanges.of([damaged]))
 
     def n_requests(self, ranges: ByteRanges, /) -> int:
@@ -220,27 +220,27 @@ class LocalFetcher(Fetcher):
     @contextmanager
     def __call__(self, ranges: ByteRanges, /) -> Iterator[FetchedRanges]:
         """See :class:`Fetcher`."""
-        found = FetchedRanges(ranges)
+        fetched = FetchedRanges(ranges)
         with self.opened([shard.path for shard in ranges.shards]) as descriptors:
             for row, item in enumerate(zip(ranges.shard, ranges.start, ranges.stop, strict=True)):
                 shard, start, stop = map(int, item)
                 data = os.pread(descriptors[shard], stop - start, start)
-                found.put(np.array([row]), data, start)
-        yield found
+                fetched.put(np.array([row]), data, start)
+        yield fetched
 
     @contextmanager
     def opened(self, paths: Iterable[str]) -> Iterator[list[int]]:
-        """Open shards as long as the context lasts, for code that reads them by itself.
+        """Open shards as long as the context lasts, for a caller that reads them itself.
 
         Yields
         ------
         list of int
-            Their file descriptors.
+            File descriptors of the shards.
 
         Raises
         ------
         MissingShardError
-            If a shard is not there.
+            If a shard is missing.
         OSError
             If a shard cannot be opened.
         """
@@ -252,7 +252,7 @@ class LocalFetcher(Fetcher):
                 except FileNotFoundError as problem:
                     raise MissingShardError(path) from problem
                 if hasattr(os, "posix_fadvise"):
-                    # Otherwise the system reads on behind each chunk: four times what is wanted.
+                    # Otherwise the system reads ahead after each chunk, four times as many bytes.
                     os.posix_fadvise(descriptors[-1], 0, 0, os.POSIX_FADV_RANDOM)
             yield descriptors
         finally:
@@ -260,14 +260,14 @@ class LocalFetcher(Fetcher):
                 os.close(descriptor)
 
 
-_KEPT_BYTES: Final = 128 << 20
-"""Bytes of small shards that are kept: the masks of a thousand ordinary scans."""
-_CALLS: Final = 32
-"""Calls at once. Batches of one patch need as many to use all requests that may be in flight."""
+_CACHE_BYTES: Final = 128 << 20
+"""Bytes of small shards to keep in memory: the masks of a thousand ordinary scans."""
+_CONCURRENT_CALLS: Final = 32
+"""Number of concurrent calls. Batches of one patch need so many to use all allowed requests."""
 
 
 class _SmallShard(bytes):
-    """All bytes of a small shard, with the size that a cache asks for."""
+    """All bytes of a small shard, with the attribute that :class:`BoundedCache` needs."""
 
     @property
     def nbytes(self) -> int:
@@ -289,14 +289,14 @@ class RemoteFetcher(Fetcher):
     """
 
     max_refetches = RemoteObjects.rereads
-    concurrent_calls = _CALLS
+    concurrent_calls = _CONCURRENT_CALLS
 
     def __init__(self, objects: RemoteObjects, cache: RangeCache | None = None) -> None:
         self._objects = objects
         self._settings = objects.settings
         self._cache = cache
         self._has_begun = False
-        self._small: BoundedCache[StoredShard, _SmallShard] = BoundedCache(_KEPT_BYTES)
+        self._small: BoundedCache[StoredShard, _SmallShard] = BoundedCache(_CACHE_BYTES)
 
     def __reduce__(self) -> tuple[Callable[..., "RemoteFetcher"], tuple[object, ...]]:
         return RemoteFetcher, (self._objects, self._cache)
@@ -304,40 +304,42 @@ class RemoteFetcher(Fetcher):
     @contextmanager
     def __call__(self, ranges: ByteRanges, /) -> Iterator[FetchedRanges]:
         """See :class:`Fetcher`."""
-        # The link has not been measured yet, and somebody waits for the first batch: few requests.
+        # The caller waits for the first batch, and the link has not been measured yet. So this
+        # call merges ranges into few requests.
         gap_bytes = None if self._has_begun else self._settings.most_gap_bytes
         self._has_begun = True
-        with self._fetched(ranges, gap_bytes, bounded=True) as found:
-            yield found
+        with self._fetch_missing(ranges, gap_bytes, bounded=True) as fetched:
+            yield fetched
 
     def _is_small(self, shard: StoredShard) -> bool:
         return shard.size_bytes <= self._settings.whole_shard_bytes
 
     @contextmanager
-    def _fetched(
+    def _fetch_missing(
         self, ranges: ByteRanges, gap_bytes: int | None, *, bounded: bool
     ) -> Iterator[FetchedRanges]:
-        found, runs = self._find(ranges, gap_bytes)
-        if not runs:
-            yield found
+        fetched, merged = self._find_cached(ranges, gap_bytes)
+        if not merged:
+            yield fetched
             return
-        spans = [self._widened(run.asked) for run in runs]
-        wanted = [(run.asked.shard.path, *span) for run, span in zip(runs, spans, strict=True)]
-        with self._ranges(wanted, bounded=bounded) as data:
-            for run, (start, stop), content in zip(runs, spans, data, strict=True):
+        spans = [self._widen(item.byte_range) for item in merged]
+        paths = [item.byte_range.shard.path for item in merged]
+        requests = [(path, *span) for path, span in zip(paths, spans, strict=True)]
+        with self._read_objects(requests, bounded=bounded) as data:
+            for item, (start, stop), content in zip(merged, spans, data, strict=True):
                 view = memoryview(content)
                 if view.nbytes == stop - start:
-                    self._keep(run.asked.shard, start, view)
-                found.put(run.rows, view, start)
-            yield found
+                    self._keep(item.byte_range.shard, start, view)
+                fetched.put(item.rows, view, start)
+            yield fetched
 
     @contextmanager
-    def _ranges(
-        self, wanted: Sequence[tuple[str, int, int]], *, bounded: bool
+    def _read_objects(
+        self, requests: Sequence[tuple[str, int, int]], *, bounded: bool
     ) -> Iterator[list[Buffer]]:
         with ExitStack() as stack:
             try:
-                data = stack.enter_context(self._objects.ranges(wanted, bounded=bounded))
+                data = stack.enter_context(self._objects.ranges(requests, bounded=bounded))
             except FileNotFoundError as problem:
                 raise MissingShardError(problem.filename) from problem
             yield data
@@ -349,8 +351,8 @@ class RemoteFetcher(Fetcher):
         if self._cache is not None:
             span = (0, shard.size_bytes) if self._is_small(shard) else (damaged.start, damaged.stop)
             self._cache.forget(shard.content, shard.size_bytes, *span)
-        # The caller holds what it fetched before.
-        return self._fetched(ByteRanges.of([damaged]), None, bounded=False)
+        # It is not bounded, as the caller still holds the bytes that it fetched before.
+        return self._fetch_missing(ByteRanges.of([damaged]), None, bounded=False)
 
     def name(self, path: str) -> str:
         """See :class:`Fetcher`."""
@@ -358,56 +360,56 @@ class RemoteFetcher(Fetcher):
 
     def n_requests(self, ranges: ByteRanges, /) -> int:
         """See :class:`Fetcher`."""
-        return len(self._find(ranges)[1])
+        return len(self._find_cached(ranges)[1])
 
-    def _find(
+    def _find_cached(
         self, ranges: ByteRanges, gap_bytes: int | None = None
     ) -> tuple[FetchedRanges, list["_MergedRange"]]:
-        """Return what is in memory and on disk, and the requests for the rest."""
-        found = FetchedRanges(ranges)
-        runs: list[_MergedRange] = []
+        """Return the ranges that are in memory or on disk, and the requests for the others."""
+        fetched = FetchedRanges(ranges)
+        requests: list[_MergedRange] = []
         gap_bytes = gap_bytes or self._objects.gap_bytes
         in_memory = self._small.find(ranges.shards)
         for number, shard in enumerate(ranges.shards):
             rows = ranges.rows_of(number)
             if shard in in_memory:
-                found.put(rows, in_memory[shard], 0)
+                fetched.put(rows, in_memory[shard], 0)
             elif len(rows) and self._is_small(shard):
-                (whole,) = self._on_disk(shard, [(0, shard.size_bytes)])
-                if whole is None:
-                    runs.append(_MergedRange(ByteRange(shard, 0, shard.size_bytes), rows))
+                (data,) = self._read_cache(shard, [(0, shard.size_bytes)])
+                if data is None:
+                    requests.append(_MergedRange(ByteRange(shard, 0, shard.size_bytes), rows))
                 else:
-                    found.put(rows, whole, 0)
+                    fetched.put(rows, data, 0)
             elif len(rows):
-                missing = self._put_from_disk(found, shard, rows, ranges)
-                runs += _merged(
+                missing = self._put_from_disk(fetched, shard, rows, ranges)
+                requests += _merge(
                     shard, missing, ranges, (gap_bytes, self._settings.longest_range_bytes)
                 )
-        return found, runs
+        return fetched, requests
 
     def _put_from_disk(
-        self, found: FetchedRanges, shard: StoredShard, rows: Rows, ranges: ByteRanges
+        self, fetched: FetchedRanges, shard: StoredShard, rows: Rows, ranges: ByteRanges
     ) -> Rows:
         """Put the rows that the cache has, and return the others."""
         if self._cache is None:
             return rows
         spans = zip(ranges.start[rows].tolist(), ranges.stop[rows].tolist(), strict=True)
-        there = self._on_disk(shard, list(spans))
-        for row, data in zip(rows, there, strict=True):
+        cached = self._read_cache(shard, list(spans))
+        for row, data in zip(rows, cached, strict=True):
             if data is not None:
-                found.put(np.array([row]), data, int(ranges.start[row]))
-        return rows[[data is None for data in there]]
+                fetched.put(np.array([row]), data, int(ranges.start[row]))
+        return rows[[data is None for data in cached]]
 
-    def _on_disk(self, shard: StoredShard, spans: list[tuple[int, int]]) -> list[bytes | None]:
+    def _read_cache(self, shard: StoredShard, spans: list[tuple[int, int]]) -> list[bytes | None]:
         if self._cache is None:
             return [None] * len(spans)
         return self._cache.find(shard.content, shard.size_bytes, spans)
 
-    def _widened(self, run: ByteRange) -> tuple[int, int]:
-        """Return the bytes to ask for so that the cache can keep whole pages."""
+    def _widen(self, item: ByteRange) -> tuple[int, int]:
+        """Return the range to request so that the cache can keep whole pages."""
         if self._cache is None:
-            return run.start, run.stop
-        return self._cache.widen(run.start, run.stop, run.shard.size_bytes)
+            return item.start, item.stop
+        return self._cache.widen(item.start, item.stop, item.shard.size_bytes)
 
     def _keep(self, shard: StoredShard, start: int, data: memoryview) -> None:
         if data.nbytes == shard.size_bytes and self._is_small(shard):
@@ -420,16 +422,16 @@ class RemoteFetcher(Fetcher):
 class _MergedRange:
     """One request, and the rows whose ranges lie in it."""
 
-    asked: ByteRange
+    byte_range: ByteRange
     rows: Rows
 
 
-def _merged(
+def _merge(
     shard: StoredShard, rows: Rows, ranges: ByteRanges, bounds: tuple[int, int]
 ) -> Iterator[_MergedRange]:
     """Merge neighboring ranges of a shard, whose rows are in order.
 
-    Bounds are the largest gap between two ranges, and the largest size of a merged range.
+    The bounds are the largest gap between two ranges, and the largest size of a merged range.
     """
     if not len(rows):
         return
@@ -442,8 +444,8 @@ def _merged(
             # A request takes as many ranges as fit into its limit, and at least one.
             fits = np.searchsorted(stop[begin:last], start[begin] + longest_bytes, side="right")
             end = begin + max(1, int(fits))
-            asked = ByteRange(shard, int(start[begin]), int(stop[end - 1]))
-            yield _MergedRange(asked, rows[begin:end])
+            merged = ByteRange(shard, int(start[begin]), int(stop[end - 1]))
+            yield _MergedRange(merged, rows[begin:end])
             begin = end
 
 
@@ -455,7 +457,7 @@ def fetcher_for(objects: Objects, cache: CacheSettings = NO_CACHE) -> Fetcher:
     objects
         The store.
     cache
-        Cache of a remote store. A store on disk needs no cache in a folder.
+        Cache of a remote store. A store on disk has no cache in a folder.
     """
     if isinstance(objects, RemoteObjects):
         return RemoteFetcher(objects, None if cache.folder is None else shared_range_cache(cache))

@@ -23,8 +23,8 @@ __all__ = ["LayeredReader"]
 class LayeredReader:
     """Reads boxes of one scan in order of z, from layers that it keeps in memory.
 
-    It is a :class:`~spinezarr.stream.read.box_reader.BoxReader` and a context manager, which ends
-    its thread. Use it from one thread.
+    It is a :class:`~spinezarr.stream.read.box_reader.BoxReader`, and a context manager that ends
+    its own thread. Use it from one thread.
 
     Parameters
     ----------
@@ -34,18 +34,18 @@ class LayeredReader:
 
     def __init__(self, source: BoxReader) -> None:
         self._source = source
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="spinezarr-grid")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="spinezarr-grid")
         self._layers: dict[tuple[str, int], Future[npt.NDArray[Any]]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ahead.shutdown(cancel_futures=True)
+        self._executor.shutdown(cancel_futures=True)
 
     @property
     def buffers(self) -> BufferPool:
-        """Memory for what is read."""
+        """Pool of memory for voxels."""
         return self._source.buffers
 
     @property
@@ -63,12 +63,12 @@ class LayeredReader:
         See :meth:`spinezarr.stream.read.box_reader.BoxReader.read`. No later call may need a layer
         above the lowest one that this call needs.
         """
-        wanted = list(reads)
-        lowest = min(read.box.start_zyx[0] // read.array.chunk_shape_zyx[0] for read in wanted)
+        reads = list(reads)
+        lowest = min(read.box.start_zyx[0] // read.array.chunk_shape_zyx[0] for read in reads)
         for name, number in list(self._layers):
             if number < lowest:
                 del self._layers[name, number]
-        for read in wanted:
+        for read in reads:
             self._copy(read, threads)
 
     def _copy(self, read: BoxRead, threads: int) -> None:
@@ -79,7 +79,7 @@ class LayeredReader:
         needed = range(low // thickness, -(-high // thickness))
         for number in (*needed, needed.stop):
             if (read.array.name, number) not in self._layers:
-                layer = self._ahead.submit(self._read_layer, read.array, number, threads)
+                layer = self._executor.submit(self._read_layer, read.array, number, threads)
                 self._layers[read.array.name, number] = layer
         for number in needed:
             top = number * thickness

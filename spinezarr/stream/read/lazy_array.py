@@ -1,6 +1,7 @@
 """How does dask read a stored array?
 
-By the engine and not by zarr-python: in threads, with the kernel, and with the engine's checks.
+The engine reads it, and not zarr-python. So it is read in threads, with the kernel, and with the
+engine's checks.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ def lazy_array(engine: BoxReader, spec: ArraySpec, url: str) -> da.Array:
     Parameters
     ----------
     engine
-        Reads the voxels when they are computed.
+        Reads the voxels when dask computes them.
     spec
         The stored array.
     url
@@ -55,16 +56,17 @@ class _StoredArray:
     def __getitem__(self, index: tuple[slice | int, ...]) -> npt.NDArray[Any]:
         starts, stops, within = [], [], []
         for item, n in zip(index, self.shape, strict=True):
-            whole = range(n)
-            chosen = whole[item] if isinstance(item, slice) else whole[whole[item] :][:1]
-            if not chosen:
+            axis = range(n)
+            voxels_along = axis[item] if isinstance(item, slice) else axis[axis[item] :][:1]
+            if not voxels_along:
                 return np.empty(self.shape, self.dtype)[index]
-            low, high = min(chosen), max(chosen) + 1
+            low, high = min(voxels_along), max(voxels_along) + 1
             starts.append(low)
             stops.append(high)
-            first, last = chosen[0] - low, chosen[-1] - low + chosen.step
+            step = voxels_along.step
+            first, last = voxels_along[0] - low, voxels_along[-1] - low + step
             stop = None if last < 0 else last
-            within.append(slice(first, stop, chosen.step) if isinstance(item, slice) else 0)
+            within.append(slice(first, stop, step) if isinstance(item, slice) else 0)
         box = Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
         voxels = np.empty(box.shape_zyx, self.dtype)
         self._engine.read([BoxRead(self._spec, box, voxels)])

@@ -1,8 +1,8 @@
 """How does Python call the kernel, the C code that decodes chunks without the GIL?
 
 The kernel is loaded with :mod:`ctypes`. It is used only if it has the version and the structures
-that this module expects, and decodes a few chunks as numcodecs does. Without it everything works,
-more slowly.
+that this module expects, and decodes a few chunks as numcodecs does. Everything works without it,
+but more slowly.
 """
 
 import ctypes
@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
-"""Environment variable that keeps the kernel from being used."""
+"""Environment variable that disables the kernel."""
 _VERSION: Final = 3
 DONE, NOT_TRIED = 0, -1
-"""Status of a chunk whose pieces were filled, and of one that the kernel was not given yet."""
+"""Status of a chunk whose pieces were filled, and of one that the kernel has not tried yet."""
 
 # These are the structures of kernel.c. Numbers from a store's metadata have 64 bits, as NumPy would
 # cut them to fewer bits without an error.
@@ -116,13 +116,13 @@ def output_table(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.void]:
     TypeError
         If an array holds Python objects: bytes of a store would become their addresses.
     ValueError
-        If an array is read-only, or has not three dimensions.
+        If an array is read-only, or does not have three dimensions.
     """
     for out in outputs:
         if out.dtype.hasobject:
-            raise TypeError(f"an output of type {out.dtype}, expected numbers")
+            raise TypeError(f"an output has type {out.dtype}, expected numbers")
         if not out.flags.writeable:
-            raise ValueError("an output that may not be written")
+            raise ValueError("an output is read-only")
     rows = [(address(out), out.strides, out.shape, out.itemsize) for out in outputs]
     return np.array(rows, OUTPUTS)
 
@@ -204,7 +204,7 @@ class Kernel:
         return int(self._crc32c(data, len(data), by_table))
 
     def works(self) -> bool:
-        """Return whether its structures fit, and it decodes some chunks as they were encoded."""
+        """Return whether its structures fit, and it decodes some encoded chunks correctly."""
         if self.version != _VERSION or sys.byteorder != "little":
             return False
         if self.row_bytes != [table.itemsize for table in (CHUNKS, PIECES, OUTPUTS)]:
@@ -239,12 +239,12 @@ def kernel() -> Kernel | None:
     """Return the kernel; None if there is none, or it does not work."""
     if os.environ.get(NO_KERNEL):
         return None
-    ending = ".dylib" if sys.platform == "darwin" else ".so"
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
     try:
-        found = Kernel(Path(__file__).with_name(f"libkernel{ending}"))
+        library = Kernel(Path(__file__).with_name(f"libkernel{suffix}"))
     except (OSError, AttributeError):
         return None
-    return found if found.works() else None
+    return library if library.works() else None
 
 
 def address(array: npt.NDArray[Any]) -> int:

@@ -1,7 +1,7 @@
 """What happens to voxels that are NaN or infinite: are they refused, kept or replaced?
 
-One such voxel makes a loss NaN, and then all weights. The ingest counted them in each scan, so no
-voxel is read to know which scans have any.
+One such voxel makes a loss NaN, and then all weights. The ingest counted them in each scan, so the
+scan table tells which scans have any.
 """
 
 import math
@@ -17,18 +17,19 @@ from spinezarr.store.scan_table import TableColumns
 __all__ = ["Nonfinite", "fill_nonfinite", "nonfinite_fill", "refuse_nonfinite"]
 
 Nonfinite = Literal["refuse", "keep"] | float
-"""``"refuse"`` scans with such voxels, ``"keep"`` the voxels, or a number to replace them with."""
-_LISTED: Final = 3
-"""Number of scans that a message names."""
+"""``"refuse"`` refuses scans with such voxels, ``"keep"`` keeps the voxels, a number replaces them.
+"""
+_MAX_LISTED_SCANS: Final = 3
+"""Largest number of scans that a message names."""
 
 
 def refuse_nonfinite(table: TableColumns, nonfinite: Nonfinite, store: str) -> None:
-    """Check the option, and refuse scans that have such voxels by the table. No scan is opened.
+    """Check the option, and refuse scans that have such voxels. No scan is opened.
 
     Parameters
     ----------
     table
-        Rows of the scans that are to be read.
+        Rows of the scans to read.
     nonfinite
         The user's option.
     store
@@ -37,7 +38,7 @@ def refuse_nonfinite(table: TableColumns, nonfinite: Nonfinite, store: str) -> N
     Raises
     ------
     UsageError
-        If the option is invalid, or scans are refused. Names the scans and what to do.
+        If the option is invalid, or scans are refused. The message names the scans.
     """
     if isinstance(nonfinite, str):
         valid = nonfinite in ("refuse", "keep")
@@ -51,11 +52,12 @@ def refuse_nonfinite(table: TableColumns, nonfinite: Nonfinite, store: str) -> N
     if nonfinite != "refuse":
         return
     counts = np.asarray(table["image_nan_voxels"]) + np.asarray(table["image_infinite_voxels"])
-    found = np.flatnonzero(counts)
-    if len(found):
+    rows = np.flatnonzero(counts).tolist()
+    if rows:
         names = np.asarray(table["scan"])
-        listed = ", ".join(f"{names[i]} ({counts[i]} voxels)" for i in found[:_LISTED].tolist())
-        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        first, others = rows[:_MAX_LISTED_SCANS], rows[_MAX_LISTED_SCANS:]
+        listed = ", ".join(f"{names[i]} ({counts[i]} voxels)" for i in first)
+        more = f" and {len(others)} more" if others else ""
         raise UsageError(
             f"{store}: scans hold voxels that are NaN or infinite: {listed}{more}. Give the number "
             "to put in their place (nonfinite=-1024 is air), keep them (nonfinite='keep'), or "
@@ -70,7 +72,8 @@ def nonfinite_fill(nonfinite: Nonfinite, scan: ScanAttributes) -> float | None:
     Raises
     ------
     UsageError
-        If the scan has such voxels and they are refused. It has changed since the table was read.
+        If the scan has such voxels and they are refused. The scan then changed after the table was
+        read.
     """
     if nonfinite == "keep" or not scan.image_nan_voxels + scan.image_infinite_voxels:
         return None

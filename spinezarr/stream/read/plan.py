@@ -117,49 +117,51 @@ def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
     """
     arrays = tuple({id(array): array for array, _ in boxes}.values())
     number = {id(array): i for i, array in enumerate(arrays)}
-    of_array = np.array([number[id(array)] for array, _ in boxes], np.int64)
+    array_of_box = np.array([number[id(array)] for array, _ in boxes], np.int64)
     starts, stops = _corners(boxes)
     chunk_shape = _triples([array.chunk_shape_zyx for array in arrays])
-    per_shard = _triples([array.chunks_per_shard_zyx for array in arrays])
-    shard_grid = -(-_triples([array.shape_zyx for array in arrays]) // (chunk_shape * per_shard))
+    chunks_per_shard = _triples([array.chunks_per_shard_zyx for array in arrays])
+    shard_shape = chunk_shape * chunks_per_shard
+    shard_grid = -(-_triples([array.shape_zyx for array in arrays]) // shard_shape)
 
-    # A box meets the block of chunks from first to first + count. List them, one row a piece.
-    sides = chunk_shape[of_array]
+    # A box meets the block of chunks from first to first + count. List them with a row per piece.
+    sides = chunk_shape[array_of_box]
     first = starts // sides
     count = -(-stops // sides) - first
     n_pieces = count.prod(axis=1)
     box = np.repeat(np.arange(len(boxes)), n_pieces)
     ends = np.cumsum(n_pieces)
-    nth = np.arange(len(box)) - np.repeat(ends - n_pieces, n_pieces)
+    piece_in_box = np.arange(len(box)) - np.repeat(ends - n_pieces, n_pieces)
     along_y, along_x = count[box, 1], count[box, 2]
     chunk = np.empty((len(box), 3), np.int64)
-    rest, chunk[:, 2] = np.divmod(nth, along_x)
+    rest, chunk[:, 2] = np.divmod(piece_in_box, along_x)
     chunk[:, 0], chunk[:, 1] = np.divmod(rest, along_y)
     chunk += first[box]
 
-    array = of_array[box]
+    array = array_of_box[box]
     origin = chunk * sides[box]
     begin = np.maximum(starts[box], origin)
     shape = np.minimum(stops[box], origin + sides[box]) - begin
 
     # Equal keys mean equal chunks. Keys are ordered by array, shard and position in the shard.
-    shard, inner = np.divmod(chunk, per_shard[array])
-    position = _number(inner, per_shard[array])
-    per_array = shard_grid.prod(axis=1) * per_shard.prod(axis=1)
-    base = np.cumsum(per_array) - per_array
-    key = base[array] + _number(shard, shard_grid[array]) * per_shard.prod(axis=1)[array] + position
+    shard, inner = np.divmod(chunk, chunks_per_shard[array])
+    position = _flat_index(inner, chunks_per_shard[array])
+    shard_chunks = chunks_per_shard.prod(axis=1)
+    array_chunks = shard_grid.prod(axis=1) * shard_chunks
+    base = np.cumsum(array_chunks) - array_chunks
+    key = base[array] + _flat_index(shard, shard_grid[array]) * shard_chunks[array] + position
     order = np.argsort(key, kind="stable")
     key = key[order]
     is_new = np.ones(len(key), bool)
     np.not_equal(key[1:], key[:-1], out=is_new[1:])
     first_piece = np.flatnonzero(is_new)
-    of_chunk = order[first_piece]
+    first_row = order[first_piece]
     return ReadPlan(
         arrays=arrays,
-        array=array[of_chunk],
-        chunk_zyx=chunk[of_chunk],
-        shard_zyx=shard[of_chunk],
-        position=position[of_chunk],
+        array=array[first_row],
+        chunk_zyx=chunk[first_row],
+        shard_zyx=shard[first_row],
+        position=position[first_row],
         first_piece=np.append(first_piece, len(key)),
         box=box[order],
         within_chunk_zyx=(begin - origin)[order],
@@ -183,8 +185,8 @@ def _triples(values: Sequence[ShapeZYX]) -> Rows:
     return np.array(values, np.int64).reshape(-1, 3)
 
 
-def _number(index_zyx: Rows, shape_zyx: Rows) -> Rows:
-    """Return the numbers of the cells of a grid, counted in C order."""
+def _flat_index(index_zyx: Rows, shape_zyx: Rows) -> Rows:
+    """Return the flat indices of cells of a grid in C order, both of shape ``(n, 3)``."""
     numbers: Rows = index_zyx[:, 0] * shape_zyx[:, 1]
     numbers += index_zyx[:, 1]
     numbers *= shape_zyx[:, 2]

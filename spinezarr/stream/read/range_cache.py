@@ -1,9 +1,9 @@
 """How are bytes of remote shards kept in a folder that processes share?
 
 Each shard has a sparse file in the folder, its *mirror*. It has the bytes of the shard at their own
-offsets, and holes where nothing was kept yet. Behind them it has one byte, a *mark*, for each page
-of 4 KiB: the mark says whether the page is there. For example, a shard of 10,000 bytes has pages at
-0, 4096 and 8192, and its marks are the bytes 12,288 to 12,290 of the mirror.
+offsets, and holes where nothing was kept yet. After them it has one byte, a *mark*, for each page
+of 4 KiB: the mark says whether the page was written. For example, a shard of 10,000 bytes has pages
+at 0, 4096 and 8192, and its marks are the bytes 12,288 to 12,290 of the mirror.
 
 A page is marked after it is written. A process that is killed in between leaves a page without a
 mark, never a mark without a page. Marks are bytes instead of bits, so that two processes that keep
@@ -54,21 +54,22 @@ __all__ = [
 
 _VERSION: Final = "v1"
 """Folder of this layout inside the cache; another layout needs another folder."""
-_NAME: Final = re.compile(r"[0-9a-f]{40}\.ranges")
+_MIRROR_NAME: Final = re.compile(r"[0-9a-f]{40}\.ranges")
 """Names of mirrors; files with other names are neither counted nor removed."""
-_LOCK: Final = "lock"
+_LOCK_NAME: Final = "lock"
 _PAGE_BYTES: Final = 4096
 _MARK: Final = 0xB5
-"""Mark of a page that is there. A file with bytes other than this and 0 among its marks is damaged
-or foreign, so the mark is neither text nor 255."""
-_MARKS_ALONE: Final = bytes(_MARK if byte == _MARK else 0 for byte in range(256))
-_RECENT_S: Final = 60.0
-"""Most seconds by which the time of last use of a file may be wrong."""
-_FULL, _ROOM = 0.9, 0.8
+"""Mark of a written page. A file with bytes other than this and 0 among its marks is damaged or
+foreign. So that such files are recognized, the mark is neither text nor 255."""
+_CLEAR_OTHERS: Final = bytes(_MARK if byte == _MARK else 0 for byte in range(256))
+"""Table for :meth:`bytes.translate` that turns all bytes but marks into 0."""
+_USE_TIME_TOLERANCE_S: Final = 60.0
+"""Largest error of the time of last use of a file, in seconds."""
+_EVICT_ABOVE, _EVICT_DOWN_TO = 0.9, 0.8
 """Above the first fraction of the size, files are removed down to the second fraction."""
-_UNSEEN: Final = 0.01
-"""Fraction of the size that a process writes at most before it measures the folder again."""
-_TRIES: Final = 5
+_MAX_UNCOUNTED: Final = 0.01
+"""Largest fraction of the size that a process writes before it measures the folder again."""
+_OPEN_ATTEMPTS: Final = 5
 """Attempts to open a file while other processes remove it."""
 
 
@@ -78,7 +79,7 @@ class CacheWarning(UserWarning):
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Settings of the caches of a store: in a folder on disk, and in memory.
+    """Settings of the two caches of a store, in a folder on disk and in memory.
 
     Parameters
     ----------
@@ -87,10 +88,11 @@ class CacheSettings:
         epoch and for other processes of this machine. It is made for its owner alone if it does not
         exist, and holds no URL and no credentials. None keeps nothing on disk.
     folder_bytes
-        Disk space of the folder. The files that were not used for longest are removed first.
+        Disk space of the folder, in bytes. The least recently used files are removed first.
     memory_bytes
-        Memory for decoded chunks, in each process. It pays where the same places are read again;
-        random patches of a larger store are read faster without it, so the default keeps none.
+        Memory for decoded chunks, in bytes for each process. It helps where the same places are
+        read again. Random patches of a larger store are read faster without it, so it is off by
+        default.
 
     Raises
     ------
@@ -117,13 +119,15 @@ class CacheSettings:
         if self.folder is None:
             return
         if not hasattr(os, "pread"):
-            raise UsageError("a cache on disk: this system lacks pread(); open without a folder.")
+            raise UsageError(
+                "a cache on disk needs pread(), which this system lacks; open without a folder."
+            )
         folder = Path(self.folder)
         try:
             folder = folder.expanduser().absolute()
             object.__setattr__(self, "folder", folder)
             _make_folder(folder, _VERSION)
-            os.close(_open(folder / _VERSION / _LOCK, create=True))
+            os.close(_open(folder / _VERSION / _LOCK_NAME, create=True))
         except (OSError, RuntimeError) as problem:
             reason = getattr(problem, "strerror", None) or problem
             raise UsageError(
@@ -145,7 +149,7 @@ class Mirror:
     def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
         self.used_s = 0.0
-        self._noted_s = -math.inf
+        self._recorded_s = -math.inf
         self._path = path
         self._size = size
         self._marks_start = _round_up(size)
@@ -156,8 +160,8 @@ class Mirror:
     def open(cls, path: Path, size: int, *, create: bool) -> "Mirror | None":
         """Open a mirror; None if there is none.
 
-        With ``create``, a new file is made. If something else lies in its place, that is removed
-        and None returned: the caller tries again.
+        With ``create``, a new file is made. If something else lies in its place, it is removed, and
+        None is returned. The caller then tries again.
 
         Raises
         ------
@@ -166,7 +170,7 @@ class Mirror:
         """
         try:
             mirror = cls(path, _open(path, create=create), size)
-            if mirror._is_whole(create=create) and mirror._read_all_marks():
+            if mirror._has_valid_file(create=create) and mirror._read_all_marks():
                 if hasattr(os, "posix_fadvise"):
                     # Chunks lie far apart, so reading ahead would be wasted.
                     os.posix_fadvise(mirror.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
@@ -180,34 +184,35 @@ class Mirror:
             path.unlink(missing_ok=True)
         return None
 
-    def _is_whole(self, *, create: bool) -> bool:
-        """Whether an open file is a regular file of the right size."""
+    def _has_valid_file(self, *, create: bool) -> bool:
+        """Whether the open file is a regular file of the right size."""
         status = os.fstat(self.descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             return False  # a second name means that it belongs to another program
         file_bytes = self._marks_start + len(self._marks)
         if status.st_size < file_bytes and create:
-            # The file is new or was cut. Every process extends it alike, and zeros mark nothing.
+            # The file is new or was cut. Every process extends it to one size, and 0 is no mark.
             os.ftruncate(self.descriptor, file_bytes)
             return True
         return status.st_size == file_bytes
 
     def is_current(self) -> bool:
-        """Whether the file is still in the folder; if so, note the time of its last use there."""
+        """Whether the file is still in the folder; if so, record the time of its last use there."""
         try:
-            there, opened = os.lstat(self._path), os.fstat(self.descriptor)
+            listed, opened = os.lstat(self._path), os.fstat(self.descriptor)
         except OSError:
             return False
-        if not os.path.samestat(there, opened) or not self._is_whole(create=False):
+        if not os.path.samestat(listed, opened) or not self._has_valid_file(create=False):
             return False
-        if self.used_s > self._noted_s and abs(time.time() - there.st_mtime) > _RECENT_S:
+        error_s = abs(time.time() - listed.st_mtime)
+        if self.used_s > self._recorded_s and error_s > _USE_TIME_TOLERANCE_S:
             with suppress(OSError):
                 os.utime(self.descriptor)
-        self._noted_s = self.used_s
+        self._recorded_s = self.used_s
         return True
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether all bytes ``start <= i < stop`` are there."""
+        """Whether all bytes ``start <= i < stop`` are kept."""
         if not 0 <= start <= stop <= self._size:
             return False
         first, last = start // _PAGE_BYTES, _n_pages(stop)
@@ -217,7 +222,7 @@ class Mirror:
         return self._marks.find(0, first, last) < 0
 
     def read(self, start: int, stop: int) -> bytes | None:
-        """Return bytes that are there; None if the disk fails."""
+        """Return bytes that are kept; None if the disk fails."""
         try:
             data = os.pread(self.descriptor, stop - start, start)
         except OSError:
@@ -225,7 +230,7 @@ class Mirror:
         return data if len(data) == stop - start else None
 
     def write(self, first: int, pages: memoryview) -> None:
-        """Write the pages that are not there yet, then mark them."""
+        """Write the pages that are not kept yet, then mark them."""
         last = first + _n_pages(len(pages))
         self._read_marks(first, last)
         while (begin := self._marks.find(0, first, last)) >= 0:
@@ -245,16 +250,16 @@ class Mirror:
         self._marks[first : first + len(marks)] = marks
 
     def _read_marks(self, first: int, last: int) -> None:
-        found = os.pread(self.descriptor, last - first, self._marks_start + first)
-        if len(found) == last - first:
-            self._marks[first:last] = found.translate(_MARKS_ALONE)
+        marks = os.pread(self.descriptor, last - first, self._marks_start + first)
+        if len(marks) == last - first:
+            self._marks[first:last] = marks.translate(_CLEAR_OTHERS)
 
     def _read_all_marks(self) -> bool:
         """Read the marks; False if other bytes are in their place."""
-        found = os.pread(self.descriptor, len(self._marks), self._marks_start)
-        if len(found) < len(self._marks) or found.translate(None, bytes([0, _MARK])):
+        marks = os.pread(self.descriptor, len(self._marks), self._marks_start)
+        if len(marks) < len(self._marks) or marks.translate(None, bytes([0, _MARK])):
             return False
-        self._marks[:] = found
+        self._marks[:] = marks
         return True
 
 
@@ -269,9 +274,9 @@ class RangeCache:
     settings
         Folder and its size.
     max_open_files
-        Files that this process keeps open; every system allows at least 256.
+        Largest number of files that this process keeps open; every system allows at least 256.
     check_s
-        Seconds between two looks whether the open files are still those in the folder.
+        Seconds between two checks whether the open files are still in the folder.
     clock
         Monotonic time in seconds.
     """
@@ -295,10 +300,10 @@ class RangeCache:
         self._lock = ProcessLock()
         self._open: dict[tuple[str, int], Mirror] = {}
         self._distrusted: set[tuple[str, int]] = set()
-        self._tidied_s = -math.inf
-        self._keeps = True
-        # With its parent's count, each fork would measure the folder at the same moment.
-        self._unseen = PerProcess(_UnseenBytes)
+        self._checked_s = -math.inf
+        self._is_writing = True
+        # Forks that shared their parent's count would all measure the folder at the same moment.
+        self._uncounted = PerProcess(_UncountedBytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return shared_range_cache, (self.settings,)
@@ -328,25 +333,25 @@ class RangeCache:
             if mirror is not None:
                 return mirror, [mirror.has(start, stop) for start, stop in ranges]
         except OSError:
-            pass  # the disk fails: nothing is found
+            pass  # the disk fails, so no range is found
         return None, [False] * len(ranges)
 
     def find(self, key: str, size: int, ranges: Sequence[tuple[int, int]]) -> list[bytes | None]:
         """Return the bytes of each range of a shard; None for a range that is not kept."""
-        mirror, there = self.locate(key, size, ranges)
+        mirror, are_kept = self.locate(key, size, ranges)
         if mirror is None:
             return [None] * len(ranges)
-        found: list[bytes | None] = []
-        for (start, stop), is_there in zip(ranges, there, strict=True):
-            data = mirror.read(start, stop) if is_there else None
-            if is_there and data is None:
+        contents: list[bytes | None] = []
+        for (start, stop), is_kept in zip(ranges, are_kept, strict=True):
+            data = mirror.read(start, stop) if is_kept else None
+            if is_kept and data is None:
                 self.forget(key, size, start, stop)
-            found.append(data)
-        return found
+            contents.append(data)
+        return contents
 
     @staticmethod
     def widen(start: int, stop: int, size: int) -> tuple[int, int]:
-        """Return the smallest range of whole pages around a range."""
+        """Return start and stop of the smallest range of whole pages around a range."""
         return start // _PAGE_BYTES * _PAGE_BYTES, min(_round_up(stop), size)
 
     def keep(self, key: str, size: int, start: int, data: Buffer) -> None:
@@ -372,14 +377,14 @@ class RangeCache:
             raise ValueError(f"bytes {start} to {stop} of a shard of {size}")
         aligned, end = _round_up(start), stop if stop == size else stop - stop % _PAGE_BYTES
         needed = end - aligned + _PAGE_BYTES  # one more page for the marks
-        if not self._keeps or aligned >= end or needed > self.settings.folder_bytes:
+        if not self._is_writing or aligned >= end or needed > self.settings.folder_bytes:
             return
         try:
             mirror = self._mirror(key, size, create=True) if self._has_room(needed) else None
             if mirror is not None:
                 mirror.write(aligned // _PAGE_BYTES, content[aligned - start : end - start])
         except FileNotFoundError:
-            pass  # another process is removing the folder: the next bytes are kept
+            pass  # another process is removing the folder; later bytes will be kept
         except OSError as problem:
             self._stop_keeping(problem)
 
@@ -402,10 +407,10 @@ class RangeCache:
     def _mirror(self, key: str, size: int, *, create: bool) -> Mirror | None:
         shard, now_s = (key, size), self._clock()
         mirror = self._open.get(shard)
-        if mirror is None or now_s - self._tidied_s > self._check_s:
+        if mirror is None or now_s - self._checked_s > self._check_s:
             with self._lock:
-                if now_s - self._tidied_s > self._check_s:
-                    self._tidy()
+                if now_s - self._checked_s > self._check_s:
+                    self._check_open_files()
                 mirror = self._open.get(shard)
                 if mirror is None and shard not in self._distrusted:
                     mirror = self._open_file(shard, create=create)
@@ -417,7 +422,7 @@ class RangeCache:
         key, size = shard
         name = hashlib.sha256(f"{size} {key}".encode()).hexdigest()[:40]
         path = self._folder / name[:2] / f"{name}.ranges"
-        for _ in range(_TRIES if create else 1):
+        for _ in range(_OPEN_ATTEMPTS if create else 1):
             mirror = Mirror.open(path, size, create=create)
             if mirror is not None:
                 if len(self._open) >= self._max_open_files:
@@ -428,65 +433,65 @@ class RangeCache:
                 _make_folder(self.folder, _VERSION, name[:2])
         return None
 
-    def _tidy(self) -> None:
-        """Close files that were removed or cut, and note the last use of the others."""
-        self._tidied_s = self._clock()
+    def _check_open_files(self) -> None:
+        """Close files that were removed or cut, and record the last use of the others."""
+        self._checked_s = self._clock()
         for shard, mirror in list(self._open.items()):
             if not mirror.is_current():
                 del self._open[shard]
 
     def _has_room(self, n_bytes: int) -> bool:
-        """Whether so many bytes may be written. Now and then, measure the folder and make room.
+        """Whether ``n_bytes`` may be written; the folder is measured and cleared from time to time.
 
-        It is False while another process makes room, so that no bytes are written uncounted.
+        It is False while another process makes room, so that all written bytes are counted.
         """
         limit = self.settings.folder_bytes
         with self._lock:
-            unseen = self._unseen.get()
-            unseen.left -= n_bytes
-            if unseen.left >= 0:
+            uncounted = self._uncounted.get()
+            uncounted.left -= n_bytes
+            if uncounted.left >= 0:
                 return True
-            unseen.left = secrets.randbelow(int(limit * _UNSEEN) + 1)
+            uncounted.left = secrets.randbelow(int(limit * _MAX_UNCOUNTED) + 1)
         _make_folder(self.folder, _VERSION)
-        with _alone(self._folder / _LOCK) as is_alone:
-            if is_alone:
+        with _try_lock(self._folder / _LOCK_NAME) as is_locked:
+            if is_locked:
                 self._evict(n_bytes)
                 return True
         with self._lock:
-            unseen.left = 0
+            uncounted.left = 0
         return False
 
     def _evict(self, n_bytes: int) -> None:
-        """Remove the least recently used files if so many more bytes do not fit."""
+        """Remove the least recently used files if ``n_bytes`` more do not fit."""
         limit = self.settings.folder_bytes
         files = sorted(self._files())
         usage = n_bytes + sum(size for _, size, _ in files)
-        if usage <= _FULL * limit:
+        if usage <= _EVICT_ABOVE * limit:
             return
         for _, size, path in files:
-            if usage <= _ROOM * limit:
+            if usage <= _EVICT_DOWN_TO * limit:
                 break
-            with suppress(OSError):  # a file of another user
+            with suppress(OSError):  # the file may belong to another user
                 path.unlink(missing_ok=True)
                 usage -= size
         with self._lock:
-            self._tidy()
+            self._check_open_files()
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield time of last use, disk space and path of each mirror."""
-        for folder in _listed(self._folder):
+        for folder in _list_entries(self._folder):
             if len(folder.name) != 2 or not folder.is_dir(follow_symlinks=False):  # noqa: PLR2004
                 continue
-            for file in _listed(folder):
-                if _NAME.fullmatch(file.name):
+            for file in _list_entries(folder):
+                if _MIRROR_NAME.fullmatch(file.name):
                     with suppress(FileNotFoundError):
                         status = file.stat(follow_symlinks=False)
                         yield status.st_mtime, status.st_blocks * 512, Path(file.path)
 
     def _stop_keeping(self, problem: OSError) -> None:
         with self._lock:
-            said, self._keeps = not self._keeps, False
-        if not said:
+            was_writing, self._is_writing = self._is_writing, False
+        if was_writing:
             warnings.warn(
                 to_printable(
                     f"{self.folder}: the cache keeps nothing more: {problem.strerror}. "
@@ -497,7 +502,7 @@ class RangeCache:
             )
 
 
-class _UnseenBytes:
+class _UncountedBytes:
     """Bytes that this process may still write before it measures the folder."""
 
     def __init__(self) -> None:
@@ -528,7 +533,7 @@ def _make_folder(folder: Path, *below: str) -> None:
 
 
 def _open(path: Path, *, create: bool) -> int:
-    """Open a file to read and write. Links are not followed, and pipes do not block."""
+    """Open a file for reading and writing. Links are not followed, and pipes do not block."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
     return os.open(path, flags, 0o600)
 
@@ -540,7 +545,7 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _listed(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
+def _list_entries(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -549,9 +554,9 @@ def _listed(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[bool]:
+def _try_lock(path: Path) -> Iterator[bool]:
     """Try to hold a lock that ends with the process; yield whether it is held."""
-    import fcntl  # noqa: PLC0415  Windows has none
+    import fcntl  # noqa: PLC0415  Windows lacks it
 
     descriptor = _open(path, create=True)
     try:

@@ -33,9 +33,9 @@ class Resampling:
     positions_zyx: tuple[npt.NDArray[np.float64], ...]
     """Positions of the values along each axis, in voxels from the start of the box."""
     out: npt.NDArray[Any]
-    """Array that the values go to."""
+    """Array to fill with the values."""
     linear: bool
-    """Whether to interpolate linearly; else the nearest voxel is taken."""
+    """Whether to interpolate linearly; otherwise the nearest voxel is taken."""
 
     def run(self) -> None:
         """Fill ``out``. Next to NaN and infinity, interpolated values are NaN or infinite too."""
@@ -48,24 +48,24 @@ class SourceRegion:
     """The part of an array that the values at a grid of positions depend on."""
 
     box: Box
-    """The voxels that are needed, and no others."""
+    """The smallest box of voxels that the values depend on."""
     positions_zyx: tuple[npt.NDArray[np.float64], ...] | None
     """Positions along each axis from the start of the box; None if they are those of its voxels."""
 
     @classmethod
     def of(cls, positions_zyx: Sequence[Positions]) -> Self:
         """Find the box around positions that increase along each axis and lie inside the array."""
-        z, y, x = ((math.floor(at[0]), math.ceil(at[-1]) + 1) for at in positions_zyx)
+        z, y, x = ((math.floor(axis[0]), math.ceil(axis[-1]) + 1) for axis in positions_zyx)
         box = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
-        if all(isinstance(at, range) for at in positions_zyx):
+        if all(isinstance(axis, range) for axis in positions_zyx):
             return cls(box, None)
         starts = zip(positions_zyx, box.start_zyx, strict=True)
-        return cls(box, tuple(np.asarray(at, float) - start for at, start in starts))
+        return cls(box, tuple(np.asarray(axis, float) - start for axis, start in starts))
 
     def plan(
         self, array: ArraySpec, out: npt.NDArray[Any], *, linear: bool
     ) -> BoxRead | Resampling:
-        """Return what fills ``out``: a read if the positions are voxels, else a resampling."""
+        """Return the step that fills ``out``: a read if positions are voxels, else a resampling."""
         if self.positions_zyx is None:
             return BoxRead(array, self.box, out)
         read = BoxRead(array, self.box, np.empty(self.box.shape_zyx, array.dtype))
@@ -92,8 +92,8 @@ def resample(
         Array with as many values along each axis as there are positions. It may be a strided view.
         If its dtype is an integer, linear values are rounded, and halves to even.
     linear
-        Whether to interpolate linearly. Else the nearest voxel is taken, and the later one of two
-        that are equally near. No filter is applied before: where positions are several voxels
+        Whether to interpolate linearly. Otherwise the nearest voxel is taken, and the later one of
+        two that are equally near. No filter is applied before. Where positions are several voxels
         apart, the voxels between them are skipped.
     block_values
         Number of values to compute at once; it changes no value.
@@ -103,16 +103,16 @@ def resample(
     Interpolation is in float32 if that holds all values of the source's dtype, else in float64. For
     int16, the error of float32 is less than 0.01.
     """
-    taps = [_Taps.of(at, linear=linear) for at in positions_zyx]
+    taps = [_Taps.of(axis, linear=linear) for axis in positions_zyx]
     # float32 is twice as fast, and is used if it holds every value.
-    exact = np.result_type(source.dtype, np.float32)
+    float_dtype = np.result_type(source.dtype, np.float32)
     rounded = linear and out.dtype.kind in "iu"
     planes = max(1, block_values // max(1, source.shape[1] * source.shape[2]))
     for first in range(0, len(out), planes):
         part = slice(first, first + planes)
-        values = taps[0].part(part).along(source, 0, exact)
+        values = taps[0].part(part).interpolate(source, 0, float_dtype)
         for axis in (1, 2):
-            values = taps[axis].along(values, axis, exact)
+            values = taps[axis].interpolate(values, axis, float_dtype)
         if rounded and values.dtype.kind == "f":
             np.rint(values, out=values)
         out[part] = values
@@ -133,25 +133,27 @@ class _Taps:
     def of(cls, positions: npt.NDArray[np.float64], *, linear: bool) -> "_Taps":
         lower = np.floor(positions if linear else positions + 0.5)
         weight = positions - lower
-        taken = lower.astype(np.intp)
+        index = lower.astype(np.intp)
         if not linear or not weight.any():
-            return cls(taken, taken, None)
-        return cls(taken, taken + (weight > 0), weight)
+            return cls(index, index, None)
+        return cls(index, index + (weight > 0), weight)
 
     def part(self, part: slice) -> "_Taps":
         weight = None if self.weight is None else self.weight[part]
         return _Taps(self.lower[part], self.upper[part], weight)
 
-    def along(self, values: npt.NDArray[Any], axis: int, exact: np.dtype[Any]) -> npt.NDArray[Any]:
+    def interpolate(
+        self, values: npt.NDArray[Any], axis: int, float_dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any]:
         """Return the values along one axis; they keep their dtype unless they are interpolated."""
         low = values.take(self.lower, axis)
         if self.weight is None:
             return low
-        low = low.astype(exact, copy=False)
-        high = values.take(self.upper, axis).astype(exact, copy=False)
+        low = low.astype(float_dtype, copy=False)
+        high = values.take(self.upper, axis).astype(float_dtype, copy=False)
         shape = [1, 1, 1]
         shape[axis] = -1
         high -= low
-        high *= self.weight.astype(exact).reshape(shape)
+        high *= self.weight.astype(float_dtype).reshape(shape)
         high += low
         return high

@@ -21,7 +21,7 @@ def retry_if_rewritten(read: Callable[[], T]) -> T:
     Raises
     ------
     ScanRewrittenError
-        If scans were rewritten during each of several calls.
+        If a scan was rewritten during every call.
     """
     for _ in range(_RETRIES):
         try:

@@ -9,7 +9,7 @@ __all__ = ["ReadSummary", "megabytes"]
 
 @dataclass(frozen=True, slots=True)
 class ReadSummary:
-    """What reading some boxes takes, counted before it is done; ``print`` it.
+    """Cost of reading some boxes, counted before they are read; ``print`` it.
 
     Examples
     --------
@@ -33,7 +33,7 @@ class ReadSummary:
     background_chunks: int
     """Number of chunks of masks that are not stored, as they are all background."""
     requests: int
-    """Number of requests; of system calls if the store is on disk."""
+    """Number of requests, or of system calls if the store is on disk."""
     fetched_bytes: int
     """Bytes of the encoded chunks that are fetched."""
     decoded_bytes: int
@@ -47,7 +47,7 @@ class ReadSummary:
 
     @property
     def amplification(self) -> float:
-        """Bytes of voxels in the fetched chunks for each byte of voxels that is wanted."""
+        """Bytes of voxels in the fetched chunks for each byte of voxels that is requested."""
         return self.decoded_bytes / self.voxel_bytes if self.voxel_bytes else 0.0
 
     def with_transfer(self, transfer: str) -> "ReadSummary":
@@ -55,18 +55,18 @@ class ReadSummary:
         return replace(self, transfer=transfer)
 
     def __str__(self) -> str:
-        known = self.chunks + self.cached_chunks + self.background_chunks
+        n_chunks = self.chunks + self.cached_chunks + self.background_chunks
         slowly = "" if self.kernel else "; slowly, as there is no kernel"
         return (
             f"{count_noun(self.boxes, 'box', 'boxes')} of {count_noun(self.scans, 'scan')}, "
             f"{megabytes(self.voxel_bytes)} of voxels\n"
-            f"{count_noun(known, 'chunk')}: {self.chunks} to fetch, "
+            f"{count_noun(n_chunks, 'chunk')}: {self.chunks} to fetch, "
             f"{self.cached_chunks} in the cache, {self.background_chunks} background; "
             f"{self.shared_chunks} are needed by several boxes\n"
             f"{count_noun(self.requests, 'request')} to {count_noun(self.shards, 'shard')}, "
             f"{megabytes(self.fetched_bytes)}\n"
             f"{megabytes(self.decoded_bytes)} decoded, "
-            f"{self.amplification:.2f} times what is wanted{slowly}"
+            f"{self.amplification:.2f} times the requested voxels{slowly}"
             f"{self.transfer and f'{chr(10)}read {self.transfer}'}"
         )
 

@@ -1,8 +1,9 @@
 """In which form does a server send a batch?
 
-As safetensors (https://github.com/huggingface/safetensors#format), with two more entries of JSON in
-the metadata. ``crc32c`` has the checksum of the bytes of each tensor. Voxels may be packed: their
-tensor is then one of bytes, a frame of Blosc, and ``packed`` has the dtype and shape of the voxels.
+It sends safetensors (https://github.com/huggingface/safetensors#format), with two more entries of
+JSON in the metadata. ``crc32c`` has the checksum of the bytes of each tensor. Voxels may be packed.
+Their tensor is then the bytes of a Blosc frame, and ``packed`` has the dtype and shape of the
+voxels.
 """
 
 import json
@@ -33,16 +34,16 @@ _DTYPES: Final = {"i1": "I8", "u1": "U8", "i2": "I16", "u2": "U16", "i4": "I32",
 """Name of a dtype in safetensors, by its code in NumPy."""
 _DTYPE_OF: Final = {name: np.dtype(f"<{code}") for code, name in _DTYPES.items()}
 _ALIGNMENT: Final = 8
-_LENGTH: Final = struct.Struct("<Q")
-_HEADER_BYTES: Final = 4 << 20
+_HEADER_LENGTH: Final = struct.Struct("<Q")
+_MAX_HEADER_BYTES: Final = 4 << 20
 """Largest header; that of 8,192 items takes half a megabyte."""
 
 _Count = Annotated[int, Field(ge=0, le=1 << 40)]
-Empty = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
+Allocate = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
 
 
 class DamagedTensorsError(ValueError):
-    """Bytes that are not tensors, or are not those that were sent."""
+    """Raised if bytes are not tensors, or differ from those that were sent."""
 
 
 class _TensorModel(StrictModel):
@@ -56,15 +57,15 @@ class _PackedModel(StrictModel):
     shape: Annotated[tuple[_Count, ...], Field(max_length=8)]
 
 
-_LATE: Final = ConfigDict(defer_build=True)
-_HEADER: Final = TypeAdapter(dict[str, _TensorModel | dict[str, str]], config=_LATE)
-_CHECKSUMS: Final = TypeAdapter(dict[str, int], config=_LATE)
-_PACKED: Final = TypeAdapter(dict[str, _PackedModel], config=_LATE)
+_DEFERRED: Final = ConfigDict(defer_build=True)
+_HEADER: Final = TypeAdapter(dict[str, _TensorModel | dict[str, str]], config=_DEFERRED)
+_CHECKSUMS: Final = TypeAdapter(dict[str, int], config=_DEFERRED)
+_PACKED: Final = TypeAdapter(dict[str, _PackedModel], config=_DEFERRED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensors:
-    """The tensors of an answer, checked, and unpacked on request.
+    """The tensors of a response. They are checked when it is parsed, and unpacked on request.
 
     Attributes
     ----------
@@ -78,8 +79,8 @@ class Tensors:
     _packed: Mapping[str, _PackedModel]
 
     @classmethod
-    def parse(cls, answer: Buffer) -> "Tensors":
-        """Read the header of an answer, and check the bytes of each tensor.
+    def parse(cls, response: Buffer) -> "Tensors":
+        """Parse the header of a response, and check the bytes of each tensor.
 
         Raises
         ------
@@ -87,28 +88,28 @@ class Tensors:
             If the bytes are not as they were sent.
         """
         try:
-            return cls._parsed(memoryview(answer).cast("B"))
+            return cls._parse(memoryview(response).cast("B"))
         except (ValidationError, struct.error) as problem:
             raise DamagedTensorsError("the description of the tensors is damaged") from problem
 
     @classmethod
-    def _parsed(cls, whole: memoryview) -> "Tensors":
-        (length,) = _LENGTH.unpack_from(whole)
-        if length > _HEADER_BYTES:
+    def _parse(cls, content: memoryview) -> "Tensors":
+        (length,) = _HEADER_LENGTH.unpack_from(content)
+        if length > _MAX_HEADER_BYTES:
             raise DamagedTensorsError(f"the description of the tensors has {length} bytes")
-        first = _LENGTH.size + length
-        found = _HEADER.validate_json(bytes(whole[_LENGTH.size : first]))
-        metadata = found.pop("__metadata__", {})
+        first = _HEADER_LENGTH.size + length
+        header = _HEADER.validate_json(bytes(content[_HEADER_LENGTH.size : first]))
+        metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
             raise DamagedTensorsError("the tensors come without metadata")
-        models = {name: model for name, model in found.items() if isinstance(model, _TensorModel)}
+        models = {name: model for name, model in header.items() if isinstance(model, _TensorModel)}
         data: dict[str, memoryview] = {}
         checksums = _CHECKSUMS.validate_json(metadata.get("crc32c", ""))
         for name, model in models.items():
             start, stop = model.data_offsets
             dtype = _DTYPE_OF.get(model.dtype)
             size = math.prod(model.shape) * (dtype.itemsize if dtype else 0)
-            data[name] = whole[first + start : first + stop]
+            data[name] = content[first + start : first + stop]
             if dtype is None or stop - start != size or len(data[name]) != size:
                 raise DamagedTensorsError(f"the tensor {name!r} is not as it is described")
             if (crc32c(data[name]) if size else 0) != checksums.get(name):
@@ -116,7 +117,7 @@ class Tensors:
         return cls(metadata, data, models, _PACKED.validate_json(metadata.get("packed", "{}")))
 
     def get(
-        self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, empty: Empty = np.empty
+        self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, empty: Allocate = np.empty
     ) -> npt.NDArray[Any]:
         """Return a tensor as an array with its own memory.
 
@@ -132,20 +133,20 @@ class Tensors:
         Raises
         ------
         DamagedTensorsError
-            If there is no such tensor, or its shape or dtype is another.
+            If there is no such tensor, or it has another shape or dtype.
         """
         expected = np.dtype(dtype).newbyteorder("<")
         data, model, packed = self._data.get(name), self._models.get(name), self._packed.get(name)
         if data is None or model is None:
             raise DamagedTensorsError(f"the tensor {name!r} is missing")
-        found = (
+        sent = (
             (_DTYPE_OF[model.dtype], model.shape)
             if packed is None
             else (np.dtype(f"<{packed.dtype[1:]}"), packed.shape)
             if packed.dtype[1:] in _DTYPES
             else None
         )
-        if found != (expected, shape):
+        if sent != (expected, shape):
             raise DamagedTensorsError(f"the tensor {name!r} has another dtype or shape")
         out = empty(shape, expected)
         if packed is None:
@@ -163,7 +164,7 @@ class Tensors:
 
 
 def pack_voxels(voxels: npt.NDArray[Any], pack: Pack) -> bytes:
-    """Return voxels as a frame of Blosc. There must be at least one."""
+    """Return voxels as a Blosc frame. There must be at least one voxel."""
     name, level = PACKS[pack]
     shuffle = blosc.SHUFFLE if voxels.itemsize > 1 else blosc.NOSHUFFLE
     frame: bytes = blosc.compress(np.ascontiguousarray(voxels), name.encode(), level, shuffle)
@@ -186,25 +187,25 @@ def write_tensors(
     """
     packed: dict[str, dict[str, Any]] = {}
     sent = dict(tensors)
-    for name, how in pack.items():
+    for name, method in pack.items():
         voxels = tensors[name]
-        if how != "none" and voxels.size:
+        if method != "none" and voxels.size:
             packed[name] = {"dtype": voxels.dtype.str, "shape": voxels.shape}
-            sent[name] = np.frombuffer(pack_voxels(voxels, how), np.uint8)
-    at, header, parts = 0, {}, []
+            sent[name] = np.frombuffer(pack_voxels(voxels, method), np.uint8)
+    offset, header, parts = 0, {}, []
     checksums: dict[str, int] = {}
     for name, values in sent.items():
         data = np.ascontiguousarray(values).data.cast("B") if values.size else memoryview(b"")
         header[name] = {
             "dtype": _DTYPES[values.dtype.str[1:]],
             "shape": list(values.shape),
-            "data_offsets": [at, at + data.nbytes],
+            "data_offsets": [offset, offset + data.nbytes],
         }
         checksums[name] = crc32c(data) if data.nbytes else 0
-        at += data.nbytes
+        offset += data.nbytes
         parts.append(data)
     texts = {**metadata, "packed": packed, "crc32c": checksums}
     texts = {name: json.dumps(value) for name, value in texts.items()}
     text = json.dumps({"__metadata__": texts, **header}).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    return b"".join([_LENGTH.pack(len(text)), text, *parts])
+    return b"".join([_HEADER_LENGTH.pack(len(text)), text, *parts])

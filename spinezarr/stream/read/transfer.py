@@ -1,13 +1,13 @@
 """Which of two ways reads batches faster: from the server, or by ranges?
 
 A *read* is one call for batches that are read together. Both ways are estimated at first. Then
-their rates are measured, in reads per second, and measured rates replace the estimates. What was
-measured of a way stays when the way is left.
+their rates are measured, in reads per second, and measured rates replace the estimates. A measured
+rate stays when the other way is taken.
 
 Two rates can be compared only if about as many reads were in flight for both. There are few at the
 start and the end of a stream, and if a program takes only two batches. So time counts only while at
 least half as many reads are in flight as usual. The first round of a way does not count either: its
-reads wait for new connections, and the last reads of the other way still run beside them.
+reads wait for new connections, and the last reads of the other way still run then.
 """
 
 import time
@@ -24,22 +24,22 @@ Transfer = Literal["auto", "patches", "ranges"]
 MIN_READS: Final = 8
 """Smallest number of reads that a rate is measured from; it is also at least half a round."""
 _MIN_SPEEDUP: Final = 1.25
-"""The server must be this many times as fast as ranges to be asked, as others need it too.
+"""The server is used if it is this many times as fast as ranges, as others need it too.
 
-Ranges must promise to be this many times as fast as the server to be tried.
+Ranges are tried if their estimate is this many times as fast as the server.
 """
 _RETRY_AFTER: Final = 512
 """Number of reads after which a slower way may be tried again."""
 _ROUNDS: Final = 8
-"""Number of rounds that a rate is measured over; what was before counts half, and half again.
+"""Number of rounds that a rate is measured over; then all earlier reads count half.
 
 A round is as many reads as are usually in flight. After this many rounds with fewer reads in
-flight, fewer count as usual.
+flight, the smaller number becomes the usual one.
 """
 
 
 class TransferChoice:
-    """Chooses the faster way to read; not shared between threads.
+    """Chooses the faster way to read. It is not shared between threads.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class TransferChoice:
     transfer
         The way to read now.
     n_reads
-        Number of reads that ended, by their way.
+        Number of reads that ended, by way.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,22 +61,22 @@ class TransferChoice:
         self._in_flight = 0
         self._usual = 0
         """Number of reads in flight, in either way."""
-        self._fewer = 0
+        self._n_fewer = 0
         """Number of reads in a row that ended while fewer were in flight."""
         self._rates: dict[Transfer, tuple[float, int]] = {}
         """Reads per second of each way, and the usual number in flight then."""
-        self._since = 0
+        self._n_choices = 0
         """Number of choices since the way was changed."""
         self._began_s = clock()
         self._last_s = self._began_s
-        self._to_skip = self._ended = 0
-        self._amount = self._seconds = 0.0
+        self._n_to_skip = self._n_ended = 0
+        self._n_succeeded = self._seconds = 0.0
 
     def measured(self, transfer: Transfer) -> float | None:
         """Return the measured reads per second; None if there were too few reads."""
         rate, usual = self._rates.get(transfer, (None, 0))
-        is_alike = max(usual, self._usual) <= 2 * min(usual, self._usual)
-        return rate if is_alike else None
+        is_comparable = max(usual, self._usual) <= 2 * min(usual, self._usual)
+        return rate if is_comparable else None
 
     def choose(self, served_per_s: float, ranges_per_s: float) -> Transfer:
         """Change the way if the other one is faster, and return the way to take.
@@ -87,62 +87,62 @@ class TransferChoice:
             Reads per second from the server and by ranges, measured or estimated.
         """
         other: Transfer = "ranges" if self.transfer == "patches" else "patches"
-        self._since += 1
-        if self._since > _RETRY_AFTER:
+        self._n_choices += 1
+        if self._n_choices > _RETRY_AFTER:
             self._rates.pop(other, None)
-            self._since = 0
+            self._n_choices = 0
         if self.transfer == "ranges":
-            wants = served_per_s > _MIN_SPEEDUP * ranges_per_s
+            is_faster = served_per_s > _MIN_SPEEDUP * ranges_per_s
         else:
-            # An estimate must promise more than the server. A measured rate may be a little lower,
-            # as ranges take work off the server.
-            is_tried = self.measured(other) is not None
-            wants = ranges_per_s * (_MIN_SPEEDUP if is_tried else 1 / _MIN_SPEEDUP) > served_per_s
-        if wants:
-            self.transfer, self._since = other, 0
+            # An estimate must be higher than the rate of the server. A measured rate may be a
+            # little lower, as ranges take work off the server.
+            factor = 1 / _MIN_SPEEDUP if self.measured(other) is None else _MIN_SPEEDUP
+            is_faster = ranges_per_s * factor > served_per_s
+        if is_faster:
+            self.transfer, self._n_choices = other, 0
             self._restart()
         return self.transfer
 
     def begin(self) -> float:
-        """Note that a read begins, and return the time."""
-        now_s = self._pass_time()
+        """Record that a read begins, and return the time in seconds."""
+        now_s = self._advance_clock()
         self._in_flight += 1
         if self._in_flight > self._usual:
             self._usual = self._in_flight
             self._restart()
         return now_s
 
-    def end(self, transfer: Transfer, began_s: float, amount: float) -> None:
-        """Note that a read has ended.
+    def end(self, transfer: Transfer, began_s: float, n_succeeded: float) -> None:
+        """Record that a read has ended.
 
         Parameters
         ----------
         transfer
-            Its way.
+            Way of the read.
         began_s
-            What :meth:`begin` returned.
-        amount
-            1 if it succeeded, 0 if it failed.
+            The time that :meth:`begin` returned.
+        n_succeeded
+            1 if the read succeeded, 0 if it failed.
         """
-        self._pass_time()
+        self._advance_clock()
         is_usual = self._is_usual
         self._in_flight -= 1
         self.n_reads[transfer] += 1
-        self._fewer = 0 if is_usual else self._fewer + 1
-        if self._fewer > _ROUNDS * self._usual:
-            self._usual, self._fewer = self._in_flight + 1, 0
+        self._n_fewer = 0 if is_usual else self._n_fewer + 1
+        if self._n_fewer > _ROUNDS * self._usual:
+            self._usual, self._n_fewer = self._in_flight + 1, 0
             self._restart()
         if transfer != self.transfer or began_s < self._began_s or not is_usual:
             return
-        if self._to_skip:
-            self._to_skip -= 1
+        if self._n_to_skip:
+            self._n_to_skip -= 1
             return
-        self._ended += 1
-        self._amount += amount
-        if self._ended >= max(MIN_READS, self._usual // 2) and self._seconds > 0:
-            self._rates[transfer] = self._amount / self._seconds, self._usual
-        if self._amount > _ROUNDS * max(MIN_READS, self._usual):
-            self._amount, self._seconds = self._amount / 2, self._seconds / 2
+        self._n_ended += 1
+        self._n_succeeded += n_succeeded
+        if self._n_ended >= max(MIN_READS, self._usual // 2) and self._seconds > 0:
+            self._rates[transfer] = self._n_succeeded / self._seconds, self._usual
+        if self._n_succeeded > _ROUNDS * max(MIN_READS, self._usual):
+            self._n_succeeded, self._seconds = self._n_succeeded / 2, self._seconds / 2
 
     @property
     def _is_usual(self) -> bool:
@@ -151,13 +151,13 @@ class TransferChoice:
     def _restart(self) -> None:
         """Measure the rate of this way again, after one round."""
         self._began_s = self._clock()
-        self._to_skip, self._ended = self._usual, 0
-        self._amount = self._seconds = 0.0
+        self._n_to_skip, self._n_ended = self._usual, 0
+        self._n_succeeded = self._seconds = 0.0
 
-    def _pass_time(self) -> float:
+    def _advance_clock(self) -> float:
         """Count the time since the last event, unless few reads were in flight; return the time."""
         now_s = self._clock()
-        if self._is_usual and not self._to_skip:
+        if self._is_usual and not self._n_to_skip:
             self._seconds += now_s - self._last_s
         self._last_s = now_s
         return now_s

@@ -418,9 +418,9 @@ def test_a_cache_changes_no_voxel(large, cache_bytes, data):
         ]
         for out, array, (_, box) in zip(read_all(engine, reads), arrays, reads, strict=True):
             np.testing.assert_array_equal(out, array[box.slices])
-        assert engine._cache._kept_bytes <= cache_bytes
-        kept = sum(voxels.nbytes for voxels in engine._cache._kept.values())
-        assert kept == engine._cache._kept_bytes
+        assert engine._cache._size_bytes <= cache_bytes
+        kept = sum(voxels.nbytes for voxels in engine._cache._items.values())
+        assert kept == engine._cache._size_bytes
 
 
 def test_cached_chunks_are_not_fetched_again(large, noting_fetcher):

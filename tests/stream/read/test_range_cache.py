@@ -770,7 +770,7 @@ def test_the_number_of_open_files_is_limited(folder):
 
 
 def hold_the_lock(folder, begun):
-    with range_cache._alone(folder / "v1" / "lock") as is_alone:
+    with range_cache._try_lock(folder / "v1" / "lock") as is_alone:
         assert is_alone
         begun.set()
         time.sleep(1000)
@@ -793,12 +793,12 @@ def test_nothing_is_written_while_another_process_makes_room(cache, folder):
 
 def keep_a_page(cache, answers):
     keep(cache, 0, PAGE)
-    answers.put(cache._unseen.get().left)
+    answers.put(cache._uncounted.get().left)
 
 
 def test_a_forked_process_reads_the_folder_again(cache):
     keep(cache, 0, PAGE)
-    cache._unseen.get().left = 1 << 50
+    cache._uncounted.get().left = 1 << 50
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
     process = context.Process(target=keep_a_page, args=(cache, answers))

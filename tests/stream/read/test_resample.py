@@ -447,7 +447,7 @@ def test_invalid_sizes_and_spacings_are_refused(spaced, wanted, message):
         ({"size": 8}, r"slice size 8: give two whole numbers \(y, x\)\."),
         ({"size": (8.5, 8)}, "give two whole numbers"),
         ({"neighbors": -1}, "neighbors -1: must not be negative"),
-        ({"neighbor_step_mm": 1}, "neighbor_step_mm 1: must be above 0, beside neighbors of 1"),
+        ({"neighbor_step_mm": 1}, "neighbor_step_mm 1: must be above 0, and needs neighbors of 1"),
         ({"neighbors": 1, "neighbor_step_mm": 0}, "neighbor_step_mm 0: must be above 0"),
         ({"neighbors": 1, "neighbor_step_mm": float("nan")}, "neighbor_step_mm nan"),
         ({"neighbors": 1, "neighbor_step_mm": float("inf")}, "neighbor_step_mm inf"),
