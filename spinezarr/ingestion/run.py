@@ -42,7 +42,7 @@ _BEYOND_REPAIR: Final = (
     "its stored files are damaged, and its source files are not in the raw folder. Put them there "
     "and run the command again, or copy the scan from an undamaged store."
 )
-_TABLE_EVERY_S: Final = 60.0
+_TABLE_INTERVAL_S: Final = 60.0
 """Seconds between two updates of the scan table during an ingest, for concurrent readers."""
 
 
@@ -419,7 +419,7 @@ class _Run:
             else:
                 self._skipped.append(result.scan_id)
         self._listener.finished(source, result.outcome)
-        if time.monotonic() - self._table_written > _TABLE_EVERY_S:
+        if time.monotonic() - self._table_written > _TABLE_INTERVAL_S:
             self.write_table()
 
     def record_unreported(self) -> None:

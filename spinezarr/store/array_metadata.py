@@ -1,8 +1,8 @@
 """Which Zarr metadata of a scan's arrays does the reader accept?
 
-A store may come from anybody. The models accept what spinezarr writes and refuse all else: they
-list the data types and codecs, and bound each size. Keys that they do not name, such as the
-parameters of a codec, are ignored and not used.
+A store may come from anybody. The models accept what spinezarr writes and refuse everything else:
+they list the data types and codecs, and bound each size. Keys that they do not name, such as the
+parameters of a codec, are ignored.
 """
 
 import math
@@ -50,9 +50,9 @@ ImageDtype = Literal[
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"
 ]
 """Data types of stored voxels: integers and floats of up to 64 bits."""
-_LABELS: Final = 255
+_N_LABELS: Final = 255
 """Number of mask values other than background."""
-_LARGEST_SAMPLING: Final = 1 << 22
+_MAX_LABEL_CHUNK_ROWS: Final = 1 << 22
 """Largest number of rows of :data:`LABEL_CHUNKS`; an ordinary CT has a thousand."""
 
 Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
@@ -177,7 +177,7 @@ class _Positions(_Array):
 class _LabelChunks(_Array):
     """Metadata of the voxel counts of labels."""
 
-    shape: tuple[Annotated[int, Field(ge=0, le=_LARGEST_SAMPLING)], Literal[5]]
+    shape: tuple[Annotated[int, Field(ge=0, le=_MAX_LABEL_CHUNK_ROWS)], Literal[5]]
     data_type: Literal["uint32"]
     codecs: _ChunkCodecs
 
@@ -211,10 +211,10 @@ class ScanArrays(StoredModel):
                 f"a mask of {self.label.shape} voxels", f"{shape}, as the image"
             )
         n_chunks = math.prod(chunk_grid(shape, self.label.chunk_shape_zyx))
-        if self.label_chunks.shape[0] > _LABELS * n_chunks:
+        if self.label_chunks.shape[0] > _N_LABELS * n_chunks:
             raise DamagedMetadataError(
                 f"{self.label_chunks.shape[0]} voxel counts of labels",
-                f"at most {_LABELS * n_chunks} for {n_chunks} chunks",
+                f"at most {_N_LABELS * n_chunks} for {n_chunks} chunks",
             )
         return self
 
@@ -226,7 +226,7 @@ class ScanArrays(StoredModel):
     @property
     def by_key(self) -> dict[str, _Array]:
         """Metadata of the arrays that the scan has, by key."""
-        found: dict[str, _Array | None] = {
+        arrays: dict[str, _Array | None] = {
             IMAGE: self.image,
             LABEL: self.label,
             "z": self.z,
@@ -234,7 +234,7 @@ class ScanArrays(StoredModel):
             "x": self.x,
             LABEL_CHUNKS: self.label_chunks,
         }
-        return {name: array for name, array in found.items() if array is not None}
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
 def chunk_key(index: Iterable[int], separator: Separator) -> str:

@@ -1,4 +1,4 @@
-"""What do the groups of the root and of a scan state, and what does a reader check of it?"""
+"""Which attributes do the groups of the root and of a scan have, and how are they checked?"""
 
 import hashlib
 import json
@@ -53,16 +53,17 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 NEAR_LABEL_MM: Final = 5.0
-"""Largest distance from its label at which an annotated centroid counts as right, in mm.
+"""Largest distance from its label at which an annotated centroid counts as correct, in mm.
 
-People place centroids to a voxel at best, and slices are up to 5 mm apart in the known datasets.
+People place centroids with an error of a voxel or more, and slices are up to 5 mm apart in the
+known datasets.
 """
 _LARGEST_NUMBER: Final = (1 << 63) - 1
 """Largest integer that the scan table can hold."""
 LARGEST_LENGTH_MM: Final = 1e9
 """Largest stored position or length, in mm: a thousand kilometers, which cannot overflow."""
-_LEAST_VOLUME: Final = 1e-6
-"""Least volume of a voxel, relative to one of the same edges with perpendicular axes."""
+_MIN_RELATIVE_VOLUME: Final = 1e-6
+"""Smallest volume of a voxel, relative to one with the same edges and perpendicular axes."""
 _SPACING_TOLERANCE: Final = 1e-3
 """Largest relative difference between the stored spacing and that of the affine."""
 
@@ -94,7 +95,7 @@ def _checked_affine(affine: "Matrix") -> "Matrix":
     (a, b, c, _), (d, e, f, _), (g, h, i, _), last = affine
     volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
     lengths = _lengths_xyz(affine)
-    if last != (0.0, 0.0, 0.0, 1.0) or abs(volume) <= _LEAST_VOLUME * math.prod(lengths):
+    if last != (0.0, 0.0, 0.0, 1.0) or abs(volume) <= _MIN_RELATIVE_VOLUME * math.prod(lengths):
         raise DamagedMetadataError("another matrix", "an invertible one with last row 0 0 0 1")
     return affine
 
@@ -273,14 +274,14 @@ class LabelSourceRecord(SourceRecord):
     """The source of a mask, and the mapping of its values."""
 
     parts: tuple[tuple[Number, RawPath], ...]
-    """Label and path of each file of a mask with one file a structure; later files win."""
+    """Label and path of each file of a mask with one file per structure; later files win."""
     values: tuple[tuple[Number, Number], ...]
     """Pairs of value in the file and stored value; other values became background.
 
     Empty if the values are stored as they are.
     """
     rounded_voxels: Count
-    """Number of voxels that differed from a whole number by a rounding error."""
+    """Number of voxels whose value differed from a whole number by a rounding error."""
 
 
 class VertebraRecord(StoredAttributes):
@@ -305,7 +306,7 @@ class CentroidRecord(StoredAttributes):
 
     @property
     def is_near_label(self) -> bool:
-        """Whether the center counts as right; it does if the mask lacks the vertebra."""
+        """Whether the center counts as correct; it does if the mask lacks the vertebra."""
         return self.label_distance_mm is None or self.label_distance_mm <= NEAR_LABEL_MM
 
 
@@ -348,7 +349,7 @@ class ScanAttributes(StoredAttributes):
     """Hash of the values in their type; it is equal if and only if two images are equal."""
     vertebrae: dict[Vertebra, VertebraRecord]
     other_labels: dict[LabelValue, Count]
-    """Voxel count of each mask value that is no vertebra and not background."""
+    """Voxel count of each mask value that is neither a vertebra nor background."""
     structures: dict[LabelValue, str]
     """Names of the values in ``other_labels`` that the recipe knows."""
     centroids: dict[Level, CentroidRecord]
@@ -360,7 +361,7 @@ class ScanAttributes(StoredAttributes):
     source_bytes: Count
     """Size of all source files of image and mask in bytes."""
     source_key: str
-    """Hash of which files the scan was read from, and how; an ingest compares it."""
+    """Hash of the files that the scan was read from, and of how; an ingest compares it."""
     image_source: ImageSourceRecord
     label_source: LabelSourceRecord | None
     centroid_source: FileRecord | None
@@ -370,7 +371,7 @@ class ScanAttributes(StoredAttributes):
         Annotated[str, Field(pattern=SCAN_FILE)],
         Annotated[ManifestEntry | ShardEntry, Field(union_mode="left_to_right")],
     ]
-    """Entries of all files of the scan but its ``zarr.json``, by key."""
+    """Entries of all files of the scan except its ``zarr.json``, by key."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as they are stored."""
@@ -378,7 +379,7 @@ class ScanAttributes(StoredAttributes):
 
     @property
     def label_voxels(self) -> dict[int, int]:
-        """Voxel count of each value in the mask but background."""
+        """Voxel count of each value in the mask except background."""
         vertebrae = {VALUE_OF_NAME[name]: v.voxel_count for name, v in self.vertebrae.items()}
         return {**vertebrae, **{int(value): n for value, n in self.other_labels.items()}}
 

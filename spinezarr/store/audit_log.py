@@ -30,14 +30,14 @@ AUDIT_FILE: Final = "audit/zarr.json"
 def scan_identity(scan: ScanAttributes) -> str:
     """Return a hash of everything that is stored of a scan: voxels, split, patient and the rest.
 
-    The manifest is part of it and holds the checksum of every file, so other voxels change it.
+    It covers the manifest, which holds the checksum of every file, so other voxels change it.
     """
     text = json.dumps(scan.to_json(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class FindingRecord(StoredAttributes):
-    """One finding; see :class:`spinezarr.audit.finding.Finding` for what the fields mean."""
+    """One finding; :class:`spinezarr.audit.finding.Finding` describes the fields."""
 
     rule: str
     severity: Severity
@@ -82,17 +82,17 @@ class AuditLog(StoredAttributes):
         identities
             :func:`scan_identity` of each scan as it is stored now.
         """
-        found: dict[str, AuditedScan] = {}
+        results: dict[str, AuditedScan] = {}
         for scan_id, audited in self.scans.items():
             if identities.get(scan_id) != audited.identity:
                 continue
             findings = tuple(
                 finding
                 for finding in audited.findings
-                if all(identities.get(other) == was for other, was in finding.others.items())
+                if all(identities.get(other) == old for other, old in finding.others.items())
             )
-            found[scan_id] = audited.model_copy(update={"findings": findings})
-        return found
+            results[scan_id] = audited.model_copy(update={"findings": findings})
+        return results
 
     def of_scan(
         self, scan: ScanAttributes, find: Callable[[str], ScanAttributes | None]
@@ -110,10 +110,12 @@ class AuditLog(StoredAttributes):
         if audited is None:
             return None
         others = {other for finding in audited.findings for other in finding.others}
-        found = {other: find(other) for other in others} | {scan.scan_id: scan}
-        identities = {name: scan_identity(one) for name, one in found.items() if one is not None}
-        alone = AuditLog(scans={scan.scan_id: audited})
-        return alone.current(identities).get(scan.scan_id)
+        stored = {other: find(other) for other in others} | {scan.scan_id: scan}
+        identities = {
+            name: scan_identity(other) for name, other in stored.items() if other is not None
+        }
+        log = AuditLog(scans={scan.scan_id: audited})
+        return log.current(identities).get(scan.scan_id)
 
     def to_file(self) -> bytes:
         """Return the content of :data:`AUDIT_FILE`."""

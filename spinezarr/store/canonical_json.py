@@ -35,31 +35,31 @@ def canonical_json(value: object) -> str:
     >>> canonical_json(("a", {"key": 1.5}, None))
     '["a",{"":[["key",1.5]]},null]'
     """
-    return json.dumps(_plain(value), separators=(",", ":"), sort_keys=True, allow_nan=False)
+    return json.dumps(_to_plain(value), separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401
-    """Return a value in types that JSON has."""
+def _to_plain(value: object) -> Any:  # noqa: ANN401
+    """Return a value made of types that JSON has."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
-        return {"": [[_plain(key), _plain(item)] for key, item in value.items()]}
+        return {"": [[_to_plain(key), _to_plain(item)] for key, item in value.items()]}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted((_plain(item) for item in value), key=json.dumps)
+        return sorted((_to_plain(item) for item in value), key=json.dumps)
     if isinstance(value, re.Pattern):
         return [value.pattern, value.flags]
     kind: Any = type(value)
     return {
-        name: _plain(getattr(value, name))
-        for name, default in _defaults_of(kind).items()
+        name: _to_plain(getattr(value, name))
+        for name, default in _field_defaults(kind).items()
         if getattr(value, name) != default
     }
 
 
 @cache
-def _defaults_of(kind: type) -> dict[str, Any]:
+def _field_defaults(kind: type) -> dict[str, Any]:
     """Return the default of each field of a model or dataclass; ``MISSING`` if it has none."""
     if issubclass(kind, BaseModel):
         return {
@@ -68,7 +68,7 @@ def _defaults_of(kind: type) -> dict[str, Any]:
         }
     if is_dataclass(kind):
         return {
-            own.name: own.default if own.default_factory is MISSING else own.default_factory()
-            for own in fields(kind)
+            item.name: item.default if item.default_factory is MISSING else item.default_factory()
+            for item in fields(kind)
         }
     raise TypeError(f"{kind.__name__} has no canonical JSON")

@@ -23,8 +23,8 @@ def stored_root(
 ) -> RootAttributes | None:
     """Return the attributes of a store's root; None if there is no root that can be read.
 
-    The function does not tell an empty folder from one that holds something else;
-    :func:`claim_store` does.
+    The result is the same for an empty folder and for one that holds something else;
+    :func:`claim_store` distinguishes them.
     """
     fs, path = open_store(url, storage_options)
     try:
@@ -33,16 +33,16 @@ def stored_root(
         return None
 
 
-def claim_store(store: WritableStore, wanted: RootAttributes, *, repair: bool) -> RootAttributes:
-    """Check that a store holds the wanted dataset, or start a new store there.
+def claim_store(store: WritableStore, requested: RootAttributes, *, repair: bool) -> RootAttributes:
+    """Check that a store holds the requested dataset, or start a new store.
 
     Parameters
     ----------
     store
         Place of the store.
-    wanted
-        Attributes that the root gets. If they name no codec profile, that of the store is taken, or
-        the default for a new store.
+    requested
+        Attributes that the root gets. If they name no codec profile, the store keeps its own, and a
+        new store gets the default.
     repair
         If the root is missing or damaged, take the dataset from the scan table and write the root
         again.
@@ -55,30 +55,31 @@ def claim_store(store: WritableStore, wanted: RootAttributes, *, repair: bool) -
     Raises
     ------
     UsageError
-        If something else lies there, or the store has another dataset, codec profile or pseudonym
-        key.
+        If something else lies at its place, or the store has another dataset, codec profile or
+        pseudonym key.
     """
-    stored = found = _read_root(store, repair=repair)
-    if found is None and _is_taken(store):
-        stored = found = _read_root(store, repair=repair)  # another run may have made it meanwhile
-        if found is None:
-            found = _root_from_table(store, repair=repair)
-    if found is not None:
-        _check_root(store.name, found, wanted)
-    profile = profile_named((found or wanted).codec_profile).name
-    root = wanted.model_copy(update={"codec_profile": profile})
+    stored = existing = _read_root(store, repair=repair)
+    if existing is None and _is_occupied(store):
+        # Another run may have made the store meanwhile.
+        stored = existing = _read_root(store, repair=repair)
+        if existing is None:
+            existing = _root_from_table(store, repair=repair)
+    if existing is not None:
+        _check_root(store.name, existing, requested)
+    profile = profile_named((existing or requested).codec_profile).name
+    root = requested.model_copy(update={"codec_profile": profile})
     _write_root(store, root, stored)
     return root
 
 
 def _write_root(store: WritableStore, root: RootAttributes, stored: RootAttributes | None) -> None:
-    """Write the root group and the group of scans where they differ from what is stored."""
+    """Write the root group and the group of scans if they differ from the stored ones."""
     files = root_files(root.model_dump(mode="json"))
     if stored != root:
         publish_file(store.fs, f"{store.path}/{METADATA}", files[METADATA])
-    below = {f"{store.path}/{key}": data for key, data in files.items() if key != METADATA}
-    present = read_files(store.fs, below)
-    for path, data in below.items():
+    others = {f"{store.path}/{key}": data for key, data in files.items() if key != METADATA}
+    present = read_files(store.fs, others)
+    for path, data in others.items():
         if present.get(path) != data:
             publish_file(store.fs, path, data)
 
@@ -105,15 +106,15 @@ def _read_root(store: WritableStore, *, repair: bool) -> RootAttributes | None:
 def _root_from_table(store: WritableStore, *, repair: bool) -> RootAttributes:
     """Rebuild the attributes of a missing or damaged root from the scan table."""
     paths = [f"{store.path}/{TABLE}/{METADATA}", f"{store.path}/{TABLE_BUNDLE}"]
-    found = read_files(store.fs, paths)
-    if not found:
+    contents = read_files(store.fs, paths)
+    if not contents:
         raise UsageError(f"{store.name}: exists and is not a store. Choose an empty or new folder.")
     if not repair:
         raise UsageError(
             f"{store.name}: the root of the store, zarr.json, is missing or damaged. Run the "
-            "same command again with --repair: it writes it anew from the scan table."
+            "same command again with --repair to write it anew from the scan table."
         )
-    for path, data in found.items():
+    for path, data in contents.items():
         with suppress(DamagedMetadataError):
             is_bundle = path.endswith(TABLE_BUNDLE)
             metadata = unbundle_files(data).get(METADATA, b"") if is_bundle else data
@@ -125,24 +126,24 @@ def _root_from_table(store: WritableStore, *, repair: bool) -> RootAttributes:
     )
 
 
-def _check_root(name: str, found: RootAttributes, wanted: RootAttributes) -> None:
+def _check_root(name: str, existing: RootAttributes, requested: RootAttributes) -> None:
     """Refuse a store of another dataset, codec profile or pseudonym key."""
-    if (found.dataset, found.title) != (wanted.dataset, wanted.title):
+    if (existing.dataset, existing.title) != (requested.dataset, requested.title):
         raise UsageError(
-            f"{name}: holds {_describe(found)}, not {_describe(wanted)}. "
+            f"{name}: holds {_describe(existing)}, not {_describe(requested)}. "
             "One store holds one dataset: choose another place."
         )
-    stored_profile = profile_named(found.codec_profile).name
-    if wanted.codec_profile is not None and wanted.codec_profile != stored_profile:
+    stored_profile = profile_named(existing.codec_profile).name
+    if requested.codec_profile is not None and requested.codec_profile != stored_profile:
         raise UsageError(
             f"{name}: is written with the codec profile {stored_profile!r}, not "
-            f"{wanted.codec_profile!r}. One store has one profile: leave --codec out, or choose "
+            f"{requested.codec_profile!r}. One store has one profile: leave --codec out, or choose "
             "another place."
         )
-    if found.pseudonym_key != wanted.pseudonym_key:
-        made = "without pseudonyms" if found.pseudonym_key is None else "with pseudonyms"
+    if existing.pseudonym_key != requested.pseudonym_key:
+        kind = "without pseudonyms" if existing.pseudonym_key is None else "with pseudonyms"
         raise UsageError(
-            f"{name}: was made {made}, or those of another key. Give --pseudonymize and "
+            f"{name}: was made {kind}, or those of another key. Give --pseudonymize and "
             "--pseudonyms as before, or choose another place."
         )
 
@@ -151,8 +152,8 @@ def _describe(root: RootAttributes) -> str:
     return f"the dataset {root.dataset!r} ({root.title})"
 
 
-def _is_taken(store: WritableStore) -> bool:
-    """Whether the folder holds anything but the start of a store whose creation was interrupted."""
+def _is_occupied(store: WritableStore) -> bool:
+    """Whether the folder holds more than the start of a store whose creation was interrupted."""
     if not store.fs.exists(store.path):
         return False
     if store.fs.isfile(store.path):

@@ -54,7 +54,7 @@ def open_store(
 
 
 def is_read_only(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether a file system can only be read, as that of a web server."""
+    """Whether a file system can only be read, such as that of a web server."""
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     return not {"http", "https"}.isdisjoint(protocols)
 
@@ -92,15 +92,15 @@ def read_files(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> dict[str,
     OSError
         If a file exists and cannot be read.
     """
-    found: dict[str, bytes] = {}
-    wanted = list(paths)
-    for path, answer in zip(wanted, read_each(fs, wanted), strict=True):
-        if isinstance(answer, FileNotFoundError):
+    contents: dict[str, bytes] = {}
+    paths = list(paths)
+    for path, result in zip(paths, read_each(fs, paths), strict=True):
+        if isinstance(result, FileNotFoundError):
             continue
-        if isinstance(answer, Exception):
-            raise answer
-        found[path] = answer
-    return found
+        if isinstance(result, Exception):
+            raise result
+        contents[path] = result
+    return contents
 
 
 def read_each(
@@ -118,14 +118,14 @@ def read_each(
     if isinstance(fs, StoreFileSystem):
         return [_read_local(fs, path) for path in paths]
     # One byte more than the limit tells whether an object is too large.
-    answers: list[bytes | Exception] = fs.cat_ranges(
+    results: list[bytes | Exception] = fs.cat_ranges(
         list(paths), 0, limit_bytes + 1, on_error="return"
     )
     return [
         object_too_large_error(redact_url(fs.unstrip_protocol(path)), limit_bytes)
-        if isinstance(answer, bytes) and len(answer) > limit_bytes
-        else answer
-        for path, answer in zip(paths, answers, strict=True)
+        if isinstance(result, bytes) and len(result) > limit_bytes
+        else result
+        for path, result in zip(paths, results, strict=True)
     ]
 
 
@@ -146,7 +146,7 @@ def write_parts(
     fs.folder.check_folder(path.rsplit("/", 1)[0], make=True)
     with add_path_to_disk_full_error(path), ExitStack() as opened:
         with changing():
-            # An old file may be a link, or be linked to from outside of the store.
+            # An old file may be a link, or a file outside of the store may be a link to it.
             Path(path).unlink(missing_ok=True)
             file = opened.enter_context(Path(path).open("xb"))
         file.writelines(parts)
@@ -162,13 +162,13 @@ def publish_file(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     if not isinstance(fs, StoreFileSystem):
         write_file(fs, path, data)
         return
-    new = Path(path + PARTIAL)
+    partial = Path(path + PARTIAL)
     try:
-        write_file(fs, str(new), data)
-        new.replace(path)
+        write_file(fs, str(partial), data)
+        partial.replace(path)
     except OSError:
         with suppress(OSError):
-            new.unlink()
+            partial.unlink()
         raise
     folder = os.open(path.rsplit("/", 1)[0], os.O_RDONLY)
     try:
@@ -182,8 +182,8 @@ def publish_group(
 ) -> None:
     """Write the files of a Zarr group; its own ``zarr.json`` makes them visible at once.
 
-    The metadata of its arrays have the same names in the old and the new version. Readers take
-    these from the group's ``zarr.json``, so an old version's are replaced after it.
+    The metadata files of its arrays have the same names in the old and the new version. Readers
+    take these metadata from the group's ``zarr.json``, so the old files are replaced after it.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def publish_group(
     files
         Contents of the files by their keys below ``folder``.
     replaces
-        Whether readers see an older version of the group until then.
+        Whether readers see an older version of the group until the write.
     """
     paths = {f"{folder}/{key}": data for key, data in files.items() if key != METADATA}
     members = {path: data for path, data in paths.items() if path.endswith(f"/{METADATA}")}
@@ -220,7 +220,7 @@ def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
 
 
 def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]) -> None:
-    """Delete files below a folder; on disk also the folders that become empty, itself included."""
+    """Delete files below a folder, and on disk also this and other folders that become empty."""
     paths = [f"{folder}/{key}" for key in keys]
     if not isinstance(fs, StoreFileSystem):
         if paths:
@@ -234,14 +234,14 @@ def remove_files(fs: fsspec.AbstractFileSystem, folder: str, keys: Iterable[str]
     above = {parent for path in paths for parent in Path(path).parents}
     inside = [parent for parent in above if parent.is_relative_to(folder)]
     for parent in sorted(inside, key=lambda parent: -len(parent.parts)):
-        with suppress(OSError):  # not empty
+        with suppress(OSError):  # the folder is not empty
             parent.rmdir()
 
 
 def remove_empty_folders(fs: fsspec.AbstractFileSystem, folder: str) -> None:
-    """Delete the folders on disk, a folder itself and below it, that hold no file."""
+    """Delete a folder and the folders below it if they are on disk and hold no file."""
     if isinstance(fs, StoreFileSystem):
         fs.folder.check_folder(folder)
         for path, _, _ in os.walk(folder, topdown=False):
-            with suppress(OSError):  # not empty
+            with suppress(OSError):  # the folder is not empty
                 Path(path).rmdir()

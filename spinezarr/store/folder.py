@@ -26,7 +26,7 @@ from spinezarr.remote.settings import METADATA_BYTES
 __all__ = ["NOT_REGULAR", "StoreFileSystem", "StoreFolder"]
 
 NOT_REGULAR: Final = -1
-"""Size that stands for a link or a special file; no manifest has it."""
+"""Size that stands for a link or a special file; no manifest contains it."""
 _READ: Final = (
     os.O_RDONLY
     | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for a writer
@@ -34,9 +34,9 @@ _READ: Final = (
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
-_STEP: Final = (
-    "A store holds plain files and folders only: links in it are not followed. Copy it with what "
-    "they lead to ('cp -aL'), if you trust that, or delete it"
+_ADVICE: Final = (
+    "A store holds plain files and folders only, and links in it are not followed. Copy it with "
+    "the files that links lead to ('cp -aL') if you trust them, or delete it"
 )
 
 
@@ -77,10 +77,10 @@ class StoreFolder:
             If the system fails for another reason.
         """
         descriptor = _opener()(self, path)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise _unfit(path, found.st_mode)
+            raise _irregular_error(path, status.st_mode)
         return descriptor
 
     @contextmanager
@@ -95,7 +95,9 @@ class StoreFolder:
         Raises
         ------
         CorruptStoreError
-            If the file has more than ``limit_bytes`` bytes, or as for :meth:`open`.
+            If the file has more than ``limit_bytes`` bytes, or for a reason of :meth:`open`.
+        FileNotFoundError
+            If the file is absent.
         """
         with self.opened(path) as file:
             data = file.read(limit_bytes + 1)
@@ -107,7 +109,7 @@ class StoreFolder:
         return data
 
     def check_folder(self, path: str, *, make: bool = False) -> None:
-        """Check that a folder of the store is no link and lies behind none.
+        """Check that a folder of the store is not a link and does not lie behind one.
 
         Parameters
         ----------
@@ -134,7 +136,7 @@ class StoreFolder:
                 Path(inside).mkdir(exist_ok=True)
                 mode = os.lstat(inside).st_mode
             if not stat.S_ISDIR(mode):
-                raise _unfit(inside, mode)
+                raise _irregular_error(inside, mode)
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes of all files below a folder in bytes, by their paths relative to it.
@@ -145,7 +147,7 @@ class StoreFolder:
         return dict(_sizes(folder, ""))
 
     def _parts(self, path: str) -> list[str]:
-        """Return the names of the folders and the file on the way from the store to a path."""
+        """Return the components of a path relative to the store."""
         inside = f"{self.path.rstrip('/')}/"
         parts = [part for part in f"{path}/"[len(inside) :].split("/") if part]
         if not f"{path}/".startswith(inside) or ".." in parts or "." in parts:
@@ -164,25 +166,25 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
             yield from _sizes(entry.path, f"{key}/")
             continue
         try:
-            found = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:  # removed meanwhile
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # the file was removed meanwhile
             continue
-        yield key, found.st_size if stat.S_ISREG(found.st_mode) else NOT_REGULAR
+        yield key, status.st_size if stat.S_ISREG(status.st_mode) else NOT_REGULAR
 
 
-def _unfit(path: str, mode: int) -> CorruptStoreError:
+def _irregular_error(path: str, mode: int) -> CorruptStoreError:
     kind = describe_irregular_mode(mode) or "a file where a folder belongs"
     if stat.S_ISDIR(mode):
         kind = "a folder where a file belongs"
-    return CorruptStoreError(f"{path}: is {kind}. {_STEP}.")
+    return CorruptStoreError(f"{path}: is {kind}. {_ADVICE}.")
 
 
-def _not_opened(folder: StoreFolder, path: str, code: int) -> OSError:
+def _open_error(folder: StoreFolder, path: str, code: int) -> OSError:
     """Return the error for a file that the system could not open."""
     if code == errno.ELOOP:
-        return _unfit(path, stat.S_IFLNK)
+        return _irregular_error(path, stat.S_IFLNK)
     if code == errno.ENXIO:
-        return _unfit(path, stat.S_IFSOCK)
+        return _irregular_error(path, stat.S_IFSOCK)
     if code == errno.ENOTDIR:
         with suppress(NotADirectoryError):  # raised if the store itself is a file
             folder.check_folder(path.rpartition("/")[0])
@@ -220,18 +222,18 @@ def _opener() -> _Opener:
         return _open_step_by_step
     how = _OpenHow(_READ, 0, _RESOLVE_NO_SYMLINKS)
     size = ctypes.c_size_t(ctypes.sizeof(how))
-    number, here, reference = ctypes.c_long(_OPENAT2), ctypes.c_int(_AT_FDCWD), ctypes.byref(how)
+    number, cwd, reference = ctypes.c_long(_OPENAT2), ctypes.c_int(_AT_FDCWD), ctypes.byref(how)
 
     def open_at_once(folder: StoreFolder, path: str) -> int:
         within = "/".join((folder.root, *folder._parts(path)))  # noqa: SLF001
-        descriptor = int(call(number, here, os.fsencode(within), reference, size))
+        descriptor = int(call(number, cwd, os.fsencode(within), reference, size))
         if descriptor >= 0:
             return descriptor
-        raise _not_opened(folder, path, ctypes.get_errno())
+        raise _open_error(folder, path, ctypes.get_errno())
 
     try:
         os.close(open_at_once(StoreFolder("/", "/"), "/"))
-    except OSError:  # an older kernel, or one that forbids the call
+    except OSError:  # the kernel is older, or forbids the call
         return _open_step_by_step
     return open_at_once
 
@@ -243,12 +245,12 @@ def _open_step_by_step(folder: StoreFolder, path: str) -> int:
         folder.check_folder("/".join((folder.path, *parts[:-1])))
         mode = os.lstat(within).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise _unfit(path, mode)
+            raise _irregular_error(path, mode)
         return os.open(within, _READ)
     except CorruptStoreError:
         raise
     except OSError as problem:
-        raise _not_opened(folder, path, problem.errno or 0) from None
+        raise _open_error(folder, path, problem.errno or 0) from None
 
 
 class StoreFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec is untyped
@@ -270,5 +272,5 @@ class StoreFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec is untyp
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:  # noqa: ANN401
         if mode != "rb":
-            raise NotImplementedError("the files of a store are written as wholes")
+            raise NotImplementedError("the files of a store are only written as a whole")
         return os.fdopen(self.folder.open(path), "rb")

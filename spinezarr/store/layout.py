@@ -125,8 +125,8 @@ class Profile:
         ((128, 528, 528), (64, 96, 48))
         """
         z, y, x = (
-            min(most, n) * c
-            for most, n, c in zip(
+            min(limit, n) * c
+            for limit, n, c in zip(
                 self.max_shard_chunks_zyx,
                 self.chunk_grid(shape_zyx),
                 self.chunk_shape_zyx,
@@ -155,7 +155,7 @@ BALANCED: Final = Profile(
 """The default profile; its stores have 0.88 of the bytes of ``.nii.gz`` (lidc-idri-0001).
 
 See ``benchmarks/README.md``. Bytes are shuffled and bits are not: LZ4 then skips the noisy low
-bytes and decodes twice as fast. The blocks have 64 KiB, the least that C-Blosc makes. A reader
+bytes and decodes twice as fast. The blocks have 64 KiB, the smallest that C-Blosc makes. A reader
 decodes only the blocks that it needs: one or two of five for a slice.
 """
 
@@ -165,9 +165,9 @@ FAST: Final = Profile(
     image=BloscCodecSpec("lz4hc", 9, "shuffle", 16 * 1024),
     label=BloscCodecSpec("lz4hc", 9, "noshuffle", 16 * 1024),
 )
-"""Reads a few per cent more patches a second than the default, and has 0.4 % fewer bytes.
+"""A profile that reads a few per cent more patches per second, and has 0.4 % fewer bytes.
 
-It encodes at 0.6 of the default's speed.
+It encodes at 0.6 of the speed of the default.
 """
 
 SMALL: Final = Profile(
@@ -176,7 +176,7 @@ SMALL: Final = Profile(
     image=BloscCodecSpec("zstd", 9, "shuffle", 0),
     label=BloscCodecSpec("zstd", 8, "noshuffle", 0),
 )
-"""Has 0.76 of the bytes of ``.nii.gz``.
+"""A profile with 0.76 of the bytes of ``.nii.gz``.
 
 It encodes 10 times slower than the default and decodes 3 times slower.
 """

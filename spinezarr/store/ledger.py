@@ -24,14 +24,14 @@ LEDGER_FILE: Final = "ingest/zarr.json"
 
 def _checked_runs(runs: str) -> str:
     """Refuse runs of numbers that are not ascending, so that no number occurs twice."""
-    before = -1
+    previous = -1
     for run in runs.split():
         first, dash, last = run.partition("-")
         if not _NUMBER.fullmatch(first) or (dash and not _NUMBER.fullmatch(last)):
             raise DamagedMetadataError(describe_value(runs), "runs such as '0-119 121'")
-        if not before < int(first) <= int(last or first):
+        if not previous < int(first) <= int(last or first):
             raise DamagedMetadataError(describe_value(runs), "runs in ascending order")
-        before = int(last or first)
+        previous = int(last or first)
     return runs
 
 
@@ -39,11 +39,11 @@ _NUMBER: Final = re.compile("[0-9]{1,9}")
 
 
 _INPUTS_VERSION: Final = 1
-"""Raised when an ingest makes another scan of the same inputs, such as by a new default."""
+"""Version of ingesting; it rises when the same inputs give another scan, as by a new default."""
 
 
 def hash_inputs(*inputs: object) -> str:
-    """Return a hash of all that an ingest knows of a scan before it opens a file.
+    """Return a hash of everything that an ingest knows of a scan before it opens a file.
 
     A new field with a default, of a recipe or of an option, leaves the hash as it was.
 

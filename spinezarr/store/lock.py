@@ -6,11 +6,11 @@ over if the file has not been renewed for a minute, by the time in the file and 
 disk the file is created and replaced by hard link and rename, in a bucket by conditional requests
 [1]_.
 
-A holder that was suspended for longer and then resumes must not overwrite what another writer has
-written since. On disk, the holder takes a shared ``flock`` [2]_ on the store's folder for each
-change, and a writer that takes over needs an exclusive one. A bucket has no such lock: the holder
-checks the lock file before and after each change. If it finds afterwards that the lock is lost, it
-writes a mark, and the next run looks through the whole store.
+A holder that was suspended for longer and then resumes must not overwrite the files that another
+writer has written since. On disk, the holder takes a shared ``flock`` [2]_ on the store's folder
+for each change, and a writer that takes over needs an exclusive one. A bucket has no such lock, so
+the holder checks the lock file before and after each change. If it finds afterwards that the lock
+is lost, it writes a mark, and the next run looks through the whole store.
 
 References
 ----------
@@ -52,8 +52,8 @@ LOCK_FILE: Final = "ingest.lock"
 """Name of the lock file."""
 LATE_FILE: Final = "ingest.late"
 """Name of the mark that a run leaves if it wrote after it had lost the lock."""
-_CLOCK_S: Final = 5.0
-"""Largest difference in seconds of two readings of a process's start, as clocks are adjusted."""
+_CLOCK_TOLERANCE_S: Final = 5.0
+"""Largest difference of two readings of a process's start, as clocks are adjusted."""
 _NO_FLOCK: Final = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 """Error numbers of file systems without ``flock``."""
 _CONDITION_FAILED: Final = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
@@ -67,7 +67,7 @@ class LockTimes:
     renew_s: float = 10.0
     """Time between two renewals of the lock file by its holder."""
     lease_s: float = 60.0
-    """Time without a renewal after which the lock is free; several renewals may fail before."""
+    """Time without a renewal after which the lock is free; it covers several failed renewals."""
     watch_s: float = 25.0
     """Time for which an old lock file is watched, as the clock of its machine may differ.
 
@@ -80,14 +80,14 @@ class LockTimes:
 
 
 LOCK_TIMES: Final = LockTimes()
-"""The times of a lock, unless a caller chooses others."""
+"""Default times of a lock."""
 
 
 class _Holder(StrictModel):
     """Content of the lock file."""
 
     run_id: str
-    what: str
+    operation: str
     host: str
     boot: str
     """Id of the machine's current boot, as process ids are reused after a reboot."""
@@ -100,7 +100,7 @@ class _Holder(StrictModel):
 
     @classmethod
     def parse(cls, data: bytes) -> "_Holder | None":
-        """Parse a lock file; None if it is damaged, as a crash of the machine can leave it."""
+        """Parse a lock file; None if it is damaged, for example by a crash of the machine."""
         with suppress(ValidationError):
             return cls.model_validate_json(data)
         return None
@@ -108,15 +108,15 @@ class _Holder(StrictModel):
     def to_file(self) -> bytes:
         return json.dumps(self.model_dump()).encode()
 
-    def is_gone(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the holder was a process of this machine that has ended."""
-        if (self.host, self.boot) != (socket.gethostname(), _boot()):
+        if (self.host, self.boot) != (socket.gethostname(), _boot_id()):
             return False
-        started = _process_started(self.process)
-        return started is None or abs(started - self.process_started) > _CLOCK_S
+        started = _process_start_s(self.process)
+        return started is None or abs(started - self.process_started) > _CLOCK_TOLERANCE_S
 
     def describe(self) -> str:
-        return f"{self.what} (process {self.process} on {self.host}, since {self.since})"
+        return f"{self.operation} (process {self.process} on {self.host}, since {self.since})"
 
 
 class StoreLock:
@@ -131,7 +131,7 @@ class StoreLock:
     url
         Path or URL of the store for messages.
     purpose
-        What the lock is held for, such as "an ingest"; other writers see it in their messages.
+        Operation that needs the lock, such as "an ingest"; messages to other writers name it.
     times
         How often the lock is renewed, and when it is free.
 
@@ -156,12 +156,12 @@ class StoreLock:
         self._times = times
         self.run_id = secrets.token_hex(16)
         self.took_over = False
-        """Whether the lock was taken over from a dead writer, which may have left files."""
+        """Whether the lock was taken over from a dead writer, which may have left partial files."""
         self._since = ""
         self._content = b""
         self._lost = False
-        self._ended = threading.Event()
-        self._renewer = threading.Thread(target=self._keep, name="spinezarr-lock", daemon=True)
+        self._released = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="spinezarr-lock", daemon=True)
 
     def __enter__(self) -> Self:
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -172,7 +172,7 @@ class StoreLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._released.set()
         self._renewer.join()
         with suppress(OSError):
             if not self._lost and self._read() == self._content:
@@ -180,15 +180,15 @@ class StoreLock:
 
     @property
     def guard(self) -> "LockGuard":
-        """Guard with which a worker, also on another machine, checks that the lock is held."""
+        """Guard with which a worker, even on another machine, checks that the lock is held."""
         return LockGuard(self._fs, self._path, self._url, self.run_id, self._times)
 
-    def _mine(self) -> bytes:
+    def _new_content(self) -> bytes:
         holder = _Holder(
             run_id=self.run_id,
-            what=self._purpose,
+            operation=self._purpose,
             host=socket.gethostname(),
-            boot=_boot(),
+            boot=_boot_id(),
             process=os.getpid(),
             process_started=psutil.Process().create_time(),
             since=self._since,
@@ -198,57 +198,57 @@ class StoreLock:
 
     def _acquire(self) -> None:
         while True:
-            mine = self._mine()
-            if _put(self._fs, self._path, mine, None):
-                self._content = mine
+            content = self._new_content()
+            if _put(self._fs, self._path, content, None):
+                self._content = content
                 return
-            found = self._read()
-            if found is None:
+            current = self._read()
+            if current is None:
                 continue  # the other writer has just ended
-            holder = _Holder.parse(found)
+            holder = _Holder.parse(current)
             if holder is not None and holder.run_id == self.run_id:
-                self._content = found  # our own request succeeded and its answer was lost
+                self._content = current  # our own request succeeded, but its response was lost
                 return
-            if holder is not None and not holder.is_gone():
-                self._wait_for_renewal(found, holder)
-            mine = self._mine()
+            if holder is not None and not holder.has_ended():
+                self._wait_for_renewal(current, holder)
+            content = self._new_content()
             try:
-                with self._no_changes():
-                    taken = _put(self._fs, self._path, mine, found)
+                with self._exclude_changes():
+                    is_written = _put(self._fs, self._path, content, current)
             except BlockingIOError:
-                who = "the run before" if holder is None else holder.describe()
+                writer = "the run before" if holder is None else holder.describe()
                 raise StoreBusyError(
-                    f"{self._url}: {who} was stopped while it changed this store. Let it go on, "
-                    "or end it: then run the command again."
+                    f"{self._url}: {writer} was stopped while it changed this store. Let it go on, "
+                    "or end it. Then run the command again."
                 ) from None
-            if taken:
-                self._content, self.took_over = mine, True
+            if is_written:
+                self._content, self.took_over = content, True
                 return
 
-    def _no_changes(self) -> AbstractContextManager[None]:
-        """Return a context that waits for a change by the holder and prevents new ones."""
+    def _exclude_changes(self) -> AbstractContextManager[None]:
+        """Return a context that waits for a change by the holder to end, and prevents new ones."""
         is_local = isinstance(self._fs, StoreFileSystem)
         if not is_local:
             return nullcontext()
-        return _folder_locked(self._path, shared=False, wait_s=self._times.flock_s)
+        return _lock_folder(self._path, shared=False, wait_s=self._times.flock_s)
 
-    def _wait_for_renewal(self, found: bytes, holder: _Holder) -> None:
+    def _wait_for_renewal(self, current: bytes, holder: _Holder) -> None:
         """Return if the holder does not renew the lock; raise StoreBusyError if it does."""
         age_s = time.time() - holder.renewed
-        if age_s > self._times.lease_s or age_s < -_CLOCK_S:
-            # If the holder's clock is ahead, the age is unknown: the file is watched for the whole
-            # time that it may go without a renewal.
+        if age_s > self._times.lease_s or age_s < -_CLOCK_TOLERANCE_S:
+            # If the holder's clock is ahead, the age is unknown. The file is then watched for a
+            # whole lease.
             ends = time.monotonic() + (self._times.watch_s if age_s > 0 else self._times.lease_s)
             while time.monotonic() < ends:
                 time.sleep(1)
-                if self._read() != found:
+                if self._read() != current:
                     break
             else:
                 return
         raise StoreBusyError(
-            f"{self._url}: {holder.describe()} is writing this store. Wait until it has ended; if "
-            f"it is gone, this is noticed {self._times.lease_s:.0f} seconds after its last sign of "
-            "life: run the command again then."
+            f"{self._url}: {holder.describe()} is writing this store. Wait until it has ended. If "
+            f"it has crashed, the store is free {self._times.lease_s:.0f} seconds after its last "
+            "sign of life. Then run the command again."
         )
 
     def _read(self) -> bytes | None:
@@ -258,19 +258,19 @@ class StoreLock:
             return None
         return data
 
-    def _keep(self) -> None:
-        """Renew the lock file until the lock is released; runs in a thread of its own."""
+    def _renew(self) -> None:
+        """Renew the lock file until the lock is released. It runs in its own thread."""
         renewed = time.monotonic()
-        while not self._ended.wait(self._times.renew_s):
-            mine = self._mine()
+        while not self._released.wait(self._times.renew_s):
+            content = self._new_content()
             try:
-                if _put(self._fs, self._path, mine, self._content):
-                    self._content, renewed = mine, time.monotonic()
+                if _put(self._fs, self._path, content, self._content):
+                    self._content, renewed = content, time.monotonic()
                     continue
-                found = self._read()
-                holder = None if found is None else _Holder.parse(found)
-                if found is not None and holder is not None and holder.run_id == self.run_id:
-                    self._content, renewed = found, time.monotonic()
+                current = self._read()
+                holder = None if current is None else _Holder.parse(current)
+                if current is not None and holder is not None and holder.run_id == self.run_id:
+                    self._content, renewed = current, time.monotonic()
                     continue
                 self._lost = True
             except OSError:
@@ -305,7 +305,7 @@ class LockGuard:
         return LockGuard, (self._fs, self._path, self._url, self._token, self._times)
 
     def __call__(self, *, at_once: bool = False) -> None:
-        """Check the lock file, unless that was done within the last seconds.
+        """Check the lock file, unless it was checked a few seconds ago.
 
         Raises
         ------
@@ -322,23 +322,23 @@ class LockGuard:
         if holder is None or holder.run_id != self._token:
             raise LostLockError(
                 f"{self._url}: another run has taken over writing this store, as this one gave no "
-                f"sign of life for {self._times.lease_s:.0f} seconds. Nothing more is written "
-                "here; look at what the other run does."
+                f"sign of life for {self._times.lease_s:.0f} seconds. This run writes nothing "
+                "more; look at the output of the other run."
             )
         self._checked = now
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Change the store in this context, in which no other run can take the lock over.
+        """Prevent other runs from taking the lock over while the store is changed in this context.
 
         Raises
         ------
         LostLockError
-            If the lock is lost: on entering, before anything is changed; in a bucket also on
-            leaving. In the second case, the next run looks through the whole store.
+            If the lock is lost. It is raised on entering, before anything is changed. In a bucket
+            it may also be raised on leaving; the next run then looks through the whole store.
         """
         if isinstance(self._fs, StoreFileSystem):
-            with _folder_locked(self._path, shared=True, wait_s=self._times.flock_s):
+            with _lock_folder(self._path, shared=True, wait_s=self._times.flock_s):
                 self(at_once=True)
                 yield
             return
@@ -347,11 +347,11 @@ class LockGuard:
         try:
             self(at_once=True)
         except LostLockError:
-            self._fs.pipe_file(f"{self._path.rpartition('/')[0]}/{LATE_FILE}", _LATE)
+            self._fs.pipe_file(f"{self._path.rpartition('/')[0]}/{LATE_FILE}", _LATE_TEXT)
             raise
 
 
-_LATE: Final = b"A run wrote to this store after another had taken it over.\n"
+_LATE_TEXT: Final = b"A run wrote to this store after another had taken it over.\n"
 
 
 def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes, expected: bytes | None) -> bool:
@@ -378,8 +378,8 @@ def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes, expected: bytes 
     try:
         fs.pipe_file(path, data, **condition)
     except OSError as problem:
-        gone = expected is not None and isinstance(problem, FileNotFoundError)
-        if gone or _is_condition_failed(problem):
+        is_missing = expected is not None and isinstance(problem, FileNotFoundError)
+        if is_missing or _is_condition_failed(problem):
             return False
         raise
     return True
@@ -392,10 +392,10 @@ def _tag_of(fs: fsspec.AbstractFileSystem, path: str, expected: bytes) -> str | 
     """
     try:
         tag: str = fs.info(path)["ETag"].strip('"')
-        found = fs.cat_file(path)
+        content = fs.cat_file(path)
     except FileNotFoundError:
         return None
-    return tag if found == expected else None
+    return tag if content == expected else None
 
 
 def _is_condition_failed(problem: OSError) -> bool:
@@ -413,37 +413,37 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 def _remove_partial(lock: Path) -> None:
     """Delete unfinished lock files of killed writers; a live writer writes its own again."""
-    for left in lock.parent.glob(f"{lock.name}.*{PARTIAL}"):
-        left.unlink(missing_ok=True)
+    for partial in lock.parent.glob(f"{lock.name}.*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
 def _put_on_disk(path: str, data: bytes, expected: bytes | None) -> bool:
-    new = Path(f"{path}.{secrets.token_hex(4)}{PARTIAL}")
-    with add_path_to_disk_full_error(str(new)):
-        new.write_bytes(data)
+    partial = Path(f"{path}.{secrets.token_hex(4)}{PARTIAL}")
+    with add_path_to_disk_full_error(str(partial)):
+        partial.write_bytes(data)
     try:
         if expected is None:
-            return _link(new, path)
-        with _held(path) as found:
-            if found != expected:
+            return _link(partial, path)
+        with _locked_content(path) as content:
+            if content != expected:
                 return False
-            new.replace(path)
+            partial.replace(path)
             return True
     except FileNotFoundError:
         return False  # another writer got the lock and deleted this file as a leftover
     finally:
-        new.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
-def _link(new: Path, path: str) -> bool:
+def _link(partial: Path, path: str) -> bool:
     try:
-        os.link(new, path)
+        os.link(partial, path)
     except FileExistsError:
         return False
     except OSError as problem:
         if problem.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}:
             raise
-        return _create(path, new.read_bytes())  # the file system has no hard links
+        return _create(path, partial.read_bytes())  # the file system has no hard links
     return True
 
 
@@ -457,8 +457,8 @@ def _create(path: str, data: bytes) -> bool:
 
 
 @contextmanager
-def _held(path: str) -> Iterator[bytes | None]:
-    """Yield the content of a file that no other process of this machine can replace meanwhile.
+def _locked_content(path: str) -> Iterator[bytes | None]:
+    """Yield the content of a file, which other processes of this machine cannot replace meanwhile.
 
     It is None if the file is absent, or has just been replaced.
     """
@@ -470,17 +470,17 @@ def _held(path: str) -> Iterator[bytes | None]:
         return
     with (
         os.fdopen(descriptor, "rb") as file,
-        _flocked(descriptor, shared=False, wait_s=LOCK_TIMES.flock_s),
+        _hold_flock(descriptor, shared=False, wait_s=LOCK_TIMES.flock_s),
     ):
         try:
-            same = os.fstat(descriptor).st_ino == Path(path).stat().st_ino
+            is_current = os.fstat(descriptor).st_ino == Path(path).stat().st_ino
         except FileNotFoundError:
-            same = False
-        yield file.read() if same else None
+            is_current = False
+        yield file.read() if is_current else None
 
 
 @contextmanager
-def _folder_locked(path: str, *, shared: bool, wait_s: float) -> Iterator[None]:
+def _lock_folder(path: str, *, shared: bool, wait_s: float) -> Iterator[None]:
     """Hold a ``flock`` on the folder of a file while the context lasts.
 
     Raises
@@ -490,19 +490,19 @@ def _folder_locked(path: str, *, shared: bool, wait_s: float) -> Iterator[None]:
     """
     descriptor = os.open(path.rpartition("/")[0], os.O_RDONLY)
     try:
-        with _flocked(descriptor, shared=shared, wait_s=wait_s):
+        with _hold_flock(descriptor, shared=shared, wait_s=wait_s):
             yield
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _flocked(descriptor: int, *, shared: bool, wait_s: float) -> Iterator[None]:
+def _hold_flock(descriptor: int, *, shared: bool, wait_s: float) -> Iterator[None]:
     """Hold a ``flock`` while the context lasts, if the file system has it.
 
-    It is released explicitly, so that processes which were forked meanwhile do not keep it.
+    It is released explicitly, so that processes forked meanwhile do not keep it.
     """
-    is_locked = _flock(descriptor, shared=shared, wait_s=wait_s)
+    is_locked = _acquire_flock(descriptor, shared=shared, wait_s=wait_s)
     try:
         yield
     finally:
@@ -510,15 +510,15 @@ def _flocked(descriptor: int, *, shared: bool, wait_s: float) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _flock(descriptor: int, *, shared: bool, wait_s: float) -> bool:
+def _acquire_flock(descriptor: int, *, shared: bool, wait_s: float) -> bool:
     """Wait for a ``flock``; return False if the system or the file system has none."""
     if sys.platform == "win32":
         return False
-    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     ends = time.monotonic() + wait_s
     while True:
         try:
-            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > ends:
                 raise
@@ -531,17 +531,17 @@ def _flock(descriptor: int, *, shared: bool, wait_s: float) -> bool:
             return True
 
 
-def _boot() -> str:
+def _boot_id() -> str:
     """Return the id of this machine's current boot; empty if the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
-def _process_started(process: int) -> float | None:
+def _process_start_s(process: int) -> float | None:
     """Return the start of a process in seconds since 1970; None if there is no such process."""
     try:
-        found = psutil.Process(process)
-        return None if found.status() == psutil.STATUS_ZOMBIE else found.create_time()
+        running = psutil.Process(process)
+        return None if running.status() == psutil.STATUS_ZOMBIE else running.create_time()
     except psutil.NoSuchProcess:
         return None

@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 _LARGEST_FILE_BYTES: Final = 1 << 40
-_PART_OF_INDEX: Final = "(0|[1-9][0-9]{0,4})"
-_ONE, _THREE = "0", "/".join([_PART_OF_INDEX] * 3)
+_INDEX_PART: Final = "(0|[1-9][0-9]{0,4})"
+_INDEX_1D, _INDEX_3D = "0", "/".join([_INDEX_PART] * 3)
 
 
 def _either_separator(index: str) -> str:
@@ -38,8 +38,8 @@ def _either_separator(index: str) -> str:
 
 
 SCAN_FILE: Final = (
-    rf"^(?:(?:image|label)/(?:{_either_separator(_THREE)}|zarr[.]json)"
-    rf"|[zyx]/(?:{_either_separator(_ONE)}|zarr[.]json)"
+    rf"^(?:(?:image|label)/(?:{_either_separator(_INDEX_3D)}|zarr[.]json)"
+    rf"|[zyx]/(?:{_either_separator(_INDEX_1D)}|zarr[.]json)"
     rf"|sampling/zarr[.]json|{LABEL_CHUNKS}/(?:{_either_separator('0/0')}|zarr[.]json))$"
 )
 """Pattern of the keys that the manifest of a scan may name."""
@@ -94,19 +94,19 @@ def checked_content(path: str, data: bytes | None, entry: ManifestEntry) -> byte
 
 
 class ShardEntry(ManifestEntry):
-    """Entry of one shard, with where its chunks lie, so that a reader needs no shard index."""
+    """Entry of one shard. It lists where its chunks lie, so a reader needs no shard index."""
 
     index_crc32c: Crc32
     """CRC-32C of the shard's index, which is stored in the last four bytes of the shard."""
     chunks: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{16})*$")]
-    """Base64 (RFC 4648, section 4) of one :data:`~spinezarr.store.sharding.CHUNK_ROW` a chunk.
+    """Base64 (RFC 4648, section 4) of a :data:`~spinezarr.store.sharding.CHUNK_ROW` per chunk.
 
     The chunks lie one after the other from the start of the shard, so sums of sizes are offsets.
     """
 
     @property
     def chunk_rows(self) -> npt.NDArray[np.void]:
-        """Rows of :attr:`chunks`, of type :data:`~spinezarr.store.sharding.CHUNK_ROW`."""
+        """Rows of :attr:`chunks`, shape ``(n,)`` of :data:`~spinezarr.store.sharding.CHUNK_ROW`."""
         return np.frombuffer(a2b_base64(self.chunks), CHUNK_ROW)
 
     def check(self, positions: "ShardPositions", chunk_bytes: int, *, is_full: bool) -> None:
@@ -127,24 +127,25 @@ class ShardEntry(ManifestEntry):
             If these cannot be the chunks of the shard, or their sizes do not add up to
             :attr:`size_bytes`.
         """
-        found_positions, size, _ = np.frombuffer(a2b_base64(self.chunks), "<u4").reshape(-1, 3).T
+        listed, size, _ = np.frombuffer(a2b_base64(self.chunks), "<u4").reshape(-1, 3).T
         used = positions.used
-        if len(found_positions) != len(used) or (found_positions != used).any():
-            positions.check(found_positions, is_full=is_full)
+        if len(listed) != len(used) or (listed != used).any():
+            positions.check(listed, is_full=is_full)
         if not len(size):
-            found, least, most = 0, 1, 1
+            total, smallest, largest = 0, 1, 1
         else:
-            found, least, most = int(size.sum(dtype=np.int64)), int(size.min()), int(size.max())
-        if least < 1:
+            total = int(size.sum(dtype=np.int64))
+            smallest, largest = int(size.min()), int(size.max())
+        if smallest < 1:
             raise DamagedMetadataError("a chunk of 0 bytes", "at least 1")
-        if most > chunk_bytes + LARGEST_OVERHEAD:
+        if largest > chunk_bytes + LARGEST_OVERHEAD:
             raise DamagedMetadataError(
-                f"a chunk of {most} bytes", f"at most {chunk_bytes + LARGEST_OVERHEAD}"
+                f"a chunk of {largest} bytes", f"at most {chunk_bytes + LARGEST_OVERHEAD}"
             )
-        found += index_bytes(positions.n)
-        if found != self.size_bytes:
+        total += index_bytes(positions.n)
+        if total != self.size_bytes:
             raise DamagedMetadataError(
-                f"chunks and index of {found} bytes", f"{self.size_bytes} bytes"
+                f"chunks and index of {total} bytes", f"{self.size_bytes} bytes"
             )
 
 
@@ -193,7 +194,7 @@ class ShardPositions:
         Raises
         ------
         DamagedMetadataError
-            If they are not ascending, lie outside of the array, or lack one that must be there.
+            If they are not ascending, lie outside of the array, or lack a required one.
         """
         if (positions[-1:] >= self.n).any() or (positions[1:] <= positions[:-1]).any():
             raise DamagedMetadataError(
@@ -230,7 +231,7 @@ def shard_entries(
     n_chunks_zyx = chunk_grid(array.shape, array.chunk_shape_zyx)
     chunk_bytes = math.prod(array.chunk_shape_zyx) * array.dtype.itemsize
     prefix = f"{name}/c"
-    found: dict[ShapeZYX, ShardEntry] = {}
+    entries: dict[ShapeZYX, ShardEntry] = {}
     for key, entry in manifest.items():
         if not key.startswith(prefix):
             continue
@@ -249,9 +250,9 @@ def shard_entries(
         except DamagedMetadataError as problem:
             location = f"manifest.{key}.chunks"
             raise DamagedMetadataError(problem.found, problem.expected, location) from None
-        found[z, y, x] = entry
-    if name == IMAGE and len(found) < math.prod(grid):
+        entries[z, y, x] = entry
+    if name == IMAGE and len(entries) < math.prod(grid):
         raise DamagedMetadataError(
-            f"{len(found)} shards of {name}", f"{math.prod(grid)}", "manifest"
+            f"{len(entries)} shards of {name}", f"{math.prod(grid)}", "manifest"
         )
-    return found
+    return entries

@@ -1,7 +1,7 @@
 """Which bytes do the metadata and small arrays of a store have?
 
-They are those that zarr-python and xarray would write, as a mapping from keys to contents. Both
-would take longer for the table of a few scans than the scans themselves take.
+They are those that zarr-python and xarray would write, as a mapping from keys to contents. These
+libraries take longer to write the table of a few scans than it takes to ingest the scans.
 """
 
 import json
@@ -72,7 +72,7 @@ def scan_files(
     structures: Mapping[str, str],
     separator: Separator,
 ) -> dict[str, bytes]:
-    """Return all files of a scan but its shards; its ``zarr.json`` lacks the group's attributes.
+    """Return all files of a scan except shards; ``zarr.json`` lacks the attributes of the group.
 
     Parameters
     ----------
@@ -123,12 +123,12 @@ def scan_files(
         small[LABEL_CHUNKS] = (label_chunks, ("entry", "column"), columns)
         members[LABEL_CHUNKS.rpartition("/")[0]] = _group({})
     chunks: dict[str, bytes] = {}
-    for name, (values, dimensions, described) in small.items():
+    for name, (values, dimensions, array_attributes) in small.items():
         members[name] = _array_of_one_chunk(
             values,
             fill=values.dtype.type(0).item(),
             codecs=_chunk_codecs(values.dtype, SMALL_ARRAY),
-            attributes=described,
+            attributes=array_attributes,
             dimensions=dimensions,
             separator=separator,
         )
@@ -148,23 +148,23 @@ def with_stored_encoding(
     Parameters
     ----------
     files
-        Result of :func:`scan_files`; of image and mask only the attributes are used.
+        Result of :func:`scan_files`; only the attributes of image and mask are used.
     arrays
         Stored metadata of the arrays, by name.
     """
     scan = json.loads(files[METADATA])
-    together = scan["consolidated_metadata"]["metadata"]
+    consolidated = scan["consolidated_metadata"]["metadata"]
     data = dict(files)
     for name in (IMAGE, LABEL):
         if name in arrays:
-            new = together[name]
-            together[name] = {**new, **arrays[name], "attributes": new["attributes"]}
-            data[f"{name}/{METADATA}"] = _to_json(together[name])
+            new = consolidated[name]
+            consolidated[name] = {**new, **arrays[name], "attributes": new["attributes"]}
+            data[f"{name}/{METADATA}"] = _to_json(consolidated[name])
     return {**data, METADATA: json.dumps(scan).encode()}
 
 
 def table_files(table: "xr.Dataset", separator: Separator) -> dict[str, bytes]:
-    """Return the files of the scan table; its ``manifest`` names all but ``zarr.json``."""
+    """Return the files of the scan table; its ``manifest`` names all except ``zarr.json``."""
     members: dict[str, dict[str, Any]] = {}
     chunks: dict[str, bytes] = {}
     for name, variable in table.variables.items():
@@ -221,8 +221,8 @@ def _label_attributes(values: tuple[int, ...], structures: Mapping[str, str]) ->
     ----------
     .. [1] https://cfconventions.org, section 3.5 "Flags"
     """
-    known = {**NAME_OF_VALUE, **{int(value): name for value, name in structures.items()}}
-    names = ["_".join(known.get(value, f"label_{value}").split()) for value in values]
+    name_of = {**NAME_OF_VALUE, **{int(value): name for value, name in structures.items()}}
+    names = ["_".join(name_of.get(value, f"label_{value}").split()) for value in values]
     return {
         "long_name": "vertebra",
         "flag_values": [0, *values],
@@ -324,15 +324,15 @@ def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _group_files(
     attributes: Mapping[str, Any], members: Mapping[str, dict[str, Any]]
 ) -> dict[str, bytes]:
-    """Return ``zarr.json`` of a group and its members; the group's holds theirs too."""
+    """Return ``zarr.json`` of a group and of its members; the group's file contains theirs."""
     files = {f"{name}/{METADATA}": _to_json(metadata) for name, metadata in members.items()}
-    inside = {
+    consolidated = {
         name: _with_members(members[name], {})
         if members[name]["node_type"] == "group"
         else members[name]
         for name in sorted(members, key=_consolidated_order)
     }
-    group = _with_members(_group(attributes), inside)
+    group = _with_members(_group(attributes), consolidated)
     return {**files, METADATA: json.dumps(group).encode()}
 
 
@@ -341,7 +341,7 @@ def _consolidated_order(name: str) -> tuple[int, str]:
 
 
 def _with_members(group: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a group with those of its members in them."""
+    """Return the metadata of a group, including those of its members."""
     consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
     return {
         "attributes": group["attributes"],

@@ -29,24 +29,24 @@ class LocalObjects:
 
     is_remote = False
     rereads = 0
-    """How often to read a file again that is damaged; on disk the bytes would be the same."""
+    """Number of times to read a damaged file again; on disk the bytes would be the same."""
     link_bytes_per_s = None
-    """Bandwidth of the link to the store in bytes/s; None as there is no link."""
+    """Bandwidth of the link to the store in bytes per second; None as there is no link."""
 
     @staticmethod
     def name(path: str) -> str:
-        """Return a path in the form for messages."""
+        """Return the name of a path for messages."""
         return path
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return the results of a function that reads, called for each item in turn."""
+        """Return the results of a function that reads, which is called for each item in turn."""
         return [function(item) for item in items]
 
     def abandon(self, threads: Iterable[int]) -> None:
         """Do nothing, as reads from disk end by themselves."""
 
     def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:  # noqa: ARG002
-        """Raise, as no server answers on a disk."""
+        """Raise UnsupportedRequestError, as a disk has no server."""
         raise UnsupportedRequestError
 
     def read(self, paths: Iterable[str], limit_bytes: int = METADATA_BYTES) -> dict[str, bytes]:
@@ -64,15 +64,15 @@ class LocalObjects:
         OSError
             If a file exists and cannot be read.
         """
-        found: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         for path in paths:
             with suppress(FileNotFoundError):
-                found[path] = self.folder.read(path, limit_bytes)
-        return found
+                contents[path] = self.folder.read(path, limit_bytes)
+        return contents
 
 
 Objects = LocalObjects | RemoteObjects
-"""What reads whole files of a store, on disk or from a remote place."""
+"""Reader of whole files of a store, on disk or from a remote place."""
 
 
 def open_objects(
@@ -80,7 +80,7 @@ def open_objects(
     storage_options: Mapping[str, Any] | None = None,
     remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
 ) -> Objects:
-    """Return what reads whole files of a store.
+    """Return a reader of whole files of a store.
 
     Parameters
     ----------
@@ -89,12 +89,12 @@ def open_objects(
     storage_options
         As for :func:`spinezarr.remote.filesystem.open_filesystem`.
     remote
-        Bounds on the requests, if ``url`` is no path.
+        Bounds on the requests, if ``url`` is not a path.
 
     Raises
     ------
     UsageError
-        If nothing reads such URLs, or the options do not fit.
+        If such URLs are not supported, or the options do not fit.
     """
     if split_protocol(url)[0] in {None, "file", "local"}:
         return LocalObjects(open_filesystem(url, storage_options)[1])

@@ -58,8 +58,8 @@ __all__ = ["StoreReader"]
 T = TypeVar("T")
 
 _DAMAGED: Final = (DamagedMetadataError, OtherFormatError, CorruptStoreError)
-"""Errors of reading and parsing a file that is not as it was written."""
-_SCANS_KEPT: Final = 4096
+"""Errors of reading and parsing a damaged file."""
+_CACHED_SCANS: Final = 4096
 """Number of scans whose metadata are kept in memory, at some 30 kB each."""
 
 
@@ -83,7 +83,7 @@ class StoreReader:
     rows
         Rows of a table that was read before, by scan id.
     objects
-        What reads the store's files, to share one that is open; None to open a new one.
+        Open reader of the store's files to share; None to open a new one.
 
     Raises
     ------
@@ -109,14 +109,15 @@ class StoreReader:
         self.objects = objects or open_objects(url, storage_options, remote)
         self.path = self.objects.path
         self._bundle: bytes | None = None
-        """Bundle that was fetched with the root, empty if absent; None if it was not fetched."""
+        """Bundle that was fetched with the root; empty if it is absent, None if not fetched."""
         self.root = self._read_root(with_table=with_table and self.objects.is_remote)
         self._rows = dict(rows or {})
         self._newer: frozenset[str] = frozenset()
-        """Scans whose rows in :attr:`table` are made from the scans, as the stored are older."""
+        """Scans whose rows in :attr:`table` are made from the scans, as the stored rows are older.
+        """
         self._opened: set[str] = set()
-        self._scans = lru_cache(_SCANS_KEPT)(self._read_scan)
-        self._label_chunks = lru_cache(_SCANS_KEPT)(self._read_label_chunks)
+        self._scans = lru_cache(_CACHED_SCANS)(self._read_scan)
+        self._label_chunks = lru_cache(_CACHED_SCANS)(self._read_label_chunks)
 
     def __reduce__(
         self,
@@ -124,26 +125,28 @@ class StoreReader:
         Callable[..., "StoreReader"],
         tuple[str, Mapping[str, Any] | None, RemoteSettings, dict[str, TableRow]],
     ]:
-        return _reopened, (self.url, self.storage_options, self._remote, self._rows)
+        return _reopen, (self.url, self.storage_options, self._remote, self._rows)
 
     @property
     def name(self) -> str:
         """Path or URL of the store for messages, without user, password or signature."""
         return redact_url(self.url)
 
-    def _read(self, path: str, parse: Callable[[bytes], T], first: bytes | None = None) -> T | None:
-        """Read and parse a file, a remote one again if it is damaged; None if it is absent.
+    def _read(
+        self, path: str, parse: Callable[[bytes], T], fetched: bytes | None = None
+    ) -> T | None:
+        """Read and parse a file; None if it is absent. A damaged remote file is read again.
 
-        ``first`` is its content if it has been fetched before.
+        ``fetched`` is its content if it has been fetched before.
         """
         for rereads_left in reversed(range(1 + self.objects.rereads)):
-            data = first or self.objects.read([path]).get(path)
+            data = fetched or self.objects.read([path]).get(path)
             if data is None:
                 return None
             try:
                 return parse(data)
             except _DAMAGED:
-                first = None
+                fetched = None
                 if not rereads_left:
                     raise
         return None
@@ -151,20 +154,20 @@ class StoreReader:
     def _read_root(self, *, with_table: bool) -> RootAttributes:
         path = f"{self.path}/zarr.json"
         try:
-            found = self.objects.read([path, self._bundle_path] if with_table else [path])
+            files = self.objects.read([path, self._bundle_path] if with_table else [path])
         except NoSuchBucketError as problem:
             raise StoreNotFoundError(
                 f"{self.name}: there is no store: {problem.strerror}."
             ) from problem
         if with_table:
-            self._bundle = found.get(self._bundle_path, b"")
-        if path not in found:
+            self._bundle = files.get(self._bundle_path, b"")
+        if path not in files:
             self._refuse_without_root("is missing")
             raise StoreNotFoundError(
                 f"{self.name}: there is no store. 'spinezarr ingest' makes one."
             )
         try:
-            root = self._read(path, parse_root, found[path])
+            root = self._read(path, parse_root, files[path])
         except OtherFormatError as problem:
             raise StoreNotFoundError(
                 f"{self.name}: is written in format {problem.version}; this spinezarr reads format "
@@ -181,11 +184,11 @@ class StoreReader:
         return root
 
     def _refuse_without_root(self, problem: str) -> None:
-        """Raise CorruptStoreError if there is a scan table: then the root of a store is lost."""
+        """Raise CorruptStoreError if there is a scan table, as only the root is then lost."""
         if self.objects.read([f"{self.path}/{TABLE}/zarr.json"]):
             raise CorruptStoreError(
                 f"{self.objects.name(self.path)}/zarr.json: the root of the store {problem}. Run "
-                "the same 'spinezarr ingest' again with --repair: it writes the root anew."
+                "the same 'spinezarr ingest' again with --repair to write the root anew."
             )
 
     @cached_property
@@ -200,7 +203,7 @@ class StoreReader:
         Raises
         ------
         CorruptStoreError
-            If a file of it is missing or damaged.
+            If a file of the table is missing or damaged.
         """
         try:
             table = self._read_table()
@@ -234,22 +237,22 @@ class StoreReader:
             files = {f"{folder}/{key}": data for key, data in unbundle_files(bundle).items()}
             return read_table(lambda _: files, folder, self.name)
 
-        first, self._bundle = self._bundle, None
+        bundle, self._bundle = self._bundle, None
         with suppress(*_DAMAGED):
-            table = None if first == b"" else self._read(self._bundle_path, parse, first)
+            table = None if bundle == b"" else self._read(self._bundle_path, parse, bundle)
             if table is not None:
                 return table
         return read_table(self.objects.read, folder, self.name)
 
     def scan(self, scan_id: str) -> ScanHandle:
-        """Open one scan in the version that is stored; its metadata are kept in memory.
+        """Open the stored version of one scan; its metadata are kept in memory.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
         CorruptStoreError
-            If its metadata are not those that spinezarr writes.
+            If its metadata are damaged, or spinezarr did not write them.
         """
         return self._scans(scan_id)
 
@@ -281,22 +284,22 @@ class StoreReader:
     def listed_scan(self, scan_id: str) -> ScanHandle:
         """Open one scan and check that it is the version that the scan table lists.
 
-        A plan that was made from the table then never gets voxels of another version.
+        So a plan that was made from the table never gets voxels of another version.
 
         Raises
         ------
         ScanChangedError
-            If the table lists another version than the one that is stored.
+            If the table lists another version than the stored one.
         UnknownScanError, CorruptStoreError
-            As :meth:`scan`.
+            As for :meth:`scan`.
         """
         scan = self.scan(scan_id)
-        scan_id, found = scan.attributes.scan_id, scan.content_checksum
+        scan_id, stored = scan.attributes.scan_id, scan.content_checksum
         row = self._rows.get(scan_id)
         if row is None:
             return scan
-        if row.content_checksum != found:
-            raise self._change(scan_id, found)
+        if row.content_checksum != stored:
+            raise self._change_error(scan_id, stored)
         if row.shape_zyx != scan.image.shape_zyx:
             raise CorruptStoreError(
                 f"{self.name}: the scan table says that {scan_id!r} has {row.shape_zyx} voxels, "
@@ -314,7 +317,7 @@ class StoreReader:
             The error to raise; None if the store still has the same version.
         """
         try:
-            now = self._read_scan(array.scan_id)
+            current = self._read_scan(array.scan_id)
         except UnknownScanError:
             return ScanChangedError(
                 f"{self.name}: scan {array.scan_id!r} is no longer in the store. Open the store "
@@ -323,29 +326,29 @@ class StoreReader:
             )
         except (CorruptStoreError, OSError):
             return None
-        for spec in now.arrays:
+        for spec in current.arrays:
             if spec.name == array.name and (spec.separator, spec.shards) == (
                 array.separator,
                 array.shards,
             ):
                 return None
         self._forget_scans()
-        if now.content_checksum == array.content_checksum:
+        if current.content_checksum == array.content_checksum:
             return ScanRewrittenError(
                 f"{self.name}: scan {array.scan_id!r} was written again meanwhile, with the same "
                 "voxels. Open it again.",
                 array.scan_id,
             )
-        return self._change(array.scan_id, now.content_checksum)
+        return self._change_error(array.scan_id, current.content_checksum)
 
-    def _change(self, scan_id: str, found: str) -> ScanChangedError:
-        """Return the error for a scan whose stored ``content_checksum`` is now ``found``."""
+    def _change_error(self, scan_id: str, stored: str) -> ScanChangedError:
+        """Return the error for a scan whose stored ``content_checksum`` is now ``stored``."""
         scan = f"{self.name}: scan {scan_id!r}"
-        in_table: str | None = found
+        listed: str | None = stored
         with suppress(CorruptStoreError, OSError):
             row = rows_of(self._read_table()).get(scan_id)
-            in_table = None if row is None else row.content_checksum
-        if in_table == found:
+            listed = None if row is None else row.content_checksum
+        if listed == stored:
             return ScanChangedError(
                 f"{scan} has changed since the store was opened. Open the store again.", scan_id
             )
@@ -369,9 +372,9 @@ class StoreReader:
         Raises
         ------
         StoreNotFoundError, UnknownScanError
-            If the store or that scan is no longer there.
+            If the store or that scan no longer exists.
         CorruptStoreError
-            If its table or the scan cannot be read.
+            If the table or the scan cannot be read.
         """
         new = StoreReader(self.url, self.storage_options, remote=self._remote)
         table, newer = new.table, {}
@@ -394,7 +397,13 @@ class StoreReader:
         self._opened.clear()
 
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
-        """Open scans concurrently and keep their metadata, so that :meth:`scan` returns at once."""
+        """Open scans concurrently and keep their metadata, so :meth:`scan` returns at once.
+
+        Raises
+        ------
+        ScanChangedError, UnknownScanError, CorruptStoreError
+            As for :meth:`listed_scan`.
+        """
         new = [scan_id for scan_id in dict.fromkeys(scan_ids) if scan_id not in self._opened]
         if len(new) > 1:
             self.objects.each(self.listed_scan, new)
@@ -419,9 +428,9 @@ class StoreReader:
         Raises
         ------
         ScanChangedError
-            If the store has another version of the scan by now.
+            If the store now has another version of the scan.
         UnknownScanError, CorruptStoreError
-            As :meth:`scan`, or if the counts are missing or damaged.
+            As for :meth:`scan`, or if the counts are missing or damaged.
         """
         return self._label_chunks(scan_id)
 
@@ -444,34 +453,35 @@ class StoreReader:
             return out
 
         try:
-            found = self._read(path, parse)
-            return parse(None) if found is None else found
+            rows = self._read(path, parse)
+            return parse(None) if rows is None else rows
         except CorruptStoreError as problem:
             raise self.find_change(scan.image) or problem from problem
 
 
 def _check_label_chunks(path: str, rows: npt.NDArray[np.uint32], scan: ScanHandle) -> None:
-    """Check that the labels and chunks of voxel counts exist, and the sums of the counts."""
+    """Check that the labels and chunks of voxel counts exist, and check the sums of the counts."""
     array = scan.image
     grid = chunk_grid(array.shape_zyx, array.chunk_shape_zyx)
-    sound = (
+    is_valid = (
         (rows[:, 0] >= 1)
         & (rows[:, 0] <= np.iinfo(np.uint8).max)
         & (rows[:, 1:4] < grid).all(axis=1)
         & (rows[:, 4] >= 1)
         & (rows[:, 4] <= math.prod(array.chunk_shape_zyx))
     )
-    if not sound.all():
-        row = rows[int(np.flatnonzero(~sound)[0])].tolist()
+    if not is_valid.all():
+        row = rows[int(np.flatnonzero(~is_valid)[0])].tolist()
         raise CorruptStoreError(
-            f"{path}: has the row {row}, which is no label, chunk and count of this mask. "
+            f"{path}: has the row {row}, which cannot be a label, chunk and count of this mask. "
             "Ingest this scan again."
         )
     sums = np.bincount(rows[:, 0], rows[:, 4], minlength=1)
-    found = {value: int(sums[value]) for value in np.flatnonzero(sums).tolist()}
-    if found != {value: n for value, n in scan.attributes.label_voxels.items() if n}:
+    counts = {value: int(sums[value]) for value in np.flatnonzero(sums).tolist()}
+    if counts != {value: n for value, n in scan.attributes.label_voxels.items() if n}:
         raise CorruptStoreError(
-            f"{path}: counts other voxels of labels than the scan says. Ingest this scan again."
+            f"{path}: its voxel counts of labels differ from those in the metadata of the scan. "
+            "Ingest this scan again."
         )
 
 
@@ -485,14 +495,14 @@ class _ChangeFinder:
     reader: StoreReader | None = None
 
     def __call__(self, array: ArraySpec) -> ScanChangedError | None:
-        reader = self.reader or _reopened(self.url, self.storage_options, self.remote, {})
+        reader = self.reader or _reopen(self.url, self.storage_options, self.remote, {})
         return reader.find_change(array)
 
     def __reduce__(self) -> tuple[Callable[..., "_ChangeFinder"], tuple[Any, ...]]:
         return _ChangeFinder, (self.url, self.storage_options, self.remote)
 
 
-def _reopened(
+def _reopen(
     url: str,
     storage_options: Mapping[str, Any] | None,
     remote: RemoteSettings,

@@ -1,7 +1,7 @@
 """What did a writer that died leave in the store, and which scans are whole?
 
-A scan is whole if its metadata can be read and every file that its manifest names is there with its
-size. Leftovers are deleted; a damaged scan stays as it is until it is ingested again.
+A scan is whole if its metadata can be read and every file that its manifest names exists with its
+size. Leftovers are deleted. A damaged scan stays as it is until it is ingested again.
 """
 
 import re
@@ -40,15 +40,15 @@ _SCAN_FILE: Final = re.compile(
 def recover_store(
     store: WritableStore, trusted: Mapping[str, str] | None = None
 ) -> dict[str, ScanAttributes]:
-    """List the whole store, delete what dead writers left, and return all whole scans.
+    """List the whole store, delete the leftovers of dead writers, and return all whole scans.
 
     Parameters
     ----------
     store
         Store to look through.
     trusted
-        Identities of scans that were whole when a run wrote the ledger, by scan id. Of other scans,
-        the metadata of the arrays are read too.
+        Identities of scans that were whole when a run wrote the ledger, by scan id. For other
+        scans, the metadata of the arrays are read too.
 
     Returns
     -------
@@ -62,18 +62,18 @@ def recover_store(
         if slash:
             folders[scan_id][name] = size
     metadata = read_files(store.fs, [f"{scans}/{name}/{METADATA}" for name in folders])
-    found: dict[str, ScanAttributes] = {}
+    whole: dict[str, ScanAttributes] = {}
     for scan_id, sizes in folders.items():
         data = metadata.get(f"{scans}/{scan_id}/{METADATA}")
         scan = _clean_scan(store, scan_id, sizes, data, (trusted or {}).get(scan_id))
         if scan is not None:
-            found[scan_id] = scan
+            whole[scan_id] = scan
     _clean_outside_scans(store)
-    return found
+    return whole
 
 
 def recover_scan(store: WritableStore, scan_id: str) -> ScanAttributes | None:
-    """Delete what dead workers left of one scan; return its attributes if it is whole."""
+    """Delete the leftovers of dead workers in one scan; return its attributes if it is whole."""
     folder = store.scan_folder(scan_id)
     sizes = list_sizes(store.fs, folder)
     metadata = read_files(store.fs, [f"{folder}/{METADATA}"]).get(f"{folder}/{METADATA}")
@@ -83,7 +83,7 @@ def recover_scan(store: WritableStore, scan_id: str) -> ScanAttributes | None:
 
 
 def is_whole(scan: ScanAttributes, sizes: Mapping[str, int]) -> bool:
-    """Whether every file that the manifest of a scan names is there with its size.
+    """Whether every file that the manifest of a scan names exists with its size.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def is_whole(scan: ScanAttributes, sizes: Mapping[str, int]) -> bool:
 
 
 def is_scan_file(key: str) -> bool:
-    """Whether a writer makes such files in the folder of a scan, but for its ``zarr.json``."""
+    """Whether a key is that of a file of a scan, other than its ``zarr.json``."""
     return _SCAN_FILE.fullmatch(key) is not None
 
 
@@ -115,7 +115,7 @@ def _clean_scan(
     metadata: bytes | None,
     trusted: str | None,
 ) -> ScanAttributes | None:
-    """Delete what a dead writer left in the folder of a scan; return the scan if it is whole."""
+    """Delete the leftovers of a dead writer in one scan; return the scan if it is whole."""
     folder = store.scan_folder(scan_id)
     if metadata is None:
         store.remove(folder, filter(is_scan_file, sizes))
@@ -131,7 +131,7 @@ def _clean_scan(
 
 
 def _finish_amending(store: WritableStore, group: ScanGroup, metadata: bytes) -> dict[str, int]:
-    """Write the metadata of arrays that a killed run should have renewed; return their sizes."""
+    """Write the metadata of arrays that a killed run left outdated; return their sizes in bytes."""
     scan = group.attributes
     folder = store.scan_folder(scan.scan_id)
     files = {
@@ -148,13 +148,13 @@ def _finish_amending(store: WritableStore, group: ScanGroup, metadata: bytes) ->
 
 
 def _clean_outside_scans(store: WritableStore) -> None:
-    """Delete what dead writers left outside of the scans, and folders without files."""
+    """Delete the leftovers of dead writers outside of the scans, and folders without files."""
     table = f"{store.path}/{TABLE}"
-    named = {METADATA}
+    keys = {METADATA}
     with suppress(FileNotFoundError, DamagedMetadataError):
-        named |= parse_table(store.fs.cat_file(f"{table}/{METADATA}")).manifest.keys()
-    store.remove(table, list_sizes(store.fs, table).keys() - named)
+        keys |= parse_table(store.fs.cat_file(f"{table}/{METADATA}")).manifest.keys()
+    store.remove(table, list_sizes(store.fs, table).keys() - keys)
     if isinstance(store.fs, StoreFileSystem):
-        own = (METADATA, f"{SCANS}/{METADATA}", TABLE_BUNDLE, AUDIT_FILE, LEDGER_FILE)
-        remove_files(store.fs, store.path, (key + PARTIAL for key in own))
+        files = (METADATA, f"{SCANS}/{METADATA}", TABLE_BUNDLE, AUDIT_FILE, LEDGER_FILE)
+        remove_files(store.fs, store.path, (key + PARTIAL for key in files))
     remove_empty_folders(store.fs, store.path)

@@ -1,8 +1,8 @@
-"""What does the store say about all of its scans at once, and how is that kept up to date?
+"""What does a store record about all of its scans, and how is that kept up to date?
 
 The registry has three parts: the scan table for readers, the ledger by which the next ingest skips
-what is done, and the audit log. The table shows the audit results, so a change of one writes the
-other.
+finished scans, and the audit log. The table shows the audit results, so it is written again if they
+change.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ class ScanRegistry:
             return None
 
     def forget_ledger(self) -> None:
-        """Delete the ledger, so that the next ingest looks at every file of the store."""
+        """Delete the ledger, so that the next ingest checks every file of the store."""
         try:
             self._store.remove(self._store.path, [LEDGER_FILE])
         except LostLockError:
@@ -99,7 +99,7 @@ class ScanRegistry:
         except DamagedMetadataError as problem:
             raise CorruptStoreError(
                 f"{path}: is not what spinezarr writes ({problem}). "
-                f"Run 'spinezarr audit {self._store.name}' over all scans again: it writes it anew."
+                f"Run 'spinezarr audit {self._store.name}' over all scans again to write it anew."
             ) from problem
 
     def drop_damaged_audit_log(self) -> None:
@@ -121,7 +121,7 @@ class ScanRegistry:
         Parameters
         ----------
         known
-            The table as it is. Its rows stay, except those of scans in ``changed``. None makes a
+            The current table. Its rows stay, except those of scans in ``changed``. None makes a
             table of the scans in ``changed`` alone.
         changed
             Scans that are new, or differ from their row in ``known``, by scan id.
@@ -190,14 +190,14 @@ class ScanRegistry:
             self.publish_table(with_audit_results(table, log.current(identities)))
 
     def publish_table(self, table: "xr.Dataset") -> None:
-        """Write the files of a table beside the old ones, make them visible, then the bundle."""
+        """Write the files of a table beside the old ones and make them visible, then its bundle."""
         fs, folder = self._store.fs, f"{self._store.path}/{TABLE}"
         old = list_sizes(fs, folder).keys()
         separator: Separator = "/"
         with suppress(FileNotFoundError, DamagedMetadataError):
             separator = other_separator(parse_table(fs.cat_file(f"{folder}/{METADATA}")).separator)
         files = table_files(table, separator)
-        # The bundle goes first, so that one which exists always equals the folder.
+        # The old bundle is removed first, so that a bundle that exists always equals the folder.
         self._remove_bundle()
         publish_group(fs, folder, files, replaces=METADATA in old)
         bundled = {key: data for key, data in files.items() if not key.endswith(f"/{METADATA}")}
@@ -205,7 +205,7 @@ class ScanRegistry:
         remove_files(fs, folder, old - files.keys())
 
     def _remove_bundle(self) -> None:
-        """Delete the bundle, so that readers ask for the table's own files."""
+        """Delete the bundle, so that readers read the table's own files."""
         try:
             remove_files(self._store.fs, self._store.path, [TABLE_BUNDLE])
         except OSError:  # a bucket may allow writes and forbid deletes

@@ -47,7 +47,10 @@ class ArraySpec:
     content_checksum: str = ""
     """Content checksum of the version of the scan that the array belongs to."""
     find_change: Callable[["ArraySpec"], ScanChangedError | None] = _find_no_change
-    """Called if the array cannot be read; returns an error if the store has another version now."""
+    """Function that is called if the array cannot be read.
+
+    It returns the error to raise if the store now has another version of the scan, else None.
+    """
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -87,10 +90,10 @@ class ScanHandle:
         return self.image.content_checksum
 
     def wrong_label_count(self, value: int) -> CorruptStoreError:
-        """Return the error for a mask that has not the voxels of a label that its counts state."""
+        """Return the error for a mask whose voxels of a label differ from the stored counts."""
         return CorruptStoreError(
-            f"scan {self.attributes.scan_id!r}: its mask has other voxels of the value {value} "
-            "than its counts say. Ingest this scan again."
+            f"scan {self.attributes.scan_id!r}: the voxels of the value {value} in its mask differ "
+            "from the stored counts. Ingest this scan again."
         )
 
     @property
@@ -148,7 +151,7 @@ def parse_scan(
             find_change=find_change,
         )
 
-    described = {
+    variable_attributes = {
         name: Scaling.without_attributes(array.attributes)
         for name, array in arrays.by_key.items()
         if name != LABEL_CHUNKS
@@ -158,5 +161,5 @@ def parse_scan(
         spec(IMAGE, arrays.image),
         None if arrays.label is None else spec(LABEL, arrays.label),
         0 if arrays.label_chunks is None else arrays.label_chunks.shape[0],
-        described,
+        variable_attributes,
     )

@@ -1,6 +1,6 @@
 """Which small files does a scan have, given its attributes?
 
-These are all files of a scan but its shards: the metadata of its arrays, its coordinates and the
+These are all files of a scan except its shards: the metadata of its arrays, its coordinates and the
 voxel counts of its labels.
 """
 
@@ -25,14 +25,14 @@ def small_files(
     profile: Profile,
     separator: Separator,
 ) -> dict[str, bytes]:
-    """Return the small files of a scan by key; its ``zarr.json`` lacks the group's attributes.
+    """Return the small files of a scan by key; ``zarr.json`` lacks the attributes of the group.
 
     Parameters
     ----------
     scan
         Attributes of the scan.
     label_chunks
-        Voxel counts of labels, see :func:`spinezarr.store.metadata.scan_files`.
+        Voxel counts of labels; see :func:`spinezarr.store.metadata.scan_files`.
     profile
         Chunks and codecs of image and mask.
     separator

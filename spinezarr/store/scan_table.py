@@ -35,7 +35,7 @@ class Column(NamedTuple):
     values: npt.NDArray[Any]
     """One value for each row; texts are Python objects."""
     attributes: Mapping[str, Any]
-    """What the values are, such as their unit."""
+    """Attributes that describe the values, such as their unit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,14 +44,14 @@ class ScanTable:
 
     columns: Mapping[str, Column]
     attributes: Mapping[str, Any]
-    """What the dataset is."""
+    """Attributes that describe the dataset."""
 
     @classmethod
     def of(cls, table: "xr.Dataset") -> "ScanTable":
         """Return the table that a dataset of xarray holds."""
         columns = {
-            str(name): Column(tuple(map(str, one.dims)), one.to_numpy(), one.attrs)
-            for name, one in table.variables.items()
+            str(name): Column(tuple(map(str, variable.dims)), variable.to_numpy(), variable.attrs)
+            for name, variable in table.variables.items()
         }
         return cls(columns, table.attrs)
 
@@ -75,7 +75,7 @@ class ScanTable:
 
     def to_xarray(self) -> "xr.Dataset":
         """Return the same table as a dataset of xarray, which shares its arrays."""
-        import xarray as xr  # noqa: PLC0415  takes long, and those who train need none of it
+        import xarray as xr  # noqa: PLC0415  its import is slow, and training does not need it
 
         columns = {
             name: (column.dimensions, column.values, dict(column.attributes))

@@ -31,7 +31,7 @@ __all__ = ["ScanWriter"]
 
 
 class ScanWriter:
-    """Writes one scan; none of it is visible before :meth:`publish`.
+    """Writes one scan; readers see nothing of it before :meth:`publish`.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class ScanWriter:
         """Write a shard of ``image`` or ``label`` and enter it in the manifest.
 
         It may be called from several threads. In a bucket the upload may still run when this
-        returns, see :class:`~spinezarr.store.uploads.Uploads`.
+        returns; see :class:`~spinezarr.store.uploads.Uploads`.
 
         Parameters
         ----------
@@ -83,14 +83,14 @@ class ScanWriter:
         LostLockError
             If another run has taken the store over.
         OSError
-            If this shard, or one before it, could not be written.
+            If this shard or an earlier one could not be written.
         """
         self._store.check_lock()
         key = f"{array}/{chunk_key(shard_zyx, self._separator)}"
         self._started.add(key)
         size_bytes, checksum = 0, 0
         index: Buffer = b""
-        ends: list[int] = []
+        checksums: list[int] = []
 
         def counted() -> Iterator[Buffer]:
             nonlocal size_bytes, checksum, index
@@ -99,16 +99,16 @@ class ScanWriter:
                 view = memoryview(part)
                 size_bytes += view.nbytes
                 checksum = crc32(view, checksum)
-                ends.append(int.from_bytes(view[-CHECKSUM_BYTES:], "little"))
+                checksums.append(int.from_bytes(view[-CHECKSUM_BYTES:], "little"))
                 yield part
 
         self._uploads.write(f"{self._folder}/{key}", counted())
-        *chunks, index_checksum = ends
+        *chunk_checksums, index_checksum = checksums
         self._manifest[key] = ShardEntry(
             size_bytes=size_bytes,
             crc32=f"{checksum:08x}",
             index_crc32c=f"{index_checksum:08x}",
-            chunks=b64encode(chunk_rows(index, chunks).tobytes()).decode(),
+            chunks=b64encode(chunk_rows(index, chunk_checksums).tobytes()).decode(),
         )
 
     def publish(
@@ -126,7 +126,7 @@ class ScanWriter:
         Returns
         -------
         ScanAttributes
-            Attributes that are published.
+            The published attributes.
         """
         scan = ScanAttributes.model_validate({**facts, "manifest": {}})
         files = small_files(scan, label_chunks, self.profile, self._separator)
@@ -143,7 +143,7 @@ class ScanWriter:
         return scan
 
     def discard(self) -> None:
-        """Delete what has been written, unless it may be published; the old version stays.
+        """Delete the files written so far, unless they are published; the old version stays.
 
         Nothing is deleted if another run has taken the store over, as that run may have written the
         same files again.
@@ -151,7 +151,7 @@ class ScanWriter:
         self._uploads.stop()
         path = f"{self._folder}/{METADATA}"
         written = (self._started | self._manifest.keys()) - self._old
-        with suppress(OSError), self._store.changing():  # the next run cleans what this one cannot
+        with suppress(OSError), self._store.changing():  # the next run deletes the rest
             if self._metadata and read_files(self._store.fs, [path]).get(path) == self._metadata:
                 return
             remove_files(self._store.fs, self._folder, written)

@@ -27,18 +27,18 @@ Model = TypeVar("Model", bound=BaseModel)
 _CHECKSUM = "metadata_crc32c"
 """Last attribute of every group: checksum of its ``zarr.json`` without this attribute."""
 _SEAL: Final = f'"{_CHECKSUM}": "'.encode()
-_FEW_BYTES: Final = 1 << 20
-"""Size of a JSON file, in bytes, up to which its values are not counted."""
-_MOST_VALUES: Final = 1 << 20
+_MAX_UNCOUNTED_BYTES: Final = 1 << 20
+"""Largest size of a JSON file whose values are not counted, in bytes."""
+_MAX_VALUES: Final = 1 << 20
 """Largest number of values in a JSON file; the table and ledger of 100,000 scans have as many."""
 _LOCATION_PARTS: Final = 4
-"""Keys of a location that a message names: the innermost ones."""
+"""Number of keys of a location that a message names, the innermost ones."""
 _LOCATION_CHARACTERS: Final = 60
-"""Characters of each of these keys that a message shows."""
-_SHOWN_CHARACTERS: Final = 60
-"""Characters of a damaged text that a message shows."""
-_LONGEST_NUMBER_BITS: Final = 64
-"""Bits of the longest damaged integer that a message shows."""
+"""Number of characters of each of these keys that a message shows."""
+_MAX_SHOWN_CHARACTERS: Final = 60
+"""Number of characters of a damaged text that a message shows."""
+_MAX_SHOWN_BITS: Final = 64
+"""Number of bits of the largest damaged integer that a message shows."""
 
 
 class StoredModel(BaseModel):
@@ -61,7 +61,7 @@ def seal(metadata: dict[str, Any]) -> bytes:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Check and parse what :func:`seal` made.
+    """Check and parse the result of :func:`seal`.
 
     Returns
     -------
@@ -73,21 +73,21 @@ def unseal(data: bytes) -> dict[str, Any]:
     DamagedMetadataError
         If :func:`seal` did not make it, or it is damaged.
     """
-    metadata = parse_json(_unsealed(data))
+    metadata = parse_json(_strip_checksum(data))
     if not isinstance(metadata, dict) or not isinstance(metadata.get("attributes"), dict):
         raise DamagedMetadataError("other JSON", "a group with attributes")
     return metadata
 
 
 def parse_sealed(data: bytes, model: type[Model]) -> Model:
-    """Check what :func:`seal` made and parse it as a model.
+    """Check the result of :func:`seal` and parse it as a model.
 
     Raises
     ------
     DamagedMetadataError
         If :func:`seal` did not make it, it is damaged, or it does not fit the model.
     """
-    return parse_model(_unsealed(data), model)
+    return parse_model(_strip_checksum(data), model)
 
 
 def parse_model(content: bytes, model: type[Model]) -> Model:
@@ -105,7 +105,7 @@ def parse_model(content: bytes, model: type[Model]) -> Model:
         raise _first_mistake(problem) from None
 
 
-def _unsealed(data: bytes) -> bytes:
+def _strip_checksum(data: bytes) -> bytes:
     """Check the checksum of sealed JSON and return the JSON without it."""
     _refuse_many_values(data)
     before, _, after = data.rpartition(_SEAL)
@@ -124,7 +124,7 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401
     Raises
     ------
     DamagedMetadataError
-        If it is not JSON, has too many values, or NaN or infinity among them.
+        If it is not JSON, has too many values, or contains NaN or infinity.
     """
     _refuse_many_values(content)
     try:
@@ -134,21 +134,21 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401
 
 
 def _refuse_many_values(data: bytes) -> None:
-    """Refuse JSON that would take far more memory than its bytes."""
-    if len(data) <= _FEW_BYTES:
+    """Refuse JSON that would need far more memory than it has bytes."""
+    if len(data) <= _MAX_UNCOUNTED_BYTES:
         return
     n_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
-    if n_values > _MOST_VALUES:
-        raise DamagedMetadataError(f"{n_values} values", f"at most {_MOST_VALUES}")
+    if n_values > _MAX_VALUES:
+        raise DamagedMetadataError(f"{n_values} values", f"at most {_MAX_VALUES}")
 
 
 def _first_mistake(problem: ValidationError) -> DamagedMetadataError:
     """Return the error for the first value that does not fit a model."""
     first = problem.errors(include_url=False)[0]
-    parts = [str(part)[:_LOCATION_CHARACTERS] for part in first["loc"] if not _is_of_pydantic(part)]
-    location = ".".join(parts[-_LOCATION_PARTS:])
+    keys = [str(key)[:_LOCATION_CHARACTERS] for key in first["loc"] if not _is_pydantic_key(key)]
+    location = ".".join(keys[-_LOCATION_PARTS:])
     mistake = first.get("ctx", {}).get("error")
-    if isinstance(mistake, DamagedMetadataError):  # from a validator of ours
+    if isinstance(mistake, DamagedMetadataError):  # one of our validators raised it
         location = ".".join(filter(None, (location, mistake.location)))
         return DamagedMetadataError(mistake.found, mistake.expected, location)
     found = "no such key" if first["type"] == "missing" else describe_value(first["input"])
@@ -157,19 +157,19 @@ def _first_mistake(problem: ValidationError) -> DamagedMetadataError:
 
 
 def describe_value(value: object) -> str:
-    """Return a value of a file in short form for a message."""
+    """Return a short text for a value of a file, for a message."""
     if isinstance(value, Mapping):
         return f"an object of {len(value)} keys"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)} values"
-    if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER_BITS:
+    if isinstance(value, int) and value.bit_length() > _MAX_SHOWN_BITS:
         return f"a number of {value.bit_length()} bits"
-    if isinstance(value, str | bytes) and len(value) > _SHOWN_CHARACTERS:
-        return f"{value[:_SHOWN_CHARACTERS]!r}..."
+    if isinstance(value, str | bytes) and len(value) > _MAX_SHOWN_CHARACTERS:
+        return f"{value[:_MAX_SHOWN_CHARACTERS]!r}..."
     return repr(value)
 
 
-def _is_of_pydantic(part: str | int) -> bool:
+def _is_pydantic_key(part: str | int) -> bool:
     """Whether pydantic added this part of a location; the file has no such key."""
     return isinstance(part, str) and (part == "[key]" or part.startswith("function-"))
 

@@ -19,10 +19,10 @@ __all__ = ["Names", "ScanSelection", "check_scan_ids", "unknown_scan"]
 
 @runtime_checkable
 class NameArray(Protocol):
-    """Names in an array, such as one of NumPy or a selection of ``table.scan``."""
+    """Names in an array, such as a NumPy array or a selection of ``table.scan``."""
 
     def __array__(self) -> npt.NDArray[Any]:
-        """Return them as an array of NumPy."""
+        """Return the names as a NumPy array."""
 
 
 Names = str | Iterable[str] | NameArray
@@ -41,7 +41,7 @@ class ScanSelection:
     """
 
     scans: tuple[str, ...] | None = None
-    """Ids of scans, in the order in which they are worked on."""
+    """Ids of scans, in the order in which they are processed."""
     split: tuple[str, ...] | None = None
     """Splits; a scan is in one of them."""
     source: tuple[str, ...] | None = None
@@ -62,7 +62,7 @@ class ScanSelection:
 
     @property
     def names_scans_only(self) -> bool:
-        """Whether the scans are known without their table, unless all of them are chosen."""
+        """Whether no condition but that of the ids needs the scan table."""
         return self.split is None and self.source is None and self.vertebra is None
 
     def rows(self, table: TableColumns, store_name: str) -> npt.NDArray[np.intp]:
@@ -80,23 +80,24 @@ class ScanSelection:
         UnknownScanError
             If the table has no such scan.
         UsageError
-            If no scan of the table has such a split, source or vertebra; lists those there are.
+            If no scan of the table has such a split, source or vertebra. The message lists those
+            of the table.
         """
         columns = (
-            ("split", self.split, _holds_text),
-            ("source", self.source, _holds_text),
-            ("vertebra", self.vertebra, _shows_vertebra),
+            ("split", self.split, _scans_by_text),
+            ("source", self.source, _scans_by_text),
+            ("vertebra", self.vertebra, _scans_by_vertebra),
         )
         scan_ids = np.asarray(table["scan"]).tolist()
         keep = np.ones(len(scan_ids), bool)
-        for condition, wanted, find in columns:
-            if wanted is not None:
-                found = dict(find(table, condition))
-                for name in wanted:
-                    if name not in found:
-                        known = ", ".join(map(repr, found)) or "none"
+        for condition, names, scans_by_name in columns:
+            if names is not None:
+                scans_of = dict(scans_by_name(table, condition))
+                for name in names:
+                    if name not in scans_of:
+                        known = ", ".join(map(repr, scans_of)) or "none"
                         raise UsageError(f"{condition} {name!r}: the store has {known}.")
-                keep &= np.any([found[name] for name in wanted], axis=0)
+                keep &= np.any([scans_of[name] for name in names], axis=0)
         if self.scans is None:
             return np.flatnonzero(keep)
         row_of = {name: row for row, name in enumerate(scan_ids)}
@@ -109,26 +110,26 @@ class ScanSelection:
         return list(map(str, np.asarray(table["scan"])[self.rows(table, store_name)].tolist()))
 
 
-def _names(given: Names | None) -> tuple[str, ...] | None:
-    """Return each name once, in the order given."""
-    if given is None:
+def _names(value: Names | None) -> tuple[str, ...] | None:
+    """Return each name once, in the order of ``value``."""
+    if value is None:
         return None
     names: Iterable[Any]
-    if isinstance(given, NameArray):
-        names = np.atleast_1d(np.asarray(given)).tolist()
+    if isinstance(value, NameArray):
+        names = np.atleast_1d(np.asarray(value)).tolist()
     else:
-        names = [given] if isinstance(given, str) else given
+        names = [value] if isinstance(value, str) else value
     return tuple(dict.fromkeys(to_nfc(str(name)) for name in names))
 
 
-def _holds_text(table: TableColumns, column: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def _scans_by_text(table: TableColumns, column: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     """Yield each text of a column, and the scans that have it."""
     values = np.asarray(table[column]).astype(object)
     for value in sorted(set(values.tolist())):
         yield str(value), values == value
 
 
-def _shows_vertebra(table: TableColumns, _: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+def _scans_by_vertebra(table: TableColumns, _: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     """Yield each vertebra that a mask shows, from head to tail, and the scans that show it."""
     shown = np.asarray(table["voxel_count"]) > 0
     for column, name in enumerate(np.asarray(table["vertebra"]).tolist()):
@@ -136,15 +137,15 @@ def _shows_vertebra(table: TableColumns, _: str) -> Iterator[tuple[str, npt.NDAr
             yield str(name), shown[:, column]
 
 
-def check_scan_ids(wanted: Iterable[str], known: Collection[str], store_name: str) -> None:
+def check_scan_ids(requested: Iterable[str], known: Collection[str], store_name: str) -> None:
     """Refuse ids of scans that a store does not have.
 
     Raises
     ------
     UnknownScanError
-        For the first of them in the order of the alphabet.
+        For the first of these ids in alphabetical order.
     """
-    for name in sorted(set(wanted).difference(known)):
+    for name in sorted(set(requested).difference(known)):
         raise unknown_scan(store_name, name)
 
 

@@ -55,11 +55,11 @@ _SHUFFLES: Final = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 
 class ChunkDamagedError(Exception):
-    """Bytes are not a whole chunk; the caller adds which chunk it is."""
+    """Raised if bytes are not a whole chunk; the caller adds which chunk it is."""
 
 
 def crc32c(data: Buffer, before: int = 0) -> int:
-    """Return the CRC-32C (Castagnoli) of data; ``before`` is that of the bytes before them.
+    """Return the CRC-32C (Castagnoli) of data; ``before`` is the CRC-32C of the bytes before them.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def crc32c(data: Buffer, before: int = 0) -> int:
 
 
 def crc32(data: Buffer, value: int = 0) -> int:
-    """Return the CRC-32 (RFC 1952) of data; ``value`` is that of the bytes before them.
+    """Return the CRC-32 (RFC 1952) of data; ``value`` is the CRC-32 of the bytes before them.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def decompress(packed: bytes | memoryview, out: npt.NDArray[Any]) -> None:
 
 
 def shard_index(sizes: Mapping[int, int], n_chunks: int) -> bytes:
-    """Return the index and its checksum, which end a shard whose chunks lie in C order.
+    """Return the index and its checksum, the last bytes of a shard whose chunks lie in C order.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def chunk_rows(index: Buffer, checksums: Sequence[int]) -> npt.NDArray[np.void]:
     Returns
     -------
     numpy.ndarray
-        One :data:`CHUNK_ROW` a chunk, in the order in which the chunks lie in the shard.
+        One :data:`CHUNK_ROW` per chunk, shape ``(n,)``, in the order of the chunks in the shard.
     """
     pairs = np.frombuffer(memoryview(index)[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
     positions = np.flatnonzero(pairs[:, 0] != ABSENT)

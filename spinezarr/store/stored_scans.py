@@ -44,7 +44,7 @@ class StoredScans:
         return {path.rstrip("/").rsplit("/", 1)[1] for path in paths}
 
     def published(self, scan_id: str) -> ScanAttributes | None:
-        """Read the attributes of a scan; None if the scan is not published or damaged."""
+        """Read the attributes of a scan; None if the scan is not published, or is damaged."""
         metadata = self._read_metadata(scan_id)
         group = None if metadata is None else readable_group(metadata)
         return None if group is None else group.attributes
@@ -71,9 +71,9 @@ class StoredScans:
         metadata = self._read_metadata(scan_id)
         published = None if metadata is None else readable_group(metadata)
         if metadata is not None and published is None:
-            # No reader can use a scan with damaged metadata, so nothing of it has to stay.
-            left = filter(is_scan_file, list_sizes(self._store.fs, folder))
-            self._store.remove(folder, [METADATA, *left])
+            # No reader can use a scan with damaged metadata, so all of its files are deleted.
+            keys = filter(is_scan_file, list_sizes(self._store.fs, folder))
+            self._store.remove(folder, [METADATA, *keys])
         return ScanWriter(self._store, folder, published, self._profile)
 
     def amend(self, scan: ScanAttributes) -> ScanAttributes:
@@ -82,7 +82,7 @@ class StoredScans:
         Returns
         -------
         ScanAttributes
-            Attributes that are published now, with a manifest that names the new metadata.
+            The published attributes, with a manifest that names the new metadata.
         """
         fs, folder = self._store.fs, self._store.scan_folder(scan.scan_id)
         metadata = fs.cat_file(f"{folder}/{METADATA}")

@@ -38,9 +38,9 @@ ANOMALY, ERRATUM = "anomaly", "erratum"
 
 _STRING = np.dtypes.StringDType()
 _MM3_PER_CM3 = 1000.0
-_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
-"""Characters that the name of an array, which is also the name of a folder, must not have."""
-_NAME_BYTES = 200
+_INVALID_CHARACTERS = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
+"""Characters that the name of an array must not have, as it is also the name of a folder."""
+_MAX_NAME_BYTES = 200
 """Longest name of a column in bytes; file systems allow 255."""
 
 
@@ -79,9 +79,9 @@ def build_table(
         voxels) and ``annotated_centroid_zyx_mm`` (from the dataset's own centroid file) are
         positions in RAS+ mm, NaN for an absent vertebra. ``bbox_start_zyx`` and ``bbox_stop_zyx``
         (half open) are voxel indices, -1 for an absent vertebra. Each column of the dataset's own
-        tables is a column of text; ``anomaly`` and ``erratum`` are always there.
+        tables is a column of text; ``anomaly`` and ``erratum`` always exist.
     """
-    return _laid_out(root, _rows_of_scans(list(scans)), audited or {})
+    return _lay_out(root, _rows_of_scans(list(scans)), audited or {})
 
 
 def table_attributes(root: RootAttributes) -> dict[str, str]:
@@ -91,7 +91,7 @@ def table_attributes(root: RootAttributes) -> dict[str, str]:
 
 
 def root_from_table(attributes: Mapping[str, str]) -> RootAttributes:
-    """Return the attributes of the root from those of the table, see :func:`table_attributes`."""
+    """Return the attributes of the root from those of the table; see :func:`table_attributes`."""
     empty = dict.fromkeys(("title", "license", "citation"), "")
     fields = {"format_version": FORMAT_VERSION, **empty, **attributes}
     return RootAttributes.model_validate(fields)
@@ -128,9 +128,9 @@ def update_table(
         Audit results of all scans, as in :func:`build_table`.
     """
     names = known.scan.to_numpy().tolist()
-    stays = np.array([name not in changed for name in names], bool)
-    rows = _rows_of_table(known.isel(scan=np.flatnonzero(stays)))
-    return _laid_out(root, rows.joined(_rows_of_scans(list(changed.values()))), audited)
+    is_unchanged = np.array([name not in changed for name in names], bool)
+    rows = _rows_of_table(known.isel(scan=np.flatnonzero(is_unchanged)))
+    return _lay_out(root, rows.join(_rows_of_scans(list(changed.values()))), audited)
 
 
 Columns = dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]]
@@ -138,14 +138,14 @@ Columns = dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """Rows of a table in any order, before the columns of the dataset's own tables are named."""
+    """Rows of a table in any order. The columns of the dataset's own tables have no names yet."""
 
     scan_ids: list[str]
     columns: Columns
     source_cells: list[dict[str, str]]
     """Cells of the dataset's own tables for each scan, by column; without empty texts."""
 
-    def joined(self, other: "_Rows") -> "_Rows":
+    def join(self, other: "_Rows") -> "_Rows":
         columns = {
             name: (dims, np.concatenate([values, other.columns[name][1]]), attributes)
             for name, (dims, values, attributes) in self.columns.items()
@@ -171,10 +171,10 @@ def _rows_of_table(table: "xr.Dataset") -> _Rows:
         name: (dims, table[name].to_numpy().astype(empty.dtype), attributes)
         for name, (dims, empty, attributes) in layout.items()
     }
-    theirs = set(map(str, table.data_vars)) - columns.keys() - _audit_columns((), {}).keys()
+    source_names = set(map(str, table.data_vars)) - columns.keys() - _audit_columns((), {}).keys()
     texts = {
         str(table[name].attrs.get("long_name", name)): table[name].to_numpy().tolist()
-        for name in sorted(theirs)
+        for name in sorted(source_names)
     }
     scan_ids = [str(name) for name in table.scan.to_numpy()]
     source_cells = [
@@ -184,7 +184,7 @@ def _rows_of_table(table: "xr.Dataset") -> _Rows:
     return _Rows(scan_ids, columns, source_cells)
 
 
-def _laid_out(
+def _lay_out(
     root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedScan]
 ) -> "xr.Dataset":
     """Sort rows, and name the columns of the dataset's own tables."""
@@ -205,7 +205,7 @@ def _laid_out(
         "vertebra": ("vertebra", _strings(LEVELS)),
         "axis": ("axis", _strings("zyx")),
     }
-    import xarray as xr  # noqa: PLC0415  takes long, and those who train make no table
+    import xarray as xr  # noqa: PLC0415  its import is slow, and training makes no table
 
     return xr.Dataset(columns, coordinates, table_attributes(root))
 
@@ -258,7 +258,7 @@ def _grid_columns(rows: Sequence[ScanAttributes]) -> Columns:
 
 
 def _value_columns(rows: Sequence[ScanAttributes]) -> Columns:
-    """Return what kind of values image and mask of each scan have."""
+    """Return types and ranges of the values in the image and mask of each scan."""
     ranges = [row.image_range_hu or (np.nan, np.nan) for row in rows]
     return {
         "label_state": _column((row.label_state for row in rows), _STRING),
@@ -268,8 +268,8 @@ def _value_columns(rows: Sequence[ScanAttributes]) -> Columns:
             _STRING,
             long_name="type of the stored numbers, before their scaling",
         ),
-        "image_min_hu": _column((least for least, _ in ranges), "f8", units="HU"),
-        "image_max_hu": _column((most for _, most in ranges), "f8", units="HU"),
+        "image_min_hu": _column((low for low, _ in ranges), "f8", units="HU"),
+        "image_max_hu": _column((high for _, high in ranges), "f8", units="HU"),
         "image_nan_voxels": _column(
             (row.image_nan_voxels for row in rows),
             "i8",
@@ -309,9 +309,9 @@ def _content_columns(rows: Sequence[ScanAttributes]) -> Columns:
 
 
 def with_audit_results(table: "xr.Dataset", audited: Mapping[str, AuditedScan]) -> "xr.Dataset":
-    """Return a table that was read with other audit results, ready to be written.
+    """Replace the audit results in a table that was read, so that it can be written.
 
-    Rows of scans that cannot be read any more stay.
+    Rows of scans that can no longer be read stay.
     """
     texts = {
         name: variable.astype(_STRING)
@@ -326,12 +326,12 @@ def _audit_columns(scan_ids: Iterable[str], audited: Mapping[str, AuditedScan]) 
     results = [audited.get(scan_id) for scan_id in scan_ids]
     return {
         "audit": _column(
-            ("" if found is None else found.verdict for found in results),
+            ("" if result is None else result.verdict for result in results),
             _STRING,
             long_name="ok, or worst severity found; empty if not audited",
         ),
         "audit_findings": _column(
-            ("" if found is None else found.summary for found in results), _STRING
+            ("" if result is None else result.summary for result in results), _STRING
         ),
     }
 
@@ -346,11 +346,11 @@ def _source_columns(source_cells: Sequence[Mapping[str, str]], taken: Collection
 
     A name that spinezarr uses itself gets the suffix ``_in_source``. A name that no Zarr array can
     have is changed. The attribute ``long_name`` then holds the original name. Columns without text
-    are left out and the others sorted, so that the table depends on its scans alone and not on the
-    order in which they were added.
+    are left out and the others are sorted, so that the table depends on its scans alone and not on
+    the order in which they were added.
     """
-    found = sorted({name for cells in source_cells for name in cells} - {ANOMALY, ERRATUM})
-    names = [ANOMALY, ERRATUM, *found]
+    source_names = sorted({name for cells in source_cells for name in cells} - {ANOMALY, ERRATUM})
+    names = [ANOMALY, ERRATUM, *source_names]
     columns: Columns = {}
     used = set(taken)
     for name in names:
@@ -361,26 +361,26 @@ def _source_columns(source_cells: Sequence[Mapping[str, str]], taken: Collection
     return columns
 
 
-def _free_name(name: str, taken: Collection[str], wanted: Collection[str]) -> str:
-    """Return a valid name of an array that no other column has or wants.
+def _free_name(name: str, taken: Collection[str], originals: Collection[str]) -> str:
+    """Return a valid name of an array that is neither taken nor the original name of another.
 
     References
     ----------
     Zarr v3, "Node names": https://zarr-specs.readthedocs.io/en/latest/v3/core/
     """
     shown = name if is_printable(name) else (c if is_printable(c) else "_" for c in name)
-    column = _NO_NAME.sub("_", "".join(shown))
-    while len(column.encode()) > _NAME_BYTES:
+    column = _INVALID_CHARACTERS.sub("_", "".join(shown))
+    while len(column.encode()) > _MAX_NAME_BYTES:
         column = column[:-1]
     if not column.strip("._") or column.startswith("__") or column == "zarr.json":
         column = f"column_{column}"
     if column in taken:
         column = f"{column}_in_source"
-    free, count = column, 1
-    while free in taken or (free != name and free in wanted):
+    candidate, count = column, 1
+    while candidate in taken or (candidate != name and candidate in originals):
         count += 1
-        free = f"{column}_{count}"
-    return free
+        candidate = f"{column}_{count}"
+    return candidate
 
 
 def _vertebra_columns(rows: Sequence[ScanAttributes]) -> Columns:
@@ -396,16 +396,16 @@ def _vertebra_columns(rows: Sequence[ScanAttributes]) -> Columns:
         affine = np.array(row.affine)
         voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
         for name, vertebra in row.vertebrae.items():
-            at = i, LEVELS.index(name)
-            count[at] = vertebra.voxel_count
-            volume[at] = vertebra.voxel_count * voxel_mm3 / _MM3_PER_CM3
-            centroid[at] = (affine @ (*vertebra.centroid_zyx[::-1], 1))[2::-1]
-            start[at] = vertebra.start_zyx
-            stop[at] = vertebra.stop_zyx
+            cell = i, LEVELS.index(name)
+            count[cell] = vertebra.voxel_count
+            volume[cell] = vertebra.voxel_count * voxel_mm3 / _MM3_PER_CM3
+            centroid[cell] = (affine @ (*vertebra.centroid_zyx[::-1], 1))[2::-1]
+            start[cell] = vertebra.start_zyx
+            stop[cell] = vertebra.stop_zyx
         for name, point in row.centroids.items():
-            at = i, LEVELS.index(name)
-            annotated[at] = point.position_zyx_mm
-            distance[at] = np.nan if point.label_distance_mm is None else point.label_distance_mm
+            cell = i, LEVELS.index(name)
+            annotated[cell] = point.position_zyx_mm
+            distance[cell] = np.nan if point.label_distance_mm is None else point.label_distance_mm
     by_vertebra = ("scan", "vertebra")
     by_axis = (*by_vertebra, "axis")
     return {

@@ -1,7 +1,7 @@
 """How are the files of the scan table parsed within bounds?
 
-A store may come from anybody, and zarr-python would allocate whatever the files ask for. This
-module accepts the data types and dimensions that the table has, and bounds the memory of all
+A store may come from anybody, and zarr-python would allocate as much memory as the files state.
+This module accepts the data types and dimensions that the table has, and bounds the memory of all
 columns together.
 """
 
@@ -31,14 +31,14 @@ from spinezarr.vertebrae import LEVELS, LabelState
 
 __all__ = ["StoredTable", "TableFile", "is_table_file", "parse_table"]
 
-_COLUMNS_BYTES: Final = 192 << 20
+_MAX_TABLE_BYTES: Final = 192 << 20
 """Largest memory of all columns together, in bytes."""
 _ZSTD_MAGIC: Final = 0xFD2FB528
 _ZSTD_HEADER_BYTES: Final = 6
 """Size of the shortest Zstandard header that states the size of the content, in bytes."""
 _DTYPES: Final = get_args(ImageDtype)
 _DTYPE_COLUMNS: Final = ("image_dtype", "image_stored_dtype")
-_COUNTS: Final = (
+_COUNT_COLUMNS: Final = (
     "voxel_count",
     "image_nan_voxels",
     "image_infinite_voxels",
@@ -46,7 +46,7 @@ _COUNTS: Final = (
     "source_bytes",
     "stored_bytes",
 )
-_POSITIONS: Final = (
+_POSITION_COLUMNS: Final = (
     "centroid_zyx_mm",
     "annotated_centroid_zyx_mm",
     "annotated_centroid_distance_mm",
@@ -60,7 +60,7 @@ _DIMENSIONS: Final = (
     ("scan", "vertebra"),
     ("scan", "vertebra", "axis"),
 )
-_FILL: Final[dict[str, Any]] = {"string": "", "int32": 0, "int64": 0, "float64": math.nan}
+_FILL_VALUES: Final[dict[str, Any]] = {"string": "", "int32": 0, "int64": 0, "float64": math.nan}
 """Value of a column whose chunk is not stored, by data type."""
 _XARRAY_ATTRIBUTES: Final = {"_FillValue", "coordinates"}
 """Attributes with which xarray encodes a column; the decoded values do not need them."""
@@ -186,7 +186,7 @@ class StoredTable:
     """The checked ``zarr.json`` of a table, from which its chunks can be read."""
 
     manifest: Mapping[str, ManifestEntry]
-    """Entries of all files but ``zarr.json``, by key below the table's folder."""
+    """Entries of all files except ``zarr.json``, by key below the table's folder."""
     columns: Mapping[str, _Column]
     """Metadata of the columns by name."""
     attributes: Mapping[str, str]
@@ -200,13 +200,13 @@ class StoredTable:
     @property
     def separator(self) -> Separator:
         """Separator in the keys of its chunks."""
-        found = {
+        separators = {
             column.chunk_key_encoding.configuration.separator for column in self.columns.values()
         }
-        return "." if "." in found else "/"
+        return "." if "." in separators else "/"
 
     def table(self, chunks: Mapping[str, bytes]) -> ScanTable:
-        """Decode the columns; text becomes NumPy arrays of objects.
+        """Decode the columns; columns of text become NumPy arrays of Python objects.
 
         Parameters
         ----------
@@ -219,10 +219,10 @@ class StoredTable:
             If they are not the columns of a scan table.
         """
         columns: dict[str, Column] = {}
-        room = _COLUMNS_BYTES
+        free_bytes = _MAX_TABLE_BYTES
         for name, column in self.columns.items():
-            values, n_bytes = _values(column, chunks.get(f"{name}/{column.key}"), room)
-            room -= n_bytes
+            values, n_bytes = _decode_column(column, chunks.get(f"{name}/{column.key}"), free_bytes)
+            free_bytes -= n_bytes
             attributes = {k: v for k, v in column.attributes.items() if k not in _XARRAY_ATTRIBUTES}
             columns[name] = Column(column.dimension_names, values, attributes)
         table = ScanTable(columns, self.attributes)
@@ -239,27 +239,29 @@ def parse_table(data: bytes) -> StoredTable:
         If spinezarr did not write it, or it is damaged.
     """
     group = parse_sealed(data, _TableGroup)
-    found = group.attributes
-    attributes = found.model_dump(exclude={"manifest"}, exclude_none=True)
-    return StoredTable(found.manifest, group.consolidated_metadata.metadata, attributes)
+    manifest = group.attributes.manifest
+    attributes = group.attributes.model_dump(exclude={"manifest"}, exclude_none=True)
+    return StoredTable(manifest, group.consolidated_metadata.metadata, attributes)
 
 
-def _values(column: _Column, chunk: bytes | None, room: int) -> tuple[npt.NDArray[Any], int]:
-    """Decode a column; return it and its size in memory, which is at most ``room`` bytes."""
+def _decode_column(
+    column: _Column, chunk: bytes | None, free_bytes: int
+) -> tuple[npt.NDArray[Any], int]:
+    """Decode a column; return it and its size in bytes, which is at most ``free_bytes``."""
     n = math.prod(column.shape)
     dtype = np.dtype(object if column.data_type == "string" else column.data_type)
     n_bytes = n * dtype.itemsize
-    if n_bytes > room:
-        raise DamagedMetadataError("larger columns", f"at most {_COLUMNS_BYTES} bytes together")
+    if n_bytes > free_bytes:
+        raise DamagedMetadataError("larger columns", f"at most {_MAX_TABLE_BYTES} bytes together")
     if chunk is None:
-        return np.full(column.shape, _FILL[column.data_type], dtype), n_bytes
+        return np.full(column.shape, _FILL_VALUES[column.data_type], dtype), n_bytes
     packed, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
     found, expected = crc32c(packed), int.from_bytes(checksum, "little")
     if found != expected:
         raise DamagedMetadataError(f"a column with crc32c {found:08x}", f"{expected:08x}")
     size = _decoded_bytes(packed)
     is_text = dtype.kind == "O"
-    if size + n_bytes > room or not (is_text or size == n_bytes):
+    if size + n_bytes > free_bytes or not (is_text or size == n_bytes):
         raise DamagedMetadataError(f"a column of {size} bytes", f"{n} values of {column.data_type}")
     decoded = np.empty(size, np.uint8)
     try:
@@ -269,7 +271,7 @@ def _values(column: _Column, chunk: bytes | None, room: int) -> tuple[npt.NDArra
     if not is_text:
         return decoded.view(dtype.newbyteorder("<")).astype(dtype).reshape(column.shape), n_bytes
     texts = np.empty(n, object)
-    texts[:] = list(_texts(decoded.tobytes(), n))
+    texts[:] = list(_decode_texts(decoded.tobytes(), n))
     return texts.reshape(column.shape), size + n_bytes
 
 
@@ -280,27 +282,27 @@ def _decoded_bytes(packed: bytes) -> int:
     size_bytes = (single, 2, 4, 8)[width]
     if magic != _ZSTD_MAGIC or not size_bytes or len(packed) < _ZSTD_HEADER_BYTES:
         raise DamagedMetadataError("other bytes", "a Zstandard frame that states its size")
-    at = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
-    size = int.from_bytes(packed[at : at + size_bytes], "little")
-    return size + 256 if size_bytes == 2 else size  # noqa: PLR2004  as the RFC has it
+    offset = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(packed[offset : offset + size_bytes], "little")
+    return size + 256 if size_bytes == 2 else size  # noqa: PLR2004  numbers of the RFC
 
 
-def _texts(data: bytes, n: int) -> Iterator[str]:
+def _decode_texts(data: bytes, n: int) -> Iterator[str]:
     """Yield the texts of numcodecs' ``vlen-utf8``: their count, then each with its length."""
-    found = int.from_bytes(data[:4], "little")
-    if found != n:
-        raise DamagedMetadataError(f"a column of {found} texts", f"{n}")
-    at = 4
+    count = int.from_bytes(data[:4], "little")
+    if count != n:
+        raise DamagedMetadataError(f"a column of {count} texts", f"{n}")
+    end = 4
     for _ in range(n):
-        start = at + 4
-        at = start + int.from_bytes(data[at:start], "little")
-        if at > len(data) or start > len(data):
+        start = end + 4
+        end = start + int.from_bytes(data[end:start], "little")
+        if end > len(data) or start > len(data):
             raise DamagedMetadataError("a column that ends early", f"{n} texts")
         try:
-            yield data[start:at].decode()
+            yield data[start:end].decode()
         except UnicodeDecodeError as problem:
             raise DamagedMetadataError(f"other bytes ({problem})", "texts in UTF-8") from None
-    if at != len(data):
+    if end != len(data):
         raise DamagedMetadataError("bytes after the last text of a column", "none")
 
 
@@ -309,38 +311,38 @@ def _check_values(table: ScanTable) -> None:
     for name, (dimensions, dtype) in fixed_columns().items():
         if name not in table.columns:
             raise DamagedMetadataError("no such column", "one", name)
-        found = table.columns[name]
-        found_dtype = found.values.dtype
-        if found.dimensions != dimensions or (found_dtype != dtype and dtype.kind != "T"):
+        column = table.columns[name]
+        found = column.values.dtype
+        if column.dimensions != dimensions or (found != dtype and dtype.kind != "T"):
             raise DamagedMetadataError(
-                f"{found.dimensions} of {found_dtype}", f"{dimensions} of {dtype}", name
+                f"{column.dimensions} of {found}", f"{dimensions} of {dtype}", name
             )
-        if (found_dtype.kind == "O") != (dtype.kind == "T"):
-            raise DamagedMetadataError(f"{found_dtype}", f"{dtype}", name)
+        if (found.kind == "O") != (dtype.kind == "T"):
+            raise DamagedMetadataError(f"{found}", f"{dtype}", name)
     if table["vertebra"].tolist() != list(LEVELS) or table["axis"].tolist() != [*"zyx"]:
         raise DamagedMetadataError("other vertebrae or axes", "C1 to the last level, and z, y, x")
     scans = table["scan"].tolist()
     if len(set(scans)) != len(scans) or not all(map(is_scan_id, scans)):
         raise DamagedMetadataError(
-            "several rows of a scan, or an impossible name", "one row a scan", "scan"
+            "several rows of a scan, or an impossible name", "one row per scan", "scan"
         )
     shape, spacing = table["shape_zyx"], table["spacing_zyx_mm"]
     start, stop = table["bbox_start_zyx"], table["bbox_stop_zyx"]
     absent = (start == -1).all(-1) & (stop == -1).all(-1)
     inside = ((start >= 0) & (start < stop) & (stop <= shape[:, None])).all(-1)
-    sound = {
+    valid = {
         "shape_zyx": (shape >= 1) & (shape <= LARGEST_AXIS),
         "spacing_zyx_mm": (spacing > 0) & (spacing <= LARGEST_LENGTH_MM),
         "bbox_start_zyx": absent | inside,
-        **{name: table[name] >= 0 for name in _COUNTS},
-        **{name: ~(np.abs(table[name]) > LARGEST_LENGTH_MM) for name in _POSITIONS},
+        **{name: table[name] >= 0 for name in _COUNT_COLUMNS},
+        **{name: ~(np.abs(table[name]) > LARGEST_LENGTH_MM) for name in _POSITION_COLUMNS},
         **{name: np.isin(table[name], _DTYPES) for name in _DTYPE_COLUMNS},
         "orientation": np.isin(table["orientation"], [*ORIENTATIONS]),
         "label_state": np.isin(table["label_state"], [*get_args(LabelState), "none"]),
     }
-    for name, is_sound in sound.items():
-        if not is_sound.all():
-            row = int(np.flatnonzero(~is_sound.reshape(len(scans), -1).all(1))[0])
+    for name, is_valid in valid.items():
+        if not is_valid.all():
+            row = int(np.flatnonzero(~is_valid.reshape(len(scans), -1).all(1))[0])
             raise DamagedMetadataError(
                 f"an impossible value of scan {scans[row]!r}", "a possible one", name
             )

@@ -16,7 +16,7 @@ ReadFiles = Callable[[Iterable[str]], Mapping[str, bytes]]
 
 
 class TableRow(NamedTuple):
-    """The cells of a scan's row of the scan table that a reader compares with the scan."""
+    """The cells of a row of the scan table that a reader compares with the scan."""
 
     content_checksum: str
     shape_zyx: ShapeZYX
@@ -33,7 +33,7 @@ def rows_of(table: ScanTable) -> dict[str, TableRow]:
 
 
 def read_table(read: ReadFiles, folder: str, url: str) -> ScanTable:
-    """Read the scan table of a store into memory; text as NumPy objects.
+    """Read the scan table of a store into memory. Texts become Python objects.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def read_table(read: ReadFiles, folder: str, url: str) -> ScanTable:
     Raises
     ------
     CorruptStoreError
-        If a file of it is missing or damaged.
+        If a file of the table is missing or damaged.
     """
     raw = read([f"{folder}/zarr.json"]).get(f"{folder}/zarr.json")
     if raw is None:
@@ -67,5 +67,5 @@ def read_table(read: ReadFiles, folder: str, url: str) -> ScanTable:
     except DamagedMetadataError as problem:
         raise CorruptStoreError(
             f"{folder}/zarr.json: is damaged ({problem}). "
-            "Run the same 'spinezarr ingest' again with --repair: it writes the table anew."
+            "Run the same 'spinezarr ingest' again with --repair to write the table anew."
         ) from problem

@@ -1,4 +1,4 @@
-"""How are large files uploaded while the next ones are being made?"""
+"""How are large files uploaded while the next ones are made?"""
 
 import threading
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ from spinezarr.store.folder import StoreFileSystem
 
 __all__ = ["Uploads"]
 
-_IN_FLIGHT: Final = 2
-"""Number of files in memory at once: one is sent while the next one is completed."""
+_MAX_IN_FLIGHT: Final = 2
+"""Largest number of files in memory: one is sent while the next one is completed."""
 
 
 class Uploads:
@@ -37,7 +37,7 @@ class Uploads:
     ) -> None:
         self._fs = fs
         self._changing = changing
-        self._room = threading.BoundedSemaphore(_IN_FLIGHT)
+        self._slots = threading.BoundedSemaphore(_MAX_IN_FLIGHT)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._futures: dict[str, Future[None]] = {}
@@ -51,23 +51,23 @@ class Uploads:
         Raises
         ------
         OSError
-            If this file, or one before it, could not be written.
+            If this file or an earlier one could not be written.
         """
         if isinstance(self._fs, StoreFileSystem):
             write_parts(self._fs, path, parts, self._changing)
             return
-        before = self._futures.get(path)
-        if before is not None:
-            before.result()  # two uploads of one file could end in any order
-        self._room.acquire()
+        previous = self._futures.get(path)
+        if previous is not None:
+            previous.result()  # two concurrent uploads of one file could end in any order
+        self._slots.acquire()
         try:
             data = b"".join(parts)
         except BaseException:
-            self._room.release()
+            self._slots.release()
             raise
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="spinezarr-upload")
+                self._pool = ThreadPoolExecutor(_MAX_IN_FLIGHT, thread_name_prefix="spinezarr-upload")
             self._futures[path] = self._pool.submit(self._send, path, data)
             done = [future for future in self._futures.values() if future.done()]
         for future in done:
@@ -77,7 +77,7 @@ class Uploads:
         try:
             write_file(self._fs, path, data)
         finally:
-            self._room.release()
+            self._slots.release()
 
     def finish(self) -> None:
         """Wait until all files are written.

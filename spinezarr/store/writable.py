@@ -17,8 +17,8 @@ __all__ = ["WritableStore"]
 class WritableStore:
     """The files of a store and the lock that protects each change of them.
 
-    The parts of a writer share one. It can be pickled: a worker in another process then checks the
-    same lock.
+    All parts of a writer share one object. It can be pickled: a worker in another process then
+    checks the same lock.
     """
 
     fs: fsspec.AbstractFileSystem
@@ -33,7 +33,7 @@ class WritableStore:
     """Whether a run wrote after it had lost the lock, and no run has written the table since."""
 
     def changing(self) -> AbstractContextManager[None]:
-        """Return the context to change files in, where no other run can take the lock."""
+        """Return a context in which files may be changed, as no other run can take the lock."""
         return nullcontext() if self.guard is None else self.guard.changing()
 
     def check_lock(self) -> None:
@@ -53,7 +53,7 @@ class WritableStore:
 
     def remove(self, folder: str, keys: Iterable[str]) -> None:
         """Delete files below a folder while the lock is held."""
-        wanted = list(keys)
-        if wanted:
+        keys = list(keys)
+        if keys:
             with self.changing():
-                remove_files(self.fs, folder, wanted)
+                remove_files(self.fs, folder, keys)

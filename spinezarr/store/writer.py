@@ -35,7 +35,7 @@ class StoreWriter:
         Path or URL of the store.
     root
         Attributes of the root. An existing store must be of the same dataset. If they name no codec
-        profile, that of the store is taken, or the default for a new store.
+        profile, the store keeps its own, and a new store gets the default.
     storage_options
         Options for the file system of ``url``.
     repair
@@ -79,13 +79,12 @@ class StoreWriter:
 
     @contextmanager
     def lock(self, purpose: str) -> Iterator[StoreLock]:
-        """Be the only writer while the context lasts.
+        """Hold the lock of the store while the context lasts, so that there is no other writer.
 
         Parameters
         ----------
         purpose
-            What the lock is held for, such as "an ingest". The message that another writer gets
-            names it.
+            Operation that needs the lock, such as "an ingest"; messages to other writers name it.
 
         Raises
         ------
@@ -111,9 +110,11 @@ class StoreWriter:
             yield lock
 
     def recover(self, trusted: Mapping[str, str] | None = None) -> dict[str, ScanAttributes]:
-        """Delete what dead writers left and return all whole scans; see :func:`recover_store`."""
+        """Delete the leftovers of dead writers; return all whole scans. See :func:`recover_store`.
+        """
         return recover_store(self._files, trusted)
 
     def recover_scan(self, scan_id: str) -> ScanAttributes | None:
-        """Delete what dead workers left of one scan; return its attributes if it is whole."""
+        """Delete the leftovers of dead workers in one scan; return its attributes if it is whole.
+        """
         return recover_scan(self._files, scan_id)
