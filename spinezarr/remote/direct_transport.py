@@ -28,11 +28,11 @@ from spinezarr.remote.errors import (
     CONTENT_RANGE,
     MAX_REDIRECTS,
     certificate_error,
-    no_answer_error,
+    no_response_error,
     object_changed_error,
     redirect_error,
     response_error,
-    stalled_answer_error,
+    stalled_response_error,
 )
 from spinezarr.remote.http1 import (
     HttpClient,
@@ -60,7 +60,7 @@ T = TypeVar("T")
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _OTHER_REGION: Final = {"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect"}
 """Error codes after which botocore looks up the region of the bucket."""
-_REDIRECTED: Final = {
+_REDIRECT_STATUSES: Final = {
     HTTPStatus.MOVED_PERMANENTLY,
     HTTPStatus.FOUND,
     HTTPStatus.SEE_OTHER,
@@ -68,15 +68,15 @@ _REDIRECTED: Final = {
     HTTPStatus.PERMANENT_REDIRECT,
 }
 _TARGET: Final = re.compile(r"[!-~]+")
-_LOCATIONS_KEPT: Final = 1024
-"""Locations that are remembered: a training reads the same shards many times."""
+_CACHED_LOCATIONS: Final = 1024
+"""Number of locations in memory; a training reads the same shards many times."""
 _DROPPED_SEGMENTS: Final = {"", ".", ".."}
 
 
 class UnsupportedRequestError(Exception):
     """Our own client cannot send the request, or does not understand the response.
 
-    fsspec knows more of HTTP, and says what is wrong with a response.
+    fsspec supports more of HTTP, and raises the error that fits a response.
     """
 
 
@@ -98,9 +98,9 @@ class ObjectLocation:
     signs_slowly: Callable[[], bool] = lambda: False
     """Whether signing takes long, because credentials must be renewed first."""
 
-    def request(self, asked: Mapping[str, str], body: bytes | None = None) -> bytes:
+    def request(self, headers: Mapping[str, str], body: bytes | None = None) -> bytes:
         """Return the bytes of a request: GET, or POST if there is a JSON body."""
-        headers = {**self.headers, **asked}
+        headers = {**self.headers, **headers}
         if self.sign is not None:
             headers = {**self.sign(self, headers)}
         method = "GET"
@@ -108,8 +108,8 @@ class ObjectLocation:
             method = "POST"
             headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
         lines = [f"{method} {self.target} HTTP/1.1", f"Host: {self.host}"]
-        own = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "spinezarr"}
-        lines += [f"{name}: {text}" for name, text in {**own, **headers}.items()]
+        defaults = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "spinezarr"}
+        lines += [f"{name}: {text}" for name, text in {**defaults, **headers}.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
 
@@ -139,12 +139,12 @@ class DirectTransport:
         self._scheme = url.partition("://")[0]
         self._is_s3 = self._scheme in {"s3", "s3a"}
         self._client = HttpClient(StallDetector(settings))
-        self._left: set[str] = set()
+        self._fsspec_buckets: set[str] = set()
         """Buckets that only fsspec can read."""
-        self._known: set[str] = set()
+        self._located_buckets: set[str] = set()
         """Buckets whose settings are known, so that locating an object takes no time."""
         self._lock = Lock()
-        self._locate = lru_cache(_LOCATIONS_KEPT)(locator.locate)
+        self._locate = lru_cache(_CACHED_LOCATIONS)(locator.locate)
         self._loop = get_loop()
         weakref.finalize(self, _close, self._loop, self._client)
 
@@ -158,7 +158,7 @@ class DirectTransport:
         """
         return (await self.get_response(ObjectRequest(path, start, stop, limit_bytes))).data
 
-    async def get_response(self, wanted: ObjectRequest) -> ObjectResponse:
+    async def get_response(self, request: ObjectRequest) -> ObjectResponse:
         """See :class:`spinezarr.remote.transport.Transport`.
 
         Raises
@@ -166,7 +166,7 @@ class DirectTransport:
         UnsupportedRequestError
             If only fsspec can read the object.
         """
-        return await self._on_loop(self._get(wanted))
+        return await self._on_loop(self._get(request))
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         if asyncio.get_running_loop() is self._loop:
@@ -190,100 +190,102 @@ class DirectTransport:
 
     async def _post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         location = await self._location(path)
-        answer = await self._asked(
-            path, location, ObjectRequest(path, limit_bytes=limit_bytes), body
-        )
-        if answer.status == HTTPStatus.OK:
-            return answer.body
-        raise self._explained(path, answer)
+        request = ObjectRequest(path, limit_bytes=limit_bytes)
+        response = await self._send(path, location, request, body)
+        if response.status == HTTPStatus.OK:
+            return response.body
+        raise self._response_error(path, response)
 
     async def get_ranges(
         self, path: str, spans: Sequence[tuple[int, int]]
     ) -> Sequence[Buffer] | None:
         """See :class:`spinezarr.remote.transport.Transport`."""
-        asked = (self.get(path, start, stop, 0) for start, stop in spans)
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        return [b"" if isinstance(data, BaseException) else data for data in found]
+        reads = (self.get(path, start, stop, 0) for start, stop in spans)
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        return [b"" if isinstance(data, BaseException) else data for data in results]
 
-    async def _get(self, wanted: ObjectRequest) -> ObjectResponse:
-        path = wanted.path
+    async def _get(self, request: ObjectRequest) -> ObjectResponse:
+        path = request.path
         location = await self._location(path)
-        answer = await self._asked(path, location, wanted)
-        if answer.status in _REDIRECTED and not self._is_s3:
-            answer = await self._followed(path, location, answer, wanted)
-        if answer.status == HTTPStatus.PARTIAL_CONTENT and wanted.range:
-            return self._taken(_checked(answer, wanted.start, wanted.stop), answer, wanted)
-        if answer.status == HTTPStatus.OK and not wanted.range:
-            return self._taken(answer.body, answer, wanted)
-        if answer.status == HTTPStatus.NOT_MODIFIED and wanted.if_none_match:
+        response = await self._send(path, location, request)
+        if response.status in _REDIRECT_STATUSES and not self._is_s3:
+            response = await self._follow_redirects(path, location, response, request)
+        if response.status == HTTPStatus.PARTIAL_CONTENT and request.range:
+            data = _requested_range(response, request.start, request.stop)
+            return self._to_object_response(data, response, request)
+        if response.status == HTTPStatus.OK and not request.range:
+            return self._to_object_response(response.body, response, request)
+        if response.status == HTTPStatus.NOT_MODIFIED and request.if_none_match:
             return NOT_MODIFIED
-        raise self._explained(path, answer)
+        raise self._response_error(path, response)
 
-    def _taken(self, data: Buffer, answer: HttpResponse, wanted: ObjectRequest) -> ObjectResponse:
-        found = ObjectResponse(data, answer.headers)
-        if not wanted.accepts(found):
-            raise object_changed_error(self._where(wanted.path))
-        return found
+    def _to_object_response(
+        self, data: Buffer, response: HttpResponse, request: ObjectRequest
+    ) -> ObjectResponse:
+        result = ObjectResponse(data, response.headers)
+        if not request.accepts(result):
+            raise object_changed_error(self._where(request.path))
+        return result
 
-    async def _followed(
-        self, path: str, location: ObjectLocation, answer: HttpResponse, wanted: ObjectRequest
+    async def _follow_redirects(
+        self, path: str, location: ObjectLocation, response: HttpResponse, request: ObjectRequest
     ) -> HttpResponse:
         """Follow redirects, and return the response at their end."""
         url, where = path, self._where(path)
         for _ in range(MAX_REDIRECTS):
-            redirect_to = answer.headers.get("location")
-            if answer.status not in _REDIRECTED or redirect_to is None:
-                return answer
-            url = _joined(url, redirect_to, where)
-            location = _redirected(location, url, where)
-            answer = await self._asked(path, location, wanted)
-        if answer.status in _REDIRECTED:
-            raise redirect_error(where, f"it leads on more than {MAX_REDIRECTS} times")
-        return answer
+            target = response.headers.get("location")
+            if response.status not in _REDIRECT_STATUSES or target is None:
+                return response
+            url = _join_url(url, target, where)
+            location = _redirect_location(location, url, where)
+            response = await self._send(path, location, request)
+        if response.status in _REDIRECT_STATUSES:
+            raise redirect_error(where, f"more than {MAX_REDIRECTS} redirects follow each other")
+        return response
 
     def _where(self, path: str) -> str:
         return redact_url(path if "://" in path else f"{self._scheme}://{path}")
 
-    async def _asked(
-        self, path: str, location: ObjectLocation, wanted: ObjectRequest, body: bytes | None = None
+    async def _send(
+        self, path: str, location: ObjectLocation, request: ObjectRequest, body: bytes | None = None
     ) -> HttpResponse:
         try:
             if location.signs_slowly():
-                request = await asyncio.to_thread(location.request, wanted.headers, body)
+                message = await asyncio.to_thread(location.request, request.headers, body)
             else:
-                request = location.request(wanted.headers, body)
-            return await self._client.send(location.server, request, wanted.max_bytes)
-        except PermissionError as caught:  # raised while signing
+                message = location.request(request.headers, body)
+            return await self._client.send(location.server, message, request.max_bytes)
+        except PermissionError as caught:  # signing raised it
             problem: Exception = caught
         except UnsupportedResponseError:
             problem = UnsupportedRequestError()
         except IncompleteResponseError:
-            problem = no_answer_error(self._where(path))
+            problem = no_response_error(self._where(path))
         except StalledError:
-            problem = stalled_answer_error(self._where(path))
+            problem = stalled_response_error(self._where(path))
         except ssl.SSLCertVerificationError:
             problem = certificate_error(self._where(path))
         except (OSError, ValueError):
             scheme = "https" if location.server.context else "http"
-            problem = no_answer_error(self._where(path), f"{scheme}://{location.host}")
-        # Not raised in the handler: the original error may contain a secret.
+            problem = no_response_error(self._where(path), f"{scheme}://{location.host}")
+        # It is not raised in the handler, as the original error may contain a secret.
         raise problem
 
     async def _location(self, path: str) -> ObjectLocation:
         name = path.partition("/")[0] if self._is_s3 else ""
-        if name in self._left:
+        if name in self._fsspec_buckets:
             raise UnsupportedRequestError
         try:
-            if name in self._known or not self._is_s3:
+            if name in self._located_buckets or not self._is_s3:
                 location = self._locate(path)
             else:
                 location = await asyncio.to_thread(self._locate_slowly, path)
-                self._known.add(name)
+                self._located_buckets.add(name)
         except PermissionError as problem:
             problem.filename = self._where(path)
             raise
         except (UnsupportedRequestError, ValueError, OSError):
-            self._left.add(name)
+            self._fsspec_buckets.add(name)
             raise UnsupportedRequestError from None
         if location is None or _has_proxy(location.server):
             raise UnsupportedRequestError
@@ -293,17 +295,17 @@ class DirectTransport:
         with self._lock:
             return self._locate(path)
 
-    def _explained(self, path: str, answer: HttpResponse) -> Exception:
+    def _response_error(self, path: str, response: HttpResponse) -> Exception:
         """Return the error for a response without the requested bytes."""
-        found = _CODE.search(bytes(memoryview(answer.body)))
-        code = found[1].decode() if found else ""
-        if self._is_s3 and (code in _OTHER_REGION or answer.status in _REDIRECTED):
-            self._left.add(path.partition("/")[0])
+        match = _CODE.search(bytes(memoryview(response.body)))
+        code = match[1].decode() if match else ""
+        if self._is_s3 and (code in _OTHER_REGION or response.status in _REDIRECT_STATUSES):
+            self._fsspec_buckets.add(path.partition("/")[0])
             return UnsupportedRequestError()
-        refused = answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-        if refused or answer.status < HTTPStatus.MULTIPLE_CHOICES:
+        is_unsatisfiable = response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        if is_unsatisfiable or response.status < HTTPStatus.MULTIPLE_CHOICES:
             return UnsupportedRequestError()
-        return response_error(answer.status, code, self._where(path), answer.headers)
+        return response_error(response.status, code, self._where(path), response.headers)
 
 
 def _close(loop: asyncio.AbstractEventLoop, client: HttpClient) -> None:
@@ -311,41 +313,41 @@ def _close(loop: asyncio.AbstractEventLoop, client: HttpClient) -> None:
         loop.call_soon_threadsafe(client.close)
 
 
-def _checked(answer: HttpResponse, start: int | None, stop: int | None) -> Buffer:
+def _requested_range(response: HttpResponse, start: int | None, stop: int | None) -> Buffer:
     """Return the body of a response if it is the requested range."""
-    found = CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-    if found is None:
+    match = CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+    if match is None:
         raise UnsupportedRequestError
-    first, last, total = found.groups()
+    first, last, total = match.groups()
     end = int(last) + 1
     is_whole = end == stop or (total != "*" and end == int(total) and (stop or end) >= end)
-    fits = len(memoryview(answer.body)) == end - int(first)
+    fits = len(memoryview(response.body)) == end - int(first)
     if int(first) != (start or 0) or not is_whole or not fits:
         raise UnsupportedRequestError
-    return answer.body
+    return response.body
 
 
-def _joined(url: str, redirect_to: str, where: str) -> str:
+def _join_url(url: str, target: str, where: str) -> str:
     try:
-        return urljoin(url, redirect_to)
+        return urljoin(url, target)
     except ValueError:
-        raise redirect_error(where, "it leads to what is no web server") from None
+        raise redirect_error(where, "it does not lead to a web server") from None
 
 
-def _redirected(location: ObjectLocation, url: str, where: str) -> ObjectLocation:
+def _redirect_location(location: ObjectLocation, url: str, where: str) -> ObjectLocation:
     """Return the location of a redirect. Headers for one server are not sent to another."""
-    there = location_of_url(url, {}, location.server.context)
-    if there is None:
-        raise redirect_error(where, "it leads to what is no web server")
-    is_same = there.server == location.server
-    if not is_same and is_link_local(there.server.host):
+    target = location_of_url(url, {}, location.server.context)
+    if target is None:
+        raise redirect_error(where, "it does not lead to a web server")
+    is_same = target.server == location.server
+    if not is_same and is_link_local(target.server.host):
         raise redirect_error(where, "it leads to an address of the machine's own network")
     headers = location.headers if is_same else {}
-    return ObjectLocation(there.server, there.host, there.target, headers)
+    return ObjectLocation(target.server, target.host, target.target, headers)
 
 
 def is_link_local(host: str) -> bool:
-    """Whether a host is a link-local address, at which clouds give credentials to their machines.
+    """Whether a host is a link-local address, where clouds give credentials to their machines.
 
     See RFC 3927 and RFC 4291, section 2.5.6. AWS also uses fd00:ec2::254.
     """
@@ -383,7 +385,7 @@ def default_context() -> ssl.SSLContext:
     return _contexts.setdefault("", ssl.create_default_context())
 
 
-@lru_cache(_LOCATIONS_KEPT)
+@lru_cache(_CACHED_LOCATIONS)
 def _has_proxy(server: Server) -> bool:
     """Whether the environment or the system names a proxy for a server."""
     proxies = getproxies()
@@ -392,7 +394,7 @@ def _has_proxy(server: Server) -> bool:
 
 
 def is_unambiguous_key(key: str) -> bool:
-    """Whether all clients send a key unchanged: some drop empty and dotted segments."""
+    """Whether all clients send a key unchanged; some drop empty and dotted segments."""
     return key.isprintable() and _DROPPED_SEGMENTS.isdisjoint(key.split("/"))
 
 

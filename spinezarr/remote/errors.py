@@ -26,30 +26,30 @@ __all__ = [
     "PAGE_BYTES",
     "ChangedObjectError",
     "NoRangesError",
-    "StalledAnswerError",
+    "StalledResponseError",
     "TransientError",
     "certificate_error",
     "is_web_page",
-    "no_answer_error",
     "no_ranges_error",
+    "no_response_error",
     "object_changed_error",
     "object_too_large_error",
     "range_header",
     "redirect_error",
     "response_error",
-    "stalled_answer_error",
+    "stalled_response_error",
     "transient_error",
     "web_page_error",
 ]
 
-_WORTH_ASKING_AGAIN: Final = {
+_RETRYABLE_STATUSES: Final = {
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.TOO_EARLY,
     HTTPStatus.TOO_MANY_REQUESTS,
 }
 """Statuses below 500 after which another attempt may succeed (RFC 9110, section 15; RFC 6585,
 section 4; RFC 8470)."""
-_NEVER: Final = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
+_PERMANENT_STATUSES: Final = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
 """Statuses of 500 and above after which no attempt succeeds."""
 _TRANSIENT_CODES: Final = {
     "BandwidthLimitExceeded",
@@ -80,21 +80,21 @@ _CREDENTIAL_CODES: Final = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
-_LONGEST_WAIT_S: Final = 3600.0
+_MAX_WAIT_S: Final = 3600.0
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 """A ``Content-Range`` header (RFC 9110, section 14.4)."""
 MAX_REDIRECTS: Final = 5
-"""Redirects that are followed for one request."""
-_CODE_LENGTH: Final = 64
+"""Largest number of redirects that are followed for one request."""
+_MAX_CODE_LENGTH: Final = 64
 """Longest error code that is shown; those of S3 are shorter."""
 PAGE_BYTES: Final = 64
-"""Bytes from the start that :func:`is_web_page` looks at."""
-_RANGES: Final = (
-    "Chunks are read as byte ranges (RFC 9110, section 14). Serve the store with what gives them, "
-    "such as nginx, Caddy, Apache or 'rclone serve http', not 'python -m http.server', and look "
-    "for a proxy or a compression between that takes them away"
+"""Number of bytes from the start that :func:`is_web_page` checks."""
+_RANGES_ADVICE: Final = (
+    "Chunks are read as byte ranges (RFC 9110, section 14). Use a server that supports them, such "
+    "as nginx, Caddy, Apache or 'rclone serve http', not 'python -m http.server', and check "
+    "whether a proxy or a compression removes them"
 )
-"""The next step for a server that supports no ranges."""
+"""Advice for a server that supports no ranges."""
 
 
 class TransientError(ConnectionError):
@@ -103,13 +103,13 @@ class TransientError(ConnectionError):
     Attributes
     ----------
     retry_after_s
-        Seconds to wait first, as the server asked for with ``Retry-After``; None if it did not.
+        Seconds to wait first, from the header ``Retry-After``; None if there is none.
     """
 
     retry_after_s: float | None = None
 
 
-class StalledAnswerError(TransientError):
+class StalledResponseError(TransientError):
     """A response brought too few bytes for too long."""
 
 
@@ -125,7 +125,7 @@ class ChangedObjectError(OSError):
 
 
 class NoSuchBucketError(OSError):
-    """The bucket does not exist, so that none of its objects does."""
+    """The bucket does not exist, so none of its objects does."""
 
 
 def response_error(
@@ -144,25 +144,25 @@ def response_error(
     headers
         Headers of the response, names in lower case.
     """
-    code = to_printable(code[:_CODE_LENGTH]) if _is_s3(where) else ""
-    named = f"the server answered {' '.join(filter(None, (str(status or ''), code)))}"
+    code = to_printable(code[:_MAX_CODE_LENGTH]) if _is_s3(where) else ""
+    text = f"the server answered {' '.join(filter(None, (str(status or ''), code)))}"
     if status == HTTPStatus.PRECONDITION_FAILED:
         return object_changed_error(where)
     if code in _TRANSIENT_CODES or _is_transient(status):
-        return transient_error(where, named, _retry_after_s(headers or {}))
+        return transient_error(where, text, _retry_after_s(headers or {}))
     if code in _CREDENTIAL_CODES or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        text = f"{named}. Check the URL, and user, password or headers"
+        denial = f"{text}. Check the URL, and user, password or headers"
         if _is_s3(where):
-            text = ERROR_TEXTS.get(code) or ERROR_TEXTS.get(str(status), named)
-        return PermissionError(errno.EACCES, text, where)
+            denial = ERROR_TEXTS.get(code) or ERROR_TEXTS.get(str(status), text)
+        return PermissionError(errno.EACCES, denial, where)
     if code in ERROR_TEXTS and code != "NoSuchKey":
         kind = NoSuchBucketError if code == "NoSuchBucket" else OSError
         return kind(errno.EIO, ERROR_TEXTS[code], where)
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
         return FileNotFoundError(errno.ENOENT, ERROR_TEXTS["NoSuchKey"], where)
     if not _is_s3(where):
-        named += ". Check that the URL is that of the store, and that its server gives files"
-    return OSError(errno.EIO, named, where)
+        text += ". Check that the URL is that of the store, and that its server sends files"
+    return OSError(errno.EIO, text, where)
 
 
 def object_changed_error(where: str) -> ChangedObjectError:
@@ -170,17 +170,17 @@ def object_changed_error(where: str) -> ChangedObjectError:
     return ChangedObjectError(errno.ESTALE, "the object was replaced by another version", where)
 
 
-def no_answer_error(where: str, server: str = "the server") -> TransientError:
+def no_response_error(where: str, server: str = "the server") -> TransientError:
     """Return the error for a response that was cut off or never came."""
-    step = ENDPOINT_ADVICE if _is_s3(where) else "Check the URL and the network"
-    return transient_error(where, f"the answer of {server} broke off or never came. {step}")
+    advice = ENDPOINT_ADVICE if _is_s3(where) else "Check the URL and the network"
+    return transient_error(where, f"the answer of {server} broke off or never came. {advice}")
 
 
-def stalled_answer_error(where: str) -> TransientError:
+def stalled_response_error(where: str) -> TransientError:
     """Return the error for a response that brought too few bytes for too long."""
-    step = ENDPOINT_ADVICE if _is_s3(where) else "Check the URL and the network"
-    text = f"the server sends nothing, or too little to go on. {step}"
-    return StalledAnswerError(errno.ETIMEDOUT, text, where)
+    advice = ENDPOINT_ADVICE if _is_s3(where) else "Check the URL and the network"
+    text = f"the server sends nothing, or too little to continue. {advice}"
+    return StalledResponseError(errno.ETIMEDOUT, text, where)
 
 
 def object_too_large_error(
@@ -190,7 +190,7 @@ def object_too_large_error(
     found = "more" if found_bytes is None else f"{found_bytes} bytes"
     return CorruptStoreError(
         f"{where}: the server sends {found} where at most {limit_bytes} bytes are expected. "
-        "Check the URL; the store or its server is damaged, or not what it says."
+        "Check the URL. The store may be damaged, or the server may send something else."
     )
 
 
@@ -215,8 +215,10 @@ def transient_error(where: str, text: str, retry_after_s: float | None = None) -
 
 def no_ranges_error(where: str, text: str) -> NoRangesError:
     """Return the error for a response that is not the requested range."""
-    step = "Chunks are read as byte ranges, which it must give" if _is_s3(where) else _RANGES
-    return NoRangesError(errno.EIO, f"{text}. {step}", where)
+    advice = _RANGES_ADVICE
+    if _is_s3(where):
+        advice = "Chunks are read as byte ranges, which the server must support"
+    return NoRangesError(errno.EIO, f"{text}. {advice}", where)
 
 
 def is_web_page(data: Buffer) -> bool:
@@ -228,7 +230,7 @@ def is_web_page(data: Buffer) -> bool:
 def web_page_error(where: str) -> PermissionError:
     """Return the error for a web page that came instead of an object."""
     text = (
-        "the server sent a web page instead of the object, to log in or to say that there is none. "
+        "the server sent a web page instead of the object, such as a login page or an error page. "
         "Check the URL, and user, password or headers"
     )
     return PermissionError(errno.EACCES, text, where)
@@ -245,18 +247,18 @@ def _is_s3(where: str) -> bool:
 
 
 def _is_transient(status: int) -> bool:
-    server = status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in _NEVER
-    return server or status in _WORTH_ASKING_AGAIN
+    server = status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PERMANENT_STATUSES
+    return server or status in _RETRYABLE_STATUSES
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3), or None."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
-        return min(float(text), _LONGEST_WAIT_S)
+        return min(float(text), _MAX_WAIT_S)
     try:
         until = parsedate_to_datetime(text)
     except ValueError:
         return None
     wait_s = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(wait_s, 0.0), _LONGEST_WAIT_S)
+    return min(max(wait_s, 0.0), _MAX_WAIT_S)

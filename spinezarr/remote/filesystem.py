@@ -11,14 +11,14 @@ from spinezarr.redaction import redact_url
 __all__ = ["open_filesystem"]
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
-"""Extra of this package that installs what a scheme needs."""
+"""Extra of this package that installs the packages for a scheme."""
 _S3: Final = {"s3", "s3a"}
 
 
 def open_filesystem(
     url: str, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a path or URL, and its path there without a slash at the end.
+    """Return the file system of a path or URL, and the path in it without a slash at the end.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def open_filesystem(
         )
     try:
         if scheme in _S3:
-            # s3fs, which is optional, takes long to import.
+            # s3fs is optional, and its import is slow.
             from spinezarr.remote.s3_filesystem import S3  # noqa: PLC0415
 
             fs, path = S3(**(storage_options or {})), str(fsspec.core.strip_protocol(url))

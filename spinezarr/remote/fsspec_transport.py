@@ -1,6 +1,6 @@
 """How does any fsspec file system read an object, with one attempt?
 
-Errors of the libraries below fsspec are translated into the types of
+Errors of the libraries below fsspec are to_os_error into the types of
 :mod:`spinezarr.remote.errors`, so that no caller has to know these libraries.
 """
 
@@ -26,13 +26,13 @@ from spinezarr.remote.errors import (
     PAGE_BYTES,
     certificate_error,
     is_web_page,
-    no_answer_error,
+    no_response_error,
     no_ranges_error,
     object_changed_error,
     object_too_large_error,
     redirect_error,
     response_error,
-    stalled_answer_error,
+    stalled_response_error,
     transient_error,
     web_page_error,
 )
@@ -56,11 +56,11 @@ _FORWARDED_HEADERS: Final = {
     "range",
     "user-agent",
 }
-"""Headers that are also sent to the server of a redirect; all others stay at the first."""
+"""Headers that are also sent to the server of a redirect; others go to the first server only."""
 _UNSATISFIED_RANGE: Final = re.compile(r"bytes \*/(\d{1,19})")
 """``Content-Range`` of a range beyond the end of the object (RFC 9110, section 14.4)."""
 _BUCKETS: Final = ("s3://", "s3a://")
-_ANSWERING: Final = ("http://", "https://", *_BUCKETS)
+_SERVER_SCHEMES: Final = ("http://", "https://", *_BUCKETS)
 """Schemes for which only a response of the server shows that an object does not exist."""
 _TRANSIENT_NUMBERS: Final = {
     errno.EAGAIN,
@@ -74,7 +74,7 @@ _TRANSIENT_NUMBERS: Final = {
     errno.ETIMEDOUT,
 }
 _REDIRECT_ERRORS: Final = {"InvalidURL", "RedirectClientError"}
-"""Errors of aiohttp for a redirect to something that is no web server."""
+"""Errors of aiohttp for a redirect to something that is not a web server."""
 _TRANSIENT_NAMES: Final = {
     "ClientConnectionError",  # aiohttp
     "ClientPayloadError",
@@ -118,42 +118,43 @@ class FsspecTransport:
         """See :class:`spinezarr.remote.transport.Transport`."""
         return (await self.get_response(ObjectRequest(path, start, stop, limit_bytes))).data
 
-    async def get_response(self, wanted: ObjectRequest) -> ObjectResponse:
+    async def get_response(self, request: ObjectRequest) -> ObjectResponse:
         """See :class:`spinezarr.remote.transport.Transport`."""
-        path = wanted.path
+        path = request.path
         where = redact_url(path if "://" in path else f"{self._scheme}://{path}")
         if isinstance(self._fs, AsyncFileSystem) and self._fs.async_impl:
-            # Translated on fsspec's event loop: asyncio logs the error of a cancelled task,
-            # and the original error may contain a secret.
-            task = _translate_errors(self._read_watched(wanted), where, wanted)
+            # Errors are translated on fsspec's event loop, as asyncio logs the error of a cancelled
+            # task, and the original error may contain a secret.
+            task = _translate_errors(self._read_watched(request), where, request)
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(task, self._fs.loop))
         read = asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(self._fs.cat_file, path, start=wanted.start, end=_end(wanted))
+            self._threads, partial(self._fs.cat_file, path, start=request.start, end=_end(request))
         )
-        return await _translate_errors(_unversioned(_bounded(wanted, read)), where, wanted)
+        response = _without_headers(_read_bounded(request, read))
+        return await _translate_errors(response, where, request)
 
-    async def _read_watched(self, wanted: ObjectRequest) -> ObjectResponse:
+    async def _read_watched(self, request: ObjectRequest) -> ObjectResponse:
         with RequestProgress(self._detector) as progress:
-            return await self._read(self._fs, wanted, progress)
+            return await self._read(self._fs, request, progress)
 
 
-async def _bounded(wanted: ObjectRequest, read: Awaitable[bytes]) -> bytes:
-    """Await bytes, and check their number afterwards."""
+async def _read_bounded(request: ObjectRequest, read: Awaitable[bytes]) -> bytes:
+    """Await bytes, and then check their number."""
     data = await read
-    if len(data) > wanted.max_bytes:
-        raise _TooLargeError(wanted, len(data))
+    if len(data) > request.max_bytes:
+        raise _TooLargeError(request, len(data))
     return data
 
 
 async def _read_body(
-    wanted: ObjectRequest,
+    request: ObjectRequest,
     parts: AsyncIterator[bytes],
     length: int | None,
     progress: RequestProgress,
 ) -> bytes:
     """Read a body of at most ``max_bytes`` that does not stall."""
-    if length is not None and length > wanted.max_bytes:
-        raise _TooLargeError(wanted, length)
+    if length is not None and length > request.max_bytes:
+        raise _TooLargeError(request, length)
     data = bytearray()
     while True:
         part = await progress.step(anext(parts, b""))
@@ -161,12 +162,12 @@ async def _read_body(
             return bytes(data)
         data += part
         progress.add(len(part))
-        if len(data) > wanted.max_bytes:
-            raise _TooLargeError(wanted, None)
+        if len(data) > request.max_bytes:
+            raise _TooLargeError(request, None)
 
 
 def _single_attempt(options: Mapping[str, Any], settings: RemoteSettings) -> dict[str, Any]:
-    """Return options of s3fs that make one attempt, and allow many requests at once."""
+    """Return options of s3fs for one attempt, and for many requests at the same time."""
     config = {
         "max_pool_connections": _CONNECTIONS,
         "read_timeout": settings.s3_first_byte_s,
@@ -176,59 +177,63 @@ def _single_attempt(options: Mapping[str, Any], settings: RemoteSettings) -> dic
 
 
 async def _translate_errors(
-    read: Awaitable[ObjectResponse], where: str, wanted: ObjectRequest
+    read: Awaitable[ObjectResponse], where: str, request: ObjectRequest
 ) -> ObjectResponse:
     """Await a response; raise an error of this package without the original one."""
     try:
-        found = await read
+        response = await read
     except Exception as caught:  # noqa: BLE001  any file system, any error
-        if wanted.if_none_match and _response_of(caught)[0] == HTTPStatus.NOT_MODIFIED:
+        if request.if_none_match and _response_of(caught)[0] == HTTPStatus.NOT_MODIFIED:
             return NOT_MODIFIED
-        problem = _translated(caught, where, wanted.start)
+        problem = _translate(caught, where, request.start)
     else:
-        problem = None if wanted.accepts(found) else object_changed_error(where)
+        problem = None if request.accepts(response) else object_changed_error(where)
         if problem is None:
-            return found
+            return response
     if problem is None:
         return ObjectResponse(b"", {})
     raise problem
 
 
-def _end(wanted: ObjectRequest) -> int:
+def _end(request: ObjectRequest) -> int:
     """Return the end of the range to read, one byte more than allowed for a whole object."""
-    return (wanted.start or 0) + wanted.max_bytes + (wanted.stop is None)
+    return (request.start or 0) + request.max_bytes + (request.stop is None)
 
 
-async def _unversioned(read: Awaitable[bytes]) -> ObjectResponse:
+async def _without_headers(read: Awaitable[bytes]) -> ObjectResponse:
     """Return a response without headers."""
     return ObjectResponse(await read, {})
 
 
-async def _read_any(fs: Any, wanted: ObjectRequest, progress: RequestProgress) -> ObjectResponse:  # noqa: ANN401
-    end = _end(wanted)
-    read = fs._cat_file(wanted.path, start=wanted.start, end=end)  # noqa: SLF001  as fsspec itself
-    return await _unversioned(progress.until_end(_bounded(wanted, read)))
+async def _read_any(
+    fs: Any,  # noqa: ANN401
+    request: ObjectRequest,
+    progress: RequestProgress,
+) -> ObjectResponse:
+    start, end = request.start, _end(request)
+    read = fs._cat_file(request.path, start=start, end=end)  # noqa: SLF001  as fsspec does
+    return await _without_headers(progress.until_end(_read_bounded(request, read)))
 
 
 async def _read_s3(
     fs: Any,  # noqa: ANN401
-    wanted: ObjectRequest,
+    request: ObjectRequest,
     progress: RequestProgress,
     *,
     first_byte_s: float,
 ) -> ObjectResponse:
-    opening = fs.open_object(wanted.path, wanted.headers)
+    opening = fs.open_object(request.path, request.headers)
     body, headers = await progress.step(opening, first_byte_s)
     progress.renew()
     length = int(headers["content-length"]) if "content-length" in headers else None
     content_range = headers.get("content-range")
     async with body:
-        if wanted.range and content_range is None:
+        if request.range and content_range is None:
             beginning = await progress.step(body.read(PAGE_BYTES))
-            raise _not_partial(beginning, length, wanted.start, wanted.stop)
-        expected = _range_bytes(content_range or "", wanted)
-        data = await _read_body(wanted, fs.parts(body, wanted.path), length, progress)
-    return ObjectResponse(_checked_length(data, expected), headers)
+            raise _no_range_error(beginning, length, request.start, request.stop)
+        expected = _range_bytes(content_range or "", request)
+        data = await _read_body(request, fs.parts(body, request.path), length, progress)
+    return ObjectResponse(_check_length(data, expected), headers)
 
 
 class _HttpReader:
@@ -240,55 +245,60 @@ class _HttpReader:
     async def read(
         self,
         fs: Any,  # noqa: ANN401
-        wanted: ObjectRequest,
+        request: ObjectRequest,
         progress: RequestProgress,
     ) -> ObjectResponse:
         options = {"timeout": _timeout(), **fs.kwargs}
         # A range of a compressed body cannot be used, and a body may grow without end when it is
         # decompressed.
-        given = options.pop("headers", None) or {}
-        headers = {**given, "Accept-Encoding": "identity", **wanted.headers}
-        session = await self._opened(fs)
-        url = fs.encode_url(wanted.path)
+        headers = options.pop("headers", None) or {}
+        headers = {**headers, "Accept-Encoding": "identity", **request.headers}
+        session = await self._open_session(fs)
+        url = fs.encode_url(request.path)
         middlewares = (*self._options.get("middlewares", ()), _KeepSecretsAtOrigin(url))
-        own = {"auto_decompress": False, "max_redirects": MAX_REDIRECTS, "middlewares": middlewares}
-        asking = session.get(url, headers=headers, **options, **own)
-        answer = await progress.step(asking)
+        fixed = {
+            "auto_decompress": False,
+            "max_redirects": MAX_REDIRECTS,
+            "middlewares": middlewares,
+        }
+        sending = session.get(url, headers=headers, **options, **fixed)
+        response = await progress.step(sending)
         progress.renew()
         try:
-            return await self._taken(answer, wanted, progress)
+            return await self._read_response(response, request, progress)
         finally:
-            answer.release()
+            response.release()
 
-    async def _taken(
+    async def _read_response(
         self,
-        answer: Any,  # noqa: ANN401
-        wanted: ObjectRequest,
+        response: Any,  # noqa: ANN401
+        request: ObjectRequest,
         progress: RequestProgress,
     ) -> ObjectResponse:
-        named = {name.lower(): text for name, text in answer.headers.items()}
-        if not answer.ok or answer.status == HTTPStatus.NOT_MODIFIED:
-            raise _HttpStatusError(answer.status, named)
-        if wanted.range and answer.status != HTTPStatus.PARTIAL_CONTENT:
+        headers = {name.lower(): text for name, text in response.headers.items()}
+        if not response.ok or response.status == HTTPStatus.NOT_MODIFIED:
+            raise _HttpStatusError(response.status, headers)
+        if request.range and response.status != HTTPStatus.PARTIAL_CONTENT:
             # The rest, which may be a whole shard, is not needed.
-            beginning = await progress.step(answer.content.read(PAGE_BYTES))
-            raise _not_partial(beginning, answer.content_length, wanted.start, wanted.stop)
-        encoding = answer.headers.get("Content-Encoding", "identity").lower()
+            beginning = await progress.step(response.content.read(PAGE_BYTES))
+            raise _no_range_error(beginning, response.content_length, request.start, request.stop)
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
         if encoding != "identity":
             raise _EncodedError
-        expected = _range_bytes(answer.headers.get("Content-Range", ""), wanted)
-        parts = answer.content.iter_any()
-        data = await _read_body(wanted, parts, answer.content_length, progress)
-        return ObjectResponse(_checked_length(data, expected), named)
+        expected = _range_bytes(response.headers.get("Content-Range", ""), request)
+        parts = response.content.iter_any()
+        data = await _read_body(request, parts, response.content_length, progress)
+        return ObjectResponse(_check_length(data, expected), headers)
 
-    async def _opened(self, fs: Any) -> Any:  # noqa: ANN401
+    async def _open_session(self, fs: Any) -> Any:  # noqa: ANN401
         """Return the session of fsspec, which all file systems with the same options share."""
-        if fs._session is None:  # noqa: SLF001  as fsspec itself
-            from aiohttp import TCPConnector  # noqa: PLC0415  optional, and takes long
+        if fs._session is None:  # noqa: SLF001  as fsspec does
+            from aiohttp import TCPConnector  # noqa: PLC0415  optional and slow
 
-            # Without a limit of connections: a request that waits for one would seem to stall.
-            own = {"connector": TCPConnector(limit=0), "trust_env": bool(getproxies())}
-            fs.client_kwargs = {**own, **self._options}
+            # The number of connections has no limit, as a request that waits for one would seem to
+            # stall.
+            defaults = {"connector": TCPConnector(limit=0), "trust_env": bool(getproxies())}
+            fs.client_kwargs = {**defaults, **self._options}
         return await fs.set_session()
 
 
@@ -312,7 +322,7 @@ class _KeepSecretsAtOrigin:
 
 
 def _timeout() -> Any:  # noqa: ANN401
-    from aiohttp import ClientTimeout  # noqa: PLC0415  optional, and takes long
+    from aiohttp import ClientTimeout  # noqa: PLC0415  optional and slow
 
     return ClientTimeout(total=None, sock_connect=_CONNECT_S)  # RequestProgress limits the rest
 
@@ -329,7 +339,7 @@ class _HttpStatusError(Exception):
 class _BadResponseError(Exception):
     """The response does not fit the request; another attempt may help."""
 
-    def translated(self, where: str) -> OSError:
+    def to_os_error(self, where: str) -> OSError:
         """Return the error to raise."""
         return transient_error(where, str(self))
 
@@ -337,7 +347,7 @@ class _BadResponseError(Exception):
 class _NoRangeError(_BadResponseError):
     """The response to a request for a range is not that range."""
 
-    def translated(self, where: str) -> OSError:
+    def to_os_error(self, where: str) -> OSError:
         """Return the error to raise."""
         return no_ranges_error(where, str(self))
 
@@ -345,24 +355,25 @@ class _NoRangeError(_BadResponseError):
 class _TooLargeError(Exception):
     """The response is longer than allowed."""
 
-    def __init__(self, wanted: ObjectRequest, found_bytes: int | None) -> None:
+    def __init__(self, request: ObjectRequest, size_bytes: int | None) -> None:
         super().__init__()
-        self.wanted = wanted
-        self.found_bytes = found_bytes
+        self.request = request
+        self.size_bytes = size_bytes
 
-    def translated(self, where: str) -> OSError:
+    def to_os_error(self, where: str) -> OSError:
         """Return the error to raise; a range may be requested again."""
-        most = self.wanted.max_bytes
-        if self.wanted.stop is None:
-            return object_too_large_error(where, most, self.found_bytes)
-        found = "more bytes" if self.found_bytes is None else f"{self.found_bytes} bytes"
-        return transient_error(where, f"{found} came of {most}")
+        max_bytes = self.request.max_bytes
+        if self.request.stop is None:
+            return object_too_large_error(where, max_bytes, self.size_bytes)
+        size = "more" if self.size_bytes is None else f"{self.size_bytes} bytes"
+        text = f"the server sent {size} where {max_bytes} bytes were requested"
+        return transient_error(where, text)
 
 
 class _EncodedError(Exception):
     """The body is compressed although the request forbids it."""
 
-    def translated(self, where: str) -> OSError:
+    def to_os_error(self, where: str) -> OSError:
         """Return the error to raise."""
         text = "the server compresses what it sends (Content-Encoding). Switch that off for stores"
         return OSError(errno.EIO, text, where)
@@ -371,7 +382,7 @@ class _EncodedError(Exception):
 class _RedirectError(Exception):
     """The redirect is not followed."""
 
-    def translated(self, where: str) -> OSError:
+    def to_os_error(self, where: str) -> OSError:
         """Return the error to raise."""
         return redirect_error(where, str(self))
 
@@ -379,12 +390,12 @@ class _RedirectError(Exception):
 class _WebPageError(_BadResponseError):
     """The response is a web page instead of the object."""
 
-    def translated(self, where: str) -> OSError:
+    def to_os_error(self, where: str) -> OSError:
         """Return the error to raise."""
         return web_page_error(where)
 
 
-def _not_partial(
+def _no_range_error(
     beginning: bytes, size: int | None, start: int | None, stop: int | None
 ) -> Exception:
     """Return the error for a whole object that came instead of a range.
@@ -400,23 +411,23 @@ def _not_partial(
     """
     if is_web_page(beginning):
         return _WebPageError()
-    asked = f"bytes {start or 0} to {'its end' if stop is None else stop - 1}"
+    requested = f"bytes {start or 0} to {'its end' if stop is None else stop - 1}"
     if size is not None and stop is not None and size < stop:
         return _BadResponseError(
-            f"the server sent {size} bytes as the whole object instead of {asked}"
+            f"the server sent {size} bytes as the whole object instead of {requested}"
         )
     whole = "the whole object" if size is None else f"the whole object of {size} bytes"
-    return _NoRangeError(f"the server sent {whole} instead of {asked}")
+    return _NoRangeError(f"the server sent {whole} instead of {requested}")
 
 
-def _range_bytes(content_range: str, wanted: ObjectRequest) -> int | None:
+def _range_bytes(content_range: str, request: ObjectRequest) -> int | None:
     """Return the length of the range that a response contains; None for a whole object.
 
     Parameters
     ----------
     content_range
         ``Content-Range`` header of the response.
-    wanted
+    request
         The request.
 
     Raises
@@ -424,36 +435,36 @@ def _range_bytes(content_range: str, wanted: ObjectRequest) -> int | None:
     _NoRangeError
         If it is another range.
     """
-    if not wanted.range:
+    if not request.range:
         return None
-    start, stop = wanted.start or 0, wanted.stop
-    found = CONTENT_RANGE.fullmatch(content_range)
-    if found is None:
-        raise _NoRangeError("the server did not say which bytes it sent (Content-Range)")
-    first, last, total = found.groups()
-    ends = [x for x in (stop, None if total == "*" else int(total)) if x is not None]
+    start, stop = request.start or 0, request.stop
+    match = CONTENT_RANGE.fullmatch(content_range)
+    if match is None:
+        raise _NoRangeError("the server did not state which bytes it sent (Content-Range)")
+    first, last, total = match.groups()
+    ends = [end for end in (stop, None if total == "*" else int(total)) if end is not None]
     is_whole = not ends or int(last) + 1 == min(ends) or (total == "*" and int(last) < min(ends))
     if int(first) != start or not is_whole:
-        asked = f"bytes {start} to {'its end' if stop is None else stop - 1}"
-        raise _NoRangeError(f"the server sent bytes {first} to {last} instead of {asked}")
+        requested = f"bytes {start} to {'its end' if stop is None else stop - 1}"
+        raise _NoRangeError(f"the server sent bytes {first} to {last} instead of {requested}")
     return int(last) + 1 - int(first)
 
 
-def _checked_length(data: bytes, expected_bytes: int | None) -> bytes:
+def _check_length(data: bytes, expected_bytes: int | None) -> bytes:
     """Return the bytes of a response if their number is the expected one."""
     if expected_bytes is not None and len(data) != expected_bytes:
-        raise _BadResponseError(f"{len(data)} bytes came of {expected_bytes}")
+        raise _BadResponseError(f"the server sent {len(data)} of {expected_bytes} bytes")
     return data
 
 
-def _translated(problem: Exception, where: str, start: int | None) -> Exception | None:
+def _translate(problem: Exception, where: str, start: int | None) -> Exception | None:
     """Return the error to raise; None if the object ends before the range begins."""
     if isinstance(problem, _BadResponseError | _TooLargeError | _EncodedError | _RedirectError):
-        return problem.translated(where)
+        return problem.to_os_error(where)
     if isinstance(problem, StalledError):
-        return stalled_answer_error(where)
+        return stalled_response_error(where)
     if "TooManyRedirects" in _class_names(problem):
-        return redirect_error(where, f"it leads on more than {MAX_REDIRECTS} times")
+        return redirect_error(where, f"more than {MAX_REDIRECTS} redirects follow each other")
     status, code, headers = _response_of(problem)
     if "HttpProcessingError" in _class_names(problem) or not (status or code):
         return _network_error(problem, where)
@@ -464,9 +475,9 @@ def _translated(problem: Exception, where: str, start: int | None) -> Exception 
 
 def _unsatisfied_range_error(headers: Mapping[str, str], where: str, start: int) -> OSError | None:
     """Return the error for status 416; None if the object really ends before the range."""
-    known = _UNSATISFIED_RANGE.fullmatch(headers.get("content-range", ""))
-    if known and int(known[1]) > start:
-        text = f"the server refused byte {start} of an object of {known[1]} bytes (416)"
+    match = _UNSATISFIED_RANGE.fullmatch(headers.get("content-range", ""))
+    if match and int(match[1]) > start:
+        text = f"the server refused byte {start} of an object of {match[1]} bytes (416)"
         return no_ranges_error(where, text)
     return None
 
@@ -476,11 +487,11 @@ def _network_error(problem: Exception, where: str) -> OSError:
     if not _CERTIFICATE_ERRORS.isdisjoint(names):
         return certificate_error(where)
     if not _REDIRECT_ERRORS.isdisjoint(names):
-        return redirect_error(where, "it leads to what is no web server")
+        return redirect_error(where, "it does not lead to a web server")
     number = getattr(problem, "errno", None)
-    lost = isinstance(problem, ConnectionError | TimeoutError) or number in _TRANSIENT_NUMBERS
-    if lost or not _TRANSIENT_NAMES.isdisjoint(names):
-        return no_answer_error(where)
+    is_lost = isinstance(problem, ConnectionError | TimeoutError) or number in _TRANSIENT_NUMBERS
+    if is_lost or not _TRANSIENT_NAMES.isdisjoint(names):
+        return no_response_error(where)
     return _local_error(problem, names, where)
 
 
@@ -489,7 +500,7 @@ def _local_error(problem: Exception, names: set[str], where: str) -> OSError:
     number = getattr(problem, "errno", None)
     if isinstance(problem, PermissionError) or not _NO_CREDENTIALS.isdisjoint(names):
         return _permission_error(problem, where)
-    if isinstance(problem, FileNotFoundError) and not where.startswith(_ANSWERING):
+    if isinstance(problem, FileNotFoundError) and not where.startswith(_SERVER_SCHEMES):
         return FileNotFoundError(errno.ENOENT, "there is no such object", where)
     if isinstance(problem, OSError) and number and number != errno.ENOENT:
         return OSError(number, os.strerror(number), where)
@@ -501,31 +512,32 @@ def _permission_error(problem: Exception, where: str) -> PermissionError:
     if where.startswith(_BUCKETS):
         text = f"the credentials cannot be found or renewed. {CREDENTIALS_ADVICE}"
         if isinstance(problem, PermissionError):
-            text = problem.strerror or text  # as this package says it
+            text = problem.strerror or text  # this package wrote it
     return PermissionError(errno.EACCES, text, where)
 
 
 def _class_names(problem: Exception) -> set[str]:
     """Return the class names of an error and of its cause."""
-    raised = [problem, problem.__cause__]
-    return {kind.__name__ for item in raised for kind in type(item).__mro__}
+    errors = [problem, problem.__cause__]
+    return {kind.__name__ for error in errors for kind in type(error).__mro__}
 
 
 def _response_of(problem: Exception) -> tuple[int, str, dict[str, str]]:
-    """Return status, S3's error code and headers of the response in an error; status 0 if none."""
+    """Return status, error code of S3 and headers of the response in an error; status 0 if none."""
     response = getattr(problem.__cause__ or problem, "response", None)
-    if isinstance(response, dict):  # botocore's
-        about = response.get("ResponseMetadata", {})
+    if isinstance(response, dict):  # a response of botocore
+        metadata = response.get("ResponseMetadata", {})
         code = str(response.get("Error", {}).get("Code", ""))
         return (
-            int(about.get("HTTPStatusCode", 0)),
+            int(metadata.get("HTTPStatusCode", 0)),
             "" if code.isdigit() else code,
-            about.get("HTTPHeaders", {}),
+            metadata.get("HTTPHeaders", {}),
         )
-    for source in (problem, response):  # aiohttp's, gcsfs's; those of requests and azure
+    # Errors of aiohttp and gcsfs have a status; responses of requests and azure have one.
+    for source in (problem, response):
         for name in ("status", "status_code", "code"):
             status = getattr(source, name, None)
             if isinstance(status, int):
-                found = getattr(source, "headers", None) or {}
-                return status, "", {str(k).lower(): str(v) for k, v in found.items()}
+                headers = getattr(source, "headers", None) or {}
+                return status, "", {str(k).lower(): str(v) for k, v in headers.items()}
     return 0, "", {}

@@ -29,26 +29,26 @@ __all__ = [
     "UnsupportedResponseError",
 ]
 
-_HEAD_BYTES: Final = 1 << 14
-"""Longest head of a response; servers and proxies send less than 8 KiB."""
-_ROOM_BYTES: Final = 1 << 23
-"""Memory for a response up to this size is allocated with the request; for a longer one, once its
-head gives the length."""
-_REFUSAL_BYTES: Final = 1 << 13
-"""Longest body of an error that is read."""
-_TELLING_BYTES: Final = 1 << 17
-"""Bytes that must follow the head for a response to count in the rate of the link. For fewer bytes,
-waking the process takes most of the time."""
-_IDLE: Final = 128
-"""Idle connections that are kept for each server."""
+_MAX_HEAD_BYTES: Final = 1 << 14
+"""Longest head of a response, in bytes; servers and proxies send less than 8 KiB."""
+_MAX_PREALLOCATED_BYTES: Final = 1 << 23
+"""Longest response whose memory is allocated with the request, in bytes. For a longer one, it is
+allocated when the head gives the length."""
+_MAX_ERROR_BODY_BYTES: Final = 1 << 13
+"""Longest body of an error that is read, in bytes."""
+_MIN_RATE_BYTES: Final = 1 << 17
+"""Number of bytes that must follow the head for a response to count in the rate of the link. For
+fewer bytes, waking the process takes most of the time."""
+_MAX_IDLE: Final = 128
+"""Largest number of idle connections to keep for each server."""
 _END: Final = b"\r\n\r\n"
 _HEAD: Final = re.compile(
     r"HTTP/1\.[01] [1-5]\d\d(?: [^\x00-\x08\x0a-\x1f\x7f]*)?"
     r"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*)*"
 )
 """A status line and headers of one line each (RFC 9112, sections 4 and 5; RFC 9110, section 5)."""
-_VERSION_AT: Final = len("HTTP/1.")
-_STATUS_AT: Final = slice(len("HTTP/1.1 "), len("HTTP/1.1 200"))
+_VERSION_INDEX: Final = len("HTTP/1.")
+_STATUS_SLICE: Final = slice(len("HTTP/1.1 "), len("HTTP/1.1 200"))
 _LENGTH: Final = re.compile(r"\d{1,19}")
 
 
@@ -57,7 +57,7 @@ class UnsupportedResponseError(Exception):
 
 
 class IncompleteResponseError(Exception):
-    """The response broke off."""
+    """The response was cut off."""
 
 
 class ConnectionLostError(IncompleteResponseError):
@@ -90,7 +90,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A response. Header names are in lower case, repeated headers joined by commas."""
+    """A response. Header names are in lower case, and repeated headers are joined by commas."""
 
     status: int
     headers: Mapping[str, str]
@@ -98,12 +98,12 @@ class HttpResponse:
 
 
 class HttpClient:
-    """Keeps connections to servers open and uses them again; for one event loop."""
+    """Keeps connections to servers open and uses them again. It belongs to one event loop."""
 
     def __init__(self, detector: StallDetector) -> None:
         self.link = RateMeter()
-        """Rate of the bytes after the heads of responses, without the time in which the server
-        computes."""
+        """Rate in bytes per second after the heads of responses, so without the time in which the
+        server computes."""
         self._detector = detector
         self._idle: dict[Server, list[_Connection]] = {}
 
@@ -124,7 +124,7 @@ class HttpClient:
         UnsupportedResponseError
             If the response has no length, or a longer one.
         IncompleteResponseError
-            If the response breaks off.
+            If the response is cut off.
         StalledError
             If the response brings too few bytes for too long.
         OSError
@@ -132,8 +132,8 @@ class HttpClient:
         """
         idle = self._idle.setdefault(server, [])
         while idle:
-            with suppress(ConnectionLostError):  # it was closed while it was idle
-                return await idle.pop().answer(request, max_bytes)
+            with suppress(ConnectionLostError):  # the server closed the idle connection
+                return await idle.pop().request(request, max_bytes)
         loop = asyncio.get_running_loop()
         with RequestProgress(self._detector) as progress:
             _, connection = await progress.step(
@@ -147,7 +147,7 @@ class HttpClient:
                     happy_eyeballs_delay=None if server.is_address else 0.25,
                 )
             )
-        return await connection.answer(request, max_bytes)
+        return await connection.request(request, max_bytes)
 
     def close(self) -> None:
         """End all idle connections."""
@@ -161,43 +161,43 @@ class _Connection(asyncio.BufferedProtocol):
 
     def __init__(self, detector: StallDetector, idle: "list[_Connection]", link: RateMeter) -> None:
         self._link = link
-        self._begun_at: int | None = None
-        """Bytes received when the transfer began for the rate of the link."""
+        self._transfer_start: int | None = None
+        """Number of received bytes when the transfer that counts for the rate of the link began."""
         self._idle = idle
         """Idle connections to the same server."""
         self._transport: Any = None
-        self._into = _nothing()
+        self._buffer = _one_byte()
         self._filled = 0
-        self._body_at = 0
-        self._answer: asyncio.Future[HttpResponse] | None = None
-        self._parsed: tuple[int, dict[str, str]] | None = None
-        self._most_bytes = 0
+        self._body_start = 0
+        self._response: asyncio.Future[HttpResponse] | None = None
+        self._head: tuple[int, dict[str, str]] | None = None
+        self._max_bytes = 0
         self._detector = detector
         self._progress: RequestProgress | None = None
-        self._may_stay = self._is_open = True
+        self._keeps_alive = self._is_open = True
 
-    async def answer(self, request: bytes, max_bytes: int) -> HttpResponse:
+    async def request(self, request: bytes, max_bytes: int) -> HttpResponse:
         """Send a request, and return the response. Cancellation ends the connection."""
-        answer = self._ask(request, max_bytes)
+        response = self._start(request, max_bytes)
         try:
-            return await answer
+            return await response
         except asyncio.CancelledError:
-            if answer is self._answer:
+            if response is self._response:
                 self._fail(IncompleteResponseError())
             raise
 
-    def _ask(self, request: bytes, max_bytes: int) -> "asyncio.Future[HttpResponse]":
-        answer = self._answer = asyncio.get_running_loop().create_future()
-        # The body mostly comes together with the head: both fit, and no byte more.
-        room = max_bytes if max_bytes <= _ROOM_BYTES else 0
-        self._into, self._filled = _room(_HEAD_BYTES + room), 0
-        self._parsed, self._most_bytes = None, max_bytes
+    def _start(self, request: bytes, max_bytes: int) -> "asyncio.Future[HttpResponse]":
+        response = self._response = asyncio.get_running_loop().create_future()
+        # The body mostly comes together with the head. The memory is as large as both.
+        body_bytes = max_bytes if max_bytes <= _MAX_PREALLOCATED_BYTES else 0
+        self._buffer, self._filled = _allocate(_MAX_HEAD_BYTES + body_bytes), 0
+        self._head, self._max_bytes = None, max_bytes
         self._progress = RequestProgress(self._detector, self._fail)
         if self._is_open:
             self._transport.write(request)
         else:
             self._fail(ConnectionLostError())
-        return answer
+        return response
 
     def abort(self) -> None:
         """End the connection."""
@@ -214,90 +214,90 @@ class _Connection(asyncio.BufferedProtocol):
         self._fail(IncompleteResponseError() if self._filled else ConnectionLostError())
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        return self._into[self._filled :]
+        return self._buffer[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
         if self._progress is None:
-            self.abort()  # bytes that belong to no request
+            self.abort()  # the bytes belong to no request
             return
         self._progress.received_bytes += nbytes
-        if self._parsed is None:
+        if self._head is None:
             self._read_head()
-        if self._parsed is not None and self._filled == len(self._into):
+        if self._head is not None and self._filled == len(self._buffer):
             self._end()
 
     def _read_head(self) -> None:
-        beginning = bytes(self._into[: min(self._filled, _HEAD_BYTES)])
+        beginning = bytes(self._buffer[: min(self._filled, _MAX_HEAD_BYTES)])
         end = beginning.find(_END)
         if end < 0:
-            if self._filled >= _HEAD_BYTES:
+            if self._filled >= _MAX_HEAD_BYTES:
                 self._fail(UnsupportedResponseError())
             return
         try:
-            status, headers, may_stay = _parsed(beginning[:end])
-            length = _length(status, headers, self._most_bytes)
+            status, headers, keeps_alive = _parse_head(beginning[:end])
+            length = _body_length(status, headers, self._max_bytes)
         except UnsupportedResponseError as problem:
             self._fail(problem)
             return
-        self._may_stay = may_stay and length is not None
-        self._body_at = end + len(_END)
-        whole = self._body_at + (length or 0)
+        self._keeps_alive = keeps_alive and length is not None
+        self._body_start = end + len(_END)
+        total = self._body_start + (length or 0)
         if length is None:
-            self._filled = whole
-        elif self._filled > whole:
+            self._filled = total
+        elif self._filled > total:
             self._fail(UnsupportedResponseError())
             return
-        elif whole > len(self._into):
-            body = _room(whole)
-            body[: self._filled] = self._into[: self._filled]
-            self._into = body
-        self._into, self._parsed = self._into[:whole], (status, headers)
-        if whole - self._filled >= _TELLING_BYTES:
-            self._begun_at = self._filled
+        elif total > len(self._buffer):
+            larger = _allocate(total)
+            larger[: self._filled] = self._buffer[: self._filled]
+            self._buffer = larger
+        self._buffer, self._head = self._buffer[:total], (status, headers)
+        if total - self._filled >= _MIN_RATE_BYTES:
+            self._transfer_start = self._filled
             self._link.begin()
 
     def _end(self) -> None:
-        answer, self._answer = self._answer, None
-        self._tell_link()
-        body, self._into, self._filled = self._into[self._body_at :], _nothing(), 0
-        self._forget_progress()
-        if self._may_stay and len(self._idle) < _IDLE:
+        response, self._response = self._response, None
+        self._record_rate()
+        body, self._buffer, self._filled = self._buffer[self._body_start :], _one_byte(), 0
+        self._end_progress()
+        if self._keeps_alive and len(self._idle) < _MAX_IDLE:
             self._idle.append(self)
         else:
             self.abort()
-        if self._parsed is not None and answer is not None and not answer.done():
-            answer.set_result(HttpResponse(*self._parsed, body))
+        if self._head is not None and response is not None and not response.done():
+            response.set_result(HttpResponse(*self._head, body))
 
     def _fail(self, problem: Exception) -> None:
         self.abort()
-        self._tell_link()
-        self._forget_progress()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(problem)
+        self._record_rate()
+        self._end_progress()
+        if self._response is not None and not self._response.done():
+            self._response.set_exception(problem)
 
-    def _tell_link(self) -> None:
-        if self._begun_at is not None:
-            self._link.end(self._filled - self._begun_at)
-            self._begun_at = None
+    def _record_rate(self) -> None:
+        if self._transfer_start is not None:
+            self._link.end(self._filled - self._transfer_start)
+            self._transfer_start = None
 
-    def _forget_progress(self) -> None:
+    def _end_progress(self) -> None:
         if self._progress is not None:
             self._progress.end()
             self._progress = None
 
 
-def _room(n_bytes: int) -> memoryview:
-    """Return memory without filling it with zeros, which takes long for a large response."""
+def _allocate(n_bytes: int) -> memoryview:
+    """Return memory that is not filled with zeros, which would take long for a large response."""
     return np.empty(n_bytes, np.uint8).data
 
 
-def _nothing() -> memoryview:
-    """Return room for one byte, which shows that the server sends more than was requested."""
+def _one_byte() -> memoryview:
+    """Return memory for one byte, which shows whether a server sends more than was requested."""
     return memoryview(bytearray(1))
 
 
-def _parsed(head: bytes) -> tuple[int, dict[str, str], bool]:
+def _parse_head(head: bytes) -> tuple[int, dict[str, str], bool]:
     """Return the status, the headers, and whether the connection stays open."""
     text = head.decode("latin-1")
     if _HEAD.fullmatch(text) is None:
@@ -307,12 +307,12 @@ def _parsed(head: bytes) -> tuple[int, dict[str, str], bool]:
         name, _, value = line.partition(":")
         name, value = name.lower(), value.strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    version, status = text[_VERSION_AT], int(text[_STATUS_AT])
-    wishes = headers.get("connection", "keep-alive" if version == "1" else "close").lower()
-    return status, headers, "close" not in wishes
+    version, status = text[_VERSION_INDEX], int(text[_STATUS_SLICE])
+    connection = headers.get("connection", "keep-alive" if version == "1" else "close").lower()
+    return status, headers, "close" not in connection
 
 
-def _length(status: int, headers: Mapping[str, str], max_bytes: int) -> int | None:
+def _body_length(status: int, headers: Mapping[str, str], max_bytes: int) -> int | None:
     """Return the length of the body; None if it is an error without a readable body.
 
     Raises
@@ -325,7 +325,7 @@ def _length(status: int, headers: Mapping[str, str], max_bytes: int) -> int | No
     text = headers.get("content-length", "")
     is_known = bool(_LENGTH.fullmatch(text)) and "transfer-encoding" not in headers
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-        return int(text) if is_known and int(text) <= _REFUSAL_BYTES else None
+        return int(text) if is_known and int(text) <= _MAX_ERROR_BODY_BYTES else None
     if not is_known or int(text) > max_bytes:
         raise UnsupportedResponseError
     if headers.get("content-encoding", "identity") != "identity":

@@ -27,11 +27,11 @@ _IRRELEVANT_OPTIONS: Final = {
 }
 """Options of fsspec's file system that do not change a request for one object."""
 _ESCAPED: Final = re.compile(r"%([0-9A-Fa-f]{2})")
-_STAY_ESCAPED: Final = frozenset("!$&'()*+,;=:@/[]^|\\")
-"""Characters that aiohttp leaves escaped, and that this client would send unescaped."""
-_SENT_BARE: Final = frozenset("[]^|\\")
-"""Characters that aiohttp escapes, and other clients do not."""
-_BARE: Final = "/!$&'()*+,;=:@~"
+_KEPT_ESCAPED: Final = frozenset("!$&'()*+,;=:@/[]^|\\")
+"""Characters that aiohttp leaves escaped, while this client would send them unescaped."""
+_ESCAPED_ONLY_BY_AIOHTTP: Final = frozenset("[]^|\\")
+"""Characters that aiohttp escapes, while other clients do not."""
+_UNESCAPED: Final = "/!$&'()*+,;=:@~"
 """Characters that aiohttp sends unescaped."""
 _HEADER: Final = re.compile(r"[\t -~\xa0-\xff]*")
 
@@ -58,23 +58,23 @@ class HttpLocator:
             user, _, password = login.partition(":")
             basic = _basic(unquote(user), unquote(password), "utf-8")
             headers = {**headers, "Authorization": basic}
-        return location_of_url(f"{parts.scheme}://{host}/{quote(key, safe=_BARE)}", headers)
+        return location_of_url(f"{parts.scheme}://{host}/{quote(key, safe=_UNESCAPED)}", headers)
 
 
 def http_locator(options: Mapping[str, Any]) -> HttpLocator | None:
     """Return a locator for fsspec's options; None if this client cannot follow all of them."""
     rest = {name: value for name, value in options.items() if name not in _IRRELEVANT_OPTIONS}
-    client, own = rest.pop("client_kwargs", None) or {}, rest.pop("headers", None) or {}
-    if not isinstance(client, Mapping) or not isinstance(own, Mapping):
+    client, extra = rest.pop("client_kwargs", None) or {}, rest.pop("headers", None) or {}
+    if not isinstance(client, Mapping) or not isinstance(extra, Mapping):
         return None
     client = dict(client)
-    headers = {**(client.pop("headers", None) or {}), **own}
+    headers = {**(client.pop("headers", None) or {}), **extra}
     logins = [x for x in (client.pop("auth", None), rest.pop("auth", None)) if x is not None]
     texts = [x for pair in headers.items() for x in pair]
     if rest or client or not all(isinstance(x, str) and _HEADER.fullmatch(x) for x in texts):
         return None
     if logins:
-        login = logins[-1]  # aiohttp.BasicAuth, which takes long to import
+        login = logins[-1]  # an aiohttp.BasicAuth; importing its class is slow
         headers["Authorization"] = _basic(login.login, login.password, login.encoding)
     return HttpLocator(headers)
 
@@ -87,10 +87,10 @@ def _basic(user: str, password: str, encoding: str) -> str:
 def _key(path: str) -> str | None:
     """Return the key of a URL's path; None if aiohttp would escape it differently."""
     escaped = {chr(int(digits, 16)) for digits in _ESCAPED.findall(path)}
-    if not _STAY_ESCAPED.isdisjoint(escaped):
+    if not _KEPT_ESCAPED.isdisjoint(escaped):
         return None
     try:
         key = unquote(path.removeprefix("/"), errors="strict")
     except UnicodeDecodeError:
         return None
-    return key if is_unambiguous_key(key) and _SENT_BARE.isdisjoint(key) else None
+    return key if is_unambiguous_key(key) and _ESCAPED_ONLY_BY_AIOHTTP.isdisjoint(key) else None

@@ -1,4 +1,4 @@
-"""What does a request for an object say, and what does its response tell?"""
+"""Which fields do a request for an object and its response have?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,16 +52,16 @@ class ObjectRequest:
     @property
     def headers(self) -> dict[str, str]:
         """Headers for the range and the entity tags (RFC 9110, sections 13 and 14)."""
-        asked = {
+        headers = {
             "Range": self.range,
             "If-Match": self.if_match,
             "If-None-Match": self.if_none_match,
         }
-        return {name: text for name, text in asked.items() if text}
+        return {name: text for name, text in headers.items() if text}
 
-    def accepts(self, found: "ObjectResponse") -> bool:
+    def accepts(self, response: "ObjectResponse") -> bool:
         """Whether a response has the requested version. Not every server honors ``If-Match``."""
-        return not self.if_match or found.etag == self.if_match
+        return not self.if_match or response.etag == self.if_match
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +90,15 @@ class ObjectResponse:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the whole object; -1 if the server does not tell."""
-        found = CONTENT_RANGE.fullmatch(self.headers.get("content-range", ""))
-        if found is None:
+        """Size of the whole object; -1 if the server does not state it."""
+        match = CONTENT_RANGE.fullmatch(self.headers.get("content-range", ""))
+        if match is None:
             return memoryview(self.data).nbytes
-        return -1 if found[3] == "*" else int(found[3])
+        return -1 if match[3] == "*" else int(match[3])
 
     @property
     def modified_s(self) -> int | None:
-        """Unix time of the last change by the server's clock; None if the server does not tell."""
+        """Unix time of the last change by the server's clock; None if the server sends none."""
         try:
             return int(parsedate_to_datetime(self.headers.get("last-modified", "")).timestamp())
         except (ValueError, OverflowError):

@@ -23,7 +23,7 @@ from typing_extensions import Buffer
 
 from spinezarr.forks import PerProcess
 from spinezarr.redaction import redact_url
-from spinezarr.remote.errors import StalledAnswerError
+from spinezarr.remote.errors import StalledResponseError
 from spinezarr.remote.object_request import ObjectRequest, ObjectResponse
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, METADATA_BYTES, RemoteSettings
 from spinezarr.remote.transport import NoRangesError, TransientError, Transport, open_transport
@@ -34,29 +34,31 @@ Span = tuple[int, int]
 T = TypeVar("T")
 R = TypeVar("R")
 
-_SHORT_ANSWERS: Final = 3
-"""Repetitions of a request whose response is too short, until the object is taken to end there."""
-_LATE_SHARE: Final = 4
-"""At most one of so many requests in flight may be a second one for the same bytes."""
-_TIMED: Final = 256
-"""Responses whose durations are remembered."""
+_MAX_SHORT_RESPONSES: Final = 3
+"""Number of repetitions of a request with too short a response. Then the object is assumed to end
+there."""
+_REQUESTS_PER_EXTRA: Final = 4
+"""At most one in so many requests in flight may be a second one for the same bytes."""
+_N_DURATIONS: Final = 256
+"""Number of responses whose durations are remembered."""
 _OVERHEAD_BYTES: Final = 1 << 18
-"""Bytes that take about as long as a request without data; durations are divided by size plus
-this."""
-_NO_TIME_S: Final = 1e-9
-_TOGETHER: Final = 8
-"""Ranges of an object that are passed to the transport with one call."""
-_POSTS: Final = 16
-"""POST requests that run at once. The server computes their responses, so they are few."""
-_CALLERS: Final = 16
-"""Threads that wait for metadata at the same time."""
+"""Number of bytes that take about as long as a request without data. Durations are divided by the
+sum of the size and this number."""
+_MIN_TIME_S: Final = 1e-9
+_RANGES_PER_CALL: Final = 8
+"""Largest number of ranges of an object that are passed to the transport with one call."""
+_MAX_POSTS: Final = 16
+"""Largest number of concurrent POST requests. The server computes their responses, so they are few.
+"""
+_CALLER_THREADS: Final = 16
+"""Number of threads that wait for metadata."""
 _REREADS: Final = 3
 _SMALL_BYTES: Final = 1 << 15
 """Assumed size of an object whose size is unknown; such objects are metadata."""
 
 
 class RemoteObjects:
-    """Reads the objects of one remote store. Safe to share between threads and to pickle.
+    """Reads the objects of one remote store. It can be shared between threads and pickled.
 
     Parameters
     ----------
@@ -81,43 +83,43 @@ class RemoteObjects:
     ) -> None:
         self.transport, self.path = open_transport(url, storage_options, settings)
         self.settings = settings
-        self._opened = (url, storage_options)
+        self._store = (url, storage_options)
         self._requests = PerProcess(partial(_Requests, self.transport, settings))
         self._thread = threading.local()
-        self._waiting: dict[int, set[Future[Any]]] = {}
+        self._pending: dict[int, set[Future[Any]]] = {}
 
     def __reduce__(self) -> tuple[Callable[..., "RemoteObjects"], tuple[object, ...]]:
-        return RemoteObjects, (*self._opened, self.settings)
+        return RemoteObjects, (*self._store, self.settings)
 
     is_remote = True
     rereads = _REREADS
-    """Times that a damaged chunk is read again before it is an error."""
+    """Number of times that a damaged chunk is read again before it is an error."""
 
     def name(self, path: str) -> str:
         """Return the URL of a path for messages, without user, password or signature."""
-        scheme = self._opened[0].partition("://")[0]
+        scheme = self._store[0].partition("://")[0]
         return redact_url(path if "://" in path else f"{scheme}://{path}")
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return what a function that reads returns for each item; the calls run in threads."""
-        wanted = list(items)
-        if len(wanted) == 1:
-            return [function(wanted[0])]
+        """Call a function that reads for each item, in threads, and return the results."""
+        items = list(items)
+        if len(items) == 1:
+            return [function(items[0])]
         owner = self._owner()
 
         def call(item: T) -> R:
             self._thread.owner = owner
             return function(item)
 
-        return list(self._requests.get().callers.map(call, wanted))
+        return list(self._requests.get().callers.map(call, items))
 
     def abandon(self, threads: Iterable[int]) -> None:
         """Cancel the reads of some threads, given by their identifiers.
 
-        CancelledError is raised in these threads.
+        The reads raise CancelledError in these threads.
         """
         for thread in threads:
-            for future in tuple(self._waiting.get(thread, ())):
+            for future in tuple(self._pending.get(thread, ())):
                 future.cancel()
 
     def read(self, paths: Iterable[str], limit_bytes: int = METADATA_BYTES) -> dict[str, bytes]:
@@ -142,13 +144,12 @@ class RemoteObjects:
         OSError
             If an object exists but cannot be read. The message has its URL without secrets.
         """
-        wanted = list(paths)
-        found = self._run(self._requests.get().get_whole(wanted, limit_bytes))
-        return {
-            path: bytes(data) for path, data in zip(wanted, found, strict=True) if data is not None
-        }
+        paths = list(paths)
+        contents = self._run(self._requests.get().get_whole(paths, limit_bytes))
+        pairs = zip(paths, contents, strict=True)
+        return {path: bytes(data) for path, data in pairs if data is not None}
 
-    def get_response(self, wanted: ObjectRequest) -> ObjectResponse | None:
+    def get_response(self, request: ObjectRequest) -> ObjectResponse | None:
         """Return the response to a request; None if the object does not exist.
 
         Raises
@@ -160,17 +161,17 @@ class RemoteObjects:
         OSError
             If the object cannot be read. The message has its URL without secrets.
         """
-        return self._run(self._requests.get().get_response(wanted))
+        return self._run(self._requests.get().get_response(request))
 
     @contextmanager
     def ranges(
-        self, wanted: Sequence[tuple[str, int, int]], *, bounded: bool = True
+        self, ranges: Sequence[tuple[str, int, int]], *, bounded: bool = True
     ) -> Iterator[list[Buffer]]:
         """Read ranges of objects at the same time.
 
         Parameters
         ----------
-        wanted
+        ranges
             ``(path, start, stop)`` for the bytes ``start <= i < stop`` of an object.
         bounded
             Whether the bytes count against ``RemoteSettings.held_bytes`` as long as the context
@@ -189,17 +190,17 @@ class RemoteObjects:
         OSError
             If an object cannot be read. The message has its URL without secrets.
         """
-        n_bytes = sum(stop - start for _, start, stop in wanted) if bounded else 0
-        found = self._run(self._requests.get().get_ranges(wanted, n_bytes))
+        n_bytes = sum(stop - start for _, start, stop in ranges) if bounded else 0
+        held = self._run(self._requests.get().get_ranges(ranges, n_bytes))
         try:
             data: list[Buffer] = []
-            for (path, *_), answer in zip(wanted, found.answers, strict=True):
-                if answer is None:
+            for (path, *_), response in zip(ranges, held.responses, strict=True):
+                if response is None:
                     raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
-                data.append(answer)
+                data.append(response)
             yield data
         finally:
-            found.free()
+            held.free()
 
     def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         """Send JSON with POST, and return the response.
@@ -230,7 +231,8 @@ class RemoteObjects:
     def read_once(self, path: str, limit_bytes: int) -> bytes:
         """Read an object that the server computes, of at most ``limit_bytes``, with one request.
 
-        The request is not repeated, and no second one runs beside it: each would be computed.
+        The request is not repeated, and no second one runs at the same time, as the server would
+        compute each of them.
 
         Raises
         ------
@@ -239,11 +241,11 @@ class RemoteObjects:
         OSError
             If it cannot be read. The message has its URL without secrets.
         """
-        return bytes(self._run(self._requests.get().once(path, limit_bytes)))
+        return bytes(self._run(self._requests.get().get_once(path, limit_bytes)))
 
     @property
     def link_bytes_per_s(self) -> float | None:
-        """Rate of the link in the last seconds; None until something was measured."""
+        """Rate of the link in the last seconds, in bytes per second; None until it is measured."""
         return self.transport.link_bytes_per_s
 
     @property
@@ -251,8 +253,9 @@ class RemoteObjects:
         """Largest gap between two ranges of an object that is read with them.
 
         A gap costs the time of its bytes; a second request costs the latency. Both are measured,
-        so the gap is small on a full link and large on a long link with room. For example, it is
-        ``least_gap_bytes`` on a full link of 100 MB/s with a latency of 20 ms.
+        so the gap is small on a full link, and large on a link with a long latency that is not
+        full. For example, it is ``least_gap_bytes`` on a full link of 100 MB/s with a latency of
+        20 ms.
         """
         return self._requests.get().times.gap_bytes
 
@@ -264,19 +267,19 @@ class RemoteObjects:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on fsspec's event loop, and wait for its result."""
         future = asyncio.run_coroutine_threadsafe(work, get_loop())
-        waiting = self._waiting.setdefault(self._owner(), set())
-        waiting.add(future)
+        pending = self._pending.setdefault(self._owner(), set())
+        pending.add(future)
         try:
             return future.result(self.settings.deadline_s)
         except TimeoutError:
             future.cancel()
-            text = f"it did not come within {self.settings.deadline_s:g} s"
+            text = f"it was not read within {self.settings.deadline_s:g} s"
             raise ConnectionError(errno.ETIMEDOUT, text, self.name(self.path)) from None
-        except BaseException:  # also KeyboardInterrupt: nobody waits for the result now
+        except BaseException:  # also after KeyboardInterrupt the result is not needed
             future.cancel()
             raise
         finally:
-            waiting.discard(future)
+            pending.discard(future)
 
 
 class _Requests:
@@ -287,30 +290,30 @@ class _Requests:
         self.settings = settings
         self.times = _DurationEstimate(settings)
         self.extra = 0
-        """Requests in flight that are the second one for the same bytes."""
-        self.most_extra = max(1, settings.requests_in_flight // _LATE_SHARE)
-        self.callers = ThreadPoolExecutor(_CALLERS, "spinezarr-wait")
+        """Number of requests in flight that are the second one for the same bytes."""
+        self.max_extra = max(1, settings.requests_in_flight // _REQUESTS_PER_EXTRA)
+        self.callers = ThreadPoolExecutor(_CALLER_THREADS, "spinezarr-wait")
         self._gate = _FairSemaphore(settings.requests_in_flight)
         self._memory = _FairSemaphore(settings.held_bytes)
-        self._posts = _FairSemaphore(_POSTS)
-        self._has_answered = False
-        self._has_given_ranges = False
-        """Whether the server has sent a range: then a response without one is a passing fault."""
+        self._posts = _FairSemaphore(_MAX_POSTS)
+        self._has_responded = False
+        self._has_sent_ranges = False
+        """Whether the server has sent a range. A later response without one is then transient."""
 
     async def get_ranges(
-        self, wanted: Sequence[tuple[str, int, int]], n_bytes: int
-    ) -> "_HeldAnswers":
+        self, ranges: Sequence[tuple[str, int, int]], n_bytes: int
+    ) -> "_HeldResponses":
         """Read ranges as soon as ``n_bytes`` more may be held."""
-        held = _HeldAnswers(self._memory, n_bytes)
+        held = _HeldResponses(self._memory, n_bytes)
         if n_bytes:
             await self._memory.acquire(n_bytes)
             held.is_held = True
         try:
-            groups = list(_group_by_object(wanted))
-            found = await _gather_or_cancel(
+            groups = list(_group_by_object(ranges))
+            results = await _gather_or_cancel(
                 self._get_ranges_of_object(path, spans) for path, spans in groups
             )
-            held.answers = [answer for answers in found for answer in answers]
+            held.responses = [response for responses in results for response in responses]
         except BaseException:
             held.free()
             raise
@@ -322,14 +325,14 @@ class _Requests:
             self._get_with_retries(path, None, None, limit_bytes) for path in paths
         )
 
-    async def get_response(self, wanted: ObjectRequest) -> ObjectResponse | None:
+    async def get_response(self, request: ObjectRequest) -> ObjectResponse | None:
         """Return the response to a request; None if the object does not exist."""
-        size = _SMALL_BYTES if wanted.stop is None else wanted.max_bytes
-        ask = partial(self._transport.get_response, wanted)
-        data_of = None if wanted.stop is None else attrgetter("data")
-        return await self._retry_until_complete(ask, size, data_of)
+        size = _SMALL_BYTES if request.stop is None else request.max_bytes
+        send = partial(self._transport.get_response, request)
+        data_of = None if request.stop is None else attrgetter("data")
+        return await self._retry_until_complete(send, size, data_of)
 
-    async def once(self, path: str, limit_bytes: int) -> Buffer:
+    async def get_once(self, path: str, limit_bytes: int) -> Buffer:
         """Request a whole object that the server computes, without repetition."""
         await self._posts.acquire(1)
         try:
@@ -339,7 +342,7 @@ class _Requests:
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         """Send a POST request until it succeeds or is given up."""
-        patience = _Retries(self)
+        retries = _Retries(self)
         while True:
             try:
                 await self._posts.acquire(1)
@@ -348,9 +351,9 @@ class _Requests:
                 finally:
                     self._posts.release(1)
             except TransientError as problem:
-                await patience.wait(problem)
+                await retries.wait(problem)
                 continue
-            self._has_answered = self._has_given_ranges = True
+            self._has_responded = self._has_sent_ranges = True
             return data
 
     async def _get_ranges_of_object(self, path: str, spans: Sequence[Span]) -> list[Buffer | None]:
@@ -360,22 +363,22 @@ class _Requests:
         size = sum(stop - start for start, stop in spans)
         data: Sequence[Buffer] | None = None
         with suppress(TransientError):
-            ask = partial(self._transport.get_ranges, path, spans)
-            data = await self._send(ask, len(spans), size)
-        found: list[Buffer | None] = [None] * len(spans) if data is None else [*data]
-        failed = [i for i, span in enumerate(spans) if not _is_whole(found[i], span)]
-        self._has_given_ranges |= len(failed) < len(spans)
-        again = await _gather_or_cancel(self._get_with_retries(path, *spans[i]) for i in failed)
-        for i, answer in zip(failed, again, strict=True):
-            found[i] = answer
-        return found
+            send = partial(self._transport.get_ranges, path, spans)
+            data = await self._send(send, len(spans), size)
+        responses: list[Buffer | None] = [None] * len(spans) if data is None else [*data]
+        failed = [i for i, span in enumerate(spans) if not _is_complete(responses[i], span)]
+        self._has_sent_ranges |= len(failed) < len(spans)
+        repeated = await _gather_or_cancel(self._get_with_retries(path, *spans[i]) for i in failed)
+        for i, response in zip(failed, repeated, strict=True):
+            responses[i] = response
+        return responses
 
     async def _send(
-        self, ask: Callable[[], Coroutine[Any, Any, T]], n_requests: int, size: int
+        self, send: Callable[[], Coroutine[Any, Any, T]], n_requests: int, size: int
     ) -> T:
         await self._gate.acquire(n_requests)
         try:
-            return await _HedgedRequest(self, ask, n_requests, size).answered()
+            return await _HedgedRequest(self, send, n_requests, size).response()
         finally:
             self._gate.release(n_requests)
 
@@ -384,12 +387,12 @@ class _Requests:
     ) -> Buffer | None:
         """Read a range, or a whole object, until it succeeds or is given up."""
         size = _SMALL_BYTES if start is None or stop is None else stop - start
-        ask = partial(self._transport.get, path, start, stop, limit_bytes)
-        return await self._retry_until_complete(ask, size, None if stop is None else _itself)
+        send = partial(self._transport.get, path, start, stop, limit_bytes)
+        return await self._retry_until_complete(send, size, None if stop is None else _identity)
 
     async def _retry_until_complete(
         self,
-        ask: Callable[[], Coroutine[Any, Any, T]],
+        send: Callable[[], Coroutine[Any, Any, T]],
         size: int,
         data_of: Callable[[T], Buffer] | None,
     ) -> T | None:
@@ -397,49 +400,49 @@ class _Requests:
 
         Parameters
         ----------
-        ask
+        send
             Sends the request.
         size
             Expected size of the response in bytes.
         data_of
-            Returns the bytes of a response; None if the request is for a whole object, of any size.
+            Returns the bytes of a response; None if the request is for a whole object of any size.
 
         Returns
         -------
         T or None
             The response; None if the object does not exist.
         """
-        patience, short = _Retries(self), 0
+        retries, n_short = _Retries(self), 0
         while True:
             try:
-                data = await self._send(ask, 1, size)
+                data = await self._send(send, 1, size)
             except FileNotFoundError:
-                self._has_answered = True
+                self._has_responded = True
                 return None
             except (TransientError, NoRangesError) as problem:
-                if isinstance(problem, NoRangesError) and not self._has_given_ranges:
+                if isinstance(problem, NoRangesError) and not self._has_sent_ranges:
                     raise
-                await patience.wait(problem)
+                await retries.wait(problem)
                 continue
-            self._has_answered = True
+            self._has_responded = True
             if data_of is None:
                 return data
             n_bytes = memoryview(data_of(data)).nbytes
-            self._has_given_ranges |= n_bytes == size
+            self._has_sent_ranges |= n_bytes == size
             # An empty response means that the object ends before the range.
-            if n_bytes in {0, size} or short == _SHORT_ANSWERS:
+            if n_bytes in {0, size} or n_short == _MAX_SHORT_RESPONSES:
                 return data
-            short += 1
+            n_short += 1
 
     def gives_up(self, problem: OSError, attempts: int, waited_s: float) -> bool:
         """Whether a request that failed is not repeated."""
         settings = self.settings
-        if not self._has_answered:
+        if not self._has_responded:
             return attempts >= settings.attempts or waited_s >= settings.first_patience_s
-        patience_s = settings.patience_s if self._has_given_ranges else settings.opening_patience_s
-        # A response that broke off may have come far on a slow link: it gets all its attempts. A
-        # stall takes long by itself, so the time alone decides.
-        is_stalled = isinstance(problem, StalledAnswerError)
+        patience_s = settings.patience_s if self._has_sent_ranges else settings.opening_patience_s
+        # A slow link may have carried most of a response that was cut off, so the request gets all
+        # its attempts. A stall takes long by itself, so only the time counts.
+        is_stalled = isinstance(problem, StalledResponseError)
         return waited_s >= patience_s and (is_stalled or attempts >= settings.attempts)
 
 
@@ -465,8 +468,8 @@ class _Retries:
             text = f"{self._attempts} attempts in {waited_s:.0f} s: {problem.strerror or problem}"
             raise ConnectionError(problem.errno or errno.EIO, text, problem.filename) from None
         settings = self._requests.settings
-        wished_s = getattr(problem, "retry_after_s", None) or 0.0
-        await asyncio.sleep(max(min(wished_s, settings.patience_s), self._backoff_s()))
+        retry_after_s = getattr(problem, "retry_after_s", None) or 0.0
+        await asyncio.sleep(max(min(retry_after_s, settings.patience_s), self._backoff_s()))
 
     def _backoff_s(self) -> float:
         settings = self._requests.settings
@@ -475,30 +478,30 @@ class _Retries:
         return min(settings.longest_backoff_s, wait_s) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-def _group_by_object(wanted: Sequence[tuple[str, int, int]]) -> Iterator[tuple[str, list[Span]]]:
+def _group_by_object(ranges: Sequence[tuple[str, int, int]]) -> Iterator[tuple[str, list[Span]]]:
     """Group neighboring ranges of the same object, a few at a time."""
-    path, spans = "", list[Span]()
-    for of, start, stop in wanted:
-        if spans and (of != path or len(spans) == _TOGETHER):
-            yield path, spans
+    previous, spans = "", list[Span]()
+    for path, start, stop in ranges:
+        if spans and (path != previous or len(spans) == _RANGES_PER_CALL):
+            yield previous, spans
             spans = []
-        path = of
+        previous = path
         spans.append((start, stop))
     if spans:
-        yield path, spans
+        yield previous, spans
 
 
-def _itself(data: Buffer) -> Buffer:
+def _identity(data: Buffer) -> Buffer:
     return data
 
 
-def _is_whole(answer: Buffer | None, span: Span) -> bool:
-    return answer is not None and memoryview(answer).nbytes == span[1] - span[0]
+def _is_complete(response: Buffer | None, span: Span) -> bool:
+    return response is not None and memoryview(response).nbytes == span[1] - span[0]
 
 
-async def _gather_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def _gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run coroutines at the same time; if one fails, cancel the others."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -512,108 +515,110 @@ class _HedgedRequest(Generic[T]):
     def __init__(
         self,
         requests: "_Requests",
-        ask: Callable[[], Coroutine[Any, Any, T]],
+        send: Callable[[], Coroutine[Any, Any, T]],
         n_requests: int,
         size: int,
     ) -> None:
         self._requests = requests
-        self._ask_for_it = ask
+        self._send = send
         self._n_requests = n_requests
         self._size = size
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
-        self._answer: asyncio.Future[T] = self._loop.create_future()
+        self._response: asyncio.Future[T] = self._loop.create_future()
         self._attempts: set[asyncio.Task[T]] = set()
         self._late_s = requests.times.late_s(size)
-        self._timer = self._loop.call_later(self._late_s, self._ask_again)
+        self._timer = self._loop.call_later(self._late_s, self._start_extra_attempt)
         self._extra = 0
 
-    async def answered(self) -> T:
+    async def response(self) -> T:
         """Return the first response, or raise the error of the last attempt."""
-        self._ask()
+        self._start_attempt()
         try:
-            return await self._answer
+            return await self._response
         finally:
             self._timer.cancel()
             self._requests.extra -= self._extra
             for attempt in self._attempts:
                 attempt.cancel()
 
-    def _ask(self) -> None:
-        attempt = self._loop.create_task(self._ask_for_it())
+    def _start_attempt(self) -> None:
+        attempt = self._loop.create_task(self._send())
         self._attempts.add(attempt)
-        attempt.add_done_callback(self._ended)
+        attempt.add_done_callback(self._end_attempt)
 
-    def _ask_again(self) -> None:
-        if self._requests.extra < self._requests.most_extra:
+    def _start_extra_attempt(self) -> None:
+        if self._requests.extra < self._requests.max_extra:
             self._requests.extra += 1
             self._extra += 1
-            self._ask()
-        self._timer = self._loop.call_later(self._late_s * 2**self._extra, self._ask_again)
+            self._start_attempt()
+        delay_s = self._late_s * 2**self._extra
+        self._timer = self._loop.call_later(delay_s, self._start_extra_attempt)
 
-    def _ended(self, attempt: asyncio.Task[T]) -> None:
+    def _end_attempt(self, attempt: asyncio.Task[T]) -> None:
         self._attempts.discard(attempt)
         problem = None if attempt.cancelled() else attempt.exception()
-        if self._answer.done():
+        if self._response.done():
             return
         if attempt.cancelled():
-            self._answer.cancel()
+            self._response.cancel()
         elif problem is None:
             if attempt.result() is not None:
                 seconds = self._loop.time() - self._began_s
                 self._requests.times.add(seconds, self._n_requests, self._size)
-            self._answer.set_result(attempt.result())
+            self._response.set_result(attempt.result())
         elif not self._attempts or not isinstance(problem, TransientError):
-            self._answer.set_exception(problem)
-        elif isinstance(problem, StalledAnswerError):
+            self._response.set_exception(problem)
+        elif isinstance(problem, StalledResponseError):
             self._timer.cancel()  # a further attempt would stall too
 
 
 class _DurationEstimate:
-    """Estimates from recent requests how long one takes, and which gap is worth reading."""
+    """Estimates from recent requests how long one takes, and how large a gap is worth reading."""
 
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
         self.gap_bytes = settings.least_gap_bytes
-        self._answers: deque[tuple[float, int, int]] = deque(maxlen=_TIMED)
+        self._durations: deque[tuple[float, int, int]] = deque(maxlen=_N_DURATIONS)
         self._latency_s = math.inf
         self._s_per_byte = 0.0
-        self._since = 0
+        self._n_new = 0
 
     def add(self, seconds: float, n_requests: int, size: int) -> None:
-        """Add the duration and the bytes of requests that were sent at once."""
-        # The minimum since the start: on a full link each request also waits for the others.
+        """Add the duration and the bytes of requests that were sent together."""
+        # The latency is the minimum since the start, as on a full link each request also waits for
+        # the others.
         self._latency_s = min(self._latency_s, seconds)
-        self._answers.append((seconds, n_requests, size))
-        self._since += 1
-        if self._since < len(self._answers) // 8:
+        self._durations.append((seconds, n_requests, size))
+        self._n_new += 1
+        if self._n_new < len(self._durations) // 8:
             return
-        self._since = 0
+        self._n_new = 0
         self._s_per_byte = statistics.median(
-            seconds / (size + _OVERHEAD_BYTES) for seconds, _, size in self._answers
+            seconds / (size + _OVERHEAD_BYTES) for seconds, _, size in self._durations
         )
-        brought = sum(size for _, _, size in self._answers)
-        held_s = sum(n * (seconds - self._latency_s) for seconds, n, _ in self._answers)
-        worth = self._latency_s * brought / max(held_s, _NO_TIME_S)
+        n_bytes = sum(size for _, _, size in self._durations)
+        transfer_s = sum(n * (seconds - self._latency_s) for seconds, n, _ in self._durations)
+        gap_bytes = self._latency_s * n_bytes / max(transfer_s, _MIN_TIME_S)
         self.gap_bytes = int(
-            min(self._settings.most_gap_bytes, max(self._settings.least_gap_bytes, worth))
+            min(self._settings.most_gap_bytes, max(self._settings.least_gap_bytes, gap_bytes))
         )
 
     def late_s(self, size: int) -> float:
         """Return the seconds after which a response of this size is late."""
         settings = self._settings
-        if not self._answers:
+        if not self._durations:
             return settings.first_late_s
         usual_s = self._s_per_byte * (size + _OVERHEAD_BYTES)
         return max(settings.least_late_s, settings.late_factor * usual_s)
 
 
-class _HeldAnswers:
-    """Responses, and the memory that they count for, until :meth:`free` or garbage collection."""
+class _HeldResponses:
+    """Responses that count as held memory until :meth:`free` or garbage collection."""
 
     def __init__(self, memory: "_FairSemaphore", n_bytes: int) -> None:
         self.n_bytes = n_bytes
-        self.answers: list[Buffer | None] = []
+        self.responses: list[Buffer | None] = []
         self.is_held = False
         self._memory = memory
         self._loop = asyncio.get_running_loop()
@@ -628,42 +633,43 @@ class _HeldAnswers:
 
 
 class _FairSemaphore:
-    """A semaphore with amounts, in order of arrival. An amount above the limit is let in alone."""
+    """A semaphore with amounts, in order of arrival. An amount above the limit is admitted alone.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._inside = 0
+        self._in_use = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
 
     async def acquire(self, amount: int) -> None:
         """Wait until the amount fits, and take it."""
         if not self._waiting and self._fits(amount):
-            self._inside += amount
+            self._in_use += amount
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, amount))
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append((waiter, amount))
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.release(amount)  # it was let in just before
+            if waiter.done() and not waiter.cancelled():
+                self.release(amount)  # it was admitted just before
             else:
                 with suppress(ValueError):  # it was removed just before
-                    self._waiting.remove((turn, amount))
+                    self._waiting.remove((waiter, amount))
                 self._admit()
             raise
 
     def release(self, amount: int) -> None:
         """Give an amount back."""
-        self._inside -= amount
+        self._in_use -= amount
         self._admit()
 
     def _fits(self, amount: int) -> bool:
-        return not self._inside or self._inside + amount <= self._limit
+        return not self._in_use or self._in_use + amount <= self._limit
 
     def _admit(self) -> None:
         while self._waiting and self._fits(self._waiting[0][1]):
-            turn, amount = self._waiting.popleft()
-            if not turn.cancelled():
-                self._inside += amount
-                turn.set_result(None)
+            waiter, amount = self._waiting.popleft()
+            if not waiter.cancelled():
+                self._in_use += amount
+                waiter.set_result(None)

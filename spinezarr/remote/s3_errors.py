@@ -6,17 +6,17 @@ __all__ = ["CREDENTIALS_ADVICE", "ENDPOINT_ADVICE", "ERROR_TEXTS", "REGION_ADVIC
 
 CREDENTIALS_ADVICE: Final = (
     "Give a profile (--profile, AWS_PROFILE), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
-    "A public bucket is read without (--no-sign-request, storage option 'anon')"
+    "A public bucket needs none (--no-sign-request, storage option 'anon')"
 )
-"""The next step if no credentials are found."""
+"""Advice if no credentials are found."""
 ENDPOINT_ADVICE: Final = "Check the endpoint (--endpoint-url, AWS_ENDPOINT_URL) and the network"
-"""The next step if no server answers."""
+"""Advice if no server answers."""
 REGION_ADVICE: Final = (
     "the bucket lies in another region or at another endpoint. Set AWS_DEFAULT_REGION to its region"
 )
 _RIGHTS_ADVICE: Final = "Check credentials, profile, endpoint and the rights of the account"
 ERROR_TEXTS: Final = {
-    "401": f"credentials are asked for. {CREDENTIALS_ADVICE}",
+    "401": f"the server requires credentials. {CREDENTIALS_ADVICE}",
     "403": f"access is denied. {_RIGHTS_ADVICE}",
     "301": REGION_ADVICE,
     "AccessDenied": "access is denied. Check credentials, profile and the rights of the account",

@@ -30,19 +30,19 @@ from spinezarr.remote.settings import METADATA_BYTES
 
 __all__ = ["S3"]
 
-_BOTOCORE: Final = {
+_BOTOCORE_SETTINGS: Final = {
     "connect_timeout": 5,
     "read_timeout": 30,
     "max_pool_connections": 32,
     "http_session_cls": BoundedSession,
 }
-"""Settings of botocore: seconds of one attempt, of which it makes five (AWS_MAX_ATTEMPTS), and
-requests that run at once."""
+"""Settings of botocore: limits in seconds of one attempt, of which it makes five
+(AWS_MAX_ATTEMPTS), and the number of concurrent requests."""
 _PART_BYTES: Final = 1 << 18
 _BLOCK_BYTES: Final = 4 << 20
-_BLOCKS_KEPT: Final = 4
-"""Blocks in memory of a file that is read from start to end; the next one is fetched ahead."""
-_NUMBERS: Final = {
+_CACHED_BLOCKS: Final = 4
+"""Number of blocks in memory of a file that is read from start to end; one is fetched ahead."""
+_ERROR_NUMBERS: Final = {
     PermissionError: errno.EACCES,
     FileNotFoundError: errno.ENOENT,
     FileExistsError: errno.EEXIST,
@@ -57,7 +57,7 @@ class _Environment:
 
 
 class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
-    """Buckets of S3 and of compatible servers. Each failure is an OSError with path and next step.
+    """Buckets of S3 and of compatible servers. Each failure is an OSError with path and advice.
 
     A write with ``mode="create"`` raises FileExistsError on every server if the object exists. A
     range that begins beyond the end of an object is empty, as on disk. Listings are not cached, and
@@ -66,9 +66,9 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
     Parameters
     ----------
     endpoint_url
-        URL of the server; if None, botocore looks in the environment and in ``~/.aws/config``.
+        URL of the server; if None, botocore reads the environment and ``~/.aws/config``.
     config_kwargs
-        Settings of botocore; they replace the ones chosen here.
+        Settings of botocore; they replace the defaults of this class.
     **options
         Options of :class:`s3fs.S3FileSystem`, such as ``profile`` and ``anon``.
 
@@ -87,18 +87,18 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         self,
         endpoint_url: str | None = None,
         config_kwargs: dict[str, Any] | None = None,
-        **options: Any,  # noqa: ANN401  whatever s3fs takes
+        **options: Any,  # noqa: ANN401  options of s3fs
     ) -> None:
         if endpoint_url is not None and urlsplit(endpoint_url).scheme not in {"http", "https"}:
             raise ValueError(
                 f"endpoint {redact_url(endpoint_url)!r} does not start with http:// or https://"
             )
         # With more than one transfer for a file, s3fs requests the size before it reads.
-        own = {"use_listings_cache": False, "max_concurrency": 1}
+        defaults = {"use_listings_cache": False, "max_concurrency": 1}
         super().__init__(
             endpoint_url=endpoint_url,
-            config_kwargs={**_BOTOCORE, **(config_kwargs or {})},
-            **{**own, **options},
+            config_kwargs={**_BOTOCORE_SETTINGS, **(config_kwargs or {})},
+            **{**defaults, **options},
         )
 
     async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -107,7 +107,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         except (BotoCoreError, OSError, ValueError) as problem:
             where = "/".join(str(kwargs[name]) for name in ("Bucket", "Key") if name in kwargs)
             exclusive = "IfNoneMatch" in kwargs
-            raise _translated(problem, f"s3://{where}", exclusive=exclusive) from _cause(problem)
+            raise _translate(problem, f"s3://{where}", exclusive=exclusive) from _cause(problem)
 
     call_s3 = sync_wrapper(_call_s3)
 
@@ -122,24 +122,24 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         if version_id or kwargs or (start or 0) < 0 or (end or 0) < 0:
             data: bytes = await super()._cat_file(path, version_id, start, end, **kwargs)
             return data
-        most = METADATA_BYTES if end is None else end - (start or 0)
+        limit_bytes = METADATA_BYTES if end is None else end - (start or 0)
         try:
-            wanted = range_header(start, end)
-            body, _ = await self.open_object(path, {"Range": wanted} if wanted else {})
+            byte_range = range_header(start, end)
+            body, _ = await self.open_object(path, {"Range": byte_range} if byte_range else {})
         except OSError as problem:
             if _code(problem) in {"InvalidRange", "416"}:
                 return b""
             raise
-        found = bytearray()
+        data = bytearray()
         async with body:
             async for part in self.parts(body, path):
-                found += part
-                if len(found) > most:
-                    raise object_too_large_error(f"s3://{path}", most)
-        return bytes(found)
+                data += part
+                if len(data) > limit_bytes:
+                    raise object_too_large_error(f"s3://{path}", limit_bytes)
+        return bytes(data)
 
     async def open_object(
-        self, path: str, asked: Mapping[str, str]
+        self, path: str, headers: Mapping[str, str]
     ) -> tuple[Any, Mapping[str, str]]:
         """Return the body of an object, which the caller closes, and the headers of the response.
 
@@ -147,8 +147,8 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         ----------
         path
             ``bucket/key``.
-        asked
-            Headers ``Range``, ``If-Match`` and ``If-None-Match``.
+        headers
+            Headers ``Range``, ``If-Match`` and ``If-None-Match`` of the request.
 
         Returns
         -------
@@ -163,11 +163,11 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
             If the server refuses, or no server answers.
         """
         bucket, key, version = self.split_path(path)
-        wanted = {name.replace("-", ""): text for name, text in asked.items()}
+        parameters = {name.replace("-", ""): text for name, text in headers.items()}
         if version:
-            wanted["VersionId"] = version
-        answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **wanted)
-        return answer["Body"], answer["ResponseMetadata"]["HTTPHeaders"]
+            parameters["VersionId"] = version
+        response = await self._call_s3("get_object", Bucket=bucket, Key=key, **parameters)
+        return response["Body"], response["ResponseMetadata"]["HTTPHeaders"]
 
     @staticmethod
     async def parts(body: Any, path: str) -> AsyncIterator[bytes]:  # noqa: ANN401
@@ -176,13 +176,13 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         Raises
         ------
         OSError
-            If the body breaks off (ConnectionError).
+            If the body is cut off (ConnectionError).
         """
         try:
             while part := await body.read(_PART_BYTES):
                 yield part
         except S3_RETRYABLE_ERRORS as problem:
-            raise _interrupted(problem, path) from problem
+            raise _interrupted_error(problem, path) from problem
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> AbstractBufferedFile:  # noqa: ANN401
         if mode != "rb":
@@ -193,7 +193,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
             mode,
             block_size=kwargs.get("block_size") or _BLOCK_BYTES,
             cache_type="background",
-            cache_options={"maxblocks": _BLOCKS_KEPT},
+            cache_options={"maxblocks": _CACHED_BLOCKS},
             size=kwargs.get("size"),
         )
 
@@ -206,7 +206,7 @@ class _ObjectFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec is unty
         return data
 
 
-def _interrupted(problem: BaseException, path: str) -> OSError:
+def _interrupted_error(problem: BaseException, path: str) -> OSError:
     text = f"the answer broke off ({problem}). {ENDPOINT_ADVICE}"
     return ConnectionError(errno.EIO, text, f"s3://{path}")
 
@@ -218,11 +218,11 @@ def _code(problem: BaseException) -> str:
 
 
 def _cause(problem: BaseException) -> BaseException:
-    """Return the original error of botocore."""
+    """Return the original error of botocore, or the error itself if it has no cause."""
     return problem.__cause__ or problem
 
 
-def _translated(problem: Exception, where: str, *, exclusive: bool) -> OSError:
+def _translate(problem: Exception, where: str, *, exclusive: bool) -> OSError:
     """Return an error with a plain message, of the class that s3fs raised."""
     # Some errors of botocore are OSErrors with other arguments, so they come first.
     if isinstance(problem, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
@@ -236,7 +236,7 @@ def _translated(problem: Exception, where: str, *, exclusive: bool) -> OSError:
         text = ERROR_TEXTS.get(code) or problem.strerror or str(problem)
         if code == "PreconditionFailed" and exclusive:
             return FileExistsError(errno.EEXIST, text, where)
-        number = _NUMBERS.get(type(problem), problem.errno or errno.EIO)
+        number = _ERROR_NUMBERS.get(type(problem), problem.errno or errno.EIO)
         return type(problem)(number, text, where)
     return OSError(errno.EIO, str(problem), where)
 

@@ -86,7 +86,7 @@ class S3Locator:
         self._options = options
         self._refresh = timedelta(seconds=remote.credentials_refresh_s)
         self._settings: _Settings | None = None
-        self._context: ssl.SSLContext | None = None
+        self._tls_context: ssl.SSLContext | None = None
         self._keys: dict[str, Any] = {}
         self._lock = Lock()
 
@@ -97,20 +97,20 @@ class S3Locator:
             return None
         if self._settings is None:
             settings = _settings(_Options.of(self._options), self._refresh)
-            self._context, self._settings = _context(settings), settings
+            self._tls_context, self._settings = _tls_context(settings), settings
         base, is_virtual = _endpoint(bucket, self._settings)
         within = quote(key if is_virtual else f"{bucket}/{key}", safe="/~")
         payer = {"x-amz-request-payer": "requester"} if self._settings.requester_pays else {}
-        location = location_of_url(f"{base}/{within}", payer, self._context)
+        location = location_of_url(f"{base}/{within}", payer, self._tls_context)
         if location is None or self._settings.provider is None:
             return location
-        return replace(location, sign=self._signed, signs_slowly=self._is_expired)
+        return replace(location, sign=self._sign, signs_slowly=self._is_expired)
 
     def _is_expired(self) -> bool:
         until = self._keys.get("expires_at")
         return not self._keys or (until is not None and until <= datetime.now(UTC))
 
-    def _signed(self, location: ObjectLocation, headers: Mapping[str, str]) -> Mapping[str, str]:
+    def _sign(self, location: ObjectLocation, headers: Mapping[str, str]) -> Mapping[str, str]:
         settings = self._settings
         if settings is None or settings.provider is None:
             return headers
@@ -120,9 +120,9 @@ class S3Locator:
                 with suppress(Exception):  # credentials may come from any program or server
                     self._keys = settings.provider()
             keys = self._keys
-        if not keys:  # not in a handler: the original error may contain a secret
+        if not keys:  # it is not raised in a handler, as the original error may contain a secret
             raise credentials_renewal_error(f"s3://{location.host}{location.target}")
-        return signed(
+        return sign_headers(
             location.host,
             location.target,
             headers,
@@ -132,7 +132,7 @@ class S3Locator:
         )
 
 
-def signed(
+def sign_headers(
     host: str,
     target: str,
     headers: Mapping[str, str],
@@ -148,11 +148,11 @@ def signed(
     https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
     """
     time = f"{now:%Y%m%dT%H%M%SZ}"
-    own = {"x-amz-content-sha256": _NO_BODY, "x-amz-date": time}
+    added = {"x-amz-content-sha256": _NO_BODY, "x-amz-date": time}
     if keys["token"]:
-        own["x-amz-security-token"] = str(keys["token"])
-    sent = {**{name.lower(): text for name, text in headers.items()}, **own}
-    fields = sorted({**sent, "host": host}.items())
+        added["x-amz-security-token"] = str(keys["token"])
+    signed = {**{name.lower(): text for name, text in headers.items()}, **added}
+    fields = sorted({**signed, "host": host}.items())
     names = ";".join(name for name, _ in fields)
     canonical = "\n".join(
         ["GET", target, "", *(f"{name}:{text}" for name, text in fields), "", names, _NO_BODY]
@@ -163,10 +163,10 @@ def signed(
     key = _signing_key(str(keys["secret_access_key"]), time[:8], region)
     signature = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
     credential = f"Credential={keys['access_key_id']}/{scope}"
-    sent["Authorization"] = (
+    signed["Authorization"] = (
         f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, Signature={signature}"
     )
-    return sent
+    return signed
 
 
 @lru_cache(maxsize=16)
@@ -210,13 +210,13 @@ class _Options:
         config = _mapping_of(rest.pop("config_kwargs", None))
         s3 = _mapping_of(config.pop("s3", None))
         names = ("key", "secret", "token", "username", "password")
-        given = {name: rest.pop(name, None) for name in names}
-        understood = cls(
-            key=given["key"] or given["username"] or client.pop("aws_access_key_id", None),
-            secret=given["secret"]
-            or given["password"]
+        login = {name: rest.pop(name, None) for name in names}
+        parsed = cls(
+            key=login["key"] or login["username"] or client.pop("aws_access_key_id", None),
+            secret=login["secret"]
+            or login["password"]
             or client.pop("aws_secret_access_key", None),
-            token=given["token"] or client.pop("aws_session_token", None),
+            token=login["token"] or client.pop("aws_session_token", None),
             anon=bool(rest.pop("anon", False)),
             endpoint_url=_first(rest.pop("endpoint_url", None), client.pop("endpoint_url", None)),
             region=_first(client.pop("region_name", None), config.pop("region_name", None)),
@@ -226,10 +226,10 @@ class _Options:
             verify=client.pop("verify", None),
             addressing=s3.pop("addressing_style", None),
         )
-        left = {*rest, *client, *s3, *(config.keys() - _IRRELEVANT_CONFIG)}
-        if left or bool(understood.key) != bool(understood.secret):
+        unsupported = {*rest, *client, *s3, *(config.keys() - _IRRELEVANT_CONFIG)}
+        if unsupported or bool(parsed.key) != bool(parsed.secret):
             raise UnsupportedRequestError
-        return understood
+        return parsed
 
 
 def _mapping_of(value: object) -> dict[str, Any]:
@@ -243,10 +243,10 @@ def s3_locator(
 ) -> S3Locator | None:
     """Return a locator for s3fs's options; None if this client cannot follow all of them."""
     try:
-        understood = _Options.of(options)
+        parsed = _Options.of(options)
     except UnsupportedRequestError:
         return None
-    endpoint_url = understood.endpoint_url
+    endpoint_url = parsed.endpoint_url
     if endpoint_url is not None and not _is_plain_endpoint(endpoint_url):
         return None
     return S3Locator(options, remote)
@@ -255,9 +255,9 @@ def s3_locator(
 def _settings(options: _Options, refresh: timedelta) -> _Settings:
     """Complete options from the environment and the files of AWS, with botocore if needed."""
     environ = dict(os.environ)
-    found = _without_botocore(options, environ) or _with_botocore(options, refresh)
-    endpoint_url = options.endpoint_url or found.endpoint_url
-    region = options.region or environ.get("AWS_DEFAULT_REGION") or found.region
+    configured = _without_botocore(options, environ) or _with_botocore(options, refresh)
+    endpoint_url = options.endpoint_url or configured.endpoint_url
+    region = options.region or environ.get("AWS_DEFAULT_REGION") or configured.region
     region = region or environ.get("AWS_REGION") or _DEFAULT_REGION
     if endpoint_url is None and not _REGION.fullmatch(region):
         raise UnsupportedRequestError
@@ -270,14 +270,14 @@ def _settings(options: _Options, refresh: timedelta) -> _Settings:
         is_secure=options.use_ssl,
         is_anonymous=options.anon,
         requester_pays=options.requester_pays,
-        addressing=options.addressing or found.addressing or "auto",
-        verify=verify if verify is not None else found.ca_bundle or True,
-        provider=found.provider,
+        addressing=options.addressing or configured.addressing or "auto",
+        verify=verify if verify is not None else configured.ca_bundle or True,
+        provider=configured.provider,
     )
 
 
 @dataclass(frozen=True)
-class _Configured:
+class _AwsSettings:
     """Settings in the environment and in the files of AWS."""
 
     endpoint_url: str | None
@@ -287,11 +287,11 @@ class _Configured:
     provider: Callable[[], Any] | None = field(repr=False)
 
 
-def _without_botocore(options: _Options, environ: Mapping[str, str]) -> _Configured | None:
-    """Return simple settings without botocore, which imports slowly; None if they are complex."""
-    named = options.profile or environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE")
+def _without_botocore(options: _Options, environ: Mapping[str, str]) -> _AwsSettings | None:
+    """Return simple settings without the slow import of botocore; None if they are complex."""
+    names = (options.profile, environ.get("AWS_PROFILE"), environ.get("AWS_DEFAULT_PROFILE"))
     switches = ("AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT")
-    if named or any(environ.get(name) for name in switches):
+    if any(names) or any(environ.get(name) for name in switches):
         return None
     keys = (options.key, options.secret, options.token)
     if not options.key:
@@ -300,15 +300,15 @@ def _without_botocore(options: _Options, environ: Mapping[str, str]) -> _Configu
     if not options.anon and not (keys[0] and keys[1]):
         return None
     profile: dict[str, str] = {}
-    for variable, default, known in (
+    for variable, default, supported in (
         ("AWS_CONFIG_FILE", "~/.aws/config", _PLAIN_CONFIG),
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", _PLAIN_CREDENTIALS),
     ):
         section = _default_section(Path(environ.get(variable) or default).expanduser())
-        if section is None or not known.issuperset(section):
+        if section is None or not supported.issuperset(section):
             return None
         profile |= section
-    return _Configured(
+    return _AwsSettings(
         endpoint_url=_configured_endpoint(environ, None, profile.get("endpoint_url")),
         region=profile.get("region"),
         ca_bundle=environ.get("AWS_CA_BUNDLE"),
@@ -329,7 +329,7 @@ def _default_section(path: Path) -> dict[str, str] | None:
     return dict(parser["default"]) if "default" in parser else {}
 
 
-def _with_botocore(options: _Options, refresh: timedelta) -> _Configured:
+def _with_botocore(options: _Options, refresh: timedelta) -> _AwsSettings:
     """Return the settings that botocore finds.
 
     Raises
@@ -340,9 +340,9 @@ def _with_botocore(options: _Options, refresh: timedelta) -> _Configured:
         If this client cannot follow the profile, or botocore is not installed.
     """
     try:
-        from botocore.exceptions import BotoCoreError, ProfileNotFound  # noqa: PLC0415  takes long
+        from botocore.exceptions import BotoCoreError, ProfileNotFound  # noqa: PLC0415  slow import
         from botocore.session import Session  # noqa: PLC0415
-    except ImportError:  # s3fs, which is tried next, needs it too and says so
+    except ImportError:  # s3fs is tried next, and its import raises the error for the user
         raise UnsupportedRequestError from None
 
     session = Session(profile=options.profile)
@@ -367,12 +367,12 @@ def _with_botocore(options: _Options, refresh: timedelta) -> _Configured:
     configured = (services.get("s3") or {}).get("endpoint_url") or profile.get("endpoint_url")
     ignored = session.get_config_variable("ignore_configured_endpoint_urls")
     provider = None if options.anon else _constant(options.key, options.secret, options.token)
-    return _Configured(
+    return _AwsSettings(
         endpoint_url=None if ignored else _configured_endpoint(os.environ, configured, None),
         region=session.get_config_variable("region"),
         ca_bundle=session.get_config_variable("ca_bundle"),
         addressing=s3.get("addressing_style"),
-        provider=provider if credentials is None else _renewed(credentials, refresh),
+        provider=provider if credentials is None else _renewing(credentials, refresh),
     )
 
 
@@ -384,32 +384,32 @@ def _configured_endpoint(
 ) -> str | None:
     if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() in _TRUE:
         return None
-    named = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
-    return named or service or profile
+    variable = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+    return variable or service or profile
 
 
 def _constant(key: str | None, secret: str | None, token: str | None) -> Callable[[], Any]:
     """Return a function that always returns the same credentials."""
-    answer = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
-    return lambda: answer
+    keys = {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
+    return lambda: keys
 
 
-def _renewed(credentials: Any, refresh: timedelta) -> Callable[[], Any]:  # noqa: ANN401  botocore is untyped
-    """Return a function that returns the credentials of botocore, which renews them in time."""
+def _renewing(credentials: Any, refresh: timedelta) -> Callable[[], Any]:  # noqa: ANN401
+    """Return a function that returns the credentials of botocore. Botocore renews them in time."""
 
     def provide() -> dict[str, Any]:
-        now = credentials.get_frozen_credentials()
+        frozen = credentials.get_frozen_credentials()
         return {
-            "access_key_id": now.access_key,
-            "secret_access_key": now.secret_key,
-            "token": now.token,
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
             "expires_at": datetime.now(UTC) + refresh,
         }
 
     return provide
 
 
-def _context(settings: _Settings) -> ssl.SSLContext | None:
+def _tls_context(settings: _Settings) -> ssl.SSLContext | None:
     """Return the TLS context; None for the certificates that the system trusts."""
     if settings.verify is True:
         return None
@@ -443,8 +443,8 @@ def _endpoint(bucket: str, settings: _Settings) -> tuple[str, bool]:
 
 def _is_plain_endpoint(endpoint_url: str) -> bool:
     parts = urlsplit(endpoint_url)
-    plain = parts.scheme in {"http", "https"} and parts.hostname
-    return bool(plain) and not (parts.username or parts.query or parts.fragment)
+    is_web = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    return is_web and not (parts.username or parts.query or parts.fragment)
 
 
 def _first(*values: Any) -> Any:  # noqa: ANN401

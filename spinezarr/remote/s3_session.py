@@ -9,8 +9,8 @@ from spinezarr.remote.settings import METADATA_BYTES
 
 __all__ = ["BoundedSession"]
 
-_REFUSAL_BYTES: Final = 1 << 16
-"""Longest body of an error that is read; those of S3 have less than 2 KiB."""
+_MAX_ERROR_BODY_BYTES: Final = 1 << 16
+"""Longest body of an error that is read, in bytes; those of S3 have less than 2 KiB."""
 
 
 class _NoRedirectSession:
@@ -30,15 +30,15 @@ class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # botocore is untyp
         return _NoRedirectSession(await super()._get_session(proxy_url))
 
     async def send(self, request: Any) -> Any:  # noqa: ANN401
-        """Send a request; read a body that is not streamed, up to the bound."""
+        """Send a request; read a body that is not streamed, up to a limit."""
         is_streamed, request.stream_output = request.stream_output, True
-        answer = await super().send(request)
-        is_error = answer.status_code >= HTTPStatus.MULTIPLE_CHOICES
+        response = await super().send(request)
+        is_error = response.status_code >= HTTPStatus.MULTIPLE_CHOICES
         if is_error or not is_streamed:
-            most = _REFUSAL_BYTES if is_error else METADATA_BYTES
+            limit_bytes = _MAX_ERROR_BODY_BYTES if is_error else METADATA_BYTES
             # A body that was cut is not valid XML, so botocore raises an error.
-            answer._content = await _read_at_most(answer.raw, most)  # noqa: SLF001
-        return answer
+            response._content = await _read_at_most(response.raw, limit_bytes)  # noqa: SLF001
+        return response
 
 
 async def _read_at_most(raw: Any, max_bytes: int) -> bytes:  # noqa: ANN401

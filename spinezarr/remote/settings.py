@@ -17,23 +17,23 @@ _MAY_BE_ZERO: Final = {"least_gap_bytes", "most_gap_bytes", "whole_shard_bytes"}
 class RemoteSettings:
     """Bounds on the requests for one store that lies in a bucket or on a web server.
 
-    All bounds hold for each process by itself. Most users change none of them, or only
+    All bounds hold for each process separately. Most users change none of them, or only
     ``requests_in_flight``.
 
     Attributes
     ----------
     requests_in_flight
-        Requests that run at the same time. More of them hide a longer latency, and are refused by
-        servers that limit the rate. Measured: see ``benchmarks/README.md``.
+        Requests that run at the same time. More of them hide a longer latency, but servers that
+        limit the rate refuse them. The default was measured; see ``benchmarks/README.md``.
     held_bytes
         Bytes of ranges that are requested or wait to be decoded. A larger range is read alone.
     least_gap_bytes, most_gap_bytes
         Two ranges of an object with at most so many bytes between them are read with one request.
         The number in use lies between these two, and follows the latency and the rate of the link.
-        Measured: see ``benchmarks/README.md``.
+        The defaults were measured; see ``benchmarks/README.md``.
     longest_range_bytes
-        Longest range that is made of several in this way. Longer ones are read in parts, side by
-        side.
+        Longest range that is merged from several ranges in this way. Longer ranges are read in
+        parts, at the same time.
     whole_shard_bytes
         Shards up to this size, mostly those of masks, are read whole and kept in memory.
     late_factor
@@ -46,16 +46,16 @@ class RemoteSettings:
     attempts
         Attempts that each request gets before an error is raised, however long they take.
     first_backoff_s, longest_backoff_s
-        Seconds to wait before the second attempt, and before any attempt. The wait doubles with
-        each attempt; a random part of up to half is taken off, so that clients do not return
+        Seconds to wait before the second attempt, and at most before any attempt. The wait doubles
+        with each attempt. A random part of up to half is subtracted, so that clients do not return
         together [2]_.
     patience_s
         Seconds for which a request is repeated once the server has answered with a range. A restart
         of a server, or a minute without network, ends no training.
     opening_patience_s
-        The same while only whole objects were requested: a user waits for a store to open.
+        The same while only whole objects were requested, as a user waits for a store to open.
     first_patience_s
-        The same while the server has never answered: the URL is probably wrong.
+        The same while the server has never answered, as the URL is probably wrong.
     deadline_s
         Seconds after which a call raises an error, even if attempts are left. None sets no limit.
     slowest_link_bytes_per_s
@@ -70,8 +70,8 @@ class RemoteSettings:
         Seconds until an answer of S3 begins. It includes the time in which botocore finds
         credentials and the region of the bucket.
     credentials_refresh_s
-        Seconds after which botocore is asked again for the credentials of S3. It renews them itself
-        10 to 15 minutes before they end.
+        Seconds after which the credentials of S3 are requested from botocore again. It renews them
+        itself 10 to 15 minutes before they end.
 
     Raises
     ------
@@ -120,14 +120,14 @@ class RemoteSettings:
                 raise UsageError(f"{name} {value}: must not be negative.")
             if name not in _MAY_BE_ZERO and value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name} {value}: must be a number above 0.")
-        for least, most in (
+        for lower, upper in (
             ("least_gap_bytes", "most_gap_bytes"),
             ("first_backoff_s", "longest_backoff_s"),
         ):
-            if getattr(self, least) > getattr(self, most):
+            if getattr(self, lower) > getattr(self, upper):
                 raise UsageError(
-                    f"{least} {getattr(self, least)}: must not be above {most} "
-                    f"{getattr(self, most)}."
+                    f"{lower} {getattr(self, lower)}: must not be above {upper} "
+                    f"{getattr(self, upper)}."
                 )
 
 

@@ -18,12 +18,12 @@ __all__ = ["RateMeter", "RequestProgress", "StallDetector", "StalledError"]
 
 T = TypeVar("T")
 
-_PART_OF_FAIR_RATE: Final = 4
+_FAIR_RATE_DIVISOR: Final = 4
 """A response may be so many times slower than its part of the slowest link."""
-_CHECK_S: Final = 0.25
-"""Most seconds between two checks of all requests."""
-_REMEMBERED_S: Final = 2.0
-"""Seconds after which what was measured before counts half."""
+_CHECK_INTERVAL_S: Final = 0.25
+"""Largest time between two checks of all requests."""
+_HALVING_S: Final = 2.0
+"""Measured time after which earlier measurements count half."""
 
 
 class StalledError(Exception):
@@ -31,35 +31,35 @@ class StalledError(Exception):
 
 
 class RateMeter:
-    """Measures a rate over the time in which at least one transfer runs; for one thread."""
+    """Measures a rate over the time in which at least one transfer runs. Use it from one thread."""
 
     def __init__(self) -> None:
         self.ended = 0
-        """Transfers that have ended."""
-        self._under_way = 0
+        """Number of transfers that have ended."""
+        self._n_running = 0
         self._since_s = 0.0
         self._amount = self._seconds = 0.0
 
     @property
     def per_s(self) -> float | None:
-        """Recent rate in amounts per second; None until something was measured."""
+        """Recent rate in amounts per second; None until it is measured."""
         return self._amount / self._seconds if self._seconds > 0 else None
 
     def begin(self) -> None:
-        """Note that a transfer begins."""
-        if not self._under_way:
+        """Record that a transfer begins."""
+        if not self._n_running:
             self._since_s = time.monotonic()
-        self._under_way += 1
+        self._n_running += 1
 
     def end(self, amount: float) -> None:
-        """Note that a transfer ends, and its amount."""
+        """Record that a transfer ends, and its amount."""
         now_s = time.monotonic()
         self._amount += amount
         self._seconds += now_s - self._since_s
         self._since_s = now_s
-        self._under_way -= 1
+        self._n_running -= 1
         self.ended += 1
-        if self._seconds > _REMEMBERED_S:
+        if self._seconds > _HALVING_S:
             self._amount, self._seconds = self._amount / 2, self._seconds / 2
 
 
@@ -70,21 +70,21 @@ class StallDetector:
         self.in_flight: set[RequestProgress] = set()
         self.longest_answer_s = settings.longest_answer_s
         self._settings = settings
-        self._check_s = min(_CHECK_S, settings.stall_window_s / 5)
+        self._check_s = min(_CHECK_INTERVAL_S, settings.stall_window_s / 5)
         self._is_checking = False
 
     @property
     def window_s(self) -> float:
-        """Window in which each response must bring :attr:`least_bytes`."""
+        """Length in seconds of the window in which each response must bring :attr:`least_bytes`."""
         settings = self._settings
         return settings.stall_window_s + settings.stall_window_per_request_s * len(self.in_flight)
 
     @property
     def least_bytes(self) -> float:
-        """Bytes that each response must bring in a window."""
+        """Number of bytes that each response must bring in a window."""
         n = max(1, len(self.in_flight))
         fair_bytes_per_s = self._settings.slowest_link_bytes_per_s / n
-        return self.window_s * fair_bytes_per_s / _PART_OF_FAIR_RATE
+        return self.window_s * fair_bytes_per_s / _FAIR_RATE_DIVISOR
 
     def watch(self) -> None:
         """Check requests from time to time while there are any."""
@@ -104,15 +104,15 @@ class StallDetector:
 
 
 class RequestProgress:
-    """Bytes that one response has brought. The context ends the watch.
+    """Counts the bytes of one response. It is a context manager that ends the watch.
 
     Parameters
     ----------
     detector
         The detector of all requests of the store.
     on_stall
-        Called with an error when the response stalls. None if the caller waits in :meth:`step`,
-        which raises the error.
+        Function that is called with an error when the response stalls. None if the caller waits in
+        :meth:`step`, which raises the error.
 
     Attributes
     ----------

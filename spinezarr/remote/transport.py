@@ -1,8 +1,8 @@
 """How is one attempt made to read one object?
 
-This package's own client sends the request if it can follow all options of fsspec that were given;
-everything else goes through fsspec. Nothing is repeated here: the type of an error says whether
-another attempt may help.
+This package's own client sends the request if it supports all given options of fsspec. Everything
+else goes through fsspec. Nothing is repeated here: the type of an error says whether another
+attempt may help.
 """
 
 import asyncio
@@ -57,9 +57,9 @@ class Transport(Protocol):
 
         Many calls may run at once, on any event loop; cancellation frees the connection. A call
         makes one attempt, or a second one through fsspec if the response to the first is not
-        understood. A range that reaches beyond the end of the object comes back short or empty, as
-        on disk. Over HTTP and S3, a response that is short for another reason is a TransientError.
-        Other file systems do not tell, so a caller that knows the size has to check it.
+        understood. A range that reaches beyond the end of the object is short or empty, as on disk.
+        Over HTTP and S3, a response that is short for another reason is a TransientError. Other
+        file systems do not raise it, so a caller that knows the size has to check it.
 
         Parameters
         ----------
@@ -81,13 +81,13 @@ class Transport(Protocol):
         TransientError
             If another attempt may succeed.
         NoRangesError
-            If the response is not the range, as from a server that does not support ranges.
+            If the response is not the range, for example from a server that supports no ranges.
         OSError
             If the object cannot be read for another reason, for example if there is no such bucket.
         """
         ...
 
-    async def get_response(self, wanted: ObjectRequest) -> ObjectResponse:
+    async def get_response(self, request: ObjectRequest) -> ObjectResponse:
         """Return bytes as :meth:`get` does, with the headers of the response.
 
         Raises
@@ -102,23 +102,24 @@ class Transport(Protocol):
     async def get_ranges(
         self, path: str, spans: Sequence[tuple[int, int]]
     ) -> Sequence[Buffer] | None:
-        """Return several ranges ``(start, stop)`` of an object with little work.
+        """Return several ranges ``(start, stop)`` of an object with little overhead.
 
         Returns
         -------
         Sequence of Buffer or None
-            None if only fsspec can read them. A range that failed is empty; :meth:`get` tells why.
+            The bytes of each range, empty for a range that failed; :meth:`get` raises its error.
+            None if only fsspec can read them.
         """
         ...
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
-        """Send JSON to a web server with POST, and return the response of at most so many bytes.
+        """Send JSON to a web server with POST; return the response of at most ``limit_bytes``.
 
         Raises
         ------
         UnsupportedRequestError
-            If the URL is not one of a web server, there is a proxy on the way, or this package's
-            own client does not understand the response.
+            If the URL is not that of a web server, a proxy is in use, or this package's own client
+            does not understand the response.
         FileNotFoundError, PermissionError, TransientError, OSError
             As for :meth:`get`.
         """
@@ -126,7 +127,7 @@ class Transport(Protocol):
 
     @property
     def link_bytes_per_s(self) -> float | None:
-        """Rate of the link in the last seconds; None until something was measured."""
+        """Rate of the link in the last seconds, in bytes per second; None until it is measured."""
         ...
 
 
@@ -163,15 +164,15 @@ def open_transport(
 
 
 class _Transport:
-    """Both clients, made anew in each process that uses them."""
+    """Both clients. Each process that uses them makes its own."""
 
     def __init__(self, url: str, options: dict[str, Any], settings: RemoteSettings) -> None:
         self._url = url
         self._options = options
         self._settings = settings
-        self._fast_client = PerProcess(partial(_fast, url, options, settings))
-        self._general_client = PerProcess(partial(_general, url, options, settings))
-        self._fast_client.get()  # raises here if the options cannot be used
+        self._direct_client = PerProcess(partial(_direct_transport, url, options, settings))
+        self._fsspec_client = PerProcess(partial(_fsspec_transport, url, options, settings))
+        self._direct_client.get()  # it raises now if the options cannot be used
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Transport, (self._url, self._options, self._settings)
@@ -180,29 +181,29 @@ class _Transport:
         return f"<Transport of {redact_url(self._url)}>"
 
     @property
-    def _fast(self) -> DirectTransport | None:
-        return self._fast_client.get()
+    def _direct(self) -> DirectTransport | None:
+        return self._direct_client.get()
 
     @property
     def uses_direct_client(self) -> bool:
-        return self._fast is not None
+        return self._direct is not None
 
     async def get_ranges(
         self, path: str, spans: Sequence[tuple[int, int]]
     ) -> Sequence[Buffer] | None:
-        fast = self._fast
-        return None if fast is None else await fast.get_ranges(path, spans)
+        direct = self._direct
+        return None if direct is None else await direct.get_ranges(path, spans)
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
-        fast = self._fast
-        if fast is None or self._url.partition("://")[0] not in _HTTP:
+        direct = self._direct
+        if direct is None or self._url.partition("://")[0] not in _HTTP:
             raise UnsupportedRequestError
-        return await fast.post(path, body, limit_bytes)
+        return await direct.post(path, body, limit_bytes)
 
     @property
     def link_bytes_per_s(self) -> float | None:
-        fast = self._fast
-        return None if fast is None else fast.link_bytes_per_s
+        direct = self._direct
+        return None if direct is None else direct.link_bytes_per_s
 
     async def get(
         self,
@@ -215,30 +216,31 @@ class _Transport:
             return b""
         return (await self.get_response(ObjectRequest(path, start, stop, limit_bytes))).data
 
-    async def get_response(self, wanted: ObjectRequest) -> ObjectResponse:
-        found = await self._got(wanted)
-        if not wanted.range and is_web_page(found.data):
-            path = wanted.path
+    async def get_response(self, request: ObjectRequest) -> ObjectResponse:
+        response = await self._get_any(request)
+        if not request.range and is_web_page(response.data):
+            path = request.path
             where = path if "://" in path else f"{self._url.partition('://')[0]}://{path}"
             raise web_page_error(redact_url(where))
-        return found
+        return response
 
-    async def _got(self, wanted: ObjectRequest) -> ObjectResponse:
-        fast = self._fast
-        if fast is not None:
+    async def _get_any(self, request: ObjectRequest) -> ObjectResponse:
+        direct = self._direct
+        if direct is not None:
             with suppress(UnsupportedRequestError):
-                return await fast.get_response(wanted)
-        general: Any = self._general_client.peek()
-        if (
-            general is None
-        ):  # its imports take long, and other requests use the event loop meanwhile
-            general = await asyncio.to_thread(self._general_client.get)
-        found: ObjectResponse = await general.get_response(wanted)
-        return found
+                return await direct.get_response(request)
+        client: Any = self._fsspec_client.peek()
+        if client is None:
+            # Its imports are slow, and other requests use the event loop meanwhile.
+            client = await asyncio.to_thread(self._fsspec_client.get)
+        response: ObjectResponse = await client.get_response(request)
+        return response
 
 
-def _fast(url: str, options: Mapping[str, Any], settings: RemoteSettings) -> DirectTransport | None:
-    """Return a transport with our own client; None if it cannot follow the options."""
+def _direct_transport(
+    url: str, options: Mapping[str, Any], settings: RemoteSettings
+) -> DirectTransport | None:
+    """Return a transport with our own client; None if it does not support the options."""
     scheme = url.partition("://")[0]
     locator: ObjectLocator | None = None
     if scheme in _HTTP:
@@ -248,8 +250,10 @@ def _fast(url: str, options: Mapping[str, Any], settings: RemoteSettings) -> Dir
     return DirectTransport(url, locator, settings) if locator else None
 
 
-def _general(url: str, options: dict[str, Any], settings: RemoteSettings) -> Any:  # noqa: ANN401
+def _fsspec_transport(
+    url: str, options: dict[str, Any], settings: RemoteSettings
+) -> Any:  # noqa: ANN401
     """Return the transport through fsspec."""
-    from spinezarr.remote.fsspec_transport import FsspecTransport  # noqa: PLC0415  takes long
+    from spinezarr.remote.fsspec_transport import FsspecTransport  # noqa: PLC0415  slow import
 
     return FsspecTransport(url, options, settings)

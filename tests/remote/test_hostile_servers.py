@@ -20,9 +20,9 @@ from raw_server import RawServer
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError
 from spinezarr.remote import stall_detection
-from spinezarr.remote.errors import StalledAnswerError, response_error
+from spinezarr.remote.errors import StalledResponseError, response_error
 from spinezarr.remote.requests import RemoteObjects
-from spinezarr.remote.s3_options import signed
+from spinezarr.remote.s3_options import sign_headers
 from spinezarr.remote.settings import RemoteSettings
 from spinezarr.remote.transport import open_transport
 from spinezarr.store.files import read_each
@@ -296,8 +296,8 @@ def test_the_error_of_a_too_large_object_names_its_size(liar, way):
 
 REFUSALS = {
     "gzip bomb": r"compresses what it sends \(Content-Encoding\)",
-    "redirect loop": "leads on more than 5 times",
-    "redirect to a file": "leads to what is no web server",
+    "redirect loop": "more than 5 redirects follow each other",
+    "redirect to a file": "does not lead to a web server",
     "redirect to secrets of a cloud": "an address of the machine's own network",
 }
 
@@ -316,7 +316,7 @@ def test_the_error_says_why_an_answer_is_refused(liar, way, lie):
 def test_the_error_of_a_stalled_answer_says_so(liar, way, lie):
     server = liar(LIES[lie] if lie != "drip" else drips(RANGE_HEAD + "Content-Length: 100\r\n\r\n"))
     transport, path = opened(server, way)
-    with pytest.raises(StalledAnswerError, match="sends nothing, or too little"):
+    with pytest.raises(StalledResponseError, match="sends nothing, or too little"):
         asked(transport, f"{path}/a", *SPAN)
 
 
@@ -399,7 +399,7 @@ def test_the_stall_window_grows_with_the_requests_in_flight():
 def test_an_endless_answer_is_given_up(liar):
     short = replace(IMPATIENT, longest_answer_s=1.5)
     transport, path = opened(liar(endless_at_pace), "http-direct", short)
-    with pytest.raises(StalledAnswerError):
+    with pytest.raises(StalledResponseError):
         asked(transport, f"{path}/a", 0, 1 << 30)
 
 
@@ -505,7 +505,7 @@ def test_requests_are_signed_as_botocore_signs_them():
     for token in (None, "TOKEN"):
         keys = {"access_key_id": "KEY", "secret_access_key": "SECRET", "token": token}
         now = datetime.now(UTC)
-        ours = signed(
+        ours = sign_headers(
             "host:80", target, {"Range": "bytes=0-9"}, keys=keys, region="eu-west-1", now=now
         )
         request = AWSRequest("GET", f"http://host:80{target}", headers={"Range": "bytes=0-9"})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from patience import PATIENCE_S, wait_until
 
 from spinezarr.remote import requests as remote
-from spinezarr.remote.errors import StalledAnswerError
+from spinezarr.remote.errors import StalledResponseError
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.settings import RemoteSettings
 from spinezarr.remote.transport import NoRangesError, TransientError
@@ -474,7 +474,7 @@ def test_a_stall_ends_both_requests_without_a_third(scripted):
         else:
             has_second.set()
             await asyncio.sleep(0.2)
-        raise StalledAnswerError(5, "silent", "p")
+        raise StalledResponseError(5, "silent", "p")
 
     objects, transport = scripted(
         answer, least_late_s=0.05, first_late_s=0.05, first_patience_s=0.1

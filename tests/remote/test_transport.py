@@ -34,7 +34,7 @@ from raw_server import RawServer
 from spinezarr.errors import UsageError
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import ChangedObjectError, NoSuchBucketError
-from spinezarr.remote.fsspec_transport import _translated
+from spinezarr.remote.fsspec_transport import _translate
 from spinezarr.remote.object_request import ObjectRequest
 from spinezarr.remote.s3_options import _endpoint, _Options, _settings
 from spinezarr.remote.settings import RemoteSettings
@@ -481,7 +481,7 @@ def test_cancelling_frees_the_connection(place, server):
 
 @pytest.mark.parametrize("where", ["https://host/a", "s3://bucket/a"])
 def test_a_missing_local_file_is_not_reported_as_an_absent_object(where):
-    found = _translated(FileNotFoundError(errno.ENOENT, "certificates"), where, None)
+    found = _translate(FileNotFoundError(errno.ENOENT, "certificates"), where, None)
     assert type(found) is OSError
 
 

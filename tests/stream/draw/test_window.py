@@ -171,7 +171,7 @@ def test_windows_take_each_scan_as_often_as_its_probability(window_scans):
     ):
         line = _Pass(
             scans=np.array(order),
-            ends=np.cumsum(windows._length[order]),
+            ends=np.cumsum(windows._arc_lengths[order]),
             windows=np.arange(windows._pass_windows),
             offset=(offset + 0.5) / offsets,
         )
