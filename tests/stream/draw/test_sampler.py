@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box
-from spinezarr.stream.draw.sampler import Sampler, _Numbers
+from spinezarr.stream.draw.sampler import Sampler, _RandomNumbers
 
 SHAPES = ((4, 3, 5), (2, 6, 3), (3, 3, 3))
 COUNTS = np.array([[0, 7, 2], [0, 0, 5], [0, 0, 0]])
@@ -291,7 +291,7 @@ def test_different_samples_draw_different_random_numbers():
     words = [
         numbers._word()
         for epoch, index in product(range(3), repeat=2)
-        for numbers in [_Numbers(key, epoch, index)]
+        for numbers in [_RandomNumbers(key, epoch, index)]
         for _ in range(100)
     ]
     assert len(set(words)) == 900
@@ -300,7 +300,7 @@ def test_different_samples_draw_different_random_numbers():
 def test_random_integers_below_a_bound_have_no_bias():
     # Scaling 64 bits to three quarters of their range without rejection would make a third of
     # the numbers twice as likely as the others.
-    numbers = _Numbers(np.array([1, 2], np.uint64), 0, 0)
+    numbers = _RandomNumbers(np.array([1, 2], np.uint64), 0, 0)
     found = Counter(numbers.below(3 << 62) % 3 for _ in range(3000))
     assert_equally_likely(found, range(3))
     assert {numbers.below(1) for _ in range(20)} == {0}
