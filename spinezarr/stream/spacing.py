@@ -171,7 +171,7 @@ def _numbers(value: object, axes: str, name: str, *, whole: bool = False) -> lis
         numbers = np.atleast_1d(np.asarray(value))
     except ValueError:  # nested tuples have unequal lengths
         numbers = np.empty(0)
-    # One number means a cube, but nobody means a square slice.
+    # One number means a cube. It is not accepted for slices, which are rarely square.
     one_for_all = not whole or axes == "zyx"
     fits = numbers.shape == (len(axes),) or (one_for_all and numbers.shape == (1,))
     fits = fits and numbers.dtype.kind in ("iu" if whole else "iuf")

@@ -222,7 +222,7 @@ class BatchClient:
         if limits is not None:
             reason = reason or self._size_problem(batch_reader, request_batches, limits)
         if limits is None or reason:
-            return summary.with_transfer(f"by ranges, as {reason or 'the server is not asked'}")
+            return summary.with_transfer(f"by ranges, as {reason or 'the server is not used'}")
         stats = self._stats_of(batch_reader, request_batches)
         stats.costs = stats.costs or _Costs.of(summary)
         transfer, pack = self._choose(stats, limits, link)
