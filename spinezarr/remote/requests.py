@@ -633,7 +633,9 @@ class _HeldResponses:
 
 
 class _FairSemaphore:
-    """A semaphore with amounts, in order of arrival. An amount above the limit is admitted alone.
+    """A semaphore with amounts, in order of arrival.
+
+    An amount above the limit is admitted alone.
     """
 
     def __init__(self, limit: int) -> None:

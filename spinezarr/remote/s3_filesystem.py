@@ -120,8 +120,8 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         **kwargs: Any,  # noqa: ANN401
     ) -> bytes:
         if version_id or kwargs or (start or 0) < 0 or (end or 0) < 0:
-            data: bytes = await super()._cat_file(path, version_id, start, end, **kwargs)
-            return data
+            whole: bytes = await super()._cat_file(path, version_id, start, end, **kwargs)
+            return whole
         limit_bytes = METADATA_BYTES if end is None else end - (start or 0)
         try:
             byte_range = range_header(start, end)

@@ -250,9 +250,7 @@ def _direct_transport(
     return DirectTransport(url, locator, settings) if locator else None
 
 
-def _fsspec_transport(
-    url: str, options: dict[str, Any], settings: RemoteSettings
-) -> Any:  # noqa: ANN401
+def _fsspec_transport(url: str, options: dict[str, Any], settings: RemoteSettings) -> Any:  # noqa: ANN401
     """Return the transport through fsspec."""
     from spinezarr.remote.fsspec_transport import FsspecTransport  # noqa: PLC0415  slow import
 

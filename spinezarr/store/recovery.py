@@ -73,7 +73,7 @@ def recover_store(
 
 
 def recover_scan(store: WritableStore, scan_id: str) -> ScanAttributes | None:
-    """Delete the leftovers of dead workers in one scan; return its attributes if it is whole."""
+    """Delete leftovers of dead workers in one scan; return its attributes if it is whole."""
     folder = store.scan_folder(scan_id)
     sizes = list_sizes(store.fs, folder)
     metadata = read_files(store.fs, [f"{folder}/{METADATA}"]).get(f"{folder}/{METADATA}")

@@ -190,8 +190,7 @@ class ScanRegistry:
             self.publish_table(with_audit_results(table, log.current(identities)))
 
     def publish_table(self, table: "xr.Dataset") -> None:
-        """Write the files of a table beside the old ones, make them visible, and write the bundle.
-        """
+        """Write the files of a table, make them visible at once, and write the bundle."""
         fs, folder = self._store.fs, f"{self._store.path}/{TABLE}"
         old = list_sizes(fs, folder).keys()
         separator: Separator = "/"

@@ -184,9 +184,7 @@ def _rows_of_table(table: "xr.Dataset") -> _Rows:
     return _Rows(scan_ids, columns, source_cells)
 
 
-def _lay_out(
-    root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedScan]
-) -> "xr.Dataset":
+def _lay_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedScan]) -> "xr.Dataset":
     """Sort rows, and name the columns of the dataset's own tables."""
     keys = [natural_key(name) for name in rows.scan_ids]
     order = sorted(range(len(keys)), key=keys.__getitem__)

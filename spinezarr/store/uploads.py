@@ -67,7 +67,7 @@ class Uploads:
             raise
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(_MAX_IN_FLIGHT, thread_name_prefix="spinezarr-upload")
+                self._pool = ThreadPoolExecutor(_MAX_IN_FLIGHT, "spinezarr-upload")
             self._futures[path] = self._pool.submit(self._send, path, data)
             done = [future for future in self._futures.values() if future.done()]
         for future in done:

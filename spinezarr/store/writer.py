@@ -110,11 +110,9 @@ class StoreWriter:
             yield lock
 
     def recover(self, trusted: Mapping[str, str] | None = None) -> dict[str, ScanAttributes]:
-        """Delete the leftovers of dead writers; return all whole scans. See :func:`recover_store`.
-        """
+        """Delete leftovers of dead writers; return all whole scans. See :func:`recover_store`."""
         return recover_store(self._files, trusted)
 
     def recover_scan(self, scan_id: str) -> ScanAttributes | None:
-        """Delete the leftovers of dead workers in one scan; return its attributes if it is whole.
-        """
+        """Delete leftovers of dead workers in one scan; return its attributes if it is whole."""
         return recover_scan(self._files, scan_id)

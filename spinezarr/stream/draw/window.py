@@ -170,10 +170,11 @@ class WindowSampler:
         rng = self._rng(epoch, window, _WINDOW)
         scans = self._draw_scans(epoch, window, rng).tolist()
         self._voxel_finder.prefetch_scans(self.sampler.scan_ids[scan] for scan in scans)
-        # Kinds are spread evenly, so that all windows have about the same fraction of balanced draws.
+        # Kinds are spread evenly, so all windows have about the same fraction of balanced draws.
         kinds = _fractions(rng, len(scans)).tolist()
         rows = [
-            self._draw_neighborhood(rng, scan, kind) for scan, kind in zip(scans, kinds, strict=True)
+            self._draw_neighborhood(rng, scan, kind)
+            for scan, kind in zip(scans, kinds, strict=True)
         ]
         samples = product(range(self.samples_per_scan), zip(scans, rows, strict=True))
         return tuple(
@@ -211,7 +212,9 @@ class WindowSampler:
             starts.append(cell.start + spread(rng, self.samples_per_scan, len(cell)))
         return np.stack(starts, axis=1)
 
-    def _draw_scans(self, epoch: int, window: int, rng: np.random.Generator) -> npt.NDArray[np.int_]:
+    def _draw_scans(
+        self, epoch: int, window: int, rng: np.random.Generator
+    ) -> npt.NDArray[np.int_]:
         """Draw the scan of each neighborhood of a window."""
         number, within = divmod(window, self._pass_windows)
         order = self._pass(epoch, number)
