@@ -544,7 +544,7 @@ def test_counts_of_an_impossible_label_or_chunk_are_refused(valid_store, monkeyp
         out[...] = row
 
     monkeypatch.setattr("spinezarr.store.reader.decode_chunk", decode)
-    with pytest.raises(CorruptStoreError, match="which is no label, chunk and count"):
+    with pytest.raises(CorruptStoreError, match="which cannot be a label, chunk and count"):
         reader.label_chunks("a")
 
 
@@ -559,7 +559,7 @@ def test_label_counts_that_contradict_the_scan_are_refused(valid_store, monkeypa
         out[...] = row
 
     monkeypatch.setattr("spinezarr.store.reader.decode_chunk", decode)
-    with pytest.raises(CorruptStoreError, match="counts other voxels"):
+    with pytest.raises(CorruptStoreError, match="voxel counts of labels differ"):
         reader.label_chunks("a")
 
 
@@ -581,8 +581,8 @@ def test_a_mask_that_lacks_the_voxels_of_its_counts_is_an_error(valid_store, mon
 
     monkeypatch.setattr(type(store._engine), "read", read_nothing)
     if verb == "patches":
-        with pytest.raises(CorruptStoreError, match="has other voxels of the value 20"):
+        with pytest.raises(CorruptStoreError, match="the voxels of the value 20 in its mask differ"):
             next(iter(patches))
         return
     message = [finding.text for finding in store.audit().findings]
-    assert any("has other voxels of the value 20" in text for text in message)
+    assert any("the voxels of the value 20 in its mask differ" in text for text in message)
