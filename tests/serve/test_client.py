@@ -44,7 +44,7 @@ def counted(stream):
     """Return the numbers of groups read as patches, read by ranges, and refused by the server."""
     known = stream.client._stats.values()
     rates = [[kind.choice.n_reads[way] for kind in known] for way in ("patches", "ranges")]
-    return (*map(sum, rates), sum(kind.unserved for kind in known))
+    return (*map(sum, rates), sum(kind.n_failures for kind in known))
 
 
 def assert_same(found, expected):

@@ -581,7 +581,9 @@ def test_a_mask_that_lacks_the_voxels_of_its_counts_is_an_error(valid_store, mon
 
     monkeypatch.setattr(type(store._engine), "read", read_nothing)
     if verb == "patches":
-        with pytest.raises(CorruptStoreError, match="the voxels of the value 20 in its mask differ"):
+        with pytest.raises(
+            CorruptStoreError, match="the voxels of the value 20 in its mask differ"
+        ):
             next(iter(patches))
         return
     message = [finding.text for finding in store.audit().findings]
