@@ -232,7 +232,7 @@ def test_cached_pieces_belong_to_one_version_of_a_scan(two_versions, tmp_path):
         seen.append(made.read(scan.image, level))
         assert made.read(scan.image, level).tolist() == seen[-1].tolist()
     assert (seen[0] != seen[1]).sum() <= 1
-    assert len(kept._pieces._kept) == 2
+    assert len(kept._pieces._items) == 2
 
 
 def test_threads_that_request_the_same_piece_compute_it_once(odd, monkeypatch):
