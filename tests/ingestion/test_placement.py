@@ -87,7 +87,9 @@ def test_notes_distinguish_the_header_of_the_mask(tmp_path):
     (said,) = report.notes["a"]
     assert said.startswith("mask: the qform places corners up to 5 mm off")
     (finding,) = findings_of(store, "qform-conflict")
-    assert finding.text.endswith("has a qform and an sform that place a corner 5 mm apart")
+    assert finding.text == (
+        "the mask's header has a qform and an sform that place a corner 5 mm apart"
+    )
 
 
 def without_codes(header):
