@@ -18,7 +18,7 @@ from spinezarr.nifti_geometry import (
 from spinezarr.store.attributes import ScanAttributes, SourceRecord
 from spinezarr.store.severity import Severity
 
-__all__ = ["geometry", "header_conflicts", "spacing", "unplaced"]
+__all__ = ["header_conflicts", "oblique_or_sheared", "spacing", "unplaced"]
 
 _USUAL_SPACING_MM: Final = (0.185, 5.005)
 """Voxel spacing of public spine CT: 0.19 to 5 mm in VerSe, 0.45 to 5 mm in CTSpine1K, rounded.

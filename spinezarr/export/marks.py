@@ -19,7 +19,7 @@ __all__ = [
     "Mark",
     "center_points",
     "draw_names_at_center",
-    "draw_names_beside",
+    "draw_names_with_leader_lines",
     "label_regions",
     "spread_apart",
 ]
