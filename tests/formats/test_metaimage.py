@@ -679,7 +679,7 @@ def test_a_file_that_is_no_metaimage_is_refused(folder, name, content, reason):
         ("CompressedData", ["x"], "expected True or False"),
         ("BinaryDataByteOrderMSB", ["big"], "expected True or False"),
         ("ElementToIntensityFunctionSlope", ["2", "0"], "scales its values by"),
-        ("ElementToIntensityFunctionOffset", ["-1024"], "shifted by -1024"),
+        ("ElementToIntensityFunctionOffset", ["-1024"], "adds -1024"),
         ("ElementToIntensityFunctionSlope", ["x", ""], "expected 1 numbers"),
         (
             "ElementType",
