@@ -235,7 +235,7 @@ def test_too_many_pairs_of_image_and_mask_templates_are_refused(tmp_path):
 def test_too_large_lookups_are_refused(tmp_path):
     values = ", ".join(f'"{"x" * 90}{n}": "{"y" * 90}{n}"' for n in range(500))
     lookups = f"lookups: {{l: {{inputs: scan, values: {{{values}}}}}}}"
-    with pytest.raises(RecipeError, match=r"layouts\.only describes too many.*lookup 'l' take"):
+    with pytest.raises(RecipeError, match=r"layouts\.only describes too many.*lookup 'l' have"):
         load(tmp_path, '"{scan}.nii"', '"{l}.nii"', lookups)
 
 
