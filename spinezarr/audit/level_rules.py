@@ -89,12 +89,12 @@ class _Spine:
     def of(cls, scan: ScanAttributes) -> "_Spine":
         levels = scan_levels(scan)
         fragments = fragment_names(levels)
-        whole = [level.name for level in levels if level.name not in fragments]
+        whole_levels = [level.name for level in levels if level.name not in fragments]
         strays = {
             level.name
             for level in levels
             if level.name in fragments
-            and min((_levels_apart(level.name, name) for name in whole), default=1) > _STRAY_STEPS
+            and min((_levels_apart(level.name, name) for name in whole_levels), default=1) > _STRAY_STEPS
         }
         return cls(levels, fragments, frozenset(strays))
 
@@ -236,9 +236,9 @@ def _pair_finding(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level,
 def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
     """Find fragments, and vertebrae that are too small although no face of the volume cuts them."""
     spine = _Spine.of(scan)
-    whole = min_whole_volume_cm3(spine.levels)
+    min_volumes_cm3 = min_whole_volume_cm3(spine.levels)
     for level in spine.levels:
-        min_volume_cm3 = whole.get(level.name, 0.0)
+        min_volume_cm3 = min_volumes_cm3.get(level.name, 0.0)
         uncut = not level.faces
         if level.volume_cm3 >= min_volume_cm3 or not (uncut or level.name in spine.fragment_names):
             continue

@@ -225,8 +225,8 @@ def _box_around(component: Component, margin_zyx: npt.NDArray[np.int_], shape_zy
     middle = np.array(component.voxel_zyx)
     start = np.maximum(component.box.start_zyx - margin_zyx, middle - _MAX_BONE_BOX_VOXELS // 2)
     stop = np.minimum(component.box.stop_zyx + margin_zyx, middle + _MAX_BONE_BOX_VOXELS // 2)
-    whole = Box((0, 0, 0), shape_zyx)
-    return whole.intersect(Box(_index(start.tolist()), _index(stop.tolist()))) or whole
+    volume = Box((0, 0, 0), shape_zyx)
+    return volume.intersect(Box(_index(start.tolist()), _index(stop.tolist()))) or volume
 
 
 def _dilate(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -240,14 +240,14 @@ def _dilate(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArra
     grown = mask.copy()
     for axis, reach in enumerate(reach_zyx):
         swapped = grown.swapaxes(0, axis)
-        done = 0
-        while done < reach:
+        grown_voxels = 0
+        while grown_voxels < reach:
             # A mask that has grown by n can be shifted by n + 1 without leaving a gap.
-            step = min(done + 1, reach - done)
-            before = swapped.copy()
-            swapped[step:] |= before[:-step]
-            swapped[:-step] |= before[step:]
-            done += step
+            step = min(grown_voxels + 1, reach - grown_voxels)
+            previous = swapped.copy()
+            swapped[step:] |= previous[:-step]
+            swapped[:-step] |= previous[step:]
+            grown_voxels += step
     return grown
 
 

@@ -79,14 +79,14 @@ def stray_voxels(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Fi
         distances = [_gap_mm(scan, pieces[0].box, piece.box) for piece in strays]
         furthest = int(np.argmax(distances))
         count = sum(piece.voxel_count for piece in strays)
-        far = distances[furthest] > _FAR_MM
+        is_far = distances[furthest] > _FAR_MM
         pieces_text = "piece" if len(strays) == 1 else "pieces"
         text = f"{name} has {count} stray voxels in {len(strays)} {pieces_text}"
         yield _pieces_finding(
             scan,
             "stray-voxels",
-            "warning" if far else "info",
-            text + (f", up to {distances[furthest]:.0f} mm away" if far else ""),
+            "warning" if is_far else "info",
+            text + (f", up to {distances[furthest]:.0f} mm away" if is_far else ""),
             name=name,
             pieces=strays,
             shown=strays[furthest],

@@ -368,9 +368,9 @@ def _check_even(
     misplaced = f"{ordered[worst].name} is {deviations_mm[worst]:.3f} mm off its place"
     raise FormatError(
         f"{folder}: the slices are unevenly spaced, by {gaps.min():.3f} to {gaps.max():.3f} mm: "
-        f"{join_first(gap_texts) or misplaced}; expected {usual_gap_mm:.3f} mm everywhere, within {tolerance_mm:.3f} mm."
-        f"{_thicknesses(ordered)} Keep the slices of one even stretch in the folder, or resample "
-        "the series."
+        f"{join_first(gap_texts) or misplaced}; expected {usual_gap_mm:.3f} mm everywhere, within "
+        f"{tolerance_mm:.3f} mm.{_thicknesses(ordered)} Keep the slices of one even stretch in the "
+        "folder, or resample the series."
     )
 
 

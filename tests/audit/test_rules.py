@@ -625,7 +625,9 @@ def test_different_spacings_of_pixdim_and_sform_are_found():
     assert spacing.facts["sform_spacing_mm"] == pytest.approx(taken)
     assert (qform.rule, qform.severity) == ("qform-conflict", "warning")
     lone = with_headers(mask=nifti(pixdim=(1.0, 1.0, 1.0, 1.0), qform_code=0))
-    assert only(lone).text.startswith("the mask's header states a spacing of 1 x 1 x 1 mm in pixdim")
+    assert only(lone).text.startswith(
+        "the mask's header states a spacing of 1 x 1 x 1 mm in pixdim"
+    )
     placed_by_qform = nifti(pixdim=(1.0, 1.0, 1.0, 1.0), sform_code=0)
     assert found(with_headers(placed_by_qform)) == []
 

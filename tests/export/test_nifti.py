@@ -303,8 +303,14 @@ def header(affine, qform_code, sform_code, qform=None, **fields):
 
 READ_APART = {
     "no place": (header(OBLIQUE, 0, 0), "sform_code and qform_code are 0"),
-    "contradicting qform": (header(OBLIQUE, 1, 2, STRAIGHT), "in its source, they differ by 800 mm"),
-    "other lengths": (header(STRAIGHT, 0, 2, pixdim=(1, 1, 1)), "voxel sizes of its sform in pixdim"),
+    "contradicting qform": (
+        header(OBLIQUE, 1, 2, STRAIGHT),
+        "in its source, they differ by 800 mm",
+    ),
+    "other lengths": (
+        header(STRAIGHT, 0, 2, pixdim=(1, 1, 1)),
+        "voxel sizes of its sform in pixdim",
+    ),
     "meters": (header(STRAIGHT, 1, 1, unit="meter"), "source calls the same numbers meters"),
     "microns": (header(STRAIGHT, 1, 0, unit="micron"), "source calls the same numbers microns"),
     "sheared a little": (header(sheared(0.04), 0, 1), r"0\.04 degrees off .* up to 0\.06 mm else"),
