@@ -80,8 +80,10 @@ class StoreAudit:
     findings: tuple[Finding, ...]
     """Findings scan by scan; in each scan, the most severe first."""
     not_written: str = ""
-    """Why the findings could not be saved in the store. Empty if they were saved, or if nobody
-    asked for that."""
+    """Why the findings could not be saved in the store.
+
+    The text is empty if they were saved, or if saving was not requested.
+    """
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

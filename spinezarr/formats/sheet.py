@@ -176,9 +176,8 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about styles and extensions, which do not affect cells
+            # The warnings are about styles and extensions, which do not affect cells.
+            warnings.simplefilter("ignore")
             _check_inflated(data, path)
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
             sheet = book.worksheets[0]
