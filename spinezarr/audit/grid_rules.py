@@ -127,12 +127,17 @@ def header_conflicts(scan: ScanAttributes) -> Iterator[Finding]:
                     scan, "qform-conflict", "warning", name, text, distance_mm=distance
                 )
         element_size_mm = None if source.metaimage is None else source.metaimage.element_size_ijk_mm
-        if element_size_mm is not None and not np.allclose(element_size_mm, affine_spacing_mm, rtol=_SPACING_RTOL, atol=0):
+        if element_size_mm is not None and not np.allclose(
+            element_size_mm, affine_spacing_mm, rtol=_SPACING_RTOL, atol=0
+        ):
             text = (
                 f"states voxels of {_format_spacing(element_size_mm)} mm, which are "
                 f"{_format_spacing(affine_spacing_mm)} mm apart"
             )
-            facts = {"element_size_ijk_mm": list(element_size_mm), "element_spacing_ijk_mm": affine_spacing_mm}
+            facts = {
+                "element_size_ijk_mm": list(element_size_mm),
+                "element_spacing_ijk_mm": affine_spacing_mm,
+            }
             yield _header_finding(scan, "element-size", "info", name, text, **facts)
 
 

@@ -165,9 +165,7 @@ def _highest_value_verdict(high: float) -> tuple[Severity, str] | None:
         return "error", (
             f"the highest value is {high:g}, which is {signed:g} read as an unsigned number"
         )
-    return "warning", (
-        f"the highest value is {high:g}; extended scales end at {_EXTENDED_HU[1]:g}"
-    )
+    return "warning", (f"the highest value is {high:g}; extended scales end at {_EXTENDED_HU[1]:g}")
 
 
 def image_type(scan: ScanAttributes) -> Iterator[Finding]:

@@ -94,7 +94,8 @@ class _Spine:
             level.name
             for level in levels
             if level.name in fragments
-            and min((_levels_apart(level.name, name) for name in whole_levels), default=1) > _STRAY_STEPS
+            and min((_levels_apart(level.name, name) for name in whole_levels), default=1)
+            > _STRAY_STEPS
         }
         return cls(levels, fragments, frozenset(strays))
 
@@ -113,7 +114,10 @@ class _Spine:
         """Return the median step in mm of the pairs of levels nearest to a pair, without it."""
         excluded = self.inverted | MULTI_SEGMENT_LEVELS
         steps = [
-            (min(_levels_apart(a.name, upper.name), _levels_apart(b.name, lower.name)), _distance_mm(a, b))
+            (
+                min(_levels_apart(a.name, upper.name), _levels_apart(b.name, lower.name)),
+                _distance_mm(a, b),
+            )
             for a, b in pairwise(self.non_fragments)
             if (a.name, b.name) != (upper.name, lower.name)
             and not levels_between(a.name, b.name)

@@ -161,5 +161,6 @@ def fragment_names(levels: Sequence[Level]) -> frozenset[str]:
     return frozenset(
         level.name
         for level in levels
-        if level.name in min_volumes_cm3 and level.volume_cm3 < _FRAGMENT_SHARE * min_volumes_cm3[level.name]
+        if level.name in min_volumes_cm3
+        and level.volume_cm3 < _FRAGMENT_SHARE * min_volumes_cm3[level.name]
     )

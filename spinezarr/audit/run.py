@@ -9,7 +9,7 @@ from typing import Any, Final
 from spinezarr.audit.centroid_rules import centroid_order, centroid_outside, centroid_unmatched
 from spinezarr.audit.cross_scan_rules import ScanKey, same_image, same_patient, scan_keys
 from spinezarr.audit.finding import Finding
-from spinezarr.audit.grid_rules import oblique_or_sheared, header_conflicts, spacing, unplaced
+from spinezarr.audit.grid_rules import header_conflicts, oblique_or_sheared, spacing, unplaced
 from spinezarr.audit.image_rules import extreme_values, image_type, image_values, not_finite
 from spinezarr.audit.level_rules import (
     border_contact,
@@ -168,7 +168,9 @@ def audit_store(
             on_scan()
     finally:
         pool.shutdown(cancel_futures=True)
-    ordered = tuple(f for scan_id in scan_ids for f in sorted(findings_by_scan[scan_id], key=severity_rank))
+    ordered = tuple(
+        f for scan_id in scan_ids for f in sorted(findings_by_scan[scan_id], key=severity_rank)
+    )
     return StoreAudit(reader.url, reader.root.dataset, tuple(scan_ids), ordered)
 
 
@@ -214,11 +216,15 @@ def audit_across(keys: Iterable[ScanKey], audits: Iterable[StoreAudit]) -> list[
     return [_add_shared_findings(audit, shared_findings) for audit in audits]
 
 
-def _add_shared_findings(audit: StoreAudit, shared_findings: dict[tuple[str, str], list[Finding]]) -> StoreAudit:
+def _add_shared_findings(
+    audit: StoreAudit, shared_findings: dict[tuple[str, str], list[Finding]]
+) -> StoreAudit:
     findings = tuple(
         finding
         for scan_id, scan_findings in audit.by_scan().items()
-        for finding in sorted([*scan_findings, *shared_findings.get((audit.url, scan_id), [])], key=severity_rank)
+        for finding in sorted(
+            [*scan_findings, *shared_findings.get((audit.url, scan_id), [])], key=severity_rank
+        )
     )
     return replace(audit, findings=findings)
 
@@ -244,8 +250,14 @@ def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
             writer.registry.forget_ledger()
         covers_all_scans = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
         entries = {} if covers_all_scans else dict(writer.registry.audit_log().scans)
-        mentioned_ids = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
-        identities = {scan_id: scan_identity(scan) for scan_id, scan in _readable_attributes(reader, mentioned_ids).items()}
+        mentioned_ids = {
+            *audit.scans,
+            *(other for finding in audit.findings for other in finding.others),
+        }
+        identities = {
+            scan_id: scan_identity(scan)
+            for scan_id, scan in _readable_attributes(reader, mentioned_ids).items()
+        }
         for scan_id, findings in audit.by_scan().items():
             if scan_id in identities:
                 records = tuple(finding.to_record(identities) for finding in findings)
@@ -255,7 +267,9 @@ def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
         # An ingest may have changed the store since it was opened.
         current = StoreReader(reader.url, reader.storage_options)
         writer.registry.write_audit_log(
-            AuditLog(scans=entries), current.table, _readable_attributes(current, {*entries, *mentioned_ids})
+            AuditLog(scans=entries),
+            current.table,
+            _readable_attributes(current, {*entries, *mentioned_ids}),
         )
 
 

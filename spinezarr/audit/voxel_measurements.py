@@ -194,7 +194,9 @@ def _bone_sample(
 ) -> BoneSample | None:
     """Measure the image inside and around the largest vertebra."""
     vertebrae = {
-        name: label_components[0] for name, label_components in components.items() if name not in MULTI_SEGMENT_LEVELS
+        name: label_components[0]
+        for name, label_components in components.items()
+        if name not in MULTI_SEGMENT_LEVELS
     }
     if not vertebrae:
         return None
@@ -259,7 +261,9 @@ def _brighter_share(inside: npt.NDArray[Any], around: npt.NDArray[Any]) -> float
     >>> _brighter_share(np.array([5, 7, 9]), np.array([1, 7]))
     0.75
     """
-    sample, others = (values[:: 1 + values.size // _MAX_COMPARED_VOXELS] for values in (inside, around))
+    sample, others = (
+        values[:: 1 + values.size // _MAX_COMPARED_VOXELS] for values in (inside, around)
+    )
     others = np.sort(others)
     ranks = np.searchsorted(others, sample) + np.searchsorted(others, sample, side="right")
     return float(ranks.mean() / 2 / others.size)

@@ -107,7 +107,10 @@ def draw_names_at_center(axes: Axes, panel: Panel, regions: list[Mark], points: 
             if region.name in dots:
                 dot_x, dot_y = panel.content.to_panel_mm(*dots[region.name].middle)
                 min_distance_mm = (_NAME_PX + POINT_PX) / 2 / panel.px_per_mm
-                if abs(dot_y - y) < min_distance_mm and abs(dot_x - x) * panel.px_per_mm < half + POINT_PX:
+                if (
+                    abs(dot_y - y) < min_distance_mm
+                    and abs(dot_x - x) * panel.px_per_mm < half + POINT_PX
+                ):
                     y = dot_y - min_distance_mm
             draw_name(axes, (x, y), region.name, _NAME_PX, ha="center")
 

@@ -339,6 +339,8 @@ def _output(path: Path, *, compressed: bool) -> Iterator[BinaryIO]:
             yield raw
             return
         # Without name and time, the same scan gives the same bytes.
-        compressed_file = _igzip.IGzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0)
+        compressed_file = _igzip.IGzipFile(
+            "", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0
+        )
         with compressed_file:
             yield cast("BinaryIO", compressed_file)

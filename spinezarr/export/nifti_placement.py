@@ -201,10 +201,11 @@ def _sform_and_qform(
 def _reader_disagreements(source: NiftiRecord, affine: Matrix4x4, shape: ShapeIJK) -> list[str]:
     """Return a remark for each field of the source on which readers disagree."""
     if not source.sform_code and not source.qform_code:
-        return [
+        remark = (
             "states the position that nibabel assumes for its source, whose sform_code and "
             "qform_code are 0"
-        ]
+        )
+        return [remark]
     remarks = []
     unit = _UNITS.get(source.xyzt_units & _LENGTH_BITS)
     if unit is not None:

@@ -49,7 +49,11 @@ def estimate_nii_gz_bytes(
     image_bytes = n_voxels * [np.dtype(str(name)).itemsize for name in table.image_dtype.values]
     label_bytes = n_voxels[table.label_state.to_numpy() != "none"]
     total = {"image": int(image_bytes.sum()), "label": int(label_bytes.sum())}
-    return sum(round(total[name] * compressed_bytes[name] / sampled_bytes[name]) for name in sampled_bytes if sampled_bytes[name])
+    return sum(
+        round(total[name] * compressed_bytes[name] / sampled_bytes[name])
+        for name in sampled_bytes
+        if sampled_bytes[name]
+    )
 
 
 def _spread(length: int, count: int) -> list[int]:

@@ -225,7 +225,12 @@ class NnunetExport:
         notes = write_nifti(image, scan.image, attributes, self.voxels, on_bytes)
         if label is not None and scan.label is not None:
             write_label_on_image(
-                label, scan.label, attributes, self.voxels, on_bytes, values=self.labels.number_of_stored
+                label,
+                scan.label,
+                attributes,
+                self.voxels,
+                on_bytes,
+                values=self.labels.number_of_stored,
             )
         files = tuple(str(path) for path in (image, label) if path is not None)
         return ExportedScan(scan_id, files, tuple(notes))
@@ -245,7 +250,9 @@ class NnunetExport:
         return [*written, self.folder / _DATASET_FILE]
 
     def _scans_of(self, subset: Subset) -> list[str]:
-        return sorted(scan_id for scan_id, scan_subset in self.subset_of_scan.items() if scan_subset == subset)
+        return sorted(
+            scan_id for scan_id, scan_subset in self.subset_of_scan.items() if scan_subset == subset
+        )
 
     def _split_files(self) -> list[Path]:
         """Return the paths of the splits. nnU-Net reads those next to its preprocessed data."""

@@ -89,7 +89,9 @@ def arrange(planes: list[PreviewPlane]) -> tuple[list[Panel], float, float]:
     width = max(content_width, _MIN_WIDTH)
     panels: list[Panel] = []
     x = MARGIN + (width - content_width) / 2
-    for column, scale, column_width, gutter in zip(columns, scales, column_widths, gutters, strict=True):
+    for column, scale, column_width, gutter in zip(
+        columns, scales, column_widths, gutters, strict=True
+    ):
         top = float(TITLE_HEIGHT)
         for plane in column:
             left = x + gutter + (column_width - plane.size_rows_columns_mm[1] * scale) / 2
@@ -115,7 +117,10 @@ def _column_width(column: list[PreviewPlane], scale: float) -> float:
 
 
 def _column_height(column: list[PreviewPlane], scale: float) -> float:
-    return sum(p.size_rows_columns_mm[0] * scale + _HEIGHT_ABOVE_SLICE + _HEIGHT_BELOW_SLICE for p in column)
+    return sum(
+        p.size_rows_columns_mm[0] * scale + _HEIGHT_ABOVE_SLICE + _HEIGHT_BELOW_SLICE
+        for p in column
+    )
 
 
 def _common_scale(columns: list[list[PreviewPlane]]) -> float:
@@ -133,5 +138,9 @@ def _axial_scale(columns: list[list[PreviewPlane]], scale: float) -> float:
     others = sum(_column_width(column, scale) for column in columns[:-1])
     height_mm, width_mm = columns[-1][0].size_rows_columns_mm
     width_scale = (_free_width(columns) - others) / width_mm
-    largest_scale = min(width_scale, (_PANELS_HEIGHT - _HEIGHT_ABOVE_SLICE - _HEIGHT_BELOW_SLICE) / height_mm, scale * _AXIAL_ENLARGEMENT)
+    largest_scale = min(
+        width_scale,
+        (_PANELS_HEIGHT - _HEIGHT_ABOVE_SLICE - _HEIGHT_BELOW_SLICE) / height_mm,
+        scale * _AXIAL_ENLARGEMENT,
+    )
     return max(largest_scale, scale)

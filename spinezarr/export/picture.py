@@ -151,7 +151,9 @@ def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) ->
         aspect="equal",
         interpolation="bicubic",
     )
-    axes.set(xlim=(max_column_mm, min_column_mm), ylim=(min_row_mm, max_row_mm), xticks=[], yticks=[])
+    axes.set(
+        xlim=(max_column_mm, min_column_mm), ylim=(min_row_mm, max_row_mm), xticks=[], yticks=[]
+    )
     axes.spines[:].set(color="#3a3d44", linewidth=0.8)
     _draw_cuts(axes, panel.content, planes)
     regions, points = list(label_regions(panel.content)), center_points(panel.content)

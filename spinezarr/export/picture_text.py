@@ -44,7 +44,9 @@ def to_drawable(text: str, longest: int | None = _MAX_TEXT_CHARACTERS) -> str:
     if shown.isascii():
         return shown
     return "".join(
-        char if ord(char) in _code_points_of_font() else char.encode("ascii", "backslashreplace").decode()
+        char
+        if ord(char) in _code_points_of_font()
+        else char.encode("ascii", "backslashreplace").decode()
         for char in shown
     )
 

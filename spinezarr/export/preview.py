@@ -52,14 +52,18 @@ def _plane(
     scan: ScanHandle, voxels: VoxelReader, plane: Plane, middle_zyx: ShapeZYX, points: Points
 ) -> PreviewPlane:
     slice_axis = SLICE_AXIS[plane]
-    slices = {spec.name: read_slice(spec, voxels, slice_axis, middle_zyx[slice_axis]) for spec in scan.arrays}
+    slices = {
+        spec.name: read_slice(spec, voxels, slice_axis, middle_zyx[slice_axis])
+        for spec in scan.arrays
+    }
     spacing_zyx_mm = scan.attributes.spacing_zyx_mm
     positions = list(axis_positions_mm(scan.affine, scan.image.shape_zyx).values())
     rows, columns = (axis for axis in range(3) if axis != slice_axis)
     visible_points = tuple(
         PreviewPoint(name, float(index_zyx[rows]), float(index_zyx[columns]))
         for name, index_zyx in points.items()
-        if plane != "axial" or abs(index_zyx[0] - middle_zyx[0]) * spacing_zyx_mm[0] <= _AXIAL_REACH_MM
+        if plane != "axial"
+        or abs(index_zyx[0] - middle_zyx[0]) * spacing_zyx_mm[0] <= _AXIAL_REACH_MM
     )
     return PreviewPlane(
         plane=plane,

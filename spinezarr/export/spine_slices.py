@@ -64,7 +64,9 @@ def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane) -> int:
     return middle_of_spine(scan, voxels)[SLICE_AXIS[plane]]
 
 
-def read_slice(array: ArraySpec, voxels: VoxelReader, flat_axis: int, index: int) -> npt.NDArray[Any]:
+def read_slice(
+    array: ArraySpec, voxels: VoxelReader, flat_axis: int, index: int
+) -> npt.NDArray[Any]:
     """Read one slice across an axis. The result has the other two axes, in the order z, y, x."""
     start, stop = [0, 0, 0], list(array.shape_zyx)
     start[flat_axis], stop[flat_axis] = index, index + 1

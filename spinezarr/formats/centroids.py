@@ -179,7 +179,9 @@ def _to_centroids(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Cent
             outside = f"{landmark.level} (by {outside_mm:.1f} mm)"
             parsed.remark("outside the image", outside)
     notes = tuple(f"{remark}: {_join_points(points)}" for remark, points in parsed.remarks.items())
-    return Centroids({level: positions_xyz_mm[level] for level in LEVELS if level in positions_xyz_mm}, notes)
+    return Centroids(
+        {level: positions_xyz_mm[level] for level in LEVELS if level in positions_xyz_mm}, notes
+    )
 
 
 def _join_points(points: Sequence[str]) -> str:

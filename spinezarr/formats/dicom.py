@@ -121,7 +121,9 @@ class DicomSeriesVolume:
         content = read_folder(fs, _file_sizes(fs, folder, files, limits), limits)
         notes = _note_skipped(content)
         chosen = _choose_series(content, folder, series, notes)
-        headers = [header for dicom_object in chosen.objects for header in slice_headers(dicom_object)]
+        headers = [
+            header for dicom_object in chosen.objects for header in slice_headers(dicom_object)
+        ]
         slices_without_scouts = drop_scouts(headers)
         if len(slices_without_scouts) < len(headers):
             n_scouts = len(headers) - len(slices_without_scouts)
@@ -355,7 +357,9 @@ def _choose_series(
     ranked = sorted(content.series, key=lambda series: (-series.slices, series.key))
     if not ranked:
         n_files = len(content.others) + len(content.unknown)
-        is_mask = any("Segmentation" in (dicom_object.non_ct_kind or "") for dicom_object in content.others)
+        is_mask = any(
+            "Segmentation" in (dicom_object.non_ct_kind or "") for dicom_object in content.others
+        )
         advice = "Choose the folder that holds the .dcm files of one CT series."
         raise FormatError(
             f"{folder}: holds no CT slices among its {count_noun(n_files, 'file')}"

@@ -86,7 +86,10 @@ def check_jpeg(
     end = _end_of(code, _JPEG_START)
     offset, n_frame_headers, precision = len(_JPEG_START), 0, 0
     while True:
-        marker, length = code[offset + 1 : offset + 2], int.from_bytes(code[offset + 2 : offset + 4])
+        marker, length = (
+            code[offset + 1 : offset + 2],
+            int.from_bytes(code[offset + 2 : offset + 4]),
+        )
         if code[offset : offset + 1] != b"\xff" or offset + 2 + length > len(code):
             raise CodeStreamError(f"its code stream has no marker segment at byte {offset}")
         segment = code[offset + 4 : offset + 2 + length]
@@ -125,7 +128,13 @@ def check_jpeg2000(code: bytes, shape_rows_columns: tuple[int, int], bits_alloca
         siz[:2] == _SIZ_BYTES.to_bytes(2) and siz[36:38] == b"\0\x01" and siz[39:41] == b"\1\1"
     )
     precision = (siz[38] & 0x7F) + 1 if is_one_component else 0
-    _check_frame((bottom - top, right - left), shape_rows_columns, is_one_component, precision, bits_allocated)
+    _check_frame(
+        (bottom - top, right - left),
+        shape_rows_columns,
+        is_one_component,
+        precision,
+        bits_allocated,
+    )
     width, height, first_x, first_y = (int.from_bytes(siz[at : at + 4]) for at in (20, 24, 28, 32))
     if min(width, height) < 1 or first_x > left or first_y > top:
         raise CodeStreamError("the tiles of its code stream do not cover it")

@@ -115,7 +115,9 @@ class FrameReader:
             return _clear_unused_bits(self._uncompressed_frame(frame, header), header)
         with _decoding(self._path):
             fragments = self._frame_fragments[frame]
-            code = b"".join(self._bytes(fragment.start, fragment.size_bytes) for fragment in fragments)
+            code = b"".join(
+                self._bytes(fragment.start, fragment.size_bytes) for fragment in fragments
+            )
             if self._syntax == RLE:
                 check_rle(code, header.shape_rows_columns, header.bits_allocated)
             elif self._syntax in JPEG_2000:
@@ -190,9 +192,15 @@ class FrameReader:
     def _starts(self, table: Sequence[Fragment], fragments: Sequence[Fragment]) -> list[int]:
         """Return the fragments that start a frame, by the offset table or by their first bytes."""
         if not table or table[0].size_bytes != _OFFSET_BYTES * self._frames:
-            return [i for i, fragment in enumerate(fragments) if fragment.first_bytes.startswith(_CODE_STARTS)]
+            return [
+                i
+                for i, fragment in enumerate(fragments)
+                if fragment.first_bytes.startswith(_CODE_STARTS)
+            ]
         offsets = np.frombuffer(self._bytes(table[0].start, table[0].size_bytes), "<u4")
-        index_of_offset = {fragment.start - fragments[0].start: i for i, fragment in enumerate(fragments)}
+        index_of_offset = {
+            fragment.start - fragments[0].start: i for i, fragment in enumerate(fragments)
+        }
         return [index_of_offset.get(int(offset), -1) for offset in offsets]
 
 

@@ -263,7 +263,9 @@ def completeness_notes(
     return tuple(notes)
 
 
-def _numbering_notes(files: Iterable[DicomObject], paths: Collection[str], count: int) -> Iterator[str]:
+def _numbering_notes(
+    files: Iterable[DicomObject], paths: Collection[str], count: int
+) -> Iterator[str]:
     """Yield a note if InstanceNumber starts late or has gaps that other files do not fill."""
     slice_numbers: set[int] = set()
     other_numbers: set[int] = set()

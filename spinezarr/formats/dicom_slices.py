@@ -43,7 +43,9 @@ def slice_headers(dicom_object: DicomObject) -> list[SliceHeader]:
         belong to several stacks or times.
     """
     with naming_file(dicom_object.path):
-        return [_slice_header(dicom_object, data_sets) for data_sets in _slice_data_sets(dicom_object)]
+        return [
+            _slice_header(dicom_object, data_sets) for data_sets in _slice_data_sets(dicom_object)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

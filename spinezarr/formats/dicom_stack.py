@@ -192,7 +192,9 @@ def stack_slices(slices: Sequence[SliceHeader], folder: str) -> tuple[list[Slice
     _check_repeated(ordered, depths_mm, folder)
     # The lower median is the right gap even if one of two gaps spans a missing slice.
     usual_gap_mm = float(np.percentile(np.diff(depths_mm), 50, method="lower"))
-    tolerance_mm = _ROUNDING_MM + _POSITION_TOLERANCE * min(usual_gap_mm, between_rows, between_columns)
+    tolerance_mm = _ROUNDING_MM + _POSITION_TOLERANCE * min(
+        usual_gap_mm, between_rows, between_columns
+    )
     _check_tilt(ordered, positions_lps_mm[-1] - positions_lps_mm[0], normal, tolerance_mm, folder)
     _check_even(ordered, depths_mm, usual_gap_mm, tolerance_mm, folder)
     step_mm = (positions_lps_mm[-1] - positions_lps_mm[0]) / (len(ordered) - 1)
@@ -347,7 +349,9 @@ def _check_even(
         )
     gaps_in_steps = np.rint(gaps / usual_gap_mm).astype(int)
     # Each step across a gap may be off by the tolerance.
-    is_multiple = (gaps_in_steps >= 1) & (np.abs(gaps - gaps_in_steps * usual_gap_mm) <= tolerance_mm * gaps_in_steps)
+    is_multiple = (gaps_in_steps >= 1) & (
+        np.abs(gaps - gaps_in_steps * usual_gap_mm) <= tolerance_mm * gaps_in_steps
+    )
     gap_texts = [
         f"{gaps[k]:.3f} mm between {ordered[k].name} and {ordered[k + 1].name} at "
         f"{depths_mm[k]:.3f} and {depths_mm[k + 1]:.3f} mm along the normal"

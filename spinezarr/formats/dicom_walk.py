@@ -252,7 +252,9 @@ class ElementWalk:
             start_in_window += SHORT_ELEMENT_BYTES + length
         return start_in_window + start
 
-    def _keep(self, data: DataSet, kept_tags: KeptTags, element: tuple[int, bytes, int, int]) -> int:
+    def _keep(
+        self, data: DataSet, kept_tags: KeptTags, element: tuple[int, bytes, int, int]
+    ) -> int:
         """Keep an element if its tag is in ``kept_tags``; return the offset of the next element."""
         tag, vr, value_start, length = element
         if tag in kept_tags:
@@ -276,7 +278,9 @@ class ElementWalk:
             raise HeaderError(f"it is cut short within {keyword}")
         return Element(usual_vr if vr in (b"", b"UN") else vr, value)
 
-    def _items(self, offset: int, length: int, kept_tags: KeptTags) -> tuple[tuple[DataSet, ...], int]:
+    def _items(
+        self, offset: int, length: int, kept_tags: KeptTags
+    ) -> tuple[tuple[DataSet, ...], int]:
         """Read the items of a sequence; return them and the offset of its end."""
         items: list[DataSet] = []
         stop = None if length == UNDEFINED_LENGTH else offset + length

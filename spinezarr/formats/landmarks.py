@@ -185,7 +185,9 @@ def _add_verse_point(parsed: LandmarkFile, entry: object, location: str) -> None
             )
     level = NAME_OF_VALUE.get(entry["label"])
     if level is None:
-        parsed.remark("ignored, because no level has this label", str(entry["label"])[:_MAX_SHOWN_CHARACTERS])
+        parsed.remark(
+            "ignored, because no level has this label", str(entry["label"])[:_MAX_SHOWN_CHARACTERS]
+        )
     else:
         coordinates = (float("nan") if entry[key] is None else entry[key] for key in "XYZ")
         parsed.add(level, tuple(coordinates))

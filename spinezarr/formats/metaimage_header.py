@@ -283,7 +283,10 @@ def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
     # Each row of the matrix in the file is the direction of one axis, a column of the affine.
     all_directions = np.array(matrix).reshape(rank, rank).T
     directions = all_directions[:_SPATIAL_RANK, :_SPATIAL_RANK]
-    if all_directions[:_SPATIAL_RANK, _SPATIAL_RANK:].any() or all_directions[_SPATIAL_RANK:, :_SPATIAL_RANK].any():
+    if (
+        all_directions[:_SPATIAL_RANK, _SPATIAL_RANK:].any()
+        or all_directions[_SPATIAL_RANK:, :_SPATIAL_RANK].any()
+    ):
         raise FormatError(
             f"{fields.path}: its TransformMatrix turns the first three axes into others, expected "
             "0 there. Write it again as a 3D image."

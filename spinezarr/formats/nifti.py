@@ -287,7 +287,9 @@ def _read_header(start: npt.NDArray[np.uint8], stream: io.BufferedIOBase, path: 
     remainder = np.empty((header_size or KIND_BYTES) - _SIZE_BYTES, np.uint8)
     n_bytes = read_into(stream, remainder, path)
     if header_size is None:
-        raise wrong_kind_error(path, start.tobytes() + remainder[:n_bytes].tobytes(), "a NIfTI file")
+        raise wrong_kind_error(
+            path, start.tobytes() + remainder[:n_bytes].tobytes(), "a NIfTI file"
+        )
     if n_bytes < remainder.nbytes:
         raise FormatError(f"{path}: ends inside its {header_size}-byte header. Download it again.")
     # nibabel would tell the byte order by dim[0], which may be wrong.

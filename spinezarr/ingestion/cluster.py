@@ -64,7 +64,9 @@ _MATCHING_PACKAGES: Final = ("spinezarr", "dask", "distributed", "numcodecs")
 
 The same source gives the same bytes only with one version of numcodecs.
 """
-_MEMORY_SETTINGS: Final = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")}
+_MEMORY_SETTINGS: Final = {
+    f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")
+}
 """Settings that stop Dask from pausing workers and spilling results.
 
 The voxels of a scan are not results that Dask could write to disk, so a paused worker would wait
@@ -179,7 +181,9 @@ class DaskWorkers:
         LostLockError
             If another run has taken over the store.
         """
-        run = _Run(self._client, _with_absolute_path(job), listener, self._encode_threads, self._settings)
+        run = _Run(
+            self._client, _with_absolute_path(job), listener, self._encode_threads, self._settings
+        )
         try:
             yield from run.results(iter(tasks))
         except KeyboardInterrupt:
@@ -412,7 +416,10 @@ class _Run:
     def _max_in_flight(self) -> int:
         """Return the largest number of scans to submit, which follows the number of threads."""
         now = time.monotonic()
-        if self._threads_counted_at is None or now - self._threads_counted_at > self._settings.poll_s:
+        if (
+            self._threads_counted_at is None
+            or now - self._threads_counted_at > self._settings.poll_s
+        ):
             self._n_threads = sum(self._client.nthreads().values())
             self._threads_counted_at = now
         return _TASKS_PER_THREAD * self._n_threads
@@ -490,7 +497,9 @@ class _Run:
             else:
                 yield result
 
-    def _resubmit_killed(self, submission: _Submission, problem: KilledWorker) -> Iterator[ScanResult]:
+    def _resubmit_killed(
+        self, submission: _Submission, problem: KilledWorker
+    ) -> Iterator[ScanResult]:
         """Submit the scan again, or report it as failed.
 
         A worker crash counts only against the scans it had started. A scan that only waited on such

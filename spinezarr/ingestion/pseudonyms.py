@@ -188,8 +188,12 @@ def _texts_of_recipe(recipe: Recipe) -> frozenset[str]:
 def _safe_columns(recipe: Recipe) -> list[BoundedRegex]:
     """Return patterns of the columns to keep: constants, and columns that identify nobody."""
     tables = recipe.tables.values()
-    constant_columns = [compile_bounded(re.escape(column)) for table in tables for column in table.constants]
-    return constant_columns + [PathPattern(text).regex for table in tables for text in table.non_identifying]
+    constant_columns = [
+        compile_bounded(re.escape(column)) for table in tables for column in table.constants
+    ]
+    return constant_columns + [
+        PathPattern(text).regex for table in tables for text in table.non_identifying
+    ]
 
 
 def map_file(out: str, chosen: str | None) -> Path:

@@ -307,7 +307,7 @@ class _StoreState:
         self._is_written = table is not None and table.attrs == table_attributes(store.root)
 
     @classmethod
-    def load(cls, store: StoreWriter, *, recover: bool, repair: bool) -> "_Known":
+    def load(cls, store: StoreWriter, *, recover: bool, repair: bool) -> "_StoreState":
         """Read table and ledger; read the whole store if the last run did not end properly."""
         ledger = store.registry.ledger()
         if ledger is not None and not recover and not repair:

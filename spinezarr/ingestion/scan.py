@@ -440,7 +440,9 @@ def _label_grid(
     return grid
 
 
-def _write_image(image: Volume, voxel_writer: _VoxelWriter, notes: list[str]) -> tuple[SourceFile, dict[str, Any]]:
+def _write_image(
+    image: Volume, voxel_writer: _VoxelWriter, notes: list[str]
+) -> tuple[SourceFile, dict[str, Any]]:
     """Encode the image as int16. If a value does not fit, encode it in the type of the file."""
 
     def encode(
@@ -502,7 +504,11 @@ def _unscaled_if_narrower(image: Volume) -> tuple[Volume, Scaling | None]:
 
 
 def _write_label(
-    source: ScanSource, label: Volume, grid: Grid, centroids: AnnotatedCentroids, voxel_writer: _VoxelWriter
+    source: ScanSource,
+    label: Volume,
+    grid: Grid,
+    centroids: AnnotatedCentroids,
+    voxel_writer: _VoxelWriter,
 ) -> _LabelResult:
     encoder = LabelEncoder(
         voxel_writer.writer.profile,
@@ -511,7 +517,9 @@ def _write_label(
         spacing_zyx_mm=grid.spacing_zyx_mm,
     )
     if isinstance(label, MergedLabels):  # its errors name the refused file
-        return voxel_writer.encode(LABEL, label, grid, encoder, voxel_writer.progress.count), label.rounding
+        return voxel_writer.encode(
+            LABEL, label, grid, encoder, voxel_writer.progress.count
+        ), label.rounding
     try:
         facts = voxel_writer.encode(LABEL, label, grid, encoder, voxel_writer.progress.count)
     except LabelError as problem:

@@ -110,8 +110,14 @@ def _run_task(
     fs, root = open_filesystem(job.raw, job.raw_options)
     companions = read_companion_files(fs, root, source, job.options.limits)
     # Another worker may have published the scan in this very run, and died before its report.
-    stored_scan = (job.store.scans.published if task.stored else job.store.scans.complete)(source.scan_id)
-    if stored_scan is not None and not task.damaged and _is_current(job, task, stored_scan, companions):
+    stored_scan = (job.store.scans.published if task.stored else job.store.scans.complete)(
+        source.scan_id
+    )
+    if (
+        stored_scan is not None
+        and not task.damaged
+        and _is_current(job, task, stored_scan, companions)
+    ):
         result = _keep_voxels(job, source, stored_scan, companions)
         return result if task.stored else replace(result, outcome="done")
     scan = ingest_scan(
@@ -164,7 +170,9 @@ def _keep_voxels(
     job: IngestJob, source: ScanSource, stored_scan: ScanAttributes, companions: CompanionFiles
 ) -> ScanResult:
     """Keep the stored voxels; update the metadata of the scan if they have changed."""
-    metadata = descriptive_metadata(source, job.recipe, companions, stored_scan.other_labels, stored_scan.notes)
+    metadata = descriptive_metadata(
+        source, job.recipe, companions, stored_scan.other_labels, stored_scan.notes
+    )
     scan = ScanAttributes.model_validate({**dict(stored_scan), **metadata})
     # Texts are compared, because the order of columns counts too.
     if scan.model_dump_json() == stored_scan.model_dump_json():

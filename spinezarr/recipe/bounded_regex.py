@@ -189,7 +189,9 @@ def _check_unrolled(text: str) -> None:
     # Size of each open group, and size of its last item; the outermost group comes first.
     open_groups: list[tuple[int, int]] = [(0, 0)]
     max_size = len(text) + _MAX_UNROLLED_CHARACTERS
-    for opens, closes, plus, min_count, max_count, brace in map(_token_groups, _TOKEN.finditer(text)):
+    for opens, closes, plus, min_count, max_count, brace in map(
+        _token_groups, _TOKEN.finditer(text)
+    ):
         size, last = open_groups[-1]
         if brace:
             raise ValueError(

@@ -308,15 +308,17 @@ class Recipe(StrictModel):
             for pattern in layout.image:
                 known_names = self._known_names(PathPattern(pattern).names | layout.extra_names)
                 for key, template in self._templates(name, layout):
-                    allowed = known_names | {"part"} if key[-2:] == ("label_parts", "file") else known_names
+                    allowed = (
+                        known_names | {"part"}
+                        if key[-2:] == ("label_parts", "file")
+                        else known_names
+                    )
                     missing = sorted(template_names(template) - allowed)
                     if missing:
                         names = (
                             f"it names {', '.join(sorted(known_names))}"
                             if known_names
-                            else (
-                                "it names nothing; write {scan} in place of the name of the scan"
-                            )
+                            else ("it names nothing; write {scan} in place of the name of the scan")
                         )
                         problem = (
                             f"uses {{{missing[0]}}}, which the image pattern {pattern!r} does not "
@@ -460,7 +462,9 @@ class Recipe(StrictModel):
     def _find_shipped(self, name: str, key: str) -> Traversable:
         """Find a file next to the recipe, or else among the files of the shipped recipes."""
         own_path = self._file.parent / name if isinstance(self._file, Path) else None
-        file_path = own_path if own_path is not None and own_path.is_file() else resource("ingest") / name
+        file_path = (
+            own_path if own_path is not None and own_path.is_file() else resource("ingest") / name
+        )
         if not file_path.is_file():
             raise RecipeError(
                 f"{self._file}: {key} names {own_path or file_path}, which does not exist or is no "

@@ -268,7 +268,9 @@ def _too_long_error(template: str, reason: str) -> RecipeLimitError:
     )
 
 
-def template_regex_text(template: str, image: str, extra_regexes: Mapping[str, str] | None = None) -> str:
+def template_regex_text(
+    template: str, image: str, extra_regexes: Mapping[str, str] | None = None
+) -> str:
     """Return the text of the regular expression of :func:`template_regex`.
 
     Raises
@@ -287,7 +289,11 @@ def template_regex_text(template: str, image: str, extra_regexes: Mapping[str, s
                 raise _too_long_error(template, f"the expression of {{{name}}} is too long")
 
     def regex_of_name(name: str, filters: str) -> str:
-        alternatives = [expressions[name] for expressions in (remembered, extra_regexes or {}) if name in expressions] or [_ANY_TEXT]
+        alternatives = [
+            expressions[name]
+            for expressions in (remembered, extra_regexes or {})
+            if name in expressions
+        ] or [_ANY_TEXT]
         if "|join" in filters:
             alternatives = [_ANY_TEXT]
         return f"(?{'i' if '|lower' in filters else ''}:{'|'.join(alternatives)})"
@@ -327,7 +333,9 @@ def _checked_template(text: str) -> str:
     remainder = _TEMPLATE_NAME.sub("", text)
     unknown_filters = _UNKNOWN_FILTERS.search(remainder)
     if unknown_filters:
-        unknown = next(item for item in unknown_filters[1].split("|") if not _FILTER.fullmatch(item))
+        unknown = next(
+            item for item in unknown_filters[1].split("|") if not _FILTER.fullmatch(item)
+        )
         raise ValueError(
             f"template {text!r}: no filter {unknown!r}; write {{name|lower}}, {{name|join}} or "
             "{name|join:-}"

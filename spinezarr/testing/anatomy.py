@@ -26,7 +26,20 @@ _SPONGY_HU: Final = 240.0
 _ARCH_HU: Final = 380.0
 """Value in HU inside the arch, which is mostly shell and so is denser than the body."""
 
-_KEY_LEVELS: Final = ("C1", "C3", "C7", "T1", "T6", "T12", "L1", "L3", "L5", "L6", "sacrum", "coccyx")
+_KEY_LEVELS: Final = (
+    "C1",
+    "C3",
+    "C7",
+    "T1",
+    "T6",
+    "T12",
+    "L1",
+    "L3",
+    "L5",
+    "L6",
+    "sacrum",
+    "coccyx",
+)
 # Round figures for an adult, in mm (slope: drop per length); only their plausibility matters.
 _TABLE: Final[dict[str, tuple[float, ...]]] = {
     "width": (17, 18, 23, 27, 30, 38, 41, 45, 50, 50, 52, 18),
@@ -90,7 +103,9 @@ def size_of(name: str) -> VertebraSize:
     """
     position = ANATOMICAL_ORDER.index(name)
     key_positions = [ANATOMICAL_ORDER.index(key) for key in _KEY_LEVELS]
-    return VertebraSize(**{k: float(np.interp(position, key_positions, row)) for k, row in _TABLE.items()})
+    return VertebraSize(
+        **{k: float(np.interp(position, key_positions, row)) for k, row in _TABLE.items()}
+    )
 
 
 @dataclass(frozen=True, slots=True)

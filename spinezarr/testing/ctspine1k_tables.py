@@ -107,4 +107,6 @@ def _write_sheet(path: Path, rows: Sequence[tuple[str | int, ...]]) -> None:
     book.save(buffer)
     with zipfile.ZipFile(buffer) as with_dates, zipfile.ZipFile(path, "w") as without_dates:
         for name in with_dates.namelist():
-            without_dates.writestr(zipfile.ZipInfo(name, _ZIP_DATE), _MODIFIED.sub(b"", with_dates.read(name)))
+            without_dates.writestr(
+                zipfile.ZipInfo(name, _ZIP_DATE), _MODIFIED.sub(b"", with_dates.read(name))
+            )

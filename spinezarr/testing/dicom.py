@@ -479,7 +479,9 @@ def _pixel_element(pixels: bytes) -> Any:  # noqa: ANN401  pydicom's DataElement
     return DataElement("PixelData", "OW", pixels)
 
 
-def _extra_objects(blank_ij: npt.NDArray[np.uint16], series: _Series) -> Iterator[tuple[str, "Dataset"]]:
+def _extra_objects(
+    blank_ij: npt.NDArray[np.uint16], series: _Series
+) -> Iterator[tuple[str, "Dataset"]]:
     """Yield the file name and the data set of each object of the form that is no slice."""
     form = replace(series.form, transfer_syntax="explicit-le")
     plain_series = replace(series, form=form)

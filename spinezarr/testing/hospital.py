@@ -172,4 +172,6 @@ def _thinned(phantom: Phantom, factor: int) -> Phantom:
     """Keep every ``factor``-th slice of a phantom."""
     affine: npt.NDArray[Any] = phantom.affine_xyz.copy()
     affine[:3, 2] *= factor
-    return replace(phantom, image=phantom.image[::factor], label=phantom.label[::factor], affine_xyz=affine)
+    return replace(
+        phantom, image=phantom.image[::factor], label=phantom.label[::factor], affine_xyz=affine
+    )

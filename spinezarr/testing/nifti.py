@@ -89,7 +89,9 @@ def write_nifti(
     if path.name.endswith(".nii.gz"):
         with (
             path.open("wb") as file,
-            _igzip.IGzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0) as gzip_file,
+            _igzip.IGzipFile(
+                "", "wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0
+            ) as gzip_file,
         ):
             for part in _file_bytes(array, affine, form):
                 gzip_file.write(part)

@@ -199,7 +199,9 @@ def _draw_once(spec: PhantomSpec) -> Phantom:
 
 def _draw(spec: PhantomSpec) -> Phantom:
     shape, spacing = spec.shape_zyx, spec.spacing_zyx_mm
-    position_rng, tissue_rng, noise_rng = (np.random.default_rng([spec.seed, stream]) for stream in range(3))
+    position_rng, tissue_rng, noise_rng = (
+        np.random.default_rng([spec.seed, stream]) for stream in range(3)
+    )
     height, depth, width = (n * s for n, s in zip(shape, spacing, strict=True))
     margin = max(0.03, 1.5 / shape[0])  # solids grow by up to a voxel
     spine = fit_spine(position_rng, spec.levels, (height, depth, width), spec.cut_share, margin)

@@ -251,7 +251,8 @@ def _table(y: Image, x: Image, spine: Spine) -> Image:
     scale = spine.scale_xy
     lowest = _mean_y(spine) * 0.7 + 0.3 * min(p.center_zyx_mm[1] for p in spine.vertebrae)
     behind = max(
-        np.interp(_order(p.name), [_order(k) for k in _KEY_LEVELS], _BEHIND) for p in spine.vertebrae
+        np.interp(_order(p.name), [_order(k) for k in _KEY_LEVELS], _BEHIND)
+        for p in spine.vertebrae
     )
     below = (lowest - behind * scale - 6 * scale + x**2 / (1400 * scale)) - y
     in_table_width = np.abs(x) < 215 * size_of("L3").width / 45 * scale

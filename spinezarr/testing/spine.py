@@ -257,9 +257,13 @@ def _render(
     """Return the voxels of the union of solids, each of which is drawn inside a small box."""
     dz, dy, dx = spacing
     voxel = (dx / placed.scale_xy, dy / placed.scale_xy, dz / placed.scale_z)
-    grown_solids = [solid.grown((0.6 * voxel[0], 0.6 * voxel[1], 0.6 * voxel[2])) for solid in solids]
+    grown_solids = [
+        solid.grown((0.6 * voxel[0], 0.6 * voxel[1], 0.6 * voxel[2])) for solid in solids
+    ]
     boxes = [_box_of(placed.corners_mm(solid), shape_zyx, spacing) for solid in grown_solids]
-    visible = [(solid, box) for solid, box in zip(grown_solids, boxes, strict=True) if box is not None]
+    visible = [
+        (solid, box) for solid, box in zip(grown_solids, boxes, strict=True) if box is not None
+    ]
     if not visible:
         return None
     hull = _hull(box for _, box in visible)

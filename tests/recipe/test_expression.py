@@ -201,7 +201,7 @@ def test_the_text_of_nested_back_references_is_limited():
         f"{{{b}:(?P={a})(?P={a})}}"
         for a, b in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
     )
-    with pytest.raises(RecipeLimitError, match="the expression of .* is too long"):
+    with pytest.raises(RecipeLimitError, match=r"the expression of .* is too long"):
         template_regex_text("{p}", image)
 
 

@@ -97,7 +97,9 @@ def inspect_dicom_folders(
     records = {key: known[key] for key in keys.values() if known and key in known}
     new = [image for image in folders if keys[image.layout, image.path] not in records]
     single_scan_images = [image for image in new if recipe.layouts[image.layout].series is None]
-    single_scan_records = map_concurrently(raw.fs, lambda image: _look_for_ct(raw, image.path), single_scan_images)
+    single_scan_records = map_concurrently(
+        raw.fs, lambda image: _look_for_ct(raw, image.path), single_scan_images
+    )
     inspected = list(zip(single_scan_images, single_scan_records, strict=True))
     for image in new:
         choice = recipe.layouts[image.layout].series
@@ -169,7 +171,9 @@ def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
     results = {first: _read_header(raw, first)}
     if not _may_be_ct(results[first]):
         results |= zip(
-            candidates, map_concurrently(raw.fs, lambda path: _read_header(raw, path), candidates), strict=True
+            candidates,
+            map_concurrently(raw.fs, lambda path: _read_header(raw, path), candidates),
+            strict=True,
         )
     is_final = not any(isinstance(item, Exception) for item in results.values())
     if any(map(_may_be_ct, results.values())):
@@ -194,14 +198,20 @@ def _look_for_series(
     files = raw.folders[folder]
     paths = [path for path in files if not is_hidden(_name(path))]
     results = dict(
-        zip(paths, map_concurrently(raw.fs, lambda path: _read_header(raw, path), paths), strict=True)
+        zip(
+            paths,
+            map_concurrently(raw.fs, lambda path: _read_header(raw, path), paths),
+            strict=True,
+        )
     )
     series = group_series(item for item in results.values() if isinstance(item, DicomObject))
     unreadable = [path for path, item in results.items() if isinstance(item, Exception)]
     parts: list[FolderPart] = []
     grouped_files: set[str] = set()
     for ct_series in series:
-        series_files = [_relative(raw, item.path) for item in (*ct_series.objects, *ct_series.others)]
+        series_files = [
+            _relative(raw, item.path) for item in (*ct_series.objects, *ct_series.others)
+        ]
         grouped_files.update(series_files)
         info = _series_info(ct_series)
         if choice.selects(info):
@@ -216,12 +226,18 @@ def _look_for_series(
             )
         else:
             reason = _NOT_CHOSEN if choice.is_long_enough(info) else _TOO_SHORT
-            parts.append(FolderPart(files=_to_ranges(files, series_files), reason=reason, detail=ct_series.name))
+            parts.append(
+                FolderPart(
+                    files=_to_ranges(files, series_files), reason=reason, detail=ct_series.name
+                )
+            )
     if unreadable and all(part.reason for part in parts):
         empty_texts = SeriesInfo(None, "", "", (), "", (), None, 0).texts()
         texts = {name: empty_texts[name] for name in sorted(names)}
         parts.append(FolderPart(files=_to_ranges(files, unreadable), texts=texts))
-    parts += _non_ct_kinds(files, {path: item for path, item in results.items() if path not in grouped_files})
+    parts += _non_ct_kinds(
+        files, {path: item for path, item in results.items() if path not in grouped_files}
+    )
     return FolderRecord(is_scan=False, parts=tuple(parts)), not unreadable
 
 
@@ -293,7 +309,9 @@ def _mark_spread_series(images: Iterable[FoundImage]) -> Iterator[FoundImage]:
     for image in images:
         series_folders = folders.get((image.layout, image.series.key), []) if image.series else []
         if image.series is not None and len(series_folders) > 1:
-            yield replace(image, series=replace(image.series, folders=tuple(sorted(series_folders))))
+            yield replace(
+                image, series=replace(image.series, folders=tuple(sorted(series_folders)))
+            )
         else:
             yield image
 

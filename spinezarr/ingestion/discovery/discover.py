@@ -368,7 +368,9 @@ def _other_files(
     """
     # The mask of an image that is not used may also be the mask of an image that is used.
     explained = {note.path: note for note in notes if note.path not in used}
-    sorted_files = leftovers.sort(used | folder.files_of_all(reported) | folder.files_of_all(explained))
+    sorted_files = leftovers.sort(
+        used | folder.files_of_all(reported) | folder.files_of_all(explained)
+    )
     system_files = (PathNote(path, _LEFT_BY_SYSTEM) for path in folder.system_files)
     ignored = (*explained.values(), *sorted_files.unmatched, *system_files)
     return tuple(sorted(ignored, key=lambda note: note.path)), sorted_files.orphans

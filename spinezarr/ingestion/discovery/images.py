@@ -171,7 +171,9 @@ class MatchedImages:
     def separate_misnamed(self, raw: RawFolder) -> "MatchedImages":
         """Return the matches after moving images with unusable names to ``misnamed``."""
         misnamed = {
-            image.identity: (image, reason) for image in self.images if (reason := _name_problem(image, raw))
+            image.identity: (image, reason)
+            for image in self.images
+            if (reason := _name_problem(image, raw))
         }
         return replace(
             self,
@@ -320,7 +322,9 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
             used.append(first)
             if others and not recipe.picks_one_of_several(first.image.layout):
                 used += others
-                refused.append(_refused_scan(candidates, _same_id_message(first.image, others[0].image)))
+                refused.append(
+                    _refused_scan(candidates, _same_id_message(first.image, others[0].image))
+                )
             else:
                 pairs.append(first)
         for note in (*_left_out_notes(group, used, pairing), *_alternative_notes(used)):
@@ -329,7 +333,9 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
     ambiguous = _ambiguous_scans(pairs, raw)
     unambiguous = [paired for paired in pairs if paired.image.identity not in ambiguous]
     unambiguous.sort(key=lambda paired: (paired.image.path, natural_key(paired.image.scan_id)))
-    return ChosenImages(tuple(unambiguous), tuple(left_out.values()), (*refused, *_unique_by_id(ambiguous.values())))
+    return ChosenImages(
+        tuple(unambiguous), tuple(left_out.values()), (*refused, *_unique_by_id(ambiguous.values()))
+    )
 
 
 def _left_out_notes(
@@ -361,7 +367,9 @@ def _refused_scan(images: Iterable[PairedImage], reason: str) -> RefusedScan:
     return RefusedScan(to_printable(images[0].image.scan_id), tuple(paths), reason)
 
 
-def _ambiguous_scans(pairs: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, str], RefusedScan]:
+def _ambiguous_scans(
+    pairs: Sequence[PairedImage], raw: RawFolder
+) -> dict[tuple[str, str], RefusedScan]:
     """Find scans with one id, with one mask, or with unclear files, by their images."""
     by_id: dict[str, list[PairedImage]] = defaultdict(list)
     by_mask: dict[str, list[PairedImage]] = defaultdict(list)
@@ -381,7 +389,9 @@ def _ambiguous_scans(pairs: Sequence[PairedImage], raw: RawFolder) -> dict[tuple
                 refused.setdefault(paired.image.identity, _refused_scan([paired], reason))
     for same_id in by_id.values():
         if len(same_id) > 1:
-            refused_scan = _refused_scan(same_id, _same_id_message(same_id[0].image, same_id[1].image))
+            refused_scan = _refused_scan(
+                same_id, _same_id_message(same_id[0].image, same_id[1].image)
+            )
             refused |= dict.fromkeys((paired.image.identity for paired in same_id), refused_scan)
     return refused
 
@@ -510,7 +520,9 @@ class _FileChooser:
             )
         self.alternatives += [
             PathNote(other, _ALTERNATIVE, f"{self._image} uses {path}")
-            for other in dict.fromkeys((*others, *(file for files in matches[1:] for file in files)))
+            for other in dict.fromkeys(
+                (*others, *(file for files in matches[1:] for file in files))
+            )
             if other != path
         ]
         return path

@@ -55,7 +55,9 @@ class Leftovers:
 
     def similar(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return files whose names differ from these only in case, and folders with these names."""
-        paths = (path for name in names for path in self._paths_by_folded_name.get(name.casefold(), ()))
+        paths = (
+            path for name in names for path in self._paths_by_folded_name.get(name.casefold(), ())
+        )
         return tuple(dict.fromkeys(paths))
 
     @cached_property

@@ -52,7 +52,10 @@ _DIFFERENCES_IN_NAME: Final = (
     _Differences(capitals=True, folders=True),
 )
 _DIFFERENCES_IN_FOLDER: Final = (_Differences(unpacked=True),)
-_DIFFERENCES_IN_ENDING: Final = (_Differences(ending=True), _Differences(ending=True, capitals=True))
+_DIFFERENCES_IN_ENDING: Final = (
+    _Differences(ending=True),
+    _Differences(ending=True, capitals=True),
+)
 
 
 def near_misses(recipe: Recipe) -> Callable[[str], str]:
@@ -93,7 +96,11 @@ def _with_regexes(
     patterns: Sequence[_Pattern], differences: Sequence[_Differences]
 ) -> list[tuple[_Pattern, _Differences, BoundedRegex]]:
     return [
-        (pattern, difference, pattern.loose(capitals=difference.capitals, folders=difference.folders))
+        (
+            pattern,
+            difference,
+            pattern.loose(capitals=difference.capitals, folders=difference.folders),
+        )
         for difference in differences
         for pattern in patterns
     ]

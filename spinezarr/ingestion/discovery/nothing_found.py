@@ -32,7 +32,9 @@ def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> MultilineText:
     """Return a message with the known layouts, the present files and a nearby folder that fits."""
     paths = list(folder.sizes)
     examples = [f"    {path}" for path in paths[:_MAX_EXAMPLES]] or ["    (nothing)"]
-    more_line = [f"    ... and {len(paths) - _MAX_EXAMPLES} more"] if len(paths) > _MAX_EXAMPLES else []
+    more_line = (
+        [f"    ... and {len(paths) - _MAX_EXAMPLES} more"] if len(paths) > _MAX_EXAMPLES else []
+    )
     lines = [
         f"no image of {recipe.title} found in {redact_url(raw)!r}.",
         *known_layouts(recipe),

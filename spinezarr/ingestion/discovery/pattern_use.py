@@ -74,7 +74,9 @@ def pattern_uses(
     images: dict[str, list[str]] = {}
     for image in (*matched.images, *(image for image, _ in matched.misnamed)):
         images.setdefault(image.path, []).append(image.layout)
-    layout_of_path = {path: paired.image.layout for paired in paired_images for path in paired.files}
+    layout_of_path = {
+        path: paired.image.layout for paired in paired_images for path in paired.files
+    }
     patterns = [pattern for key in recipe.layouts for pattern in _patterns(recipe, key)]
     ranked = sorted(patterns, key=lambda pattern: _KIND_ORDER.index(pattern.kind))
     files: Counter[_Pattern] = Counter()
@@ -114,7 +116,9 @@ def part_uses(recipe: Recipe, paired_images: Iterable[PairedImage]) -> tuple[Par
             scans_of_layout[paired.image.layout] += 1
             scans_with_part.update((paired.image.layout, name) for name in paired.part_names)
     return tuple(
-        PartUse(key, name, scans_with_part[key, name], scans_of_layout[key] - scans_with_part[key, name])
+        PartUse(
+            key, name, scans_with_part[key, name], scans_of_layout[key] - scans_with_part[key, name]
+        )
         for key, layout in recipe.layouts.items()
         if layout.label_parts is not None and key in scans_of_layout
         for name in layout.label_parts.values

@@ -68,7 +68,11 @@ def names_of(path: str) -> list[str]:
     """
     name = to_nfc(path)
     names_before = _names_before_unpacking(name)
-    return [*names_before, name, *(other for other in other_names(name) if other not in names_before)]
+    return [
+        *names_before,
+        name,
+        *(other for other in other_names(name) if other not in names_before),
+    ]
 
 
 def _names_before_unpacking(name: str) -> list[str]:
@@ -239,7 +243,11 @@ class RawFolder:
         :func:`other_names` counts only if no file has exactly this name. Several files are found if
         the template has a ``*``, or if names differ only in Unicode form or by :func:`other_names`.
         """
-        indices = (self._folders_by_name,) if template.endswith("/") else (self._by_name, self._by_other_name)
+        indices = (
+            (self._folders_by_name,)
+            if template.endswith("/")
+            else (self._by_name, self._by_other_name)
+        )
         for names in indices:
             if "*" in template:
                 files = names.matching(template, texts)

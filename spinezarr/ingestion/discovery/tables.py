@@ -111,7 +111,9 @@ class _ScansByName:
 
         If there are none, return those whose name differs only in leading zeros.
         """
-        return self._by_exact_name.get(name.strip()) or self._by_normalized_name.get(_without_leading_zeros(name), [])
+        return self._by_exact_name.get(name.strip()) or self._by_normalized_name.get(
+            _without_leading_zeros(name), []
+        )
 
 
 def _without_leading_zeros(text: str) -> str:
@@ -169,7 +171,10 @@ def _parse(table: Table, data: bytes, path: str, scan_names: frozenset[str]) -> 
 def _naming_column(sheet: Sheet, scan_names: frozenset[str]) -> str:
     """Return the column that names most of the scans; empty if no column names any."""
     n_named_scans = {
-        column: len({_without_leading_zeros(row[column]) for row in sheet.rows if column in row} & scan_names)
+        column: len(
+            {_without_leading_zeros(row[column]) for row in sheet.rows if column in row}
+            & scan_names
+        )
         for column in sheet.columns
     }
     column = max(n_named_scans, key=n_named_scans.__getitem__, default="")

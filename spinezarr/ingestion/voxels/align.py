@@ -96,7 +96,9 @@ def _missing_ends(part: Grid, whole: Grid) -> str:
     moved_affine = whole.affine_xyz
     moved_affine[:3, 3] += before * moved_affine[:3, axis]
     shape_xyz = (part.shape_zyx[2], part.shape_zyx[1], part.shape_zyx[0])
-    distance_mm = max_corner_distance_mm(Grid(shape_xyz, part.affine_xyz), Grid(shape_xyz, moved_affine))
+    distance_mm = max_corner_distance_mm(
+        Grid(shape_xyz, part.affine_xyz), Grid(shape_xyz, moved_affine)
+    )
     if distance_mm > GRID_TOLERANCE * min(part.spacing_zyx_mm):
         return ""
     return " and ".join(

@@ -243,7 +243,9 @@ class LabelEncoder:
         start, stop, total = np.empty((3, 3, len(present)), np.int64)
         for axis, n in enumerate(chunk.shape):
             # Number of voxels of each label at each index along this axis.
-            counts_along_axis = np.bincount(rows * n + indices_zyx[axis], minlength=len(present) * n)
+            counts_along_axis = np.bincount(
+                rows * n + indices_zyx[axis], minlength=len(present) * n
+            )
             counts_along_axis = counts_along_axis.reshape(len(present), n)
             start[axis] = origin_zyx[axis] + (counts_along_axis > 0).argmax(1)
             stop[axis] = origin_zyx[axis] + n - (counts_along_axis[:, ::-1] > 0).argmax(1)

@@ -244,7 +244,9 @@ class _Encoding(Generic[Facts]):
         if block.is_last:
             block.layer.close()
         chunk_shape_zyx = self._profile.chunk_shape_zyx
-        first_chunk_zyx = tuple(a // c for a, c in zip(block.box.start_zyx, chunk_shape_zyx, strict=True))
+        first_chunk_zyx = tuple(
+            a // c for a, c in zip(block.box.start_zyx, chunk_shape_zyx, strict=True)
+        )
         futures: list[Future[list[tuple[ShapeZYX, Facts]]]] = []
         self._in_flight.append((block.size_bytes, futures))
         chunks: list[tuple[npt.NDArray[Any], ShapeZYX]] = []

@@ -77,7 +77,9 @@ class ShardCollector:
         """
         z, y, x = (i // n for i, n in zip(chunk_zyx, self._chunks_per_shard_zyx, strict=True))
         shard_zyx = (z, y, x)
-        chunk_in_shard_zyx = tuple(i % n for i, n in zip(chunk_zyx, self._chunks_per_shard_zyx, strict=True))
+        chunk_in_shard_zyx = tuple(
+            i % n for i, n in zip(chunk_zyx, self._chunks_per_shard_zyx, strict=True)
+        )
         with self._lock:
             shard = self._shards.get(shard_zyx)
             if shard is None:
@@ -135,5 +137,7 @@ class ShardCollector:
         """Return the number of chunks of a shard that lie inside the volume."""
         return math.prod(
             min(n, total - i * n)
-            for i, n, total in zip(shard, self._chunks_per_shard_zyx, self._chunk_grid_zyx, strict=True)
+            for i, n, total in zip(
+                shard, self._chunks_per_shard_zyx, self._chunk_grid_zyx, strict=True
+            )
         )
