@@ -136,11 +136,11 @@ def test_expressions_match_like_those_of_python(text, name, ignore_case):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a{1000000000}", "what it repeats"),
-        ("(?:a{60}){99}", "what it repeats"),
-        ("(?:(?:a{20}){20}){20}", "what it repeats"),
-        ("a{4009}", "what it repeats"),
-        ("(?:" * 13 + "a" + "+)" * 13, "what it repeats"),
+        ("a{1000000000}", "its repetitions have more than"),
+        ("(?:a{60}){99}", "its repetitions have more than"),
+        ("(?:(?:a{20}){20}){20}", "its repetitions have more than"),
+        ("a{4009}", "its repetitions have more than"),
+        ("(?:" * 13 + "a" + "+)" * 13, "its repetitions have more than"),
         ("(" * 2_000 + ")" * 2_000, "nested too deeply"),
         ("(?:foo){e<=3}", "a brace must hold a count"),
         ("[[:alpha:]]", "Possible nested set"),
@@ -175,7 +175,7 @@ def test_usual_expressions_are_accepted(text):
 )
 @pytest.mark.parametrize("text", ["(?:a{60}){99}", "a" * 20_001])
 def test_bad_expressions_are_refused_wherever_a_recipe_may_hold_one(make, text):
-    with pytest.raises(ValueError, match=r"what it repeats|has 200\d\d characters"):
+    with pytest.raises(ValueError, match=r"its repetitions have|has 200\d\d characters"):
         make(text)
 
 
@@ -242,7 +242,7 @@ def test_too_large_lookups_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["../x.csv", "/etc/passwd", "a/b", "..", "", "a\\\\b"])
 @pytest.mark.parametrize("key", ["card: NAME", "tables: {t: {shipped: NAME}}"])
 def test_a_file_next_to_a_recipe_must_be_a_plain_name(tmp_path, name, key):
-    with pytest.raises(RecipeError, match=r"mine\.yaml, line \d+, .*is no name of a file beside"):
+    with pytest.raises(RecipeError, match=r"mine\.yaml, line \d+, .*is no name of a file next to"):
         load(tmp_path, '"{scan}.nii"', '"{scan}_m.nii"', key.replace("NAME", f'"{name}"'))
 
 

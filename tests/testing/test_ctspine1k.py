@@ -172,7 +172,7 @@ def test_a_full_list_of_1005_names_gets_its_files(tmp_path, layout):
         (lambda: ScanPlan("liver_1", "testing", PhantomSpec()), "train, validation, test"),
         (
             lambda: ScanPlan("liver_1", "test", PhantomSpec(), NiftiForm(oblique_deg=5)),
-            "one for image and mask",
+            "the same for image and mask",
         ),
     ],
 )
