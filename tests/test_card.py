@@ -192,7 +192,7 @@ def test_cards_are_not_listed_as_recipes_and_recipes_find_their_cards(tmp_path):
     text = resource("ingest/ctspine1k.yaml").read_text()
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("ctspine1k.card.yaml", "ours.card.yaml"))
-    with pytest.raises(RecipeError, match=r"mine\.yaml: card names .*, which is not there"):
+    with pytest.raises(RecipeError, match=r"mine\.yaml: card names .*, which does not exist"):
         Recipe.load(str(path)).shipped_card()
     (tmp_path / "ours.card.yaml").write_text(CARD)
     assert Recipe.load(str(path)).shipped_card().scans == 10

@@ -15,7 +15,7 @@ from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
 __all__ = ["centroid_order", "centroid_outside", "centroid_unmatched"]
 
-_WRONG_MM: Final = 10.0
+_MAX_DISTANCE_MM: Final = 10.0
 """A point further than this from its label belongs to another vertebra, or to another convention.
 
 This is half the step between thoracic vertebrae (20 to 24 mm in lidc-idri-0001).
@@ -36,15 +36,15 @@ def centroid_outside(scan: ScanAttributes) -> Iterator[Finding]:
         distance = point.label_distance_mm
         if distance is None or distance <= _tolerance_mm(scan):
             continue
-        where = locate_point(scan, point.position_zyx_mm)
+        location = locate_point(scan, point.position_zyx_mm)
         yield Finding(
             scan.scan_id,
             "centroid-outside",
-            "error" if distance > max(_WRONG_MM, _tolerance_mm(scan)) else "warning",
+            "error" if distance > max(_MAX_DISTANCE_MM, _tolerance_mm(scan)) else "warning",
             f"the annotated center of {name} lies {distance:.1f} mm outside its label",
             vertebra=name,
-            voxel_zyx=where.voxel_zyx,
-            position_xyz_mm=where.position_xyz_mm,
+            voxel_zyx=location.voxel_zyx,
+            position_xyz_mm=location.position_xyz_mm,
             facts={"label_distance_mm": distance},
         )
 
@@ -59,10 +59,10 @@ def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
     for name in ANATOMICAL_ORDER:
         point, record = scan.centroids.get(name), scan.vertebrae.get(name)
         if point is not None and record is None:
-            where = locate_point(scan, point.position_zyx_mm)
+            location = locate_point(scan, point.position_zyx_mm)
             text = f"{name} has an annotated center and no label"
         elif point is None and record is not None:
-            where = locate_voxel(scan, record.centroid_zyx)
+            location = locate_voxel(scan, record.centroid_zyx)
             text = f"{name} has a label and no annotated center"
         else:
             continue
@@ -72,26 +72,26 @@ def centroid_unmatched(scan: ScanAttributes) -> Iterator[Finding]:
             "info",
             text,
             vertebra=name,
-            voxel_zyx=where.voxel_zyx,
-            position_xyz_mm=where.position_xyz_mm,
+            voxel_zyx=location.voxel_zyx,
+            position_xyz_mm=location.position_xyz_mm,
         )
 
 
 def centroid_order(scan: ScanAttributes) -> Iterator[Finding]:
     """Find annotated centers that do not run from head to tail."""
-    named = [(name, scan.centroids[name]) for name in LEVELS if name in scan.centroids]
-    for (upper, point), (lower, below) in pairwise(named):
-        depth = below.position_zyx_mm[0] - point.position_zyx_mm[0]
+    named_points = [(name, scan.centroids[name]) for name in LEVELS if name in scan.centroids]
+    for (upper, upper_point), (lower, lower_point) in pairwise(named_points):
+        depth = lower_point.position_zyx_mm[0] - upper_point.position_zyx_mm[0]
         if depth <= 0:
             continue
-        where = locate_point(scan, point.position_zyx_mm)
+        location = locate_point(scan, upper_point.position_zyx_mm)
         yield Finding(
             scan.scan_id,
             "centroid-order",
             "error",
             f"the annotated center of {upper} lies {depth:.0f} mm below that of {lower}",
             vertebra=upper,
-            voxel_zyx=where.voxel_zyx,
-            position_xyz_mm=where.position_xyz_mm,
+            voxel_zyx=location.voxel_zyx,
+            position_xyz_mm=location.position_xyz_mm,
             facts={"pair": [upper, lower], "depth_mm": round(depth, 2)},
         )

@@ -40,34 +40,34 @@ def same_image(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
     """
     for group in _groups((key.image_checksum, key) for key in keys):
         for key in group:
-            alike = [other for other in group if other != key]
-            leaks = [other for other in alike if _is_leak(key, other)]
+            others = [other for other in group if other != key]
+            leaks = [other for other in others if _is_leak(key, other)]
             if leaks:
-                what = f"the image is also in split {leaks[0].split}: {_scan_names(leaks)}"
-            elif any(other.dataset != key.dataset for other in alike):
-                what = f"the image is also in another dataset: {_scan_names(alike)}"
+                text = f"the image is also in split {leaks[0].split}: {_scan_names(leaks)}"
+            elif any(other.dataset != key.dataset for other in others):
+                text = f"the image is also in another dataset: {_scan_names(others)}"
             else:
-                what = f"the image is there more than once: also {_scan_names(alike)}"
-            yield key, _finding("same-image", key, leaks or alike, what, error=bool(leaks))
+                text = f"the image is stored more than once: also as {_scan_names(others)}"
+            yield key, _finding("same-image", key, leaks or others, text, error=bool(leaks))
 
 
 def same_patient(keys: Iterable[ScanKey]) -> Iterator[tuple[ScanKey, Finding]]:
-    """Find patients of a dataset that are in two splits, so that a test would measure memory."""
+    """Find patients of a dataset that are in two splits, which makes test scores too good."""
     for group in _groups(((key.dataset, key.patient_id), key) for key in keys):
         for key in group:
             leaks = [other for other in group if _is_leak(key, other)]
             if leaks:
-                where = f"{leaks[0].split}: {_scan_names(leaks)}"
-                what = f"patient {key.patient_id} is also in split {where}"
-                yield key, _finding("same-patient", key, leaks, what, error=True)
+                split_and_scans = f"{leaks[0].split}: {_scan_names(leaks)}"
+                text = f"patient {key.patient_id} is also in split {split_and_scans}"
+                yield key, _finding("same-patient", key, leaks, text, error=True)
 
 
 def _groups(pairs: Iterable[tuple[Hashable, ScanKey]]) -> Iterator[list[ScanKey]]:
     """Yield each group of at least two scans with the same value."""
-    found: dict[Hashable, list[ScanKey]] = defaultdict(list)
-    for shared, key in pairs:
-        found[shared].append(key)
-    return (group for group in found.values() if len(group) > 1)
+    keys_by_value: dict[Hashable, list[ScanKey]] = defaultdict(list)
+    for value, key in pairs:
+        keys_by_value[value].append(key)
+    return (group for group in keys_by_value.values() if len(group) > 1)
 
 
 def _is_leak(key: ScanKey, other: ScanKey) -> bool:

@@ -18,16 +18,17 @@ from spinezarr.nifti_geometry import (
 from spinezarr.store.attributes import ScanAttributes, SourceRecord
 from spinezarr.store.severity import Severity
 
-__all__ = ["geometry", "header_conflicts", "spacing", "unplaced"]
+__all__ = ["header_conflicts", "oblique_or_sheared", "spacing", "unplaced"]
 
-_SPACING_MM: Final = (0.185, 5.005)
+_USUAL_SPACING_MM: Final = (0.185, 5.005)
 """Voxel spacing of public spine CT: 0.19 to 5 mm in VerSe, 0.45 to 5 mm in CTSpine1K, rounded.
 
-From the tables "Resolution Details" of https://github.com/openmedlab/Awesome-Medical-Dataset,
-resources/VerSe.md and resources/CTSpine1K.md.
+The numbers are from the tables "Resolution Details" of
+https://github.com/openmedlab/Awesome-Medical-Dataset, resources/VerSe.md and
+resources/CTSpine1K.md.
 """
 
-_OTHER_UNIT: Final = 10.0
+_WRONG_UNIT_FACTOR: Final = 10.0
 """A spacing beyond those limits by this factor has a wrong unit: cm, m or micrometers for mm."""
 
 _OBLIQUE_DEG: Final = 15.0
@@ -42,30 +43,30 @@ _SHEAR_WARNING_DEG: Final = 1.0
 ITK requires perpendicular directions and does not read such a NIfTI file.
 """
 
-_SAME_SIZE: Final = 1e-4
+_SPACING_RTOL: Final = 1e-4
 """Largest relative difference of voxel size and spacing, which allows for rounding."""
 
 
 def spacing(scan: ScanAttributes) -> Iterator[Finding]:
     """Find voxel spacings that are unusual for spine CT."""
-    low, high = _SPACING_MM
+    low, high = _USUAL_SPACING_MM
     if all(low <= mm <= high for mm in scan.spacing_zyx_mm):
         return
-    other_unit = not all(
-        low / _OTHER_UNIT <= mm <= high * _OTHER_UNIT for mm in scan.spacing_zyx_mm
+    wrong_unit = not all(
+        low / _WRONG_UNIT_FACTOR <= mm <= high * _WRONG_UNIT_FACTOR for mm in scan.spacing_zyx_mm
     )
-    found = " x ".join(f"{mm:.3g}" for mm in scan.spacing_zyx_mm)
-    rest = ": is the unit mm?" if other_unit else ""
+    spacing_text = " x ".join(f"{mm:.3g}" for mm in scan.spacing_zyx_mm)
+    question = ": is the unit mm?" if wrong_unit else ""
     yield Finding(
         scan.scan_id,
         "spacing",
-        "error" if other_unit else "warning",
-        f"voxels of {found} mm (z, y, x), usual are 0.19 to 5 mm{rest}",
+        "error" if wrong_unit else "warning",
+        f"voxels of {spacing_text} mm (z, y, x); 0.19 to 5 mm are usual{question}",
         facts={"spacing_zyx_mm": list(scan.spacing_zyx_mm)},
     )
 
 
-def geometry(scan: ScanAttributes) -> Iterator[Finding]:
+def oblique_or_sheared(scan: ScanAttributes) -> Iterator[Finding]:
     """Find grids that are strongly oblique, or whose axes are not perpendicular."""
     if scan.oblique_deg > _OBLIQUE_DEG:
         yield Finding(
@@ -102,31 +103,42 @@ def unplaced(scan: ScanAttributes) -> Iterator[Finding]:
             )
         else:
             continue
-        yield _about_header(scan, "unplaced", "warning", name, text)
+        yield _header_finding(scan, "unplaced", "warning", name, text)
 
 
 def header_conflicts(scan: ScanAttributes) -> Iterator[Finding]:
     """Find headers that state two different spacings or positions."""
     for name, source in _sources(scan):
         affine = np.array(source.affine_ijk)
-        taken = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        affine_spacing_mm = np.linalg.norm(affine[:3, :3], axis=0).tolist()
         if source.nifti is not None:
-            stated = conflicting_pixdim_mm(source.nifti, source.shape_ijk, affine)
-            if stated is not None:
-                text = f"says {_sizes(stated)} mm in pixdim and {_sizes(taken)} mm in the sform"
-                facts = {"pixdim_mm": list(stated), "sform_spacing_mm": taken}
-                yield _about_header(scan, "spacing-conflict", "warning", name, text, **facts)
+            pixdim_mm = conflicting_pixdim_mm(source.nifti, source.shape_ijk, affine)
+            if pixdim_mm is not None:
+                text = (
+                    f"states a spacing of {_format_spacing(pixdim_mm)} mm in pixdim and of "
+                    f"{_format_spacing(affine_spacing_mm)} mm in the sform"
+                )
+                facts = {"pixdim_mm": list(pixdim_mm), "sform_spacing_mm": affine_spacing_mm}
+                yield _header_finding(scan, "spacing-conflict", "warning", name, text, **facts)
             distance = qform_sform_distance_mm(source.nifti, source.shape_ijk, affine)
             if distance is not None:
-                text = f"places corners {distance:.3g} mm apart by its qform and its sform"
-                yield _about_header(
+                text = f"has a qform and an sform that place a corner {distance:.3g} mm apart"
+                yield _header_finding(
                     scan, "qform-conflict", "warning", name, text, distance_mm=distance
                 )
-        size = None if source.metaimage is None else source.metaimage.element_size_ijk_mm
-        if size is not None and not np.allclose(size, taken, rtol=_SAME_SIZE, atol=0):
-            text = f"says voxels of {_sizes(size)} mm that are {_sizes(taken)} mm apart"
-            facts = {"element_size_ijk_mm": list(size), "element_spacing_ijk_mm": taken}
-            yield _about_header(scan, "element-size", "info", name, text, **facts)
+        element_size_mm = None if source.metaimage is None else source.metaimage.element_size_ijk_mm
+        if element_size_mm is not None and not np.allclose(
+            element_size_mm, affine_spacing_mm, rtol=_SPACING_RTOL, atol=0
+        ):
+            text = (
+                f"states voxels of {_format_spacing(element_size_mm)} mm, which are "
+                f"{_format_spacing(affine_spacing_mm)} mm apart"
+            )
+            facts = {
+                "element_size_ijk_mm": list(element_size_mm),
+                "element_spacing_ijk_mm": affine_spacing_mm,
+            }
+            yield _header_finding(scan, "element-size", "info", name, text, **facts)
 
 
 def _sources(scan: ScanAttributes) -> Iterator[tuple[str, SourceRecord]]:
@@ -135,7 +147,7 @@ def _sources(scan: ScanAttributes) -> Iterator[tuple[str, SourceRecord]]:
         yield "mask", scan.label_source
 
 
-def _about_header(
+def _header_finding(
     scan: ScanAttributes,
     rule: str,
     severity: Severity,
@@ -148,5 +160,5 @@ def _about_header(
     )
 
 
-def _sizes(spacing_mm: Iterable[float]) -> str:
+def _format_spacing(spacing_mm: Iterable[float]) -> str:
     return " x ".join(f"{mm:.4g}" for mm in spacing_mm)

@@ -67,8 +67,8 @@ def not_finite(scan: ScanAttributes) -> Iterator[Finding]:
     nan, infinite = scan.image_nan_voxels, scan.image_infinite_voxels
     if not nan and not infinite:
         return
-    what = [f"{n} {kind}" for n, kind in ((nan, "NaN"), (infinite, "infinite")) if n]
-    counts = " and ".join(what)
+    parts = [f"{n} {kind}" for n, kind in ((nan, "NaN"), (infinite, "infinite")) if n]
+    counts = " and ".join(parts)
     text = f"voxels of the image that are not numbers: {counts}"
     if scan.image_range_hu is None:
         text = f"no voxel of the image is a finite number: {counts}"
@@ -94,11 +94,11 @@ def image_values(scan: ScanAttributes) -> Iterator[Finding]:
         kind = "an 8-bit picture" if low >= 0 and high > 1 else "scaled or standardized values"
         problem = f"these are not CT numbers but {kind}"
     elif low >= 0:
-        problem = "nothing is below 0: stored values without their intercept, usually -1024"
+        problem = "none is below 0, so the intercept, usually -1024, was not applied"
     elif high < _BONE_HU:
-        severity, problem = "warning", "no bone: clipped or shifted"
+        severity, problem = "warning", "there is no bone, so they are clipped or shifted"
     elif low > _AIR_HU:
-        severity, problem = "warning", "no air: cropped, clipped or shifted"
+        severity, problem = "warning", "there is no air, so they are cropped, clipped or shifted"
     if problem is not None:
         yield Finding(
             scan.scan_id,
@@ -114,9 +114,9 @@ def extreme_values(scan: ScanAttributes) -> Iterator[Finding]:
     if scan.image_range_hu is None:
         return
     low, high = scan.image_range_hu
-    for found in (_of_lowest(low, high), _of_highest(high)):
-        if found is not None:
-            severity, text = found
+    for verdict in (_lowest_value_verdict(low, high), _highest_value_verdict(high)):
+        if verdict is not None:
+            severity, text = verdict
             yield Finding(
                 scan.scan_id,
                 "extreme-values",
@@ -126,7 +126,7 @@ def extreme_values(scan: ScanAttributes) -> Iterator[Finding]:
             )
 
 
-def _of_lowest(low: float, high: float) -> tuple[Severity, str] | None:
+def _lowest_value_verdict(low: float, high: float) -> tuple[Severity, str] | None:
     """Return severity and text for a low lowest value; no matter is below air (-1000 HU)."""
     if low >= _ORDINARY_HU[0]:
         return None
@@ -141,14 +141,16 @@ def _of_lowest(low: float, high: float) -> tuple[Severity, str] | None:
         )
     if low >= _EXTENDED_HU[0] and high > _ORDINARY_HU[1]:
         return "warning", (
-            f"the lowest value is {low:g}: no CT number, unless of streaks beside metal on an "
-            "extended scale"
+            f"the lowest value is {low:g}, which is no CT number, unless streaks next to metal are "
+            "stored on an extended scale"
         )
-    scale = "{:g} to {:g}".format(*_TWELVE_BIT_HU)
-    return "error", f"the lowest value is {low:g}: no CT number, which run from {scale} HU"
+    usual_range = "{:g} to {:g}".format(*_TWELVE_BIT_HU)
+    return "error", (
+        f"the lowest value is {low:g}, which is no CT number: these run from {usual_range} HU"
+    )
 
 
-def _of_highest(high: float) -> tuple[Severity, str] | None:
+def _highest_value_verdict(high: float) -> tuple[Severity, str] | None:
     """Return severity and text for a high highest value; metal is brighter than any bone."""
     if high <= _ORDINARY_HU[1]:
         return None
@@ -156,28 +158,28 @@ def _of_highest(high: float) -> tuple[Severity, str] | None:
         return "info", f"the highest value is {high:g}: metal, on an extended scale"
     signed = high - _SIXTEEN_BITS
     if high >= _SIXTEEN_BITS:
-        return "error", f"the highest value is {high:g}: no CT number, which have at most 16 bits"
+        return "error", (
+            f"the highest value is {high:g}, which is no CT number: these have at most 16 bits"
+        )
     if signed >= _MIN_PADDING_HU:
         return "error", (
-            f"the highest value is {high:g}: {signed:g}, a negative number, read as unsigned"
+            f"the highest value is {high:g}, which is {signed:g} read as an unsigned number"
         )
-    return "warning", (
-        f"the highest value is {high:g}: beyond the {_EXTENDED_HU[1]:g} of extended scales"
-    )
+    return "warning", (f"the highest value is {high:g}; extended scales end at {_EXTENDED_HU[1]:g}")
 
 
 def image_type(scan: ScanAttributes) -> Iterator[Finding]:
     """Find images that int16 cannot hold: rescaled, resampled, or damaged by a fill value."""
     if scan.image_stored_dtype == scan.image_dtype == "int16":
         return
-    how: str = scan.image_stored_dtype
+    storage: str = scan.image_stored_dtype
     if scan.image_scaling is not None:
         slope, intercept = scan.image_scaling
-        how += f" with a slope of {slope:g} and an intercept of {intercept:g}"
+        storage += f" with a slope of {slope:g} and an intercept of {intercept:g}"
     yield Finding(
         scan.scan_id,
         "image-type",
         "info",
-        f"the image is stored as {how}: int16 cannot hold its values",
+        f"the image is stored as {storage}: int16 cannot hold its values",
         facts={"image_dtype": scan.image_dtype, "image_stored_dtype": scan.image_stored_dtype},
     )

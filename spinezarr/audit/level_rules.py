@@ -39,24 +39,29 @@ This is half way between no vertebra (one step, such as T11 to L1 in people with
 vertebra (two steps).
 """
 
-_FAR_STEPS: Final = 1.75
+_MAX_STEPS: Final = 1.75
 """Adjacent levels further apart than this many usual steps are mislabeled.
 
 In the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example, no step is above
 1.3 times the median of the nearby steps.
 """
 
-_NEAR_PAIRS: Final = 4
-"""Number of nearby pairs whose median is the usual step. It is small, because steps grow from 15 mm
-in the neck to 35 mm."""
+_NEARBY_PAIRS: Final = 4
+"""Number of nearby pairs of levels whose median distance is the usual step.
+
+It is small, because steps grow from 15 mm in the neck to 35 mm.
+"""
 
 _STRAY_STEPS: Final = 3
-"""A fragment more than this many levels from every whole vertebra is no neighbor that was cut."""
+"""A fragment more than this many levels from every other label is mislabeled.
 
-_VARIANT: Final = ("T12",)
+A nearer one may be a neighbor that the end of the volume cuts.
+"""
+
+_ABSENT_IN_VARIANTS: Final = ("T12",)
 """Levels that a person may lack: 11 thoracic vertebrae, as in sub-verse544 and sub-verse642."""
 
-_LARGE: Final = 1.6
+_LARGE_RATIO: Final = 1.6
 """Ratio to the size of its neighbors above which a label may hold two vertebrae.
 
 No whole vertebra in the real masks of lidc-idri-0001, sub-verse004 and the TotalSegmentator example
@@ -64,10 +69,10 @@ is above 1.2 times the nearby ones, each relative to VerSe's median of its level
 """
 
 _MIN_NEIGHBORS: Final = 2
-"""Least number of whole vertebrae from which the size of another is estimated."""
+"""Smallest number of whole vertebrae from which the size of another is estimated."""
 
 _MIN_REVERSED: Final = 3
-"""Least number of vertebrae for which a reversed order is more than a swapped pair."""
+"""Smallest number of vertebrae for which a reversed order is more than a swapped pair."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,52 +81,55 @@ class _Spine:
 
     levels: tuple[Level, ...]
     fragment_names: frozenset[str]
-    """Levels that are too small for their centers to be those of vertebrae."""
+    """Levels whose labels are too small to show the centers of their vertebrae."""
     strays: frozenset[str]
-    """Fragments without a neighbor in the numbering."""
+    """Fragments whose level is far from that of every other label."""
 
     @classmethod
     def of(cls, scan: ScanAttributes) -> "_Spine":
         levels = scan_levels(scan)
-        small = fragment_names(levels)
-        whole = [level.name for level in levels if level.name not in small]
+        fragments = fragment_names(levels)
+        whole_levels = [level.name for level in levels if level.name not in fragments]
         strays = {
             level.name
             for level in levels
-            if level.name in small
-            and min((_steps(level.name, name) for name in whole), default=1) > _STRAY_STEPS
+            if level.name in fragments
+            and min((_levels_apart(level.name, name) for name in whole_levels), default=1)
+            > _STRAY_STEPS
         }
-        return cls(levels, small, frozenset(strays))
+        return cls(levels, fragments, frozenset(strays))
 
     @property
-    def placed(self) -> tuple[Level, ...]:
-        """Levels that are no fragments, so that their centers are those of vertebrae."""
+    def non_fragments(self) -> tuple[Level, ...]:
+        """Levels whose labels are large enough to show the centers of their vertebrae."""
         return tuple(level for level in self.levels if level.name not in self.fragment_names)
 
     @property
     def inverted(self) -> frozenset[str]:
         """Levels that lie on the wrong side of a neighbor."""
-        pairs = [(a, b) for a, b in pairwise(self.placed) if _is_inverted(a, b)]
+        pairs = [(a, b) for a, b in pairwise(self.non_fragments) if _is_inverted(a, b)]
         return frozenset(level.name for pair in pairs for level in pair)
 
     def usual_step_mm(self, upper: Level, lower: Level) -> float | None:
         """Return the median step in mm of the pairs of levels nearest to a pair, without it."""
-        at = self.placed
-        unsure = self.inverted | MULTI_SEGMENT_LEVELS
+        excluded = self.inverted | MULTI_SEGMENT_LEVELS
         steps = [
-            (min(_steps(a.name, upper.name), _steps(b.name, lower.name)), _distance_mm(a, b))
-            for a, b in pairwise(at)
+            (
+                min(_levels_apart(a.name, upper.name), _levels_apart(b.name, lower.name)),
+                _distance_mm(a, b),
+            )
+            for a, b in pairwise(self.non_fragments)
             if (a.name, b.name) != (upper.name, lower.name)
             and not levels_between(a.name, b.name)
-            and unsure.isdisjoint((a.name, b.name))
+            and excluded.isdisjoint((a.name, b.name))
         ]
-        near = [step for _, step in sorted(steps)[:_NEAR_PAIRS]]
-        return float(np.median(near)) if near else None
+        nearest = [step for _, step in sorted(steps)[:_NEARBY_PAIRS]]
+        return float(np.median(nearest)) if nearest else None
 
 
-def _steps(one: str, other: str) -> int:
+def _levels_apart(first: str, second: str) -> int:
     """Return the number of levels from one vertebra to another, in either direction."""
-    return 1 + max(len(levels_between(one, other)), len(levels_between(other, one)))
+    return 1 + max(len(levels_between(first, second)), len(levels_between(second, first)))
 
 
 def _distance_mm(upper: Level, lower: Level) -> float:
@@ -156,23 +164,23 @@ def _skipped_finding(
     severity: Severity = "error"
     if step is None or not MULTI_SEGMENT_LEVELS.isdisjoint((upper.name, lower.name)):
         severity, step = "warning", None
-        text += "; no usual step to compare with"
+        text += "; there is no usual step to compare with"
     elif distance > _ROOM_STEPS * step:
         text += f", {distance / step:.1f} usual steps: unlabeled vertebra"
-    elif missing == _VARIANT:
+    elif missing == _ABSENT_IN_VARIANTS:
         severity = "info"
-        text += ", one usual step: a variant without it, or the labels below are one off"
+        text += ", one usual step: a variant without it, or the labels below are off by one"
     else:
         text += f", {distance / step:.1f} usual steps: the labels jump"
-    where = locate_voxel(scan, np.mean([upper.center_zyx, lower.center_zyx], axis=0))
+    location = locate_voxel(scan, np.mean([upper.center_zyx, lower.center_zyx], axis=0))
     return Finding(
         scan.scan_id,
         "skipped-level",
         severity,
         text,
         vertebra=missing[0],
-        voxel_zyx=where.voxel_zyx,
-        position_xyz_mm=where.position_xyz_mm,
+        voxel_zyx=location.voxel_zyx,
+        position_xyz_mm=location.position_xyz_mm,
         facts={
             "missing": list(missing),
             "between": [upper.name, lower.name],
@@ -185,42 +193,42 @@ def _skipped_finding(
 def label_order(scan: ScanAttributes) -> Iterator[Finding]:
     """Find vertebrae in the wrong order, or too far from their neighbors."""
     spine = _Spine.of(scan)
-    pairs = list(pairwise(spine.placed))
+    pairs = list(pairwise(spine.non_fragments))
     inverted = [pair for pair in pairs if _is_inverted(*pair)]
-    if len(inverted) == len(pairs) and len(spine.placed) >= _MIN_REVERSED:
+    if len(inverted) == len(pairs) and len(spine.non_fragments) >= _MIN_REVERSED:
         text = "all labels run from tail to head: image, mask or numbering is upside down"
-        yield _about_pair(scan, "label-order", text, inverted[0])
+        yield _pair_finding(scan, "label-order", text, inverted[0])
         return
     for upper, lower in inverted:
         depth = float(lower.center_mm[2] - upper.center_mm[2])
         text = f"{upper.name} lies {depth:.0f} mm below {lower.name}: swapped or misplaced labels"
-        yield _about_pair(scan, "label-order", text, (upper, lower))
+        yield _pair_finding(scan, "label-order", text, (upper, lower))
     for upper, lower in pairs:
         step = spine.usual_step_mm(upper, lower)
         if step is None or not (spine.inverted | MULTI_SEGMENT_LEVELS).isdisjoint(
             (upper.name, lower.name)
         ):
             continue
-        expected = step * _steps(upper.name, lower.name)
-        if _distance_mm(upper, lower) > _FAR_STEPS * expected:
+        expected = step * _levels_apart(upper.name, lower.name)
+        if _distance_mm(upper, lower) > _MAX_STEPS * expected:
             text = (
                 f"{upper.name} and {lower.name} are {_distance_mm(upper, lower):.0f} mm apart, "
-                f"{expected:.0f} mm are usual here: a label is misplaced or a vertebra unlabeled"
+                f"{expected:.0f} mm are usual here: a label is misplaced, or a vertebra unlabeled"
             )
-            yield _about_pair(scan, "far-apart", text, (upper, lower))
+            yield _pair_finding(scan, "far-apart", text, (upper, lower))
 
 
-def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, Level]) -> Finding:
+def _pair_finding(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, Level]) -> Finding:
     upper, lower = pair
-    where = locate_voxel(scan, upper.center_zyx)
+    location = locate_voxel(scan, upper.center_zyx)
     return Finding(
         scan.scan_id,
         rule,
         "error",
         text,
         vertebra=upper.name,
-        voxel_zyx=where.voxel_zyx,
-        position_xyz_mm=where.position_xyz_mm,
+        voxel_zyx=location.voxel_zyx,
+        position_xyz_mm=location.position_xyz_mm,
         facts={
             "pair": [upper.name, lower.name],
             "distance_mm": round(_distance_mm(upper, lower), 2),
@@ -232,26 +240,27 @@ def _about_pair(scan: ScanAttributes, rule: str, text: str, pair: tuple[Level, L
 def small_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
     """Find fragments, and vertebrae that are too small although no face of the volume cuts them."""
     spine = _Spine.of(scan)
-    whole = min_whole_volume_cm3(spine.levels)
+    min_volumes_cm3 = min_whole_volume_cm3(spine.levels)
     for level in spine.levels:
-        least = whole.get(level.name, 0.0)
+        min_volume_cm3 = min_volumes_cm3.get(level.name, 0.0)
         uncut = not level.faces
-        if level.volume_cm3 >= least or not (uncut or level.name in spine.fragment_names):
+        if level.volume_cm3 >= min_volume_cm3 or not (uncut or level.name in spine.fragment_names):
             continue
-        rule, severity, what = _size_verdict(spine, level)
-        where = locate_voxel(scan, level.center_zyx)
+        rule, severity, description = _size_verdict(spine, level)
+        location = locate_voxel(scan, level.center_zyx)
         yield Finding(
             scan.scan_id,
             rule,
             severity,
-            f"{level.name} has {level.volume_cm3:.2f} cm3, whole at least {least:.1f}: {what}",
+            f"{level.name} has {level.volume_cm3:.2f} cm3, a whole one at least "
+            f"{min_volume_cm3:.1f}: {description}",
             vertebra=level.name,
-            voxel_zyx=where.voxel_zyx,
-            position_xyz_mm=where.position_xyz_mm,
+            voxel_zyx=location.voxel_zyx,
+            position_xyz_mm=location.position_xyz_mm,
             facts={
                 "voxel_count": scan.vertebrae[level.name].voxel_count,
                 "volume_cm3": round(level.volume_cm3, 3),
-                "least_whole_cm3": round(least, 2),
+                "least_whole_cm3": round(min_volume_cm3, 2),
                 "faces": list(level.faces),
             },
         )
@@ -273,37 +282,37 @@ def large_vertebra(scan: ScanAttributes) -> Iterator[Finding]:
     spine = _Spine.of(scan)
     share = {
         level.name: level.volume_cm3 / WHOLE_VOLUME_CM3[level.name][1]
-        for level in spine.placed
+        for level in spine.non_fragments
         if level.name in WHOLE_VOLUME_CM3
     }
-    uncut = [level.name for level in spine.placed if level.name in share and not level.faces]
-    for level in spine.placed:
+    uncut = [level.name for level in spine.non_fragments if level.name in share and not level.faces]
+    for level in spine.non_fragments:
         others = [name for name in uncut if name != level.name]
         if level.name not in share or len(others) < _MIN_NEIGHBORS:
             continue
-        near = sorted(others, key=lambda name: _steps(name, level.name))[:_NEAR_PAIRS]
-        times = share[level.name] / float(np.median([share[name] for name in near]))
-        if times <= _LARGE:
+        nearest = sorted(others, key=lambda name: _levels_apart(name, level.name))[:_NEARBY_PAIRS]
+        ratio = share[level.name] / float(np.median([share[name] for name in nearest]))
+        if ratio <= _LARGE_RATIO:
             continue
-        where = locate_voxel(scan, level.center_zyx)
+        location = locate_voxel(scan, level.center_zyx)
         yield Finding(
             scan.scan_id,
             "large-vertebra",
             "warning",
-            f"{level.name} has {level.volume_cm3:.1f} cm3, {times:.1f} times as much as its "
+            f"{level.name} has {level.volume_cm3:.1f} cm3, {ratio:.1f} times as much as its "
             "neighbors suggest: two vertebrae under one label?",
             vertebra=level.name,
-            voxel_zyx=where.voxel_zyx,
-            position_xyz_mm=where.position_xyz_mm,
+            voxel_zyx=location.voxel_zyx,
+            position_xyz_mm=location.position_xyz_mm,
             facts={
                 "volume_cm3": round(level.volume_cm3, 3),
-                "times_expected": round(times, 2),
-                "neighbors": near,
+                "times_expected": round(ratio, 2),
+                "neighbors": nearest,
             },
         )
 
 
-_FACE_AT: Final[dict[str, tuple[int, int]]] = {
+_AXIS_AND_INDEX_OF_FACE: Final[dict[str, tuple[int, int]]] = {
     "inferior": (0, 0),
     "superior": (0, -1),
     "posterior": (1, 0),
@@ -323,21 +332,21 @@ def border_contact(scan: ScanAttributes) -> Iterator[Finding]:
     for level in scan_levels(scan):
         if not level.faces:
             continue
-        unexpected = scan.label_state == "whole-only" and level.touches_end
-        at = list(level.center_zyx)
+        should_be_unlabeled = scan.label_state == "whole-only" and level.touches_end
+        index_zyx = list(level.center_zyx)
         for face in level.faces:
-            axis, index = _FACE_AT[face]
-            at[axis] = index % scan.shape_zyx[axis]
-        where = locate_voxel(scan, at)
-        rest = ", where only whole vertebrae should be labeled" if unexpected else ""
+            axis, index = _AXIS_AND_INDEX_OF_FACE[face]
+            index_zyx[axis] = index % scan.shape_zyx[axis]
+        location = locate_voxel(scan, index_zyx)
+        remark = ", where only whole vertebrae should be labeled" if should_be_unlabeled else ""
         yield Finding(
             scan.scan_id,
             "border-contact",
-            "warning" if unexpected else "info",
-            f"{level.name} reaches the {_join_words(level.faces)} face{rest}",
+            "warning" if should_be_unlabeled else "info",
+            f"{level.name} reaches the {_join_words(level.faces)} face{remark}",
             vertebra=level.name,
-            voxel_zyx=where.voxel_zyx,
-            position_xyz_mm=where.position_xyz_mm,
+            voxel_zyx=location.voxel_zyx,
+            position_xyz_mm=location.position_xyz_mm,
             facts={"faces": list(level.faces), "label_state": scan.label_state},
         )
 

@@ -52,12 +52,12 @@ WHOLE_VOLUME_CM3: Final[dict[str, tuple[float, float]]] = {
 }
 """Smallest and median volume in cm³ of whole vertebrae in all 374 scans of VerSe.
 
-VerSe annotates no vertebra that the volume cuts. From the table "Label Information Statistics" of
-https://github.com/openmedlab/Awesome-Medical-Dataset/blob/main/resources/VerSe.md
+VerSe annotates no vertebra that the volume cuts. The numbers are from the table "Label Information
+Statistics" of https://github.com/openmedlab/Awesome-Medical-Dataset/blob/main/resources/VerSe.md
 """
 
 _MIN_PATIENT_SIZE: Final = 0.25
-"""Least size of a patient, as a share of VerSe's median volume.
+"""Smallest plausible size of a patient's vertebrae, as a share of VerSe's median volume.
 
 It corresponds to a child's vertebrae with 0.63 of the adult length. Without this lower bound, a
 scan that shows only a fragment would make fragments the norm.
@@ -88,7 +88,7 @@ class Level:
     center_mm: Point
     """Mean position (x, y, z) of its voxels in RAS+ mm."""
     center_zyx: tuple[float, float, float]
-    """Mean index of its voxels."""
+    """Mean index (z, y, x) of its voxels."""
     faces: tuple[str, ...]
     """Faces of the volume that the label touches, such as ``superior`` and ``left``."""
 
@@ -129,7 +129,7 @@ def _faces(record: VertebraRecord, shape_zyx: ShapeZYX) -> Iterable[str]:
 
 
 def levels_between(upper: str, lower: str) -> tuple[str, ...]:
-    """Return the levels that lie between two others in every person.
+    """Return the levels that lie between two others in everybody.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def levels_between(upper: str, lower: str) -> tuple[str, ...]:
 
 
 def min_whole_volume_cm3(levels: Sequence[Level]) -> dict[str, float]:
-    """Return the least plausible volume in cm³ of each labeled vertebra if it is whole.
+    """Return the smallest plausible volume in cm³ of each labeled vertebra if it is whole.
 
     VerSe's smallest volume is scaled by the size of the patient: the median ratio of the labeled
     volumes to VerSe's medians. It is not scaled up for large patients.
@@ -157,9 +157,10 @@ def min_whole_volume_cm3(levels: Sequence[Level]) -> dict[str, float]:
 
 def fragment_names(levels: Sequence[Level]) -> frozenset[str]:
     """Return the names of the labeled vertebrae that are only fragments."""
-    whole = min_whole_volume_cm3(levels)
+    min_volumes_cm3 = min_whole_volume_cm3(levels)
     return frozenset(
         level.name
         for level in levels
-        if level.name in whole and level.volume_cm3 < _FRAGMENT_SHARE * whole[level.name]
+        if level.name in min_volumes_cm3
+        and level.volume_cm3 < _FRAGMENT_SHARE * min_volumes_cm3[level.name]
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 from spinezarr.audit.centroid_rules import centroid_order, centroid_outside, centroid_unmatched
 from spinezarr.audit.cross_scan_rules import ScanKey, same_image, same_patient, scan_keys
 from spinezarr.audit.finding import Finding
-from spinezarr.audit.grid_rules import geometry, header_conflicts, spacing, unplaced
+from spinezarr.audit.grid_rules import header_conflicts, oblique_or_sheared, spacing, unplaced
 from spinezarr.audit.image_rules import extreme_values, image_type, image_values, not_finite
 from spinezarr.audit.level_rules import (
     border_contact,
@@ -45,7 +45,7 @@ _FACT_RULES: Final[tuple[Callable[[ScanAttributes], Iterator[Finding]], ...]] = 
     centroid_unmatched,
     centroid_order,
     spacing,
-    geometry,
+    oblique_or_sheared,
     unplaced,
     header_conflicts,
     not_finite,
@@ -78,18 +78,20 @@ class StoreAudit:
     scans: tuple[str, ...]
     """Ids of the audited scans."""
     findings: tuple[Finding, ...]
-    """Findings scan by scan, the most severe first."""
+    """Findings scan by scan; in each scan, the most severe first."""
     not_written: str = ""
-    """Why the findings could not be saved in the store. Empty if they were saved, or if nobody
-    asked for that."""
+    """Why the findings could not be saved in the store.
+
+    The text is empty if they were saved, or if saving was not requested.
+    """
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of findings of each rule by severity."""
-        found: dict[str, Counter[str]] = {}
+        counters: dict[str, Counter[str]] = {}
         for finding in self.findings:
-            found.setdefault(finding.rule, Counter())[finding.severity] += 1
-        return {rule: dict(counted) for rule, counted in sorted(found.items())}
+            counters.setdefault(finding.rule, Counter())[finding.severity] += 1
+        return {rule: dict(counter) for rule, counter in sorted(counters.items())}
 
     @property
     def exit_code(self) -> int:
@@ -98,16 +100,16 @@ class StoreAudit:
 
     def by_scan(self) -> dict[str, list[Finding]]:
         """Return the findings of each audited scan."""
-        found: dict[str, list[Finding]] = {scan_id: [] for scan_id in self.scans}
+        findings_by_scan: dict[str, list[Finding]] = {scan_id: [] for scan_id in self.scans}
         for finding in self.findings:
-            found[finding.scan_id].append(finding)
-        return found
+            findings_by_scan[finding.scan_id].append(finding)
+        return findings_by_scan
 
     def at_least(self, severity: Severity) -> "StoreAudit":
         """Return the audit without the findings that are less severe."""
-        least = SEVERITIES.index(severity)
-        kept = tuple(f for f in self.findings if SEVERITIES.index(f.severity) >= least)
-        return replace(self, findings=kept)
+        lowest_rank = SEVERITIES.index(severity)
+        findings = tuple(f for f in self.findings if SEVERITIES.index(f.severity) >= lowest_rank)
+        return replace(self, findings=findings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the audit as JSON values."""
@@ -151,23 +153,25 @@ def audit_store(
         If the table of the store cannot be read.
     """
     keys = scan_keys(reader.url, reader.root.dataset, reader.table)
-    known = [key.scan_id for key in keys]
-    wanted = known if scans is None else list(scans)
-    check_scan_ids(wanted, known, reader.name)
-    found: dict[str, list[Finding]] = {name: [] for name in wanted}
+    all_scan_ids = [key.scan_id for key in keys]
+    scan_ids = all_scan_ids if scans is None else list(scans)
+    check_scan_ids(scan_ids, all_scan_ids, reader.name)
+    findings_by_scan: dict[str, list[Finding]] = {scan_id: [] for scan_id in scan_ids}
     for key, finding in (*same_image(keys), *same_patient(keys)):
-        if key.scan_id in found:
-            found[key.scan_id].append(finding)
+        if key.scan_id in findings_by_scan:
+            findings_by_scan[key.scan_id].append(finding)
     pool = ThreadPoolExecutor(min(_SCANS_AT_ONCE, cpu_count()), "spinezarr-audit")
     try:
-        results = pool.map(lambda name: _audit_scan(reader, engine, name), wanted)
-        for name, findings in zip(wanted, results, strict=True):
-            found[name] += findings
+        results = pool.map(lambda scan_id: _audit_scan(reader, engine, scan_id), scan_ids)
+        for scan_id, findings in zip(scan_ids, results, strict=True):
+            findings_by_scan[scan_id] += findings
             on_scan()
     finally:
         pool.shutdown(cancel_futures=True)
-    ordered = tuple(f for name in wanted for f in sorted(found[name], key=severity_rank))
-    return StoreAudit(reader.url, reader.root.dataset, tuple(wanted), ordered)
+    ordered = tuple(
+        f for scan_id in scan_ids for f in sorted(findings_by_scan[scan_id], key=severity_rank)
+    )
+    return StoreAudit(reader.url, reader.root.dataset, tuple(scan_ids), ordered)
 
 
 def severity_rank(finding: Finding) -> int:
@@ -201,23 +205,26 @@ def audit_across(keys: Iterable[ScanKey], audits: Iterable[StoreAudit]) -> list[
     Returns
     -------
     list of StoreAudit
-        The audits with the further findings.
+        The audits with these findings added.
     """
     keys = list(keys)
-    shared: dict[tuple[str, str], list[Finding]] = {}
+    shared_findings: dict[tuple[str, str], list[Finding]] = {}
     for key, finding in (*same_image(keys), *same_patient(keys)):
-        if len(finding.others) < len(
-            finding.facts["others"]
-        ):  # the other scans may be in another store
-            shared.setdefault((key.url, key.scan_id), []).append(finding)
-    return [_with_shared(audit, shared) for audit in audits]
+        in_another_store = len(finding.others) < len(finding.facts["others"])
+        if in_another_store:
+            shared_findings.setdefault((key.url, key.scan_id), []).append(finding)
+    return [_add_shared_findings(audit, shared_findings) for audit in audits]
 
 
-def _with_shared(audit: StoreAudit, shared: dict[tuple[str, str], list[Finding]]) -> StoreAudit:
+def _add_shared_findings(
+    audit: StoreAudit, shared_findings: dict[tuple[str, str], list[Finding]]
+) -> StoreAudit:
     findings = tuple(
         finding
-        for scan_id, known in audit.by_scan().items()
-        for finding in sorted([*known, *shared.get((audit.url, scan_id), [])], key=severity_rank)
+        for scan_id, scan_findings in audit.by_scan().items()
+        for finding in sorted(
+            [*scan_findings, *shared_findings.get((audit.url, scan_id), [])], key=severity_rank
+        )
     )
     return replace(audit, findings=findings)
 
@@ -239,30 +246,39 @@ def save_audit(reader: StoreReader, audit: StoreAudit) -> None:
     writer = StoreWriter(reader.url, reader.root, reader.storage_options)
     with writer.lock("an audit") as lock:
         if lock.took_over:
-            writer.registry.forget_ledger()  # the next ingest recovers the files of a killed one
-        everything = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
-        kept = {} if everything else dict(writer.registry.audit_log().scans)
-        named = {*audit.scans, *(other for finding in audit.findings for other in finding.others)}
-        identities = {name: scan_identity(scan) for name, scan in _readable(reader, named).items()}
+            # The next ingest then looks for the files of the ingest that was killed.
+            writer.registry.forget_ledger()
+        covers_all_scans = set(reader.table.scan.to_numpy().tolist()) <= set(audit.scans)
+        entries = {} if covers_all_scans else dict(writer.registry.audit_log().scans)
+        mentioned_ids = {
+            *audit.scans,
+            *(other for finding in audit.findings for other in finding.others),
+        }
+        identities = {
+            scan_id: scan_identity(scan)
+            for scan_id, scan in _readable_attributes(reader, mentioned_ids).items()
+        }
         for scan_id, findings in audit.by_scan().items():
             if scan_id in identities:
                 records = tuple(finding.to_record(identities) for finding in findings)
-                kept[scan_id] = AuditedScan(identity=identities[scan_id], findings=records)
+                entries[scan_id] = AuditedScan(identity=identities[scan_id], findings=records)
             else:
-                kept.pop(scan_id, None)
+                entries.pop(scan_id, None)
         # An ingest may have changed the store since it was opened.
-        now = StoreReader(reader.url, reader.storage_options)
+        current = StoreReader(reader.url, reader.storage_options)
         writer.registry.write_audit_log(
-            AuditLog(scans=kept), now.table, _readable(now, {*kept, *named})
+            AuditLog(scans=entries),
+            current.table,
+            _readable_attributes(current, {*entries, *mentioned_ids}),
         )
 
 
-def _readable(reader: StoreReader, scan_ids: Iterable[str]) -> dict[str, ScanAttributes]:
+def _readable_attributes(reader: StoreReader, scan_ids: Iterable[str]) -> dict[str, ScanAttributes]:
     """Return the attributes of the scans that can be read, by scan id."""
-    found: dict[str, ScanAttributes] = {}
+    attributes: dict[str, ScanAttributes] = {}
     for scan_id in scan_ids:
         try:
-            found[scan_id] = reader.scan(scan_id).attributes
+            attributes[scan_id] = reader.scan(scan_id).attributes
         except (CorruptStoreError, ScanChangedError, UnknownScanError):
             continue
-    return found
+    return attributes

@@ -22,15 +22,17 @@ __all__ = ["BoneSample", "Component", "VoxelMeasurements", "connected_components
 _CONNECTIVITY: Final = 26
 """Connectivity of components: voxels that share a corner are connected."""
 
-_AROUND_MM: Final = 6.0
+_SURROUNDINGS_MM: Final = 6.0
 """Width of the surroundings of a vertebra: muscle, fat, discs, spinal canal and little bone."""
 
-_MAX_VOXELS: Final = 192
-"""Largest number of voxels read along an axis for bone: 36 mm at VerSe's finest spacing, 0.19
-mm."""
+_MAX_BONE_BOX_VOXELS: Final = 192
+"""Largest number of voxels read along each axis for a bone sample.
 
-_MAX_COMPARED: Final = 50_000
-"""Largest number of voxels compared with others. More would not change the second digit."""
+They extend over 36 mm at VerSe's finest spacing, 0.19 mm.
+"""
+
+_MAX_COMPARED_VOXELS: Final = 50_000
+"""Largest number of voxels that are compared. More would not change the second digit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class VoxelMeasurements:
     unknown_values: dict[int, ShapeZYX]
     """A voxel of each value that is neither a vertebra nor a named structure."""
     bone: BoneSample | None
-    """None if the mask has no vertebra, or the image no finite value there."""
+    """None if the mask has no vertebra, or the image has no finite value there."""
 
 
 def measure_voxels(
@@ -97,15 +99,15 @@ def measure_voxels(
     for value in np.unique(label_chunks[:, 0]).tolist():
         rows = label_chunks[label_chunks[:, 0] == value]
         if value in NAME_OF_VALUE:
-            found = sorted(
+            label_components = sorted(
                 _components_of_label(engine, scan.label, value, rows[:, 1:4]),
                 key=lambda component: (-component.voxel_count, component.voxel_zyx),
             )
-            if not found:
+            if not label_components:
                 raise scan.wrong_label_count(value)
-            components[NAME_OF_VALUE[value]] = tuple(found)
+            components[NAME_OF_VALUE[value]] = tuple(label_components)
         elif str(value) not in scan.attributes.structures:
-            unknown_values[value] = _voxel_of(engine, scan, scan.label, rows)
+            unknown_values[value] = _example_voxel(engine, scan, scan.label, rows)
     return VoxelMeasurements(
         components, unknown_values, _bone_sample(engine, scan, scan.label, components)
     )
@@ -120,22 +122,22 @@ def connected_components(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> 
     >>> [component.voxel_zyx for component in connected_components(mask, (5, 0, 0))]
     [(5, 0, 0), (5, 0, 3)]
     """
-    parts = _connected(inside)
-    measured = cc3d.statistics(parts)
-    counts = measured["voxel_counts"].tolist()
-    for number, slices in enumerate(measured["bounding_boxes"]):
+    numbers = _number_components(inside)
+    statistics = cc3d.statistics(numbers)
+    counts = statistics["voxel_counts"].tolist()
+    for number, slices in enumerate(statistics["bounding_boxes"]):
         if number == 0:  # background
             continue
-        at = np.argwhere(parts[slices] == number)
-        off_mean = at - at.mean(axis=0)
-        nearest = at[np.einsum("ij,ij->i", off_mean, off_mean).argmin()]
+        indices_zyx = np.argwhere(numbers[slices] == number)
+        offsets_zyx = indices_zyx - indices_zyx.mean(axis=0)
+        nearest = indices_zyx[np.einsum("ij,ij->i", offsets_zyx, offsets_zyx).argmin()]
         corner = _index(s.start + first for s, first in zip(slices, start_zyx, strict=True))
         shape = _index(s.stop - s.start for s in slices)
         voxel = _index(n + first for n, first in zip(nearest.tolist(), corner, strict=True))
         yield Component(counts[number], Box.at(corner, shape), voxel)
 
 
-def _connected(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+def _number_components(inside: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """Return the number of each voxel's connected component, from 1; 0 outside the mask.
 
     The mask is passed as uint8, because cc3d 4.1.1 raises on some boolean masks, such as
@@ -154,7 +156,7 @@ def _components_of_label(
     """
     grid = np.zeros(chunks_zyx.max(axis=0) + 1, np.bool_)
     grid[tuple(chunks_zyx.T)] = True
-    clusters = _connected(grid)
+    clusters = _number_components(grid)
     for cluster in range(1, int(clusters.max()) + 1):
         box = _box_of_chunks(label, np.argwhere(clusters == cluster))
         voxels = np.empty(box.shape_zyx, np.uint8)
@@ -173,7 +175,7 @@ def _box_of_chunks(label: ArraySpec, chunks_zyx: npt.NDArray[np.int_]) -> Box:
     return Box(_index(start.tolist()), _index(stop.tolist()))
 
 
-def _voxel_of(
+def _example_voxel(
     engine: Engine, scan: ScanHandle, label: ArraySpec, rows: npt.NDArray[np.uint32]
 ) -> ShapeZYX:
     """Return a voxel of a label from the chunk that holds most of it."""
@@ -192,13 +194,15 @@ def _bone_sample(
 ) -> BoneSample | None:
     """Measure the image inside and around the largest vertebra."""
     vertebrae = {
-        name: found[0] for name, found in components.items() if name not in MULTI_SEGMENT_LEVELS
+        name: label_components[0]
+        for name, label_components in components.items()
+        if name not in MULTI_SEGMENT_LEVELS
     }
     if not vertebrae:
         return None
     name = max(vertebrae, key=lambda name: vertebrae[name].voxel_count)
     component = vertebrae[name]
-    reach_zyx = [max(2, round(_AROUND_MM / mm)) for mm in scan.attributes.spacing_zyx_mm]
+    reach_zyx = [max(2, round(_SURROUNDINGS_MM / mm)) for mm in scan.attributes.spacing_zyx_mm]
     box = _box_around(component, np.array(reach_zyx) + 1, label.shape_zyx)
     image, labeled = np.empty(box.shape_zyx, scan.image.dtype), np.empty(box.shape_zyx, np.uint8)
     engine.read_into(scan.image, box, image)
@@ -221,10 +225,10 @@ def _bone_sample(
 def _box_around(component: Component, margin_zyx: npt.NDArray[np.int_], shape_zyx: ShapeZYX) -> Box:
     """Return the box of a component with its surroundings; for a large one, only its middle."""
     middle = np.array(component.voxel_zyx)
-    start = np.maximum(component.box.start_zyx - margin_zyx, middle - _MAX_VOXELS // 2)
-    stop = np.minimum(component.box.stop_zyx + margin_zyx, middle + _MAX_VOXELS // 2)
-    whole = Box((0, 0, 0), shape_zyx)
-    return whole.intersect(Box(_index(start.tolist()), _index(stop.tolist()))) or whole
+    start = np.maximum(component.box.start_zyx - margin_zyx, middle - _MAX_BONE_BOX_VOXELS // 2)
+    stop = np.minimum(component.box.stop_zyx + margin_zyx, middle + _MAX_BONE_BOX_VOXELS // 2)
+    volume = Box((0, 0, 0), shape_zyx)
+    return volume.intersect(Box(_index(start.tolist()), _index(stop.tolist()))) or volume
 
 
 def _dilate(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -237,15 +241,15 @@ def _dilate(mask: npt.NDArray[np.bool_], reach_zyx: Sequence[int]) -> npt.NDArra
     """
     grown = mask.copy()
     for axis, reach in enumerate(reach_zyx):
-        along = grown.swapaxes(0, axis)
-        done = 0
-        while done < reach:
+        swapped = grown.swapaxes(0, axis)
+        grown_voxels = 0
+        while grown_voxels < reach:
             # A mask that has grown by n can be shifted by n + 1 without leaving a gap.
-            step = min(done + 1, reach - done)
-            before = along.copy()
-            along[step:] |= before[:-step]
-            along[:-step] |= before[step:]
-            done += step
+            step = min(grown_voxels + 1, reach - grown_voxels)
+            previous = swapped.copy()
+            swapped[step:] |= previous[:-step]
+            swapped[:-step] |= previous[step:]
+            grown_voxels += step
     return grown
 
 
@@ -257,9 +261,11 @@ def _brighter_share(inside: npt.NDArray[Any], around: npt.NDArray[Any]) -> float
     >>> _brighter_share(np.array([5, 7, 9]), np.array([1, 7]))
     0.75
     """
-    some, others = (values[:: 1 + values.size // _MAX_COMPARED] for values in (inside, around))
+    sample, others = (
+        values[:: 1 + values.size // _MAX_COMPARED_VOXELS] for values in (inside, around)
+    )
     others = np.sort(others)
-    ranks = np.searchsorted(others, some) + np.searchsorted(others, some, side="right")
+    ranks = np.searchsorted(others, sample) + np.searchsorted(others, sample, side="right")
     return float(ranks.mean() / 2 / others.size)
 
 

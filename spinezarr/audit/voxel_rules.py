@@ -24,7 +24,7 @@ _FAR_MM: Final = 10.0
 _SPLIT_SHARE: Final = 0.1
 """From this share of the vertebra on, a second component is an error.
 
-CTSpine1K's 0103, a reported error, has 31 % of L4 in its second component.
+In CTSpine1K's scan 0103, which is a reported error, the second component has 31 % of L4.
 """
 
 _BONE_MEDIAN_HU: Final = (0.0, 1000.0)
@@ -40,8 +40,11 @@ In the tested CTs of TPTBox, LIDC-IDRI and TotalSegmentator, no vertebra is belo
 mask moved 18 mm sideways or mirrored front to back, the median is 0.5 to 0.6.
 """
 
-_BESIDE_BONE_SHARE: Final = 0.72
-"""Below this share, the mask may be displaced less: the median is 0.57 to 0.70 at 9 mm sideways."""
+_DISPLACED_SHARE: Final = 0.72
+"""Below this share, the mask may be slightly displaced.
+
+With the mask moved 9 mm sideways, the median is 0.57 to 0.70.
+"""
 
 
 def several_pieces(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
@@ -61,32 +64,32 @@ def several_pieces(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[
             severity = "error"
         shares = [100 * piece.voxel_count / scan.vertebrae[name].voxel_count for piece in large]
         text = f"{name} is in {len(large)} pieces: {', '.join(f'{s:.0f} %' for s in shares)}"
-        rest = ", cut by the end of the volume" if name in touches_end else ""
-        yield _about_pieces(
-            scan, "pieces", severity, text + rest, name=name, pieces=large, shown=large[1]
+        remark = ", cut by the end of the volume" if name in touches_end else ""
+        yield _pieces_finding(
+            scan, "pieces", severity, text + remark, name=name, pieces=large, shown=large[1]
         )
 
 
 def stray_voxels(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
     """Find small components of a label outside the vertebra."""
     for name, pieces in voxels.components.items():
-        small = [piece for piece in pieces[1:] if _is_stray(scan, piece)]
-        if not small:
+        strays = [piece for piece in pieces[1:] if _is_stray(scan, piece)]
+        if not strays:
             continue
-        distances = [_gap_mm(scan, pieces[0].box, piece.box) for piece in small]
+        distances = [_gap_mm(scan, pieces[0].box, piece.box) for piece in strays]
         furthest = int(np.argmax(distances))
-        count = sum(piece.voxel_count for piece in small)
-        far = distances[furthest] > _FAR_MM
-        pieces_text = "piece" if len(small) == 1 else "pieces"
-        text = f"{name} has {count} stray voxels in {len(small)} {pieces_text}"
-        yield _about_pieces(
+        count = sum(piece.voxel_count for piece in strays)
+        is_far = distances[furthest] > _FAR_MM
+        pieces_text = "piece" if len(strays) == 1 else "pieces"
+        text = f"{name} has {count} stray voxels in {len(strays)} {pieces_text}"
+        yield _pieces_finding(
             scan,
             "stray-voxels",
-            "warning" if far else "info",
-            text + (f", up to {distances[furthest]:.0f} mm away" if far else ""),
+            "warning" if is_far else "info",
+            text + (f", up to {distances[furthest]:.0f} mm away" if is_far else ""),
             name=name,
-            pieces=small,
-            shown=small[furthest],
+            pieces=strays,
+            shown=strays[furthest],
         )
 
 
@@ -94,19 +97,19 @@ def _is_stray(scan: ScanAttributes, piece: Component) -> bool:
     return piece.voxel_count * voxel_volume_mm3(scan) < _STRAY_MM3
 
 
-def _gap_mm(scan: ScanAttributes, one: Box, other: Box) -> float:
+def _gap_mm(scan: ScanAttributes, first: Box, second: Box) -> float:
     """Return the distance in mm between two boxes; 0 if they overlap."""
     gap = np.maximum(
-        np.subtract(one.start_zyx, other.stop_zyx), np.subtract(other.start_zyx, one.stop_zyx)
+        np.subtract(first.start_zyx, second.stop_zyx), np.subtract(second.start_zyx, first.stop_zyx)
     )
     return float(np.linalg.norm(np.maximum(gap, 0) * np.array(scan.spacing_zyx_mm)))
 
 
-_LISTED: Final = 10
+_MAX_LISTED_PIECES: Final = 10
 """Number of components described in a finding. All are counted."""
 
 
-def _about_pieces(
+def _pieces_finding(
     scan: ScanAttributes,
     rule: str,
     severity: Severity,
@@ -116,7 +119,7 @@ def _about_pieces(
     pieces: Sequence[Component],
     shown: Component,
 ) -> Finding:
-    where = locate_voxel(scan, shown.voxel_zyx)
+    location = locate_voxel(scan, shown.voxel_zyx)
     listed = [
         {
             "voxel_count": piece.voxel_count,
@@ -125,7 +128,7 @@ def _about_pieces(
             "voxel_zyx": list(piece.voxel_zyx),
             "position_xyz_mm": list(locate_voxel(scan, piece.voxel_zyx).position_xyz_mm),
         }
-        for piece in pieces[:_LISTED]
+        for piece in pieces[:_MAX_LISTED_PIECES]
     ]
     return Finding(
         scan.scan_id,
@@ -133,8 +136,8 @@ def _about_pieces(
         severity,
         text,
         vertebra=name,
-        voxel_zyx=where.voxel_zyx,
-        position_xyz_mm=where.position_xyz_mm,
+        voxel_zyx=location.voxel_zyx,
+        position_xyz_mm=location.position_xyz_mm,
         facts={"pieces": len(pieces), "largest": listed},
     )
 
@@ -142,15 +145,15 @@ def _about_pieces(
 def unknown_value(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[Finding]:
     """Find mask values that are neither vertebrae nor structures of the recipe."""
     for value, voxel_zyx in voxels.unknown_values.items():
-        where = locate_voxel(scan, voxel_zyx)
+        location = locate_voxel(scan, voxel_zyx)
         count = scan.other_labels[str(value)]
         yield Finding(
             scan.scan_id,
             "unknown-value",
             "error",
             f"{count_noun(count, 'voxel')} of the value {value}, outside the label scheme",
-            voxel_zyx=where.voxel_zyx,
-            position_xyz_mm=where.position_xyz_mm,
+            voxel_zyx=location.voxel_zyx,
+            position_xyz_mm=location.position_xyz_mm,
             facts={"value": value, "voxel_count": count},
         )
 
@@ -165,24 +168,24 @@ def mask_off_bone(scan: ScanAttributes, voxels: VoxelMeasurements) -> Iterator[F
     if not low <= bone.median_hu <= high:
         text = f"{bone.vertebra} has a median of {bone.median_hu:g} HU: the mask is not on this "
         text += "image's bone, or the values are shifted"
-    elif share is not None and share < _BESIDE_BONE_SHARE:
+    elif share is not None and share < _DISPLACED_SHARE:
         text = f"a voxel of {bone.vertebra} is brighter than one around it in only {share:.0%} of "
         if share < _OFF_BONE_SHARE:
             text += "pairs: the mask is not on this image's bone"
         else:
             severity = "warning"
-            text += "pairs: the mask may lie beside the bone"
+            text += "pairs: the mask may be displaced from the bone"
     else:
         return
-    where = locate_voxel(scan, bone.voxel_zyx)
+    location = locate_voxel(scan, bone.voxel_zyx)
     yield Finding(
         scan.scan_id,
         "mask-off-bone",
         severity,
         text,
         vertebra=bone.vertebra,
-        voxel_zyx=where.voxel_zyx,
-        position_xyz_mm=where.position_xyz_mm,
+        voxel_zyx=location.voxel_zyx,
+        position_xyz_mm=location.position_xyz_mm,
         facts={
             "median_hu": bone.median_hu,
             "voxel_count": bone.voxel_count,

@@ -20,7 +20,7 @@ __all__ = ["check_not_link", "make_folder", "write_atomically"]
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing under a name with ``.partial``, and rename it when it is complete.
 
-    An existing file or link of the final name is replaced. If the block raises, nothing is left.
+    An existing file or link of the final name is replaced. If the block raises, no file is left.
     """
     partial = path.with_name(path.name + PARTIAL)
     partial.unlink(missing_ok=True)
@@ -60,6 +60,6 @@ def check_not_link(folder: Path) -> None:
     """
     if folder.is_symlink():
         raise UsageError(
-            f"{folder}: is a link, so what is written would lie elsewhere. Remove it, or choose "
+            f"{folder}: is a link, so the files would be written elsewhere. Remove it, or choose "
             "another folder."
         )

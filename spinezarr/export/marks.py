@@ -19,7 +19,7 @@ __all__ = [
     "Mark",
     "center_points",
     "draw_names_at_center",
-    "draw_names_beside",
+    "draw_names_with_leader_lines",
     "label_regions",
     "spread_apart",
 ]
@@ -39,9 +39,9 @@ class Mark:
     name: str
     """Name of the level, in letters that a picture can show."""
     rows: npt.NDArray[Any]
-    """Row index of each voxel. That of a center may be fractional."""
+    """Row index of each voxel. The index of a center may be fractional."""
     columns: npt.NDArray[Any]
-    """Column index of each voxel. That of a center may be fractional."""
+    """Column index of each voxel. The index of a center may be fractional."""
 
     @property
     def color(self) -> tuple[float, float, float]:
@@ -92,28 +92,33 @@ def draw_names_at_center(axes: Axes, panel: Panel, regions: list[Mark], points: 
     """
     voxel_px = np.prod(panel.content.spacing_rows_columns_mm) * panel.px_per_mm**2
     dots = {point.name: point for point in points}
-    taken: list[tuple[float, float, float]] = []
+    drawn_names: list[tuple[float, float, float]] = []
     for region in sorted(regions, key=lambda r: -r.rows.size):
         x, y = panel.content.to_panel_mm(*region.middle)
         half = name_width(region.name, _NAME_PX) / 2
         area_px = region.rows.size * voxel_px
-        room = all(
-            abs(x - other_x) * panel.px_per_mm >= half + other_half + 2
-            or abs(y - other_y) * panel.px_per_mm >= _NAME_PX
-            for other_x, other_y, other_half in taken
+        is_free = all(
+            abs(x - drawn_x) * panel.px_per_mm >= half + drawn_half + 2
+            or abs(y - drawn_y) * panel.px_per_mm >= _NAME_PX
+            for drawn_x, drawn_y, drawn_half in drawn_names
         )
-        if room and area_px >= _NAME_PX**2:
-            taken.append((x, y, half))
+        if is_free and area_px >= _NAME_PX**2:
+            drawn_names.append((x, y, half))
             if region.name in dots:
                 dot_x, dot_y = panel.content.to_panel_mm(*dots[region.name].middle)
-                apart = (_NAME_PX + POINT_PX) / 2 / panel.px_per_mm
-                if abs(dot_y - y) < apart and abs(dot_x - x) * panel.px_per_mm < half + POINT_PX:
-                    y = dot_y - apart
+                min_distance_mm = (_NAME_PX + POINT_PX) / 2 / panel.px_per_mm
+                if (
+                    abs(dot_y - y) < min_distance_mm
+                    and abs(dot_x - x) * panel.px_per_mm < half + POINT_PX
+                ):
+                    y = dot_y - min_distance_mm
             draw_name(axes, (x, y), region.name, _NAME_PX, ha="center")
 
 
-def draw_names_beside(axes: Axes, panel: Panel, regions: list[Mark]) -> bool:
-    """Draw names in front of the vertebrae, or behind those that are behind another.
+def draw_names_with_leader_lines(axes: Axes, panel: Panel, regions: list[Mark]) -> bool:
+    """Draw names next to the vertebrae, each with a line to its vertebra.
+
+    Names are in front of the vertebrae. A vertebra that lies behind another has its name behind it.
 
     Returns
     -------
@@ -122,17 +127,17 @@ def draw_names_beside(axes: Axes, panel: Panel, regions: list[Mark]) -> bool:
     """
     largest = sorted(regions, key=lambda r: -r.rows.size)
     shown = largest[: max(1, int(panel.height // _MIN_NAME_PX))]
-    d_column = panel.content.spacing_rows_columns_mm[1]
-    hidden = [_stands_behind(region, regions, d_column) for region in shown]
+    column_spacing_mm = panel.content.spacing_rows_columns_mm[1]
+    is_behind = [_lies_behind(region, regions, column_spacing_mm) for region in shown]
     crossing = False
     for side in (1, -1):
-        named = [r for r, behind in zip(shown, hidden, strict=True) if behind == (side < 0)]
-        named.sort(key=lambda r: r.end(side)[0])
-        crossing |= _name_column(axes, panel, named, regions, side)
+        marks = [r for r, behind in zip(shown, is_behind, strict=True) if behind == (side < 0)]
+        marks.sort(key=lambda r: r.end(side)[0])
+        crossing |= _draw_name_column(axes, panel, marks, regions, side)
     return crossing
 
 
-def _stands_behind(region: Mark, regions: list[Mark], d_column: float) -> bool:
+def _lies_behind(region: Mark, regions: list[Mark], column_spacing_mm: float) -> bool:
     """Whether a line from a region to the front would cross much of other regions."""
     row, column = region.end(1)
     crossed = sum(
@@ -140,36 +145,36 @@ def _stands_behind(region: Mark, regions: list[Mark], d_column: float) -> bool:
         for other in regions
         if other is not region
     )
-    return crossed * d_column > _MAX_CROSSED_MM
+    return crossed * column_spacing_mm > _MAX_CROSSED_MM
 
 
-def _name_column(
-    axes: Axes, panel: Panel, named: list[Mark], regions: list[Mark], side: int
+def _draw_name_column(
+    axes: Axes, panel: Panel, marks: list[Mark], regions: list[Mark], side: int
 ) -> bool:
-    """Draw the names of regions in ascending order on one side, without overlaps."""
-    if not named:
+    """Draw the names of marks, which are in ascending order, on one side, without overlaps."""
+    if not marks:
         return False
-    content, mm = panel.content, 1 / panel.px_per_mm
+    content, mm_per_px = panel.content, 1 / panel.px_per_mm
     left, right = panel.edges_mm[1], panel.edges_mm[0]
     low, high = panel.edges_mm[2:]
-    ends = [content.to_panel_mm(*region.end(side)) for region in named]
-    name_px = min(_NAME_PX, max(panel.height / len(named), _MIN_NAME_PX))
-    half = name_px / 2 * mm
-    heights = spread_apart([y for _, y in ends], 2 * half, low + half, high - half)
+    ends = [content.to_panel_mm(*region.end(side)) for region in marks]
+    name_px = min(_NAME_PX, max(panel.height / len(marks), _MIN_NAME_PX))
+    half_mm = name_px / 2 * mm_per_px
+    heights = spread_apart([y for _, y in ends], 2 * half_mm, low + half_mm, high - half_mm)
     all_x, all_y = content.to_panel_mm(
         np.concatenate([r.rows for r in regions]), np.concatenate([r.columns for r in regions])
     )
     crossing = False
-    for region, (end, body), y in zip(named, ends, heights, strict=True):
+    for region, (end, body), y in zip(marks, ends, heights, strict=True):
         start = end + side * content.spacing_rows_columns_mm[1] / 2
-        beside = side * all_x[np.abs(all_y - y) <= half + content.spacing_rows_columns_mm[0]]
-        x = side * beside.max(initial=side * start) + side * 9 * mm
-        width = (name_width(region.name, name_px) + 4) * mm
-        x = min(x, left + 3 * mm) if side > 0 else max(x, right + width)
+        nearby_x = side * all_x[np.abs(all_y - y) <= half_mm + content.spacing_rows_columns_mm[0]]
+        x = side * nearby_x.max(initial=side * start) + side * 9 * mm_per_px
+        width = (name_width(region.name, name_px) + 4) * mm_per_px
+        x = min(x, left + 3 * mm_per_px) if side > 0 else max(x, right + width)
         line = Line2D([start, x], [body, y], color=region.color, linewidth=0.9, clip_on=False)
         axes.add_line(line)
         ha = "right" if side > 0 else "left"
-        draw_name(axes, (x + side * 2 * mm, y), region.name, name_px, ha=ha)
+        draw_name(axes, (x + side * 2 * mm_per_px, y), region.name, name_px, ha=ha)
         crossing |= bool(side > 0 and x + width > left)
     return crossing
 
@@ -191,6 +196,6 @@ def spread_apart(targets: list[float], gap: float, low: float, high: float) -> l
         while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
             last = pools.pop()
             pools[-1].extend(last)
-    slack = [float(np.mean(pool)) for pool in pools for _ in pool]
+    offsets = [float(np.mean(pool)) for pool in pools for _ in pool]
     ceiling = max(low, high - (len(targets) - 1) * gap)
-    return [min(max(s, low), ceiling) + rank * gap for rank, s in enumerate(slack)]
+    return [min(max(offset, low), ceiling) + rank * gap for rank, offset in enumerate(offsets)]

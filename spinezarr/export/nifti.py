@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 # isal has few annotations, so strict mypy would refuse each call.
-
 _igzip: Any = igzip
 _SUFFIXES: Final = {"image": "ct", "label": "seg"}
 _GZIP_LEVEL: Final = 2
@@ -68,7 +67,7 @@ def file_name(scan_id: str, array: str, *, compressed: bool) -> str:
 def check_no_conflicting_file(path: Path) -> None:
     """Refuse to write ``a.nii.gz`` next to an ``a.nii``, or vice versa.
 
-    nifti_clib, and so ITK, would read the voxels of ``a.nii`` for both.
+    nifti_clib, and therefore ITK, would read the voxels of ``a.nii`` for both.
 
     Raises
     ------
@@ -79,8 +78,8 @@ def check_no_conflicting_file(path: Path) -> None:
     twin = path.with_name(name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz")
     if twin.exists():
         raise UsageError(
-            f"{twin}: lies where {name} goes, and SimpleITK and ITK-SNAP would take the voxels of "
-            "one for those of the other. Remove it, or choose another folder."
+            f"{twin}: lies next to {name}, so SimpleITK and ITK-SNAP would read the voxels of one "
+            "of these files for both. Remove it, or choose another folder."
         )
 
 
@@ -173,7 +172,10 @@ def write_nifti(
         _write(path, spec, form, voxels, on_bytes)
     except NotScaledBackError:
         form = form.with_values()
-        notes.append(f"{path.name}: holds the scaled values, which its slope does not give")
+        notes.append(
+            f"{path.name}: holds the scaled values, which the slope of its source does not "
+            "reproduce"
+        )
         _write(path, spec, form, voxels, on_bytes)
     return notes
 
@@ -205,7 +207,7 @@ def iter_nifti_bytes(
         incomplete.
     """
     spec, form = _prefer_stored_numbers(spec, NiftiForm.portable(spec, facts))
-    if form.scaling is not None and not form.takes_numbers:
+    if form.scaling is not None and not form.gets_unscaled_numbers:
         try:
             for slab in _slabs(spec, form, voxels):
                 form.numbers(slab)
@@ -249,7 +251,7 @@ def write_label_on_image(
 def _prefer_stored_numbers(spec: ArraySpec, form: NiftiForm) -> tuple[ArraySpec, NiftiForm]:
     """Return array and form for reading stored numbers without scaling, if the file holds these."""
     if spec.scaling is not None and form.scaling == (spec.scaling.slope, spec.scaling.intercept):
-        return spec.unscaled(), replace(form, takes_numbers=True)
+        return spec.unscaled(), replace(form, gets_unscaled_numbers=True)
     return spec, form
 
 
@@ -263,7 +265,7 @@ def _write(
     """Write one complete file or none, compressed if its name ends in ``.gz``."""
     check_no_conflicting_file(path)
     spec, form = _prefer_stored_numbers(spec, form)
-    done = 0
+    written_bytes = 0
     try:
         with _output(path, compressed=path.name.endswith(".gz")) as file:
             file.write(form.header())
@@ -271,10 +273,10 @@ def _write(
                 for k in range(slab.shape[2]):
                     file.write(form.numbers(slab[..., k]).tobytes(order="F"))
                 slab_bytes = slab.size * spec.stored_dtype.itemsize
-                done += slab_bytes
+                written_bytes += slab_bytes
                 on_bytes(slab_bytes)
     except BaseException:
-        on_bytes(-done)
+        on_bytes(-written_bytes)
         raise
 
 
@@ -337,6 +339,8 @@ def _output(path: Path, *, compressed: bool) -> Iterator[BinaryIO]:
             yield raw
             return
         # Without name and time, the same scan gives the same bytes.
-        packed = _igzip.IGzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0)
-        with packed:
-            yield cast("BinaryIO", packed)
+        compressed_file = _igzip.IGzipFile(
+            "", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0
+        )
+        with compressed_file:
+            yield cast("BinaryIO", compressed_file)

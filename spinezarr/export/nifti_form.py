@@ -1,4 +1,4 @@
-"""In which type, with which scaling and geometry is an array written as NIfTI?
+"""Which type, scaling and geometry has an array that is written as NIfTI?
 
 Every program should read the files and place their voxels in the same way. If the source is NIfTI
 and all programs understand its type and geometry, both are kept bit for bit. Every other file is
@@ -30,7 +30,6 @@ from spinezarr.text import count_noun
 __all__ = ["NiftiForm", "NotScaledBackError", "dtype_to_write"]
 
 # nibabel has few annotations, so strict mypy would refuse each call.
-
 _nib: Any = nib
 _SINGLE_FILE: Final = {1: b"n+1", 2: b"n+2"}
 _WIDENED: Final[dict[str, np.dtype[Any]]] = {
@@ -62,7 +61,7 @@ class NiftiForm:
     """Type, scaling and geometry in which a file is written."""
 
     record: SourceRecord
-    """Source file whose axes the file has."""
+    """Record of the source file. The written file has the axes of this file."""
     placement: NiftiPlacement
     dtype: np.dtype[Any]
     """Type of the numbers in the file, with byte order."""
@@ -72,41 +71,43 @@ class NiftiForm:
     """Remarks on how the file differs from its source."""
     values: npt.NDArray[np.uint8] | None = None
     """Value to write for each stored label, of shape (256,); None to keep labels."""
-    takes_numbers: bool = False
-    """Whether :meth:`numbers` gets numbers before their scaling, rather than values."""
+    gets_unscaled_numbers: bool = False
+    """Whether :meth:`numbers` gets numbers that are not scaled yet, rather than values."""
 
     @classmethod
     def exact(cls, spec: ArraySpec, facts: ScanAttributes) -> "NiftiForm":
         """Return the form that is nearest to the source."""
         record = _record(spec, facts)
-        mapped = _notes_on_labels(record)
+        label_notes = _notes_on_labels(record)
         dtype, scaling = np.dtype(record.stored_dtype), record.scaling
-        if mapped:
+        if label_notes:
             dtype, scaling = np.dtype(np.uint8), None
-        place = NiftiPlacement.exact(record)
-        return cls(record, place, dtype, scaling, (*mapped, *place.notes))
+        placement = NiftiPlacement.exact(record)
+        return cls(record, placement, dtype, scaling, (*label_notes, *placement.notes))
 
     @classmethod
     def portable(cls, spec: ArraySpec, facts: ScanAttributes) -> "NiftiForm":
         """Return the form nearest to the source that every program reads in the same way."""
         record = _record(spec, facts)
-        mapped = _notes_on_labels(record)
-        place = NiftiPlacement.portable(record, _affine_of_image(record, facts))
-        notes = [*mapped, *place.notes]
-        stored = np.dtype(record.stored_dtype)
-        gives_back_type = record.nifti is not None and not mapped
-        if gives_back_type and is_widely_read(stored):
-            return cls(record, place, stored, record.scaling, tuple(notes))
-        if spec.scaling is not None and is_widely_read(spec.stored_dtype):
+        label_notes = _notes_on_labels(record)
+        placement = NiftiPlacement.portable(record, _affine_of_image(record, facts))
+        notes = [*label_notes, *placement.notes]
+        source_dtype = np.dtype(record.stored_dtype)
+        keeps_type = record.nifti is not None and not label_notes
+        if keeps_type and _is_widely_read(source_dtype):
+            return cls(record, placement, source_dtype, record.scaling, tuple(notes))
+        if spec.scaling is not None and _is_widely_read(spec.stored_dtype):
             scaling = (spec.scaling.slope, spec.scaling.intercept)
             if all(float(np.float32(n)) == n for n in scaling):  # as NIfTI-1 holds them
-                return cls(record, place, spec.stored_dtype, scaling, tuple(notes))
+                return cls(record, placement, spec.stored_dtype, scaling, tuple(notes))
         dtype = _narrowest(spec, record, facts.image_range_hu)
-        if not is_widely_read(dtype):
-            notes.append(f"is {dtype.name}, which not all programs read: no other type holds it")
-        elif gives_back_type:
-            notes.append(f"is {dtype.name}, not {stored.name}, which not all programs read")
-        return cls(record, place, dtype, None, tuple(notes))
+        if not _is_widely_read(dtype):
+            notes.append(
+                f"is {dtype.name}, which not all programs read: no other type holds its values"
+            )
+        elif keeps_type:
+            notes.append(f"is {dtype.name}, not {source_dtype.name}, which not all programs read")
+        return cls(record, placement, dtype, None, tuple(notes))
 
     @classmethod
     def on_image(cls, facts: ScanAttributes, dtype: np.dtype[Any]) -> "NiftiForm":
@@ -133,19 +134,19 @@ class NiftiForm:
         """Convert stored values to the numbers of the file."""
         if self.values is not None:
             values = self.values[values]
-        if self.scaling is None or self.takes_numbers:
+        if self.scaling is None or self.gets_unscaled_numbers:
             return values.astype(self.dtype, copy=False)
         slope, inter = self.scaling
-        native = self.dtype.newbyteorder("=")
+        native_dtype = self.dtype.newbyteorder("=")
         numbers = (values.astype(np.float64) - inter) / slope
-        if native.kind in "iu":
+        if native_dtype.kind in "iu":
             numbers = np.rint(numbers)
         with np.errstate(invalid="ignore", over="ignore"):
-            back = numbers.astype(native)
-        again = Scaling(slope, inter).values(back)
-        if not np.array_equal(again, values, equal_nan=values.dtype.kind == "f"):
+            file_numbers = numbers.astype(native_dtype)
+        reproduced = Scaling(slope, inter).values(file_numbers)
+        if not np.array_equal(reproduced, values, equal_nan=values.dtype.kind == "f"):
             raise NotScaledBackError
-        return back.astype(self.dtype, copy=False)
+        return file_numbers.astype(self.dtype, copy=False)
 
 
 def _record(spec: ArraySpec, facts: ScanAttributes) -> SourceRecord:
@@ -156,13 +157,13 @@ def _record(spec: ArraySpec, facts: ScanAttributes) -> SourceRecord:
 
 
 def _notes_on_labels(record: SourceRecord) -> tuple[str, ...]:
-    """Return remarks on changes of the mask's values by the ingest; none if there are none."""
+    """Return remarks on how the ingest changed the values of the mask."""
     if not isinstance(record, LabelSourceRecord):
         return ()
     if record.values:
-        return ("holds the labels of the scheme, in which the source's values were mapped",)
+        return ("holds the labels of the scheme, to which the source's values were mapped",)
     if record.parts:
-        return (f"is one mask, made of the {len(record.parts)} of {record.file}",)
+        return (f"is one mask, merged from the {len(record.parts)} masks of {record.file}",)
     if record.rounded_voxels:
         voxels = count_noun(record.rounded_voxels, "voxel")
         return (f"holds whole numbers, where {voxels} of its source had a rounding error",)
@@ -172,15 +173,15 @@ def _notes_on_labels(record: SourceRecord) -> tuple[str, ...]:
 def _affine_of_image(record: SourceRecord, facts: ScanAttributes) -> npt.NDArray[np.float64] | None:
     """Return the affine of the image if the source's own affine does not match it, else None."""
     image = facts.image_source
-    grids = [Grid(one.shape_ijk, np.array(one.affine_ijk)) for one in (record, image)]
+    grids = [Grid(source.shape_ijk, np.array(source.affine_ijk)) for source in (record, image)]
     same_axes = (record.shape_ijk, record.orientation) == (image.shape_ijk, image.orientation)
-    near = GRID_TOLERANCE * min(facts.spacing_zyx_mm)
-    if same_axes and max_corner_distance_mm(*grids) > near:
+    tolerance_mm = GRID_TOLERANCE * min(facts.spacing_zyx_mm)
+    if same_axes and max_corner_distance_mm(*grids) > tolerance_mm:
         return grids[1].affine_ijk
     return None
 
 
-def is_widely_read(dtype: np.dtype[Any]) -> bool:
+def _is_widely_read(dtype: np.dtype[Any]) -> bool:
     return dtype.str[1:] in _WIDELY_READ
 
 
@@ -191,7 +192,7 @@ def _narrowest(
     types = [spec.dtype, np.dtype(record.dtype)]
     if isinstance(record, LabelSourceRecord):
         types = [spec.dtype]
-    readable = [dtype for dtype in types if is_widely_read(dtype)]
+    readable = [dtype for dtype in types if _is_widely_read(dtype)]
     if readable:
         return min(readable, key=lambda dtype: dtype.itemsize).newbyteorder("<")
     low, high = image_range or (0, 0)
@@ -208,16 +209,24 @@ def _integer_type(low: int, high: int) -> np.dtype[Any] | None:
 
 
 def dtype_to_write(values: npt.NDArray[Any], path: Path) -> np.dtype[Any]:
-    """Return the type in which values of a caller are written: their own if programs read it."""
+    """Return the type in which values of a caller are written.
+
+    It is the type of the values, if all programs read it.
+
+    Raises
+    ------
+    UsageError
+        If no type that NIfTI has, or that all programs read, holds the values.
+    """
     dtype: np.dtype[Any] = _WIDENED.get(values.dtype.name, values.dtype)
-    if dtype.kind in "iu" and not is_widely_read(dtype):
-        found = _integer_type(int(values.min()), int(values.max()))
-        if found is None:
+    if dtype.kind in "iu" and not _is_widely_read(dtype):
+        narrowest = _integer_type(int(values.min()), int(values.max()))
+        if narrowest is None:
             raise UsageError(
                 f"{path}: values from {values.min()} to {values.max()} fit no type that all "
                 "programs read; cast them."
             )
-        return found
+        return narrowest
     try:
         _nib.Nifti1Header().set_data_dtype(dtype)
     except _nib.spatialimages.HeaderDataError as problem:

@@ -44,11 +44,15 @@ _UNITS: Final = {1: "meters", 3: "microns"}
 """Other units of length in ``xyzt_units``; 0 means no unit."""
 _LENGTH_BITS: Final = 7
 _SCANNER: Final = 1
-"""``sform_code`` for scanner coordinates. With it, ITK prefers the sform, which is more accurate
-than a qform."""
+"""``sform_code`` for scanner coordinates.
+
+With this code, ITK prefers the sform, which is more accurate than a qform.
+"""
 _PERPENDICULAR: Final = 1e-5
-"""Largest cosine between two axes that count as perpendicular. It is above the rounding of float32,
-and below the limit of ITK 5.4, about 1e-4."""
+"""Largest cosine between two axes that count as perpendicular.
+
+It is above the rounding of float32, and below the limit of ITK 5.4, about 1e-4.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,34 +90,36 @@ class NiftiPlacement:
             4 x 4 matrix from voxel ``(i, j, k, 1)`` to RAS+ mm, if the source's own is wrong.
         """
         source, shape = record.nifti, record.shape_ijk
-        own = np.array(record.affine_ijk)
+        source_affine = np.array(record.affine_ijk)
         version: _Version = 1 if max(shape) <= _NIFTI_1_AXIS else 2
         notes = []
         if affine is not None:
-            elsewhere = format_upper_bound_mm(corner_distance_mm(shape, affine, own))
-            notes.append(f"lies where its image lies; its source says {elsewhere} elsewhere")
+            distance = format_upper_bound_mm(corner_distance_mm(shape, affine, source_affine))
+            notes.append(f"is placed on its image; its source places it {distance} away")
         elif source is not None:
-            notes = _what_readers_differ_on(source, own, shape)
-            lacks_qform = source.qform_code == 0 and _skew(own) > _PERPENDICULAR
+            notes = _reader_disagreements(source, source_affine, shape)
+            lacks_qform = source.qform_code == 0 and _skew(source_affine) > _PERPENDICULAR
             if not notes and not lacks_qform and source.version == version:
-                return cls(source, own)
+                return cls(source, source_affine)
         if version == 2:  # noqa: PLR2004
             notes.append(
-                f"is NIfTI-2, which few programs read: NIfTI-1 ends at {_NIFTI_1_AXIS} voxels an "
-                "axis"
+                f"is NIfTI-2, which few programs read: NIfTI-1 has at most {_NIFTI_1_AXIS} voxels "
+                "along an axis"
             )
         elif source is not None and source.version != version:
-            notes.append("is NIfTI-1: SimpleITK and ITK-SNAP do not read the NIfTI-2 of its source")
-        affine = own if affine is None else affine
-        fields, more = _both_forms(affine, shape, version)
-        made = cls(fields, affine)
-        rounded = corner_distance_mm(shape, made.header(shape).get_best_affine(), affine)
-        if rounded:
-            more.append(
-                f"places voxels up to {format_upper_bound_mm(rounded)} beside its source, as its "
-                "affine is rounded to float32"
+            notes.append(
+                "is NIfTI-1; its source is NIfTI-2, which SimpleITK and ITK-SNAP do not read"
             )
-        return cls(fields, affine, (*notes, *more))
+        affine = source_affine if affine is None else affine
+        fields, axis_notes = _sform_and_qform(affine, shape, version)
+        placement = cls(fields, affine)
+        rounding_mm = corner_distance_mm(shape, placement.header(shape).get_best_affine(), affine)
+        if rounding_mm:
+            axis_notes.append(
+                f"places voxels up to {format_upper_bound_mm(rounding_mm)} away from its source, "
+                "because its affine is rounded to float32"
+            )
+        return cls(fields, affine, (*notes, *axis_notes))
 
     @classmethod
     def from_affine(cls, affine: Matrix4x4, shape: ShapeIJK) -> Self:
@@ -126,7 +132,7 @@ class NiftiPlacement:
         shape
             Number of voxels along i, j and k.
         """
-        fields, notes = _both_forms(affine, shape, 1)
+        fields, notes = _sform_and_qform(affine, shape, 1)
         return cls(fields, affine, tuple(notes))
 
     def header(self, shape_ijk: ShapeIJK, endianness: str = "<") -> Any:  # noqa: ANN401  nibabel's
@@ -158,7 +164,7 @@ def _sform_alone(affine: Matrix4x4, version: _Version) -> NiftiRecord:
     )
 
 
-def _both_forms(
+def _sform_and_qform(
     affine: Matrix4x4, shape: ShapeIJK, version: _Version
 ) -> tuple[NiftiRecord, list[str]]:
     """Return fields with sform and qform, and remarks on axes that are not perpendicular.
@@ -168,15 +174,15 @@ def _both_forms(
     of misplacing its voxels.
     """
     lengths = _lengths(affine)
-    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
+    u, _, vt = np.linalg.svd(affine[:3, :3] / lengths)
     nearest = affine.copy()
-    nearest[:3, :3] = left @ right * lengths
-    moved = corner_distance_mm(shape, nearest, affine)
+    nearest[:3, :3] = u @ vt * lengths
+    moved_mm = corner_distance_mm(shape, nearest, affine)
     skew = _skew(affine)
     degrees = math.degrees(math.asin(min(skew, 1.0)))
-    axes = f"has axes {degrees:.2g} degrees off perpendicular: SimpleITK, ITK-SNAP and 3D Slicer"
-    if moved > _tolerance_mm(affine):
-        return _sform_alone(affine, version), [f"{axes} refuse it. Resample it for them"]
+    text = f"has axes {degrees:.2g} degrees off perpendicular: SimpleITK, ITK-SNAP and 3D Slicer"
+    if moved_mm > _tolerance_mm(affine):
+        return _sform_alone(affine, version), [f"{text} refuse it. Resample it for them"]
     header = _HEADERS[version]()
     header.set_qform(nearest, _SCANNER)
     fields = _sform_alone(affine, version).model_copy(
@@ -189,25 +195,30 @@ def _both_forms(
     )
     if skew <= _PERPENDICULAR:
         return fields, []
-    return fields, [f"{axes} place voxels up to {format_upper_bound_mm(moved)} elsewhere"]
+    return fields, [f"{text} place voxels up to {format_upper_bound_mm(moved_mm)} elsewhere"]
 
 
-def _what_readers_differ_on(source: NiftiRecord, affine: Matrix4x4, shape: ShapeIJK) -> list[str]:
+def _reader_disagreements(source: NiftiRecord, affine: Matrix4x4, shape: ShapeIJK) -> list[str]:
     """Return a remark for each field of the source on which readers disagree."""
     if not source.sform_code and not source.qform_code:
-        codes = "whose sform_code and qform_code are 0"
-        return [f"states where its voxels lie, as nibabel reads its source, {codes}"]
-    found = []
+        remark = (
+            "states the position that nibabel assumes for its source, whose sform_code and "
+            "qform_code are 0"
+        )
+        return [remark]
+    remarks = []
     unit = _UNITS.get(source.xyzt_units & _LENGTH_BITS)
     if unit is not None:
-        found.append(f"states its lengths in mm; its source calls the same numbers {unit}")
+        remarks.append(f"states its lengths in mm; its source calls the same numbers {unit}")
     if conflicting_pixdim_mm(source, shape, affine) is not None:
-        found.append("has the lengths of its sform in pixdim, where its source has others")
-    apart = qform_sform_distance_mm(source, shape, affine)
-    if apart is not None:
-        by = f"by {format_upper_bound_mm(apart)}"
-        found.append(f"has a qform that agrees with its sform; its source's differs {by}")
-    return found
+        remarks.append("has the voxel sizes of its sform in pixdim; its source has other ones")
+    distance_mm = qform_sform_distance_mm(source, shape, affine)
+    if distance_mm is not None:
+        difference = format_upper_bound_mm(distance_mm)
+        remarks.append(
+            f"has a qform that agrees with its sform; in its source, they differ by {difference}"
+        )
+    return remarks
 
 
 def _lengths(affine: Matrix4x4) -> npt.NDArray[np.float64]:

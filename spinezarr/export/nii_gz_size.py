@@ -13,7 +13,7 @@ from spinezarr.store.scan_handle import ArraySpec
 
 __all__ = ["estimate_nii_gz_bytes"]
 
-_LEVEL: Final = 6
+_GZIP_LEVEL: Final = 6
 """Default compression level of gzip, which dcm2niix uses, too."""
 
 
@@ -33,23 +33,27 @@ def estimate_nii_gz_bytes(
     scan_ids
         Ids of at least one scan.
     n_slices
-        Number of slices of images, and as many of masks. Each takes about 0.04 s.
+        Number of slices of images. As many slices of masks are read. Each takes about 0.04 s.
     """
-    chosen = [scan_ids[i] for i in _spread(len(scan_ids), min(n_slices, len(scan_ids)))]
-    packed, read = {"image": 0, "label": 0}, {"image": 0, "label": 0}
-    for scan_id in chosen:
+    sampled_ids = [scan_ids[i] for i in _spread(len(scan_ids), min(n_slices, len(scan_ids)))]
+    compressed_bytes, sampled_bytes = {"image": 0, "label": 0}, {"image": 0, "label": 0}
+    for scan_id in sampled_ids:
         for spec in reader.scan(scan_id).arrays:
-            count = min(spec.shape_zyx[0], n_slices // len(chosen))
+            count = min(spec.shape_zyx[0], n_slices // len(sampled_ids))
             for z in _spread(spec.shape_zyx[0], count):
                 data = _slice(voxels, spec, z)
-                packed[spec.name] += len(zlib.compress(data, _LEVEL))
-                read[spec.name] += len(data)
+                compressed_bytes[spec.name] += len(zlib.compress(data, _GZIP_LEVEL))
+                sampled_bytes[spec.name] += len(data)
     table = reader.table.sel(scan=list(scan_ids))
     n_voxels = table.shape_zyx.prod("axis").to_numpy()
     image_bytes = n_voxels * [np.dtype(str(name)).itemsize for name in table.image_dtype.values]
     label_bytes = n_voxels[table.label_state.to_numpy() != "none"]
     total = {"image": int(image_bytes.sum()), "label": int(label_bytes.sum())}
-    return sum(round(total[name] * packed[name] / read[name]) for name in read if read[name])
+    return sum(
+        round(total[name] * compressed_bytes[name] / sampled_bytes[name])
+        for name in sampled_bytes
+        if sampled_bytes[name]
+    )
 
 
 def _spread(length: int, count: int) -> list[int]:

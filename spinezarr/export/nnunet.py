@@ -39,14 +39,14 @@ _IGNORE: Final = "ignore"
 """nnU-Net's name for voxels that training ignores. It must have the highest number."""
 _READER: Final = "NibabelIOWithReorient"
 """Reader of nnU-Net that reorients all images alike, because sources have different axes."""
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
-_SPLITS: Final = "splits_final.json"
-_DATASET: Final = "dataset.json"
+_VALID_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+_SPLITS_FILE: Final = "splits_final.json"
+_DATASET_FILE: Final = "dataset.json"
 
 
 @dataclass(frozen=True, slots=True)
 class NnunetLabels:
-    """The labels as nnU-Net numbers them."""
+    """The numbers that nnU-Net's masks have for the labels of a store."""
 
     number_of_name: dict[str, int]
     """Number of each label name, ``background`` first."""
@@ -60,10 +60,10 @@ class NnunetLabels:
         Pass all scans of a store, so that all exports of its parts have the same numbers.
         """
         names: dict[int, str] = {}
-        for facts in (scan.attributes for scan in scans):
-            names |= {VALUE_OF_NAME[name]: name for name in facts.vertebrae}
-            for value in facts.other_labels:
-                names[int(value)] = facts.structures.get(value, f"label_{value}")
+        for attributes in (scan.attributes for scan in scans):
+            names |= {VALUE_OF_NAME[name]: name for name in attributes.vertebrae}
+            for value in attributes.other_labels:
+                names[int(value)] = attributes.structures.get(value, f"label_{value}")
         values = sorted(names, key=lambda value: (names[value] == _IGNORE, value))
         numbers = {names[value]: number for number, value in enumerate(values, 1)}
         return cls({"background": BACKGROUND, **numbers}, dict(enumerate(values, 1)))
@@ -79,9 +79,10 @@ class NnunetLabels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NnunetExport:
-    """A planned dataset: :meth:`make_folders`, :meth:`write` each scan, then :meth:`finish`.
+    """A planned dataset.
 
-    :meth:`spinezarr.Store.export_nnunet` makes it. Scans of splits that start with ``test`` go to
+    Call :meth:`make_folders`, :meth:`write` for each scan, and then :meth:`finish`, as
+    :meth:`spinezarr.Store.export_nnunet` does. Scans of splits that start with ``test`` go to
     ``imagesTs`` and ``labelsTs``, and all others to ``imagesTr`` and ``labelsTr``. Scans without a
     mask cannot be used for training and go to ``imagesTs``.
     """
@@ -94,7 +95,7 @@ class NnunetExport:
     """Folder ``$nnUNet_preprocessed``, where nnU-Net looks for splits; None if there is none."""
     ending: str
     """Ending of the files, ``.nii.gz`` or ``.nii``."""
-    parts: dict[str, Subset]
+    subset_of_scan: dict[str, Subset]
     """Subset of each scan, by its id."""
     labels: NnunetLabels
 
@@ -120,7 +121,7 @@ class NnunetExport:
             mask to train on.
         """
         name = name or re.sub(r"[^A-Za-z0-9_-]+", "_", reader.root.title)
-        if not _NAME.fullmatch(name) or not 1 <= dataset_id <= 999:  # noqa: PLR2004
+        if not _VALID_NAME.fullmatch(name) or not 1 <= dataset_id <= 999:  # noqa: PLR2004
             raise UsageError(
                 f"dataset {dataset_id}, {name!r}: nnU-Net takes numbers from 1 to 999, and names "
                 "of letters, digits, _ and -."
@@ -129,12 +130,12 @@ class NnunetExport:
         columns = (table.scan, table.split, table.label_state)
         rows = list(zip(*(column.to_numpy().tolist() for column in columns), strict=True))
         chosen = set(selection.scan_ids(reader.columns, reader.name))
-        parts = {
-            scan_id: _part(split, has_mask=state != "none")
+        subset_of_scan = {
+            scan_id: _subset(split, has_mask=state != "none")
             for scan_id, split, state in rows
             if scan_id in chosen
         }
-        if not {"train", "validation"} & set(parts.values()):
+        if not {"train", "validation"} & set(subset_of_scan.values()):
             raise UsageError(f"{reader.name}: there are no scans with masks to train on.")
         masks = [reader.scan(scan_id) for scan_id, _, state in rows if state != "none"]
         return cls(
@@ -143,18 +144,18 @@ class NnunetExport:
             folder / f"Dataset{dataset_id:03}_{name}",
             preprocessed,
             ".nii.gz" if compressed else ".nii",
-            parts,
+            subset_of_scan,
             NnunetLabels.from_scans(masks),
         )
 
     @property
     def scan_ids(self) -> list[str]:
         """Ids of the scans, which are also the names of nnU-Net's cases."""
-        return list(self.parts)
+        return list(self.subset_of_scan)
 
     def files(self, scan_id: str) -> tuple[Path, Path | None]:
         """Return the paths of image and mask of a scan; the latter is None without a mask."""
-        kind = "Ts" if self.parts[scan_id] == "test" else "Tr"
+        kind = "Ts" if self.subset_of_scan[scan_id] == "test" else "Tr"
         image = self.folder / f"images{kind}" / f"{scan_id}_0000{self.ending}"
         has_mask = self.reader.scan(scan_id).label is not None
         label = self.folder / f"labels{kind}" / f"{scan_id}{self.ending}"
@@ -178,22 +179,22 @@ class NnunetExport:
         for other in self.folder.parent.glob(f"{number}_*"):
             if other.name != self.folder.name:
                 raise UsageError(
-                    f"{other}: has the same number, which nnU-Net refuses. Give another one."
+                    f"{other}: has the same number, which nnU-Net refuses. Choose another number."
                 )
-        planned = {path for scan_id in self.parts for path in self.files(scan_id) if path}
+        planned = {path for scan_id in self.subset_of_scan for path in self.files(scan_id) if path}
         for path in self.folder.glob("*/*"):
             if path not in planned and not path.name.endswith(PARTIAL):
                 raise UsageError(f"{path}: is not a file of this dataset. Choose another folder.")
-        there = (*planned, self.folder / _DATASET, *self._split_files())
-        present = next((path for path in there if path.exists()), None)
-        if present is not None and not overwrite:
+        outputs = (*planned, self.folder / _DATASET_FILE, *self._split_files())
+        existing = next((path for path in outputs if path.exists()), None)
+        if existing is not None and not overwrite:
             raise UsageError(
-                f"{present}: exists already. Choose another folder, or replace existing files "
+                f"{existing}: exists already. Choose another folder, or replace existing files "
                 "(--overwrite)."
             )
         try:
             # Without this file, the folder is no dataset until everything is written.
-            (self.folder / _DATASET).unlink(missing_ok=True)
+            (self.folder / _DATASET_FILE).unlink(missing_ok=True)
             for folder in {path.parent for path in (*planned, *self._split_files())}:
                 if folder.parent == self.folder:
                     check_not_link(folder)
@@ -220,11 +221,16 @@ class NnunetExport:
         """
         scan = self.reader.scan(scan_id)
         image, label = self.files(scan_id)
-        facts = scan.attributes
-        notes = write_nifti(image, scan.image, facts, self.voxels, on_bytes)
+        attributes = scan.attributes
+        notes = write_nifti(image, scan.image, attributes, self.voxels, on_bytes)
         if label is not None and scan.label is not None:
             write_label_on_image(
-                label, scan.label, facts, self.voxels, on_bytes, values=self.labels.number_of_stored
+                label,
+                scan.label,
+                attributes,
+                self.voxels,
+                on_bytes,
+                values=self.labels.number_of_stored,
             )
         files = tuple(str(path) for path in (image, label) if path is not None)
         return ExportedScan(scan_id, files, tuple(notes))
@@ -240,11 +246,13 @@ class NnunetExport:
             _write_json(
                 path, [{"train": self._scans_of("train"), "val": self._scans_of("validation")}]
             )
-        _write_json(self.folder / _DATASET, self._dataset())
-        return [*written, self.folder / _DATASET]
+        _write_json(self.folder / _DATASET_FILE, self._dataset())
+        return [*written, self.folder / _DATASET_FILE]
 
-    def _scans_of(self, part: Subset) -> list[str]:
-        return sorted(scan_id for scan_id, found in self.parts.items() if found == part)
+    def _scans_of(self, subset: Subset) -> list[str]:
+        return sorted(
+            scan_id for scan_id, scan_subset in self.subset_of_scan.items() if scan_subset == subset
+        )
 
     def _split_files(self) -> list[Path]:
         """Return the paths of the splits. nnU-Net reads those next to its preprocessed data."""
@@ -253,14 +261,14 @@ class NnunetExport:
         folders = [self.folder]
         if self.preprocessed is not None:
             folders.append(self.preprocessed / self.folder.name)
-        return [folder / _SPLITS for folder in folders]
+        return [folder / _SPLITS_FILE for folder in folders]
 
     def _dataset(self) -> dict[str, Any]:
         root = self.reader.root
         return {
             "channel_names": {"0": "CT"},
             "labels": self.labels.number_of_name,
-            "numTraining": sum(part != "test" for part in self.parts.values()),
+            "numTraining": sum(subset != "test" for subset in self.subset_of_scan.values()),
             "file_ending": self.ending,
             "overwrite_image_reader_writer": _READER,
             "name": root.title,
@@ -271,7 +279,7 @@ class NnunetExport:
         }
 
 
-def _part(split: str, *, has_mask: bool) -> Subset:
+def _subset(split: str, *, has_mask: bool) -> Subset:
     if not has_mask or split.startswith("test"):
         return "test"
     return "validation" if split.startswith("val") else "train"

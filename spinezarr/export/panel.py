@@ -25,13 +25,14 @@ SCALE_STRIP: Final = 18
 _MAX_WIDTH: Final = 1600
 _MAX_HEIGHT: Final = 900
 _MIN_WIDTH: Final = 720
-_MIN_COLUMN: Final = 150
+_MIN_COLUMN_WIDTH: Final = 150
 _NAME_GUTTER: Final = 56
-_ABOVE: Final = HEADER_STRIP + LETTER_STRIP
-_BELOW: Final = LETTER_STRIP + SCALE_STRIP
-_ROOM: Final = _MAX_HEIGHT - TITLE_HEIGHT - MARGIN - CAPTION_LINE
+_HEIGHT_ABOVE_SLICE: Final = HEADER_STRIP + LETTER_STRIP
+_HEIGHT_BELOW_SLICE: Final = LETTER_STRIP + SCALE_STRIP
+_PANELS_HEIGHT: Final = _MAX_HEIGHT - TITLE_HEIGHT - MARGIN - CAPTION_LINE
 """Height in pixels for panels, below the title and above one line of caption."""
 _AXIAL_ENLARGEMENT: Final = 2.0
+"""Largest scale of the axial panel, relative to the other panels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +58,7 @@ class Panel:
 
     @property
     def edges_mm(self) -> tuple[float, float, float, float]:
-        """Edges in mm: least and largest column coordinate, least and largest row coordinate."""
+        """Edges in mm: smallest and largest column coordinate, then those of the rows."""
         left, bottom = self.content.to_panel_mm(-0.5, -0.5)
         height, width = self.content.size_rows_columns_mm
         return left, left + width, bottom, bottom + height
@@ -82,26 +83,28 @@ def arrange(planes: list[PreviewPlane]) -> tuple[list[Panel], float, float]:
     scales = [_common_scale(columns)] * len(columns)
     if columns[-1][0].plane == "axial" and len(columns) > 1:
         scales[-1] = _axial_scale(columns, scales[0])
-    inner = [_column_width(c, s) for c, s in zip(columns, scales, strict=True)]
+    column_widths = [_column_width(c, s) for c, s in zip(columns, scales, strict=True)]
     gutters = [_gutter(column) for column in columns]
-    content_width = sum(inner) + sum(gutters) + len(columns) * LETTER_STRIP + 2 * MARGIN
+    content_width = sum(column_widths) + sum(gutters) + len(columns) * LETTER_STRIP + 2 * MARGIN
     width = max(content_width, _MIN_WIDTH)
     panels: list[Panel] = []
     x = MARGIN + (width - content_width) / 2
-    for column, scale, wide, gutter in zip(columns, scales, inner, gutters, strict=True):
+    for column, scale, column_width, gutter in zip(
+        columns, scales, column_widths, gutters, strict=True
+    ):
         top = float(TITLE_HEIGHT)
         for plane in column:
-            left = x + gutter + (wide - plane.size_rows_columns_mm[1] * scale) / 2
-            panels.append(Panel(plane, scale, left, top + _ABOVE))
+            left = x + gutter + (column_width - plane.size_rows_columns_mm[1] * scale) / 2
+            panels.append(Panel(plane, scale, left, top + _HEIGHT_ABOVE_SLICE))
             top += _column_height([plane], scale)
-        x += gutter + wide + LETTER_STRIP
+        x += gutter + column_width + LETTER_STRIP
     return panels, width, max(map(_column_height, columns, scales))
 
 
 def _gutter(column: list[PreviewPlane]) -> float:
     """Return the pixels left of a column for letters and for names in the sagittal panel."""
-    named = any(p.plane == "sagittal" and (p.label is not None or p.points) for p in column)
-    return _NAME_GUTTER if named else LETTER_STRIP
+    has_names = any(p.plane == "sagittal" and (p.label is not None or p.points) for p in column)
+    return _NAME_GUTTER if has_names else LETTER_STRIP
 
 
 def _free_width(columns: list[list[PreviewPlane]]) -> float:
@@ -110,27 +113,34 @@ def _free_width(columns: list[list[PreviewPlane]]) -> float:
 
 
 def _column_width(column: list[PreviewPlane], scale: float) -> float:
-    return max(max(p.size_rows_columns_mm[1] for p in column) * scale, _MIN_COLUMN)
+    return max(max(p.size_rows_columns_mm[1] for p in column) * scale, _MIN_COLUMN_WIDTH)
 
 
 def _column_height(column: list[PreviewPlane], scale: float) -> float:
-    return sum(p.size_rows_columns_mm[0] * scale + _ABOVE + _BELOW for p in column)
+    return sum(
+        p.size_rows_columns_mm[0] * scale + _HEIGHT_ABOVE_SLICE + _HEIGHT_BELOW_SLICE
+        for p in column
+    )
 
 
 def _common_scale(columns: list[list[PreviewPlane]]) -> float:
     """Return the largest number of pixels per mm at which all columns fit."""
     width_mm = sum(max(p.size_rows_columns_mm[1] for p in column) for column in columns)
-    fits = [_free_width(columns) / width_mm]
+    scales = [_free_width(columns) / width_mm]
     for column in columns:
-        free = _ROOM - len(column) * (_ABOVE + _BELOW)
-        fits.append(free / sum(p.size_rows_columns_mm[0] for p in column))
-    return min(fits)
+        free_height = _PANELS_HEIGHT - len(column) * (_HEIGHT_ABOVE_SLICE + _HEIGHT_BELOW_SLICE)
+        scales.append(free_height / sum(p.size_rows_columns_mm[0] for p in column))
+    return min(scales)
 
 
 def _axial_scale(columns: list[list[PreviewPlane]], scale: float) -> float:
     """Return the pixels per mm of the axial column, enlarged if the others leave space."""
     others = sum(_column_width(column, scale) for column in columns[:-1])
     height_mm, width_mm = columns[-1][0].size_rows_columns_mm
-    across = (_free_width(columns) - others) / width_mm
-    fits = min(across, (_ROOM - _ABOVE - _BELOW) / height_mm, scale * _AXIAL_ENLARGEMENT)
-    return max(fits, scale)
+    width_scale = (_free_width(columns) - others) / width_mm
+    largest_scale = min(
+        width_scale,
+        (_PANELS_HEIGHT - _HEIGHT_ABOVE_SLICE - _HEIGHT_BELOW_SLICE) / height_mm,
+        scale * _AXIAL_ENLARGEMENT,
+    )
+    return max(largest_scale, scale)

@@ -22,7 +22,7 @@ from spinezarr.export.marks import (
     Mark,
     center_points,
     draw_names_at_center,
-    draw_names_beside,
+    draw_names_with_leader_lines,
     label_regions,
 )
 from spinezarr.export.panel import (
@@ -105,7 +105,9 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
     """
     orientations = [plane.plane for plane in planes]
     if not planes or len(set(orientations)) < len(orientations):
-        raise UsageError(f"{scan_id}: a preview needs one slice each, got {orientations}")
+        raise UsageError(
+            f"{scan_id}: a preview needs slices of different orientations, got {orientations}."
+        )
     ordered = [plane for name in _VIEWS for plane in planes if plane.plane == name]
     panels, width, height = arrange(ordered)
     lines = _wrap(to_drawable(caption, longest=_MAX_CAPTION_LENGTH), width)
@@ -118,9 +120,9 @@ def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> 
     title_px = min(19.0, (width - 2 * MARGIN) / (EM_PER_CHARACTER * max(len(title), 1)))
     middle = 1 - TITLE_HEIGHT / 2 / height
     draw_text(figure, (MARGIN / width, middle), title, title_px, ha="left")
-    for below, line in enumerate(reversed(lines)):
-        at = (MARGIN / width, (MARGIN / 2 + below * CAPTION_LINE) / height)
-        draw_text(figure, at, line, _CAPTION_PX, ha="left", va="bottom", color=QUIET_COLOR)
+    for n_lines_below, line in enumerate(reversed(lines)):
+        position = (MARGIN / width, (MARGIN / 2 + n_lines_below * CAPTION_LINE) / height)
+        draw_text(figure, position, line, _CAPTION_PX, ha="left", va="bottom", color=QUIET_COLOR)
     return figure
 
 
@@ -138,7 +140,7 @@ def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) ->
         (panel.left / width, bottom / height, panel.width / width, panel.height / height),
         label=panel.content.plane,
     )
-    least, greatest, low, high = panel.edges_mm
+    min_column_mm, max_column_mm, min_row_mm, max_row_mm = panel.edges_mm
     axes.imshow(
         np.clip(panel.content.image.astype(np.float32), *_WINDOW_HU),
         cmap="gray",
@@ -149,7 +151,9 @@ def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) ->
         aspect="equal",
         interpolation="bicubic",
     )
-    axes.set(xlim=(greatest, least), ylim=(low, high), xticks=[], yticks=[])
+    axes.set(
+        xlim=(max_column_mm, min_column_mm), ylim=(min_row_mm, max_row_mm), xticks=[], yticks=[]
+    )
     axes.spines[:].set(color="#3a3d44", linewidth=0.8)
     _draw_cuts(axes, panel.content, planes)
     regions, points = list(label_regions(panel.content)), center_points(panel.content)
@@ -191,11 +195,11 @@ def _draw_names(axes: Axes, panel: Panel, regions: list[Mark], points: list[Mark
         Whether a name crosses the left edge of the panel.
     """
     labeled = {region.name for region in regions}
-    alone = [point for point in points if point.name not in labeled]
+    unlabeled_points = [point for point in points if point.name not in labeled]
     if panel.content.plane == "sagittal":
-        return draw_names_beside(axes, panel, regions + alone)
+        return draw_names_with_leader_lines(axes, panel, regions + unlabeled_points)
     draw_names_at_center(axes, panel, regions, points)
-    return draw_names_beside(axes, panel, alone)
+    return draw_names_with_leader_lines(axes, panel, unlabeled_points)
 
 
 def _draw_cuts(axes: Axes, content: PreviewPlane, planes: Sequence[PreviewPlane]) -> None:
@@ -216,17 +220,17 @@ def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
     ``raised`` moves the left letter to the top, if names are at its usual position.
     """
     view = _VIEWS[panel.content.plane]
-    dx, dy = 1 / panel.width, 1 / panel.height
+    across_per_px, up_per_px = 1 / panel.width, 1 / panel.height
     half = LETTER_STRIP / 2
-    for letter, at in (
-        (view.up, (0.5, 1 + half * dy)),
-        (view.down, (0.5, -half * dy)),
-        (view.left, (-half * dx, 1 + half * dy if raised else 0.5)),
-        (view.right, (1 + half * dx, 0.5)),
+    for letter, position in (
+        (view.up, (0.5, 1 + half * up_per_px)),
+        (view.down, (0.5, -half * up_per_px)),
+        (view.left, (-half * across_per_px, 1 + half * up_per_px if raised else 0.5)),
+        (view.right, (1 + half * across_per_px, 0.5)),
     ):
-        draw_text(axes, at, letter, 14, color=QUIET_COLOR, family=LETTER_FONT)
+        draw_text(axes, position, letter, 14, color=QUIET_COLOR, family=LETTER_FONT)
     header = f"{panel.content.plane}   {view.normal} = {panel.content.position_mm:.1f} mm"
-    above = 1 + (LETTER_STRIP + HEADER_STRIP / 2) * dy
+    above = 1 + (LETTER_STRIP + HEADER_STRIP / 2) * up_per_px
     draw_text(axes, (0.5, above), header, 13, color=view.color)
 
 
@@ -240,5 +244,5 @@ def _draw_scale_bar(axes: Axes, panel: Panel) -> None:
     bar = Line2D([0, end], [y, y], linewidth=2, color=TEXT_COLOR, solid_capstyle="butt")
     bar.set(transform=axes.transAxes, clip_on=False)
     axes.add_line(bar)
-    text_at = (end + 6 / panel.width, y)
-    draw_text(axes, text_at, f"{fitting[0]} mm", 12, ha="left")
+    text_position = (end + 6 / panel.width, y)
+    draw_text(axes, text_position, f"{fitting[0]} mm", 12, ha="left")

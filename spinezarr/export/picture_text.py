@@ -44,13 +44,15 @@ def to_drawable(text: str, longest: int | None = _MAX_TEXT_CHARACTERS) -> str:
     if shown.isascii():
         return shown
     return "".join(
-        char if ord(char) in _letters() else char.encode("ascii", "backslashreplace").decode()
+        char
+        if ord(char) in _code_points_of_font()
+        else char.encode("ascii", "backslashreplace").decode()
         for char in shown
     )
 
 
 @cache
-def _letters() -> frozenset[int]:
+def _code_points_of_font() -> frozenset[int]:
     """Return the code points of the font, which matplotlib ships."""
     return frozenset(get_font(findfont(_FONT)).get_charmap())
 
@@ -60,16 +62,16 @@ def name_width(name: str, px: float) -> float:
     return EM_PER_CHARACTER * px * len(name)
 
 
-def draw_name(axes: Axes, at: tuple[float, float], name: str, px: float, *, ha: str) -> None:
+def draw_name(axes: Axes, position: tuple[float, float], name: str, px: float, *, ha: str) -> None:
     """Draw the name of a vertebra at a position in mm, legible on bone and on air."""
-    text = draw_text(axes, at, name, px, ha=ha, va="center_baseline", color="white")
+    text = draw_text(axes, position, name, px, ha=ha, va="center_baseline", color="white")
     outline = [withStroke(linewidth=2.4, foreground="black")]
     text.set(transform=axes.transData, path_effects=outline, zorder=4)
 
 
 def draw_text(
-    where: Figure | Axes,
-    at: tuple[float, float],
+    target: Figure | Axes,
+    position: tuple[float, float],
     text: str,
     px: float,
     *,
@@ -79,8 +81,8 @@ def draw_text(
     family: str = _FONT,
 ) -> Text:
     """Draw plain text at a position in shares of the figure or axes."""
-    written = where.text(*at, text, ha=ha, va=va, color=color, parse_math=False, usetex=False)
-    written.set(fontfamily=family, fontsize=px * 72 / DPI)
-    if isinstance(where, Axes):
-        written.set_transform(where.transAxes)
-    return written
+    artist = target.text(*position, text, ha=ha, va=va, color=color, parse_math=False, usetex=False)
+    artist.set(fontfamily=family, fontsize=px * 72 / DPI)
+    if isinstance(target, Axes):
+        artist.set_transform(target.transAxes)
+    return artist

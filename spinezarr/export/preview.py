@@ -36,39 +36,43 @@ def preview_scan(scan: ScanHandle, voxels: VoxelReader) -> Figure:
     Figure
         Figure of :func:`spinezarr.export.picture.draw_preview`.
     """
-    facts = scan.attributes
+    attributes = scan.attributes
     points = annotated_centers(scan)
-    at_zyx = middle_of_spine(scan, voxels)
-    planes = [_plane(scan, voxels, plane, at_zyx, points) for plane in _PLANES]
-    size = " x ".join(str(n) for n in facts.shape_zyx)
-    spacing = " x ".join(f"{mm:.3g}" for mm in facts.spacing_zyx_mm)
-    known = ", ".join(filter(None, [facts.dataset, facts.source, facts.split]))
+    middle_zyx = middle_of_spine(scan, voxels)
+    planes = [_plane(scan, voxels, plane, middle_zyx, points) for plane in _PLANES]
+    size_text = " x ".join(str(n) for n in attributes.shape_zyx)
+    spacing_text = " x ".join(f"{mm:.3g}" for mm in attributes.spacing_zyx_mm)
+    origin = ", ".join(filter(None, [attributes.dataset, attributes.source, attributes.split]))
     dots = "; dots: annotated centers" if points else ""
-    caption = f"{known}: {size} voxels of {spacing} mm (z, y, x){dots}"
-    return draw_preview(facts.scan_id, planes, caption)
+    caption = f"{origin}: {size_text} voxels of {spacing_text} mm (z, y, x){dots}"
+    return draw_preview(attributes.scan_id, planes, caption)
 
 
 def _plane(
-    scan: ScanHandle, voxels: VoxelReader, plane: Plane, at_zyx: ShapeZYX, points: Points
+    scan: ScanHandle, voxels: VoxelReader, plane: Plane, middle_zyx: ShapeZYX, points: Points
 ) -> PreviewPlane:
-    flat = SLICE_AXIS[plane]
-    slices = {spec.name: read_slice(spec, voxels, flat, at_zyx[flat]) for spec in scan.arrays}
-    spacing = scan.attributes.spacing_zyx_mm
+    slice_axis = SLICE_AXIS[plane]
+    slices = {
+        spec.name: read_slice(spec, voxels, slice_axis, middle_zyx[slice_axis])
+        for spec in scan.arrays
+    }
+    spacing_zyx_mm = scan.attributes.spacing_zyx_mm
     positions = list(axis_positions_mm(scan.affine, scan.image.shape_zyx).values())
-    rows, columns = (axis for axis in range(3) if axis != flat)
-    shown = tuple(
+    rows, columns = (axis for axis in range(3) if axis != slice_axis)
+    visible_points = tuple(
         PreviewPoint(name, float(index_zyx[rows]), float(index_zyx[columns]))
         for name, index_zyx in points.items()
-        if plane != "axial" or abs(index_zyx[0] - at_zyx[0]) * spacing[0] <= _AXIAL_REACH_MM
+        if plane != "axial"
+        or abs(index_zyx[0] - middle_zyx[0]) * spacing_zyx_mm[0] <= _AXIAL_REACH_MM
     )
     return PreviewPlane(
         plane=plane,
         image=slices["image"],
         label=slices.get("label"),
-        spacing_rows_columns_mm=(spacing[rows], spacing[columns]),
-        position_mm=float(positions[flat][at_zyx[flat]]),
+        spacing_rows_columns_mm=(spacing_zyx_mm[rows], spacing_zyx_mm[columns]),
+        position_mm=float(positions[slice_axis][middle_zyx[slice_axis]]),
         origin_rows_columns_mm=(float(positions[rows][0]), float(positions[columns][0])),
-        points=shown,
+        points=visible_points,
         structures={
             int(value): name.replace("_", " ") for value, name in scan.attributes.structures.items()
         },

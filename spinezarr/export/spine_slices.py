@@ -38,18 +38,18 @@ def middle_of_spine(scan: ScanHandle, voxels: VoxelReader) -> ShapeZYX:
     voxels
         Reader of one slice of the mask.
     """
-    facts = scan.attributes
-    labeled = _labeled(scan)
-    if scan.label is not None and labeled:
-        return _middle_of_labels(scan.label, voxels, labeled)
-    last_zyx = np.array(facts.shape_zyx) - 1
+    attributes = scan.attributes
+    vertebrae = _labeled_vertebrae(scan)
+    if scan.label is not None and vertebrae:
+        return _middle_of_labels(scan.label, voxels, vertebrae)
+    last_zyx = np.array(attributes.shape_zyx) - 1
     points = annotated_centers(scan)
     if points:
-        found = np.array(list(points.values()))
-        at_zyx = (found[len(found) // 2, 0], *np.median(found[:, 1:], axis=0))
-        z, y, x = np.clip(np.rint(at_zyx), 0, last_zyx).astype(int).tolist()
+        points_zyx = np.array(list(points.values()))
+        middle_zyx = (points_zyx[len(points_zyx) // 2, 0], *np.median(points_zyx[:, 1:], axis=0))
+        z, y, x = np.clip(np.rint(middle_zyx), 0, last_zyx).astype(int).tolist()
     else:
-        z, y, x = (n // 2 for n in facts.shape_zyx)
+        z, y, x = (n // 2 for n in attributes.shape_zyx)
     return (z, y, x)
 
 
@@ -58,26 +58,28 @@ def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane) -> int:
 
     For a sagittal slice of a labeled scan, no voxel is read.
     """
-    labeled = _labeled(scan)
-    if plane == "sagittal" and scan.label is not None and labeled:
-        return _middle_x(labeled)
+    vertebrae = _labeled_vertebrae(scan)
+    if plane == "sagittal" and scan.label is not None and vertebrae:
+        return _middle_x(vertebrae)
     return middle_of_spine(scan, voxels)[SLICE_AXIS[plane]]
 
 
-def read_slice(array: ArraySpec, voxels: VoxelReader, flat_axis: int, at: int) -> npt.NDArray[Any]:
+def read_slice(
+    array: ArraySpec, voxels: VoxelReader, flat_axis: int, index: int
+) -> npt.NDArray[Any]:
     """Read one slice across an axis. The result has the other two axes, in the order z, y, x."""
     start, stop = [0, 0, 0], list(array.shape_zyx)
-    start[flat_axis], stop[flat_axis] = at, at + 1
+    start[flat_axis], stop[flat_axis] = index, index + 1
     box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
     out = np.empty(box.shape_zyx, array.dtype)
     voxels.read_into(array, box, out)
     return out.squeeze(flat_axis)
 
 
-def _labeled(scan: ScanHandle) -> list[VertebraRecord]:
+def _labeled_vertebrae(scan: ScanHandle) -> list[VertebraRecord]:
     """Return the vertebrae of the mask, from head to tail."""
-    found = scan.attributes.vertebrae
-    return [found[name] for name in ANATOMICAL_ORDER if name in found]
+    vertebrae = scan.attributes.vertebrae
+    return [vertebrae[name] for name in ANATOMICAL_ORDER if name in vertebrae]
 
 
 def _middle_x(vertebrae: list[VertebraRecord]) -> int:

@@ -31,4 +31,4 @@ def check_affine(affine: Matrix4x4, path: str) -> None:
         )
     # Volume of a voxel relative to a box with the same edges: 1 if square, 0 if flat.
     if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * lengths.prod():
-        raise FormatError(f"{path}: its axes lie in one plane, by its affine {affine.tolist()}.")
+        raise FormatError(f"{path}: its axes lie in one plane: its affine is {affine.tolist()}.")

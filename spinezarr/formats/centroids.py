@@ -133,7 +133,7 @@ def _verse_to_index(
         raise FormatError(
             f"{path}: its first entry states no 'direction', as files of the subject-based release "
             f"do. There are the conventions {', '.join(get_args(CentroidConvention))}: "
-            "choose that of the challenge the file comes from."
+            "choose the convention of the challenge that the file comes from."
         )
     spacing_lps = np.array(grid.spacing_zyx_mm[::-1])
     extent_lps_mm = np.array(grid.shape_zyx[::-1]) * spacing_lps
@@ -164,22 +164,24 @@ def _scaling(factors: npt.NDArray[np.float64]) -> Matrix4x4:
 
 def _to_centroids(parsed: LandmarkFile, to_index: Matrix4x4, grid: Grid) -> Centroids:
     """Convert the landmarks of a file to positions in RAS+ mm."""
-    placed: dict[str, tuple[float, float, float]] = {}
+    positions_xyz_mm: dict[str, tuple[float, float, float]] = {}
     for landmark in parsed.landmarks:
         index_ijk = (to_index @ [*landmark.coordinates, 1])[:3]
         x, y, z = (grid.affine_ijk @ [*index_ijk, 1])[:3].tolist()
-        if landmark.level in placed:
-            apart_mm = np.linalg.norm(np.subtract(placed[landmark.level], (x, y, z)))
-            again = f"{landmark.level} ({apart_mm:.1f} mm apart)"
-            parsed.remark("named more than once; the first counts", again)
+        if landmark.level in positions_xyz_mm:
+            distance_mm = np.linalg.norm(np.subtract(positions_xyz_mm[landmark.level], (x, y, z)))
+            repeated = f"{landmark.level} ({distance_mm:.1f} mm apart)"
+            parsed.remark("named more than once; the first counts", repeated)
             continue
-        placed[landmark.level] = (x, y, z)
+        positions_xyz_mm[landmark.level] = (x, y, z)
         outside_mm = _outside_mm(index_ijk, grid)
         if outside_mm is not None:
-            off = f"{landmark.level} (by {outside_mm:.1f} mm)"
-            parsed.remark("outside the image", off)
-    notes = tuple(f"{about}: {_join_points(points)}" for about, points in parsed.remarks.items())
-    return Centroids({level: placed[level] for level in LEVELS if level in placed}, notes)
+            outside = f"{landmark.level} (by {outside_mm:.1f} mm)"
+            parsed.remark("outside the image", outside)
+    notes = tuple(f"{remark}: {_join_points(points)}" for remark, points in parsed.remarks.items())
+    return Centroids(
+        {level: positions_xyz_mm[level] for level in LEVELS if level in positions_xyz_mm}, notes
+    )
 
 
 def _join_points(points: Sequence[str]) -> str:
@@ -188,14 +190,14 @@ def _join_points(points: Sequence[str]) -> str:
 
 
 def _outside_mm(index_ijk: npt.NDArray[np.float64], grid: Grid) -> float | None:
-    """Return the distance to the nearest voxel center; None up to one voxel outside.
+    """Return the distance in mm to the nearest voxel center; None up to one voxel outside.
 
-    Conventions differ by one voxel.
+    One voxel is allowed, because conventions differ by one voxel.
     """
-    beyond = np.maximum(-index_ijk, index_ijk - (np.array(grid.shape_ijk) - 1)).clip(min=0)
-    if beyond.max() <= 1:
+    outside_ijk = np.maximum(-index_ijk, index_ijk - (np.array(grid.shape_ijk) - 1)).clip(min=0)
+    if outside_ijk.max() <= 1:
         return None
-    return float(np.linalg.norm(grid.affine_ijk[:3, :3] @ beyond))
+    return float(np.linalg.norm(grid.affine_ijk[:3, :3] @ outside_ijk))
 
 
 def misordered_levels(
@@ -223,10 +225,10 @@ def misordered_levels(
     >>> misordered_levels({"T12": (0, 0, 60), "L1": (0, 0, 90), "L2": (0, 0, 30)})
     (('T12', 'L1'),)
     """
-    named = [level for level in LEVELS if level in positions_xyz_mm]
+    present_levels = [level for level in LEVELS if level in positions_xyz_mm]
     sacral = LEVELS[LEVELS.index("S1") :]
-    first_sacral = next((level for level in named if level in sacral), None)
-    compared = [level for level in named if level not in sacral or level == first_sacral]
+    first_sacral = next((level for level in present_levels if level in sacral), None)
+    compared = [level for level in present_levels if level not in sacral or level == first_sacral]
     return tuple(
         (upper, lower)
         for upper, lower in pairwise(compared)

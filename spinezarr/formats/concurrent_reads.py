@@ -9,10 +9,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 __all__ = ["map_concurrently"]
 
-_THREADS: Final = 16
-_THREADS_ON_DISK: Final = 4
-"""Threads for local files. More are slower for files in the page cache, where Python's threads only
-take turns."""
+_REMOTE_THREADS: Final = 16
+_DISK_THREADS: Final = 4
+"""Threads for local files.
+
+More would be slower for files in the page cache, because Python's threads then only take turns.
+"""
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -38,7 +40,7 @@ def map_concurrently(
     >>> map_concurrently(LocalFileSystem(), len, ["a", "bc", ""])
     [1, 2, 0]
     """
-    threads = _THREADS_ON_DISK if isinstance(fs, LocalFileSystem) else _THREADS
+    threads = _DISK_THREADS if isinstance(fs, LocalFileSystem) else _REMOTE_THREADS
     pool = ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-read")
     try:
         return list(pool.map(work, items))

@@ -121,12 +121,14 @@ class DicomSeriesVolume:
         content = read_folder(fs, _file_sizes(fs, folder, files, limits), limits)
         notes = _note_skipped(content)
         chosen = _choose_series(content, folder, series, notes)
-        headers = [header for found in chosen.objects for header in slice_headers(found)]
-        kept = drop_scouts(headers)
-        if len(kept) < len(headers):
-            n_scouts = len(headers) - len(kept)
+        headers = [
+            header for dicom_object in chosen.objects for header in slice_headers(dicom_object)
+        ]
+        slices_without_scouts = drop_scouts(headers)
+        if len(slices_without_scouts) < len(headers):
+            n_scouts = len(headers) - len(slices_without_scouts)
             notes.append(f"ignored images across all slices: {n_scouts} x scout")
-        slices, grid = stack_slices(kept, folder)
+        slices, grid = stack_slices(slices_without_scouts, folder)
         limits.check_grid(grid, _dtype_of(slices).itemsize, folder)
         spacing_mm = float(np.linalg.norm(grid.affine_ijk[:3, 2]))
         notes += completeness_notes(chosen, slices, spacing_mm, folder)
@@ -152,8 +154,8 @@ class DicomSeriesVolume:
         """Scaling that all slices share; None if they differ or the values are int32."""
         if not self._scaled or self._dtype != VALUE_DTYPE:
             return None
-        found = {Scaling(header.slope, header.intercept) for header in self._slices}
-        return found.pop() if len(found) == 1 else None
+        scalings = {Scaling(header.slope, header.intercept) for header in self._slices}
+        return scalings.pop() if len(scalings) == 1 else None
 
     def unscaled(self) -> "DicomSeriesVolume":
         """Return a volume of the stored values, before slopes and intercepts."""
@@ -174,19 +176,19 @@ class DicomSeriesVolume:
     def slabs(self, thicknesses: Iterable[int], /) -> Iterator[npt.NDArray[Any]]:
         """Yield the values in HU; see :meth:`spinezarr.formats.volume.Volume.slabs`."""
         source = _SourceFiles(self._fs, self._slices, self._limits)
-        done = 0
+        n_read = 0
         for thickness in thicknesses:
             block: npt.NDArray[Any] | None = None
-            for k, header in enumerate(self._slices[done : done + thickness]):
+            for k, header in enumerate(self._slices[n_read : n_read + thickness]):
                 values = self._values(source.read(header), header)
                 # Allocated only after a slice was decoded, so that its stated size is true.
                 if block is None:
                     block = np.empty((thickness, *values.shape), self._dtype)
                 block[k] = values
-            done += thickness
+            n_read += thickness
             if block is not None:
                 yield block.T
-        self._source = source.so_far()
+        self._source = source.source_file()
 
     def _values(self, stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any]:
         if not self._scaled:
@@ -220,7 +222,7 @@ class _SourceFiles:
             self._slices[header.path].add(header)
         self._multiframe: dict[str, FrameReader] = {}
 
-    def so_far(self) -> SourceFile:
+    def source_file(self) -> SourceFile:
         """Return size and hash of the bytes read so far."""
         return SourceFile(self._size_bytes, self._sha256.hexdigest())
 
@@ -235,14 +237,14 @@ class _SourceFiles:
             self._hash_bytes(data)
             return self._reader(path, lambda start, stop: data[start:stop], len(data)).read(header)
         if path not in self._multiframe:
-            before = self._size_bytes
+            size_before = self._size_bytes
             with self._fs.open(path, "rb") as raw:
                 while block := raw.read(_READ_BYTES):
                     self._hash_bytes(block)
             self._multiframe[path] = self._reader(
                 path,
                 lambda start, stop: self._fs.cat_file(path, start=start, end=stop),
-                self._size_bytes - before,
+                self._size_bytes - size_before,
             )
         return self._multiframe[path].read(header)
 
@@ -255,20 +257,20 @@ class _SourceFiles:
     ) -> "FrameReader":
         from spinezarr.formats.dicom_pixels import FrameReader  # noqa: PLC0415  needs pydicom
 
-        found = parse_object(path, read, size_bytes, self._limits)
-        if found is None or not self._slices[path] <= set(slice_headers(found)):
+        dicom_object = parse_object(path, read, size_bytes, self._limits)
+        if dicom_object is None or not self._slices[path] <= set(slice_headers(dicom_object)):
             raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
-        header = found.header
+        header = dicom_object.header
         if header.transfer_syntax == DEFLATED:
-            plain = inflate_data_set(
+            inflated = inflate_data_set(
                 read(header.data_set_start, size_bytes), self._limits.dicom_file_bytes
             )
-            size_bytes, read = len(plain), lambda start, stop: plain[start:stop]
+            size_bytes, read = len(inflated), lambda start, stop: inflated[start:stop]
         return FrameReader(
             read,
             size_bytes,
             header,
-            found.frames,
+            dicom_object.frames,
             max_bytes=self._limits.dicom_file_bytes,
             path=path,
         )
@@ -289,11 +291,11 @@ def _is_int32(header: SliceHeader) -> bool:
     if not (header.slope.is_integer() and header.intercept.is_integer()):
         return False
     bits = header.bits_allocated
-    stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if header.signed else (0, 2**bits - 1)
+    stored_range = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if header.signed else (0, 2**bits - 1)
     limits = np.iinfo(np.int32)
     return all(
         limits.min <= value <= limits.max
-        for end in stored
+        for end in stored_range
         for value in (end * header.slope, end * header.slope + header.intercept)
     )
 
@@ -302,16 +304,16 @@ def _file_sizes(
     fs: fsspec.AbstractFileSystem, folder: str, files: Collection[str] | None, limits: Limits
 ) -> dict[str, int]:
     """Return the size in bytes of each file to read, by its path."""
-    wanted = None if files is None else set(files)
+    requested = None if files is None else set(files)
     entries = [
         entry
         for entry in fs.ls(folder, detail=True)
-        if wanted is None or entry["name"].rsplit("/", 1)[-1] in wanted
+        if requested is None or entry["name"].rsplit("/", 1)[-1] in requested
     ]
     sizes = {entry["name"]: entry["size"] for entry in entries if _is_file(fs, entry)}
-    if wanted is not None and len(sizes) < len(wanted):
+    if requested is not None and len(sizes) < len(requested):
         raise FormatError(
-            f"{folder}: holds {len(sizes)} of the {len(wanted)} files that were found there "
+            f"{folder}: holds {len(sizes)} of the {len(requested)} files that were found there "
             "before. Ingest it again."
         )
     if len(sizes) > limits.dicom_files:
@@ -325,7 +327,7 @@ def _file_sizes(
 def _note_skipped(content: FolderContent) -> list[str]:
     """Return a note with the kinds of the skipped objects; file names may name a patient."""
     notes = []
-    kinds = Counter(found.non_ct_kind for found in content.others)
+    kinds = Counter(dicom_object.non_ct_kind for dicom_object in content.others)
     if kinds:
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
         notes.append(f"ignored files that are not CT slices: {counts}")
@@ -333,7 +335,7 @@ def _note_skipped(content: FolderContent) -> list[str]:
 
 
 def _is_file(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
-    """Whether an entry is a regular file; a broken link counts, because it is a missing slice."""
+    """Whether an entry is a regular file. A broken link counts, because its slice is missing."""
     if entry["type"] in ("file", "directory"):
         return bool(entry["type"] == "file")
     return fs.isfile(entry["name"]) or not fs.exists(entry["name"])
@@ -344,7 +346,7 @@ def _choose_series(
 ) -> CtSeries:
     """Return the requested series, or the one with the most slices; note the others."""
     if key is not None:
-        chosen = next((one for one in content.series if one.key == key), None)
+        chosen = next((series for series in content.series if series.key == key), None)
         if chosen is None:
             raise FormatError(
                 f"{folder}: does not hold the series that was found there before, but "
@@ -352,20 +354,22 @@ def _choose_series(
             )
         notes += chosen.notes
         return chosen
-    ranked = sorted(content.series, key=lambda one: (-one.slices, one.key))
+    ranked = sorted(content.series, key=lambda series: (-series.slices, series.key))
     if not ranked:
         n_files = len(content.others) + len(content.unknown)
-        is_mask = any("Segmentation" in (found.non_ct_kind or "") for found in content.others)
+        is_mask = any(
+            "Segmentation" in (dicom_object.non_ct_kind or "") for dicom_object in content.others
+        )
         advice = "Choose the folder that holds the .dcm files of one CT series."
         raise FormatError(
             f"{folder}: holds no CT slices among its {count_noun(n_files, 'file')}"
             f"{': ' if notes else ''}{'; '.join(notes)}. {DICOM_SEG_STEP if is_mask else advice}"
         )
-    tied = [one for one in ranked if one.slices == ranked[0].slices]
+    tied = [series for series in ranked if series.slices == ranked[0].slices]
     if len(tied) > 1:
         raise FormatError(_tie_message(tied, folder))
     if len(ranked) > 1:
-        names = [f"{one.name} ({count_noun(one.slices, 'slice')})" for one in ranked]
+        names = [f"{series.name} ({count_noun(series.slices, 'slice')})" for series in ranked]
         notes.append(f"took {names[0]}, not {join_first(names[1:])}")
     notes += ranked[0].notes
     return ranked[0]
@@ -375,16 +379,16 @@ def _tie_message(tied: Sequence[CtSeries], folder: str) -> str:
     """Return the message for several series with the most slices."""
     examples = join_first(
         [
-            f"{one.name} ({count_noun(one.slices, 'slice')}), e.g. "
-            f"{one.objects[0].path.rsplit('/', 1)[-1]}"
-            for one in tied
+            f"{series.name} ({count_noun(series.slices, 'slice')}), e.g. "
+            f"{series.objects[0].path.rsplit('/', 1)[-1]}"
+            for series in tied
         ]
     )
     if tied[0].slices == 1 and len(tied) > 2:  # noqa: PLR2004  more than a pair of single slices
         differing = [
             name
             for name, value in tied[0].facts.matching_fields.items()
-            if any(one.facts.matching_fields[name] != value for one in tied)
+            if any(series.facts.matching_fields[name] != value for series in tied)
         ]
         return (
             f"{folder}: each of its {len(tied)} CT files is a series of its own, with its own "

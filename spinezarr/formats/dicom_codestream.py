@@ -22,30 +22,32 @@ _JPEG2000_START: Final = b"\xff\x4f\xff\x51"
 """Markers SOC and SIZ, which must come second."""
 _END: Final = b"\xff\xd9"
 """End marker: EOI of JPEG and JPEG-LS, and EOC of JPEG 2000."""
-_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+_FRAME_MARKERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """Frame markers: SOF0 to SOF15 without DHT, JPG and DAC, and SOF55 of JPEG-LS."""
-_SCAN: Final = 0xDA
-_BEFORE_SCAN: Final = frozenset({0xC4, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0)})
+_SOS: Final = 0xDA
+_ALLOWED_BEFORE_SCAN: Final = frozenset({0xC4, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0)})
 """Markers allowed before the scan: DHT, DQT, DRI, LSE, COM and APP0 to APP15."""
 _SIZ_BYTES: Final = 41
 """Length of SIZ with one component, without its marker."""
-_STRAY: Final = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
+_STRAY_MARKER: Final = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
 """Any marker except restarts. Within entropy-coded pixels, a smaller byte follows 0xFF."""
 _MAX_TILES: Final = 1024
-"""Largest number of tiles: 16 x 16 pixels each in a slice of 512 x 512. The decoder keeps kilobytes
-for each tile."""
+"""Largest number of tiles, because the decoder keeps kilobytes for each.
+
+In a slice of 512 x 512 pixels, these are tiles of 16 x 16 pixels.
+"""
 _MAX_BLOCKS: Final = 1 << 16
 """Largest number of precincts or code blocks. The decoder keeps about 2 kB for each."""
 _MAX_LAYERS: Final = 256
 _COD, _COC, _SOT = 0x52, 0x53, 0x90
-_DATA: Final = b"\xff\x93"
-"""Marker SOD, after which the rest of a tile part has no markers."""
+_SOD: Final = b"\xff\x93"
+"""Marker SOD. A tile part has no markers after it."""
 _CODING_BYTES: Final = 5
 """Bytes before the precincts: levels, exponents of a code block, its style and the transform."""
 _RLE_HEADER: Final = 64
 _RLE_REPEAT: Final = 129
 """Control bytes from this value on repeat the next byte (257 - control byte) times."""
-_RLE_NOTHING: Final = 128
+_RLE_NO_OPERATION: Final = 128
 _RLE_PADDING: Final = 128
 """Surplus pixels that a segment may hold: as many as one control byte can add."""
 
@@ -78,34 +80,40 @@ def check_jpeg(
     Raises
     ------
     CodeStreamError
-        If the stream is cut short, of another size or process, or not one component in one scan.
+        If the stream is cut short, has another size or process, or does not have one component in
+        one scan.
     """
     end = _end_of(code, _JPEG_START)
-    at, seen, precision = len(_JPEG_START), 0, 0
+    offset, n_frame_headers, precision = len(_JPEG_START), 0, 0
     while True:
-        marker, length = code[at + 1 : at + 2], int.from_bytes(code[at + 2 : at + 4])
-        if code[at : at + 1] != b"\xff" or at + 2 + length > len(code):
-            raise CodeStreamError(f"no marker segment at byte {at} of its code stream")
-        segment = code[at + 4 : at + 2 + length]
+        marker, length = (
+            code[offset + 1 : offset + 2],
+            int.from_bytes(code[offset + 2 : offset + 4]),
+        )
+        if code[offset : offset + 1] != b"\xff" or offset + 2 + length > len(code):
+            raise CodeStreamError(f"its code stream has no marker segment at byte {offset}")
+        segment = code[offset + 4 : offset + 2 + length]
         kind = marker[0]
-        if kind == _SCAN:
+        if kind == _SOS:
             break
-        if kind in _FRAMES & frames:
-            seen += 1
-            found = (int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5]))
+        if kind in _FRAME_MARKERS & frames:
+            n_frame_headers += 1
+            shape = (int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5]))
             precision = int.from_bytes(segment[:1])
             _check_frame(
-                found, shape_rows_columns, segment[5:6] == b"\x01", precision, bits_allocated
+                shape, shape_rows_columns, segment[5:6] == b"\x01", precision, bits_allocated
             )
-        elif kind not in _BEFORE_SCAN:
-            raise CodeStreamError(f"unexpected marker FF{kind:02X} at byte {at} of its code stream")
-        at += 2 + length
-    if seen != 1:
-        raise CodeStreamError(f"its code stream has {seen} frame headers, expected 1")
-    stray = _STRAY.search(code, at + 2 + length, end)
+        elif kind not in _ALLOWED_BEFORE_SCAN:
+            raise CodeStreamError(
+                f"its code stream has the unexpected marker FF{kind:02X} at byte {offset}"
+            )
+        offset += 2 + length
+    if n_frame_headers != 1:
+        raise CodeStreamError(f"its code stream has {n_frame_headers} frame headers, expected 1")
+    stray = _STRAY_MARKER.search(code, offset + 2 + length, end)
     if stray is not None:
         raise CodeStreamError(
-            f"marker {stray[0].hex().upper()} within the pixels of its code stream, at byte "
+            f"its code stream has the marker {stray[0].hex().upper()} within its pixels, at byte "
             f"{stray.start()}"
         )
     return precision
@@ -116,9 +124,17 @@ def check_jpeg2000(code: bytes, shape_rows_columns: tuple[int, int], bits_alloca
     _end_of(code, _JPEG2000_START)
     siz = code[4 : 4 + _SIZ_BYTES]
     right, bottom, left, top = (int.from_bytes(siz[at : at + 4]) for at in (4, 8, 12, 16))
-    one = siz[:2] == _SIZ_BYTES.to_bytes(2) and siz[36:38] == b"\0\x01" and siz[39:41] == b"\1\1"
-    precision = (siz[38] & 0x7F) + 1 if one else 0
-    _check_frame((bottom - top, right - left), shape_rows_columns, one, precision, bits_allocated)
+    is_one_component = (
+        siz[:2] == _SIZ_BYTES.to_bytes(2) and siz[36:38] == b"\0\x01" and siz[39:41] == b"\1\1"
+    )
+    precision = (siz[38] & 0x7F) + 1 if is_one_component else 0
+    _check_frame(
+        (bottom - top, right - left),
+        shape_rows_columns,
+        is_one_component,
+        precision,
+        bits_allocated,
+    )
     width, height, first_x, first_y = (int.from_bytes(siz[at : at + 4]) for at in (20, 24, 28, 32))
     if min(width, height) < 1 or first_x > left or first_y > top:
         raise CodeStreamError("the tiles of its code stream do not cover it")
@@ -134,7 +150,7 @@ def _check_coding(code: bytes, pixels: int) -> None:
     """Refuse coding parameters that take much memory, in the main header and in tile headers."""
     for kind, segment, in_tile in _segments(code):
         if in_tile and kind in (_COD, _COC):
-            raise CodeStreamError("the tiles of its code stream are not coded alike")
+            raise CodeStreamError("the tiles of its code stream are coded in different ways")
         if kind == _COD:
             layers = int.from_bytes(segment[2:4])
             if layers > _MAX_LAYERS:
@@ -148,28 +164,28 @@ def _check_coding(code: bytes, pixels: int) -> None:
 
 def _segments(code: bytes) -> Iterator[tuple[int, bytes, bool]]:
     """Yield (marker, content, whether it belongs to a tile) for each header segment."""
-    at, part, part_bytes = len(_JPEG_START), 0, 0
-    while code[at : at + 2] != _END:
-        if part and code[at : at + 2] == _DATA:
-            if part_bytes == 0:  # the last, which ends with the stream
+    offset, tile_part_start, tile_part_bytes = len(_JPEG_START), 0, 0
+    while code[offset : offset + 2] != _END:
+        if tile_part_start and code[offset : offset + 2] == _SOD:
+            if tile_part_bytes == 0:  # the last tile part, which ends with the stream
                 return
-            at, part = max(part + part_bytes, at + 2), 0
+            offset, tile_part_start = max(tile_part_start + tile_part_bytes, offset + 2), 0
             continue
-        length = int.from_bytes(code[at + 2 : at + 4])
-        segment = code[at + 4 : at + 2 + length]
-        if code[at : at + 1] != b"\xff" or len(segment) != length - 2:
-            raise CodeStreamError(f"no marker segment at byte {at} of its code stream")
-        kind = code[at + 1]
+        length = int.from_bytes(code[offset + 2 : offset + 4])
+        segment = code[offset + 4 : offset + 2 + length]
+        if code[offset : offset + 1] != b"\xff" or len(segment) != length - 2:
+            raise CodeStreamError(f"its code stream has no marker segment at byte {offset}")
+        kind = code[offset + 1]
         if kind == _SOT:
-            part, part_bytes = at, int.from_bytes(segment[2:6])
-        yield kind, segment, part > 0
-        at += 2 + length
+            tile_part_start, tile_part_bytes = offset, int.from_bytes(segment[2:6])
+        yield kind, segment, tile_part_start > 0
+        offset += 2 + length
 
 
 def _check_blocks(style: bytes, coding: bytes, pixels: int) -> None:
     """Refuse too many code blocks, or too many precincts if ``style`` states their size."""
     if len(coding) < _CODING_BYTES:
-        raise CodeStreamError("its code stream does not say how it is coded")
+        raise CodeStreamError("its code stream states no coding parameters")
     areas = [coding[1] + 2 + coding[2] + 2]
     if style[0] & 1:
         areas += [(size & 15) + (size >> 4) for size in coding[_CODING_BYTES:]]
@@ -201,27 +217,27 @@ def check_rle(code: bytes, shape_rows_columns: tuple[int, int], bits_allocated: 
     for start, end in zip(starts, ends, strict=True):
         if not _RLE_HEADER <= start <= end <= len(code):
             raise CodeStreamError(f"an RLE segment is at byte {start} to {end} of its code stream")
-        found = _rle_bytes(code, start, end, expected)
-        if not expected <= found <= expected + _RLE_PADDING:
+        n_pixels = _rle_bytes(code, start, end, expected)
+        if not expected <= n_pixels <= expected + _RLE_PADDING:
             raise CodeStreamError(
-                f"an RLE segment of its code stream holds {found} pixels, expected {expected}"
+                f"an RLE segment of its code stream holds {n_pixels} pixels, expected {expected}"
             )
 
 
-def _rle_bytes(code: bytes, at: int, end: int, most: int) -> int:
-    """Return the number of bytes that a segment expands to; stop soon after ``most``."""
-    found = 0
-    while at < end and found <= most + _RLE_PADDING:
-        control = code[at]
+def _rle_bytes(code: bytes, offset: int, end: int, expected: int) -> int:
+    """Return the number of bytes that a segment expands to; stop soon after ``expected``."""
+    n_bytes = 0
+    while offset < end and n_bytes <= expected + _RLE_PADDING:
+        control = code[offset]
         if control >= _RLE_REPEAT:
-            found += 257 - control if at + 1 < end else 0
-            at += 2
-        elif control < _RLE_NOTHING:
-            found += min(control + 1, end - at - 1)
-            at += control + 2
+            n_bytes += 257 - control if offset + 1 < end else 0
+            offset += 2
+        elif control < _RLE_NO_OPERATION:
+            n_bytes += min(control + 1, end - offset - 1)
+            offset += control + 2
         else:
-            at += 1
-    return found
+            offset += 1
+    return n_bytes
 
 
 def _end_of(code: bytes, start: bytes) -> int:
@@ -232,22 +248,22 @@ def _end_of(code: bytes, start: bytes) -> int:
     """
     if not code.startswith(start):
         raise CodeStreamError(f"its code stream does not start with {start!r}")
-    for whole in (code.rstrip(b"\0"), code[:-1]):
-        if whole.endswith(_END):
-            return len(whole) - len(_END)
+    for trimmed in (code.rstrip(b"\0"), code[:-1]):
+        if trimmed.endswith(_END):
+            return len(trimmed) - len(_END)
     raise CodeStreamError(f"its code stream is cut short: it does not end with {_END!r}")
 
 
 def _check_frame(
-    found_rows_columns: tuple[int, int],
+    shape_rows_columns: tuple[int, int],
     expected_rows_columns: tuple[int, int],
     one_component: bool,  # noqa: FBT001
     precision: int,
     bits_allocated: int,
 ) -> None:
-    if found_rows_columns != expected_rows_columns:
+    if shape_rows_columns != expected_rows_columns:
         raise CodeStreamError(
-            f"its code stream has {found_rows_columns[0]} x {found_rows_columns[1]} pixels, "
+            f"its code stream has {shape_rows_columns[0]} x {shape_rows_columns[1]} pixels, "
             f"its header states {expected_rows_columns[0]} x {expected_rows_columns[1]}"
         )
     if not one_component:

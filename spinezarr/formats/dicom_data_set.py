@@ -69,13 +69,16 @@ class DataSet:
         element = self.elements.get(KEYWORDS[keyword][0])
         if element is None:
             return ()
-        letter = _BINARY.get(element.vr)
-        if letter is not None:
-            count, rest = divmod(len(element.value), struct.calcsize(letter))
-            if rest:
-                raise HeaderError(f"{keyword} has {len(element.value)} bytes, not whole numbers")
+        format_letter = _BINARY.get(element.vr)
+        if format_letter is not None:
+            count, remainder = divmod(len(element.value), struct.calcsize(format_letter))
+            if remainder:
+                raise HeaderError(
+                    f"{keyword} has {len(element.value)} bytes, expected a multiple of "
+                    f"{struct.calcsize(format_letter)}"
+                )
             order = ">" if self.big_endian else "<"
-            numbers = struct.unpack(f"{order}{count}{letter}", element.value)
+            numbers = struct.unpack(f"{order}{count}{format_letter}", element.value)
         else:
             texts = self.texts(keyword)
             if not all(map(_NUMBER.fullmatch, texts)):

@@ -26,17 +26,17 @@ __all__ = [
     "SeriesHeader",
     "first_item",
     "naming_file",
-    "numbers_or_none",
     "parse_object",
     "read_object",
+    "valid_numbers",
 ]
 
-_CT: Final = "1.2.840.10008.5.1.4.1.1.2"
-_ENHANCED: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
+_CT_CLASS: Final = "1.2.840.10008.5.1.4.1.1.2"
+_ENHANCED_CLASSES: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 """Enhanced CT Image Storage, and Legacy Converted Enhanced CT Image Storage."""
-_CT_CLASSES: Final = _ENHANCED | {_CT}
+_CT_CLASSES: Final = _ENHANCED_CLASSES | {_CT_CLASS}
 _DIRECTION_DIGITS: Final = 2
-"""Decimals of direction cosines, when series without a UID are compared."""
+"""Number of decimals of the direction cosines by which series without a UID are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class DicomObject:
     @property
     def is_multiframe(self) -> bool:
         """Whether the file may hold several slices."""
-        return not _ENHANCED.isdisjoint(self.header.sop_classes)
+        return not _ENHANCED_CLASSES.isdisjoint(self.header.sop_classes)
 
 
 def read_object(
@@ -119,11 +119,11 @@ def read_object(
         If the file is not DICOM but may be a slice (see :func:`has_other_file_name`), is too
         large, or does not parse.
     """
-    found = parse_object(
+    dicom_object = parse_object(
         path, lambda start, stop: fs.cat_file(path, start=start, end=stop), size_bytes, limits
     )
-    if found is not None:
-        return found
+    if dicom_object is not None:
+        return dicom_object
     if has_other_file_name(path.rsplit("/", 1)[-1]):
         return None
     # A broken link has no size either. Reading it raises the right error.
@@ -161,15 +161,15 @@ def parse_object(
             max_inflated_bytes=limits.dicom_file_bytes,
             classes=_CT_CLASSES,
         )
-        return None if header is None else _object(path, size_bytes, header, limits)
+        return None if header is None else _dicom_object(path, size_bytes, header, limits)
 
 
-def _object(path: str, size_bytes: int, header: DicomHeader, limits: Limits) -> DicomObject:
+def _dicom_object(path: str, size_bytes: int, header: DicomHeader, limits: Limits) -> DicomObject:
     data, classes = header.data, header.sop_classes
-    # One of both is enough: de-identified files may keep only the one outside the data set.
+    # One class is enough: de-identified files may state only the one outside the data set.
     if not classes:
         raise FormatError(
-            f"{path}: states no SOPClassUID, so what it holds is unknown. Download it again."
+            f"{path}: states no SOPClassUID, so its kind is unknown. Download it again."
         )
     non_ct_kind = None
     if _CT_CLASSES.isdisjoint(classes):
@@ -181,25 +181,25 @@ def _object(path: str, size_bytes: int, header: DicomHeader, limits: Limits) -> 
         # Rows comes after the fields of the series, so a header that is cut short lacks it.
         if "Rows" not in data:
             raise FormatError(
-                f"{path}: states no Rows: it is cut short, or no image. Download it again, or take "
-                "it out of the folder."
+                f"{path}: states no Rows: it is cut short, or is no image. Download it again, or "
+                "take it out of the folder."
             )
-        enhanced = not _ENHANCED.isdisjoint(classes)
-        frames = _frames(data, path, enhanced=enhanced)
-        most = limits.dicom_multiframe_bytes if enhanced else limits.dicom_file_bytes
-        if size_bytes > most:
+        enhanced = not _ENHANCED_CLASSES.isdisjoint(classes)
+        frames = _frame_count(data, path, enhanced=enhanced)
+        max_bytes = limits.dicom_multiframe_bytes if enhanced else limits.dicom_file_bytes
+        if size_bytes > max_bytes:
             raise FormatError(
-                f"{path}: has more than {most} bytes, expected the file of "
+                f"{path}: has more than {max_bytes} bytes, expected the file of "
                 f"{'a CT' if enhanced else 'one CT slice'}. Take it out of the folder."
             )
     return DicomObject(
-        path, non_ct_kind, _series_facts(data), 0 if non_ct_kind else frames, size_bytes, header
+        path, non_ct_kind, _series_header(data), 0 if non_ct_kind else frames, size_bytes, header
     )
 
 
-def _frames(data: DataSet, path: str, *, enhanced: bool) -> int:
-    found = data.numbers("NumberOfFrames")
-    frames = int(found[0]) if found else 1
+def _frame_count(data: DataSet, path: str, *, enhanced: bool) -> int:
+    numbers = data.numbers("NumberOfFrames")
+    frames = int(numbers[0]) if numbers else 1
     if enhanced and frames >= 1:
         return frames
     if frames != 1:
@@ -211,13 +211,13 @@ def _frames(data: DataSet, path: str, *, enhanced: bool) -> int:
     return 1
 
 
-def _series_facts(data: DataSet) -> SeriesHeader:
+def _series_header(data: DataSet) -> SeriesHeader:
     groups = data.sequence("SharedFunctionalGroupsSequence")[:1]
     measures = first_item(groups, "PixelMeasuresSequence") or data
     kernel = first_item(groups, "CTReconstructionSequence") or data
     orientation = first_item(groups, "PlaneOrientationSequence") or data
-    number = numbers_or_none(data, "SeriesNumber")
-    thickness = numbers_or_none(measures, "SliceThickness")
+    number = valid_numbers(data, "SeriesNumber")
+    thickness = valid_numbers(measures, "SliceThickness")
     return SeriesHeader(
         uid=data.text("SeriesInstanceUID"),
         study_uid=data.text("StudyInstanceUID"),
@@ -229,10 +229,10 @@ def _series_facts(data: DataSet) -> SeriesHeader:
         slice_thickness_mm=thickness[0] if thickness else None,
         cosines=tuple(
             round(cosine, _DIRECTION_DIGITS) + 0.0
-            for cosine in numbers_or_none(orientation, "ImageOrientationPatient")
+            for cosine in valid_numbers(orientation, "ImageOrientationPatient")
         ),
-        spacing_rows_columns_mm=numbers_or_none(measures, "PixelSpacing"),
-        shape_rows_columns=numbers_or_none(data, "Rows") + numbers_or_none(data, "Columns"),
+        spacing_rows_columns_mm=valid_numbers(measures, "PixelSpacing"),
+        shape_rows_columns=valid_numbers(data, "Rows") + valid_numbers(data, "Columns"),
     )
 
 
@@ -241,8 +241,11 @@ def first_item(groups: tuple[DataSet, ...], keyword: str) -> DataSet | None:
     return next((item for group in groups for item in group.sequence(keyword)), None)
 
 
-def numbers_or_none(data: DataSet, keyword: str) -> tuple[float, ...]:
-    """Return the numbers of an element; none if they are invalid, which is reported later."""
+def valid_numbers(data: DataSet, keyword: str) -> tuple[float, ...]:
+    """Return the numbers of an element; none if they are invalid.
+
+    Invalid numbers that matter are refused later.
+    """
     try:
         return data.numbers(keyword)
     except HeaderError:

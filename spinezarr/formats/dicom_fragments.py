@@ -21,7 +21,7 @@ from spinezarr.formats.dicom_walk import (
 __all__ = ["Fragment", "TruncatedPixelsError", "read_fragments"]
 
 _MAX_FRAGMENTS: Final = 200_000
-_STARTS_BYTES: Final = 4
+_FIRST_BYTES: Final = 4
 
 
 class TruncatedPixelsError(HeaderError):
@@ -35,7 +35,7 @@ class Fragment:
     start: int
     """Offset of its first byte in the file."""
     size_bytes: int
-    first: bytes
+    first_bytes: bytes
     """Its first four bytes, which tell whether a code stream starts here."""
 
 
@@ -60,20 +60,20 @@ def read_fragments(
     """
     source = ByteWindow(read, size_bytes, _MAX_FRAGMENTS * WINDOW_BYTES)
     walk = ElementWalk(source, explicit=False)
-    found: list[Fragment] = []
-    at = start
-    while len(found) <= _MAX_FRAGMENTS:
-        element = walk.element(at)
+    fragments: list[Fragment] = []
+    offset = start
+    while len(fragments) <= _MAX_FRAGMENTS:
+        element = walk.element(offset)
         if element is None or element[0] not in (ITEM_TAG, SEQUENCE_END_TAG):
             raise TruncatedPixelsError("its pixels do not end")
-        tag, _, value_at, length = element
+        tag, _, value_start, length = element
         if tag == SEQUENCE_END_TAG:
-            return found
-        at = value_at + length
-        if at > size_bytes:
+            return fragments
+        offset = value_start + length
+        if offset > size_bytes:
             raise TruncatedPixelsError("its pixels do not end")
-        begin = source.window(value_at, min(length, _STARTS_BYTES))
-        found.append(
-            Fragment(value_at, length, source.data[begin : begin + min(length, _STARTS_BYTES)])
-        )
-    raise HeaderError(f"pixels in more than {_MAX_FRAGMENTS} fragments")
+        n_first = min(length, _FIRST_BYTES)
+        start_in_window = source.load(value_start, n_first)
+        first_bytes = source.data[start_in_window : start_in_window + n_first]
+        fragments.append(Fragment(value_start, length, first_bytes))
+    raise HeaderError(f"its pixels have more than {_MAX_FRAGMENTS} fragments")

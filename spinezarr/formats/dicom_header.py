@@ -28,7 +28,7 @@ __all__ = ["DicomHeader", "inflate_data_set", "is_bare_data_set", "read_header"]
 
 _PREAMBLE_BYTES: Final = 128
 _MAGIC: Final = b"DICM"
-_IDENTIFYING: Final = 0x0008
+_IDENTIFYING_GROUP: Final = 0x0008
 """Group with which a data set starts."""
 
 
@@ -80,34 +80,34 @@ def read_header(
         If the header does not parse, is cut short, or exceeds a limit.
     """
     source = ByteWindow(read, size_bytes, max_bytes)
-    begin = source.window(0, _PREAMBLE_BYTES + len(_MAGIC))
-    start = source.data[begin : begin + _PREAMBLE_BYTES + len(_MAGIC)]
-    at = len(start)
+    start_in_window = source.load(0, _PREAMBLE_BYTES + len(_MAGIC))
+    start = source.data[start_in_window : start_in_window + _PREAMBLE_BYTES + len(_MAGIC)]
+    offset = len(start)
     if start[_PREAMBLE_BYTES:] != _MAGIC:
-        if not is_bare_data_set(source.data[begin:]):
+        if not is_bare_data_set(source.data[start_in_window:]):
             return None
-        at = 0
-    meta, at = ElementWalk(source, explicit=True).file_meta(at)
+        offset = 0
+    meta, offset = ElementWalk(source, explicit=True).file_meta(offset)
     syntax = meta.text("TransferSyntaxUID")
-    outer, start_at = meta.text("MediaStorageSOPClassUID"), at
+    meta_class, data_set_start = meta.text("MediaStorageSOPClassUID"), offset
     if syntax == DEFLATED:
-        if outer and classes is not None and outer not in classes:
-            return DicomHeader(at, (outer,), syntax, DataSet(), None)
+        if meta_class and classes is not None and meta_class not in classes:
+            return DicomHeader(offset, (meta_class,), syntax, DataSet(), None)
         if size_bytes > max_inflated_bytes:
-            raise HeaderError(f"more than {max_inflated_bytes} bytes of deflated data")
-        packed = read(at, size_bytes) if at < size_bytes else b""
-        plain = inflate_data_set(packed, max_inflated_bytes)
-        source, at = ByteWindow(lambda a, b: plain[a:b], len(plain), 2 * len(plain)), 0
+            raise HeaderError(f"it has more than {max_inflated_bytes} bytes of deflated data")
+        deflated = read(offset, size_bytes) if offset < size_bytes else b""
+        inflated = inflate_data_set(deflated, max_inflated_bytes)
+        source, offset = ByteWindow(lambda a, b: inflated[a:b], len(inflated), 2 * len(inflated)), 0
     big_endian = syntax == BIG_ENDIAN
     # Some writers state explicit VRs and write implicit ones, or vice versa.
-    begin = source.window(at, SHORT_ELEMENT_BYTES)
-    explicit = source.data[begin + 4 : begin + 6] in SHORT_VRS | LONG_VRS
+    start_in_window = source.load(offset, SHORT_ELEMENT_BYTES)
+    explicit = source.data[start_in_window + 4 : start_in_window + 6] in SHORT_VRS | LONG_VRS
     walk = ElementWalk(source, explicit=explicit, big_endian=big_endian)
-    data, pixels = walk.data_set(at, outer, classes)
-    inner = data.text("SOPClassUID")
+    data, pixels = walk.data_set(offset, meta_class, classes)
+    data_set_class = data.text("SOPClassUID")
     return DicomHeader(
-        start_at,
-        tuple(filter(None, (inner, outer))),
+        data_set_start,
+        tuple(filter(None, (data_set_class, meta_class))),
         syntax or (EXPLICIT if explicit else IMPLICIT),
         data,
         pixels,
@@ -129,23 +129,23 @@ def is_bare_data_set(start: bytes) -> bool:
     """
     source = ByteWindow(lambda a, b: start[a:b], len(start), len(start))
     walk = ElementWalk(source, explicit=start[4:6] in SHORT_VRS | LONG_VRS)
-    at, before = 0, 0
+    offset, previous_tag = 0, 0
     try:
         if int.from_bytes(start[:2], "little") == FILE_META_GROUP:
-            meta, at = walk.file_meta(0)
+            meta, offset = walk.file_meta(0)
             return is_uid(meta.text("MediaStorageSOPClassUID"))
-        while (found := walk.element(at)) is not None:
-            tag, vr, value_at, length = found
-            ascends = before < tag or (before == tag == 0)
-            if tag >> 16 != _IDENTIFYING or not ascends or (walk.explicit and not vr):
+        while (element := walk.element(offset)) is not None:
+            tag, vr, value_start, length = element
+            ascends = previous_tag < tag or (previous_tag == tag == 0)
+            if tag >> 16 != _IDENTIFYING_GROUP or not ascends or (walk.explicit and not vr):
                 return False
             if tag == SOP_CLASS_TAG:
-                value = start[value_at : value_at + length]
+                value = start[value_start : value_start + length]
                 text = value.decode("ascii", "replace").rstrip("\0 ")
                 return len(value) == length and is_uid(text)
             if length == UNDEFINED_LENGTH:
-                value_at, length = walk.skip(value_at), 0
-            at, before = value_at + length, tag
+                value_start, length = walk.skip(value_start), 0
+            offset, previous_tag = value_start + length, tag
     except HeaderError:
         pass
     return False
@@ -159,13 +159,13 @@ def inflate_data_set(data: bytes, max_bytes: int) -> bytes:
     HeaderError
         If the data set is damaged, or inflates to more than ``max_bytes``.
     """
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        plain = inflate.decompress(data, max_bytes)
+        inflated = decompressor.decompress(data, max_bytes)
     except zlib.error:
-        raise HeaderError("a deflated data set that does not inflate") from None
-    if inflate.unconsumed_tail:
-        raise HeaderError(f"more than {max_bytes} bytes when it is inflated")
-    if not inflate.eof:
-        raise HeaderError("a deflated data set that is cut short")
-    return plain
+        raise HeaderError("its deflated data set does not inflate") from None
+    if decompressor.unconsumed_tail:
+        raise HeaderError(f"it inflates to more than {max_bytes} bytes")
+    if not decompressor.eof:
+        raise HeaderError("its deflated data set is cut short")
+    return inflated

@@ -4,7 +4,7 @@ from typing import Final
 
 __all__ = ["has_other_file_name", "is_hidden"]
 
-_COMPANIONS: Final = frozenset(
+_COMPANION_NAMES: Final = frozenset(
     {"readme", "license", "licence", "copying", "authors", "notice", "changes", "changelog"}
     | {"version", "manifest", "index", "autorun", "dicomdir", "checksum", "checksums"}
     | {"md5sum", "md5sums", "sha1sum", "sha1sums", "sha256sum", "sha256sums", "sha512sums"}
@@ -20,7 +20,7 @@ _OTHER_ENDINGS: Final = frozenset(
     | {"md5", "sha1", "sha256", "sha512", "sig", "asc", "pem", "dtd", "xsd", "xsl"}
 )
 """Endings of files that are not DICOM."""
-_PACKED_ENDINGS: Final = (".gz", ".bz2", ".xz")
+_COMPRESSED_ENDINGS: Final = (".gz", ".bz2", ".xz")
 """Endings of a single compressed file; the ending before it tells the kind."""
 
 
@@ -51,8 +51,8 @@ def has_other_file_name(name: str) -> bool:
     >>> [has_other_file_name(name) for name in slices]
     [False, False, False, False]
     """
-    low = name.lower()
-    for packed in _PACKED_ENDINGS:
-        low = low.removesuffix(packed)
-    _, dot, ending = low.rpartition(".")
-    return low in _COMPANIONS or bool(dot and ending in _OTHER_ENDINGS)
+    lowered = name.lower()
+    for compressed_ending in _COMPRESSED_ENDINGS:
+        lowered = lowered.removesuffix(compressed_ending)
+    _, dot, ending = lowered.rpartition(".")
+    return lowered in _COMPANION_NAMES or bool(dot and ending in _OTHER_ENDINGS)

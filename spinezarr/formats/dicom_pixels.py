@@ -88,14 +88,14 @@ class FrameReader:
         self._read = read
         self._size_bytes = size_bytes
         self._syntax = header.transfer_syntax
-        self._place = header.pixels
-        self._most_bytes = max_bytes
+        self._location = header.pixels
+        self._max_frame_bytes = max_bytes
         self._path = path
         self._frames = frames
-        self._codes: list[list[Fragment]] | None = None
+        self._frame_fragments: list[list[Fragment]] | None = None
         if UID(self._syntax).is_encapsulated:
             with _decoding(path):
-                self._codes = self._find_codes()
+                self._frame_fragments = self._find_frame_fragments()
 
     def read(self, header: SliceHeader) -> npt.NDArray[Any]:
         """Decode the stored values of a slice.
@@ -111,11 +111,13 @@ class FrameReader:
             If the values are cut short, do not decode or do not match ``header``.
         """
         frame = header.frame or 0
-        if self._codes is None:
-            return _used_bits(self._native(frame, header), header)
+        if self._frame_fragments is None:
+            return _clear_unused_bits(self._uncompressed_frame(frame, header), header)
         with _decoding(self._path):
-            parts = self._codes[frame]
-            code = b"".join(self._bytes(part.start, part.size_bytes) for part in parts)
+            fragments = self._frame_fragments[frame]
+            code = b"".join(
+                self._bytes(fragment.start, fragment.size_bytes) for fragment in fragments
+            )
             if self._syntax == RLE:
                 check_rle(code, header.shape_rows_columns, header.bits_allocated)
             elif self._syntax in JPEG_2000:
@@ -124,8 +126,8 @@ class FrameReader:
                 frames = JPEG_FRAMES[self._syntax]
                 bits = check_jpeg(code, header.shape_rows_columns, header.bits_allocated, frames)
                 if self._syntax == JPEG_EXTENDED and bits == _TWELVE_BITS:
-                    return _used_bits(_jpeg_extended(code, header), header)
-            return _decoded(code, self._syntax, header)
+                    return _clear_unused_bits(_decode_jpeg_extended(code, header), header)
+            return _decode(code, self._syntax, header)
 
     def _bytes(self, start: int, size_bytes: int) -> bytes:
         """Return exactly the requested bytes of the file."""
@@ -135,75 +137,82 @@ class FrameReader:
             raise FormatError(f"{self._path}: has changed while it was read. Ingest it again.")
         return data
 
-    def _native(self, frame: int, header: SliceHeader) -> npt.NDArray[Any]:
+    def _uncompressed_frame(self, frame: int, header: SliceHeader) -> npt.NDArray[Any]:
         """Return the uncompressed pixels of a frame."""
-        place = self._place
+        location = self._location
         n_bytes = (
             header.shape_rows_columns[0] * header.shape_rows_columns[1] * header.bits_allocated // 8
         )
-        there = 0
-        if place is not None and place.size_bytes is not None:
-            there = max(0, min(place.size_bytes, self._size_bytes - place.start))
-        if place is None or there < n_bytes * self._frames:
+        present_bytes = 0
+        if location is not None and location.size_bytes is not None:
+            present_bytes = max(0, min(location.size_bytes, self._size_bytes - location.start))
+        if location is None or present_bytes < n_bytes * self._frames:
             raise FormatError(
-                f"{self._path}: cut short: it holds {there} of {n_bytes * self._frames} bytes of "
-                "pixels. Download it again."
+                f"{self._path}: cut short: it holds {present_bytes} of {n_bytes * self._frames} "
+                "bytes of pixels. Download it again."
             )
         start = frame * n_bytes
-        # Big endian words swap pairs of bytes, even if each byte is a pixel.
-        words = (
+        # In big endian, pairs of bytes are swapped even if each byte is a pixel.
+        swaps_bytes = (
             self._syntax == BIG_ENDIAN
             and header.bits_allocated == _EIGHT_BITS
-            and place.vr != b"OB"
+            and location.vr != b"OB"
         )
-        before, after = (start % 2, (start + n_bytes) % 2) if words else (0, 0)
-        data = self._bytes(place.start + start - before, before + n_bytes + after)
-        if words:
+        before, after = (start % 2, (start + n_bytes) % 2) if swaps_bytes else (0, 0)
+        data = self._bytes(location.start + start - before, before + n_bytes + after)
+        if swaps_bytes:
             even = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()
             data = (even + data[len(even) :])[before : before + n_bytes]
         order = ">" if self._syntax == BIG_ENDIAN else "<"
         dtype = np.dtype(f"{order}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
         return np.frombuffer(data, dtype).reshape(header.shape_rows_columns)
 
-    def _find_codes(self) -> list[list[Fragment]]:
+    def _find_frame_fragments(self) -> list[list[Fragment]]:
         """Return the fragments of each frame."""
-        if self._place is None or self._place.size_bytes is not None:
+        if self._location is None or self._location.size_bytes is not None:
             raise TruncatedPixelsError("it holds no compressed pixels")
-        fragments = read_fragments(self._read, self._size_bytes, self._place.start)
-        table, parts = fragments[:1], fragments[1:]
+        fragments = read_fragments(self._read, self._size_bytes, self._location.start)
+        table, code_fragments = fragments[:1], fragments[1:]
         if self._frames == 1:
-            codes = [parts]
-        elif len(parts) == self._frames:
-            codes = [[part] for part in parts]
+            frames = [code_fragments]
+        elif len(code_fragments) == self._frames:
+            frames = [[fragment] for fragment in code_fragments]
         else:
-            codes = _cut(parts, self._starts(table, parts))
-        if not parts or len(codes) != self._frames:
+            frames = _group_fragments(code_fragments, self._starts(table, code_fragments))
+        if not code_fragments or len(frames) != self._frames:
             raise HeaderError(
-                f"{len(codes) if parts else 0} compressed frames, expected {self._frames}"
+                f"it holds {len(frames) if code_fragments else 0} compressed frames, expected "
+                f"{self._frames}"
             )
-        longest = max(sum(part.size_bytes for part in code) for code in codes)
-        if longest > self._most_bytes:
-            raise HeaderError(f"a compressed frame of more than {self._most_bytes} bytes")
-        return codes
+        longest = max(sum(fragment.size_bytes for fragment in frame) for frame in frames)
+        if longest > self._max_frame_bytes:
+            raise HeaderError(f"a compressed frame has more than {self._max_frame_bytes} bytes")
+        return frames
 
-    def _starts(self, table: Sequence[Fragment], parts: Sequence[Fragment]) -> list[int]:
+    def _starts(self, table: Sequence[Fragment], fragments: Sequence[Fragment]) -> list[int]:
         """Return the fragments that start a frame, by the offset table or by their first bytes."""
         if not table or table[0].size_bytes != _OFFSET_BYTES * self._frames:
-            return [i for i, part in enumerate(parts) if part.first.startswith(_CODE_STARTS)]
+            return [
+                i
+                for i, fragment in enumerate(fragments)
+                if fragment.first_bytes.startswith(_CODE_STARTS)
+            ]
         offsets = np.frombuffer(self._bytes(table[0].start, table[0].size_bytes), "<u4")
-        at = {part.start - parts[0].start: i for i, part in enumerate(parts)}
-        return [at.get(int(offset), -1) for offset in offsets]
+        index_of_offset = {
+            fragment.start - fragments[0].start: i for i, fragment in enumerate(fragments)
+        }
+        return [index_of_offset.get(int(offset), -1) for offset in offsets]
 
 
-def _cut(parts: Sequence[Fragment], starts: Sequence[int]) -> list[list[Fragment]]:
+def _group_fragments(fragments: Sequence[Fragment], starts: Sequence[int]) -> list[list[Fragment]]:
     """Group fragments into frames; empty if the starts are not valid."""
-    ends = [*starts[1:], len(parts)]
+    ends = [*starts[1:], len(fragments)]
     if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, ends, strict=True)):
         return []
-    return [list(parts[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return [list(fragments[a:b]) for a, b in zip(starts, ends, strict=True)]
 
 
-def _used_bits(stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any]:
+def _clear_unused_bits(stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any]:
     """Clear the bits above the stored ones, or fill them with the sign."""
     unused = header.bits_allocated - header.bits_stored
     if not unused:
@@ -212,7 +221,7 @@ def _used_bits(stored: npt.NDArray[Any], header: SliceHeader) -> npt.NDArray[Any
     return (stored << unused) >> unused
 
 
-def _decoded(code: bytes, syntax: str, header: SliceHeader) -> npt.NDArray[Any]:
+def _decode(code: bytes, syntax: str, header: SliceHeader) -> npt.NDArray[Any]:
     """Decode a code stream that has been checked."""
     rows, columns = header.shape_rows_columns
     # pydicom types these options as one TypedDict.
@@ -237,7 +246,7 @@ def _decoded(code: bytes, syntax: str, header: SliceHeader) -> npt.NDArray[Any]:
     return decoded
 
 
-def _jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
+def _decode_jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
     """Decode lossy JPEG of 12 bits with gdcm directly, because pydicom does not support it.
 
     With 16 bits allocated, gdcm would try 8 bits first and print an error, so 12 are passed
@@ -265,7 +274,7 @@ def _jpeg_extended(code: bytes, header: SliceHeader) -> npt.NDArray[Any]:
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
+def _without_logs() -> Iterator[None]:
     """Suppress the logs of pydicom, because they quote values of the header."""
     logger = logging.getLogger("pydicom")
     before, logger.disabled = logger.disabled, True
@@ -278,7 +287,7 @@ def _unlogged() -> Iterator[None]:
 @contextmanager
 def _decoding(path: str) -> Iterator[None]:
     """Convert errors of the decoders to FormatError, and suppress their warnings."""
-    with warnings.catch_warnings(), _unlogged():
+    with warnings.catch_warnings(), _without_logs():
         warnings.simplefilter("ignore")
         try:
             yield

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _MIN_JOINED_FILES: Final = 3
-"""From this many similar single-slice files on, a UID for each is a converter's mistake."""
+"""If at least this many similar single-slice files have a UID each, a converter made a mistake."""
 _SPACING_TOLERANCE: Final = 0.1
 """Largest relative difference of the slice distance and SpacingBetweenSlices, which is rounded."""
 
@@ -56,7 +56,7 @@ class CtSeries:
     @property
     def slices(self) -> int:
         """Number of slices, with the frames of multi-frame files."""
-        return sum(found.frames for found in self.objects)
+        return sum(dicom_object.frames for dicom_object in self.objects)
 
     @property
     def name(self) -> str:
@@ -108,12 +108,12 @@ def read_folder(
         :func:`spinezarr.formats.dicom_file.read_object`.
     """
     paths = sorted(path for path in sizes if not is_hidden(path.rsplit("/", 1)[-1]))
-    found = map_concurrently(fs, lambda path: read_object(fs, path, sizes[path], limits), paths)
-    objects = [item for item in found if item is not None]
+    results = map_concurrently(fs, lambda path: read_object(fs, path, sizes[path], limits), paths)
+    objects = [item for item in results if item is not None]
     return FolderContent(
         tuple(group_series(objects)),
         tuple(item for item in objects if item.non_ct_kind is not None),
-        tuple(path for path, item in zip(paths, found, strict=True) if item is None),
+        tuple(path for path, item in zip(paths, results, strict=True) if item is None),
     )
 
 
@@ -138,34 +138,34 @@ def group_series(objects: Iterable[DicomObject]) -> list[CtSeries]:
         Series sorted by the path of their first file.
     """
     objects = list(objects)
-    ct = [found for found in objects if found.non_ct_kind is None]
+    ct_objects = [dicom_object for dicom_object in objects if dicom_object.non_ct_kind is None]
     by_uid: dict[str, list[DicomObject]] = defaultdict(list)
-    for found in ct:
-        by_uid[found.series.uid].append(found)
-    without = by_uid.pop("", [])
+    for dicom_object in ct_objects:
+        by_uid[dicom_object.series.uid].append(dicom_object)
+    without_uid = by_uid.pop("", [])
     groups = _join_single_slices([(members, [uid], ()) for uid, members in by_uid.items()])
-    for matching_fields, members in _group_by_fields(without).items():
+    for matching_fields, members in _group_by_fields(without_uid).items():
         fitting = [group for group in groups if _matching_fields(group[0][0]) == matching_fields]
         if len(fitting) == 1:
             fitting[0][0].extend(members)
-            fitting[0][0].sort(key=lambda found: found.path)
+            fitting[0][0].sort(key=lambda dicom_object: dicom_object.path)
         else:
             groups.append((members, [], ()))
     others: dict[str, list[DicomObject]] = defaultdict(list)
-    for found in objects:
-        if found.non_ct_kind is not None and found.series.uid:
-            others[found.series.uid].append(found)
+    for dicom_object in objects:
+        if dicom_object.non_ct_kind is not None and dicom_object.series.uid:
+            others[dicom_object.series.uid].append(dicom_object)
     series = [
         CtSeries(
             members[0].series,
-            _key(uids[0] if len(uids) == 1 else _matching_fields(members[0])),
+            _series_key(uids[0] if len(uids) == 1 else _matching_fields(members[0])),
             tuple(members),
             tuple(other for uid in uids for other in others[uid]),
             notes,
         )
         for members, uids, notes in groups
     ]
-    return sorted(series, key=lambda one: one.objects[0].path)
+    return sorted(series, key=lambda entry: entry.objects[0].path)
 
 
 _Group = tuple[list[DicomObject], list[str], tuple[str, ...]]
@@ -174,32 +174,32 @@ _Group = tuple[list[DicomObject], list[str], tuple[str, ...]]
 
 def _join_single_slices(groups: Sequence[_Group]) -> list[_Group]:
     """Join single-slice files with equal fields that each have a UID of their own."""
-    single = [members[0] for members, _, _ in groups if [m.frames for m in members] == [1]]
-    whole = [group for group in groups if [m.frames for m in group[0]] != [1]]
-    for members in _group_by_fields(single).values():
+    single_slices = [members[0] for members, _, _ in groups if [m.frames for m in members] == [1]]
+    joined = [group for group in groups if [m.frames for m in group[0]] != [1]]
+    for members in _group_by_fields(single_slices).values():
         if len(members) < _MIN_JOINED_FILES:
-            whole += [([found], [found.series.uid], ()) for found in members]
+            joined += [([dicom_object], [dicom_object.series.uid], ()) for dicom_object in members]
             continue
         note = (
-            f"each of its {len(members)} files has a SeriesInstanceUID of its own; they were taken "
-            "as one series, as all else that slices of a series share is the same"
+            f"each of its {len(members)} files has a SeriesInstanceUID of its own; they were read "
+            "as one series, because they are equal in all other fields that slices share"
         )
-        whole.append((members, [found.series.uid for found in members], (note,)))
-    return whole
+        joined.append((members, [dicom_object.series.uid for dicom_object in members], (note,)))
+    return joined
 
 
 def _group_by_fields(objects: Iterable[DicomObject]) -> dict[str, list[DicomObject]]:
     groups: dict[str, list[DicomObject]] = defaultdict(list)
-    for found in objects:
-        groups[_matching_fields(found)].append(found)
+    for dicom_object in objects:
+        groups[_matching_fields(dicom_object)].append(dicom_object)
     return groups
 
 
-def _matching_fields(found: DicomObject) -> str:
-    return repr(found.series.matching_fields)
+def _matching_fields(dicom_object: DicomObject) -> str:
+    return repr(dicom_object.series.matching_fields)
 
 
-def _key(identity: str) -> str:
+def _series_key(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
@@ -250,45 +250,47 @@ def completeness_notes(
     stated = _common_number(series.objects, "ImagesInAcquisition")
     if stated is not None and stated > images:
         notes.append(
-            f"{images} of {stated:g} images of its acquisition (ImagesInAcquisition): others are "
-            "of another series, or missing"
+            f"{images} of the {stated:g} images of its acquisition (ImagesInAcquisition) are here: "
+            "the others belong to another series, or are missing"
         )
-    notes += _numbering(files, {header.path for header in slices}, len(slices))
+    notes += _numbering_notes(files, {header.path for header in slices}, len(slices))
     stated = _common_number(series.objects, "SpacingBetweenSlices")
     if stated and abs(spacing_mm - abs(stated)) > _SPACING_TOLERANCE * abs(stated):
         notes.append(
-            f"slices {spacing_mm:.4g} mm apart, where SpacingBetweenSlices is {stated:g} mm: "
+            f"the slices are {spacing_mm:.4g} mm apart, but SpacingBetweenSlices is {stated:g} mm: "
             "slices between them may be missing"
         )
     return tuple(notes)
 
 
-def _numbering(files: Iterable[DicomObject], paths: Collection[str], count: int) -> Iterator[str]:
+def _numbering_notes(
+    files: Iterable[DicomObject], paths: Collection[str], count: int
+) -> Iterator[str]:
     """Yield a note if InstanceNumber starts late or has gaps that other files do not fill."""
-    own: set[int] = set()
-    others: set[int] = set()
-    for found in files:
-        number = _number(found, "InstanceNumber")
+    slice_numbers: set[int] = set()
+    other_numbers: set[int] = set()
+    for dicom_object in files:
+        number = _number(dicom_object, "InstanceNumber")
         if number is not None:
-            (own if found.path in paths else others).add(int(number))
-    if len(own) != count:  # missing, repeated, or a multi-frame file
+            (slice_numbers if dicom_object.path in paths else other_numbers).add(int(number))
+    if len(slice_numbers) != count:  # missing, repeated, or a multi-frame file
         return
-    low, high = min(own), max(own)
-    between = sum(low <= number <= high for number in others - own)
-    before = sum(1 <= number < low for number in others)
-    if low - 1 > before or high - low + 1 > count + between:
+    low, high = min(slice_numbers), max(slice_numbers)
+    n_between = sum(low <= number <= high for number in other_numbers - slice_numbers)
+    n_before = sum(1 <= number < low for number in other_numbers)
+    if low - 1 > n_before or high - low + 1 > count + n_between:
         yield f"InstanceNumber runs from {low} to {high} over {count} slices: some may be missing"
 
 
 def _common_number(objects: Sequence[DicomObject], keyword: str) -> float | None:
     """Return the number that all files state; None if they differ or lack it."""
-    values = Counter(_number(found, keyword) for found in objects)
+    values = Counter(_number(dicom_object, keyword) for dicom_object in objects)
     return next(iter(values)) if len(values) == 1 else None
 
 
-def _number(found: DicomObject, keyword: str) -> float | None:
+def _number(dicom_object: DicomObject, keyword: str) -> float | None:
     try:
-        numbers = found.header.data.numbers(keyword)
+        numbers = dicom_object.header.data.numbers(keyword)
     except HeaderError:
         return None
     return numbers[0] if len(numbers) == 1 else None

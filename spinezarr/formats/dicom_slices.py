@@ -12,7 +12,7 @@ from typing import Final
 
 from spinezarr.errors import FormatError
 from spinezarr.formats.dicom_data_set import DataSet
-from spinezarr.formats.dicom_file import DicomObject, first_item, naming_file, numbers_or_none
+from spinezarr.formats.dicom_file import DicomObject, first_item, naming_file, valid_numbers
 from spinezarr.formats.dicom_stack import SliceHeader
 from spinezarr.formats.dicom_syntax import LOSSY, SYNTAXES, uid_name
 from spinezarr.formats.header_text import redact_header_text
@@ -33,7 +33,7 @@ _RESCALE_TYPES: Final = frozenset({"HU", "OD", "US", "MGML", "Z_EFF", "ED", "EDW
 _HU: Final = "'HU'"
 
 
-def slice_headers(found: DicomObject) -> list[SliceHeader]:
+def slice_headers(dicom_object: DicomObject) -> list[SliceHeader]:
     """Check the header of a CT file, and return one slice header for each of its frames.
 
     Raises
@@ -42,8 +42,10 @@ def slice_headers(found: DicomObject) -> list[SliceHeader]:
         If a slice has several numbers per pixel or no position, or the frames of a multi-frame file
         belong to several stacks or times.
     """
-    with naming_file(found.path):
-        return [_slice(found, sets) for sets in _slice_data_sets(found)]
+    with naming_file(dicom_object.path):
+        return [
+            _slice_header(dicom_object, data_sets) for data_sets in _slice_data_sets(dicom_object)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,75 +59,75 @@ class _SliceDataSets:
     scaling: DataSet
 
 
-def _slice_data_sets(found: DicomObject) -> list[_SliceDataSets]:
+def _slice_data_sets(dicom_object: DicomObject) -> list[_SliceDataSets]:
     """Return the data sets of each frame, or those of the file if it holds one slice."""
-    data, path = found.header.data, found.path
-    if not found.is_multiframe:
+    data, path = dicom_object.header.data, dicom_object.path
+    if not dicom_object.is_multiframe:
         return [_SliceDataSets(None, data, data, data, data)]
     shared = data.sequence("SharedFunctionalGroupsSequence")[:1]
-    own = data.sequence("PerFrameFunctionalGroupsSequence")
-    if len(own) != found.frames:
+    frame_groups = data.sequence("PerFrameFunctionalGroupsSequence")
+    if len(frame_groups) != dicom_object.frames:
         raise FormatError(
-            f"{path}: has {found.frames} frame{'' if found.frames == 1 else 's'} and "
-            f"positions of {len(own)} (PerFrameFunctionalGroupsSequence). It is cut short or "
-            "damaged: download it again."
+            f"{path}: has {dicom_object.frames} frame{'' if dicom_object.frames == 1 else 's'} and "
+            f"positions of {len(frame_groups)} (PerFrameFunctionalGroupsSequence). It is cut short "
+            "or damaged: download it again."
         )
     data_sets: list[_SliceDataSets] = []
     stacks: set[str] = set()
     times: set[tuple[float, ...]] = set()
-    for frame, group in enumerate(own):
+    for frame, group in enumerate(frame_groups):
 
-        def of(keyword: str, group: DataSet = group) -> DataSet:
+        def item_of(keyword: str, group: DataSet = group) -> DataSet:
             return first_item((group, *shared), keyword) or DataSet()
 
-        content = of("FrameContentSequence")
+        content = item_of("FrameContentSequence")
         stacks.add(content.text("StackID"))
         times.add(content.numbers("TemporalPositionIndex"))
         data_sets.append(
             _SliceDataSets(
                 frame,
-                of("PlanePositionSequence"),
-                of("PlaneOrientationSequence"),
-                of("PixelMeasuresSequence"),
-                of("PixelValueTransformationSequence"),
+                item_of("PlanePositionSequence"),
+                item_of("PlaneOrientationSequence"),
+                item_of("PixelMeasuresSequence"),
+                item_of("PixelValueTransformationSequence"),
             )
         )
-    for what, values in (("stacks (StackID)", stacks), ("times (TemporalPositionIndex)", times)):
+    for noun, values in (("stacks (StackID)", stacks), ("times (TemporalPositionIndex)", times)):
         if len(values) > 1:
             raise FormatError(
-                f"{path}: its {found.frames} frames belong to {len(values)} {what}, expected one. "
-                "Export each as a file of its own."
+                f"{path}: its {dicom_object.frames} frames belong to {len(values)} {noun}, "
+                "expected one. Export each as a file of its own."
             )
     return data_sets
 
 
-def _slice(found: DicomObject, sets: _SliceDataSets) -> SliceHeader:
+def _slice_header(dicom_object: DicomObject, data_sets: _SliceDataSets) -> SliceHeader:
     """Check the fields of one slice, and return its header."""
-    data, path = found.header.data, found.path
+    data, path = dicom_object.header.data, dicom_object.path
     _check_color(data, path)
     rows, columns = (_integer(data, keyword, path) for keyword in ("Rows", "Columns"))
     allocated, stored, signed = _pixel_format(data, path)
-    between_rows, between_columns = _numbers(sets.measures, "PixelSpacing", 2, path)
-    if min(rows, columns) < 1 or min(between_rows, between_columns) <= 0:
+    row_spacing_mm, column_spacing_mm = _numbers(data_sets.measures, "PixelSpacing", 2, path)
+    if min(rows, columns) < 1 or min(row_spacing_mm, column_spacing_mm) <= 0:
         raise FormatError(
-            f"{path}: has {rows} x {columns} pixels {between_rows} x {between_columns} mm "
+            f"{path}: has {rows} x {columns} pixels {row_spacing_mm} x {column_spacing_mm} mm "
             "apart; expected more than 0. Export the series again."
         )
     return SliceHeader(
         path,
-        sets.frame,
-        position_lps_mm=_numbers(sets.position, "ImagePositionPatient", 3, path),
-        cosines=_numbers(sets.orientation, "ImageOrientationPatient", 6, path),
-        spacing_rows_columns_mm=(between_rows, between_columns),
+        data_sets.frame,
+        position_lps_mm=_numbers(data_sets.position, "ImagePositionPatient", 3, path),
+        cosines=_numbers(data_sets.orientation, "ImageOrientationPatient", 6, path),
+        spacing_rows_columns_mm=(row_spacing_mm, column_spacing_mm),
         shape_rows_columns=(rows, columns),
         bits_allocated=allocated,
         bits_stored=stored,
         signed=signed,
-        rescale=_rescale(sets.scaling, path),
-        rescale_type=_rescale_type(sets.scaling),
+        rescale=_rescale(data_sets.scaling, path),
+        rescale_type=_rescale_type(data_sets.scaling),
         tilt_deg=_optional_number(data, "GantryDetectorTilt", path),
-        thickness_mm=next(iter(numbers_or_none(sets.measures, "SliceThickness")), None),
-        notes=_notes(found, sets.scaling),
+        thickness_mm=next(iter(valid_numbers(data_sets.measures, "SliceThickness")), None),
+        notes=_slice_notes(dicom_object, data_sets.scaling),
     )
 
 
@@ -170,18 +172,18 @@ def _pixel_format(data: DataSet, path: str) -> tuple[int, int, bool]:
         _integer(data, keyword, path)
         for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")
     )
-    high = data.numbers("HighBit")
+    high_bit = data.numbers("HighBit")
     if (
         allocated not in _BITS_ALLOCATED
         or not 1 <= stored <= allocated
         or representation not in (0, 1)
-        or high not in ((), (stored - 1,))
+        or high_bit not in ((), (stored - 1,))
     ):
         raise FormatError(
-            f"{path}: pixels of BitsAllocated {allocated}, BitsStored {stored}, HighBit "
-            f"{' '.join(f'{bit:g}' for bit in high) or 'not stated'}, PixelRepresentation "
-            f"{representation}; expected 8, 16 or 32 allocated, of which the low ones are stored, "
-            "and 0 or 1. Export the series again."
+            f"{path}: has BitsAllocated {allocated}, BitsStored {stored}, HighBit "
+            f"{' '.join(f'{bit:g}' for bit in high_bit) or 'not stated'} and PixelRepresentation "
+            f"{representation}; expected 8, 16 or 32 allocated bits, of which the low ones are "
+            "stored, and a representation of 0 or 1. Export the series again."
         )
     return allocated, stored, representation == 1
 
@@ -200,28 +202,30 @@ def _rescale(data: DataSet, path: str) -> tuple[float, float] | None:
 
 
 def _rescale_type(scaling: DataSet) -> str:
-    """Return RescaleType as messages may show it.
+    """Return RescaleType in a form that messages may show.
 
-    It must be there where values are not in HU (PS3.3 table C.8-3), so its absence means HU.
+    A file must state it if its values are not in HU (PS3.3 table C.8-3), so its absence means HU.
     """
     return redact_header_text(scaling.text("RescaleType") or "HU", _RESCALE_TYPES)
 
 
-def _notes(found: DicomObject, scaling: DataSet) -> tuple[str, ...]:
-    syntax, data = found.header.transfer_syntax, found.header.data
+def _slice_notes(dicom_object: DicomObject, scaling: DataSet) -> tuple[str, ...]:
+    syntax, data = dicom_object.header.transfer_syntax, dicom_object.header.data
     if syntax not in SYNTAXES:
         raise FormatError(
-            f"{found.path}: its TransferSyntaxUID is "
+            f"{dicom_object.path}: its TransferSyntaxUID is "
             f"{uid_name(syntax) or 'of no known syntax'!r}, which is not read; expected "
             "little or big endian, RLE, JPEG, JPEG-LS or JPEG 2000. Convert the series to "
             "explicit little endian."
         )
     notes = []
     if syntax in LOSSY or data.text("LossyImageCompression") == "01":
-        notes.append(f"lossy compression: {uid_name(syntax)}, values may differ from the scanner's")
+        notes.append(
+            f"lossy compression ({uid_name(syntax)}): values may differ from those of the scanner"
+        )
     if not scaling.text("RescaleSlope"):
-        notes.append("no RescaleSlope: values as stored, which may not be HU")
+        notes.append("no RescaleSlope: the values are used as stored, and may not be HU")
     rescale_type = _rescale_type(scaling)
     if rescale_type != _HU:
-        notes.append(f"values in {rescale_type}, not HU (RescaleType)")
+        notes.append(f"the values are in {rescale_type}, not HU (RescaleType)")
     return tuple(notes)

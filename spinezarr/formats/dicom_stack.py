@@ -24,7 +24,7 @@ from spinezarr.text import count_noun
 __all__ = ["SliceHeader", "drop_scouts", "join_first", "stack_slices"]
 
 _COSINE_TOLERANCE: Final = 2e-3
-"""How far the two direction vectors may be from unit length and from a right angle.
+"""Largest deviation of the two direction vectors from unit length and from a right angle.
 
 Cosines rounded to three decimals are off by at most this; a wrong rotation is off by more.
 """
@@ -33,7 +33,7 @@ _SLICE_TOLERANCE: Final = 1e-4
 
 It moves the far corner of a slice of 512 pixels by a twentieth of a pixel.
 """
-_SAME_POSITION_MM: Final = 0.01
+_MIN_SPACING_MM: Final = 0.01
 """Slices closer than this are at the same position. CT slices are at least 0.1 mm apart."""
 _ROUNDING_MM: Final = 0.1
 """Error of a distance along an axis between two positions that are rounded to 0.1 mm.
@@ -46,19 +46,21 @@ _POSITION_TOLERANCE: Final = 0.1
 An image and its mask may be apart by the same share. A missing slice is a deviation of a whole
 spacing.
 """
-_TILT_DEG: Final = 0.1
+_MIN_TILT_DEG: Final = 0.1
 """Angle between step and normal above which 512 slices are displaced by about a voxel."""
 
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAX_LISTED: Final = 3
 """Largest number of items named in a message."""
 _MIN_STRETCH_GAPS: Final = 3
-"""This many equal gaps in a row are a spacing of their own. One or two gaps of twice the usual
-length are missing slices."""
+"""Smallest number of equal gaps in a row that are a spacing of their own.
+
+One or two gaps of twice the usual length are missing slices.
+"""
 _MAX_SCOUTS: Final = 2
 """Largest number of scouts in a series: a frontal one and a lateral one."""
 _MIN_NORMAL_LENGTH: Final = 0.9
-"""Least length of the normal of a slice with valid directions."""
+"""Smallest length of the normal of a slice with valid directions."""
 _ACROSS_COSINE: Final = float(np.cos(np.radians(45)))
 """Cosine of the angle above which a slice lies across the others."""
 
@@ -88,11 +90,15 @@ class SliceHeader:
     signed: bool
     """Whether the value is in two's complement."""
     rescale: tuple[float, float] | None
-    """RescaleSlope and RescaleIntercept; None if the file has neither. A value is
-    ``stored * slope + intercept``."""
+    """RescaleSlope and RescaleIntercept; None if the file has neither.
+
+    A value is ``stored * slope + intercept``.
+    """
     rescale_type: str
-    """RescaleType, which is the unit of the values, in a form that messages may show. HU if the
-    file has none (PS3.3 table C.8-3)."""
+    """RescaleType, which is the unit of the values, in a form that messages may show.
+
+    It is HU if the file states none (PS3.3 table C.8-3).
+    """
     tilt_deg: float | None
     """GantryDetectorTilt; None if the file has none."""
     thickness_mm: float | None
@@ -134,15 +140,15 @@ def drop_scouts(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
         Slices without scouts.
     """
     normals = np.array([np.cross(s.cosines[:3], s.cosines[3:]) for s in slices])
-    (usual, _), *_ = Counter(map(tuple, np.round(normals, 1).tolist())).most_common()
+    (usual_normal, _), *_ = Counter(map(tuple, np.round(normals, 1).tolist())).most_common()
     # Slices with invalid directions are no scouts; they are refused later.
-    across = (np.abs(normals @ usual) < _ACROSS_COSINE) & (
+    lies_across = (np.abs(normals @ usual_normal) < _ACROSS_COSINE) & (
         np.linalg.norm(normals, axis=1) > _MIN_NORMAL_LENGTH
     )
-    scouts = int(across.sum())
+    scouts = int(lies_across.sum())
     if not 0 < scouts <= min(_MAX_SCOUTS, len(slices) - scouts - 1):
         return list(slices)
-    return [s for s, is_scout in zip(slices, across.tolist(), strict=True) if not is_scout]
+    return [s for s, is_scout in zip(slices, lies_across.tolist(), strict=True) if not is_scout]
 
 
 def stack_slices(slices: Sequence[SliceHeader], folder: str) -> tuple[list[SliceHeader], Grid]:
@@ -178,22 +184,24 @@ def stack_slices(slices: Sequence[SliceHeader], folder: str) -> tuple[list[Slice
     across, down = _directions(slices[0])
     normal = np.cross(across, down)
     normal /= np.linalg.norm(normal)
-    along = np.array([s.position_lps_mm for s in slices]) @ normal
-    ordered = [slices[i] for i in np.argsort(along, kind="stable")]
-    positions = np.array([s.position_lps_mm for s in ordered])
-    along = positions @ normal
+    depths_mm = np.array([s.position_lps_mm for s in slices]) @ normal
+    ordered = [slices[i] for i in np.argsort(depths_mm, kind="stable")]
+    positions_lps_mm = np.array([s.position_lps_mm for s in ordered])
+    depths_mm = positions_lps_mm @ normal
     between_rows, between_columns = ordered[0].spacing_rows_columns_mm
-    _check_repeated(ordered, along, folder)
+    _check_repeated(ordered, depths_mm, folder)
     # The lower median is the right gap even if one of two gaps spans a missing slice.
-    usual = float(np.percentile(np.diff(along), 50, method="lower"))
-    tolerance = _ROUNDING_MM + _POSITION_TOLERANCE * min(usual, between_rows, between_columns)
-    _check_tilt(ordered, positions[-1] - positions[0], normal, tolerance, folder)
-    _check_even(ordered, along, usual, tolerance, folder)
-    step = (positions[-1] - positions[0]) / (len(ordered) - 1)
-    _check_straight(ordered, positions, step, tolerance, folder)
+    usual_gap_mm = float(np.percentile(np.diff(depths_mm), 50, method="lower"))
+    tolerance_mm = _ROUNDING_MM + _POSITION_TOLERANCE * min(
+        usual_gap_mm, between_rows, between_columns
+    )
+    _check_tilt(ordered, positions_lps_mm[-1] - positions_lps_mm[0], normal, tolerance_mm, folder)
+    _check_even(ordered, depths_mm, usual_gap_mm, tolerance_mm, folder)
+    step_mm = (positions_lps_mm[-1] - positions_lps_mm[0]) / (len(ordered) - 1)
+    _check_straight(ordered, positions_lps_mm, step_mm, tolerance_mm, folder)
     affine = np.eye(4)
-    affine[:3, :3] = np.stack([across * between_columns, down * between_rows, step], axis=1)
-    affine[:3, 3] = positions[0]
+    affine[:3, :3] = np.stack([across * between_columns, down * between_rows, step_mm], axis=1)
+    affine[:3, 3] = positions_lps_mm[0]
     rows, columns = ordered[0].shape_rows_columns
     return ordered, Grid((columns, rows, len(ordered)), _LPS_TO_RAS @ affine)
 
@@ -214,19 +222,20 @@ def _directions(header: SliceHeader) -> tuple[_Vectors, _Vectors]:
 def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
     """Refuse slices that differ in orientation, size, spacing, type or kind of rescaling.
 
-    Slope and intercept may differ from slice to slice. But if only some slices had them, or if
-    units differed, nobody could tell later which parts of the volume are in HU.
+    Slope and intercept may differ from slice to slice. If only some slices had them, or if units
+    differed, nobody could tell later which parts of the volume are in HU.
     """
     first = slices[0]
 
-    def close(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
+    def is_close(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
         return max(abs(x - y) for x, y in zip(a, b, strict=True)) <= tolerance
 
-    def check(what: str, show: Callable[[SliceHeader], str], differing: bool) -> None:  # noqa: FBT001
+    def check(noun: str, describe: Callable[[SliceHeader], str], differing: bool) -> None:  # noqa: FBT001
         if differing:
             raise FormatError(
-                f"{folder}: the slices of the series differ in {what}: {_counts(slices, show)}; "
-                "expected one. Keep the files of one of them in the folder."
+                f"{folder}: the slices of the series differ in {noun}: "
+                f"{_counts(slices, describe)}; expected one. Keep only slices with one of these in "
+                "the folder."
             )
 
     check(
@@ -246,7 +255,7 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
         "PixelSpacing (mm)",
         lambda s: _fmt(s.spacing_rows_columns_mm),
         any(
-            not close(
+            not is_close(
                 s.spacing_rows_columns_mm,
                 first.spacing_rows_columns_mm,
                 _SLICE_TOLERANCE * min(first.spacing_rows_columns_mm),
@@ -263,70 +272,70 @@ def _check_alike(slices: Sequence[SliceHeader], folder: str) -> None:
     check(
         "ImageOrientationPatient",
         lambda s: _fmt(s.cosines),
-        any(not close(s.cosines, first.cosines, _SLICE_TOLERANCE) for s in slices),
+        any(not is_close(s.cosines, first.cosines, _SLICE_TOLERANCE) for s in slices),
     )
 
 
-def _counts(slices: Sequence[SliceHeader], show: Callable[[SliceHeader], str]) -> str:
+def _counts(slices: Sequence[SliceHeader], describe: Callable[[SliceHeader], str]) -> str:
     """Return the values of the slices, the most frequent first, each with an example file."""
-    counts = Counter(show(s) for s in slices)
-    example = {show(s): s.name for s in reversed(slices)}
+    counts = Counter(describe(s) for s in slices)
+    example = {describe(s): s.name for s in reversed(slices)}
     return join_first([f"{v} in {n} ({example[v]})" for v, n in counts.most_common()])
 
 
-def _check_repeated(ordered: Sequence[SliceHeader], along: _Vectors, folder: str) -> None:
+def _check_repeated(ordered: Sequence[SliceHeader], depths_mm: _Vectors, folder: str) -> None:
     pairs = [
         f"{a.name} and {b.name} at {_fmt(a.position_lps_mm)}"
-        for (a, b), gap in zip(pairwise(ordered), np.diff(along), strict=True)
-        if gap < _SAME_POSITION_MM
+        for (a, b), gap in zip(pairwise(ordered), np.diff(depths_mm), strict=True)
+        if gap < _MIN_SPACING_MM
     ]
     if pairs:
         raise FormatError(
-            f"{folder}: {count_noun(len(pairs), 'repeated slice')}, two at one position (LPS mm): "
-            f"{join_first(pairs)}; expected each position once.{_thicknesses(ordered)} Keep one of "
-            "each position."
+            f"{folder}: holds {count_noun(len(pairs), 'repeated slice')}, two at one position (LPS "
+            f"mm): {join_first(pairs)}; expected each position once.{_thicknesses(ordered)} Keep "
+            "one slice of each position."
         )
 
 
 def _check_tilt(
     ordered: Sequence[SliceHeader],
-    way_mm: _Vectors,
+    path_mm: _Vectors,
     normal: _Vectors,
     tolerance_mm: float,
     folder: str,
 ) -> None:
     """Refuse slices whose stack is not along their normal.
 
-    ``way_mm`` leads from the position of the first slice to that of the last.
+    ``path_mm`` is the vector from the position of the first slice to that of the last.
     """
-    along = float(way_mm @ normal)
-    aside = float(np.linalg.norm(way_mm - along * normal))
-    degrees = float(np.degrees(np.arctan2(aside, along)))
-    if degrees > _TILT_DEG and aside > tolerance_mm:
+    along_mm = float(path_mm @ normal)
+    sideways_mm = float(np.linalg.norm(path_mm - along_mm * normal))
+    degrees = float(np.degrees(np.arctan2(sideways_mm, along_mm)))
+    if degrees > _MIN_TILT_DEG and sideways_mm > tolerance_mm:
         tilts = sorted({s.tilt_deg for s in ordered if s.tilt_deg is not None})
         stated = f" GantryDetectorTilt is {_fmt(tilts)} degrees." if tilts else ""
         raise FormatError(
             f"{folder}: the slices are stacked {degrees:.2f} degrees off their normal: from "
             f"{_fmt(ordered[0].position_lps_mm)} to {_fmt(ordered[-1].position_lps_mm)} (LPS mm) "
-            f"they slip {aside:.2f} mm sideways over {along:.2f} mm, expected at most "
-            f"{tolerance_mm:.2f} mm.{stated} A tilted gantry: resample the series to a straight "
-            "stack first."
+            f"they slip {sideways_mm:.2f} mm sideways over {along_mm:.2f} mm, expected at most "
+            f"{tolerance_mm:.2f} mm.{stated} The gantry was tilted: resample the series to a "
+            "straight stack first."
         )
 
 
 def _check_even(
     ordered: Sequence[SliceHeader],
-    along: _Vectors,
-    usual: float,
+    depths_mm: _Vectors,
+    usual_gap_mm: float,
     tolerance_mm: float,
     folder: str,
 ) -> None:
     """Refuse missing slices and uneven spacings."""
-    gaps = np.diff(along)
-    places = np.linspace(along[0], along[-1], len(along))
-    astray = np.abs(along - places)
-    uneven = np.abs(gaps - usual) > tolerance_mm
-    if not uneven.any() and astray.max() <= tolerance_mm:
+    gaps = np.diff(depths_mm)
+    expected_mm = np.linspace(depths_mm[0], depths_mm[-1], len(depths_mm))
+    deviations_mm = np.abs(depths_mm - expected_mm)
+    uneven = np.abs(gaps - usual_gap_mm) > tolerance_mm
+    if not uneven.any() and deviations_mm.max() <= tolerance_mm:
         return
     stretches = _stretches(gaps, tolerance_mm)
     if len(stretches) > 1:
@@ -338,32 +347,34 @@ def _check_even(
             f"{parts[-1]}; expected one.{_thicknesses(ordered)} Keep the slices of one spacing in "
             "the folder, or resample the series."
         )
-    multiples = np.rint(gaps / usual).astype(int)
+    gaps_in_steps = np.rint(gaps / usual_gap_mm).astype(int)
     # Each step across a gap may be off by the tolerance.
-    whole = (multiples >= 1) & (np.abs(gaps - multiples * usual) <= tolerance_mm * multiples)
-    where = [
+    is_multiple = (gaps_in_steps >= 1) & (
+        np.abs(gaps - gaps_in_steps * usual_gap_mm) <= tolerance_mm * gaps_in_steps
+    )
+    gap_texts = [
         f"{gaps[k]:.3f} mm between {ordered[k].name} and {ordered[k + 1].name} at "
-        f"{along[k]:.3f} and {along[k + 1]:.3f} mm along the normal"
+        f"{depths_mm[k]:.3f} and {depths_mm[k + 1]:.3f} mm along the normal"
         for k in np.flatnonzero(uneven).tolist()
     ]
-    if uneven.any() and whole[uneven].all():
+    if uneven.any() and is_multiple[uneven].all():
         missing = [
-            f"{multiples[k] - 1} in {text}"
-            for k, text in zip(np.flatnonzero(uneven), where, strict=True)
+            f"{gaps_in_steps[k] - 1} in {text}"
+            for k, text in zip(np.flatnonzero(uneven), gap_texts, strict=True)
         ]
-        count = int((multiples[uneven] - 1).sum())
+        count = int((gaps_in_steps[uneven] - 1).sum())
         raise FormatError(
             f"{folder}: {count_noun(count, 'slice')} {'is' if count == 1 else 'are'} missing: "
-            f"{join_first(missing)}; expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} "
-            f"mm.{_thicknesses(ordered)} Download the series again."
+            f"{join_first(missing)}; expected {usual_gap_mm:.3f} mm everywhere, within "
+            f"{tolerance_mm:.3f} mm.{_thicknesses(ordered)} Download the series again."
         )
-    worst = int(astray.argmax())
+    worst = int(deviations_mm.argmax())
+    misplaced = f"{ordered[worst].name} is {deviations_mm[worst]:.3f} mm off its place"
     raise FormatError(
         f"{folder}: the slices are unevenly spaced, by {gaps.min():.3f} to {gaps.max():.3f} mm: "
-        f"{join_first(where) or f'{ordered[worst].name} is {astray[worst]:.3f} mm off its place'}; "
-        f"expected {usual:.3f} mm everywhere, within {tolerance_mm:.3f} mm."
-        f"{_thicknesses(ordered)} Keep the slices of one even stretch in the folder, or resample "
-        "the series."
+        f"{join_first(gap_texts) or misplaced}; expected {usual_gap_mm:.3f} mm everywhere, within "
+        f"{tolerance_mm:.3f} mm.{_thicknesses(ordered)} Keep the slices of one even stretch in the "
+        "folder, or resample the series."
     )
 
 
@@ -380,24 +391,25 @@ def _stretches(gaps: _Vectors, tolerance_mm: float) -> list[tuple[float, int]]:
         else:
             runs.append([gap])
     spacings: list[tuple[float, int]] = []
-    between = 1  # slices that no run before has counted: the first, and one after a lone gap
-    lone = 0
+    # The first slice, and one after a single gap, belong to no earlier run.
+    n_uncounted = 1
+    n_single = 0
     for run in runs:
         if len(run) < _MIN_STRETCH_GAPS:
-            lone, between = lone + len(run), 1
+            n_single, n_uncounted = n_single + len(run), 1
             continue
-        spacing, count = float(np.median(run)), len(run) + between
-        between = 0
-        known = [
+        spacing, count = float(np.median(run)), len(run) + n_uncounted
+        n_uncounted = 0
+        matches = [
             i
             for i, (other, _) in enumerate(spacings)
             if _same_spacing(other, spacing, tolerance_mm)
         ]
-        if known:
-            spacings[known[0]] = (spacings[known[0]][0], spacings[known[0]][1] + count)
+        if matches:
+            spacings[matches[0]] = (spacings[matches[0]][0], spacings[matches[0]][1] + count)
         else:
             spacings.append((spacing, count))
-    return spacings if lone < len(spacings) else spacings[:1]
+    return spacings if n_single < len(spacings) else spacings[:1]
 
 
 def _same_spacing(a_mm: float, b_mm: float, tolerance_mm: float) -> bool:
@@ -412,17 +424,17 @@ def _check_straight(
     folder: str,
 ) -> None:
     """Refuse slices that do not lie on the line from the first slice to the last."""
-    places = positions[0] + np.arange(len(ordered))[:, None] * step_mm
-    astray = np.linalg.norm(positions - places, axis=1)
-    worst = int(astray.argmax())
+    expected_mm = positions[0] + np.arange(len(ordered))[:, None] * step_mm
+    deviations_mm = np.linalg.norm(positions - expected_mm, axis=1)
+    worst = int(deviations_mm.argmax())
     # Rounding moves a slice and both ends of the line, each in three coordinates.
-    allowed = tolerance_mm + _ROUNDING_MM
-    if astray[worst] > allowed:
+    allowed_mm = tolerance_mm + _ROUNDING_MM
+    if deviations_mm[worst] > allowed_mm:
         raise FormatError(
-            f"{folder}: {ordered[worst].name} lies {astray[worst]:.3f} mm beside the line of the "
-            f"other slices: at {_fmt(ordered[worst].position_lps_mm)} (LPS mm), expected "
-            f"{_fmt(places[worst].tolist())} within {allowed:.3f} mm. Check the series in a "
-            "viewer, and export it again."
+            f"{folder}: {ordered[worst].name} lies {deviations_mm[worst]:.3f} mm off the line of "
+            f"the other slices: at {_fmt(ordered[worst].position_lps_mm)} (LPS mm), expected "
+            f"{_fmt(expected_mm[worst].tolist())} within {allowed_mm:.3f} mm. Check the series in "
+            "a viewer, and export it again."
         )
 
 
@@ -431,10 +443,10 @@ def _thicknesses(slices: Sequence[SliceHeader]) -> str:
     if len({s.thickness_mm for s in slices}) == 1:
         return ""
 
-    def show(header: SliceHeader) -> str:
+    def describe(header: SliceHeader) -> str:
         return "not stated" if header.thickness_mm is None else f"{header.thickness_mm:g} mm"
 
-    return f" Their SliceThickness is {_counts(slices, show)}."
+    return f" Their SliceThickness is {_counts(slices, describe)}."
 
 
 def join_first(texts: Sequence[str]) -> str:

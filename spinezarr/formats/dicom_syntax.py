@@ -64,16 +64,16 @@ def is_uid(text: str) -> bool:
     return len(text) <= _UID_CHARACTERS and _UID.fullmatch(text) is not None
 
 
-def uid_name(stated: str) -> str | None:
+def uid_name(uid: str) -> str | None:
     """Return the name that the DICOM standard gives a UID; None if it has none.
 
     Other UIDs may identify who made them and are not shown. The result is also None if pydicom,
     which holds the list, is not installed.
     """
     # pydicom warns of invalid UIDs and quotes them.
-    if find_spec("pydicom") is None or not is_uid(stated):
+    if find_spec("pydicom") is None or not is_uid(uid):
         return None
     from pydicom.uid import UID  # noqa: PLC0415  only reading DICOM needs pydicom
 
-    name = UID(stated).name
-    return None if name == stated else name
+    name = UID(uid).name
+    return None if name == uid else name

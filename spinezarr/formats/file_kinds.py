@@ -1,4 +1,4 @@
-r"""Of which kind is a file that no reader expects, and how can it be made readable?
+r"""What kind of file is one that no reader expects, and how can it be made readable?
 
 The first bytes of a file tell its kind. If the file is not opened, its ending does. Each kind has a
 next step, so that every reader reports a wrong file in the same way.
@@ -51,10 +51,10 @@ class FileKind:
     """Whether the file may contain a volume, packed or in another format."""
 
 
-_AGAIN: Final = "Download it again."
-_ANSWER: Final = (
-    "A server's answer, such as an error or a login page, was saved in place of the file: log in, "
-    "and download it again."
+_DOWNLOAD_AGAIN: Final = "Download it again."
+_SERVER_RESPONSE: Final = (
+    "A server's response, such as an error or a login page, was saved in place of the file: log "
+    "in, and download it again."
 )
 _SITK: Final = (
     "Convert it: python -c \"import SimpleITK as s; s.WriteImage(s.ReadImage('{old}'), "
@@ -63,9 +63,9 @@ _SITK: Final = (
 _NIBABEL: Final = (
     "Convert it: python -c \"import nibabel as n; n.save(n.load('{old}'), 'OUT.nii.gz')\"."
 )
-_NO_PLACE: Final = (
-    "It does not say in a standard way how large its voxels are and where they lie: write it as "
-    "NIfTI with its affine, nibabel.save(nibabel.Nifti1Image(array_xyz, affine), 'OUT.nii.gz')."
+_NO_GEOMETRY: Final = (
+    "It does not state the size and position of its voxels in a standard way: write it as NIfTI "
+    "with its affine, nibabel.save(nibabel.Nifti1Image(array_xyz, affine), 'OUT.nii.gz')."
 )
 _PICTURE: Final = "Export the volume in place of a picture of it."
 DICOM_SERIES_STEP: Final = (
@@ -74,14 +74,14 @@ DICOM_SERIES_STEP: Final = (
 )
 """Next step for a single DICOM slice."""
 DICOM_SEG_STEP: Final = (
-    "A mask as DICOM Segmentation is not read: convert it to one NIfTI file a segment with dcmqi, "
-    "segimage2itkimage --inputDICOM IN.dcm --outputDirectory OUT --outputType nii, and name them "
-    "by 'label_parts' in a recipe."
+    "A mask as DICOM Segmentation is not read: convert it to one NIfTI file for each segment with "
+    "dcmqi, segimage2itkimage --inputDICOM IN.dcm --outputDirectory OUT --outputType nii, and name "
+    "them by 'label_parts' in a recipe."
 )
 """Next step for a DICOM Segmentation. dcmqi merges segments only into NRRD files."""
 
-_EMPTY: Final = FileKind("an empty file", _AGAIN)
-_ZEROS: Final = FileKind("a file of zeros", f"Its content was never written. {_AGAIN}")
+_EMPTY: Final = FileKind("an empty file", _DOWNLOAD_AGAIN)
+_ZEROS: Final = FileKind("a file of zeros", f"Its content was never written. {_DOWNLOAD_AGAIN}")
 _TEXT: Final = FileKind("text", "")
 _BINARY: Final = FileKind("binary data of no known kind", "")
 _GIT_LFS: Final = FileKind(
@@ -92,9 +92,9 @@ _GIT_ANNEX: Final = FileKind(
     "a git-annex pointer",
     "It stands for a file that was not fetched: run 'git annex get .' in the cloned folder.",
 )
-_JSON: Final = FileKind("JSON text", _ANSWER)
-_WEB_PAGE: Final = FileKind("a web page", _ANSWER)
-_XML: Final = FileKind("XML text", _ANSWER)
+_JSON: Final = FileKind("JSON text", _SERVER_RESPONSE)
+_WEB_PAGE: Final = FileKind("a web page", _SERVER_RESPONSE)
+_XML: Final = FileKind("XML text", _SERVER_RESPONSE)
 _NIFTI: Final = FileKind(
     "a NIfTI file", "Name it .nii or .nii.gz, by a pattern that does not end with '/'."
 )
@@ -116,13 +116,13 @@ _ZIP: Final = FileKind("a ZIP archive", "Unpack it: unzip IN.")
 _TAR: Final = FileKind("a tar archive", "Unpack it: tar xf IN.")
 _7Z: Final = FileKind("a 7-Zip archive", "Unpack it: 7z x IN.")
 _RAR: Final = FileKind("a RAR archive", "Unpack it: unrar x IN.")
-_NUMPY: Final = FileKind("a NumPy array", _NO_PLACE)
-_MATLAB: Final = FileKind("a MATLAB file", _NO_PLACE)
-_HDF5: Final = FileKind("an HDF5 file", _NO_PLACE)
+_NUMPY: Final = FileKind("a NumPy array", _NO_GEOMETRY)
+_MATLAB: Final = FileKind("a MATLAB file", _NO_GEOMETRY)
+_HDF5: Final = FileKind("an HDF5 file", _NO_GEOMETRY)
 _BARE: Final = FileKind(
     "voxels without a header",
-    f"Give the pattern of the .mhd header beside it. Without one: {_NO_PLACE[0].lower()}"
-    f"{_NO_PLACE[1:]}",
+    f"Give the pattern of the .mhd header beside it. Without one: {_NO_GEOMETRY[0].lower()}"
+    f"{_NO_GEOMETRY[1:]}",
 )
 _PART: Final = FileKind("an unfinished download", "Let it finish, or download it again.")
 _PDF: Final = FileKind("a PDF document", _PICTURE, may_hold_voxels=False)
@@ -160,8 +160,10 @@ _STARTS: Final[tuple[tuple[int, bytes, FileKind], ...]] = (
     (0, b"\0\0\x01\x5c", _PAIR),
     (0, b"\0\0\0\x01\0\0", _MGH),
 )
-"""Offset and bytes that identify each kind; the first match counts. A header length of 348 without
-a magic number is Analyze."""
+"""Offset and bytes that identify each kind; the first match counts.
+
+A header length of 348 without a magic number is Analyze.
+"""
 _TEXT_STARTS: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"<!doctype", _WEB_PAGE),
     (b"<html", _WEB_PAGE),
@@ -216,8 +218,8 @@ def detect_kind(start: bytes) -> FileKind:
         return _EMPTY
     if not any(start):
         return _ZEROS
-    for place, magic, kind in _STARTS:
-        if start.startswith(magic, place):
+    for offset, magic, kind in _STARTS:
+        if start.startswith(magic, offset):
             return kind
     words = start.removeprefix(_BOM).lstrip().lower()
     for magic, kind in _TEXT_STARTS:
@@ -255,5 +257,5 @@ def wrong_kind_error(path: str, start: bytes, expected: str) -> FormatError:
     """
     kind = detect_kind(start)
     return FormatError(
-        f"{path}: is not {expected}: it looks like {kind.name}. {kind.next_step or _AGAIN}"
+        f"{path}: is not {expected}: it looks like {kind.name}. {kind.next_step or _DOWNLOAD_AGAIN}"
     )

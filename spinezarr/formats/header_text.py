@@ -14,7 +14,7 @@ from spinezarr.text import count_noun
 __all__ = ["redact_header_text"]
 
 _NUMBER: Final = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
-_SHOWN: Final = 60
+_MAX_SHOWN_CHARACTERS: Final = 60
 """Longest number shown in a message, in characters."""
 
 
@@ -27,5 +27,5 @@ def redact_header_text(text: str, known: Collection[str] = ()) -> str:
     ["'0.5 0.5'", "'mm'", 'a text of 8 characters']
     """
     if text in known or all(map(_NUMBER.fullmatch, text.split())):
-        return repr(text[:_SHOWN])
+        return repr(text[:_MAX_SHOWN_CHARACTERS])
     return f"a text of {count_noun(len(text), 'character')}"

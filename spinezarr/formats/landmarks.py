@@ -1,4 +1,4 @@
-r"""Which vertebra landmarks does the text of a file state, before any geometry?
+r"""Which vertebra landmarks does a file state, in its own coordinates?
 
 Two kinds of files are read:
 
@@ -31,7 +31,7 @@ __all__ = ["Landmark", "LandmarkFile", "parse_lml", "parse_verse_json"]
 
 _MAX_COORDINATE: Final = 1e6
 """Largest coordinate in mm or voxels (a kilometer in mm). Anything beyond is no position."""
-_KEYS: Final = frozenset(
+_KNOWN_KEYS: Final = frozenset(
     {
         "label",
         "X",
@@ -50,12 +50,12 @@ _KEYS: Final = frozenset(
     }
 )
 """Keys of VerSe, TPTBox and 3D Slicer, which messages may show."""
-_SHOWN: Final = 60
+_MAX_SHOWN_CHARACTERS: Final = 60
 """Longest number shown in a message, in characters."""
 _MAX_KEYS: Final = 8
 """Largest number of keys named in a message."""
 _VERSE_KEYS: Final = ("label", "X", "Y", "Z")
-_OPPOSITES: Final = ("RL", "AP", "SI")
+_OPPOSITE_LETTERS: Final = ("RL", "AP", "SI")
 _LML_NUMBER: Final = re.compile(
     r"[-+]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|nan|inf)", re.ASCII | re.IGNORECASE
 )
@@ -91,9 +91,9 @@ class LandmarkFile:
     remarks: dict[str, list[str]] = field(default_factory=dict)
     """Points to which each remark for the user applies, by the remark."""
 
-    def remark(self, about: str, point: str) -> None:
-        """Record that the remark ``about`` applies to ``point``."""
-        self.remarks.setdefault(about, []).append(point)
+    def remark(self, remark: str, point: str) -> None:
+        """Record that ``remark`` applies to ``point``."""
+        self.remarks.setdefault(remark, []).append(point)
 
     def add(self, level: str, coordinates: Sequence[float]) -> None:
         """Record a point, or remark that it has no valid position."""
@@ -143,17 +143,17 @@ def parse_verse_json(text: bytes, path: str) -> LandmarkFile:
 def _json_kind(value: object) -> str:
     """Describe the kind of a JSON value without revealing foreign text."""
     if isinstance(value, dict):
-        keys = [redact_header_text(key, _KEYS) for key in list(value)[:_MAX_KEYS]]
+        keys = [redact_header_text(key, _KNOWN_KEYS) for key in list(value)[:_MAX_KEYS]]
         return f"an object with the keys [{', '.join(keys)}]"
     if isinstance(value, list):
         return f"a list of {count_noun(len(value), 'value')}"
-    return (
-        redact_header_text(value) if isinstance(value, str) else f"the value {str(value)[:_SHOWN]}"
-    )
+    if isinstance(value, str):
+        return redact_header_text(value)
+    return f"the value {str(value)[:_MAX_SHOWN_CHARACTERS]}"
 
 
 def _direction_of(header: dict[str, Any], path: str) -> str:
-    found = header["direction"]
+    direction = header["direction"]
     if len(header) > 1:
         raise FormatError(
             f"{path}: its first entry is {_json_kind(header)}, expected 'direction' alone as in "
@@ -161,29 +161,33 @@ def _direction_of(header: dict[str, Any], path: str) -> str:
             "something else."
         )
     is_one_of_each = (
-        isinstance(found, list)
-        and len(found) == len(_OPPOSITES)
-        and all(isinstance(code, str) and len(code) == 1 for code in found)
-        and all(any(code in pair for code in found) for pair in _OPPOSITES)
+        isinstance(direction, list)
+        and len(direction) == len(_OPPOSITE_LETTERS)
+        and all(isinstance(code, str) and len(code) == 1 for code in direction)
+        and all(any(code in pair for code in direction) for pair in _OPPOSITE_LETTERS)
     )
     if not is_one_of_each:
         raise FormatError(
-            f"{path}: its direction is {_json_kind(found)}, expected three letters, one of each "
-            'pair R/L, A/P and S/I, such as ["P", "I", "R"].'
+            f"{path}: its direction is {_json_kind(direction)}, expected three letters, one of "
+            'each pair R/L, A/P and S/I, such as ["P", "I", "R"].'
         )
-    return "".join(found)
+    return "".join(direction)
 
 
-def _add_verse_point(parsed: LandmarkFile, entry: object, where: str) -> None:
+def _add_verse_point(parsed: LandmarkFile, entry: object, location: str) -> None:
     if not isinstance(entry, dict) or not all(key in entry for key in _VERSE_KEYS):
-        raise FormatError(f"{where} is {_json_kind(entry)}, expected {', '.join(_VERSE_KEYS)}.")
+        raise FormatError(f"{location} is {_json_kind(entry)}, expected {', '.join(_VERSE_KEYS)}.")
     for key in _VERSE_KEYS:
         # A bool is an int in Python; null stands for a number that is missing.
         if isinstance(entry[key], bool) or not isinstance(entry[key], int | float | None):
-            raise FormatError(f"{where}: its {key} is {_json_kind(entry[key])}, expected a number.")
+            raise FormatError(
+                f"{location}: its {key} is {_json_kind(entry[key])}, expected a number."
+            )
     level = NAME_OF_VALUE.get(entry["label"])
     if level is None:
-        parsed.remark("ignored, because no level has this label", str(entry["label"])[:_SHOWN])
+        parsed.remark(
+            "ignored, because no level has this label", str(entry["label"])[:_MAX_SHOWN_CHARACTERS]
+        )
     else:
         coordinates = (float("nan") if entry[key] is None else entry[key] for key in "XYZ")
         parsed.add(level, tuple(coordinates))
@@ -221,10 +225,10 @@ def parse_lml(text: bytes, path: str) -> LandmarkFile:
     parsed = LandmarkFile()
     if _is_landmark(header.split()):
         parsed.remark("ignored, because line 1 is the header of an .lml file", "a landmark")
-    for where, columns in landmarks:
+    for location, columns in landmarks:
         if not _is_landmark(columns):
             raise FormatError(
-                f"{where} is no landmark, expected an id, a name and x, y and z in mm."
+                f"{location} is no landmark, expected an id, a name and x, y and z in mm."
             )
         _add_lml_point(parsed, *columns[:_LML_COLUMNS])
     return parsed
@@ -237,16 +241,17 @@ def _is_landmark(columns: Sequence[str]) -> bool:
 
 
 def _add_lml_point(parsed: LandmarkFile, identifier: str, name: str, *numbers: str) -> None:
-    named = name.removesuffix("_center")
+    level_of_name = name.removesuffix("_center")
     level_of_id = _LML_LEVEL_OF_ID.get(identifier)
-    known = (name,) if _LML_NAME.fullmatch(name) else ()
-    quoted = f"{redact_header_text(name, known)} with id {redact_header_text(identifier)}"
-    if named in LEVELS:
-        if level_of_id not in {None, named}:
-            parsed.remark("names that contradict their ids; the names count", quoted)
-        parsed.add(named, [float(number) for number in numbers])
+    known_names = (name,) if _LML_NAME.fullmatch(name) else ()
+    shown_name, shown_id = redact_header_text(name, known_names), redact_header_text(identifier)
+    description = f"{shown_name} with id {shown_id}"
+    if level_of_name in LEVELS:
+        if level_of_id not in {None, level_of_name}:
+            parsed.remark("names that contradict their ids; the names count", description)
+        parsed.add(level_of_name, [float(number) for number in numbers])
     elif level_of_id is not None:
-        parsed.remark("names that are no level; the ids count", f"{quoted} ({level_of_id})")
+        parsed.remark("names that are no level; the ids count", f"{description} ({level_of_id})")
         parsed.add(level_of_id, [float(number) for number in numbers])
     else:
-        parsed.remark("ignored, because neither name nor id is a level", quoted)
+        parsed.remark("ignored, because neither name nor id is a level", description)

@@ -37,11 +37,15 @@ class Limits:
     volume_bytes: int = 32_000_000_000
     """Largest size of all voxels in bytes, as stored or after scaling, whichever is larger."""
     slice_bytes: int = 128 << 20
-    """Largest slice along the slowest axis of the file in bytes. Whole slices are kept in
-    memory."""
+    """Largest slice across the slowest axis of the file, in bytes.
+
+    Whole slices are kept in memory.
+    """
     spacing_range_mm: tuple[float, float] = (1e-4, 1e4)
-    """Least and largest voxel spacing. The range includes m and um mistaken for mm, which the audit
-    finds."""
+    """Smallest and largest voxel spacing in mm.
+
+    The range includes m and um mistaken for mm, which the audit finds.
+    """
     max_position_mm: float = 1e6
     """Largest coordinate of the first voxel along a world axis: one kilometer."""
     header_bytes: int = 64 << 20
@@ -49,15 +53,19 @@ class Limits:
     dicom_files: int = 20_000
     """Largest number of DICOM files in one folder."""
     dicom_file_bytes: int = 64 << 20
-    """Largest DICOM file of one slice, largest inflated data set, and largest compressed frame, in
-    bytes."""
+    """Largest DICOM file of one slice in bytes.
+
+    A data set may inflate to this size, and a compressed frame may have it.
+    """
     dicom_multiframe_bytes: int = 16 << 30
     """Largest multi-frame DICOM file in bytes. It is read frame by frame."""
     dicom_header_bytes: int = 32 << 20
     """Largest DICOM header in bytes. A multi-frame CT has some kB for each frame."""
     link_folders: tuple[str, ...] = ()
-    """Folders into which a link may lead, if a .mhd names it as its data file. Links to whole
-    images are followed anywhere, because their target must itself be an image."""
+    """Folders into which a link may lead, if a .mhd names it as its data file.
+
+    Links to whole images are followed anywhere, because their target must itself be an image.
+    """
     annotation_bytes: int = 1 << 20
     """Largest centroid file or sidecar in bytes."""
     table_bytes: int = 16 << 20

@@ -101,13 +101,13 @@ class MergedLabels:
         """
         self._overlap_voxels = None
         self._rounding = Rounding()
-        asked = tuple(thicknesses)
+        slab_thicknesses = tuple(thicknesses)
         readers = [
-            _PartReader(label, path, volume.slabs(asked))
+            _PartReader(label, path, volume.slabs(slab_thicknesses))
             for (label, volume), path in zip(self._parts, self._paths, strict=True)
         ]
         overlap_voxels = 0
-        for thickness in asked:
+        for thickness in slab_thicknesses:
             merged = np.zeros((*self.grid.shape_ijk[:2], thickness), _DTYPE, order="F")
             overlap = np.zeros_like(merged, np.bool_)
             for reader in readers:

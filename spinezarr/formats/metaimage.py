@@ -125,19 +125,19 @@ class MetaImageVolume:
         """Yield the values in file order; see :meth:`spinezarr.formats.volume.Volume.slabs`."""
         header, path = self._header, self._source.paths[-1]
         with ExitStack() as files:
-            raws = [files.enter_context(self._fs.open(p, "rb")) for p in self._source.paths]
-            self._read = HashingFile(*raws)
+            opened = [files.enter_context(self._fs.open(p, "rb")) for p in self._source.paths]
+            self._read = HashingFile(*opened)
             buffered = io.BufferedReader(self._read, READ_BYTES)
             skip_bytes(buffered, self._source.data_offset, path)
             inflating = _InflatingFile(buffered) if header.compressed else None
-            stored = read_slabs(
+            stored_slabs = read_slabs(
                 inflating or buffered,
                 header.grid.shape_ijk,
                 header.stored_dtype,
                 thicknesses,
                 path,
             )
-            yield from map(partial(np.asarray, dtype=self.dtype), stored)
+            yield from map(partial(np.asarray, dtype=self.dtype), stored_slabs)
             if inflating:
                 inflating.check_end(path)
             if buffered.read(1):
@@ -179,10 +179,10 @@ class _InflatingFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         while not self._inflate.eof:
             needs_input = self._inflate.needs_input
-            packed = self._packed.read(READ_BYTES) if needs_input else b""
-            if needs_input and not packed:
+            compressed = self._packed.read(READ_BYTES) if needs_input else b""
+            if needs_input and not compressed:
                 raise EOFError
-            block = self._inflate.decompress(packed, len(view))
+            block = self._inflate.decompress(compressed, len(view))
             if block:
                 view[: len(block)] = block
                 return len(block)
@@ -206,28 +206,29 @@ def _find_voxels(
     """Find the voxels, and check that their file has the size that the header implies."""
     header_file_bytes = _size_bytes(fs, path, path, limits)
     if header.data_file is None:
-        data_path, size, earliest = path, header_file_bytes, header.text_bytes
+        data_path, size, header_bytes = path, header_file_bytes, header.text_bytes
     else:
         data_path = path[: path.rfind("/") + 1] + header.data_file
-        size, earliest = _size_bytes(fs, data_path, path, limits), 0
+        size, header_bytes = _size_bytes(fs, data_path, path, limits), 0
     voxel_bytes = math.prod(header.grid.shape_ijk) * header.stored_dtype.itemsize
-    start = size - voxel_bytes if header.header_size == -1 else header.header_size or earliest
-    found = size - max(start, earliest)
+    start = size - voxel_bytes if header.header_size == -1 else header.header_size or header_bytes
+    available_bytes = size - max(start, header_bytes)
     expected = header.compressed_bytes if header.compressed else voxel_bytes
-    voxels = f"{header.grid.shape_ijk} voxels of type {header.stored_dtype.name}"
-    if 0 < header.header_size < earliest:
+    voxels_text = f"{header.grid.shape_ijk} voxels of type {header.stored_dtype.name}"
+    if 0 < header.header_size < header_bytes:
         raise FormatError(
-            f"{path}: HeaderSize {header.header_size} lies inside its header of {earliest} bytes."
+            f"{path}: HeaderSize {header.header_size} lies inside its header of {header_bytes} "
+            "bytes."
         )
-    if expected is not None and found != expected:
+    if expected is not None and available_bytes != expected:
         raise FormatError(
-            f"{data_path}: has {max(found, 0)} bytes for its voxels, but the header {path} says "
-            f"{expected} for {voxels}. Download both again."
+            f"{data_path}: has {max(available_bytes, 0)} bytes for its voxels, but the header "
+            f"{path} says {expected} for {voxels_text}. Download both again."
         )
-    check_compressed_size(found, voxel_bytes, data_path)
-    before = 0 if header.data_file is None else header_file_bytes
+    check_compressed_size(available_bytes, voxel_bytes, data_path)
+    bytes_before = 0 if header.data_file is None else header_file_bytes
     paths = (path,) if header.data_file is None else (path, data_path)
-    return _Source(paths, before + start)
+    return _Source(paths, bytes_before + start)
 
 
 def _size_bytes(fs: fsspec.AbstractFileSystem, path: str, header_path: str, limits: Limits) -> int:
@@ -263,8 +264,9 @@ def _check_link(path: str, header_path: str, limits: Limits) -> None:
     if target.is_file() and any(target.is_relative_to(folder) for folder in allowed):
         return
     # The cache of Hugging Face keeps files in 'blobs', and links to them in 'snapshots'.
-    likely = target.parent.parent if target.parent.name == "blobs" else target.parent
+    allowed_folder = target.parent.parent if target.parent.name == "blobs" else target.parent
     raise FormatError(
         f"{header_path}: names {path} as its data file, which is a link to {target}; expected a "
-        f"plain file. If its voxels are there, ingest with --follow-links {likely}, or copy them."
+        f"plain file. If its voxels are there, ingest with --follow-links {allowed_folder}, or "
+        "copy them."
     )

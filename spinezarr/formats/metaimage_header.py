@@ -41,8 +41,7 @@ _DTYPES: Final = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-"""Type of each ``ElementType``, with the sizes of ``MET_ValueTypeSize`` in MetaIO's
-``metaTypes.h``."""
+"""Type of each ``ElementType``, with the sizes of MetaIO's ``MET_ValueTypeSize``."""
 _OFFSET: Final = ("Offset", "Position", "Origin", "ImagePosition")
 _MATRIX: Final = ("TransformMatrix", "Rotation", "Orientation")
 _BYTE_ORDER: Final = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
@@ -54,8 +53,8 @@ _MAX_MAGNITUDE: Final = 1e6
 """Largest magnitude of a position, spacing or direction: a kilometer in mm."""
 _MIN_SPACING_MM: Final = 1e-6
 _UNIT_TOLERANCE: Final = 1e-3
-"""How far the length of a direction may be from 1, which allows cosines of four digits."""
-_SAME_SIZE: Final = 1e-4
+"""Largest difference of the length of a direction from 1, which allows cosines of four digits."""
+_SPACING_RTOL: Final = 1e-4
 """Largest relative difference of voxel size and spacing, which allows for rounding."""
 _NAME_BYTES: Final = 255
 """Longest file name on common file systems in bytes."""
@@ -93,8 +92,10 @@ class MetaImageHeader:
     data_file: str | None
     """Name of the data file in the same folder; None if the voxels follow the header."""
     header_size: int
-    """``HeaderSize``: number of bytes before the voxels in their file. 0 means only this header;
-    -1 means that the voxels end with the file."""
+    """``HeaderSize``: number of bytes before the voxels in their file.
+
+    0 means only this header, and -1 means that the voxels end with the file.
+    """
     compressed: bool
     compressed_bytes: int | None
     """``CompressedDataSize``; None if the header has none."""
@@ -150,6 +151,8 @@ def parse_header(start: bytes, path: str) -> MetaImageHeader:
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
+    """The fields of a header."""
+
     path: str
     """Path of the file, for messages."""
     lines: tuple[tuple[str, str], ...]
@@ -158,13 +161,13 @@ class _Fields:
 
     def get(self, parse: Callable[[str], _Value], *names: str) -> _Value | None:
         """Return the value of a key or one of its aliases; None if the header has none of them."""
-        found = [(key, value) for key, value in self.lines if key in names]
-        values = [self._parsed(parse, key, value) for key, value in found]
-        for (key, value), parsed in zip(found, values, strict=True):
+        matches = [(key, value) for key, value in self.lines if key in names]
+        values = [self._parsed(parse, key, value) for key, value in matches]
+        for (key, value), parsed in zip(matches, values, strict=True):
             if parsed != values[0]:
                 raise FormatError(
-                    f"{self.path}: its header says {found[0][0]} = "
-                    f"{redact_header_text(found[0][1], _WORDS)} and {key} = "
+                    f"{self.path}: its header says {matches[0][0]} = "
+                    f"{redact_header_text(matches[0][1], _WORDS)} and {key} = "
                     f"{redact_header_text(value, _WORDS)}. Find out which is "
                     "right and remove the other."
                 )
@@ -195,25 +198,25 @@ def _parse_fields(start: bytes, path: str) -> _Fields:
     if not start:
         raise FormatError(f"{path}: is empty. Download it again.")
     lines: list[tuple[str, str]] = []
-    at = 0
-    while at < len(start):
-        newline = start.find(b"\n", at)
+    offset = 0
+    while offset < len(start):
+        newline = start.find(b"\n", offset)
         end = newline if newline >= 0 else len(start)
         # A file name that is not UTF-8 gets a backslash here, and is refused for it.
-        text = start[at:end].decode("utf-8", "backslashreplace").strip()
-        at = min(end + 1, len(start))
+        text = start[offset:end].decode("utf-8", "backslashreplace").strip()
+        offset = min(end + 1, len(start))
         # MetaIO accepts a colon for an equals sign, and skips lines with neither.
         key, *value = re.split("[=:]", text, maxsplit=1)
         if value:
             lines.append((key.strip(), value[0].strip()))
         if value and lines[-1][0] == "ElementDataFile":
-            return _Fields(path, tuple(lines), at)
-    no_end = f"no line in its first {len(start)} bytes is 'ElementDataFile = ...'"
+            return _Fields(path, tuple(lines), offset)
+    reason = f"no line in its first {len(start)} bytes is 'ElementDataFile = ...'"
     kind = detect_kind(start[:KIND_BYTES])
     if kind is METAIMAGE:
-        raise FormatError(f"{path}: its header has no end: {no_end}. Download it again.")
+        raise FormatError(f"{path}: its header has no end: {reason}. Download it again.")
     raise FormatError(
-        f"{path}: is not a MetaImage: it looks like {kind.name}, and {no_end}. "
+        f"{path}: is not a MetaImage: it looks like {kind.name}, and {reason}. "
         f"{kind.next_step or 'Download it again.'}"
     )
 
@@ -238,9 +241,9 @@ def _expect_one_image(fields: _Fields, notes: list[str]) -> int:
     offset = fields.get(_numbers(1), "ElementToIntensityFunctionOffset") or (0.0,)
     if (slope, offset) != ((1.0,), (0.0,)):
         raise FormatError(
-            f"{fields.path}: its values are to be scaled by {slope[0]:g} and shifted by "
+            f"{fields.path}: its header scales its values by {slope[0]:g} and adds "
             f"{offset[0]:g} (ElementToIntensityFunction), which ITK does not do. Write it again "
-            "with the values that are meant."
+            "with the final values."
         )
     return rank
 
@@ -278,9 +281,12 @@ def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
         notes.append("the header states no position (no Offset); assumed 0, 0, 0")
         offset = (0.0,) * rank
     # Each row of the matrix in the file is the direction of one axis, a column of the affine.
-    whole = np.array(matrix).reshape(rank, rank).T
-    directions = whole[:_SPATIAL_RANK, :_SPATIAL_RANK]
-    if whole[:_SPATIAL_RANK, _SPATIAL_RANK:].any() or whole[_SPATIAL_RANK:, :_SPATIAL_RANK].any():
+    all_directions = np.array(matrix).reshape(rank, rank).T
+    directions = all_directions[:_SPATIAL_RANK, :_SPATIAL_RANK]
+    if (
+        all_directions[:_SPATIAL_RANK, _SPATIAL_RANK:].any()
+        or all_directions[_SPATIAL_RANK:, :_SPATIAL_RANK].any()
+    ):
         raise FormatError(
             f"{fields.path}: its TransformMatrix turns the first three axes into others, expected "
             "0 there. Write it again as a 3D image."
@@ -302,12 +308,12 @@ def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
 def _geometry(fields: _Fields, rank: int, grid: Grid, notes: list[str]) -> MetaImageGeometry:
     size = fields.get(_spacings(rank), "ElementSize")
     size_mm = None if size is None else (size[0], size[1], size[2])
-    taken = np.linalg.norm(grid.affine_ijk[:3, :3], axis=0)
-    if size_mm is not None and not np.allclose(size_mm, taken, rtol=_SAME_SIZE, atol=0):
-        words = [" x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (size_mm, taken)]
+    spacing_mm = np.linalg.norm(grid.affine_ijk[:3, :3], axis=0)
+    if size_mm is not None and not np.allclose(size_mm, spacing_mm, rtol=_SPACING_RTOL, atol=0):
+        texts = [" x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (size_mm, spacing_mm)]
         notes.append(
-            f"ElementSize says voxels of {words[0]} mm, ElementSpacing that they are {words[1]} mm "
-            "apart: the spacing was taken"
+            f"ElementSize states voxels of {texts[0]} mm, but ElementSpacing states that they are "
+            f"{texts[1]} mm apart; the spacing was used"
         )
     return MetaImageGeometry(
         element_size_ijk_mm=size_mm,

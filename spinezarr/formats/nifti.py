@@ -149,8 +149,8 @@ class NiftiVolume:
                 f"{path}: its voxels start at byte {header.data_offset} (vox_offset), expected at "
                 f"most {limits.header_bytes}. Download it again."
             )
-        packed = layers if isinstance(stream, igzip.IGzipFile) else 0
-        _check_length(fs.info(path).get("size"), header, path, packed)
+        gzip_layers = layers if isinstance(stream, igzip.IGzipFile) else 0
+        _check_length(fs.info(path).get("size"), header, path, gzip_layers)
         return cls(fs, path, header, layers)
 
     @property
@@ -196,10 +196,10 @@ class NiftiVolume:
             buffered = io.BufferedReader(self._read, READ_BYTES)
             stream = _decompressed(buffered, path, self._gzip_layers)
             skip_bytes(stream, header.data_offset, path)
-            stored = read_slabs(
+            stored_slabs = read_slabs(
                 stream, header.grid.shape_ijk, header.stored_dtype, thicknesses, path
             )
-            yield from map(self._values, stored)
+            yield from map(self._values, stored_slabs)
             _read_padding(stream, path)
 
     def _values(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -238,16 +238,16 @@ def _decompressed(raw: BinaryIO | io.BufferedReader, path: str, layers: int) -> 
     return stream
 
 
-def _check_length(size: int | None, header: _Header, path: str, packed: int) -> None:
+def _check_length(size: int | None, header: _Header, path: str, gzip_layers: int) -> None:
     """Refuse a file that is too short for the voxels that its header states.
 
-    ``size`` is the size of the file in bytes, if known. ``packed`` is the number of gzip layers.
+    ``size`` is the size of the file in bytes, if known.
     """
     if size is None:
         return
     voxel_bytes = math.prod(header.grid.shape_ijk) * header.stored_dtype.itemsize
-    if packed:
-        check_compressed_size(size * LARGEST_DEFLATE_RATIO ** (packed - 1), voxel_bytes, path)
+    if gzip_layers:
+        check_compressed_size(size * LARGEST_DEFLATE_RATIO ** (gzip_layers - 1), voxel_bytes, path)
     elif size < header.data_offset:
         raise FormatError(
             f"{path}: ends before its voxels start, at byte {header.data_offset}. "
@@ -263,10 +263,10 @@ def _check_length(size: int | None, header: _Header, path: str, packed: int) -> 
 def _read_padding(stream: io.BufferedIOBase, path: str) -> None:
     """Read to the end of the file, which checks the checksum of gzip and completes the hash."""
     block = np.empty(READ_BYTES, np.uint8)
-    left = _PADDING_BYTES
-    while got := read_into(stream, block, path):
-        left -= got
-        if left < 0 or block[:got].any():
+    remaining_bytes = _PADDING_BYTES
+    while n_bytes := read_into(stream, block, path):
+        remaining_bytes -= n_bytes
+        if remaining_bytes < 0 or block[:n_bytes].any():
             raise FormatError(
                 f"{path}: goes on after its voxels: its header names too few, or something else "
                 "was appended. Download it again."
@@ -281,26 +281,28 @@ def _read_header_size(stream: io.BufferedIOBase, path: str) -> npt.NDArray[np.ui
 
 def _read_header(start: npt.NDArray[np.uint8], stream: io.BufferedIOBase, path: str) -> _Header:
     """Read and check the header, of which ``start`` holds the first bytes."""
-    whole = start.nbytes == _SIZE_BYTES
-    sizes = {int(start.view(order)[0]) for order in ("<i4", ">i4")} if whole else set[int]()
-    size = next((s for s in _HEADER_CLASSES if s in sizes), None)
-    rest = np.empty((size or KIND_BYTES) - _SIZE_BYTES, np.uint8)
-    got = read_into(stream, rest, path)
-    if size is None:
-        raise wrong_kind_error(path, start.tobytes() + rest[:got].tobytes(), "a NIfTI file")
-    if got < rest.nbytes:
-        raise FormatError(f"{path}: ends inside its {size}-byte header. Download it again.")
-    # nibabel would tell the byte order by dim[0], which may be wrong.
-    order = "<" if start.view("<i4")[0] == size else ">"
-    parsed = _HEADER_CLASSES[size](start.tobytes() + rest.tobytes(), order, check=False)
-    magic = bytes(parsed["magic"].tobytes()[:4])
-    if magic not in _MAGIC[size]:
-        pair = PAIR_STEP if magic in _PAIR_MAGIC else "Download it again."
-        raise FormatError(
-            f"{path}: its header lacks the magic number {_MAGIC[size][0]!r}: "
-            f"only single NIfTI files are read, not .hdr/.img pairs. {pair}"
+    is_complete = start.nbytes == _SIZE_BYTES
+    sizes = {int(start.view(order)[0]) for order in ("<i4", ">i4")} if is_complete else set[int]()
+    header_size = next((s for s in _HEADER_CLASSES if s in sizes), None)
+    remainder = np.empty((header_size or KIND_BYTES) - _SIZE_BYTES, np.uint8)
+    n_bytes = read_into(stream, remainder, path)
+    if header_size is None:
+        raise wrong_kind_error(
+            path, start.tobytes() + remainder[:n_bytes].tobytes(), "a NIfTI file"
         )
-    return _check_header(parsed, path, size)
+    if n_bytes < remainder.nbytes:
+        raise FormatError(f"{path}: ends inside its {header_size}-byte header. Download it again.")
+    # nibabel would tell the byte order by dim[0], which may be wrong.
+    order = "<" if start.view("<i4")[0] == header_size else ">"
+    parsed = _HEADER_CLASSES[header_size](start.tobytes() + remainder.tobytes(), order, check=False)
+    magic = bytes(parsed["magic"].tobytes()[:4])
+    if magic not in _MAGIC[header_size]:
+        next_step = PAIR_STEP if magic in _PAIR_MAGIC else "Download it again."
+        raise FormatError(
+            f"{path}: its header lacks the magic number {_MAGIC[header_size][0]!r}: "
+            f"only single NIfTI files are read, not .hdr/.img pairs. {next_step}"
+        )
+    return _check_header(parsed, path, header_size)
 
 
 def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Header:
@@ -310,10 +312,10 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
     scaling = _scaling(parsed, path)
     if parsed["sform_code"] == 0 and parsed["qform_code"] == 0:
         notes.append("the header states no orientation (sform and qform codes are 0); assumed LAS")
-    stated = float(parsed["vox_offset"])
-    if not np.isfinite(stated):
-        raise FormatError(f"{path}: vox_offset is {stated}, expected a number of bytes.")
-    offset = int(stated) or header_size + 4
+    vox_offset = float(parsed["vox_offset"])
+    if not np.isfinite(vox_offset):
+        raise FormatError(f"{path}: vox_offset is {vox_offset}, expected a number of bytes.")
+    offset = int(vox_offset) or header_size + 4
     if offset < header_size:
         raise FormatError(f"{path}: vox_offset {offset} lies inside the header.")
     grid = Grid(shape, _affine(parsed, path))
@@ -324,18 +326,18 @@ def _check_header(parsed: nib.Nifti1Header, path: str, header_size: int) -> _Hea
 
 def _conflicts(fields: NiftiHeaderFields, grid: Grid) -> Iterator[str]:
     """Yield a remark for each field that contradicts the sform, which nibabel and spinezarr use."""
-    stated = conflicting_pixdim_mm(fields, grid.shape_ijk, grid.affine_ijk)
-    if stated is not None:
-        taken = np.linalg.norm(grid.affine_ijk[:3, :3], axis=0).tolist()
+    pixdim_mm = conflicting_pixdim_mm(fields, grid.shape_ijk, grid.affine_ijk)
+    if pixdim_mm is not None:
+        sform_spacing_mm = np.linalg.norm(grid.affine_ijk[:3, :3], axis=0).tolist()
         yield (
-            f"pixdim says voxels of {_fmt_mm(stated)} mm, the sform of {_fmt_mm(taken)} mm: the "
-            "sform was taken"
+            f"pixdim states voxels of {_fmt_mm(pixdim_mm)} mm, but the sform has voxels of "
+            f"{_fmt_mm(sform_spacing_mm)} mm; the sform was used"
         )
     distance = qform_sform_distance_mm(fields, grid.shape_ijk, grid.affine_ijk)
     if distance is not None:
         yield (
-            f"the qform places corners up to {distance:.3g} mm off those of the sform: the sform "
-            "was taken"
+            f"the qform places corners up to {distance:.3g} mm away from those of the sform; the "
+            "sform was used"
         )
 
 
@@ -360,8 +362,8 @@ def _check_shape(parsed: nib.Nifti1Header, notes: list[str], path: str) -> tuple
     """Return the lengths of the first three axes. Others must have length 1 (or 0, as in ITK)."""
     rank = int(parsed["dim"][0])
     dims = tuple(int(n) for n in parsed["dim"][1 : 1 + max(0, min(rank, _MAX_RANK))])
-    further = dims[_SPATIAL_RANK:]
-    if not _SPATIAL_RANK <= rank <= _MAX_RANK or not {*further} <= {0, 1}:
+    further_axes = dims[_SPATIAL_RANK:]
+    if not _SPATIAL_RANK <= rank <= _MAX_RANK or not {*further_axes} <= {0, 1}:
         raise FormatError(
             f"{path}: has {rank} dimensions {dims}, expected 3, or further ones of length 1. "
             "Split the series into one file for each volume."
@@ -369,7 +371,7 @@ def _check_shape(parsed: nib.Nifti1Header, notes: list[str], path: str) -> tuple
     i, j, k = dims[:_SPATIAL_RANK]
     if min(i, j, k) < 1:
         raise FormatError(f"{path}: has an empty dimension: {dims}.")
-    if further:
+    if further_axes:
         notes.append(
             f"the header has {rank} axes; those after the third, of length 1, are left out"
         )

@@ -68,12 +68,12 @@ def round_labels(values: npt.NDArray[Any], highest: int) -> tuple[npt.NDArray[An
     """
     labels = np.clip(np.rint(values), 0, highest)
     with np.errstate(invalid="ignore"):
-        off = np.abs(values.astype(np.float64) - labels)
+        distances = np.abs(values.astype(np.float64) - labels)
     # Written as a negation, because every comparison with NaN is false.
-    wrong = ~(off <= LABEL_TOLERANCE)
-    if wrong.any():
+    too_far = ~(distances <= LABEL_TOLERANCE)
+    if too_far.any():
         raise LabelError(
-            f"the mask holds the value {values[wrong].flat[0].item()!r}; labels are whole numbers "
-            f"from 0 to {highest}."
+            f"the mask holds the value {values[too_far].flat[0].item()!r}; labels are whole "
+            f"numbers from 0 to {highest}."
         )
-    return labels, Rounding(int(np.count_nonzero(off)), float(off.max(initial=0.0)))
+    return labels, Rounding(int(np.count_nonzero(distances)), float(distances.max(initial=0.0)))

@@ -16,15 +16,16 @@ from spinezarr.text import count_noun, to_nfc
 __all__ = ["Sheet", "read_sheet"]
 
 _MAX_ROWS: Final = 200_000
-"""Largest number of rows: more than any dataset has scans. Empty rows take half a second to
-read."""
+"""Largest number of rows, which is more than any dataset has scans.
+
+Reading as many empty rows takes half a second.
+"""
 _MAX_CELLS: Final = 2_000_000
 """Largest number of cells: a thousand columns for two thousand scans."""
 _MAX_COLUMNS: Final = 16_384
 """Largest number of columns, which is Excel's limit."""
-_MAX_EMPTY_CELLS: Final = 20_000_000
-"""Largest number of empty cells of a workbook: those before a filled cell, or with only a
-format."""
+_MAX_WORKBOOK_CELLS: Final = 20_000_000
+"""Largest number of cells of a workbook, with those that are empty or have only a format."""
 _MAX_CHARACTERS: Final = 16 << 20
 """Largest number of characters of all cells. Cells of a workbook may share one long text."""
 _MAX_INFLATED_BYTES: Final = 32 << 20
@@ -36,8 +37,10 @@ class Sheet:
     """A table as text."""
 
     columns: tuple[str, ...]
-    """Names of the columns. Later columns with the same name get a number; unnamed ones are left
-    out."""
+    """Names of the columns.
+
+    Later columns with the same name get a number, and columns without a name are left out.
+    """
     rows: tuple[dict[str, str], ...]
     """Text of each row by column, without empty cells and empty rows."""
 
@@ -64,7 +67,7 @@ def read_sheet(data: bytes, path: str, *, delimiter: str, header: Sequence[str] 
     Raises
     ------
     FormatError
-        If the file is no such table, is over a limit, or a row has more cells than there are
+        If the file is no such table, exceeds a limit, or a row has more cells than there are
         columns.
 
     Examples
@@ -112,21 +115,21 @@ def _check_size(rows: Iterable[list[str]], path: str) -> Iterator[list[str]]:
 def _too_many(path: str) -> FormatError:
     return FormatError(
         f"{path}: has more than {_MAX_ROWS} rows or {_MAX_CELLS} cells, which no table of scans "
-        "has. Remove what is empty, or split it."
+        "has. Remove empty rows and cells, or split it."
     )
 
 
 def _unique_names(names: Iterable[str]) -> list[str]:
     """Return the column names; a repeated name gets a number."""
     columns: list[str] = []
-    taken: set[str] = set()
+    used_names: set[str] = set()
     counts: dict[str, int] = {}
     for name in names:
         column = name
-        while name and column in taken:
+        while name and column in used_names:
             counts[name] = counts.get(name, 1) + 1
             column = f"{name} ({counts[name]})"
-        taken.add(column)
+        used_names.add(column)
         columns.append(column)
     return columns
 
@@ -142,8 +145,8 @@ def _rows_by_column(
                 f"{count_noun(len(columns), 'column')}. Mend the file, or give the right delimiter "
                 "and header in the recipe."
             )
-        named = zip(columns, cells, strict=False)
-        yield {column: cell for column, cell in named if column and cell}
+        named_cells = zip(columns, cells, strict=False)
+        yield {column: cell for column, cell in named_cells if column and cell}
 
 
 def _text_rows(data: bytes, path: str, delimiter: str) -> Iterator[list[str]]:
@@ -173,15 +176,14 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about styles and extensions, which do not affect cells
+            # The warnings are about styles and extensions, which do not affect cells.
+            warnings.simplefilter("ignore")
             _check_inflated(data, path)
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # some programs state wrong dimensions
-            raw = sheet.iter_rows(values_only=True)
-            rows = list(_written_rows(islice(raw, _MAX_ROWS + 1), path))
+            value_rows = sheet.iter_rows(values_only=True)
+            rows = list(_trimmed_rows(islice(value_rows, _MAX_ROWS + 1), path))
     except FormatError:
         raise
     except Exception as problem:  # a broken workbook makes openpyxl raise anything
@@ -194,18 +196,18 @@ def _workbook_rows(data: bytes, path: str) -> Iterator[list[str]]:
     yield from (row + [""] * (width - len(row)) if row else [] for row in rows)
 
 
-def _written_rows(raw: Iterable[Sequence[object]], path: str) -> Iterator[list[str]]:
+def _trimmed_rows(value_rows: Iterable[Sequence[object]], path: str) -> Iterator[list[str]]:
     """Yield each row up to its last filled cell.
 
     Rows without content, which formatting may add in great number, are yielded as empty lists.
     """
-    written = empty = 0
-    for values in raw:
+    n_cells = n_values = 0
+    for values in value_rows:
         row = [_text(value) for value in values]
         width = max((column for column, text in enumerate(row, 1) if text), default=0)
-        written += width
-        empty += len(row)
-        if written > _MAX_CELLS or empty > _MAX_EMPTY_CELLS:
+        n_cells += width
+        n_values += len(row)
+        if n_cells > _MAX_CELLS or n_values > _MAX_WORKBOOK_CELLS:
             raise _too_many(path)
         yield row[:width]
 
@@ -221,7 +223,7 @@ def _check_inflated(data: bytes, path: str) -> None:
         if inflated > _MAX_INFLATED_BYTES:
             raise FormatError(
                 f"{path}: it inflates to {inflated} bytes, expected at most "
-                f"{_MAX_INFLATED_BYTES}. Remove what is empty, or split it."
+                f"{_MAX_INFLATED_BYTES}. Remove empty rows and cells, or split it."
             )
         for name in book.namelist():
             if b"<!DOCTYPE" in book.read(name).replace(b"\0", b""):  # UTF-16 as well

@@ -67,7 +67,7 @@ def read_slabs(
     """
     ni, nj, nk = shape_ijk
     slice_bytes = ni * nj * stored_dtype.itemsize
-    done = 0
+    n_slices_read = 0
 
     def next_slab(thickness: int) -> npt.NDArray[Any]:
         try:
@@ -77,18 +77,18 @@ def read_slabs(
                 f"{path}: its header names {shape_ijk} voxels: "
                 f"{thickness} slices are more than fit into memory."
             ) from None
-        got = read_into(stream, block, path)
-        if got < block.nbytes:
-            found, expected = done * slice_bytes + got, nk * slice_bytes
+        n_bytes = read_into(stream, block, path)
+        if n_bytes < block.nbytes:
+            n_bytes_read, expected = n_slices_read * slice_bytes + n_bytes, nk * slice_bytes
             raise FormatError(
-                f"{path}: cut short: its voxels end after about {found} of {expected} "
+                f"{path}: cut short: its voxels end after about {n_bytes_read} of {expected} "
                 "bytes. Download it again."
             )
         return block.view(stored_dtype).reshape((thickness, nj, ni)).T
 
     for thickness in thicknesses:
         yield next_slab(thickness)
-        done += thickness
+        n_slices_read += thickness
 
 
 def read_into(
@@ -105,10 +105,10 @@ def read_into(
     filled = 0
     try:
         while filled < len(view):
-            got = stream.readinto(view[filled : filled + (READ_BYTES << 3)])
-            if not got:
+            n_bytes = stream.readinto(view[filled : filled + (READ_BYTES << 3)])
+            if not n_bytes:
                 break
-            filled += got
+            filled += n_bytes
     except EOFError:
         # Compressed data without an end mark are incomplete.
         return filled
@@ -130,9 +130,9 @@ def skip_bytes(stream: io.BufferedIOBase, size: int, path: str) -> None:
     FormatError
         If the stream ends before that, or does not decompress.
     """
-    left = size
-    while left:
-        got = read_into(stream, np.empty(min(left, READ_BYTES), np.uint8), path)
-        if not got:
+    remaining_bytes = size
+    while remaining_bytes:
+        n_bytes = read_into(stream, np.empty(min(remaining_bytes, READ_BYTES), np.uint8), path)
+        if not n_bytes:
             raise FormatError(f"{path}: ends before its voxels start, at byte {size}.")
-        left -= got
+        remaining_bytes -= n_bytes

@@ -26,8 +26,8 @@ class SourceFile:
 class HashingFile(io.RawIOBase):
     """Stream of one or several files in sequence, which hashes and counts the bytes it reads."""
 
-    def __init__(self, *raws: BinaryIO) -> None:
-        self._raws = deque(cast("io.BufferedIOBase", raw) for raw in raws)
+    def __init__(self, *files: BinaryIO) -> None:
+        self._files = deque(cast("io.BufferedIOBase", file) for file in files)
         self._sha256 = hashlib.sha256()
         self._size_bytes = 0
 
@@ -38,12 +38,12 @@ class HashingFile(io.RawIOBase):
     def readinto(self, buffer: Buffer, /) -> int:
         """Read at most as many bytes as ``buffer`` holds; return their number."""
         view = memoryview(buffer).cast("B")
-        got = 0
-        while self._raws and not (got := self._raws[0].readinto(view)):
-            self._raws.popleft()
-        self._sha256.update(view[:got])
-        self._size_bytes += got
-        return got
+        n_bytes = 0
+        while self._files and not (n_bytes := self._files[0].readinto(view)):
+            self._files.popleft()
+        self._sha256.update(view[:n_bytes])
+        self._size_bytes += n_bytes
+        return n_bytes
 
     def source_file(self) -> SourceFile:
         """Return size and hash of the bytes read so far."""

@@ -130,10 +130,10 @@ def open_volume(
             with fs.open(path, "rb", block_size=KIND_BYTES) as raw:
                 kind = detect_kind(raw.read(KIND_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as problem:
-        why = _explain_unopened(fs, path, problem)
-        if why is None:
+        reason = _explain_unopened(fs, path, problem)
+        if reason is None:
             raise
-        raise FormatError(why) from problem
+        raise FormatError(reason) from problem
     raise FormatError(
         f"{path}: its ending names no format that is read; it looks like {kind.name}. "
         f"{kind.next_step or UNKNOWN.next_step}"
@@ -160,11 +160,11 @@ def _opener(path: str) -> Callable[[fsspec.AbstractFileSystem, str, Limits], Vol
 
 def _explain_unopened(fs: fsspec.AbstractFileSystem, path: str, problem: OSError) -> str | None:
     """Return why an existing file does not open, and the next step; None if it does not exist."""
-    where = Path(str(problem.filename or path))
-    if isinstance(fs, LocalFileSystem) and where.is_symlink() and not where.exists():
-        annexed = "/annex/objects/" in str(where.readlink())
+    file_path = Path(str(problem.filename or path))
+    if isinstance(fs, LocalFileSystem) and file_path.is_symlink() and not file_path.exists():
+        annexed = "/annex/objects/" in str(file_path.readlink())
         advice = "run 'git annex get .' in the cloned folder" if annexed else "put the file there"
-        return f"{where}: is a link to a file that is not there: {advice}, or remove the link."
+        return f"{file_path}: is a link to a file that is not there: {advice}, or remove the link."
     if isinstance(problem, IsADirectoryError) or fs.isdir(path):
         return (
             f"{path}: is a folder, expected a file. A folder of DICOM slices needs a pattern that "
@@ -172,5 +172,7 @@ def _explain_unopened(fs: fsspec.AbstractFileSystem, path: str, problem: OSError
             "that folder."
         )
     if isinstance(problem, PermissionError):
-        return f"{where}: cannot be read: {problem.strerror}. Let its owner allow it (chmod a+r)."
+        return (
+            f"{file_path}: cannot be read: {problem.strerror}. Let its owner allow it (chmod a+r)."
+        )
     return None

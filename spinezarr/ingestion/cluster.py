@@ -53,16 +53,26 @@ __all__ = [
 ]
 
 _TASKS_PER_THREAD: Final = 2
-"""One task under way, and one to start while the client writes the scan table."""
-_MOST_RESUBMISSIONS: Final = 3
-"""How many times a scan is submitted again if it was only waiting on the workers that died."""
-_SAME_VERSION: Final = ("spinezarr", "dask", "distributed", "numcodecs")
-"""Packages that must have the same version everywhere. With one version of numcodecs, the same
-source gives the same bytes."""
-_MEMORY: Final = {f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")}
-"""Settings that stop Dask from pausing workers and spilling results. The voxels of a scan are not
-results that Dask could write to disk, so a paused worker would wait forever. Dask still ends a
-worker that uses nearly all of its memory, before the system ends another process."""
+"""Number of tasks for each worker thread.
+
+One is under way, and the other can start while the client writes the scan table.
+"""
+_MAX_RESUBMISSIONS: Final = 3
+"""Largest number of times that a scan is submitted again if it only waited on workers that died."""
+_MATCHING_PACKAGES: Final = ("spinezarr", "dask", "distributed", "numcodecs")
+"""Packages that must have the same version everywhere.
+
+The same source gives the same bytes only with one version of numcodecs.
+"""
+_MEMORY_SETTINGS: Final = {
+    f"distributed.worker.memory.{key}": False for key in ("target", "spill", "pause")
+}
+"""Settings that stop Dask from pausing workers and spilling results.
+
+The voxels of a scan are not results that Dask could write to disk, so a paused worker would wait
+forever. Dask still ends a worker that uses nearly all of its memory, before the system ends another
+process.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +121,7 @@ class _InterruptFilter(Filter):
         )
 
 
-_INTERRUPTS: Final = _InterruptFilter()
+_INTERRUPT_FILTER: Final = _InterruptFilter()
 
 
 class DaskWorkers:
@@ -145,10 +155,10 @@ class DaskWorkers:
         except TimeoutError as problem:
             raise UsageError(
                 f"the Dask scheduler at {_address(client)} has had no worker for "
-                f"{settings.first_worker_s:.0f} seconds. Start some, then run the command again."
+                f"{settings.first_worker_s:.0f} seconds. Start workers, then run the command again."
             ) from problem
         _check_versions(client)
-        getLogger("tornado.application").addFilter(_INTERRUPTS)
+        getLogger("tornado.application").addFilter(_INTERRUPT_FILTER)
         self._client = client
         self._encode_threads = encode_threads
         self._settings = settings
@@ -171,12 +181,14 @@ class DaskWorkers:
         LostLockError
             If another run has taken over the store.
         """
-        run = _Run(self._client, _for_workers(job), listener, self._encode_threads, self._settings)
+        run = _Run(
+            self._client, _with_absolute_path(job), listener, self._encode_threads, self._settings
+        )
         try:
             yield from run.results(iter(tasks))
         except KeyboardInterrupt:
             run.stop()
-            yield from run.done()
+            yield from run.finished_results()
             raise
         finally:
             run.close()
@@ -195,7 +207,7 @@ def local_cluster(
     settings
         Times to wait for the workers, and between their messages.
     """
-    with warnings.catch_warnings(), dask.config.set(_MEMORY):
+    with warnings.catch_warnings(), dask.config.set(_MEMORY_SETTINGS):
         # If the dashboard's usual port is taken, Dask uses another one.
         warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
         cluster = LocalCluster(
@@ -266,18 +278,20 @@ def _address(client: Client) -> str:
 
 def _check_versions(client: Client) -> None:
     problems = []
-    for package in _SAME_VERSION:
+    for package in _MATCHING_PACKAGES:
         own_version = version(package)
-        found: dict[str, Any] = client.run(version, package, on_error="return")
+        versions: dict[str, Any] = client.run(version, package, on_error="return")
         try:
-            found["the scheduler"] = client.run_on_scheduler(version, package)
+            versions["the scheduler"] = client.run_on_scheduler(version, package)
         except PackageNotFoundError as problem:
-            found["the scheduler"] = problem
-        for process, its_version in found.items():
-            if isinstance(its_version, PackageNotFoundError):
+            versions["the scheduler"] = problem
+        for process, other_version in versions.items():
+            if isinstance(other_version, PackageNotFoundError):
                 problems.append(f"{process} has no {package}")
-            elif its_version != own_version:
-                problems.append(f"{process} has {package} {its_version}, not {own_version} as here")
+            elif other_version != own_version:
+                problems.append(
+                    f"{process} has {package} {other_version}, not {own_version} as here"
+                )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""  # noqa: PLR2004
         raise UsageError(
@@ -287,7 +301,7 @@ def _check_versions(client: Client) -> None:
         )
 
 
-def _for_workers(job: IngestJob) -> IngestJob:
+def _with_absolute_path(job: IngestJob) -> IngestJob:
     """Return the job with absolute paths, so that workers may run in other folders."""
     fs, path = open_filesystem(job.raw, job.raw_options)
     return replace(job, raw=path) if isinstance(fs, LocalFileSystem) else job
@@ -309,13 +323,13 @@ class _EndMessage:
 
 
 @dataclass(slots=True)
-class _InFlight:
+class _Submission:
     """A scan that was submitted to the cluster."""
 
     task: ScanTask
     future: Future[ScanResult]
     resubmissions: int
-    """How many times it was submitted before this time."""
+    """Number of times that it was submitted before."""
     starts: int = 0
     """Number of workers that have started it."""
     share: float = 0.0
@@ -338,22 +352,22 @@ class _Run:
         self._encode_threads = encode_threads
         self._settings = settings
         self._token = secrets.token_hex(4)
-        self._in_flight: dict[str, _InFlight] = {}
+        self._in_flight: dict[str, _Submission] = {}
         self._restarted: dict[str, tuple[ScanTask, ScanResult]] = {}
         """Results of scans that several workers have started."""
         self._started: set[str] = set()
         """Scans whose start was reported to the listener."""
         self._inbox: SimpleQueue[_ProgressMessage | _EndMessage] = SimpleQueue()
-        self._sent = count()
-        self._threads = 0
-        self._threads_counted: float | None = None
-        client.subscribe_topic(_topic(self._token), self._on_event)
+        self._submission_numbers = count()
+        self._n_threads = 0
+        self._threads_counted_at: float | None = None
+        client.subscribe_topic(_topic_of(self._token), self._on_event)
 
     def results(self, tasks: Iterator[ScanTask]) -> Iterator[ScanResult]:
-        """Submit tasks while there is room, and yield results as they arrive."""
+        """Keep a bounded number of tasks submitted, and yield results as they arrive."""
         exhausted = False
         while True:
-            while not exhausted and len(self._in_flight) < self._room():
+            while not exhausted and len(self._in_flight) < self._max_in_flight():
                 task = next(tasks, None)
                 if task is None:
                     exhausted = True
@@ -366,13 +380,13 @@ class _Run:
             else:
                 return
 
-    def done(self) -> Iterator[ScanResult]:
+    def finished_results(self) -> Iterator[ScanResult]:
         """Yield the results of submitted scans that are whole in the store; skip the others."""
-        for scan_id, sent in self._in_flight.items():
-            if sent.future.status == "finished":
-                result = sent.future.result()
+        for scan_id, submission in self._in_flight.items():
+            if submission.future.status == "finished":
+                result = submission.future.result()
                 if result.scan is not None:
-                    self._restarted[scan_id] = (sent.task, result)
+                    self._restarted[scan_id] = (submission.task, result)
         self._in_flight = {}
         for scan_id, (_, result) in self._restarted.items():
             if self._job.store.recover_scan(scan_id) is not None:
@@ -380,31 +394,35 @@ class _Run:
 
     def stop(self) -> None:
         """Tell the workers to leave their scans, and wait until they have."""
-        futures = [sent.future for sent in self._in_flight.values()]
+        futures = [submission.future for submission in self._in_flight.values()]
         with suppress(OSError, TimeoutError, CancelledError):
-            self._client.run(_stop, self._token, on_error="ignore")
+            self._client.run(_stop_run, self._token, on_error="ignore")
             with self._client.as_current():
                 wait(futures, timeout=self._settings.stop_s)
 
     def close(self) -> None:
-        """Stop listening to workers, and cancel what is under way."""
+        """Stop listening to workers, and cancel the tasks that are under way."""
         if self._in_flight:
             self.stop()
         with suppress(OSError, ValueError):
-            self._client.unsubscribe_topic(_topic(self._token))
-            self._client.cancel([sent.future for sent in self._in_flight.values()])
+            self._client.unsubscribe_topic(_topic_of(self._token))
+            self._client.cancel([submission.future for submission in self._in_flight.values()])
 
     def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
         """Take an event from a worker; called in a thread of the client."""
         _, content = event
         self._inbox.put(_ProgressMessage(content["scan"], content["share"]))
 
-    def _room(self) -> int:
+    def _max_in_flight(self) -> int:
+        """Return the largest number of scans to submit, which follows the number of threads."""
         now = time.monotonic()
-        if self._threads_counted is None or now - self._threads_counted > self._settings.poll_s:
-            self._threads = sum(self._client.nthreads().values())
-            self._threads_counted = now
-        return _TASKS_PER_THREAD * self._threads
+        if (
+            self._threads_counted_at is None
+            or now - self._threads_counted_at > self._settings.poll_s
+        ):
+            self._n_threads = sum(self._client.nthreads().values())
+            self._threads_counted_at = now
+        return _TASKS_PER_THREAD * self._n_threads
 
     def _submit(self, task: ScanTask, resubmissions: int = 0) -> None:
         scan_id = task.source.scan_id
@@ -417,10 +435,10 @@ class _Run:
             self._settings.progress_s,
             # The scheduler keeps no result under this key. It groups tasks by the part of the key
             # before the first part that is not a word.
-            key=f"ingest-{self._token}{next(self._sent)}-{scan_id}",
+            key=f"ingest-{self._token}{next(self._submission_numbers)}-{scan_id}",
             pure=False,
         )
-        self._in_flight[scan_id] = _InFlight(task, future, resubmissions)
+        self._in_flight[scan_id] = _Submission(task, future, resubmissions)
         self._await_end(scan_id, future)
 
     def _await_end(self, scan_id: str, future: Future[ScanResult]) -> None:
@@ -429,44 +447,44 @@ class _Run:
     def _next_result(self) -> Iterator[ScanResult]:
         """Process one message; yield nothing if none arrives soon."""
         if self._client.status == "closed":
-            raise LostClusterError(_lost_cluster())
+            raise LostClusterError(_lost_cluster_message())
         try:
             message = self._inbox.get(timeout=self._settings.poll_s)
         except Empty:
             return
-        sent = self._in_flight.get(message.scan_id)
-        if sent is None:
+        submission = self._in_flight.get(message.scan_id)
+        if submission is None:
             return
         if isinstance(message, _ProgressMessage):
-            self._progress(sent, message.share)
-        elif sent.future.done():
+            self._progress(submission, message.share)
+        elif submission.future.done():
             del self._in_flight[message.scan_id]
-            yield from self._take_result(sent)
-        else:  # the worker died, and its result is lost
-            self._await_end(message.scan_id, sent.future)
+            yield from self._take_result(submission)
+        else:  # the worker died with the result, and Dask runs the task again
+            self._await_end(message.scan_id, submission.future)
 
-    def _progress(self, sent: _InFlight, share: float | None) -> None:
-        source = sent.task.source
+    def _progress(self, submission: _Submission, share: float | None) -> None:
+        source = submission.task.source
         if share is not None:
-            sent.share += share
+            submission.share += share
             self._listener.advanced(source, share)
             return
-        sent.starts += 1
+        submission.starts += 1
         if source.scan_id not in self._started:
             self._started.add(source.scan_id)
             self._listener.started(source)
-        elif sent.share:
-            self._listener.advanced(source, -sent.share)
-        sent.share = 0.0
+        elif submission.share:
+            self._listener.advanced(source, -submission.share)
+        submission.share = 0.0
 
-    def _take_result(self, sent: _InFlight) -> Iterator[ScanResult]:
-        scan_id = sent.task.source.scan_id
+    def _take_result(self, submission: _Submission) -> Iterator[ScanResult]:
+        scan_id = submission.task.source.scan_id
         try:
-            result = sent.future.result()
+            result = submission.future.result()
         except KilledWorker as problem:
-            yield from self._resubmit_killed(sent, problem)
+            yield from self._resubmit_killed(submission, problem)
         except CancelledError as problem:
-            raise LostClusterError(_lost_cluster()) from problem
+            raise LostClusterError(_lost_cluster_message()) from problem
         except LostLockError:
             raise
         except Exception as error:  # noqa: BLE001  one bad worker never stops the others
@@ -474,22 +492,24 @@ class _Run:
             reason = f"its worker could not start it ({type(error).__name__}: {message})."
             yield ScanResult(scan_id, "failed", reason=reason)
         else:
-            if sent.starts > 1 and result.scan is not None:
-                self._restarted[scan_id] = (sent.task, result)
+            if submission.starts > 1 and result.scan is not None:
+                self._restarted[scan_id] = (submission.task, result)
             else:
                 yield result
 
-    def _resubmit_killed(self, sent: _InFlight, problem: KilledWorker) -> Iterator[ScanResult]:
+    def _resubmit_killed(
+        self, submission: _Submission, problem: KilledWorker
+    ) -> Iterator[ScanResult]:
         """Submit the scan again, or report it as failed.
 
         A worker crash counts only against the scans it had started. A scan that only waited on such
         a worker is submitted again.
         """
         deaths = problem.allowed_failures + 1
-        if sent.starts < deaths and sent.resubmissions < _MOST_RESUBMISSIONS:
-            self._submit(sent.task, sent.resubmissions + 1)
+        if submission.starts < deaths and submission.resubmissions < _MAX_RESUBMISSIONS:
+            self._submit(submission.task, submission.resubmissions + 1)
             return
-        scan_id = sent.task.source.scan_id
+        scan_id = submission.task.source.scan_id
         self._job.store.recover_scan(scan_id)
         reason = (
             f"{deaths} workers died while they ran it, the last at {problem.last_worker.address}. "
@@ -501,9 +521,9 @@ class _Run:
     def _check_restarted(self) -> Iterator[ScanResult]:
         """Yield the results of scans that are whole, and submit the others again.
 
-        The scheduler may give up a worker that still runs for a moment and then removes its files.
-        The worker that repeats the scan writes files of the same names. By now the first worker has
-        ended.
+        The scheduler may give up a worker that still runs for a moment, and then removes its files.
+        The worker that repeats the scan writes files of the same names. By now, the first worker
+        has ended.
         """
         restarted, self._restarted = self._restarted, {}
         for scan_id, (task, result) in restarted.items():
@@ -513,14 +533,14 @@ class _Run:
                 yield result
 
 
-def _lost_cluster() -> str:
+def _lost_cluster_message() -> str:
     return (
         "the Dask scheduler is gone. The scans that are done are in the store: run the same "
         "command again once there is a scheduler."
     )
 
 
-def _topic(token: str) -> str:
+def _topic_of(token: str) -> str:
     return f"spinezarr-ingest-{token}"
 
 
@@ -528,7 +548,7 @@ _STOPPED: Final[set[str]] = set()
 """Tokens of the runs that this worker process must stop."""
 
 
-def _stop(token: str) -> None:
+def _stop_run(token: str) -> None:
     """Make this worker process stop its work for a run."""
     _STOPPED.add(token)
 
@@ -546,7 +566,7 @@ def _ingest_on_worker(
         return ScanResult(scan_id, "failed", reason="the run was stopped.")
 
     def send(share: float | None) -> None:
-        worker.log_event(_topic(token), {"scan": scan_id, "share": share})
+        worker.log_event(_topic_of(token), {"scan": scan_id, "share": share})
 
     send(None)
     pool = _encode_pool(encode_threads or worker.state.nthreads).get()
@@ -561,16 +581,16 @@ class _ProgressReporter:
         self._send = send
         self._period_s = period_s
         self._unreported = 0.0
-        self._reported = time.monotonic()
+        self._reported_at = time.monotonic()
 
     def __call__(self, share: float) -> None:
         if self._token in _STOPPED:
             raise _StoppedError
         self._unreported += share
         now = time.monotonic()
-        if now - self._reported > self._period_s:
+        if now - self._reported_at > self._period_s:
             self._send(self._unreported)
-            self._unreported, self._reported = 0.0, now
+            self._unreported, self._reported_at = 0.0, now
 
 
 @cache

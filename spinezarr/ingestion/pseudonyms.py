@@ -35,12 +35,14 @@ __all__ = ["MapLine", "Pseudonyms", "apply_pseudonyms", "key_file", "map_file"]
 _KEY_BYTES: Final = 32
 """Length of the key in bytes. By FIPS 198-1, a key longer than a SHA-256 hash adds no security."""
 _HASH_CHARACTERS: Final = 16
-"""Length of a pseudonym: 80 bits in base 32. The chance that two of a million scans share one is
-4e-13."""
+"""Length of a pseudonym in characters, which hold 80 bits in base 32.
+
+The chance that two of a million scans share a pseudonym is 4e-13.
+"""
 _OWNER_ONLY: Final = 0o600
-_SPLITS: Final = frozenset({"", "train", "training", "val", "valid", "validation", "test"})
+_COMMON_SPLITS: Final = frozenset({"", "train", "training", "val", "valid", "validation", "test"})
 """Names of splits that a table may use. They identify no one."""
-_ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".json", ".lml", "/")
+_STORED_ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".json", ".lml", "/")
 """Endings of file names that are stored; any other ending is left out."""
 
 _Scan = TypeVar("_Scan", RefusedScan, UnpairedImage)
@@ -73,7 +75,7 @@ class Pseudonyms:
         return cls(secrets.token_bytes(_KEY_BYTES))
 
     def __repr__(self) -> str:
-        """Leave out the key, because it must not get into a message."""
+        """Return a text without the key, which must not get into a message."""
         return f"{type(self).__name__}({self.fingerprint})"
 
     @property
@@ -92,7 +94,7 @@ class Pseudonyms:
         digest = base64.b32encode(self._digest(kind, text)).decode().lower()
         return f"{kind}-{digest[:_HASH_CHARACTERS]}"
 
-    def keyed(self, digest: str) -> str:
+    def keyed_hash(self, digest: str) -> str:
         """Return a keyed hash of a hash, of the same length.
 
         Without the key, nobody can compare it with hashes of known files.
@@ -103,40 +105,40 @@ class Pseudonyms:
         message = f"{kind}\0{to_nfc(text)}".encode(errors="surrogateescape")
         return hmac.digest(self.key, message, hashlib.sha256)
 
-    def discovery(self, found: Discovery, recipe: Recipe) -> Discovery:
+    def discovery(self, discovery: Discovery, recipe: Recipe) -> Discovery:
         """Return a discovery with pseudonyms in place of ids; the paths of source files stay."""
-        own = _texts_of(recipe)
-        safe = _safe_columns(recipe)
+        recipe_texts = _texts_of_recipe(recipe)
+        safe_columns = _safe_columns(recipe)
         return replace(
-            found,
-            scans=tuple(self._source(scan, own, safe) for scan in found.scans),
-            refused=tuple(self._named(scan) for scan in found.refused),
-            without_mask=tuple(self._named(image) for image in found.without_mask),
-            absent=tuple(self.of("scan", name) for name in found.absent),
+            discovery,
+            scans=tuple(self._source(scan, recipe_texts, safe_columns) for scan in discovery.scans),
+            refused=tuple(self._with_pseudonym(scan) for scan in discovery.refused),
+            without_mask=tuple(self._with_pseudonym(image) for image in discovery.without_mask),
+            absent=tuple(self.of("scan", name) for name in discovery.absent),
             tables=tuple(
                 replace(use, unmatched=tuple(self.of("scan", name) for name in use.unmatched))
-                for use in found.tables
+                for use in discovery.tables
             ),
         )
 
-    def _named(self, scan: _Scan) -> _Scan:
+    def _with_pseudonym(self, scan: _Scan) -> _Scan:
         return replace(scan, scan_id=self.of("scan", scan.scan_id))
 
     def _source(
-        self, scan: ScanSource, own: frozenset[str], safe: Sequence[BoundedRegex]
+        self, scan: ScanSource, recipe_texts: frozenset[str], safe_columns: Sequence[BoundedRegex]
     ) -> ScanSource:
         return replace(
             scan,
             scan_id=self.of("scan", scan.scan_id),
             patient_id=self.of("patient", scan.patient_id),
-            source=scan.source if scan.source in own else self.of("source", scan.source),
-            split=scan.split if scan.split in own else self.of("split", scan.split),
+            source=scan.source if scan.source in recipe_texts else self.of("source", scan.source),
+            split=scan.split if scan.split in recipe_texts else self.of("split", scan.split),
             # The position in a published list identifies the scan.
             split_index=-1,
             columns={
                 column: text
                 for column, text in scan.columns.items()
-                if any(pattern.fullmatch(column) for pattern in safe)
+                if any(pattern.fullmatch(column) for pattern in safe_columns)
             },
         )
 
@@ -144,7 +146,7 @@ class Pseudonyms:
         """Return the metadata of a scan with the names of its files replaced by its pseudonym."""
         return {
             **facts,
-            "source_key": self.keyed(facts["source_key"]),
+            "source_key": self.keyed_hash(facts["source_key"]),
             "image_source": self._file(facts["image_source"], scan_id),
             "label_source": self._file(facts["label_source"], f"{scan_id}_mask"),
             "centroid_source": self._file(facts["centroid_source"], f"{scan_id}_centroids"),
@@ -154,15 +156,15 @@ class Pseudonyms:
         if record is None:
             return None
         path = record["file"].lower()
-        ending = next((ending for ending in _ENDINGS if path.endswith(ending)), "")
-        further = {"sha256": self.keyed(record["sha256"])} if "sha256" in record else {}
+        ending = next((ending for ending in _STORED_ENDINGS if path.endswith(ending)), "")
+        changes = {"sha256": self.keyed_hash(record["sha256"])} if "sha256" in record else {}
         if record.get("series") is not None:
-            further["series"] = self.keyed(record["series"])
-        return {**record, "file": name + ending, **further}
+            changes["series"] = self.keyed_hash(record["series"])
+        return {**record, "file": name + ending, **changes}
 
-    def lines(self, found: Discovery) -> Iterator[MapLine]:
-        """Yield the lines of the map for a discovery that still has its own ids."""
-        for scan in found.scans:
+    def lines(self, discovery: Discovery) -> Iterator[MapLine]:
+        """Yield the lines of the map for a discovery with the original ids."""
+        for scan in discovery.scans:
             masks = (scan.label, *(part.path for part in scan.label_parts))
             yield MapLine(
                 self.of("scan", scan.scan_id),
@@ -174,20 +176,24 @@ class Pseudonyms:
             )
 
 
-def _texts_of(recipe: Recipe) -> frozenset[str]:
+def _texts_of_recipe(recipe: Recipe) -> frozenset[str]:
     """Return the texts that the recipe itself states; they identify no scan or patient."""
     texts = [text for layout in recipe.layouts.values() for text in layout.constants.values()]
     texts += [text for lookup in recipe.lookups.values() for text in lookup.values.values()]
     texts += recipe.splits.sections.values() if recipe.splits is not None else ()
     texts += [text for table in recipe.tables.values() for text in table.constants.values()]
-    return _SPLITS.union(text for text in texts if "{" not in text)
+    return _COMMON_SPLITS.union(text for text in texts if "{" not in text)
 
 
 def _safe_columns(recipe: Recipe) -> list[BoundedRegex]:
-    """Return patterns of the columns to keep: the recipe's constants, and what it calls safe."""
+    """Return patterns of the columns to keep: constants, and columns that identify nobody."""
     tables = recipe.tables.values()
-    own = [compile_bounded(re.escape(column)) for table in tables for column in table.constants]
-    return own + [PathPattern(text).regex for table in tables for text in table.non_identifying]
+    constant_columns = [
+        compile_bounded(re.escape(column)) for table in tables for column in table.constants
+    ]
+    return constant_columns + [
+        PathPattern(text).regex for table in tables for text in table.non_identifying
+    ]
 
 
 def map_file(out: str, chosen: str | None) -> Path:
@@ -220,7 +226,7 @@ def key_file(map_path: Path) -> Path:
 
 
 def apply_pseudonyms(
-    found: Discovery,
+    discovery: Discovery,
     recipe: Recipe,
     out: str,
     map_path: Path,
@@ -230,8 +236,8 @@ def apply_pseudonyms(
 
     Parameters
     ----------
-    found
-        Discovery with its own ids.
+    discovery
+        Discovery with the original ids.
     recipe
         Recipe of the dataset.
     out
@@ -261,20 +267,20 @@ def apply_pseudonyms(
                     f"{path}: is missing, and the store {out} was made with it. Put it back, "
                     "name its path by --pseudonyms FILE, or make a new store."
                 )
-    names = _read_key(map_path)
-    if stored not in (None, names.fingerprint):
+    pseudonyms = _read_key(map_path)
+    if stored not in (None, pseudonyms.fingerprint):
         raise UsageError(
             f"{key_file(map_path)}: is not the key that the store {out} was made with. Name the "
             "path of its map by --pseudonyms FILE."
         )
-    lines = {line.pseudonym: line for line in _read_map(map_path, names)}
-    known = dict(lines)
-    lines |= {line.pseudonym: line for line in names.lines(found)}
+    lines = {line.pseudonym: line for line in _read_map(map_path, pseudonyms)}
+    stored_lines = dict(lines)
+    lines |= {line.pseudonym: line for line in pseudonyms.lines(discovery)}
     if not key_file(map_path).exists():
-        _write(key_file(map_path), f"{names.key.hex()}\n")
-    if lines != known or not map_path.exists():
+        _write(key_file(map_path), f"{pseudonyms.key.hex()}\n")
+    if lines != stored_lines or not map_path.exists():
         _write_map(map_path, lines.values())
-    return names.discovery(found, recipe), names
+    return pseudonyms.discovery(discovery, recipe), pseudonyms
 
 
 def _read_key(map_path: Path) -> Pseudonyms:
@@ -307,7 +313,7 @@ def _unreadable(path: Path, problem: OSError) -> UsageError:
     )
 
 
-def _read_map(map_path: Path, names: Pseudonyms) -> list[MapLine]:
+def _read_map(map_path: Path, pseudonyms: Pseudonyms) -> list[MapLine]:
     columns = [field.name for field in fields(MapLine)]
     try:
         with map_path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -326,7 +332,7 @@ def _read_map(map_path: Path, names: Pseudonyms) -> list[MapLine]:
         )
     lines = [MapLine(**{column: row[column] or "" for column in columns}) for row in rows]
     for number, line in enumerate(lines, 2):
-        if line.pseudonym != names.of("scan", line.scan_id):
+        if line.pseudonym != pseudonyms.of("scan", line.scan_id):
             raise UsageError(
                 f"{map_path}, line {number}: its pseudonym was not made with the key "
                 f"{key_file(map_path)}. Put both files back as they were."
@@ -352,16 +358,16 @@ class _Text(list[str]):
 
 def _write(path: Path, text: str) -> None:
     """Write a file atomically. Only its owner may read it."""
-    new = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        new.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         with os.fdopen(
-            os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY), "wb"
+            os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY), "wb"
         ) as file:
             file.write(text.encode(errors="surrogateescape"))
             file.flush()
             os.fsync(file.fileno())
-        new.replace(path)
+        partial.replace(path)
     except OSError as problem:
         raise UsageError(
             f"{path}: cannot be written: {problem.strerror or problem}. Choose a place for the "

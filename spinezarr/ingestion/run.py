@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FailedScan", "IngestReport", "Listener", "LocalThreads", "Workers", "ingest"]
 
-_BEYOND_REPAIR: Final = (
+_CANNOT_REPAIR: Final = (
     "its stored files are damaged, and its source files are not in the raw folder. Put them there "
     "and run the command again, or copy the scan from an undamaged store."
 )
@@ -56,14 +56,13 @@ class FailedScan:
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What an ingest did."""
+    """The result of an ingest."""
 
     store: str
     """Path or URL of the store, without secrets."""
     done: tuple[str, ...]
     updated: tuple[str, ...]
-    """Scans whose voxels are unchanged, and whose metadata from recipe, splits, tables or sidecars
-    have changed."""
+    """Scans of which only the metadata from recipe, splits, tables or sidecars have changed."""
     skipped: tuple[str, ...]
     """Scans that were already up to date in the store."""
     failed: tuple[FailedScan, ...]
@@ -76,8 +75,10 @@ class IngestReport:
     stored_bytes: int
     seconds: float
     problem: str
-    """Why the scan table could not be written; empty if it was written. The scans that are done are
-    in the store in any case."""
+    """Reason why the scan table could not be written; empty if it was written.
+
+    The scans that are done are in the store in any case.
+    """
     without_mask: tuple[UnpairedImage, ...]
     """Images that should have a mask and have none; they count as failed."""
     without_image: tuple[PathNote, ...]
@@ -93,8 +94,10 @@ class IngestReport:
     tables: tuple[TableUse, ...]
     """Every table of the recipe, with the rows that belong to no scan."""
     nii_gz_bytes: int | None = None
-    """Estimated size that the scans that are done would have as ``.nii.gz``. None if their files
-    are ``.nii.gz`` already."""
+    """Estimated size that the scans that are done would have as ``.nii.gz``.
+
+    None if their files are ``.nii.gz`` already.
+    """
 
     @property
     def orphans_failed(self) -> bool:
@@ -103,7 +106,7 @@ class IngestReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if every possible scan of the raw folder is in the store and its table, else 1."""
+        """Exit code: 0 if each scan of the raw folder is in the store and its table, else 1."""
         left_out = self.failed or self.orphans_failed or self.unlisted
         return 1 if left_out or self.problem else 0
 
@@ -124,7 +127,9 @@ class Listener(Protocol):
         """Handle the end of a scan."""
 
 
-class _Silent:
+class _SilentListener:
+    """A listener that reports nothing."""
+
     def started(self, source: ScanSource) -> None: ...
 
     def advanced(self, source: ScanSource, share: float) -> None: ...
@@ -188,13 +193,13 @@ def ingest(
     out
         Path or URL of the store, which is created if it does not exist.
     options
-        Choices for all scans.
+        Options for all scans.
     license
         License of the data, if it differs from the recipe's.
     codec
         Name of the codec profile; by default that of the store, or ``balanced`` for a new one.
     listener
-        Receives the progress. By default, nobody does.
+        Receives the progress. By default, progress is not reported.
     workers
         Workers that ingest the scans. By default, threads of this process.
     raw_options, out_options
@@ -223,7 +228,7 @@ def ingest(
             f"{discovery.raw}: has {len(discovery.scans)} scans, and a store holds at most "
             f"{LARGEST_SCANS}. Make several stores, with a recipe for each part."
         )
-    listener = listener or _Silent()
+    listener = listener or _SilentListener()
     started = time.monotonic()
     options = options or ScanOptions()
     repair = find_damaged is not None
@@ -236,16 +241,16 @@ def ingest(
         if repair:
             store.registry.drop_damaged_audit_log()
         store.registry.audit_log()  # a damaged log ends the run before any work is done
-        known = _Known.load(store, recover=lock.took_over, repair=repair)
+        state = _StoreState.load(store, recover=lock.took_over, repair=repair)
         damaged = frozenset(find_damaged() if find_damaged is not None else ())
         # Records of headers may name a series. Pseudonyms must hide such names.
-        known.note_folders({} if options.pseudonyms else discovery.folders)
+        state.record_folders({} if options.pseudonyms else discovery.folders)
         job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
-        run = _Run(job, discovery, known, listener, damaged)
+        run = _Run(job, discovery, state, listener, damaged)
         try:
             with closing((workers or LocalThreads()).run(job, run.tasks(), listener)) as results:
                 for result in results:
-                    run.take(result)
+                    run.record(result)
         except LostLockError:
             raise
         except BaseException:
@@ -279,11 +284,11 @@ def _open_store(
         return StoreWriter(out, root, storage_options, repair=repair)
     except OSError as problem:
         raise UsageError(
-            f"{out}: cannot be written: {problem.strerror or problem}. Choose another position."
+            f"{out}: cannot be written: {problem.strerror or problem}. Choose another path."
         ) from problem
 
 
-class _Known:
+class _StoreState:
     """State of the store: the results of the last run, and the changes since then."""
 
     def __init__(
@@ -302,7 +307,7 @@ class _Known:
         self._is_written = table is not None and table.attrs == table_attributes(store.root)
 
     @classmethod
-    def load(cls, store: StoreWriter, *, recover: bool, repair: bool) -> "_Known":
+    def load(cls, store: StoreWriter, *, recover: bool, repair: bool) -> "_StoreState":
         """Read table and ledger; read the whole store if the last run did not end properly."""
         ledger = store.registry.ledger()
         if ledger is not None and not recover and not repair:
@@ -310,12 +315,12 @@ class _Known:
             names = set() if table is None else set(table.scan.to_numpy().tolist())
             if names == ledger.scans.keys() and names <= store.scans.folder_names():
                 return cls(store, table, dict(ledger.scans), {}, ledger.folders)
-        was = {} if ledger is None else ledger.scans
+        old_entries = {} if ledger is None else ledger.scans
         scans = store.recover({} if ledger is None or repair else ledger.identities)
         entries: dict[str, LedgerEntry] = {}
         for scan_id, scan in scans.items():
             identity = scan_identity(scan)
-            entry = was.get(scan_id)
+            entry = old_entries.get(scan_id)
             if entry is None or entry.identity != identity:
                 entry = LedgerEntry(inputs="", stamp="", identity=identity)
             entries[scan_id] = entry
@@ -324,14 +329,14 @@ class _Known:
     def change(self, scan: ScanAttributes, inputs: str, stamp: str) -> None:
         """Record a scan that a worker has published or confirmed."""
         entry = LedgerEntry(inputs=inputs, stamp=stamp, identity=scan_identity(scan))
-        old = self.entries.get(scan.scan_id)
-        if old is None or old.identity != entry.identity:
+        old_entry = self.entries.get(scan.scan_id)
+        if old_entry is None or old_entry.identity != entry.identity:
             self._changed[scan.scan_id] = scan
         self.entries[scan.scan_id] = entry
         self._is_written = False
 
-    def note_folders(self, folders: dict[str, FolderRecord]) -> None:
-        """Record the findings in folders of DICOM files."""
+    def record_folders(self, folders: dict[str, FolderRecord]) -> None:
+        """Record what the headers in folders of DICOM files state."""
         self._is_written &= folders == self._folders
         self._folders = folders
 
@@ -352,19 +357,19 @@ class _Run:
         self,
         job: IngestJob,
         discovery: Discovery,
-        known: _Known,
+        state: _StoreState,
         listener: Listener,
         damaged: frozenset[str],
     ) -> None:
         self._job = job
         self._damaged = damaged
         self._discovery = discovery
-        self._known = known
+        self._state = state
         self._listener = listener
-        here = {source.scan_id for source in discovery.scans}
-        here |= {image.scan_id for image in discovery.without_mask}
-        here |= {scan.scan_id for scan in discovery.refused}
-        self._from_earlier_runs = tuple(sorted(known.entries.keys() - here, key=natural_key))
+        present_ids = {source.scan_id for source in discovery.scans}
+        present_ids |= {image.scan_id for image in discovery.without_mask}
+        present_ids |= {scan.scan_id for scan in discovery.refused}
+        self._from_earlier_runs = tuple(sorted(state.entries.keys() - present_ids, key=natural_key))
         self._sources = {source.scan_id: source for source in discovery.scans}
         self._inputs: dict[str, str] = {}
         """Hash of the inputs of each scan that a worker has."""
@@ -373,8 +378,8 @@ class _Run:
         self._skipped: list[str] = []
         self._failed = [FailedScan(scan_id, reason) for scan_id, reason in discovery.failing]
         self._failed += [
-            FailedScan(scan_id, _BEYOND_REPAIR)
-            for scan_id in sorted(damaged - here, key=natural_key)
+            FailedScan(scan_id, _CANNOT_REPAIR)
+            for scan_id in sorted(damaged - present_ids, key=natural_key)
         ]
         self._problem = ""
         self._unclean = False
@@ -385,24 +390,24 @@ class _Run:
         options = self._job.options
         shared = canonical_json((self._job.recipe, options.take_image_grid, options.limits))
         for source in self._discovery.scans:
-            inputs = self._keyed(hash_inputs(shared, source))
-            entry = self._known.entries.get(source.scan_id)
+            inputs = self._storable_hash(hash_inputs(shared, source))
+            entry = self._state.entries.get(source.scan_id)
             damaged = source.scan_id in self._damaged
             if entry is not None and entry.inputs == inputs and not damaged:
                 self._skipped.append(source.scan_id)
                 self._listener.finished(source, "already in the store")
                 continue
             self._inputs[source.scan_id] = inputs
-            same_files = entry is not None and entry.stamp == self._keyed(source.stamp)
+            same_files = entry is not None and entry.stamp == self._storable_hash(source.stamp)
             stored = entry is not None
             yield ScanTask(source, stored=stored, same_files=same_files, damaged=damaged)
 
-    def _keyed(self, digest: str) -> str:
-        """Return a hash as it may be stored: keyed, if the store has pseudonyms."""
-        names = self._job.options.pseudonyms
-        return digest if names is None else names.keyed(digest)
+    def _storable_hash(self, digest: str) -> str:
+        """Return the hash that may be stored. It is keyed if the store has pseudonyms."""
+        pseudonyms = self._job.options.pseudonyms
+        return digest if pseudonyms is None else pseudonyms.keyed_hash(digest)
 
-    def take(self, result: ScanResult) -> None:
+    def record(self, result: ScanResult) -> None:
         """Record the result of a task."""
         source = self._sources[result.scan_id]
         inputs = self._inputs.pop(result.scan_id)
@@ -410,8 +415,8 @@ class _Run:
             self._failed.append(FailedScan(result.scan_id, result.reason))
             self._unclean |= result.unclean
         else:
-            stamp = self._keyed(source.stamp)
-            self._known.change(result.scan, inputs, stamp)
+            stamp = self._storable_hash(source.stamp)
+            self._state.change(result.scan, inputs, stamp)
             if result.outcome == "done":
                 self._done.append(result.scan)
             elif result.outcome == "updated":
@@ -427,12 +432,12 @@ class _Run:
         for scan_id in self._inputs:
             scan = self._job.store.scans.published(scan_id)
             if scan is not None:
-                self._known.change(scan, "", "")  # the next run compares it with its sources
+                self._state.change(scan, "", "")  # the next run compares it with its sources
 
     def write_table(self) -> None:
         """Update the scan table of the store, or record why that failed."""
         try:
-            self._known.write()
+            self._state.write()
             self._problem = ""
             if self._unclean:
                 self._job.store.registry.forget_ledger()

@@ -66,12 +66,16 @@ __all__ = [
 ]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
-"""Largest obliqueness without a note. Above it, coordinates along the axes are wrong by more than
-one voxel in 512."""
+"""Largest obliqueness without a note.
+
+Above it, coordinates along the axes are wrong by more than one voxel in 512.
+"""
 _IMAGE_THIRDS: Final = 2
-"""Thirds of the memory that the image gets. The mask, whose voxels are half as large, gets the
-rest."""
-_REPORT_EVERY_S: Final = 0.1
+"""Thirds of the memory that the image gets.
+
+The mask gets the rest, because its voxels are half as large.
+"""
+_REPORT_PERIOD_S: Final = 0.1
 _OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
 _ABSENT_NOTE: Final = "parts of the mask that are absent, so their voxels are background: "
 
@@ -89,8 +93,10 @@ class ScanOptions:
     memory: MemoryBudget = field(default_factory=MemoryBudget)
     """Memory that the ingest of one scan may use."""
     scratch: str | None = None
-    """Folder for scratch files. By default, the folder of a local store, or the system's temporary
-    folder for a store elsewhere."""
+    """Folder for scratch files.
+
+    By default, the folder of a local store, or the system's temporary folder for a store elsewhere.
+    """
 
 
 def ingest_scan(
@@ -118,7 +124,7 @@ def ingest_scan(
     store
         Store that receives the scan.
     companions
-        Content of the small files beside the image.
+        Content of the small files that accompany the image.
     pool
         Threads that encode chunks.
     options
@@ -143,23 +149,23 @@ def ingest_scan(
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
     centroids = annotated_centroids(source, companions.centroids, image.grid)
     writer = store.scans.start(source.scan_id)
-    work = _Work(
+    voxel_writer = _VoxelWriter(
         writer, pool, _Progress(image.grid, label_grid, on_share), options, store.local_folder
     )
     try:
-        # Mask and image are read at the same time. The start and the end of one then leave no
-        # encoding thread without work.
+        # Mask and image are read at the same time, so that the encoding threads have work while
+        # one of them starts or ends.
         with ThreadPoolExecutor(1, thread_name_prefix="spinezarr-mask") as mask_thread:
             try:
                 label_job = None
                 if label is not None and label_grid is not None:
                     label_job = mask_thread.submit(
-                        _write_label, source, label, label_grid, centroids, work
+                        _write_label, source, label, label_grid, centroids, voxel_writer
                     )
-                image_file, image_facts = _write_image(image, work, notes)
-                written = None if label_job is None else work.wait_for(label_job)
+                image_file, image_facts = _write_image(image, voxel_writer, notes)
+                label_result = None if label_job is None else voxel_writer.wait_for(label_job)
             except BaseException:
-                work.progress.stop()
+                voxel_writer.progress.stop()
                 raise
         facts = {
             **_geometry(image.grid, notes),
@@ -174,11 +180,11 @@ def ingest_scan(
             "written_by": f"spinezarr {package_version()}",
         }
         label_chunks = None
-        if label is None or label_grid is None or written is None:
+        if label is None or label_grid is None or label_result is None:
             facts |= {"vertebrae": {}, "other_labels": {}}
             facts |= {"centroids": centroids.records({}), "label_source": None}
         else:
-            label_facts, rounding = written
+            label_facts, rounding = label_result
             label_chunks = _label_chunks(label_facts)
             facts |= _label_summary(label_facts)
             facts["centroids"] = centroids.records(_distances_mm(label_facts))
@@ -213,11 +219,11 @@ def descriptive_metadata(
     Parameters
     ----------
     source
-        Files of the scan, and what the recipe says of it.
+        Files of the scan, and its facts from recipe and tables.
     recipe
         Recipe of the dataset.
     companions
-        Content of the small files beside the image.
+        Content of the small files that accompany the image.
     other_labels
         Mask values that are no vertebrae.
     notes
@@ -226,16 +232,16 @@ def descriptive_metadata(
     structures = {
         value: name for value, name in recipe.labels.structures.items() if value in other_labels
     }
-    outside = [value for value in other_labels if value not in structures]
-    own_notes = [f"{_OUTSIDE_NOTE}{', '.join(outside)}"] if outside else []
+    unknown_values = [value for value in other_labels if value not in structures]
+    new_notes = [f"{_OUTSIDE_NOTE}{', '.join(unknown_values)}"] if unknown_values else []
     if source.absent_parts:
         n_parts = len(source.absent_parts) + len(source.label_parts)
-        own_notes.append(
+        new_notes.append(
             f"{_ABSENT_NOTE}{', '.join(source.absent_parts)} ({len(source.absent_parts)} of "
             f"{n_parts})"
         )
-    replaced = (SIDECAR_NOTE, _OUTSIDE_NOTE, _ABSENT_NOTE)
-    read = (note for note in notes if not note.startswith(replaced))
+    replaced_kinds = (SIDECAR_NOTE, _OUTSIDE_NOTE, _ABSENT_NOTE)
+    voxel_notes = (note for note in notes if not note.startswith(replaced_kinds))
     return {
         "dataset": recipe.name,
         "scan_id": source.scan_id,
@@ -249,19 +255,19 @@ def descriptive_metadata(
         "columns": source.columns,
         "sidecar": companions.sidecar,
         "structures": structures,
-        "notes": (*read, *companions.notes, *own_notes),
+        "notes": (*voxel_notes, *companions.notes, *new_notes),
     }
 
 
 def source_key(source: ScanSource, companions: CompanionFiles) -> str:
-    """Return a hash of the paths and options that a scan is read with. It excludes voxels."""
-    points = (
+    """Return a hash of the paths and options with which a scan is read, without its voxels."""
+    centroids_hash = (
         None if companions.centroids is None else hashlib.sha256(companions.centroids).hexdigest()
     )
     parts = [(part.value, part.path) for part in source.label_parts]
     image = source.image if source.series is None else (source.image, source.series.key)
     files = [image, source.label, parts, source.label_values]
-    key = json.dumps([*files, source.centroids, source.centroid_convention, points])
+    key = json.dumps([*files, source.centroids, source.centroid_convention, centroids_hash])
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -282,7 +288,7 @@ def open_image(
         raise FormatError(
             f"{source.image}: files of its {series.name} lie in {len(series.folders)} folders: "
             f"{', '.join(series.folders)}; expected one. Put the files of the series into one "
-            "folder, or remove those that are there twice."
+            "folder, or remove those that occur twice."
         )
     names = [file.rsplit("/", 1)[-1] for file in series.files]
     return DicomSeriesVolume.open(fs, path, limits, files=names, series=series.key)
@@ -352,12 +358,12 @@ class _Progress:
         self._stopped = True
 
 
-_WrittenLabel = tuple[list[LabelFacts], Rounding]
+_LabelResult = tuple[list[LabelFacts], Rounding]
 """Facts about the chunks of a mask, and the rounding of its values."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _VoxelWriter:
     """Writes the voxels of one scan."""
 
     writer: ScanWriter
@@ -379,11 +385,11 @@ class _Work:
 
         If it fails, its voxels are subtracted from the progress.
         """
-        done = 0
+        encoded_voxels = 0
 
         def count(voxels: int) -> None:
-            nonlocal done
-            done += voxels
+            nonlocal encoded_voxels
+            encoded_voxels += voxels
             on_voxels(voxels)
 
         def write(shard_zyx: ShapeZYX, parts: Iterable[Buffer]) -> None:
@@ -401,20 +407,20 @@ class _Work:
                 workspace=self._workspace(array),
             )
         except DoesNotFitError:
-            on_voxels(-done)
+            on_voxels(-encoded_voxels)
             raise
 
-    def wait_for(self, job: Future[_WrittenLabel]) -> _WrittenLabel:
+    def wait_for(self, future: Future[_LabelResult]) -> _LabelResult:
         """Return the result of another thread, and report progress meanwhile."""
-        while not wait([job], _REPORT_EVERY_S).done:
+        while not wait([future], _REPORT_PERIOD_S).done:
             self.progress.report()
         self.progress.report()
-        return job.result()
+        return future.result()
 
     def _workspace(self, array: str) -> Workspace:
-        part = _IMAGE_THIRDS if array == IMAGE else 3 - _IMAGE_THIRDS
+        thirds = _IMAGE_THIRDS if array == IMAGE else 3 - _IMAGE_THIRDS
         return Workspace(
-            self.options.memory.share(part, 3), self.options.scratch or self.store_folder
+            self.options.memory.share(thirds, 3), self.options.scratch or self.store_folder
         )
 
 
@@ -430,23 +436,25 @@ def _label_grid(
     )
     notes += [f"mask: {note}" for note in label.notes]
     if grid is image.grid:
-        notes.append("the mask was given the affine of the image, as --take-image-grid asks")
+        notes.append("the mask was given the affine of the image (--take-image-grid)")
     return grid
 
 
-def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFile, dict[str, Any]]:
-    """Encode the image as int16. If a value does not fit, start again in the type of the file."""
+def _write_image(
+    image: Volume, voxel_writer: _VoxelWriter, notes: list[str]
+) -> tuple[SourceFile, dict[str, Any]]:
+    """Encode the image as int16. If a value does not fit, encode it in the type of the file."""
 
     def encode(
         volume: Volume, dtype: np.dtype[Any], scaling: Scaling | None = None
     ) -> tuple[SourceFile, list[ImageFacts]]:
-        encoder = ImageEncoder(work.writer.profile, dtype, scaling)
-        facts = work.encode(IMAGE, volume, image.grid, encoder, count)
+        encoder = ImageEncoder(voxel_writer.writer.profile, dtype, scaling)
+        facts = voxel_writer.encode(IMAGE, volume, image.grid, encoder, count)
         return volume.source_file(), facts
 
     def count(voxels: int) -> None:
-        work.progress.count(voxels)
-        work.progress.report()
+        voxel_writer.progress.count(voxels)
+        voxel_writer.progress.report()
 
     value_dtype = stored_dtype = HU_DTYPE
     scaling = None
@@ -454,15 +462,17 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFi
         file, facts = encode(image, HU_DTYPE)
     except DoesNotFitError as problem:
         value_dtype = image.dtype
-        numbers, scaling = _narrowest(image)
+        numbers, scaling = _unscaled_if_narrower(image)
         stored_dtype = numbers.dtype
-        how = f"kept as {value_dtype}"
+        storage = f"kept as {value_dtype}"
         if scaling is not None:
-            how = (
+            storage = (
                 f"stored as the file's {stored_dtype} with its slope {scaling.slope:g} and "
                 f"intercept {scaling.intercept:g}"
             )
-        notes.append(f"image {how}: it holds {problem.value:g}, which int16 cannot hold")
+        notes.append(
+            f"the image was {storage}, because it holds {problem.value:g}, which int16 cannot hold"
+        )
         file, facts = encode(numbers, stored_dtype, scaling)
     summary = _image_summary(facts)
     nan, infinite = summary["image_nan_voxels"], summary["image_infinite_voxels"]
@@ -479,10 +489,10 @@ def _write_image(image: Volume, work: _Work, notes: list[str]) -> tuple[SourceFi
     }
 
 
-def _narrowest(image: Volume) -> tuple[Volume, Scaling | None]:
-    """Return the numbers of the file with their scaling if that saves space.
+def _unscaled_if_narrower(image: Volume) -> tuple[Volume, Scaling | None]:
+    """Return the numbers of the file and their scaling, if they are narrower than the values.
 
-    It does if their type is narrower than the type of the values.
+    Otherwise, return the image itself and None.
     """
     scaling = image.scaling
     if scaling is not None:
@@ -494,18 +504,24 @@ def _narrowest(image: Volume) -> tuple[Volume, Scaling | None]:
 
 
 def _write_label(
-    source: ScanSource, label: Volume, grid: Grid, centroids: AnnotatedCentroids, work: _Work
-) -> _WrittenLabel:
+    source: ScanSource,
+    label: Volume,
+    grid: Grid,
+    centroids: AnnotatedCentroids,
+    voxel_writer: _VoxelWriter,
+) -> _LabelResult:
     encoder = LabelEncoder(
-        work.writer.profile,
+        voxel_writer.writer.profile,
         values=source.label_values,
         centroid_zyx=centroids.index_by_value(),
         spacing_zyx_mm=grid.spacing_zyx_mm,
     )
-    if isinstance(label, MergedLabels):  # it names the refused file itself
-        return work.encode(LABEL, label, grid, encoder, work.progress.count), label.rounding
+    if isinstance(label, MergedLabels):  # its errors name the refused file
+        return voxel_writer.encode(
+            LABEL, label, grid, encoder, voxel_writer.progress.count
+        ), label.rounding
     try:
-        facts = work.encode(LABEL, label, grid, encoder, work.progress.count)
+        facts = voxel_writer.encode(LABEL, label, grid, encoder, voxel_writer.progress.count)
     except LabelError as problem:
         raise LabelError(f"{_label_path(source)}: {problem}") from problem
     return facts, encoder.rounding
@@ -514,10 +530,10 @@ def _write_label(
 def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
     """Return the distance from each annotated centroid to its label in mm, by value."""
     nearest: dict[int, float] = {}
-    for found in (found for fact in facts for found in fact.labels):
-        if found.centroid_distance_mm is not None:
-            known = nearest.get(found.value, found.centroid_distance_mm)
-            nearest[found.value] = min(known, found.centroid_distance_mm)
+    for label in (label for fact in facts for label in fact.labels):
+        if label.centroid_distance_mm is not None:
+            nearest_so_far = nearest.get(label.value, label.centroid_distance_mm)
+            nearest[label.value] = min(nearest_so_far, label.centroid_distance_mm)
     return nearest
 
 
@@ -525,7 +541,7 @@ def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding)
     notes = []
     if rounding.voxels:
         notes.append(
-            f"{rounding.voxels} mask voxels were not whole numbers, by at most "
+            f"{rounding.voxels} mask voxels differed from whole numbers by at most "
             f"{rounding.largest:.1e}, and were rounded"
         )
     dropped: Counter[int] = Counter()
@@ -534,13 +550,13 @@ def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding)
     if dropped:
         values = ", ".join(map(str, sorted(dropped)))
         notes.append(
-            f"{dropped.total()} mask voxels became background, as the recipe names no label for "
-            f"their values: {values}"
+            f"{dropped.total()} mask voxels became background, because the recipe names no label "
+            f"for their values: {values}"
         )
     if isinstance(label, MergedLabels) and label.overlap_voxels:
         notes.append(
-            f"{count_noun(label.overlap_voxels, 'voxel')} of two masks at once belong to the mask "
-            "that the recipe names later"
+            f"{count_noun(label.overlap_voxels, 'voxel')} in two masks at once got the label of "
+            "the mask that the recipe names later"
         )
     return notes
 
@@ -614,7 +630,7 @@ def _image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
 def _label_chunks(facts: Iterable[LabelFacts]) -> npt.NDArray[np.uint32]:
     """Tabulate label, chunk index z, y, x and voxel count, ordered by label, then chunk."""
     rows = sorted(
-        (found.value, *fact.chunk_zyx, found.voxel_count) for fact in facts for found in fact.labels
+        (label.value, *fact.chunk_zyx, label.voxel_count) for fact in facts for label in fact.labels
     )
     return np.array(rows, np.uint32).reshape(len(rows), 5)
 
@@ -622,22 +638,22 @@ def _label_chunks(facts: Iterable[LabelFacts]) -> npt.NDArray[np.uint32]:
 def _label_summary(facts: Iterable[LabelFacts]) -> dict[str, Any]:
     by_value: dict[int, list[LabelInChunk]] = {}
     for fact in facts:
-        for found in fact.labels:
-            by_value.setdefault(found.value, []).append(found)
+        for label in fact.labels:
+            by_value.setdefault(label.value, []).append(label)
     vertebrae: dict[str, Any] = {}
-    other: dict[str, int] = {}
-    for value, parts in sorted(by_value.items()):
-        count = sum(part.voxel_count for part in parts)
+    other_labels: dict[str, int] = {}
+    for value, chunk_labels in sorted(by_value.items()):
+        count = sum(chunk_label.voxel_count for chunk_label in chunk_labels)
         if value not in NAME_OF_VALUE:
-            other[str(value)] = count
+            other_labels[str(value)] = count
             continue
-        total = np.sum([part.index_sum_zyx for part in parts], axis=0)
-        start = np.min([part.start_zyx for part in parts], axis=0)
-        stop = np.max([part.stop_zyx for part in parts], axis=0)
+        total = np.sum([chunk_label.index_sum_zyx for chunk_label in chunk_labels], axis=0)
+        start = np.min([chunk_label.start_zyx for chunk_label in chunk_labels], axis=0)
+        stop = np.max([chunk_label.stop_zyx for chunk_label in chunk_labels], axis=0)
         vertebrae[NAME_OF_VALUE[value]] = {
             "voxel_count": count,
             "centroid_zyx": tuple((total / count).tolist()),
             "start_zyx": tuple(start.tolist()),
             "stop_zyx": tuple(stop.tolist()),
         }
-    return {"vertebrae": vertebrae, "other_labels": other}
+    return {"vertebrae": vertebrae, "other_labels": other_labels}

@@ -53,8 +53,7 @@ class ScanTask:
     stored: bool
     """Whether the store has a scan of this id."""
     same_files: bool
-    """Whether all its files still have the sizes and times that they had when the scan was
-    stored."""
+    """Whether all files still have the sizes and times that they had when the scan was stored."""
     damaged: bool = False
     """Whether its stored files are damaged. If so, it is read again in any case."""
 
@@ -66,8 +65,10 @@ class ScanResult:
     scan_id: str
     outcome: Outcome
     scan: ScanAttributes | None = None
-    """Stored attributes of the scan. None if it failed; an earlier version then stays in the
-    store."""
+    """Stored attributes of the scan.
+
+    None if it failed. An earlier version then stays in the store.
+    """
     reason: str = ""
     """Why it failed."""
     unclean: bool = False
@@ -94,25 +95,31 @@ def run_task(
         If another run has taken over the store.
     """
     try:
-        return _run(job, task, pool, on_share)
+        return _run_task(job, task, pool, on_share)
     except LostLockError:
         raise
     except Exception as error:  # noqa: BLE001  one bad scan never stops the others
-        reason, unclean = _reason(error), not isinstance(error, SpinezarrError)
+        reason, unclean = _failure_reason(error), not isinstance(error, SpinezarrError)
         return ScanResult(task.source.scan_id, "failed", reason=reason, unclean=unclean)
 
 
-def _run(
+def _run_task(
     job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
 ) -> ScanResult:
     source = task.source
     fs, root = open_filesystem(job.raw, job.raw_options)
     companions = read_companion_files(fs, root, source, job.options.limits)
     # Another worker may have published the scan in this very run, and died before its report.
-    known = (job.store.scans.published if task.stored else job.store.scans.complete)(source.scan_id)
-    if known is not None and not task.damaged and _is_current(job, task, known, companions):
-        kept = _keep(job, source, known, companions)
-        return kept if task.stored else replace(kept, outcome="done")
+    stored_scan = (job.store.scans.published if task.stored else job.store.scans.complete)(
+        source.scan_id
+    )
+    if (
+        stored_scan is not None
+        and not task.damaged
+        and _is_current(job, task, stored_scan, companions)
+    ):
+        result = _keep_voxels(job, source, stored_scan, companions)
+        return result if task.stored else replace(result, outcome="done")
     scan = ingest_scan(
         source,
         job.recipe,
@@ -128,28 +135,28 @@ def _run(
 
 
 def _is_current(
-    job: IngestJob, task: ScanTask, known: ScanAttributes, companions: CompanionFiles
+    job: IngestJob, task: ScanTask, stored_scan: ScanAttributes, companions: CompanionFiles
 ) -> bool:
     """Return whether the stored scan was made from the present files."""
-    source, names = task.source, job.options.pseudonyms
+    source, pseudonyms = task.source, job.options.pseudonyms
 
-    def stored(digest: str) -> str:
-        return digest if names is None else names.keyed(digest)
+    def as_stored(digest: str) -> str:
+        return digest if pseudonyms is None else pseudonyms.keyed_hash(digest)
 
-    now = (source.size_bytes, stored(source_key(source, companions)))
-    if (known.source_bytes, known.source_key) != now:
+    present_state = (source.size_bytes, as_stored(source_key(source, companions)))
+    if (stored_scan.source_bytes, stored_scan.source_key) != present_state:
         return False
     if task.same_files:
         return True
     # Names and sizes are the same, but times differ. Only the content can show a change.
     fs, root = open_filesystem(job.raw, job.raw_options)
-    hashes = [known.image_source.sha256]
+    hashes = [stored_scan.image_source.sha256]
     volumes: list[Volume] = [open_image(fs, root, source, job.options.limits)]
     label = open_label(fs, root, source.label, parts_of(source), job.options.limits)
-    if label is not None and known.label_source is not None:
-        hashes.append(known.label_source.sha256)
+    if label is not None and stored_scan.label_source is not None:
+        hashes.append(stored_scan.label_source.sha256)
         volumes.append(label)
-    return hashes == [stored(_sha256(volume)) for volume in volumes]
+    return hashes == [as_stored(_sha256(volume)) for volume in volumes]
 
 
 def _sha256(volume: Volume) -> str:
@@ -159,19 +166,21 @@ def _sha256(volume: Volume) -> str:
     return volume.source_file().sha256
 
 
-def _keep(
-    job: IngestJob, source: ScanSource, known: ScanAttributes, companions: CompanionFiles
+def _keep_voxels(
+    job: IngestJob, source: ScanSource, stored_scan: ScanAttributes, companions: CompanionFiles
 ) -> ScanResult:
     """Keep the stored voxels; update the metadata of the scan if they have changed."""
-    metadata = descriptive_metadata(source, job.recipe, companions, known.other_labels, known.notes)
-    scan = ScanAttributes.model_validate({**dict(known), **metadata})
+    metadata = descriptive_metadata(
+        source, job.recipe, companions, stored_scan.other_labels, stored_scan.notes
+    )
+    scan = ScanAttributes.model_validate({**dict(stored_scan), **metadata})
     # Texts are compared, because the order of columns counts too.
-    if scan.model_dump_json() == known.model_dump_json():
-        return ScanResult(source.scan_id, "already in the store", known)
+    if scan.model_dump_json() == stored_scan.model_dump_json():
+        return ScanResult(source.scan_id, "already in the store", stored_scan)
     return ScanResult(source.scan_id, "updated", job.store.scans.amend(scan))
 
 
-def _reason(error: Exception) -> str:
+def _failure_reason(error: Exception) -> str:
     if isinstance(error, SpinezarrError):
         return str(error)
     description = (

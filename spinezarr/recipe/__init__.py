@@ -1,4 +1,4 @@
-"""How are the files of a dataset found, and what do their values mean? A recipe says it as data."""
+"""How does a recipe state where the files of a dataset lie, and what their values mean?"""
 
 from spinezarr.recipe.bounded_regex import BoundedRegex, compile_bounded
 from spinezarr.recipe.layout import (

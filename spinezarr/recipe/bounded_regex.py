@@ -24,17 +24,16 @@ from spinezarr.text import to_printable
 
 __all__ = ["MAX_REGEX_CHARACTERS", "BoundedRegex", "TimeBudget", "compile_bounded"]
 
-T = TypeVar("T")
+_Result = TypeVar("_Result")
 
 MAX_REGEX_CHARACTERS: Final = 20_000
-"""Longest expression in characters, with those composed from others. The longest of a shipped
-recipe has 400."""
-_MAX_REPEATED: Final = 4_000
-"""Largest number of characters that repetitions may add to an expression when written out."""
+"""Longest expression in characters. The longest expression of a shipped recipe has 400."""
+_MAX_UNROLLED_CHARACTERS: Final = 4_000
+"""Largest number of characters that the repetitions of an expression may add when written out."""
 _MAX_MATCH_S: Final = 1.0
-_PER_TEXT_S: Final = 2e-5
-_PER_CHARACTER_S: Final = 2e-6
-_SHOWN: Final = 100
+_GRANT_PER_TEXT_S: Final = 2e-5
+_GRANT_PER_CHARACTER_S: Final = 2e-6
+_MAX_SHOWN: Final = 100
 _TOKEN: Final = re.compile(
     r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(\()|(\))|(\+)|\{(\d*)(?:,(\d*))?\}|(\{)|.",
     re.DOTALL,
@@ -48,20 +47,20 @@ class TimeBudget:
     Parameters
     ----------
     full_s
-        Processor time that is there at the start, and at most.
+        Processor time in seconds at the start, which is also the largest.
     """
 
     def __init__(self, full_s: float = 5.0) -> None:
         self._full_s = full_s
-        self._left_s = full_s
+        self._remaining_s = full_s
 
-    def before(self, length: int) -> float:
-        """Return the time limit in seconds for matching a text of ``length`` characters."""
-        added = _PER_TEXT_S + _PER_CHARACTER_S * length
-        self._left_s = min(self._full_s, self._left_s + added)
-        return min(self._left_s, _MAX_MATCH_S + added)
+    def grant(self, length: int) -> float:
+        """Add time for a text of ``length`` characters; return its time limit in seconds."""
+        added = _GRANT_PER_TEXT_S + _GRANT_PER_CHARACTER_S * length
+        self._remaining_s = min(self._full_s, self._remaining_s + added)
+        return min(self._remaining_s, _MAX_MATCH_S + added)
 
-    def after(self, took_s: float) -> None:
+    def spend(self, took_s: float) -> None:
         """Subtract the processor time that a match took.
 
         Raises
@@ -69,9 +68,9 @@ class TimeBudget:
         TimeoutError
             If no time is left.
         """
-        self._left_s -= took_s
-        if self._left_s <= 0:
-            self._left_s = self._full_s  # a caller that goes on uses another recipe
+        self._remaining_s -= took_s
+        if self._remaining_s <= 0:
+            self._remaining_s = self._full_s  # a caller that goes on uses another recipe
             raise TimeoutError
 
 
@@ -94,7 +93,8 @@ class BoundedRegex:
     Raises
     ------
     ValueError
-        If this is no regular expression of Python, or is too long, as it is or written out.
+        If this is no regular expression of Python, or if it is too long, as written or with its
+        repetitions written out.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class BoundedRegex:
         except RecursionError as problem:
             raise ValueError("its groups are nested too deeply") from problem
         self.names = frozenset(compiled.groupindex)
-        _check_written_out(text)
+        _check_unrolled(text)
 
     @cached_property
     def _compiled(self) -> "regex.Pattern[str]":
@@ -148,21 +148,21 @@ class BoundedRegex:
 
         return self._within_budget(text, find)
 
-    def _within_budget(self, text: str, compare: Callable[..., T]) -> T:
+    def _within_budget(self, text: str, match: Callable[..., _Result]) -> _Result:
         # Processor time, because a busy machine may stop this process for seconds.
-        limit_s, began_s = self._budget.before(len(text)), time.thread_time()
+        limit_s, began_s = self._budget.grant(len(text)), time.thread_time()
         try:
-            found = compare(text, timeout=limit_s)
-            self._budget.after(time.thread_time() - began_s)
+            result = match(text, timeout=limit_s)
+            self._budget.spend(time.thread_time() - began_s)
         except (TimeoutError, MemoryError) as problem:
             raise self._timeout_error(text) from problem
-        return found
+        return result
 
     def _timeout_error(self, text: str) -> RecipeLimitError:
         return RecipeLimitError(
             f"the regular expression {_shortened(self.text)!r} takes too long to be compared with "
-            f"{to_printable(_shortened(text))!r}. Make it simpler: let no two of its parts match "
-            "the same text side by side, as in (a|aa)+ or .*.*"
+            f"{to_printable(_shortened(text))!r}. Make it simpler: two neighboring parts must not "
+            "match the same text, as they do in (a|aa)+ or .*.*"
         )
 
 
@@ -179,20 +179,24 @@ def compile_bounded(text: str, *, ignore_case: bool = False) -> BoundedRegex:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _check_written_out(text: str) -> None:
+def _check_unrolled(text: str) -> None:
     """Refuse expressions that regex would unroll too far, or read differently from Python."""
     if _VERBOSE.search(text):
-        raise ValueError("the flag x is not known here")
+        raise ValueError("the flag x is not supported")
     # Size of each open group, and size of its last item; the outermost group comes first.
     open_groups: list[tuple[int, int]] = [(0, 0)]
-    most = len(text) + _MAX_REPEATED
-    for opens, closes, plus, least, greatest, brace in map(_token_groups, _TOKEN.finditer(text)):
+    max_size = len(text) + _MAX_UNROLLED_CHARACTERS
+    for opens, closes, plus, min_count, max_count, brace in map(
+        _token_groups, _TOKEN.finditer(text)
+    ):
         size, last = open_groups[-1]
         if brace:
-            raise ValueError("a brace holds a count, as in {2} or {2,5}; else put a \\ before it")
+            raise ValueError(
+                "a brace must hold a count, as in {2} or {2,5}; put a \\ before any other brace"
+            )
         if opens:
             open_groups.append((0, 0))
             continue
@@ -200,18 +204,18 @@ def _check_written_out(text: str) -> None:
             if len(open_groups) == 1:
                 raise ValueError("its groups cannot be told apart; write it without (?#...)")
             open_groups.pop()
-            (before, _), item = open_groups[-1], size + 1
-            size, last = before + item, item
-        elif plus or least or greatest:
-            times = 2 if plus else max(_number(least), _number(greatest))
+            (group_size, _), item = open_groups[-1], size + 1
+            size, last = group_size + item, item
+        elif plus or min_count or max_count:
+            times = 2 if plus else max(_number(min_count), _number(max_count))
             size, last = size + last * (times - 1), last * times
         else:
             size, last = size + 1, 1
         open_groups[-1] = (size, last)
-        if size > most:
+        if size > max_size:
             raise ValueError(
-                f"what it repeats has more than {_MAX_REPEATED} characters when it is written "
-                "out; names of files have a few hundred"
+                f"its repetitions have more than {_MAX_UNROLLED_CHARACTERS} characters when they "
+                "are written out; names of files have a few hundred"
             )
 
 

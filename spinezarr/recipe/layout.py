@@ -114,9 +114,9 @@ class Layout(StrictModel):
     """One way in which the files of a dataset are laid out on disk."""
 
     description: str
-    """Text for people that says which release or download this is."""
+    """Text for users that names the release or download."""
     image: Annotated[PatternTexts, Field(min_length=1)]
-    """Patterns of the images, which must remember the parts of the scan id.
+    """Patterns of the images, which must remember all texts that the scan id uses.
 
     A pattern that ends with ``/`` is a folder of DICOM slices.
     """
@@ -138,10 +138,12 @@ class Layout(StrictModel):
     sidecar_keys: PatternTexts = ()
     """Patterns of the keys of the sidecar whose texts and numbers go into the scan table."""
     image_list: ImageList | None = None
-    """List that says which image to take if a scan has several."""
+    """List of the images to use for scans that have several."""
     series: SeriesSelection | None = None
-    """Selects the CT series of a DICOM folder that become scans. Without it, a folder is one scan:
-    its largest series."""
+    """Selection of the CT series of a DICOM folder that become scans.
+
+    Without it, a folder is one scan: its largest series.
+    """
 
     @model_validator(mode="after")
     def _series_of_folders(self) -> Self:
@@ -187,7 +189,7 @@ class Layout(StrictModel):
     @property
     def stored_values(self) -> tuple[tuple[int, int], ...]:
         """Pairs of value in the mask file and stored value; empty if values are kept."""
-        return tuple((int(found), label_value(label)) for found, label in self.values.items())
+        return tuple((int(value), label_value(label)) for value, label in self.values.items())
 
     @property
     def has_masks(self) -> bool:

@@ -1,4 +1,4 @@
-"""What is a recipe: where the files of one dataset lie, and what they mean?"""
+"""What does a recipe state: where do the files of a dataset lie, and what do they mean?"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -34,12 +34,14 @@ from spinezarr.text import to_nfc
 
 __all__ = ["IgnoredFiles", "Lookup", "Recipe", "Splits"]
 
-_MAX_COMPARED: Final = 100_000
-"""Largest total length of the expressions for masks, centroids and sidecars. Shipped recipes need
-2,000 characters."""
-_TOO_MUCH: Final = (
-    "describes too many files: its image patterns times its templates take more than "
-    f"{_MAX_COMPARED} characters to write down. Make several recipes of it."
+_MAX_EXPRESSION_CHARACTERS: Final = 100_000
+"""Largest total length in characters of the expressions for masks, centroids and sidecars.
+
+Shipped recipes need 2,000 characters.
+"""
+_TOO_MANY_FILES: Final = (
+    "describes too many files: the expressions for all pairs of its image patterns and templates "
+    f"have more than {_MAX_EXPRESSION_CHARACTERS} characters. Divide it into several recipes."
 )
 _MAX_SHIPPED_BYTES: Final = 16 << 20
 """Largest list or table next to a recipe in bytes, the same as in a raw folder."""
@@ -83,9 +85,9 @@ class Lookup(StrictModel):
         """Return the value for remembered ``texts``, or None if no pattern matches."""
         for name in self.inputs:
             for pattern, value in self.values.items() if name in texts else ():
-                found = PathPattern(pattern).match(texts[name])
-                if found is not None:
-                    return fill_template(value, found)
+                matched = PathPattern(pattern).match(texts[name])
+                if matched is not None:
+                    return fill_template(value, matched)
         return None
 
 
@@ -122,7 +124,7 @@ class Splits(StrictModel):
         >>> splits.parse("a:\r\nx.1.nii.gz\r\n\r\n", "s.txt")
         {'x.1': ('train', 0)}
         """
-        found: dict[str, tuple[str, int]] = {}
+        entries: dict[str, tuple[str, int]] = {}
         split, position = None, 0
         pattern = PathPattern(self.entry)
         for number, line in enumerate(to_nfc(text).splitlines(), 1):
@@ -138,11 +140,11 @@ class Splits(StrictModel):
                     f"{where}, line {number}: is neither a section header "
                     f"({', '.join(self.sections)}) nor an entry like {self.entry!r} below one."
                 )
-            if matched["scan"] in found:
+            if matched["scan"] in entries:
                 raise RecipeError(f"{where}, line {number}: its scan is already listed above.")
-            found[matched["scan"]] = (split, position)
+            entries[matched["scan"]] = (split, position)
             position += 1
-        return found
+        return entries
 
     def parse_bytes(self, data: bytes, where: str) -> dict[str, tuple[str, int]]:
         """Read a split file from bytes; see :meth:`parse`.
@@ -166,7 +168,7 @@ class IgnoredFiles(StrictModel):
 
     path: PatternText
     reason: str
-    """Reason for people."""
+    """Reason that reports show."""
 
 
 class Recipe(StrictModel):
@@ -187,18 +189,20 @@ class Recipe(StrictModel):
     lookups: dict[str, Lookup] = Field(default_factory=dict)
     scan_id: TemplateText = "{scan}"
     patient_id: TemplateText = ""
-    """Template of the patient id. If empty, the scan id."""
+    """Template of the patient id. If it is empty, the scan id is used."""
     source: TemplateText = ""
     """Template of the collection that a scan comes from."""
     duplicate_key: TemplateText = ""
-    """Template of a key. Images with the same key are one scan, which is taken once."""
+    """Template of a key. Images with the same key are one scan, which is stored once."""
     splits: Splits | None = None
     split: TemplateText = ""
     """Template of the split, for scans that no split list names."""
     labels: Labels
     orphaned_masks: Literal["failed", "expected"] = "failed"
-    """Whether a mask without its image is a failure, or expected because masks come in one download
-    and images in several."""
+    """Whether a mask without its image is a failure.
+
+    Such masks are expected if masks come in one download and images in several.
+    """
     tables: dict[str, Table] = Field(default_factory=dict)
     ignore: tuple[IgnoredFiles, ...] = ()
     _file: Traversable | None = PrivateAttr(default=None)
@@ -260,7 +264,7 @@ class Recipe(StrictModel):
         RecipeError
             If a pattern is broken or the label template uses a name the image pattern lacks.
         """
-        where = "--image and --label"
+        subject = "--image and --label"
         try:
             scan_id = scan_id or _joined_names(image)
             by_series = not SERIES_NAMES.isdisjoint(template_names(scan_id))
@@ -285,15 +289,15 @@ class Recipe(StrictModel):
                 f"{validation_message(details)} (found {details['input']!r})"
                 for details in problem.errors()
             )
-            raise RecipeError(f"{where}: {reasons}.") from problem
+            raise RecipeError(f"{subject}: {reasons}.") from problem
         for key, mistake in recipe.problems():
-            raise RecipeError(f"{where}: {'.'.join(key)} {mistake}")
+            raise RecipeError(f"{subject}: {'.'.join(key)} {mistake}")
         return recipe
 
     def problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield the key and the mistake for each template that uses an unknown name.
 
-        The last mistake may be that the layouts together are larger than any dataset needs.
+        The last mistake may be that the layouts together describe too many files.
         """
         if self.splits is not None and "scan" not in PathPattern(self.splits.entry).names:
             yield (
@@ -302,17 +306,19 @@ class Recipe(StrictModel):
             )
         for name, layout in self.layouts.items():
             for pattern in layout.image:
-                known = self._known_names(PathPattern(pattern).names | layout.extra_names)
+                known_names = self._known_names(PathPattern(pattern).names | layout.extra_names)
                 for key, template in self._templates(name, layout):
-                    allowed = known | {"part"} if key[-2:] == ("label_parts", "file") else known
+                    allowed = (
+                        known_names | {"part"}
+                        if key[-2:] == ("label_parts", "file")
+                        else known_names
+                    )
                     missing = sorted(template_names(template) - allowed)
                     if missing:
                         names = (
-                            f"it names {', '.join(sorted(known))}"
-                            if known
-                            else (
-                                "it names nothing; write {scan} where the name of the scan stands"
-                            )
+                            f"it names {', '.join(sorted(known_names))}"
+                            if known_names
+                            else ("it names nothing; write {scan} in place of the name of the scan")
                         )
                         problem = (
                             f"uses {{{missing[0]}}}, which the image pattern {pattern!r} does not "
@@ -328,8 +334,8 @@ class Recipe(StrictModel):
                 try:
                     for text in self._possible_expressions(layout, template):
                         characters += len(text)
-                        if characters > _MAX_COMPARED:
-                            yield ("layouts", name), _TOO_MUCH
+                        if characters > _MAX_EXPRESSION_CHARACTERS:
+                            yield ("layouts", name), _TOO_MANY_FILES
                             return
                 except RecipeLimitError as problem:
                     yield ("layouts", name), f"describes too many files: {problem}"
@@ -348,11 +354,11 @@ class Recipe(StrictModel):
         return frozenset(names)
 
     def _known_names(self, remembered: frozenset[str]) -> frozenset[str]:
-        known = remembered
+        known_names = remembered
         for name, lookup in self.lookups.items():
-            if known & set(lookup.inputs):
-                known |= {name}
-        return known
+            if known_names & set(lookup.inputs):
+                known_names |= {name}
+        return known_names
 
     def _templates(self, name: str, layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield the key and text of each template that is filled for an image of ``layout``."""
@@ -360,15 +366,15 @@ class Recipe(StrictModel):
             yield (key,), getattr(self, key)
         for table_name, table in self.tables.items():
             yield ("tables", table_name, "matches"), table.matches
-        at = ("layouts", name)
+        layout_key = ("layouts", name)
         for keys, template in self._templates_of_files(layout):
-            yield (*at, *keys), template
+            yield (*layout_key, *keys), template
         if layout.image_list is not None:
-            yield (*at, "image_list", "entry"), layout.image_list.entry
+            yield (*layout_key, "image_list", "entry"), layout.image_list.entry
 
     @staticmethod
     def _templates_of_files(layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield the key and text of each template that names a file belonging to an image."""
+        """Yield the key and text of each template that names a file of an image."""
         lists: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
             (("label",), layout.label),
             (("sidecar",), layout.sidecar),
@@ -381,17 +387,17 @@ class Recipe(StrictModel):
             yield ("label_parts", "file"), layout.label_parts.file
 
     @staticmethod
-    def _lookup_regex(name: str, lookup: Lookup, stated: str | None) -> str:
-        ways, characters = [] if stated is None else [stated], 0
+    def _lookup_regex(name: str, lookup: Lookup, constant: str | None) -> str:
+        alternatives, characters = [] if constant is None else [constant], 0
         for pattern, value in lookup.values.items():
-            ways.append(template_regex_text(value, pattern))
-            characters += len(ways[-1])
+            alternatives.append(template_regex_text(value, pattern))
+            characters += len(alternatives[-1])
             if characters > MAX_REGEX_CHARACTERS:
                 raise RecipeLimitError(
-                    f"the values of the lookup {name!r} take more than {MAX_REGEX_CHARACTERS} "
-                    "characters to write down. Make several recipes of it."
+                    f"the values of the lookup {name!r} have more than {MAX_REGEX_CHARACTERS} "
+                    "characters. Divide it into several recipes."
                 )
-        return "|".join(ways)
+        return "|".join(alternatives)
 
     def shipped_splits(self) -> dict[str, tuple[str, int]]:
         """Read the split list next to the recipe; empty if the recipe names none.
@@ -423,7 +429,7 @@ class Recipe(StrictModel):
         """
         if self.card is None or self._file is None:
             return None
-        return Card.load_file(self._shipped(self.card, "card"))
+        return Card.load_file(self._find_shipped(self.card, "card"))
 
     def shipped_table(self, name: str) -> tuple[str, bytes] | None:
         """Return path and content of a table next to the recipe; None if the recipe names none.
@@ -439,29 +445,32 @@ class Recipe(StrictModel):
         return self._read_shipped(shipped, f"tables.{name}.shipped")
 
     def _read_shipped(self, name: str, key: str) -> tuple[str, bytes]:
-        found = self._shipped(name, key)
+        file_path = self._find_shipped(name, key)
         try:
-            data = read_regular_file(found, _MAX_SHIPPED_BYTES)
+            data = read_regular_file(file_path, _MAX_SHIPPED_BYTES)
         except OSError as problem:
             raise RecipeError(
-                f"{self._file}: {key} names {found}, which cannot be read ({problem.strerror})."
+                f"{self._file}: {key} names {file_path}, which cannot be read ({problem.strerror})."
             ) from problem
         if len(data) > _MAX_SHIPPED_BYTES:
             raise RecipeError(
-                f"{self._file}: {key} names {found}, which has more than {_MAX_SHIPPED_BYTES} "
+                f"{self._file}: {key} names {file_path}, which has more than {_MAX_SHIPPED_BYTES} "
                 "bytes. Shorten it."
             )
-        return str(found), data
+        return str(file_path), data
 
-    def _shipped(self, name: str, key: str) -> Traversable:
-        """Find a file next to the recipe, or next to the shipped recipe of which it is a copy."""
-        beside = self._file.parent / name if isinstance(self._file, Path) else None
-        found = beside if beside is not None and beside.is_file() else resource("ingest") / name
-        if not found.is_file():
+    def _find_shipped(self, name: str, key: str) -> Traversable:
+        """Find a file next to the recipe, or else among the files of the shipped recipes."""
+        own_path = self._file.parent / name if isinstance(self._file, Path) else None
+        file_path = (
+            own_path if own_path is not None and own_path.is_file() else resource("ingest") / name
+        )
+        if not file_path.is_file():
             raise RecipeError(
-                f"{self._file}: {key} names {beside or found}, which is not there or no file."
+                f"{self._file}: {key} names {own_path or file_path}, which does not exist or is no "
+                "file."
             )
-        return found
+        return file_path
 
     def picks_one_of_several(self, layout: str) -> bool:
         """Whether the recipe takes one of several images of a scan, rather than refusing them."""
@@ -484,20 +493,20 @@ class Recipe(StrictModel):
         RecipeLimitError
             If such an expression is too long.
         """
-        further = self._further_regexes(layout, template)
-        patterns = (template_regex(template, image, further) for image in layout.image)
+        extra_regexes = self._extra_regexes(layout, template)
+        patterns = (template_regex(template, image, extra_regexes) for image in layout.image)
         return list(dict.fromkeys(patterns))
 
     def _possible_expressions(self, layout: Layout, template: str) -> Iterator[str]:
         """Yield the texts of :meth:`path_regexes`."""
-        further = self._further_regexes(layout, template)
-        return (template_regex_text(template, image, further) for image in layout.image)
+        extra_regexes = self._extra_regexes(layout, template)
+        return (template_regex_text(template, image, extra_regexes) for image in layout.image)
 
-    def _further_regexes(self, layout: Layout, template: str) -> dict[str, str]:
+    def _extra_regexes(self, layout: Layout, template: str) -> dict[str, str]:
         """Return an expression for each text that a template may use in addition to the image."""
-        further = {name: re.escape(text) for name, text in layout.constants.items()}
+        extra_regexes = {name: re.escape(text) for name, text in layout.constants.items()}
         for name, lookup in self.lookups.items():
-            further[name] = self._lookup_regex(name, lookup, further.get(name))
+            extra_regexes[name] = self._lookup_regex(name, lookup, extra_regexes.get(name))
         if layout.label_parts is not None and template == layout.label_parts.file:
-            further["part"] = "|".join(map(re.escape, layout.label_parts.values))
-        return further
+            extra_regexes["part"] = "|".join(map(re.escape, layout.label_parts.values))
+        return extra_regexes

@@ -8,7 +8,7 @@ Paths are relative to the raw folder, with ``/`` between folders:
 ``{ext:nii|nii\.gz}``   what the regular expression matches, remembered
 ``*``                   any characters except ``/``
 ``**/``                 any number of folders, or none
-all else                itself, in any Unicode form
+anything else           itself, in any Unicode form
 ======================= =====================================================================
 
 In a template, ``{scan}`` is replaced by the remembered text. Filters after bars change it in
@@ -55,7 +55,7 @@ _TOKEN: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}|(\*\*/)|(\*)
 _FILTERS: Final = r"(?:\|(?:lower|join(?::[^{}|/]+)?))*"
 _TEMPLATE_PIECE: Final = re.compile(rf"(\*\*/|\*|\{{\w+{_FILTERS}\}})")
 _TEMPLATE_NAME: Final = re.compile(rf"\{{(\w+)({_FILTERS})\}}")
-_FILTERED: Final = re.compile(r"\{\w+\|([^{}]*)\}")
+_UNKNOWN_FILTERS: Final = re.compile(r"\{\w+\|([^{}]*)\}")
 _FILTER: Final = re.compile("lower|join(?::[^/]+)?")
 _JOINED_BY: Final = "_"
 _BACKREFERENCE: Final = re.compile(r"\(\?P=(\w+)\)")
@@ -65,7 +65,7 @@ _MAX_CHARACTERS: Final = 2_000
 """Longest pattern or template in characters. The longest of a shipped recipe has 140."""
 _MAX_TEXT_LENGTH: Final = 8_192
 """Longest filled template in characters: twice the longest path of Linux."""
-_SHOWN: Final = 100
+_MAX_SHOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class PathPattern:
         RecipeLimitError
             If matching takes too long.
         """
-        found = self.regex.fullmatch(to_nfc(path))
-        return None if found is None else found.groupdict()
+        matched = self.regex.fullmatch(to_nfc(path))
+        return None if matched is None else matched.groupdict()
 
 
 def pattern_names(pattern: str) -> tuple[str, ...]:
@@ -125,16 +125,16 @@ def _compile(pattern: str) -> BoundedRegex:
     """Translate a pattern to a regular expression; raise ValueError if it is invalid."""
     _check_length("pattern", pattern)
     parts: list[str] = []
-    seen: set[str] = set()
-    for name, own, folders, star, literal, stray in _TOKEN.findall(to_nfc(pattern)):
+    names: set[str] = set()
+    for name, expression, folders, star, literal, stray in _TOKEN.findall(to_nfc(pattern)):
         if stray:
             raise ValueError(f"pattern {pattern!r}: stray {stray!r}; write {{name}}")
-        if name and name in seen:
+        if name and name in names:
             parts.append(f"(?P={name})")
         elif name:
-            seen.add(name)
-            _check_inner_regex(pattern, name, own)
-            parts.append(f"(?P<{name}>{own or '[^/]+'})")
+            names.add(name)
+            _check_inner_regex(pattern, name, expression)
+            parts.append(f"(?P<{name}>{expression or '[^/]+'})")
         else:
             parts.append(_wildcard_regex(folders, star) or re.escape(literal))
     try:
@@ -146,22 +146,22 @@ def _compile(pattern: str) -> BoundedRegex:
 def _check_length(kind: str, text: str) -> None:
     if len(text) > _MAX_CHARACTERS:
         raise ValueError(
-            f"the {kind} {text[:_SHOWN]!r}... has {len(text)} characters, expected at most "
+            f"the {kind} {text[:_MAX_SHOWN]!r}... has {len(text)} characters, expected at most "
             f"{_MAX_CHARACTERS}"
         )
 
 
-def _check_inner_regex(pattern: str, name: str, own: str) -> None:
+def _check_inner_regex(pattern: str, name: str, expression: str) -> None:
     """Refuse an expression whose meaning would change inside the pattern."""
-    where = f"pattern {pattern!r}: the expression of {{{name}}}"
+    subject = f"pattern {pattern!r}: the expression of {{{name}}}"
     try:
-        alone = compile_bounded(_BACKREFERENCE.sub("(?:)", own))
+        inner_regex = compile_bounded(_BACKREFERENCE.sub("(?:)", expression))
     except ValueError as problem:
-        raise ValueError(f"{where}: {problem}") from problem
-    if alone.names:
-        raise ValueError(f"{where} names a group; write {{name:...}} beside it instead")
-    if _NUMBERED_BACKREFERENCE.search(own):
-        raise ValueError(f"{where} refers to a group by number; write (?P=name)")
+        raise ValueError(f"{subject}: {problem}") from problem
+    if inner_regex.names:
+        raise ValueError(f"{subject} names a group; write {{name:...}} next to it instead")
+    if _NUMBERED_BACKREFERENCE.search(expression):
+        raise ValueError(f"{subject} refers to a group by number; write (?P=name)")
 
 
 def _wildcard_regex(folders: object, star: object) -> str:
@@ -196,20 +196,20 @@ def fill_template(template: str, values: Mapping[str, str]) -> str | None:
     """
     if template_names(template) - values.keys():
         return None
-    filled = _TEMPLATE_NAME.sub(lambda found: _filtered(values[found[1]], found[2]), template)
+    filled = _TEMPLATE_NAME.sub(lambda match: _apply_filters(values[match[1]], match[2]), template)
     if len(filled) > _MAX_TEXT_LENGTH:
         raise RecipeLimitError(
-            f"the template {template[:_SHOWN]!r} gives a text of {len(filled)} characters, "
+            f"the template {template[:_MAX_SHOWN]!r} gives a text of {len(filled)} characters, "
             f"expected at most {_MAX_TEXT_LENGTH}. Let it name fewer texts."
         )
     return to_nfc(filled)
 
 
-def _filtered(text: str, filters: str) -> str:
+def _apply_filters(text: str, filters: str) -> str:
     """Apply the filters of a name, such as ``|lower|join``."""
     for item in filters.split("|")[1:]:
-        kind, _, by = item.partition(":")
-        text = text.lower() if kind == "lower" else text.replace("/", by or _JOINED_BY)
+        kind, _, separator = item.partition(":")
+        text = text.lower() if kind == "lower" else text.replace("/", separator or _JOINED_BY)
     return text
 
 
@@ -221,13 +221,13 @@ def filled_template_regex(template: str, values: Mapping[str, str]) -> BoundedRe
     if template_names(template) - values.keys():
         return None
     filled = _template_expression(
-        template, lambda name, filters: re.escape(_filtered(values[name], filters))
+        template, lambda name, filters: re.escape(_apply_filters(values[name], filters))
     )
     return _compile_template(filled, template)
 
 
 def template_regex(
-    template: str, image: str, further: Mapping[str, str] | None = None
+    template: str, image: str, extra_regexes: Mapping[str, str] | None = None
 ) -> BoundedRegex:
     r"""Return an expression for all paths that a template may give for images of a pattern.
 
@@ -237,8 +237,8 @@ def template_regex(
         The template.
     image
         Pattern of the images.
-    further
-        Regular expressions for the values of further names.
+    extra_regexes
+        Regular expressions for the values of other names, by name.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def template_regex(
     >>> [bool(masks.fullmatch(name)) for name in ("a_seg.nii.gz", "a_seg.png")]
     [True, False]
     """
-    return _compile_template(template_regex_text(template, image, further), template)
+    return _compile_template(template_regex_text(template, image, extra_regexes), template)
 
 
 def _compile_template(text: str, template: str) -> BoundedRegex:
@@ -261,14 +261,16 @@ def _compile_template(text: str, template: str) -> BoundedRegex:
         raise _too_long_error(template, str(problem)) from problem
 
 
-def _too_long_error(template: str, why: str) -> RecipeLimitError:
+def _too_long_error(template: str, reason: str) -> RecipeLimitError:
     return RecipeLimitError(
-        f"the names that the template {template[:_SHOWN]!r} may give need too long an expression: "
-        f"{why}. Simplify it, or the patterns and lookups whose texts it uses."
+        f"the names that the template {template[:_MAX_SHOWN]!r} may give need too long an "
+        f"expression: {reason}. Simplify it, or the patterns and lookups whose texts it uses."
     )
 
 
-def template_regex_text(template: str, image: str, further: Mapping[str, str] | None = None) -> str:
+def template_regex_text(
+    template: str, image: str, extra_regexes: Mapping[str, str] | None = None
+) -> str:
     """Return the text of the regular expression of :func:`template_regex`.
 
     Raises
@@ -277,38 +279,42 @@ def template_regex_text(template: str, image: str, further: Mapping[str, str] | 
         If the expression is too long.
     """
     remembered: dict[str, str] = {}
-    for name, own, *_ in _TOKEN.findall(image):
+    for name, expression, *_ in _TOKEN.findall(image):
         if name and name not in remembered:
             # Backreferences are expanded, because the template may lack the referenced text.
             remembered[name] = _BACKREFERENCE.sub(
-                lambda found: f"(?:{remembered[found[1]]})", own or _ANY_TEXT
+                lambda match: f"(?:{remembered[match[1]]})", expression or _ANY_TEXT
             )
             if len(remembered[name]) > MAX_REGEX_CHARACTERS:
-                raise _too_long_error(template, f"{{{name}}} stands for too much")
+                raise _too_long_error(template, f"the expression of {{{name}}} is too long")
 
-    def any_of(name: str, filters: str) -> str:
-        ways = [of[name] for of in (remembered, further or {}) if name in of] or [_ANY_TEXT]
+    def regex_of_name(name: str, filters: str) -> str:
+        alternatives = [
+            expressions[name]
+            for expressions in (remembered, extra_regexes or {})
+            if name in expressions
+        ] or [_ANY_TEXT]
         if "|join" in filters:
-            ways = [_ANY_TEXT]
-        return f"(?{'i' if '|lower' in filters else ''}:{'|'.join(ways)})"
+            alternatives = [_ANY_TEXT]
+        return f"(?{'i' if '|lower' in filters else ''}:{'|'.join(alternatives)})"
 
-    made = _template_expression(template, any_of)
-    if len(made) > MAX_REGEX_CHARACTERS:
+    regex_text = _template_expression(template, regex_of_name)
+    if len(regex_text) > MAX_REGEX_CHARACTERS:
         raise _too_long_error(
-            template, f"it takes {len(made)} characters, of {MAX_REGEX_CHARACTERS} at most"
+            template, f"it takes {len(regex_text)} characters, of {MAX_REGEX_CHARACTERS} at most"
         )
-    return made
+    return regex_text
 
 
 def _template_expression(template: str, regex_of_name: Callable[[str, str], str]) -> str:
     """Translate a template to an expression, with an expression for each name."""
     parts: list[str] = []
     for piece in _TEMPLATE_PIECE.split(template):
-        named = _TEMPLATE_NAME.fullmatch(piece)
-        if named is None:
+        name_match = _TEMPLATE_NAME.fullmatch(piece)
+        if name_match is None:
             parts.append(_wildcard_regex(piece == "**/", piece == "*") or re.escape(piece))
         else:
-            parts.append(regex_of_name(named[1], named[2]))
+            parts.append(regex_of_name(name_match[1], name_match[2]))
     return "".join(parts)
 
 
@@ -324,15 +330,17 @@ def _checked_pattern(text: str) -> str:
 
 def _checked_template(text: str) -> str:
     _check_length("template", text)
-    rest = _TEMPLATE_NAME.sub("", text)
-    filtered = _FILTERED.search(rest)
-    if filtered:
-        unknown = next(item for item in filtered[1].split("|") if not _FILTER.fullmatch(item))
+    remainder = _TEMPLATE_NAME.sub("", text)
+    unknown_filters = _UNKNOWN_FILTERS.search(remainder)
+    if unknown_filters:
+        unknown = next(
+            item for item in unknown_filters[1].split("|") if not _FILTER.fullmatch(item)
+        )
         raise ValueError(
             f"template {text!r}: no filter {unknown!r}; write {{name|lower}}, {{name|join}} or "
             "{name|join:-}"
         )
-    stray = re.search(r"[{}]", rest)
+    stray = re.search(r"[{}]", remainder)
     if stray:
         raise ValueError(f"template {text!r}: stray {stray[0]!r}; write {{name}} or {{name|lower}}")
     return text
@@ -340,7 +348,7 @@ def _checked_template(text: str) -> str:
 
 def _checked_path(text: str) -> str:
     """Refuse a text that cannot be a path in the raw folder."""
-    literal = "x".join(found[4] for found in _TOKEN.findall(text))
+    literal = "x".join(token[4] for token in _TOKEN.findall(text))
     steps = text.split("/")
     if text.startswith("/") or "." in steps or ".." in steps or "\\" in literal:
         raise ValueError(
@@ -351,10 +359,10 @@ def _checked_path(text: str) -> str:
 
 
 def _checked_file_name(text: str) -> str:
-    """Refuse a text that may lead to another folder than that of the recipe."""
+    """Refuse a text that may name a file outside the folder of the recipe."""
     if text in {"", ".", ".."} or not {"/", "\\"}.isdisjoint(text):
         raise ValueError(
-            f"{text!r} is no name of a file beside the recipe: write it without folders"
+            f"{text!r} is no name of a file next to the recipe: write it without folders"
         )
     return text
 

@@ -16,10 +16,10 @@ __all__ = ["SERIES_NAMES", "SeriesInfo", "SeriesSelection"]
 SERIES_NAMES: Final = frozenset(
     {"series_number", "series_uid", "study_uid", "kernel", "slice_thickness_mm"}
 )
-"""Names that templates of a layout may use if it has ``series``."""
+"""Names that templates of a layout with ``series`` may use."""
 _ABSENT: Final = "none"
 """Value of a name if the header of a series does not state it."""
-_NO_NAME: Final = re.compile(r"[^A-Za-z0-9.+-]+")
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9.+-]+")
 """Characters of header texts that a scan id should not have."""
 
 
@@ -56,7 +56,7 @@ class SeriesInfo:
 
 
 def _as_name(text: str) -> str:
-    return _NO_NAME.sub("-", text).strip("-") or _ABSENT
+    return _NOT_IN_NAMES.sub("-", text).strip("-") or _ABSENT
 
 
 def _as_tuple(value: object) -> object:
@@ -84,15 +84,15 @@ class SeriesSelection(StrictModel):
     uid: Texts = ()
     """Allowed SeriesInstanceUIDs."""
     kernel: _Patterns = ()
-    """Patterns of ConvolutionKernel. Several values of it are joined by ``-``."""
+    """Patterns of ConvolutionKernel. If it has several values, they are joined by ``-``."""
     description: _Patterns = ()
     """Patterns of SeriesDescription."""
     image_type: Texts = ()
     """Words that ImageType must all contain, such as ``ORIGINAL`` and ``AXIAL``."""
     slice_thickness_mm: tuple[float, float] | None = None
-    """Least and largest SliceThickness."""
+    """Smallest and largest SliceThickness in mm."""
     min_slices: Annotated[int, Field(ge=2)] = 2
-    """Least number of slices. Scouts and contrast monitoring are short series."""
+    """Smallest number of slices. Scouts and contrast monitoring are short series."""
 
     @model_validator(mode="after")
     def _ascending_range(self) -> Self:
@@ -100,7 +100,8 @@ class SeriesSelection(StrictModel):
             low, high = self.slice_thickness_mm
             if not 0 <= low <= high:
                 raise ValueError(
-                    f"'slice_thickness_mm' {[low, high]} is no range; give the least and the most"
+                    f"'slice_thickness_mm' {[low, high]} is no range; give the smallest and the "
+                    "largest"
                 )
         return self
 

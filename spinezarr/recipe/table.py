@@ -1,4 +1,4 @@
-"""Which facts do the tables and lists of a dataset state of which scan?"""
+"""How does a recipe describe the tables and lists of a dataset?"""
 
 from typing import Annotated, Self
 
@@ -28,7 +28,7 @@ class Table(StrictModel):
     files: PatternTexts = ()
     """Patterns of the table in the raw folder, tried in order: ``.xlsx`` or delimited text."""
     shipped: FileName | None = None
-    """Name of a table next to the recipe, which is read in addition to that in the raw folder."""
+    """Name of a table next to the recipe, which is read in addition to one in the raw folder."""
     key: str | None = None
     """Column with the name of the scan. By default, the column that names most scans."""
     scan_regex: Annotated[str, AfterValidator(_checked_regex)] | None = None
@@ -73,7 +73,7 @@ class Table(StrictModel):
 
 
 class ImageList(StrictModel):
-    """A text file that lists the image to take for each scan that has several."""
+    """A text file that lists the image to use for each scan that has several."""
 
     files: PatternTexts
     """Patterns of the file, relative to the raw folder, tried in order."""

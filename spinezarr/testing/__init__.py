@@ -1,4 +1,4 @@
-"""Which synthetic data are there to test on: phantoms with masks, as arrays, files, datasets?"""
+"""Which synthetic data can tests use: phantoms with masks, as arrays, files and datasets?"""
 
 from spinezarr.testing.centroids import VerseConvention, lml_text, verse_json
 from spinezarr.testing.ctspine1k import (

@@ -1,6 +1,6 @@
 """Which sizes and shapes do vertebrae have?
 
-Each is a union of a few solids in its own frame.
+Each vertebra is a union of a few solids in its own frame.
 
 The local frame of a vertebra is ``(u, v, w)`` in millimeters from the center of its body: u to the
 patient's right, v anterior, w toward the head along the spine.
@@ -21,12 +21,25 @@ Array = npt.NDArray[np.float32]
 Vector = tuple[float, float, float]
 
 CORTICAL_HU: Final = 800.0
-"""Dense shell of a vertebra, as seen through the blur of a clinical scan."""
+"""Value in HU of the dense shell of a vertebra, which the blur of a clinical scan lowers."""
 _SPONGY_HU: Final = 240.0
 _ARCH_HU: Final = 380.0
-"""The arch is mostly shell, so its inside is denser than that of the body."""
+"""Value in HU inside the arch, which is mostly shell and so is denser than the body."""
 
-_KEYS: Final = ("C1", "C3", "C7", "T1", "T6", "T12", "L1", "L3", "L5", "L6", "sacrum", "coccyx")
+_KEY_LEVELS: Final = (
+    "C1",
+    "C3",
+    "C7",
+    "T1",
+    "T6",
+    "T12",
+    "L1",
+    "L3",
+    "L5",
+    "L6",
+    "sacrum",
+    "coccyx",
+)
 # Round figures for an adult, in mm (slope: drop per length); only their plausibility matters.
 _TABLE: Final[dict[str, tuple[float, ...]]] = {
     "width": (17, 18, 23, 27, 30, 38, 41, 45, 50, 50, 52, 18),
@@ -88,9 +101,11 @@ def size_of(name: str) -> VertebraSize:
     >>> size_of("C3").width < size_of("T13").width < size_of("L6").width
     True
     """
-    at = ANATOMICAL_ORDER.index(name)
-    keys = [ANATOMICAL_ORDER.index(key) for key in _KEYS]
-    return VertebraSize(**{k: float(np.interp(at, keys, row)) for k, row in _TABLE.items()})
+    position = ANATOMICAL_ORDER.index(name)
+    key_positions = [ANATOMICAL_ORDER.index(key) for key in _KEY_LEVELS]
+    return VertebraSize(
+        **{k: float(np.interp(position, key_positions, row)) for k, row in _TABLE.items()}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +134,9 @@ class Capsule:
     def _rows(self) -> tuple[Vector, ...]:
         return tuple(zip(self.start, self.stop, self.radius, strict=True))
 
-    def grown(self, least: Vector) -> "Capsule":
-        """Make the rod at least ``least`` in radius, so that coarse voxels do not miss it."""
-        u, v, w = (max(r, m) for r, m in zip(self.radius, least, strict=True))
+    def grown(self, min_radius: Vector) -> "Capsule":
+        """Return the rod with radii of at least ``min_radius``, so that coarse voxels show it."""
+        u, v, w = (max(r, m) for r, m in zip(self.radius, min_radius, strict=True))
         return Capsule(self.start, self.stop, (u, v, w), self.clear_canal, self.inside_hu)
 
     def depth(self, u: Array, v: Array, w: Array) -> Array:
@@ -161,9 +176,9 @@ class Body:
         u, v, w = self.width / 2, self.depth_v / 2, self.height / 2
         return (-u, -v, -w), (u, v, w)
 
-    def grown(self, least: Vector) -> "Body":
-        """Make the drum at least ``least`` in half size."""
-        u, v, w = (2 * m for m in least)
+    def grown(self, min_radius: Vector) -> "Body":
+        """Return the drum with at least ``min_radius`` as half of each size."""
+        u, v, w = (2 * m for m in min_radius)
         width, depth, height = max(self.width, u), max(self.depth_v, v), max(self.height, w)
         return Body(width, depth, height, self.taper, self.inside_hu)
 
@@ -187,7 +202,7 @@ Solid = Capsule | Body
 
 @cache
 def solids_of(name: str) -> tuple[Solid, ...]:
-    """Yield the solids whose union is one vertebra, the body first."""
+    """Return the solids whose union is one vertebra, the body first."""
     size = size_of(name)
     if name in {"sacrum", "coccyx"}:
         body = Body(size.width, size.depth, size.height, taper=0.55)
@@ -215,42 +230,42 @@ def _spinous(size: VertebraSize) -> Capsule:
 
 
 def _half_arch(size: VertebraSize, side: int) -> list[Solid]:
-    """Yield the pedicle, lamina, joint processes and transverse process of one side."""
+    """Return the pedicle, lamina, joint processes and transverse process of one side."""
     height, middle = size.height, size.canal_center_v
     canal = (size.canal_u, size.canal_v, middle)
-    post = size.canal_u + size.pedicle_u
+    pedicle_center_u = size.canal_u + size.pedicle_u
     back = middle - size.canal_v - 1.5
-    thick = 1.6 + size.pedicle_w / 4
+    thickness = 1.6 + size.pedicle_w / 4
     # A cervical canal is wider than the body: its pedicles start at the body and go outward.
-    root = min(post, 0.4 * size.width + size.pedicle_u)
+    root = min(pedicle_center_u, 0.4 * size.width + size.pedicle_u)
     pedicle = Capsule(
         (side * root, -0.3 * size.depth, 0.17 * height),
-        (side * post, middle - 0.35 * size.canal_v, 0.13 * height),
+        (side * pedicle_center_u, middle - 0.35 * size.canal_v, 0.13 * height),
         (size.pedicle_u, size.pedicle_u + 1, size.pedicle_w),
         canal,
     )
     lamina = Capsule(
-        (side * post, middle - 0.4 * size.canal_v, 0.02 * height),
+        (side * pedicle_center_u, middle - 0.4 * size.canal_v, 0.02 * height),
         (0, back - 0.5, -0.2 * height),
-        (thick + 0.6, thick, 0.3 * height),
+        (thickness + 0.6, thickness, 0.3 * height),
         canal,
     )
-    joint = (0.8 * thick + 1.2, 0.8 * thick + 0.4, 0.16 * height)
+    joint = (0.8 * thickness + 1.2, 0.8 * thickness + 0.4, 0.16 * height)
     upper = Capsule(
-        (side * (post + 1.5), middle - 0.6 * size.canal_v, 0),
-        (side * (post + 2.5), middle - 0.55 * size.canal_v, 0.55 * height),
+        (side * (pedicle_center_u + 1.5), middle - 0.6 * size.canal_v, 0),
+        (side * (pedicle_center_u + 2.5), middle - 0.55 * size.canal_v, 0.55 * height),
         joint,
         canal,
     )
     lower = Capsule(
-        (side * post, middle - 0.8 * size.canal_v, 0),
-        (side * (post - 0.5), back - 1.2, -0.72 * height),
+        (side * pedicle_center_u, middle - 0.8 * size.canal_v, 0),
+        (side * (pedicle_center_u - 0.5), back - 1.2, -0.72 * height),
         joint,
         canal,
     )
     reach = size.transverse - 3
     transverse = Capsule(
-        (side * post, middle - 0.2 * size.canal_v, 0.1 * height),
+        (side * pedicle_center_u, middle - 0.2 * size.canal_v, 0.1 * height),
         (side * reach, middle - 0.2 * size.canal_v - 0.2 * reach, 0.12 * height),
         (3, 2.6 + size.pedicle_w / 8, 2.2 + size.pedicle_w / 3),
         canal,

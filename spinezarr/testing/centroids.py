@@ -1,6 +1,6 @@
-"""How are centroid files written, in each convention that datasets use?
+"""Writes centroid files in each convention that datasets use.
 
-Nothing here shares code with the reader under test: orientation goes through nibabel's transforms.
+The module shares no code with the reader under test. nibabel's transforms give the orientation.
 """
 
 import json
@@ -44,13 +44,14 @@ def verse_json(
     Parameters
     ----------
     position_xyz_mm
-        Level name to RAS+ mm, in the order x, y, z. NaN is written as such.
+        Position (x, y, z) of each level in RAS+ mm. NaN is written as ``NaN``.
     shape_ijk
         Voxels of the image along its file's axes.
     affine_ijk
-        Voxel ``(i, j, k, 1)`` to RAS+ mm.
+        4 x 4 matrix from voxel ``(i, j, k, 1)`` of the image to RAS+ mm.
     convention
-        Subject-based: voxel coordinates below a ``direction`` entry. Challenges: mm, no such entry.
+        The subject-based release has voxel coordinates below a ``direction`` entry. The challenges
+        have mm and no such entry.
     decimals
         Decimals of the numbers; 1 as in the published files, None for all.
 
@@ -59,7 +60,7 @@ def verse_json(
     UsageError
         If a level has no label in VerSe.
     """
-    _refuse_others(position_xyz_mm, VALUE_OF_NAME, "label in VerSe")
+    _refuse_unknown_levels(position_xyz_mm, VALUE_OF_NAME, "label in VerSe")
     points = np.array(list(position_xyz_mm.values()), float).reshape(-1, 3)
     if convention == "verse":
         axcodes = list(_nib.aff2axcodes(affine_ijk))
@@ -82,12 +83,12 @@ def _challenge_mm(
     affine_ijk: npt.NDArray[np.float64],
     convention: VerseConvention,
 ) -> npt.NDArray[np.float64]:
-    """Reorient the image to LPS and measure from its first voxel, like the challenges' readers."""
-    turn = _nib.orientations.ornt_transform(
+    """Measure in mm from the first voxel of the image in LPS, like the challenges' readers."""
+    transform = _nib.orientations.ornt_transform(
         _nib.io_orientation(affine_ijk), _nib.orientations.axcodes2ornt("LPS")
     )
-    affine_lps = affine_ijk @ _nib.orientations.inv_ornt_aff(turn, shape_ijk)
-    shape_lps = _nib.orientations.apply_orientation(np.empty(shape_ijk, np.bool_), turn).shape
+    affine_lps = affine_ijk @ _nib.orientations.inv_ornt_aff(transform, shape_ijk)
+    shape_lps = _nib.orientations.apply_orientation(np.empty(shape_ijk, np.bool_), transform).shape
     spacing_lps = _nib.affines.voxel_sizes(affine_lps)
     left, posterior, superior = (
         _nib.affines.apply_affine(np.linalg.inv(affine_lps), points_mm) * spacing_lps
@@ -109,20 +110,20 @@ def lml_text(
     Parameters
     ----------
     position_xyz_mm
-        Level name to RAS+ mm, in the order x, y, z.
+        Position (x, y, z) of each level in RAS+ mm.
     affine_ijk
-        Voxel ``(i, j, k, 1)`` of the image to RAS+ mm.
+        4 x 4 matrix from voxel ``(i, j, k, 1)`` of the image to RAS+ mm.
     decimals
         Decimals of the numbers; None for six significant digits, as in the published files.
     header
-        First line.
+        First line of the file.
 
     Raises
     ------
     UsageError
         If a level has no known id.
     """
-    _refuse_others(position_xyz_mm, _LML_IDS, "known id in .lml files")
+    _refuse_unknown_levels(position_xyz_mm, _LML_IDS, "known id in .lml files")
     to_index = np.linalg.inv(affine_ijk)
     spacing = _nib.affines.voxel_sizes(affine_ijk)
     form = "%g" if decimals is None else f"%.{decimals}f"
@@ -133,9 +134,9 @@ def lml_text(
     return "\r\n".join([*lines, ""])
 
 
-def _refuse_others(
-    position_xyz_mm: Mapping[str, Sequence[float]], known: Mapping[str, int], what: str
+def _refuse_unknown_levels(
+    position_xyz_mm: Mapping[str, Sequence[float]], known: Mapping[str, int], noun: str
 ) -> None:
-    others = [level for level in position_xyz_mm if level not in known]
-    if others:
-        raise UsageError(f"{', '.join(others)}: no {what}; choose among {', '.join(known)}")
+    unknown = [level for level in position_xyz_mm if level not in known]
+    if unknown:
+        raise UsageError(f"{', '.join(unknown)}: no {noun}; choose among {', '.join(known)}")

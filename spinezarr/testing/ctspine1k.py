@@ -63,7 +63,7 @@ _IMAGE_FORM: Final = NiftiForm()
 _LABEL_FORM: Final = NiftiForm(dtype="uint8")
 
 _MIN_SIZE: Final = 16
-"""Voxels that :func:`resized` leaves along each axis."""
+"""Smallest number of voxels along each axis that :func:`resized` returns."""
 
 
 def source_of(scan_id: str) -> str:
@@ -82,7 +82,9 @@ def _source(scan_id: str) -> _Source:
         if scan_id.startswith(source.prefixes):
             return source
     known = ", ".join(prefix for source in _SOURCES for prefix in source.prefixes)
-    raise UsageError(f"{scan_id!r} begins like no CTSpine1K scan; known prefixes: {known}")
+    raise UsageError(
+        f"{scan_id!r} is not the name of a CTSpine1K scan; such names begin with one of {known}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class ScanPlan:
     split: Split
     """Section of the split file."""
     spec: PhantomSpec
-    """What to draw."""
+    """Phantom to draw."""
     image_form: NiftiForm = _IMAGE_FORM
     """How the image is stored."""
     label_form: NiftiForm = _LABEL_FORM
@@ -106,7 +108,7 @@ class ScanPlan:
                 f"{self.scan_id}: split must be one of {', '.join(_SECTIONS)}; got {self.split!r}"
             )
         if self.image_form.oblique_deg != self.label_form.oblique_deg:
-            raise UsageError(f"{self.scan_id}: oblique_deg must be one for image and mask")
+            raise UsageError(f"{self.scan_id}: oblique_deg must be the same for image and mask")
         source_of(self.scan_id)
 
 
@@ -178,7 +180,9 @@ def resized(spec: PhantomSpec, scale: float) -> PhantomSpec:
 
 
 def split_text(names_by_split: Mapping[Split, Iterable[str]]) -> str:
-    r"""Compose ``data_split.txt``: CRLF, headers with a colon, a blank line between sections.
+    r"""Compose ``data_split.txt``.
+
+    Lines end in CRLF, headers end in a colon, and a blank line separates the sections.
 
     Examples
     --------
@@ -196,7 +200,7 @@ def split_text(names_by_split: Mapping[Split, Iterable[str]]) -> str:
 
 
 def ctspine1k_paths(root: Path, scan_id: str, layout: Layout) -> tuple[Path, Path]:
-    """Return where image and label of a scan lie."""
+    """Return the paths of the image and the mask of a scan."""
     source = _source(scan_id)
     image, label = f"{scan_id}.nii.gz", f"{scan_id}_seg.nii.gz"
     if layout == "official":
@@ -211,7 +215,7 @@ def ctspine1k_paths(root: Path, scan_id: str, layout: Layout) -> tuple[Path, Pat
 
 
 def write_split_file(root: Path, names: Mapping[Split, Sequence[str]], layout: Layout) -> None:
-    """Write ``data_split.txt`` where the layout has it."""
+    """Write ``data_split.txt`` in its folder of the layout."""
     path = root / "data_split.txt" if layout == "official" else root / "metadata/data_split.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(split_text(names).encode("ascii"))
@@ -239,11 +243,12 @@ def write_ctspine1k(
         Factor on the number of voxels along each axis, for the same patients: 0.25 makes scans of
         some 50 voxels along each axis, each in a fraction of a second.
     on_scan
-        Called with the scan's id after each one.
+        Called with the scan's id after each scan.
 
     Returns
     -------
-    One record per scan, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per scan, in the order of ``scans``.
     """
     written = []
     for plan in scans:
@@ -287,14 +292,14 @@ def write_ctspine1k_names(
 ) -> None:
     """Write empty image and label files for a list of names, and the split file.
 
-    This is for tests that search files but never read them. Names may end in ``.nii.gz`` or not.
+    This is for tests that search files but never read them. Names may end in ``.nii.gz``.
     """
     names = {
-        split: [name.removesuffix(".nii.gz") for name in listed]
-        for split, listed in names_by_split.items()
+        split: [name.removesuffix(".nii.gz") for name in split_names]
+        for split, split_names in names_by_split.items()
     }
-    for listed in names.values():
-        for scan_id in listed:
+    for split_names in names.values():
+        for scan_id in split_names:
             for path in ctspine1k_paths(root, scan_id, layout):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()

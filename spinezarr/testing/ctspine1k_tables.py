@@ -51,7 +51,7 @@ def series_of(scan_id: str) -> str | None:
 
 
 def path_csv_text(scan_ids: Iterable[str]) -> str:
-    r"""Compose ``Path.csv``: CRLF, no header, one path a line and no commas.
+    r"""Compose ``Path.csv``, which has one path per line, no header and no commas.
 
     Examples
     --------
@@ -67,17 +67,16 @@ def write_ctspine1k_tables(
 ) -> None:
     """Write ``Path.csv`` (official layout only) and both spreadsheets.
 
-    Two columns of the colon table are known [2]_ and none of the neck table. The others are
-    invented.
+    The names of two columns of the colon table are known [2]_. All other names are invented.
 
     Parameters
     ----------
     root
         Folder of the dataset.
     scan_ids
-        Scans to list where they belong.
+        Scans to list in the tables.
     layout
-        Release, which decides the folder.
+        Release, which determines the folder.
     """
     folder = root / ("data" if layout == "official" else "metadata")
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,13 +98,15 @@ def write_ctspine1k_tables(
 
 
 def _write_sheet(path: Path, rows: Sequence[tuple[str | int, ...]]) -> None:
-    """Write one sheet, the same bytes each time: openpyxl states when it did so."""
+    """Write one sheet without the dates that openpyxl states, so that its bytes are the same."""
     book = openpyxl.Workbook()
     sheet = book.worksheets[0]
     for row in rows:
         sheet.append(row)
     buffer = io.BytesIO()
     book.save(buffer)
-    with zipfile.ZipFile(buffer) as dated, zipfile.ZipFile(path, "w") as fixed:
-        for name in dated.namelist():
-            fixed.writestr(zipfile.ZipInfo(name, _ZIP_DATE), _MODIFIED.sub(b"", dated.read(name)))
+    with zipfile.ZipFile(buffer) as with_dates, zipfile.ZipFile(path, "w") as without_dates:
+        for name in with_dates.namelist():
+            without_dates.writestr(
+                zipfile.ZipInfo(name, _ZIP_DATE), _MODIFIED.sub(b"", with_dates.read(name))
+            )

@@ -51,7 +51,8 @@ def write_ctspine1k_tcia(
 
     Returns
     -------
-    One record per scan, in the order of ``scans``; ``image_path`` is the folder of its series.
+    tuple of WrittenScan
+        One record per scan, in the order of ``scans``; ``image_path`` is the folder of its series.
     """
     written = tuple(_write_scan(root, replace(p, spec=resized(p.spec, scale))) for p in scans)
     text = path_csv_text(plan.scan_id for plan in scans)
@@ -60,16 +61,17 @@ def write_ctspine1k_tcia(
 
 
 def _write_scan(root: Path, plan: ScanPlan) -> WrittenScan:
-    named = series_of(plan.scan_id)
-    if named is None:
+    series_path = series_of(plan.scan_id)
+    if series_path is None:
         raise UsageError(
             f"{plan.scan_id}: only colon and neck scans came from TCIA, as DICOM; "
             "write_ctspine1k writes the others"
         )
-    folder, other = root / named, (root / named).with_name("9.000000-Colosupine  1.0  B30f-99999")
+    folder = root / series_path
+    other_folder = folder.with_name("9.000000-Colosupine  1.0  B30f-99999")
     phantom = make_phantom(plan.spec)
     _write_series(folder, plan.scan_id, phantom)
-    _write_series(other, plan.scan_id, make_phantom(_lying_otherwise(plan.spec)))
+    _write_series(other_folder, plan.scan_id, make_phantom(_other_phantom_spec(plan.spec)))
     _, label_path = ctspine1k_paths(root, plan.scan_id, "official")
     write_nifti(label_path, phantom.label, phantom.affine_xyz, _LABEL_FORM)
     return WrittenScan(
@@ -86,7 +88,7 @@ def _write_scan(root: Path, plan: ScanPlan) -> WrittenScan:
     )
 
 
-def _lying_otherwise(spec: PhantomSpec) -> PhantomSpec:
+def _other_phantom_spec(spec: PhantomSpec) -> PhantomSpec:
     return replace(spec, seed=spec.seed + 1000)
 
 

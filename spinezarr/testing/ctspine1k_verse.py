@@ -23,13 +23,14 @@ def write_ctspine1k_verse(root: Path, images: Path) -> tuple[WrittenScan, ...]:
     Parameters
     ----------
     root
-        Folder of CTSpine1K; the masks are named after the images, ``_seg`` added.
+        Folder of CTSpine1K. The name of a mask is that of its image with ``_seg``.
     images
         Folder for a copy of the VerSe challenge of 2020 with these two scans.
 
     Returns
     -------
-    One record per scan: its image in ``images``, its mask in ``root``.
+    tuple of WrittenScan
+        One record per scan. Its image is in ``images``, and its mask is in ``root``.
     """
     challenge = write_verse_2020_challenge(images, [_PLANS[name] for name in _MASKS])
     return tuple(_write_mask(root, scan) for scan in challenge)

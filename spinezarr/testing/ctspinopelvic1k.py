@@ -58,7 +58,7 @@ class SpinoPelvicPlan:
     spec: PhantomSpec
     """Phantom to draw; the mask of the record follows ``config``."""
     test: bool = False
-    """Whether the patient is kept out of the five folds, for the test."""
+    """Whether the patient is a test patient, who is in none of the five folds."""
 
 
 def _spec(seed: int, *more: str) -> PhantomSpec:
@@ -89,7 +89,8 @@ def write_ctspinopelvic1k(
 
     Returns
     -------
-    One record per pair of files, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per pair of files, in the order of ``scans``.
     """
     written = tuple(_write_record(root, plan) for plan in scans)
     rows = [_manifest_row(plan) for plan in scans]
@@ -139,15 +140,17 @@ def _write_record(root: Path, plan: SpinoPelvicPlan) -> WrittenScan:
     )
 
 
-def _mask(phantom: Phantom, whole: Phantom, config: SpinoPelvicConfig) -> npt.NDArray[np.uint8]:
-    """Return the values of a record's mask, z, y, x: labels, and the value to ignore."""
+def _mask(
+    phantom: Phantom, whole_phantom: Phantom, config: SpinoPelvicConfig
+) -> npt.NDArray[np.uint8]:
+    """Return the values of a record's mask with axes (z, y, x)."""
     mask = phantom.label.copy()
     mask[s1_of_sacrum(phantom)] = _S1
     for value, place_zyx in _BONES.items():
-        box = organ_box(whole, place_zyx)
+        box = organ_box(whole_phantom, place_zyx)
         annotated = config == "fused" or (value in _RIBS) == (config == "spine_only")
         mask[box] = value if annotated else _IGNORE
-    mask[(whole.label > 0) & (phantom.label == 0)] = _IGNORE
+    mask[(whole_phantom.label > 0) & (phantom.label == 0)] = _IGNORE
     return mask
 
 

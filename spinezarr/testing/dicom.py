@@ -1,7 +1,7 @@
 """Writes volumes as folders of DICOM slices, in any transfer syntax, and with planted defects.
 
-Nothing here shares code with the reader under test. pydicom writes the files, gdcm compresses; both
-are imported when they are needed, so that the package can be used without them.
+The module shares no code with the reader under test. pydicom writes the files, and gdcm compresses
+them. Both are imported when they are needed, so that the package can be used without them.
 
 References
 ----------
@@ -63,15 +63,15 @@ _OTHER_CLASSES: Final = {
 """SOP classes of other objects that archives store with CTs, by Modality."""
 _DIRECTORY: Final = "1.2.840.10008.1.3.10"
 """Media Storage Directory Storage: a DICOMDIR."""
-_BARE: Final = ("implicit-le", "explicit-le")
+_SYNTAXES_WITHOUT_META: Final = ("implicit-le", "explicit-le")
 """Transfer syntaxes that a reader can recognize without the file meta information."""
 _BITS: Final = 16
 """Bits that are allocated for a pixel, as in all CT images (PS3.3 table C.8-3)."""
 _LOCALIZER: Final = 10_000
 """InstanceNumber of a localizer, beyond those of slices."""
 _JPEG2000_PIXELS: Final = 16
-"""Fewest rows and columns for JPEG 2000: gdcm crashed on 7 x 5 pixels, and not on 16 x 16."""
-_SQUARE: Final = 1e-6
+"""Fewest rows and columns for JPEG 2000; gdcm crashed on 7 x 5 pixels, but not on 16 x 16."""
+_PERPENDICULAR_TOLERANCE: Final = 1e-6
 """Largest deviation of the axes of a series from right angles, in radians."""
 
 
@@ -98,15 +98,15 @@ class DicomForm:
     bits_stored: int = 16
     """Bits of the 16 allocated that hold the value; the others are zero."""
     naming: Literal["number", "uid", "reversed"] = "number"
-    """Names of the files: ``1.dcm``, … along k or from its other end, or SOPInstanceUIDs."""
+    """Names of the files: numbers along k, SOPInstanceUIDs, or numbers from the other end of k."""
     preamble: bool = True
-    """Whether files start with 128 bytes, DICM and file meta information, or with the data set."""
+    """Whether files have 128 bytes, ``DICM`` and file meta information before the data set."""
     localizer: bool = False
-    """Add a localizer to the series."""
+    """Whether the series also has a localizer."""
     scout: bool = False
-    """Add a scout across the slices that is not marked as a localizer."""
+    """Whether the series also has a scout across the slices, not marked as a localizer."""
     secondary_capture: bool = False
-    """Add a color picture as a series of its own."""
+    """Whether the folder also has a color picture, as a series of its own."""
     second_series: int = 0
     """Number of slices of a second series, whose values are all zero."""
     missing: tuple[int, ...] = ()
@@ -114,9 +114,9 @@ class DicomForm:
     repeated: tuple[int, ...] = ()
     """Indices k of slices to write twice, as different objects."""
     moved_mm: tuple[tuple[int, float], ...] = ()
-    """Slices k to move along the k axis, and how far in mm."""
+    """Index k of each slice to move, and its shift along the k axis in mm."""
     gantry_tilt_deg: float = 0.0
-    """Tilt the stack: shift each slice further along j, and state the angle."""
+    """Angle of the tilt, which shifts each slice further along j."""
 
     def __post_init__(self) -> None:
         if self.transfer_syntax not in DICOM_TRANSFER_SYNTAXES:
@@ -126,16 +126,16 @@ class DicomForm:
             )
         if self.slope == 0:
             raise UsageError("slope must be a number other than 0, got 0")
-        if not self.preamble and self.transfer_syntax not in _BARE:
+        if not self.preamble and self.transfer_syntax not in _SYNTAXES_WITHOUT_META:
             raise UsageError(
-                f"without a preamble, transfer_syntax must be one of {', '.join(_BARE)}; "
-                f"got {self.transfer_syntax!r}"
+                "without a preamble, transfer_syntax must be one of "
+                f"{', '.join(_SYNTAXES_WITHOUT_META)}; got {self.transfer_syntax!r}"
             )
         if not 1 < self.bits_stored <= _BITS:
             raise UsageError(f"bits_stored must be within 2 and {_BITS}, got {self.bits_stored}")
 
 
-_PLAIN: Final = DicomForm()
+_PLAIN_FORM: Final = DicomForm()
 
 
 def write_dicom_series(
@@ -153,15 +153,16 @@ def write_dicom_series(
     array_ijk
         Values in HU; axis i becomes the columns, j the rows, and k the slices.
     affine_ijk
-        Voxel ``(i, j, k, 1)`` to RAS+ mm; its axes are at right angles, with either handedness.
+        4 x 4 matrix from voxel ``(i, j, k, 1)`` to RAS+ mm. Its axes are at right angles, with
+        either handedness.
     form
-        Form in which they are stored.
+        Form in which the values are stored.
 
     Returns
     -------
     tuple of Path
-        The files of the series' slices along k: without those left out, and those written twice
-        with their copies at the end.
+        The files of the slices along k. Missing slices are left out, and the copies of repeated
+        slices are at the end.
 
     Raises
     ------
@@ -171,7 +172,7 @@ def write_dicom_series(
     """
     _check_packages(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stored = _stored(array_ijk, form)
+    stored = _to_stored(array_ijk, form)
     series = _Series(2, _study(array_ijk, affine_ijk, form), _Geometry.of(affine_ijk, form), form)
     order = [k for k in range(array_ijk.shape[2]) if k not in form.missing]
     order.extend(form.repeated)
@@ -180,8 +181,8 @@ def write_dicom_series(
         dataset = series.slice(stored[:, :, k], k, number)
         written.append(folder / _name(number, len(order), str(dataset.SOPInstanceUID), form))
         _save(dataset, written[-1], form)
-    for name, dataset in _beside(np.zeros(array_ijk.shape[:2], np.uint16), series):
-        _save(dataset, folder / name, _PLAIN)
+    for name, dataset in _extra_objects(np.zeros(array_ijk.shape[:2], np.uint16), series):
+        _save(dataset, folder / name, _PLAIN_FORM)
     return tuple(written)
 
 
@@ -193,12 +194,12 @@ def write_dicom_multiframe(
     *,
     legacy: bool = False,
 ) -> Path:
-    """Write an Enhanced CT, all slices as frames of one file, the same bytes each time.
+    """Write an Enhanced CT with all slices as frames of one file, the same bytes each time.
 
     Parameters
     ----------
     path
-        The file; its folder is made if it is missing.
+        File to write; its folder is made if it is missing.
     array_ijk, affine_ijk
         As for :func:`write_dicom_series`.
     form
@@ -209,7 +210,7 @@ def write_dicom_multiframe(
     Returns
     -------
     Path
-        The file.
+        The file, which is ``path``.
 
     Raises
     ------
@@ -221,7 +222,7 @@ def write_dicom_multiframe(
 
     _check_packages(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = _stored(array_ijk, form)
+    stored = _to_stored(array_ijk, form)
     series = _Series(2, _study(array_ijk, affine_ijk, form), _Geometry.of(affine_ijk, form), form)
     order = [k for k in range(array_ijk.shape[2]) if k not in form.missing]
     order.extend(form.repeated)
@@ -229,7 +230,7 @@ def write_dicom_multiframe(
         order.reverse()
     frames = [series.slice(stored[:, :, k], k, number) for number, k in enumerate(order, start=1)]
     sop_class = _LEGACY_CT if legacy else _ENHANCED_CT
-    dataset = _object(sop_class, series.study, series.number, 1, "CT")
+    dataset = _new_object(sop_class, series.study, series.number, 1, "CT")
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     _set_pixels(dataset, stored[:, :, 0].T, form)
     dataset.NumberOfFrames = len(frames)
@@ -276,7 +277,7 @@ def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Pa
     modality
         ``MR``, ``PT``, ``SR``, ``RTSTRUCT`` or ``SEG``, or ``DIRECTORY`` for a DICOM directory.
     count
-        How many; all of one series.
+        Number of objects, all of one series.
 
     Returns
     -------
@@ -286,18 +287,18 @@ def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Pa
     Raises
     ------
     UsageError
-        If the modality is another one, or pydicom and gdcm are not installed.
+        If the modality is none of these, or pydicom and gdcm are not installed.
     """
     _check_packages(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if modality == "DIRECTORY":
-        dataset = _object(_DIRECTORY, _uid(modality), 1, 1, "OT")
+        dataset = _new_object(_DIRECTORY, _uid(modality), 1, 1, "OT")
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         dataset.clear()
         dataset.FileSetID = "PHANTOM"
         dataset.DirectoryRecordSequence = []
-        _save(dataset, folder / "DICOMDIR", _PLAIN)
+        _save(dataset, folder / "DICOMDIR", _PLAIN_FORM)
         return (folder / "DICOMDIR",)
     if modality not in _OTHER_CLASSES:
         known = ", ".join([*_OTHER_CLASSES, "DIRECTORY"])
@@ -305,15 +306,15 @@ def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Pa
     written = []
     for number in range(1, count + 1):
         study = _uid("beside", str(folder), modality)
-        dataset = _object(_OTHER_CLASSES[modality], study, 7, number, modality)
+        dataset = _new_object(_OTHER_CLASSES[modality], study, 7, number, modality)
         written.append(folder / f"{modality}-{number}.dcm")
-        _save(dataset, written[-1], _PLAIN)
+        _save(dataset, written[-1], _PLAIN_FORM)
     return tuple(written)
 
 
 def _items(**sequences: dict[str, Any]) -> "Dataset":
     """Return a data set of sequences that have one item each."""
-    from pydicom import Dataset  # noqa: PLC0415  only who writes DICOM needs pydicom
+    from pydicom import Dataset  # noqa: PLC0415  only writing DICOM needs pydicom
 
     group = Dataset()
     for keyword, elements in sequences.items():
@@ -324,10 +325,10 @@ def _items(**sequences: dict[str, Any]) -> "Dataset":
     return group
 
 
-def _check_packages(place: Path) -> None:
+def _check_packages(path: Path) -> None:
     if any(find_spec(module) is None for module in ("pydicom", "gdcm")):
         raise UsageError(
-            f"{place}: writing DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
+            f"{path}: writing DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
         )
 
 
@@ -348,7 +349,7 @@ class _Geometry:
         lengths = np.linalg.norm(lps[:3, :3], axis=0)
         across, down, along = (lps[:3, :3] / lengths).T
         worst = max(abs(across @ down), abs(across @ along), abs(down @ along))
-        if worst > _SQUARE:
+        if worst > _PERPENDICULAR_TOLERANCE:
             raise UsageError(
                 f"the axes of the affine are not at right angles, by {np.degrees(worst):.3g} "
                 "degrees: DICOM slices lie across their stack; use gantry_tilt_deg to tilt them"
@@ -362,26 +363,26 @@ class _Geometry:
         return np.asarray(self.origin + k * self.step + moved)
 
 
-def _stored(
+def _to_stored(
     array_ijk: npt.NDArray[np.integer[Any]], form: DicomForm
 ) -> npt.NDArray[np.integer[Any]]:
     """Undo the rescaling; refuse values that the form cannot hold exactly."""
     exact = (array_ijk.astype(np.float64) - form.intercept) / form.slope
-    whole = np.rint(exact)
+    rounded = np.rint(exact)
     low = -(2 ** (form.bits_stored - 1)) if form.signed else 0
     high = low + 2**form.bits_stored - 1
-    if (whole * form.slope + form.intercept != array_ijk).any():
+    if (rounded * form.slope + form.intercept != array_ijk).any():
         raise UsageError(
             f"values from {array_ijk.min()} to {array_ijk.max()} HU are not all whole multiples "
             f"of slope {form.slope:g} above intercept {form.intercept:g}"
         )
-    if whole.min() < low or whole.max() > high:
+    if rounded.min() < low or rounded.max() > high:
         raise UsageError(
             f"values from {array_ijk.min()} to {array_ijk.max()} HU would be stored as "
-            f"{whole.min():g} to {whole.max():g}, which {form.bits_stored} bits from {low} to "
+            f"{rounded.min():g} to {rounded.max():g}, which {form.bits_stored} bits from {low} to "
             f"{high} cannot hold; choose another intercept, slope or bits_stored"
         )
-    return whole.astype(np.int16 if form.signed else np.uint16)
+    return rounded.astype(np.int16 if form.signed else np.uint16)
 
 
 def _study(
@@ -406,9 +407,9 @@ def _name(number: int, count: int, uid: str, form: DicomForm) -> str:
     return f"{number if form.naming == 'number' else count + 1 - number}.dcm"
 
 
-def _object(sop_class: str, study: str, series: int, number: int, modality: str) -> "Dataset":
-    """Return the elements of every image: its identity, and one sample a pixel."""
-    from pydicom import Dataset  # noqa: PLC0415  only who writes DICOM needs pydicom
+def _new_object(sop_class: str, study: str, series: int, number: int, modality: str) -> "Dataset":
+    """Return a data set with the elements that identify an object."""
+    from pydicom import Dataset  # noqa: PLC0415  only writing DICOM needs pydicom
     from pydicom.dataset import FileMetaDataset  # noqa: PLC0415
 
     dataset = Dataset()
@@ -435,7 +436,7 @@ class _Series:
 
     def slice(self, stored_ij: npt.NDArray[np.integer[Any]], k: int, number: int) -> "Dataset":
         """Return a CT image at the position of slice ``k``."""
-        dataset = _object(_CT_IMAGE, self.study, self.number, number, "CT")
+        dataset = _new_object(_CT_IMAGE, self.study, self.number, number, "CT")
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         dataset.ImagePositionPatient = _decimals(*self.geometry.position(k, self.form))
         dataset.ImageOrientationPatient = _decimals(*self.geometry.across, *self.geometry.down)
@@ -450,7 +451,7 @@ class _Series:
 
 def _decimals(*values: float) -> Any:  # noqa: ANN401  whatever pydicom takes for DS
     """Round to the 16 characters of a decimal string (PS3.5 section 6.2)."""
-    from pydicom.valuerep import DSfloat  # noqa: PLC0415  only who writes DICOM needs pydicom
+    from pydicom.valuerep import DSfloat  # noqa: PLC0415  only writing DICOM needs pydicom
 
     numbers = [DSfloat(float(value), auto_format=True) for value in values]
     return numbers if len(numbers) > 1 else numbers[0]
@@ -473,27 +474,29 @@ def _set_pixels(
 
 
 def _pixel_element(pixels: bytes) -> Any:  # noqa: ANN401  pydicom's DataElement
-    from pydicom import DataElement  # noqa: PLC0415  only who writes DICOM needs pydicom
+    from pydicom import DataElement  # noqa: PLC0415  only writing DICOM needs pydicom
 
     return DataElement("PixelData", "OW", pixels)
 
 
-def _beside(blank_ij: npt.NDArray[np.uint16], series: _Series) -> Iterator[tuple[str, "Dataset"]]:
-    """Yield the further objects of the form, with their file names."""
+def _extra_objects(
+    blank_ij: npt.NDArray[np.uint16], series: _Series
+) -> Iterator[tuple[str, "Dataset"]]:
+    """Yield the file name and the data set of each object of the form that is no slice."""
     form = replace(series.form, transfer_syntax="explicit-le")
-    beside = replace(series, form=form)
+    plain_series = replace(series, form=form)
     if form.localizer:
-        localizer = beside.slice(blank_ij, 0, _LOCALIZER)
+        localizer = plain_series.slice(blank_ij, 0, _LOCALIZER)
         localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         yield "localizer.dcm", localizer
     if form.scout:
-        scout = beside.slice(blank_ij, 0, _LOCALIZER + 1)
+        scout = plain_series.slice(blank_ij, 0, _LOCALIZER + 1)
         geometry = series.geometry
         along = geometry.step / np.linalg.norm(geometry.step)
         scout.ImageOrientationPatient = _decimals(*geometry.across, *-along)
         yield "scout.dcm", scout
     if form.secondary_capture:
-        picture = _object(_SECONDARY_CAPTURE, series.study, 999, 1, "OT")
+        picture = _new_object(_SECONDARY_CAPTURE, series.study, 999, 1, "OT")
         _set_pixels(picture, blank_ij.T, form)
         picture.SamplesPerPixel = 3
         picture.PlanarConfiguration = 0
@@ -504,11 +507,11 @@ def _beside(blank_ij: npt.NDArray[np.uint16], series: _Series) -> Iterator[tuple
         picture["PixelData"] = _pixel_element(pixels + bytes(len(pixels) % 2))
         yield "picture.dcm", picture
     for k in range(form.second_series):
-        yield f"other-{k}.dcm", replace(beside, number=3).slice(blank_ij, k, k + 1)
+        yield f"other-{k}.dcm", replace(plain_series, number=3).slice(blank_ij, k, k + 1)
 
 
 def _save(dataset: "Dataset", path: Path, form: DicomForm) -> None:
-    from pydicom.uid import UID  # noqa: PLC0415  only who writes DICOM needs pydicom
+    from pydicom.uid import UID  # noqa: PLC0415  only writing DICOM needs pydicom
 
     syntax = UID(DICOM_TRANSFER_SYNTAXES[form.transfer_syntax])
     _encode(dataset, syntax)
@@ -521,7 +524,7 @@ def _save(dataset: "Dataset", path: Path, form: DicomForm) -> None:
 
 def _encode(dataset: "Dataset", syntax: "UID") -> None:
     """Encode the pixels of a single slice in a transfer syntax."""
-    from pydicom.uid import (  # noqa: PLC0415  only who writes DICOM needs pydicom
+    from pydicom.uid import (  # noqa: PLC0415  only writing DICOM needs pydicom
         ExplicitVRLittleEndian,
         RLELossless,
     )
@@ -537,7 +540,7 @@ def _encode(dataset: "Dataset", syntax: "UID") -> None:
 
 def _compress(dataset: "Dataset", syntax: "UID") -> None:
     """Compress with gdcm, through files, and take only the pixels from the result."""
-    import gdcm  # noqa: PLC0415  only who compresses needs gdcm
+    import gdcm  # noqa: PLC0415  only compression needs gdcm
     from pydicom import dcmread  # noqa: PLC0415
     from pydicom.uid import JPEG2000TransferSyntaxes  # noqa: PLC0415
 
@@ -547,7 +550,7 @@ def _compress(dataset: "Dataset", syntax: "UID") -> None:
             f"as JPEG 2000, got {dataset.Rows} x {dataset.Columns}; choose another transfer_syntax"
         )
     with tempfile.TemporaryDirectory() as folder:
-        plain, packed = f"{folder}/plain.dcm", f"{folder}/packed.dcm"
+        plain, compressed = f"{folder}/plain.dcm", f"{folder}/packed.dcm"
         dataset.save_as(plain, enforce_file_format=True)
         reader, change, writer = (
             gdcm.ImageReader(),
@@ -555,15 +558,15 @@ def _compress(dataset: "Dataset", syntax: "UID") -> None:
             gdcm.ImageWriter(),
         )
         reader.SetFileName(plain)
-        done = reader.Read()
+        succeeded = reader.Read()
         change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
         change.SetInput(reader.GetImage())
-        done = done and change.Change()
-        writer.SetFileName(packed)
+        succeeded = succeeded and change.Change()
+        writer.SetFileName(compressed)
         writer.SetFile(reader.GetFile())
         writer.SetImage(change.GetOutput())
-        if not (done and writer.Write()):
+        if not (succeeded and writer.Write()):
             raise UsageError(f"gdcm does not compress these pixels as {syntax}; choose another")
-        dataset["PixelData"] = dcmread(packed)["PixelData"]
+        dataset["PixelData"] = dcmread(compressed)["PixelData"]
     dataset["PixelData"].is_undefined_length = True
     dataset.file_meta.TransferSyntaxUID = syntax

@@ -7,17 +7,17 @@ __all__ = ["set_dicom_elements"]
 
 
 def set_dicom_elements(paths: Iterable[Path], **elements: str | int) -> None:
-    """Set elements, named by their DICOM keywords, in each of a series' files.
+    """Set elements, named by their DICOM keywords, in each file of a series.
 
     Parameters
     ----------
     paths
-        The files.
+        Files to change.
     elements
         Keyword and value, e.g. ``PatientID="CTC-1018399231"``. A class is set in the file meta
         information, too.
     """
-    from pydicom import dcmread  # noqa: PLC0415  only who writes DICOM needs pydicom
+    from pydicom import dcmread  # noqa: PLC0415  only writing DICOM needs pydicom
 
     for path in paths:
         dataset = dcmread(path)

@@ -1,4 +1,4 @@
-"""Which choices do all volume files share when they are written?"""
+"""Form of a stored volume, in the choices that all file formats share."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,7 +27,7 @@ DTYPES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class VolumeForm:
-    """How a volume is stored, whatever the file format.
+    """Form of a stored volume in any file format.
 
     Examples
     --------

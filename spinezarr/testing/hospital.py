@@ -30,19 +30,19 @@ class HospitalPlan:
 
     patient: str
     date: str
-    """Date of the examination; it names the folder below the patient's."""
+    """Date of the examination, which is also its folder below the patient's folder."""
     folder: str
-    """Folder below that; series with the same folder lie together."""
+    """Folder of the series below the examination's; several series may share it."""
     number: int
     """SeriesNumber."""
     kernel: str
     """ConvolutionKernel."""
     description: str = ""
-    """SeriesDescription, a free text of the staff."""
+    """SeriesDescription, a free text that the staff writes."""
     thinned: int = 1
-    """Factor n: only every n-th slice of the phantom is kept, and is n times as thick."""
+    """Number n; only every n-th slice of the phantom is written, as one n times as thick."""
     spec: PhantomSpec
-    """What to draw; all series of one examination show the same phantom."""
+    """Phantom to draw; all series of one examination show the same phantom."""
     form: DicomForm = _FORM
     """How the slices are stored."""
     mask: bool = False
@@ -87,13 +87,13 @@ HOSPITAL_SCANS: Final = (
         mask=True,
     ),
 )
-"""Three series of two patients: two in one folder, with and without bone kernel, one on its own."""
+"""Three series of two patients. Two share a folder, and only one of these has a bone kernel."""
 
 
 def write_hospital(
     root: Path, scans: Sequence[HospitalPlan] = HOSPITAL_SCANS
 ) -> tuple[WrittenScan, ...]:
-    """Write a tree of examinations: ``<patient>/<date>/.../``, and masks of some series.
+    """Write a tree of examinations, ``<patient>/<date>/.../``, and masks of some series.
 
     The folders also hold other objects that archives send: an MR series, reports, structures and a
     DICOM directory.
@@ -103,11 +103,12 @@ def write_hospital(
     root
         Folder of the tree; it is made if it is missing.
     scans
-        The CT series.
+        CT series to write.
 
     Returns
     -------
-    One record per series, in the order of ``scans``; ``image_path`` is its folder.
+    tuple of WrittenScan
+        One record per series, in the order of ``scans``; ``image_path`` is its folder.
     """
     written = tuple(_write_series(root, plan) for plan in scans)
     for plan in {plan.patient: plan for plan in scans}.values():
@@ -130,12 +131,12 @@ def write_hospital(
 def _write_series(root: Path, plan: HospitalPlan) -> WrittenScan:
     phantom = _thinned(make_phantom(plan.spec), plan.thinned)
     folder = root / plan.patient / plan.date / plan.folder
-    before = set(folder.glob("*"))
+    existing = set(folder.glob("*"))
     slices = write_dicom_series(
         folder, *oriented(phantom.image, phantom.affine_xyz, _SLICES, 0.0), plan.form
     )
     set_dicom_elements(
-        set(folder.glob("*")) - before,
+        set(folder.glob("*")) - existing,
         PatientID=plan.patient,
         StudyInstanceUID=_uid(plan),
         SeriesInstanceUID=f"{_uid(plan)}.{plan.number}",
@@ -167,8 +168,10 @@ def _uid(plan: HospitalPlan) -> str:
     return f"2.25.1{plan.date}{plan.spec.seed}"
 
 
-def _thinned(phantom: Phantom, by: int) -> Phantom:
-    """Keep every ``by``-th slice of a phantom."""
+def _thinned(phantom: Phantom, factor: int) -> Phantom:
+    """Keep every ``factor``-th slice of a phantom."""
     affine: npt.NDArray[Any] = phantom.affine_xyz.copy()
-    affine[:3, 2] *= by
-    return replace(phantom, image=phantom.image[::by], label=phantom.label[::by], affine_xyz=affine)
+    affine[:3, 2] *= factor
+    return replace(
+        phantom, image=phantom.image[::factor], label=phantom.label[::factor], affine_xyz=affine
+    )

@@ -1,7 +1,6 @@
 """Writes volumes as MetaImage files, ``.mha`` or ``.mhd`` with a data file, in any orientation.
 
-The module shares no code with the reader under test. Keys and their order are those of ITK's
-writer.
+The module shares no code with the reader under test. It writes the keys in the order of ITK.
 """
 
 import zlib
@@ -36,7 +35,7 @@ _ELEMENT_TYPES: Final = dict(
         strict=True,
     )
 )
-_COMES_FROM: Final = str.maketrans("RLAPSI", "LRPAIS")
+_OPPOSITE_LETTERS: Final = str.maketrans("RLAPSI", "LRPAIS")
 """``AnatomicalOrientation`` names where an axis comes from, not where it goes."""
 _ZLIB_LEVEL: Final = 2
 
@@ -46,7 +45,7 @@ class MetaImageForm(VolumeForm):
     """Form of a stored volume; the suffix of the path decides where the header is stored."""
 
     compressed: bool = False
-    """Whether the voxels are one zlib stream."""
+    """Whether the voxels are compressed, as one zlib stream."""
 
 
 def write_metaimage(
@@ -62,16 +61,16 @@ def write_metaimage(
     path
         File to write; its folder is made if it is missing.
     array_zyx
-        Values, axes z, y, x toward superior, anterior and right.
+        Values with axes (z, y, x), toward superior, anterior and right.
     affine_xyz
-        Voxel ``(x, y, z, 1)`` to RAS+ mm; its axes are orthogonal.
+        4 x 4 matrix from voxel ``(x, y, z, 1)`` to RAS+ mm; its axes are orthogonal.
     form
-        Form in which they are stored.
+        Form in which the values are stored.
 
     Raises
     ------
     UsageError
-        If a value does not fit the stored type, or the suffix is another one.
+        If a value does not fit the stored type, or the suffix is neither of these.
     """
     if path.suffix not in {".mha", ".mhd"}:
         raise UsageError(f"{path}: a MetaImage file ends in .mha or .mhd")
@@ -79,14 +78,14 @@ def write_metaimage(
     array, affine = oriented(array_zyx, affine_xyz, form.orientation, form.oblique_deg)
     voxels = array.astype(form.stored_dtype).tobytes(order="F")
     data = zlib.compress(voxels, _ZLIB_LEVEL) if form.compressed else voxels
-    beside = path.with_suffix(".zraw" if form.compressed else ".raw")
-    data_file = "LOCAL" if path.suffix == ".mha" else beside.name
+    data_path = path.with_suffix(".zraw" if form.compressed else ".raw")
+    data_file = "LOCAL" if path.suffix == ".mha" else data_path.name
     header = _header(array.shape, affine, form, len(data), data_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     if data_file == "LOCAL":
         path.write_bytes(header + data)
     else:
-        beside.write_bytes(data)
+        data_path.write_bytes(data)
         path.write_bytes(header)
 
 
@@ -122,7 +121,7 @@ def _header(
         f"TransformMatrix = {_text((affine_lps[:3, :3] / spacing).T)}\n"
         f"Offset = {_text(affine_lps[:3, 3])}\n"
         "CenterOfRotation = 0 0 0\n"
-        f"AnatomicalOrientation = {form.orientation.translate(_COMES_FROM)}\n"
+        f"AnatomicalOrientation = {form.orientation.translate(_OPPOSITE_LETTERS)}\n"
         f"ElementSpacing = {_text(spacing)}\n"
         f"DimSize = {' '.join(map(str, shape_ijk))}\n"
         f"ElementType = {_ELEMENT_TYPES[form.dtype]}\n"

@@ -35,7 +35,7 @@ class MsrPlan:
     fold: Literal[1, 2] | None
     """Half of the cross-validation of the paper; None for a test scan."""
     spec: PhantomSpec
-    """What to draw."""
+    """Phantom to draw."""
     no_points: tuple[str, ...] = ()
     """Visible levels without a landmark."""
     header: Literal["# 0", "# 2"] = "# 0"
@@ -43,7 +43,7 @@ class MsrPlan:
     orientation: str = "LPS"
     """Orientation of the image in both releases."""
     oblique_deg: float = 0.0
-    """Rotation of the patient; landmarks follow the voxel axes."""
+    """Rotation of the patient in degrees; landmarks follow the voxel axes."""
 
 
 MSR_SCANS: Final = (
@@ -89,22 +89,23 @@ MSR_SCANS: Final = (
         spec=PhantomSpec(4766434, (40, 40, 36), (5.0, 5.0, 5.0), usual_levels("T9", "L3")),
     ),
 )
-"""Five scans: two of one patient, one of them with S1 and S2, and one test scan."""
+"""Five scans. Two show one patient, one of these two has S1 and S2, and one is a test scan."""
 
 
 def write_msr(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[WrittenScan, ...]:
-    """Write the first release: MetaImage and landmarks in folders per patient and scan [1]_.
+    """Write the first release, MetaImage and landmarks in folders per patient and scan [1]_.
 
     Parameters
     ----------
     root
         Folder of the dataset; it is made if it is missing.
     scans
-        What to write; test scans are left out.
+        Scans to write. Test scans are left out.
 
     Returns
     -------
-    One record per scan written, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per scan that is written, in the order of ``scans``.
     """
     written = []
     for plan in scans:
@@ -120,7 +121,7 @@ def write_msr(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[Written
 
 
 def write_msr_nifti(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[WrittenScan, ...]:
-    """Write the second release: NIfTI in five packages, with the test scans in one folder [1]_.
+    """Write the second release, NIfTI in five packages, with the test scans in one folder [1]_.
 
     Parameters
     ----------
@@ -131,7 +132,8 @@ def write_msr_nifti(root: Path, scans: Sequence[MsrPlan] = MSR_SCANS) -> tuple[W
 
     Returns
     -------
-    One record per scan, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per scan, in the order of ``scans``.
     """
     written = []
     for plan in scans:

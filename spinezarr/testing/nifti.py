@@ -1,7 +1,7 @@
 """Writes volumes as NIfTI-1 files in any orientation, data type and scaling.
 
-Nothing here shares code with the readers under test: orientation goes through nibabel's
-transforms, and header and voxels are written as bytes, because nibabel chooses a slope of its own.
+The module shares no code with the readers under test. nibabel's transforms give the orientation.
+The header and the voxels are written as bytes, because nibabel would choose the slope.
 
 References
 ----------
@@ -31,12 +31,12 @@ __all__ = ["NiftiForm", "write_nifti"]
 _GZIP_LEVEL: Final = 2
 """Compression level of ISA-L, from 0 (fast) to 3 (small)."""
 _SLAB_BYTES: Final = 1 << 25
-"""Bytes written at once."""
+"""Number of bytes that are encoded at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class NiftiForm(VolumeForm):
-    """How a volume is stored."""
+    """Form of a volume in a NIfTI file."""
 
     slope: float | None = None
     """``scl_slope``; None stores 0, which means that values are not scaled [1]_."""
@@ -54,7 +54,9 @@ class NiftiForm(VolumeForm):
         if self.slope == 0 or (self.slope is None and self.inter is not None):
             raise UsageError(f"inter {self.inter} needs a slope other than 0, got {self.slope}")
         if not self.sform_code and not self.qform_code:
-            raise UsageError("sform_code and qform_code are both 0: the file would have no place")
+            raise UsageError(
+                "sform_code and qform_code are both 0, so the file would state no position"
+            )
 
 
 def write_nifti(
@@ -70,35 +72,37 @@ def write_nifti(
     path
         File to write; its folder is made if it is missing.
     array_zyx
-        Values, axes z, y, x toward superior, anterior and right.
+        Values with axes (z, y, x), toward superior, anterior and right.
     affine_xyz
-        Voxel ``(x, y, z, 1)`` to RAS+ mm.
+        4 x 4 matrix from voxel ``(x, y, z, 1)`` to RAS+ mm.
     form
-        Form in which they are stored.
+        Form in which the values are stored.
 
     Raises
     ------
     UsageError
-        If a value does not fit the stored type, or the suffix is another one.
+        If a value does not fit the stored type, or the suffix is neither of these.
     """
     array, affine = oriented(array_zyx, affine_xyz, form.orientation, form.oblique_deg)
     _check_range(array, form, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith(".nii.gz"):
         with (
-            path.open("wb") as raw,
-            _igzip.IGzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as packed,
+            path.open("wb") as file,
+            _igzip.IGzipFile(
+                "", "wb", compresslevel=_GZIP_LEVEL, fileobj=file, mtime=0
+            ) as gzip_file,
         ):
             for part in _file_bytes(array, affine, form):
-                packed.write(part)
+                gzip_file.write(part)
     elif path.name.endswith(".nii"):
-        with path.open("wb") as plain:
-            plain.writelines(_file_bytes(array, affine, form))
+        with path.open("wb") as file:
+            file.writelines(_file_bytes(array, affine, form))
     else:
         raise UsageError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
 
 
-def _scaled(values: npt.NDArray[Any], form: NiftiForm) -> npt.NDArray[Any]:
+def _to_stored(values: npt.NDArray[Any], form: NiftiForm) -> npt.NDArray[Any]:
     """Return the numbers to store, before they are cast."""
     if form.slope is None:
         return values
@@ -112,7 +116,7 @@ def _check_range(array: npt.NDArray[Any], form: NiftiForm, path: Path) -> None:
         return
     limits = np.iinfo(form.dtype)
     ends = np.array([array.min(), array.max()])
-    low, high = sorted(_scaled(ends, form).tolist())
+    low, high = sorted(_to_stored(ends, form).tolist())
     if low < limits.min or high > limits.max:
         raise UsageError(
             f"{path}: values {ends[0]} to {ends[1]} would be stored as {low:g} to {high:g}, which "
@@ -131,11 +135,11 @@ def _file_bytes(
     header.set_sform(affine, code=form.sform_code)
     header.set_xyzt_units(form.unit)
     header["magic"] = b"n+1"
-    header["vox_offset"] = 352  # 348 bytes of header, 4 that say: no extension
+    header["vox_offset"] = 352  # 348 bytes of header, and 4 zeros for no extension
     header["scl_slope"] = form.slope or 0.0
     header["scl_inter"] = form.inter or 0.0
     yield header.binaryblock + bytes(4)
-    per_slab = max(1, _SLAB_BYTES // (array[..., :1].size * form.stored_dtype.itemsize))
-    for start in range(0, array.shape[2], per_slab):
-        slab = _scaled(array[..., start : start + per_slab], form)
+    slices_per_slab = max(1, _SLAB_BYTES // (array[..., :1].size * form.stored_dtype.itemsize))
+    for start in range(0, array.shape[2], slices_per_slab):
+        slab = _to_stored(array[..., start : start + slices_per_slab], form)
         yield slab.astype(form.stored_dtype).tobytes(order="F")

@@ -9,15 +9,15 @@ import numpy.typing as npt
 
 from spinezarr.errors import UsageError
 
-# nibabel has few annotations; strict mypy would refuse each call.
+# nibabel has few annotations, so strict mypy would refuse each call.
 _nib: Any = nib
 
 __all__ = ["all_axcodes", "check_orientation", "oriented"]
 
 _MAX_OBLIQUE_DEG: Final = 40.0
-"""Largest angle: beyond about 45 degrees another orientation would be the closest."""
+"""Largest angle; beyond about 45 degrees another orientation would be the closest."""
 _OBLIQUE_AXIS: Final = np.array([2.0, 2.0, 1.0]) / 3
-"""A unit vector off every axis, so that all entries of the affine change."""
+"""Unit vector (x, y, z) of the rotation; it is parallel to no axis, so the whole affine changes."""
 
 
 def all_axcodes() -> tuple[str, ...]:
@@ -58,9 +58,9 @@ def oriented(
     Parameters
     ----------
     array_zyx
-        Values, axes z, y, x toward superior, anterior and right.
+        Values with axes (z, y, x), toward superior, anterior and right.
     affine_xyz
-        Voxel ``(x, y, z, 1)`` to RAS+ mm.
+        4 x 4 matrix from voxel ``(x, y, z, 1)`` to RAS+ mm.
     orientation
         Directions toward which the file's axes are to increase.
     oblique_deg
@@ -69,17 +69,17 @@ def oriented(
     Returns
     -------
     array_ijk
-        The values, axes in file order; a view.
+        Values with the axes in file order; the array is a view of ``array_zyx``.
     affine_ijk_ras
-        Voxel ``(i, j, k, 1)`` to RAS+ mm.
+        4 x 4 matrix from voxel ``(i, j, k, 1)`` to RAS+ mm.
     """
     array_xyz = array_zyx.transpose(2, 1, 0)
-    turn = _nib.orientations.ornt_transform(
+    transform = _nib.orientations.ornt_transform(
         _nib.orientations.axcodes2ornt("RAS"), _nib.orientations.axcodes2ornt(orientation)
     )
     affine = _oblique_affine(affine_xyz, array_zyx.shape, oblique_deg)
-    affine = affine @ _nib.orientations.inv_ornt_aff(turn, array_xyz.shape)
-    return _nib.orientations.apply_orientation(array_xyz, turn), affine
+    affine = affine @ _nib.orientations.inv_ornt_aff(transform, array_xyz.shape)
+    return _nib.orientations.apply_orientation(array_xyz, transform), affine
 
 
 def _oblique_affine(
@@ -90,7 +90,7 @@ def _oblique_affine(
     Parameters
     ----------
     affine_xyz
-        Voxel ``(x, y, z, 1)`` to RAS+ mm before the turn.
+        4 x 4 matrix from voxel ``(x, y, z, 1)`` to RAS+ mm before the rotation.
     shape_zyx
         Voxels along z, y and x.
     degrees
@@ -101,8 +101,8 @@ def _oblique_affine(
     x, y, z = _OBLIQUE_AXIS
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.radians(degrees)
-    turn = np.eye(4)
-    turn[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    rotation = np.eye(4)
+    rotation[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
     middle = (affine_xyz @ [*((n - 1) / 2 for n in shape_zyx[::-1]), 1])[:3]
-    turn[:3, 3] = middle - turn[:3, :3] @ middle
-    return np.asarray(turn @ affine_xyz)
+    rotation[:3, 3] = middle - rotation[:3, :3] @ middle
+    return np.asarray(rotation @ affine_xyz)

@@ -1,7 +1,7 @@
-"""A seeded phantom CT of a curved spine with its vertebra mask.
+"""Draws a phantom CT of a curved spine, with its vertebra mask, from a seed.
 
-The phantom is made for tests, demos and benchmarks: no real scan is needed, every voxel of the mask
-is known to be right, and the noise compresses about as badly as that of real CT.
+The phantom is made for tests, demos and benchmarks, which need no real scan then. Every voxel of
+the mask is known to be right. The noise compresses about as badly as that of real CT.
 """
 
 from collections.abc import Iterator
@@ -33,20 +33,20 @@ _SCANNER_MIN_HU: Final = -1024
 """Smallest value that scanners store inside the field of view."""
 _SCANNER_MAX_HU: Final = 3071
 """Largest 12-bit value at the usual intercept of -1024."""
-_SOFT: Final = np.int16(-32768)
-"""Marks voxels where nothing of the spine is drawn."""
+_NOT_DRAWN: Final = np.int16(-32768)
+"""Marks voxels where no part of the spine is drawn."""
 _BLUR_TAP: Final = np.float32(0.28)
-"""Neighbor weight of the blur that stands in for the scanner's point spread."""
+"""Neighbor weight of the blur that imitates the point spread function of a scanner."""
 _GRAIN_HU: Final = np.float32(22)
-"""Spread of spongy bone about its mean."""
+"""Standard deviation of spongy bone about its mean."""
 _BONE_DRAWN_HU: Final = 200
 """Drawn values above this are bone; discs and the canal are below."""
-_LEAST_BONE_HU: Final = np.float32(130)
-"""Bone stays bone where the blur mixes it with the air of lungs or bowel."""
-_KEPT_PHANTOMS: Final = 64
-"""Number of small phantoms that are kept."""
+_MIN_BONE_HU: Final = np.float32(130)
+"""Smallest value of bone, also where the blur mixes it with the air of lungs or bowel."""
+_CACHED_PHANTOMS: Final = 64
+"""Number of small phantoms in the cache."""
 _SMALL_VOXELS: Final = 1 << 18
-"""Largest phantom that is kept, in voxels; all that are kept take at most 50 MB."""
+"""Largest number of voxels of a phantom in the cache; the whole cache takes at most 50 MB."""
 _MIN_VOXELS: Final = 8
 """Fewest voxels along an axis that can show a vertebra."""
 
@@ -80,20 +80,22 @@ class PhantomSpec:
     seed: int = 0
     """Seed of everything that is random."""
     shape_zyx: ShapeZYX = (160, 192, 192)
-    """Voxels along each axis."""
+    """Number of voxels along each axis."""
     spacing_zyx_mm: SpacingZYX = (2.0, 1.8, 1.8)
-    """Distance between neighboring voxels."""
+    """Distance between neighboring voxels along each axis."""
     levels: tuple[str, ...] = ("T9", "T10", "T11", "T12", "L1", "L2", "L3", "L4", "L5")
-    """Vertebrae from head to tail; they fill the volume along z. Leave one out for a missing
-    level, add T13 or L6 for an additional one."""
+    """Vertebrae from head to tail, which fill the volume along z.
+
+    A level that is left out is missing in the patient. T13 and L6 are additional levels.
+    """
     unlabeled: tuple[str, ...] = ()
     """Vertebrae that are drawn but not in the mask."""
     cut_share: float = 0.35
-    """Share of the first and last body that lies outside the volume; 0 shows all levels whole."""
+    """Fraction of the first and last body outside the volume; 0 shows all levels completely."""
     label_cut_ends: bool = True
-    """Whether vertebrae that the volume cuts are in the mask, as in CTSpine1K; not so in VerSe."""
+    """Whether vertebrae that the volume cuts are in the mask, as in CTSpine1K but not in VerSe."""
     padding_hu: int | None = -1024
-    """Value outside the circular field of view; None for no such circle."""
+    """Value outside the circular field of view; None if the field of view is the whole slice."""
     noise_hu: float = 34.0
     """Standard deviation of the noise in the middle of the body; 0 for none."""
     ribs: bool = True
@@ -104,9 +106,9 @@ class PhantomSpec:
         self._check_levels()
         if not 0 <= self.cut_share <= 0.5:  # noqa: PLR2004 - half a body
             raise UsageError(f"cut_share must be from 0 to 0.5, got {self.cut_share}")
-        if not 0 <= self.noise_hu <= 500:  # noqa: PLR2004 - more would drown bone
+        if not 0 <= self.noise_hu <= 500:  # noqa: PLR2004 - more noise would hide bone
             raise UsageError(f"noise_hu must be from 0 to 500, got {self.noise_hu}")
-        if self.padding_hu is not None and not _SOFT < self.padding_hu <= _SCANNER_MAX_HU:
+        if self.padding_hu is not None and not _NOT_DRAWN < self.padding_hu <= _SCANNER_MAX_HU:
             raise UsageError(f"padding_hu must fit int16, e.g. -1024; got {self.padding_hu}")
 
     def _check_grid(self) -> None:
@@ -129,45 +131,47 @@ class PhantomSpec:
             raise UsageError(
                 f"levels must run from head to tail, each once; got {', '.join(self.levels)}"
             )
-        if len(self.levels) < 2:  # noqa: PLR2004 - one level has no curve to follow
+        if len(self.levels) < 2:  # noqa: PLR2004 - one level makes no curve
             raise UsageError(f"levels must name at least two vertebrae, got {self.levels}")
-        stray = [name for name in self.unlabeled if name not in self.levels]
-        if stray:
-            raise UsageError(f"unlabeled names {', '.join(stray)}, absent from levels")
+        absent = [name for name in self.unlabeled if name not in self.levels]
+        if absent:
+            raise UsageError(f"unlabeled names {', '.join(absent)}, absent from levels")
 
     @property
     def labeled(self) -> tuple[str, ...]:
-        """Levels in the mask, before any cut one is left out."""
+        """Levels that are drawn in the mask if no cut level is left out."""
         return tuple(name for name in self.levels if name not in self.unlabeled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Phantom:
-    """A drawn phantom; axes z, y, x increase toward superior, anterior and right."""
+    """A drawn phantom; its axes (z, y, x) increase toward superior, anterior and right."""
 
     spec: PhantomSpec
     """Spec that the phantom was drawn from."""
     image: npt.NDArray[np.int16] = field(repr=False)
-    """Hounsfield units."""
+    """Values in Hounsfield units, with axes (z, y, x)."""
     label: npt.NDArray[np.uint8] = field(repr=False)
-    """Label values, the keys of :data:`spinezarr.vertebrae.NAME_OF_VALUE`."""
+    """Mask (z, y, x) of 0 and keys of :data:`spinezarr.vertebrae.NAME_OF_VALUE`."""
     affine_xyz: npt.NDArray[np.float64] = field(repr=False)
-    """Affine, 4 x 4: voxel ``(x, y, z, 1)`` to RAS+ mm."""
+    """4 x 4 matrix from voxel ``(x, y, z, 1)`` to RAS+ mm."""
     cut: tuple[str, ...]
-    """Levels that the volume cuts, drawn or not in the mask."""
+    """Levels that the volume cuts, whether or not they are in the mask."""
     labeled: tuple[str, ...]
     """Levels in the mask, from head to tail."""
     centers_mm: dict[str, tuple[float, float, float]] = field(repr=False)
-    """RAS+ (x, y, z) in mm of the middle of the body of each level in the mask, from head to tail;
-    S1 and S2 are there if the sacrum is. Those of cut levels may lie outside the volume."""
+    """Middle (x, y, z) in RAS+ mm of the body of each level in the mask, from head to tail.
+
+    S1 and S2 are present if the sacrum is. The middles of cut levels may lie outside the volume.
+    """
 
 
 def make_phantom(spec: PhantomSpec) -> Phantom:
     """Draw a phantom.
 
-    Each whole vertebra is one 26-connected piece of the mask; no mask voxel lies outside the
-    field of view. The arrays belong to the caller. Small phantoms are drawn once in a process, as
-    tests write the same ones into many folders.
+    Each vertebra that is not cut is one 26-connected piece of the mask. No mask voxel lies outside
+    the field of view. The arrays belong to the caller. Small phantoms are drawn once in a process,
+    because tests write the same phantoms to many folders.
 
     Examples
     --------
@@ -178,36 +182,38 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     """
     if prod(spec.shape_zyx) > _SMALL_VOXELS:
         return _draw(spec)
-    kept = _draw_once(spec)
+    cached = _draw_once(spec)
     return replace(
-        kept,
-        image=kept.image.copy(),
-        label=kept.label.copy(),
-        affine_xyz=kept.affine_xyz.copy(),
-        centers_mm=dict(kept.centers_mm),
+        cached,
+        image=cached.image.copy(),
+        label=cached.label.copy(),
+        affine_xyz=cached.affine_xyz.copy(),
+        centers_mm=dict(cached.centers_mm),
     )
 
 
-@lru_cache(_KEPT_PHANTOMS)
+@lru_cache(_CACHED_PHANTOMS)
 def _draw_once(spec: PhantomSpec) -> Phantom:
     return _draw(spec)
 
 
 def _draw(spec: PhantomSpec) -> Phantom:
     shape, spacing = spec.shape_zyx, spec.spacing_zyx_mm
-    place, tissue, noise = (np.random.default_rng([spec.seed, stream]) for stream in range(3))
+    position_rng, tissue_rng, noise_rng = (
+        np.random.default_rng([spec.seed, stream]) for stream in range(3)
+    )
     height, depth, width = (n * s for n, s in zip(shape, spacing, strict=True))
     margin = max(0.03, 1.5 / shape[0])  # solids grow by up to a voxel
-    spine = fit_spine(place, spec.levels, (height, depth, width), spec.cut_share, margin)
-    image = np.full(shape, _SOFT, np.int16)
+    spine = fit_spine(position_rng, spec.levels, (height, depth, width), spec.cut_share, margin)
+    image = np.full(shape, _NOT_DRAWN, np.int16)
     label = np.zeros(shape, np.uint8)
-    seen = _field_of_view(spec)
-    cut = tuple(_draw_spine(spec, spine, seen, image, label))
-    soft = SoftTissue.make(tissue, spine, shape, spacing, ribs=spec.ribs)
-    _draw_slices(spec, soft, seen, noise, image)
+    in_view = _field_of_view(spec)
+    cut = tuple(_draw_spine(spec, spine, in_view, image, label))
+    soft = SoftTissue.make(tissue_rng, spine, shape, spacing, ribs=spec.ribs)
+    _draw_slices(spec, soft, in_view, noise_rng, image)
     drawn = set(np.unique(label).tolist())
     labeled = tuple(name for name in spec.labeled if VALUE_OF_NAME[name] in drawn)
-    affine_xyz = _affine(place, shape, spacing)
+    affine_xyz = _affine(position_rng, shape, spacing)
     return Phantom(
         spec=spec,
         image=image,
@@ -225,7 +231,7 @@ def _centers(
     shape_zyx: ShapeZYX,
     affine_xyz: npt.NDArray[np.float64],
 ) -> dict[str, tuple[float, float, float]]:
-    """Return RAS+ (x, y, z) of the middles of bodies; voxel 0 begins at 0 mm of an axis."""
+    """Return the middles (x, y, z) of the bodies in RAS+ mm."""
     spacing_zyx_mm = np.diag(affine_xyz)[2::-1]
     shift = np.array([0, shape_zyx[1] / 2, shape_zyx[2] / 2]) - 0.5
     centers = {}
@@ -241,7 +247,7 @@ def _centers(
 def _affine(
     rng: np.random.Generator, shape: ShapeZYX, spacing: SpacingZYX
 ) -> npt.NDArray[np.float64]:
-    """Place the patient near the middle of the gantry, with the table somewhere below zero."""
+    """Place the patient near the middle of the gantry, at a random position of the table."""
     dz, dy, dx = spacing
     jitter_x, jitter_y, bottom = rng.uniform((-15, -40, -900), (15, 10, -300))
     origin = (jitter_x - shape[2] * dx / 2, jitter_y - shape[1] * dy / 2, bottom)
@@ -263,30 +269,30 @@ def _field_of_view(spec: PhantomSpec) -> npt.NDArray[np.bool_]:
 def _draw_spine(
     spec: PhantomSpec,
     spine: Spine,
-    seen: npt.NDArray[np.bool_],
+    in_view: npt.NDArray[np.bool_],
     image: npt.NDArray[np.int16],
     label: npt.NDArray[np.uint8],
 ) -> Iterator[str]:
     """Draw canal, discs and vertebrae, and yield the levels that the volume cuts."""
     for soft in _soft_patches(spec, spine):
         image[soft.box.slices][soft.inside] = soft.hu[soft.inside]
-    taken = np.zeros(spec.shape_zyx, bool)
+    occupied = np.zeros(spec.shape_zyx, bool)
     for placed in spine.vertebrae:
         patch = render_vertebra(placed, spec.shape_zyx, spec.spacing_zyx_mm)
         if patch is None:
             continue
-        where = patch.box.slices
-        mine = patch.inside & ~taken[where] & seen[where[1:]]
-        if touches_end(mine, patch.box, spec.shape_zyx):
+        box_slices = patch.box.slices
+        inside = patch.inside & ~occupied[box_slices] & in_view[box_slices[1:]]
+        if touches_end(inside, patch.box, spec.shape_zyx):
             yield placed.name
-            wanted = spec.label_cut_ends
+            is_labeled = spec.label_cut_ends
         else:
-            mine = connected_part(mine, patch.deepest)
-            wanted = True
-        taken[where] |= mine
-        image[where][mine] = patch.hu[mine]
-        if wanted and placed.name not in spec.unlabeled:
-            label[where][mine] = VALUE_OF_NAME[placed.name]
+            inside = connected_part(inside, patch.deepest)
+            is_labeled = True
+        occupied[box_slices] |= inside
+        image[box_slices][inside] = patch.hu[inside]
+        if is_labeled and placed.name not in spec.unlabeled:
+            label[box_slices][inside] = VALUE_OF_NAME[placed.name]
 
 
 def _soft_patches(spec: PhantomSpec, spine: Spine) -> Iterator[Patch]:
@@ -299,7 +305,7 @@ def _soft_patches(spec: PhantomSpec, spine: Spine) -> Iterator[Patch]:
 
 
 def touches_end(mask: npt.NDArray[np.bool_], box: Box, shape_zyx: ShapeZYX) -> bool:
-    """Return whether a mask inside a box reaches the first or last slice of the volume."""
+    """Return whether the mask in a box reaches the first or last slice of the volume."""
     bottom = box.start_zyx[0] == 0 and bool(mask[0].any())
     return bottom or (box.stop_zyx[0] == shape_zyx[0] and bool(mask[-1].any()))
 
@@ -315,26 +321,26 @@ def connected_part(
     [[[1, 1, 0, 0]]]
     """
     padded = np.pad(mask, 1)
-    todo = padded.ravel()
+    remaining = padded.ravel()
     _, ny, nx = padded.shape
     steps = np.add.outer(
         np.add.outer(np.arange(-1, 2) * ny * nx, np.arange(-1, 2) * nx), [-1, 0, 1]
     )
     first = int(np.ravel_multi_index([i + 1 for i in start], padded.shape))
-    frontier = np.array([first]) if todo[first] else np.empty(0, np.intp)
-    reached = np.zeros_like(todo)
+    frontier = np.array([first]) if remaining[first] else np.empty(0, np.intp)
+    reached = np.zeros_like(remaining)
     while frontier.size:
         reached[frontier] = True
-        todo[frontier] = False
-        near = (frontier[:, None] + steps.ravel()).ravel()
-        frontier = np.unique(near[todo[near]])
+        remaining[frontier] = False
+        neighbors = (frontier[:, None] + steps.ravel()).ravel()
+        frontier = np.unique(neighbors[remaining[neighbors]])
     return reached.reshape(padded.shape)[1:-1, 1:-1, 1:-1]
 
 
 def _draw_slices(
     spec: PhantomSpec,
     soft: SoftTissue,
-    seen: npt.NDArray[np.bool_],
+    in_view: npt.NDArray[np.bool_],
     rng: np.random.Generator,
     image: npt.NDArray[np.int16],
 ) -> None:
@@ -342,16 +348,16 @@ def _draw_slices(
     strength = _noise_strength(spec)
     for index, plane in enumerate(image):
         hu = soft.slice(index, (index + 0.5) * spec.spacing_zyx_mm[0])
-        spine = plane != _SOFT
+        spine = plane != _NOT_DRAWN
         hu[spine] = plane[spine] + _GRAIN_HU * soft.grain.slice(index)[spine]
         hu = soften(hu, _BLUR_TAP)
         hu *= 1 / (1 + 2 * _BLUR_TAP) ** 2
-        np.maximum(hu, _LEAST_BONE_HU, out=hu, where=plane > _BONE_DRAWN_HU)
+        np.maximum(hu, _MIN_BONE_HU, out=hu, where=plane > _BONE_DRAWN_HU)
         if spec.noise_hu:
             hu += correlated_noise(rng, hu.shape) * strength
         np.clip(np.rint(hu), _SCANNER_MIN_HU, _SCANNER_MAX_HU, out=hu)
         if spec.padding_hu is not None:
-            hu[~seen] = spec.padding_hu
+            hu[~in_view] = spec.padding_hu
         plane[:] = hu
 
 

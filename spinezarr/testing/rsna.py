@@ -32,9 +32,9 @@ class RsnaPlan:
     study: str
     """StudyInstanceUID, the name of its folder."""
     spec: PhantomSpec
-    """What to draw."""
+    """Phantom to draw."""
     form: DicomForm = _FORM
-    """How the slices are stored; ``naming="reversed"`` numbers the files from the other end."""
+    """Form of the slices; ``naming="reversed"`` numbers the files from the other end."""
     mask: bool = True
     """Whether it is one of the few studies with a mask."""
     fractured: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ RSNA_SCANS: Final = (
         study="1.2.826.0.1.3680043.9447", spec=_spec(9447, usual_levels("C1", "T1")), mask=False
     ),
 )
-"""Three studies: one numbered from the other end and fractured, one without mask."""
+"""Three studies. One is numbered from the other end and shows fractures, and one has no mask."""
 
 
 def write_rsna(root: Path, scans: Sequence[RsnaPlan] = RSNA_SCANS) -> tuple[WrittenScan, ...]:
@@ -72,7 +72,9 @@ def write_rsna(root: Path, scans: Sequence[RsnaPlan] = RSNA_SCANS) -> tuple[Writ
 
     Returns
     -------
-    One record per study, in the order of ``scans``; ``image_path`` is the folder of its slices.
+    tuple of WrittenScan
+        One record per study, in the order of ``scans``; ``image_path`` is the folder of its
+        slices.
     """
     written = tuple(_write_study(root, plan) for plan in scans)
     _write_tables(root, scans)

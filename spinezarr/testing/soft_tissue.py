@@ -24,15 +24,15 @@ _RIB, _MARROW = 620, 200
 _FOAM, _CARBON = -930, -280
 
 _SKIN_MM: Final = 1.8
-# Where a field of unit variance turns into organ (60 % of it), gas (rare) or lung vessel (rare).
+# Thresholds on a field of unit variance for organ (60 % of it), gas (rare) and lung vessel (rare).
 _ORGAN_LEVEL, _GAS_LEVEL, _VESSEL_LEVEL = -0.25, 1.75, 2.1
 _GAS_AHEAD: Final = 0.3
-"""Gas lies in the bowel at least this far in front of the spine, as a share of 120 mm."""
+"""Smallest distance of gas from the spine toward the front, as a fraction of 120 mm."""
 _RIB_CORE: Final = 0.4
-"""Squared radius of the marrow, as a share of the rib's."""
+"""Squared radius of the marrow, as a fraction of the rib's squared radius."""
 
-_KEYS: Final = ("C1", "C4", "C7", "T2", "T5", "T9", "T12", "L3", "L5", "sacrum")
-# Half width of the body, and skin in front of and behind the middle of the spine, in mm.
+_KEY_LEVELS: Final = ("C1", "C4", "C7", "T2", "T5", "T9", "T12", "L3", "L5", "sacrum")
+# Half width of the body, and distances in mm from the middle of the spine to the skin.
 _HALF_WIDTH: Final = (72, 62, 120, 172, 172, 162, 156, 152, 168, 175)
 _FRONT: Final = (95, 62, 78, 95, 128, 142, 138, 130, 125, 115)
 _BEHIND: Final = (95, 72, 84, 88, 94, 98, 97, 95, 96, 98)
@@ -62,18 +62,18 @@ class _Section:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SoftTissue:
-    """The patient around the spine, slice by slice."""
+    """The tissue around the spine, which is drawn slice by slice."""
 
     spine: Spine
     """The spine, which determines the position of each region of the trunk."""
     y: Image
-    """Position of each pixel, gently warped so that no outline is a perfect ellipse."""
+    """Position of each pixel toward anterior in mm, warped so that no outline is an ellipse."""
     x: Image
-    """Position of each pixel toward the right, warped like ``y``."""
+    """Position of each pixel toward the right in mm, warped like ``y``."""
     warp: Image
     """A smooth field of unit variance, which roughens straight borders."""
     table: Image
-    """Value of each pixel outside the patient."""
+    """Value in HU of each pixel outside the patient."""
     organs: SmoothField
     """Shapes of bowel and organs."""
     gas: SmoothField
@@ -93,15 +93,15 @@ class SoftTissue:
         *,
         ribs: bool,
     ) -> "SoftTissue":
-        """Draw the patient's shapes."""
-        flat = (1, *shape_zyx[1:])
+        """Draw the random shapes of a patient."""
+        plane_shape = (1, *shape_zyx[1:])
         y, x = (
             ((np.arange(n, dtype=np.float32) + 0.5 - n / 2) * step).astype(np.float32)
             for n, step in zip(shape_zyx[1:], spacing[1:], strict=True)
         )
         table = _table(y[:, None], x[None, :], spine)
         scale = spine.scale_xy
-        warp = [SmoothField.make(rng, flat, spacing, 45 * scale).slice(0) for _ in range(2)]
+        warp = [SmoothField.make(rng, plane_shape, spacing, 45 * scale).slice(0) for _ in range(2)]
         grid = [c + np.float32(2.5 * scale) * w for c, w in zip((y[:, None], x), warp, strict=True)]
         organs, gas, grain = (
             SmoothField.make(rng, shape_zyx, spacing, knot * scale) for knot in (14, 19, 4.5)
@@ -128,7 +128,7 @@ class SoftTissue:
 
     def _section(self, z_mm: float) -> _Section:
         scale, level = self.spine.scale_xy, self.spine.level_at(z_mm)
-        keys = [_order(name) for name in _KEYS]
+        keys = [_order(name) for name in _KEY_LEVELS]
         width, front, behind, fat, wall = (
             float(np.interp(level, keys, row)) * scale
             for row in (_HALF_WIDTH, _FRONT, _BEHIND, _FAT_MM, _WALL_MM)
@@ -141,13 +141,13 @@ class SoftTissue:
     def _ellipse(
         self, s: _Section, right: float, front: float, half_width: float, half_depth: float
     ) -> Mask:
-        """Return the pixels of an ellipse, placed from the spine in mm at natural scale."""
+        """Return the pixels of an ellipse, whose position from the spine is in natural mm."""
         u = (self.x - (s.spine_x + right * s.scale)) * np.float32(1 / (half_width * s.scale))
         v = (self.y - (s.spine_y + front * s.scale)) * np.float32(1 / (half_depth * s.scale))
         return np.asarray(u * u + v * v < 1)
 
     def _viscera(self, hu: Image, inner: Mask, s: _Section, index: int) -> None:
-        """Draw the abdomen: bowel in fat, gas toward the front, liver, spleen and kidneys."""
+        """Draw the abdomen: bowel in fat, gas in its front part, liver, spleen and kidneys."""
         if s.level < _order("T9"):
             return
         organ = self.organs.slice(index)
@@ -182,10 +182,10 @@ class SoftTissue:
 
     def _back(self, hu: Image, s: _Section) -> None:
         """Draw muscles on both sides of the spinous processes, with fat between them."""
-        wide = 30 if s.level > _order("C7") else 20
-        hu[self._ellipse(s, 0, -40, wide + 14, 26)] = _FAT + 10
+        half_width = 30 if s.level > _order("C7") else 20
+        hu[self._ellipse(s, 0, -40, half_width + 14, 26)] = _FAT + 10
         for side in (-1, 1):
-            hu[self._ellipse(s, side * (wide - 6), -48, wide - 6, 22)] = _MUSCLE
+            hu[self._ellipse(s, side * (half_width - 6), -48, half_width - 6, 22)] = _MUSCLE
         hu[self._ellipse(s, 0, -26, 22, 20)] = _MUSCLE - 10
 
     def _chest(self, hu: Image, inner: Mask, s: _Section, grain: Image) -> None:
@@ -247,17 +247,18 @@ def _depth(y: Image, x: Image, half_y: float, half_x: float) -> Image:
 
 
 def _table(y: Image, x: Image, spine: Spine) -> Image:
-    """Draw air, and below the back a curved shell of carbon fiber round foam."""
+    """Draw the air and the table, a curved shell of carbon fiber around foam."""
     scale = spine.scale_xy
     lowest = _mean_y(spine) * 0.7 + 0.3 * min(p.center_zyx_mm[1] for p in spine.vertebrae)
     behind = max(
-        np.interp(_order(p.name), [_order(k) for k in _KEYS], _BEHIND) for p in spine.vertebrae
+        np.interp(_order(p.name), [_order(k) for k in _KEY_LEVELS], _BEHIND)
+        for p in spine.vertebrae
     )
     below = (lowest - behind * scale - 6 * scale + x**2 / (1400 * scale)) - y
-    wide = np.abs(x) < 215 * size_of("L3").width / 45 * scale
+    in_table_width = np.abs(x) < 215 * size_of("L3").width / 45 * scale
     table = np.full(below.shape, _AIR, np.float32)
-    thick = np.where(wide, 24 * scale, 0)
-    table[(below > 0) & (below < thick)] = _FOAM
-    shell = (np.abs(below - 1.5 * scale) < 1.5 * scale) | (np.abs(below - thick) < 1.5 * scale)
-    table[shell & wide] = _CARBON
+    thickness = np.where(in_table_width, 24 * scale, 0)
+    table[(below > 0) & (below < thickness)] = _FOAM
+    shell = (np.abs(below - 1.5 * scale) < 1.5 * scale) | (np.abs(below - thickness) < 1.5 * scale)
+    table[shell & in_table_width] = _CARBON
     return table

@@ -1,4 +1,4 @@
-"""Where each vertebra of a phantom lies, and its voxels."""
+"""Places each vertebra of a phantom, and draws its voxels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ _LEAN_DEG = (-10.0, 0.0, 17.0, 21.0, 14.0, 0.0, -10.0, -9.0, 2.0, 10.0, 22.0, 42
 _LARGEST_SCALE = 1.15
 """Largest factor on the width of vertebrae; taller volumes stretch them along z only."""
 _SPAN_MM = 110.0
-"""Space in the axial plane that a vertebra needs at natural scale, with a margin, in mm."""
+"""Width in mm that a vertebra needs in the axial plane at natural scale, with a margin."""
 _SACRAL_SEGMENTS = 5
 _SWAY = 0.18
 """Fraction of the volume's depth that the curve of the spine may take up."""
@@ -53,11 +53,11 @@ class Patch:
     box: Box
     """Position in the volume."""
     inside: npt.NDArray[np.bool_]
-    """Voxels that belong to the structure."""
+    """Whether each voxel (z, y, x) of the box belongs to the structure."""
     hu: npt.NDArray[np.float32]
-    """Values of these voxels, in HU."""
+    """Value of each voxel (z, y, x) in HU; only those inside count."""
     deepest: tuple[int, int, int]
-    """Voxel of the box farthest below the surface."""
+    """Index (z, y, x) in the box of the voxel farthest below the surface."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class PlacedVertebra:
 
     @property
     def body_centers_zyx_mm(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Middle of the body; of the sacrum also those of its upper two segments, S1 and S2."""
+        """Middle of the body; the sacrum also has the middles of its segments S1 and S2."""
         center = np.array(self.center_zyx_mm)
         if self.name != "sacrum":
             return {self.name: center}
@@ -96,12 +96,12 @@ class PlacedVertebra:
 
     @property
     def axes(self) -> npt.NDArray[np.float64]:
-        """Rows u, v, w as unit vectors of (z, y, x)."""
+        """Unit vectors (z, y, x) of the axes u, v and w, one per row."""
         sp, cp, sr, cr = (f(a) for a in (self.pitch, self.roll) for f in (np.sin, np.cos))
         return np.array([[-cp * sr, -sp * sr, cr], [-sp, cp, 0], [cp * cr, sp * cr, sr]])
 
     def corners_mm(self, solid: Solid) -> npt.NDArray[np.float64]:
-        """Positions (z, y, x) of the eight corners of a solid's box."""
+        """Return the positions (z, y, x) in mm of the eight corners of a solid's box, 8 x 3."""
         scale = (self.scale_xy, self.scale_xy, self.scale_z)
         local = np.array(list(product(*zip(*solid.bounds, strict=True)))) * scale
         corners: npt.NDArray[np.float64] = local @ self.axes + np.array(self.center_zyx_mm)
@@ -121,13 +121,13 @@ class Spine:
         return self.vertebrae[0].scale_xy
 
     def level_at(self, z_mm: float) -> float:
-        """Position in :data:`~spinezarr.vertebrae.ANATOMICAL_ORDER`, with fractions."""
+        """Return the position in :data:`~spinezarr.vertebrae.ANATOMICAL_ORDER`, with fractions."""
         z = [v.center_zyx_mm[0] for v in reversed(self.vertebrae)]
         order = [float(ANATOMICAL_ORDER.index(v.name)) for v in reversed(self.vertebrae)]
         return float(np.interp(z_mm, z, order))
 
     def center_at(self, z_mm: float) -> tuple[float, float]:
-        """Position (y, x) of the line through the bodies."""
+        """Return the position (y, x) in mm of the line through the bodies."""
         z, y, x = zip(*(v.center_zyx_mm for v in reversed(self.vertebrae)), strict=True)
         return float(np.interp(z_mm, z, y)), float(np.interp(z_mm, z, x))
 
@@ -141,8 +141,8 @@ def fit_spine(
 ) -> Spine:
     """Stack the levels along a curve and scale them to a volume of ``extent_zyx_mm``.
 
-    With ``cut_share`` above 0 that share of the first and last body lies outside the volume;
-    else ``margin_share`` of the volume stays free at each end.
+    If ``cut_share`` is above 0, that fraction of the first and last body lies outside the volume.
+    Otherwise a fraction of ``margin_share`` of the volume stays empty at each end.
     """
     height, depth, width = extent_zyx_mm
     sway_deg, phase = rng.uniform(1.0, 3.5), rng.uniform(0, 2 * np.pi)
@@ -169,15 +169,15 @@ def fit_spine(
 
 
 def _leans(levels: Sequence[str]) -> npt.NDArray[np.float64]:
-    keys = [ANATOMICAL_ORDER.index(key) for key in _LEAN_KEYS]
-    at = [ANATOMICAL_ORDER.index(name) for name in levels]
-    return np.radians(np.interp(at, keys, _LEAN_DEG))
+    key_positions = [ANATOMICAL_ORDER.index(key) for key in _LEAN_KEYS]
+    positions = [ANATOMICAL_ORDER.index(name) for name in levels]
+    return np.radians(np.interp(positions, key_positions, _LEAN_DEG))
 
 
 def _stack(
     levels: Sequence[str], pitch: npt.NDArray[np.float64], roll: npt.NDArray[np.float64]
 ) -> list[PlacedVertebra]:
-    """Put the levels below one another at natural scale, the first at the origin."""
+    """Place the levels below one another at natural scale, with the first at the origin."""
     sizes = [size_of(name) for name in levels]
     centers = [np.zeros(3)]
     for i, (above, below) in enumerate(pairwise(sizes)):
@@ -201,7 +201,7 @@ def _reach(
         first, last = vertebrae[0], vertebrae[-1]
         top = first.center_zyx_mm[0] + (0.5 - cut_share) * first.size.height
         return last.center_zyx_mm[0] - (0.5 - cut_share) * last.size.height, top
-    # Widths may still shrink to any factor below 1; heights are linear in it, so check both ends.
+    # A later factor below 1 may reduce widths. Heights are linear in it, so both ends are checked.
     frames = [replace(v, scale_xy=factor) for v in vertebrae for factor in (0.0, 1.0)]
     z = [v.corners_mm(solid)[:, 0] for v in frames for solid in solids_of(v.name)]
     low, high = float(np.min(z)), float(np.max(z))
@@ -220,8 +220,8 @@ def render_disc(
     above: PlacedVertebra, below: PlacedVertebra, shape_zyx: ShapeZYX, spacing: SpacingZYX
 ) -> Patch | None:
     """Return the voxels of the disc between two vertebrae."""
-    tall = above.size.disc + 0.25 * above.size.height
-    body = Body(1.02 * above.size.width, 1.02 * above.size.depth, tall, inside_hu=_DISC_HU)
+    height = above.size.disc + 0.25 * above.size.height
+    body = Body(1.02 * above.size.width, 1.02 * above.size.depth, height, inside_hu=_DISC_HU)
     return _render(_between(above, below), [body], shape_zyx, spacing, cortex=False)
 
 
@@ -230,10 +230,10 @@ def render_canal(
 ) -> Patch | None:
     """Return the voxels of the canal from the middle of one vertebra to that of the next."""
     size = above.size
-    half = 0.5 * (size.height + size.disc)
+    half_height = 0.5 * (size.height + size.disc)
     v = size.canal_center_v
     radius = (size.canal_u, size.canal_v, 3.0)
-    tube = Capsule((0, v, -half), (0, v, half), radius, inside_hu=_CANAL_HU)
+    tube = Capsule((0, v, -half_height), (0, v, half_height), radius, inside_hu=_CANAL_HU)
     return _render(_between(above, below), [tube], shape_zyx, spacing, cortex=False)
 
 
@@ -257,16 +257,20 @@ def _render(
     """Return the voxels of the union of solids, each of which is drawn inside a small box."""
     dz, dy, dx = spacing
     voxel = (dx / placed.scale_xy, dy / placed.scale_xy, dz / placed.scale_z)
-    thick = [solid.grown((0.6 * voxel[0], 0.6 * voxel[1], 0.6 * voxel[2])) for solid in solids]
-    boxes = [_box_of(placed.corners_mm(solid), shape_zyx, spacing) for solid in thick]
-    seen = [(solid, box) for solid, box in zip(thick, boxes, strict=True) if box is not None]
-    if not seen:
+    grown_solids = [
+        solid.grown((0.6 * voxel[0], 0.6 * voxel[1], 0.6 * voxel[2])) for solid in solids
+    ]
+    boxes = [_box_of(placed.corners_mm(solid), shape_zyx, spacing) for solid in grown_solids]
+    visible = [
+        (solid, box) for solid, box in zip(grown_solids, boxes, strict=True) if box is not None
+    ]
+    if not visible:
         return None
-    whole = _hull(box for _, box in seen)
-    depth = np.full(whole.shape_zyx, -1e3, np.float32)
-    inside_hu = np.zeros(whole.shape_zyx, np.float32)
-    z0, y0, x0 = whole.start_zyx
-    for solid, box in seen:
+    hull = _hull(box for _, box in visible)
+    depth = np.full(hull.shape_zyx, -1e3, np.float32)
+    inside_hu = np.zeros(hull.shape_zyx, np.float32)
+    z0, y0, x0 = hull.start_zyx
+    for solid, box in visible:
         part = box.shift((-z0, -y0, -x0)).slices
         d = solid.depth(*_local(placed, box, shape_zyx, spacing))
         np.copyto(inside_hu[part], np.float32(solid.inside_hu), where=d > depth[part])
@@ -277,13 +281,13 @@ def _render(
         cortical = np.clip(1.35 - depth / rim, 0, 1)
         inside_hu += cortical * (shell_hu - inside_hu)
     z, y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return Patch(whole, depth > 0, inside_hu, (int(z), int(y), int(x)))
+    return Patch(hull, depth > 0, inside_hu, (int(z), int(y), int(x)))
 
 
 def _box_of(
     corners: npt.NDArray[np.float64], shape_zyx: ShapeZYX, spacing: SpacingZYX
 ) -> Box | None:
-    """Return the box of voxels that corners span, cut at the borders of the volume."""
+    """Return the part in the volume of the box of voxels that corners span, or None."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     shift = np.array([0.0, shape_zyx[1] / 2, shape_zyx[2] / 2])
     start = np.floor(low / spacing + shift).astype(int).tolist()

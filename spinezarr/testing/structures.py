@@ -1,4 +1,4 @@
-"""How are structures made that a phantom's own mask lacks: S1, and organs as boxes?"""
+"""Makes structures that are not in the mask of a phantom: S1, and organs as boxes."""
 
 from typing import Final
 
@@ -17,7 +17,7 @@ _HALF_BOX: Final = 0.06
 
 
 def s1_of_sacrum(phantom: Phantom) -> Mask:
-    """Return the voxels of the sacrum that are nearer to the center of S1 than of S2; z, y, x."""
+    """Return the mask (z, y, x) of the sacrum's voxels that are nearer to S1 than to S2."""
     sacrum = phantom.label == VALUE_OF_NAME["sacrum"]
     part = np.zeros(sacrum.shape, np.bool_)
     if "S1" not in phantom.centers_mm:
@@ -32,7 +32,10 @@ def s1_of_sacrum(phantom: Phantom) -> Mask:
 
 
 def organ_box(phantom: Phantom, place_zyx: tuple[float, float, float]) -> Mask:
-    """Return the voxels of a box, placed in fractions of the volume, without the spine."""
+    """Return the mask (z, y, x) of a box without the spine.
+
+    ``place_zyx`` is the middle of the box, in fractions of the volume.
+    """
     mask = np.zeros(phantom.label.shape, np.bool_)
     z, y, x = (
         slice(round((share - _HALF_BOX) * n), round((share + _HALF_BOX) * n))

@@ -13,8 +13,10 @@ __all__ = ["SmoothField", "correlated_noise", "soften"]
 Image = npt.NDArray[np.float32]
 
 _NOISE_TAP = np.float32(0.22)
-"""Neighbor weight; gives a lag-1 correlation of 0.40, amid the 0.15-0.66 of quiet patches of the
-LIDC-IDRI files."""
+"""Neighbor weight that gives a lag-1 correlation of 0.40.
+
+Quiet patches of the LIDC-IDRI files have 0.15 to 0.66.
+"""
 
 _SPLINE_VARIANCE = 0.479
 """Mean of the summed squares of the four cubic B-spline weights."""
@@ -22,7 +24,7 @@ _SPLINE_VARIANCE = 0.479
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Taps:
-    """Four neighboring knots and their cubic B-spline weights, for each sample of an axis."""
+    """The four neighboring knots of each sample of an axis, with their cubic B-spline weights."""
 
     first: npt.NDArray[np.intp]
     """Index of the first knot."""
@@ -31,7 +33,7 @@ class _Taps:
 
     @classmethod
     def make(cls, n: int, step: float) -> Self:
-        """Place ``n`` samples ``step`` knots apart."""
+        """Place ``n`` samples at distances of ``step`` knots."""
         position = np.arange(n) * step
         first = position.astype(np.intp)
         t = position - first
@@ -40,7 +42,7 @@ class _Taps:
 
     @property
     def knots(self) -> int:
-        """Knots that the samples need."""
+        """Number of knots that the samples need."""
         return int(self.first[-1]) + 4
 
 
@@ -48,14 +50,14 @@ class _Taps:
 class SmoothField:
     """A random field of zero mean and unit variance, smooth over some millimeters.
 
-    A cubic B-spline of random coefficients. No matrix product: those of BLAS start threads, which
-    cost more than they gain here.
+    The field is a cubic B-spline of random coefficients. It is evaluated without matrix products,
+    because those of BLAS start threads, which cost more than they gain here.
     """
 
     coefficients: Image
-    """One normal number per knot, axes z, y, x."""
+    """One normal number per knot, with axes (z, y, x)."""
     taps_zyx: tuple[_Taps, _Taps, _Taps]
-    """Samples along each axis."""
+    """Knots and weights of the samples along each axis."""
 
     @classmethod
     def make(
@@ -73,19 +75,22 @@ class SmoothField:
         start = z.first[index]
         knots = self.coefficients[start : start + 4]
         plane = sum(w * layer for w, layer in zip(z.weights[:, index], knots, strict=True))
-        wide = np.zeros((y.knots, x.first.size), np.float32)
+        resampled_x = np.zeros((y.knots, x.first.size), np.float32)
         for tap, weight in enumerate(x.weights):
-            wide += np.take(plane, x.first + tap, axis=1) * weight
+            resampled_x += np.take(plane, x.first + tap, axis=1) * weight
         out = np.zeros((y.first.size, x.first.size), np.float32)
         for tap, weight in enumerate(y.weights):
-            rows = np.take(wide, y.first + tap, axis=0)
+            rows = np.take(resampled_x, y.first + tap, axis=0)
             rows *= weight[:, None]
             out += rows
         return out
 
 
 def soften(image: Image, tap: np.float32) -> Image:
-    """Filter with ``(tap, 1, tap)`` along both axes, repeating the edge; not normalized."""
+    """Filter with ``(tap, 1, tap)`` along both axes; the edge is repeated.
+
+    The sum of the filter's weights is not 1, but ``(1 + 2 * tap) ** 2``.
+    """
     padded = np.pad(image, 1, mode="edge")
     rows = padded[:-2] + padded[2:]
     rows *= tap
@@ -97,7 +102,7 @@ def soften(image: Image, tap: np.float32) -> Image:
 
 
 def correlated_noise(rng: np.random.Generator, shape_yx: tuple[int, int]) -> Image:
-    """Draw a slice of unit-variance noise, correlated in plane as by a reconstruction kernel."""
+    """Draw a slice of noise of unit variance, correlated as a reconstruction kernel does it."""
     white = rng.standard_normal(shape_yx, dtype=np.float32)
     white *= 1 / (1 + 2 * _NOISE_TAP**2)
     return soften(white, _NOISE_TAP)

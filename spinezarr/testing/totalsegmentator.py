@@ -1,4 +1,6 @@
-"""Writes small copies of the TotalSegmentator CT dataset, with a mask file per structure or one.
+"""Writes small copies of the TotalSegmentator CT dataset.
+
+A subject has a mask file per structure, or one file with all structures.
 
 References
 ----------
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 TotalSegmentatorVersion = Literal["v1", "v2"]
-"""Version of the structures; v2 adds the sacrum, and S1 apart from it."""
+"""Version of the structures; v2 adds S1 and the rest of the sacrum."""
 
 _META_COLUMNS: Final = (
     "image_id",
@@ -62,7 +64,7 @@ class TotalSegmentatorPlan:
     spec: PhantomSpec
     """Phantom to draw."""
     dtype: str = "int16"
-    """Type of the image."""
+    """Data type of the image."""
     sheared: bool = False
     """Whether the axes are slightly sheared."""
 
@@ -82,11 +84,11 @@ TOTALSEGMENTATOR_SCANS: Final = (
         scan="s1423", split="test", spec=_spec(1423, usual_levels("T6", "L1")), dtype="int32"
     ),
 )
-"""Three subjects: one with the sacrum, one whose axes ITK refuses, one of another type."""
+"""Three subjects: one has the sacrum, one has axes that ITK refuses, one is stored as int32."""
 
 
 def totalsegmentator_values(version: TotalSegmentatorVersion) -> dict[str, int]:
-    """List the values of a multilabel mask, by the names of the binary files, from tail to head.
+    """Return the values of a multilabel mask by the names of the binary files, from tail to head.
 
     Examples
     --------
@@ -106,9 +108,9 @@ def write_totalsegmentator(
     *,
     version: TotalSegmentatorVersion = "v2",
 ) -> tuple[WrittenScan, ...]:
-    """Write the dataset [1]_: a binary mask for every structure, empty where it is not seen.
+    """Write the dataset [1]_, with a binary mask for every structure.
 
-    The only organ is the liver.
+    The mask of a structure outside the volume is empty. The only organ is the liver.
 
     Parameters
     ----------
@@ -121,7 +123,9 @@ def write_totalsegmentator(
 
     Returns
     -------
-    One record per subject, in the order of ``scans``; ``label_path`` is the folder of its masks.
+    tuple of WrittenScan
+        One record per subject, in the order of ``scans``; ``label_path`` is the folder of its
+        masks.
     """
     written = []
     for plan in scans:
@@ -142,7 +146,7 @@ def write_totalsegmentator_multilabel(
     *,
     version: TotalSegmentatorVersion = "v2",
 ) -> tuple[WrittenScan, ...]:
-    """Write the same subjects with one mask each, in the values of the version.
+    """Write the same subjects with one mask each, whose values are those of the version.
 
     The name ``segmentations.nii.gz`` is arbitrary, because users of the tool choose it.
 
@@ -157,7 +161,8 @@ def write_totalsegmentator_multilabel(
 
     Returns
     -------
-    One record per subject, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per subject, in the order of ``scans``.
     """
     written = []
     for plan in scans:
@@ -184,7 +189,7 @@ def _draw(plan: TotalSegmentatorPlan) -> Phantom:
 
 
 def _masks(phantom: Phantom, version: TotalSegmentatorVersion) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return the mask of every structure, z, y, x; the sacrum is without S1."""
+    """Return the mask (z, y, x) of every structure; the sacrum is without S1."""
     masks = {
         f"vertebrae_{level}": phantom.label == VALUE_OF_NAME[level]
         for level in usual_levels("C1", "L5")
@@ -216,9 +221,9 @@ def _write_image(
 
 
 def _write_meta(root: Path, scans: Sequence[TotalSegmentatorPlan]) -> None:
-    """Write ``meta.csv``: semicolons, UTF-8 with a byte order mark."""
+    """Write ``meta.csv`` with semicolons, in UTF-8 with a byte order mark."""
     lines = [";".join(_META_COLUMNS)]
     for plan in scans:
-        known = {"image_id": plan.scan, "split": plan.split}
-        lines.append(";".join(known.get(column, "") for column in _META_COLUMNS))
+        values = {"image_id": plan.scan, "split": plan.split}
+        lines.append(";".join(values.get(column, "") for column in _META_COLUMNS))
     (root / "meta.csv").write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8-sig"))

@@ -1,4 +1,4 @@
-"""Which scans do the small VerSe datasets hold, and which files has each?
+"""Which scans do the small VerSe datasets hold, and which files does each scan have?
 
 :mod:`~spinezarr.testing.verse_subjects` and :mod:`~spinezarr.testing.verse_challenge` write them
 in the layouts of the releases.
@@ -25,7 +25,7 @@ _nib: Any = nib
 VerseYear = Literal[2019, 2020]
 """Year of the challenge that published a scan."""
 VerseSplit = Literal["training", "validation", "test"]
-"""Names of the splits."""
+"""Name of a split."""
 VersePlane = Literal["ax", "sag", "cor", "iso"]
 """Plane of the finest voxels."""
 
@@ -39,7 +39,7 @@ _SIDE_MM: Final = 200
 _PIR: Final = NiftiForm(
     "PIR", "float64", slope=1.0, oblique_deg=5, sform_code=2, qform_code=0, unit="unknown"
 )
-"""Form of a mask, measured in ``sub-verse004_seg-vert_msk.nii.gz``."""
+"""Form of a mask, which is that of ``sub-verse004_seg-vert_msk.nii.gz``."""
 _LAS: Final = NiftiForm("LAS", "uint8")
 _PSR: Final = NiftiForm("PSR", "int32")
 
@@ -49,9 +49,9 @@ class VersePlan:
     """One scan to write."""
 
     scan: str
-    """``verseNNN`` or ``glNNN``; for a split scan the NNN behind ``split-verse``."""
+    """``verseNNN`` or ``glNNN``; NNN of a split scan is the number behind ``split-verse``."""
     subject: str
-    """The patient; the scan's own name unless the patient has several."""
+    """Name of the patient, which is the scan's name unless the patient has several scans."""
     year: VerseYear
     """Challenge that published the scan."""
     split: VerseSplit
@@ -59,17 +59,17 @@ class VersePlan:
     spec: PhantomSpec
     """Phantom to draw."""
     plane: VersePlane | None = None
-    """Plane of the finest voxels, if a file name states it; no name of 2019 does."""
+    """Plane of the finest voxels, if a file name states it; no file name of 2019 does."""
     plane_in_subject_name: bool = True
-    """Whether the subject-based name has the plane too, as ``dir-``."""
+    """Whether the subject-based name also has the plane, as ``dir-``."""
     form: NiftiForm = _PIR
-    """How the mask is stored; the image likewise, as int16."""
+    """Form of the mask. The image has the same form, but the type int16."""
     challenge_mask_orientation: str | None = None
-    """Orientation of the mask in the challenge of 2019, where it differs from the image's."""
+    """Orientation of the mask in the challenge of 2019; None if it is that of the image."""
     mask: bool = True
     """Whether there is a mask; without one there are no centroids either."""
     mask_shift_mm: float = 0.0
-    """Shift of the mask's affine from the image's, along x."""
+    """Shift of the mask's affine from the image's, along x toward the right."""
     points: Literal["subreg", "vb"] = "subreg"
     """Word in the subject-based name of the centroid file."""
     points_nan: tuple[str, ...] = ()
@@ -162,8 +162,8 @@ VERSE_2020: Final = (
     ),
     replace(_of_2020("gl279", "test", usual_levels("T12", "L5"), "cor", _LAS), mask=False),
 )
-"""Six scans: one with L6 (25), one with eleven thoracic vertebrae (18, then 20), one with T13 (28),
-one without mask."""
+"""Six scans. One has L6 (label 25), one has no T12 (label 19), one has T13 (label 28), and one has
+no mask."""
 
 
 def write_verse_files(
@@ -188,10 +188,10 @@ def write_verse_files(
         shifted[0, 3] += plan.mask_shift_mm
         write_nifti(label_path, phantom.label, shifted, label_form)
         centers_mm = {k: v for k, v in centers_mm.items() if k not in plan.points_missing}
-        stored = _nib.load(image_path)
+        image = _nib.load(image_path)
         points = centers_mm | dict.fromkeys(plan.points_nan, (np.nan, np.nan, np.nan))
         points_path.write_text(
-            verse_json(points, stored.shape, stored.affine, convention), encoding="ascii"
+            verse_json(points, image.shape, image.affine, convention), encoding="ascii"
         )
         picture_path.write_bytes(_PICTURE)
     return WrittenScan(

@@ -23,9 +23,10 @@ VERSE_2020_CHALLENGE: Final = (*VERSE_2020, *VERSE_2019[:2])
 def write_verse_2019_challenge(
     root: Path, scans: Sequence[VersePlan] = VERSE_2019
 ) -> tuple[WrittenScan, ...]:
-    """Write the challenge of 2019 [1]_: all files in one folder, centroids in mm toward I, P and L.
+    """Write the challenge of 2019 [1]_, with all files in one folder.
 
-    The files show neither split nor patient; only the records have them.
+    Centroids are in mm toward I, P and L. The files show neither the split nor the patient, which
+    only the records have.
 
     Parameters
     ----------
@@ -36,7 +37,8 @@ def write_verse_2019_challenge(
 
     Returns
     -------
-    One record per scan, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per scan, in the order of ``scans``.
     """
     return tuple(
         write_verse_files(
@@ -54,7 +56,9 @@ def write_verse_2019_challenge(
 def write_verse_2020_challenge(
     root: Path, scans: Sequence[VersePlan] = VERSE_2020_CHALLENGE, *, training_data: bool = False
 ) -> tuple[WrittenScan, ...]:
-    """Write the challenge of 2020 [2]_: a folder per scan, centroids in mm toward P, I and R.
+    """Write the challenge of 2020 [2]_, with a folder per scan.
+
+    Centroids are in mm toward P, I and R.
 
     Parameters
     ----------
@@ -68,7 +72,8 @@ def write_verse_2020_challenge(
 
     Returns
     -------
-    One record per scan written, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per scan that is written, in the order of ``scans``.
     """
     if training_data:
         training = (plan for plan in scans if plan.split == "training")
@@ -77,7 +82,7 @@ def write_verse_2020_challenge(
 
 
 def _write_challenge_scan(folder: Path, plan: VersePlan) -> WrittenScan:
-    """Write one scan in the spelling of its kind of name."""
+    """Write one scan; the spelling of its file names depends on the kind of scan name."""
     if plan.scan.startswith("gl"):
         token = plan.scan.upper()
         name, points = f"{token}_CT_{plan.plane}", "iso-ctd"

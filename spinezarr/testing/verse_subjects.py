@@ -35,7 +35,7 @@ _SIDECAR: Final = {
     "ManufacturerModelName": "phantom",
 }
 _RESOURCE_FORK: Final = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(2)
-"""Content of a resource fork file of macOS: an AppleDouble header without entries."""
+"""Content of a resource fork file of macOS, which is an AppleDouble header without entries."""
 
 
 def write_verse_subjects(
@@ -60,7 +60,8 @@ def write_verse_subjects(
 
     Returns
     -------
-    One record per scan, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per scan, in the order of ``scans``.
     """
     return tuple(
         _write_subject(root, _top_folder(plan, nested=nested, renamed=renamed), plan)
@@ -89,7 +90,7 @@ def _subject_name(plan: VersePlan) -> str:
 
 
 def _write_subject(root: Path, top: str, plan: VersePlan) -> WrittenScan:
-    """Write the files of one scan; one without a mask leaves its folder below it empty."""
+    """Write the files of one scan; the folder of masks stays empty if the scan has no mask."""
     raw, derived = (f"{top}/{kind}/sub-{plan.subject}" for kind in ("rawdata", "derivatives"))
     name = _subject_name(plan)
     (root / derived).mkdir(parents=True, exist_ok=True)

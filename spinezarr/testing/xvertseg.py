@@ -29,7 +29,7 @@ class XVertSegPlan:
     number: int
     """Number of the case."""
     annotated: bool
-    """Whether the case is in ``Data1``, with a mask, or in ``Data2``, without."""
+    """Whether the case has a mask and is in ``Data1``; the others are in ``Data2``."""
     spec: PhantomSpec
     """Phantom to draw; its mask may hold L1 to L5 only."""
 
@@ -53,7 +53,7 @@ def write_xvertseg(
 ) -> tuple[WrittenScan, ...]:
     """Write the dataset [1]_.
 
-    ``scores.csv`` is there, but its true columns are not known to this project.
+    ``scores.csv`` is written, too, but this project does not know its true columns.
 
     Parameters
     ----------
@@ -64,7 +64,8 @@ def write_xvertseg(
 
     Returns
     -------
-    One record per case, in the order of ``scans``.
+    tuple of WrittenScan
+        One record per case, in the order of ``scans``.
     """
     written = tuple(_write_case(root, plan) for plan in scans)
     scores = root / "Data1" / "scores" / "scores.csv"

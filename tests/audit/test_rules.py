@@ -498,20 +498,20 @@ def test_spacings_unusual_for_ct_are_found(mm, severity):
         (-2311.0, 3071.0, [("info", "padding that was interpolated")]),
         (-1500.5, 3071.0, [("info", "padding that was interpolated")]),
         (-4096.0, 3071.0, [("info", "padding that was interpolated")]),
-        (-4097.0, 3071.0, [("error", "no CT number, which run from -1024 to 3071 HU")]),
-        (-9758.0, 3071.0, [("error", "the lowest value is -9758: no CT number")]),
-        (-9758.0, 13568.0, [("warning", "streaks beside metal"), ("info", "metal")]),
+        (-4097.0, 3071.0, [("error", "no CT number: these run from -1024 to 3071 HU")]),
+        (-9758.0, 3071.0, [("error", "the lowest value is -9758, which is no CT number")]),
+        (-9758.0, 13568.0, [("warning", "streaks next to metal"), ("info", "metal")]),
         (-10241.0, 13568.0, [("error", "no CT number"), ("info", "metal")]),
         (-32768.0, 3071.0, [("warning", "the lowest 16-bit number")]),
         (-32767.0, 3071.0, [("warning", "the lowest 16-bit number")]),
         (-40000.0, 3071.0, [("error", "no CT number")]),
         (-1024.0, 4096.0, [("info", "metal, on an extended scale")]),
         (-1024.0, 30710.0, [("info", "metal, on an extended scale")]),
-        (-1024.0, 32767.0, [("warning", "beyond the 30710 of extended scales")]),
-        (-1024.0, 61439.0, [("warning", "beyond the 30710 of extended scales")]),
-        (-1024.0, 62512.0, [("error", "62512: -3024, a negative number, read as unsigned")]),
-        (-1024.0, 64512.0, [("error", "64512: -1024, a negative number, read as unsigned")]),
-        (-1024.0, 65535.0, [("error", "65535: -1, a negative number, read as unsigned")]),
+        (-1024.0, 32767.0, [("warning", "extended scales end at 30710")]),
+        (-1024.0, 61439.0, [("warning", "extended scales end at 30710")]),
+        (-1024.0, 62512.0, [("error", "62512, which is -3024 read as an unsigned number")]),
+        (-1024.0, 64512.0, [("error", "64512, which is -1024 read as an unsigned number")]),
+        (-1024.0, 65535.0, [("error", "65535, which is -1 read as an unsigned number")]),
         (-1024.0, 65536.0, [("error", "at most 16 bits")]),
         (-3.4e38, 3.4e38, [("error", "no CT number"), ("error", "at most 16 bits")]),
     ],
@@ -618,13 +618,16 @@ def test_different_spacings_of_pixdim_and_sform_are_found():
     taken = np.linalg.norm(AFFINE[:3, :3], axis=0)
     words = " x ".join(f"{mm:.4g}" for mm in taken)
     assert spacing.text == (
-        f"the image's header says 1 x 1 x 1 mm in pixdim and {words} mm in the sform"
+        "the image's header states a spacing of 1 x 1 x 1 mm in pixdim and of "
+        f"{words} mm in the sform"
     )
     assert spacing.facts["pixdim_mm"] == [1.0, 1.0, 1.0]
     assert spacing.facts["sform_spacing_mm"] == pytest.approx(taken)
     assert (qform.rule, qform.severity) == ("qform-conflict", "warning")
     lone = with_headers(mask=nifti(pixdim=(1.0, 1.0, 1.0, 1.0), qform_code=0))
-    assert only(lone).text.startswith("the mask's header says 1 x 1 x 1 mm in pixdim")
+    assert only(lone).text.startswith(
+        "the mask's header states a spacing of 1 x 1 x 1 mm in pixdim"
+    )
     placed_by_qform = nifti(pixdim=(1.0, 1.0, 1.0, 1.0), sform_code=0)
     assert found(with_headers(placed_by_qform)) == []
 

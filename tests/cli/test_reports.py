@@ -176,7 +176,7 @@ def test_the_advice_for_a_pattern_of_single_slices_appears_once(tmp_path):
     assert refused.count("end the pattern with '/'") == 1
     assert "end the pattern with '/'" in words_of(run(*words, "--dry-run").stdout)
     nameless = run("ingest", "pairs", "--raw", raw, "--image", "1.dcm", "--dry-run", code=2)
-    assert "(it names nothing; write {scan} where the name of the scan stands)" in words_of(
+    assert "(it names nothing; write {scan} in place of the name of the scan)" in words_of(
         nameless.stderr
     )
 

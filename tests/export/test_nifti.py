@@ -236,7 +236,9 @@ def test_a_mask_that_took_the_grid_of_its_image_is_exported_on_it(tmp_path, asse
         assert_restored(file, tmp_path / "raw" / Path(file).name.removesuffix(".gz"))
     done = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0]
     (note,) = done.notes
-    assert re.fullmatch(r"a_seg.nii.gz: lies where its image lies; its source says \d+ mm .*", note)
+    assert re.fullmatch(
+        r"a_seg.nii.gz: is placed on its image; its source places it \d+ mm away", note
+    )
     found, mask = map(nib.load, done.files)
     np.testing.assert_array_equal(found.affine, mask.affine)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(wrong.dataobj))
@@ -301,8 +303,14 @@ def header(affine, qform_code, sform_code, qform=None, **fields):
 
 READ_APART = {
     "no place": (header(OBLIQUE, 0, 0), "sform_code and qform_code are 0"),
-    "contradicting qform": (header(OBLIQUE, 1, 2, STRAIGHT), "source's differs by 800 mm"),
-    "other lengths": (header(STRAIGHT, 0, 2, pixdim=(1, 1, 1)), "lengths of its sform in pixdim"),
+    "contradicting qform": (
+        header(OBLIQUE, 1, 2, STRAIGHT),
+        "in its source, they differ by 800 mm",
+    ),
+    "other lengths": (
+        header(STRAIGHT, 0, 2, pixdim=(1, 1, 1)),
+        "voxel sizes of its sform in pixdim",
+    ),
     "meters": (header(STRAIGHT, 1, 1, unit="meter"), "source calls the same numbers meters"),
     "microns": (header(STRAIGHT, 1, 0, unit="micron"), "source calls the same numbers microns"),
     "sheared a little": (header(sheared(0.04), 0, 1), r"0\.04 degrees off .* up to 0\.06 mm else"),
@@ -328,7 +336,7 @@ def test_headers_that_programs_read_differently_are_written_unambiguously(
     # The position is that of the store, up to the rounding in the note.
     meant = np.array(store.scan("a").attrs["image_source"]["affine_ijk"])
     apart = corner_distance_mm(SHAPE[::-1], nib.load(file).affine, meant)
-    said = [float(re.search(r"up to (\S+) mm beside", text)[1]) for text in rounded]
+    said = [float(re.search(r"up to (\S+) mm away", text)[1]) for text in rounded]
     assert apart <= sum(said) <= 2e-5
     np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj).T, values)
     (exact,) = store.export_nifti(out=tmp_path, scans="a", exact=True, overwrite=True).done[0].files
@@ -421,7 +429,7 @@ def test_12_bit_dicom_is_exported_as_int16_in_nifti_1(tmp_path, assert_read_alik
     assert_read_alike(file)
     assert nib.load(file).get_data_dtype() == np.int16
     (note,) = done.notes
-    said = float(re.search(r"places voxels up to (\S+) mm beside its source", note)[1])
+    said = float(re.search(r"places voxels up to (\S+) mm away from its source", note)[1])
     assert said <= 2e-5
     (exact,) = (
         store.export_nifti(out=tmp_path / "raw", scans="a", exact=True, overwrite=True)
@@ -463,7 +471,9 @@ def test_itk_and_nibabel_read_any_position(
     affine[:3, :3] *= spacing
     affine[:3, 3] = origin
     place = NiftiPlacement.portable(SimpleNamespace(affine_ijk=affine, shape_ijk=shape, nifti=None))
-    assert all("beside its source, as its affine is rounded" in note for note in place.notes)
+    assert all(
+        "away from its source, because its affine is rounded" in note for note in place.notes
+    )
     made = place.header(shape)
     assert made["sform_code"] == made["qform_code"] == 1
     rounded = corner_distance_mm(shape, made.get_best_affine(), affine)
@@ -641,7 +651,7 @@ def test_equal_notes_of_many_files_are_one_row(tmp_path):
     stored(tmp_path / "raw", tmp_path / "m.zarr", image="{scan}.mha", label=None)
     said = run("export", "nifti", tmp_path / "m.zarr", "--out", tmp_path / "out").output
     assert "3, e.g. a_ct.nii.gz" in said
-    assert said.count("beside its source") == 1
+    assert said.count("away from its source") == 1
     words = ("export", "nifti", tmp_path / "m.zarr", "--out", tmp_path / "exact")
     listed = json.loads(run(*words, "--exact", "--json").stdout)["done"]
     assert [len(scan["notes"]) for scan in listed] == [1, 1, 1]
@@ -654,12 +664,12 @@ def test_no_file_is_written_next_to_one_with_the_other_ending(pair):
     run(*words)
     for more in ((), ("--overwrite",)):
         said = run(*words, "--uncompressed", *more, code=2).stderr
-        assert "a_ct.nii.gz: lies where a_ct.nii goes" in " ".join(said.split())
+        assert "a_ct.nii.gz: lies next to a_ct.nii" in " ".join(said.split())
     store = spinezarr.open(pair / "two.zarr")
     values = np.zeros(store.scan("a").image.shape, np.uint8)
-    with pytest.raises(UsageError, match=r"a_ct\.nii\.gz: lies where a_ct\.nii goes"):
+    with pytest.raises(UsageError, match=r"a_ct\.nii\.gz: lies next to a_ct\.nii"):
         store.export_nifti(out=pair / "out", scans="a", compressed=False, overwrite=True).done[0]
-    with pytest.raises(UsageError, match=r"a_seg\.nii\.gz: lies where a_seg\.nii goes"):
+    with pytest.raises(UsageError, match=r"a_seg\.nii\.gz: lies next to a_seg\.nii"):
         store.write_nifti("a", values, pair / "out/a_seg.nii")
     assert names(pair / "out") == ["a_ct.nii.gz", "a_seg.nii.gz"]
 

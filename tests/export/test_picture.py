@@ -368,7 +368,7 @@ def test_pictures_are_reproducible_in_any_thread(tmp_path):
 
 @pytest.mark.parametrize("planes", [[], [plane_of("axial", np.zeros((2, 2)))] * 2])
 def test_empty_or_repeated_planes_are_refused(planes):
-    with pytest.raises(UsageError, match="one slice each"):
+    with pytest.raises(UsageError, match="different orientations"):
         draw_preview("scan", planes, "")
 
 

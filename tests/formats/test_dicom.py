@@ -124,7 +124,10 @@ def test_every_transfer_syntax_is_read_as_gdcm_reads_it(tmp_path, syntax, form):
     np.testing.assert_array_equal(values, VALUES)
     assert volume.dtype == np.int32
     assert_read_as_gdcm_does(tmp_path, volume, values)
-    lossy = "lossy compression: JPEG 2000 Image Compression, values may differ from the scanner's"
+    lossy = (
+        "lossy compression (JPEG 2000 Image Compression): values may differ from those of the "
+        "scanner"
+    )
     assert volume.notes == ((lossy,) if syntax == "jpeg2000-lossy" else ())
 
 
@@ -286,7 +289,7 @@ def test_a_series_without_rescaling_is_noted(tmp_path):
         edit(path, RescaleSlope=None, RescaleIntercept=None, RescaleType=None)
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES + 1024)
-    assert volume.notes == ("no RescaleSlope: values as stored, which may not be HU",)
+    assert volume.notes == ("no RescaleSlope: the values are used as stored, and may not be HU",)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +300,7 @@ def test_a_series_in_another_unit_is_noted(tmp_path, unit, shown):
         edit(path, RescaleType=unit)
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES)
-    assert volume.notes == (f"values in {shown}, not HU (RescaleType)",)
+    assert volume.notes == (f"the values are in {shown}, not HU (RescaleType)",)
 
 
 def test_a_slice_that_is_not_rescaled_among_others_that_are_is_refused(tmp_path):
@@ -324,7 +327,7 @@ def test_earlier_lossy_compression_is_noted(tmp_path):
     for path in write(tmp_path):
         edit(path, LossyImageCompression="01")
     (note,) = read(tmp_path)[0].notes
-    assert note.startswith("lossy compression: Explicit VR Little Endian")
+    assert note.startswith("lossy compression (Explicit VR Little Endian)")
 
 
 @pytest.mark.parametrize("name", ["CT_small.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
@@ -529,7 +532,8 @@ def test_gaps_that_slowly_grow_are_refused(tmp_path):
 def test_repeated_slices_are_counted_and_named(tmp_path, repeated):
     write(tmp_path, repeated=repeated)
     message = refusal(tmp_path)
-    assert f": {len(repeated)} repeated slice{'s' * (len(repeated) > 1)}, two at one" in message
+    count = f"{len(repeated)} repeated slice{'s' * (len(repeated) > 1)}"
+    assert f": holds {count}, two at one" in message
     k = repeated[0]
     assert f"{k + 1}.dcm and 6.dcm at (30.5" not in message
     assert f"{k + 1}.dcm and 6.dcm at (-30.5, 90.25, {-90.25 + 2.5 * k:g})" in message
@@ -540,7 +544,7 @@ def test_a_slice_shifted_sideways_is_refused(tmp_path):
     x, y, z = pydicom.dcmread(paths[3]).ImagePositionPatient
     edit(paths[3], ImagePositionPatient=[x + 0.3, y, z])
     message = refusal(tmp_path)
-    assert "4.dcm lies 0.300 mm beside the line of the other slices" in message
+    assert "4.dcm lies 0.300 mm off the line of the other slices" in message
     edit(paths[3], ImagePositionPatient=[x + 0.2, y, z])
     np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
@@ -627,7 +631,7 @@ def test_the_error_of_slices_that_differ_shows_the_differing_values(
         ({"Rows": None}, "states no Rows: it is cut short"),
         ({"Columns": 0}, "17 x 0 pixels"),
         ({"Columns": None}, "Columns holds 0 numbers, expected 1"),
-        ({"BitsAllocated": 12}, "pixels of BitsAllocated 12, BitsStored 16, HighBit 15"),
+        ({"BitsAllocated": 12}, "has BitsAllocated 12, BitsStored 16, HighBit 15"),
         ({"HighBit": 11}, "BitsStored 16, HighBit 11"),
         ({"BitsStored": 17, "HighBit": 16}, "BitsStored 17"),
         ({"PixelRepresentation": 2}, "PixelRepresentation 2; expected"),

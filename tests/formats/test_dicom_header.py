@@ -314,11 +314,11 @@ def groups_of(count):
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (nested(5000), "sequences nested more than 64 deep"),
+        (nested(5000), "sequences are nested more than 64 deep"),
         (nested(10), "cut short within a sequence"),
         (groups_of(300_000), "more than 200000 items"),
         (element(0x0028, 0x0010, b"")[:-4] + b"\xff\xff\xff\x7f", "Rows has 2147483647 bytes"),
-        (nested(1)[:12] + b"\xfe\xff\xdd\xe1" + bytes(9), "do not start as such"),
+        (nested(1)[:12] + b"\xfe\xff\xdd\xe1" + bytes(9), "an item without the tag"),
     ],
 )
 def test_hostile_headers_are_refused_quickly(body, expected):
@@ -350,7 +350,7 @@ def test_a_read_of_another_length_than_requested_is_refused():
 def test_a_deflated_bomb_is_not_inflated():
     deflate = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     packed = deflate.compress(bytes(10_000_000)) + deflate.flush()
-    with pytest.raises(HeaderError, match="more than 1000000 bytes when it is inflated"):
+    with pytest.raises(HeaderError, match="it inflates to more than 1000000 bytes"):
         inflate_data_set(packed, 1_000_000)
     with pytest.raises(HeaderError, match="does not inflate"):
         inflate_data_set(b"\xff" * 20, 1_000_000)
@@ -368,7 +368,7 @@ def test_fragments_are_found_with_their_first_bytes():
     assert [data[part.start : part.start + part.size_bytes] for part in found] == [
         b"", b"\xff\xd8abcd", b"xy"
     ]  # fmt: skip
-    assert [part.first for part in found] == [b"", b"\xff\xd8ab", b"xy"]
+    assert [part.first_bytes for part in found] == [b"", b"\xff\xd8ab", b"xy"]
 
 
 @pytest.mark.parametrize("cut", [1, 8, 9, 12])

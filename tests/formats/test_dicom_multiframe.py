@@ -262,7 +262,7 @@ def test_a_file_without_rescaling_is_noted(tmp_path):
     )
     volume, values = read(tmp_path)
     np.testing.assert_array_equal(values, VALUES + 1024)
-    assert volume.notes == ("no RescaleSlope: values as stored, which may not be HU",)
+    assert volume.notes == ("no RescaleSlope: the values are used as stored, and may not be HU",)
 
 
 def test_a_multi_frame_file_above_its_size_limit_is_refused(tmp_path):

@@ -92,8 +92,8 @@ def test_files_with_different_series_uids_form_one_series_if_all_else_agrees(tmp
     np.testing.assert_array_equal(values, VALUES)
     assert volume.notes == (
         (
-            "each of its 24 files has a SeriesInstanceUID of its own; they were taken as one "
-            "series, as all else that slices of a series share is the same"
+            "each of its 24 files has a SeriesInstanceUID of its own; they were read as one "
+            "series, because they are equal in all other fields that slices share"
         ),
     )
 
@@ -218,7 +218,7 @@ def test_the_error_of_two_stacks_at_equal_positions_names_their_thicknesses(tmp_
     for path in thick:
         path.rename(tmp_path / f"thick-{path.name}")
     message = refusal(tmp_path)
-    assert ": 12 repeated slices, two at one position" in message
+    assert ": holds 12 repeated slices, two at one position" in message
     assert "Their SliceThickness is 2.5 mm in 24 (" in message
     assert "; 5 mm in 12 (" in message
 
@@ -258,8 +258,8 @@ def test_fewer_images_than_the_acquisition_had_are_noted(tmp_path):
     paths[-1].unlink()
     (note,) = notes_of(tmp_path)
     assert note == (
-        "23 of 24 images of its acquisition (ImagesInAcquisition): others are of another series, "
-        "or missing"
+        "23 of the 24 images of its acquisition (ImagesInAcquisition) are here: the others belong "
+        "to another series, or are missing"
     )
 
 
@@ -306,7 +306,8 @@ def test_slices_further_apart_than_stated_are_noted(tmp_path, stated, noted, sig
     notes = notes_of(tmp_path)
     assert len(notes) == noted
     if noted:
-        assert re.match(r"slices 2\.5 mm apart, where SpacingBetweenSlices is -?1\.25 mm", notes[0])
+        expected = r"the slices are 2\.5 mm apart, but SpacingBetweenSlices is -?1\.25 mm"
+        assert re.match(expected, notes[0])
 
 
 # One of several series

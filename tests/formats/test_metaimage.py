@@ -678,8 +678,8 @@ def test_a_file_that_is_no_metaimage_is_refused(folder, name, content, reason):
         ("BinaryData", ["maybe", ""], "expected True or False"),
         ("CompressedData", ["x"], "expected True or False"),
         ("BinaryDataByteOrderMSB", ["big"], "expected True or False"),
-        ("ElementToIntensityFunctionSlope", ["2", "0"], "to be scaled by"),
-        ("ElementToIntensityFunctionOffset", ["-1024"], "shifted by -1024"),
+        ("ElementToIntensityFunctionSlope", ["2", "0"], "scales its values by"),
+        ("ElementToIntensityFunctionOffset", ["-1024"], "adds -1024"),
         ("ElementToIntensityFunctionSlope", ["x", ""], "expected 1 numbers"),
         (
             "ElementType",
@@ -747,8 +747,8 @@ def test_an_element_size_that_differs_from_the_spacing_gets_a_note(
         np.linalg.norm(volume.grid.affine_ijk[:3, :3], axis=0), (0.7, 0.8, 2.5)
     )
     note = (
-        "ElementSize says voxels of 0.7 x 0.8 x 5 mm, ElementSpacing that they are 0.7 x 0.8 x 2.5 "
-        "mm apart: the spacing was taken"
+        "ElementSize states voxels of 0.7 x 0.8 x 5 mm, but ElementSpacing states that they are "
+        "0.7 x 0.8 x 2.5 mm apart; the spacing was used"
     )
     assert volume.notes == ((note,) if is_conflict else ())
 

@@ -267,8 +267,10 @@ def test_pixdim_that_differs_from_the_sform_gets_a_note_and_is_not_taken(folder)
     path = folder / "v.nii"
     volume = conflicting(path, codes=(1, 0), pixdim=[1, 0.8, 0.7, 1, 0, 0, 0, 0])
     (note,) = volume.notes
-    assert note.startswith("pixdim says voxels of 0.8 x 0.7 x 1 mm, the sform of 0.7 x 0.8 x 2.5")
-    assert note.endswith("the sform was taken")
+    assert note.startswith(
+        "pixdim states voxels of 0.8 x 0.7 x 1 mm, but the sform has voxels of 0.7 x 0.8 x 2.5 mm"
+    )
+    assert note.endswith("the sform was used")
     # The note is needed because ITK uses pixdim.
     assert sitk.ReadImage(str(path)).GetSpacing() == pytest.approx((0.8, 0.7, 1.0))
 
@@ -278,7 +280,7 @@ def test_a_negative_pixdim_by_which_itk_mirrors_the_volume_gets_a_note(folder):
     affine = np.diag([0.75, 0.75, 2.5, 1.0])
     pixdim = [1, -0.75, 0.75, 2.5, 0, 0, 0, 0]
     (note,) = conflicting(path, sform=affine, qform=affine, codes=(1, 0), pixdim=pixdim).notes
-    assert note.startswith("pixdim says voxels of -0.75 x 0.75 x 2.5 mm")
+    assert note.startswith("pixdim states voxels of -0.75 x 0.75 x 2.5 mm")
     assert sitk.ReadImage(str(path)).GetDirection()[0] == 1  # it would be -1 without the sform
 
 
@@ -289,7 +291,7 @@ def test_a_spacing_is_judged_by_the_shift_of_the_far_end(folder, shift, along):
     pixdim[1 + along] += shift / 4
     volume = conflicting(folder / "v.nii", sform=affine, qform=affine, codes=(1, 0), pixdim=pixdim)
     moved = abs(np.float32(pixdim[1 + along]) - affine[along, along]) * (n - 1)
-    assert any("pixdim says" in note for note in volume.notes) == bool(moved > 0.1 * 0.75)
+    assert any("pixdim states" in note for note in volume.notes) == bool(moved > 0.1 * 0.75)
 
 
 def test_a_qform_that_differs_from_the_sform_gets_a_note_and_is_not_taken(folder):
@@ -297,7 +299,7 @@ def test_a_qform_that_differs_from_the_sform_gets_a_note_and_is_not_taken(folder
     moved[:3, 3] += [3, 4, 0]
     volume = conflicting(path, qform=moved)
     assert volume.notes == (
-        "the qform places corners up to 5 mm off those of the sform: the sform was taken",
+        "the qform places corners up to 5 mm away from those of the sform; the sform was used",
     )
     for codes in ((1, 0), (0, 1)):
         assert conflicting(path, qform=moved, codes=codes).notes == ()
@@ -327,7 +329,7 @@ def test_huge_numbers_in_a_header_cause_a_note_and_no_warning(folder):
     header["qoffset_x"] = -1e308
     path.write_bytes(header.binaryblock + bytes(4) + VALUES.tobytes(order="F"))
     pixdim, qform = assert_read_as_nibabel_does(path).notes
-    assert pixdim.startswith("pixdim says voxels of 1e+300 x 1e+300 x 1e+300 mm")
+    assert pixdim.startswith("pixdim states voxels of 1e+300 x 1e+300 x 1e+300 mm")
     assert qform.startswith("the qform places corners up to 1")
 
 

@@ -524,7 +524,7 @@ DICOM = {
     "RLE of 15 segments": (frame("rle", set_bytes(0, b"\x0f")), "15 RLE segments"),
     "RLE beyond its end": (frame("rle", set_bytes(4, b"\xff\xff\xff\x7f")), "RLE segment is at"),
     "progressive JPEG": (frame("jpeg-lossless", other_frame), "unexpected marker FFC2"),
-    "JPEG of two scans": (frame("jpeg-lossless", second_scan), "marker FFDA within the pixels"),
+    "JPEG of two scans": (frame("jpeg-lossless", second_scan), "marker FFDA within its pixels"),
     "JPEG-LS of other pixels": (other_offset_table, "."),
     "JPEG 2000 of 2**32 pixels": (
         frame("jpeg2000", set_bytes(SIZ, b"\xff\xff\xff\xff")), "code stream has",
@@ -544,7 +544,7 @@ DICOM = {
     "the same for its one component": (
         wide(coding(precincts=b"\x11" * 6, mark=b"\xff\x53")), "cut into 67600 blocks",
     ),
-    "the same for a tile": (wide(coding_of_a_tile), "tiles .* are not coded alike"),
+    "the same for a tile": (wide(coding_of_a_tile), "tiles .* are coded in different ways"),
     "JPEG 2000 of 65,535 layers": (wide(coding(layers=65535)), "65535 layers"),
     "JPEG 2000 of tile parts in a ring": (
         frame("jpeg2000", lambda c: set_bytes(c.index(b"\xff\x90") + 6, b"\0\0\0\1")(c)),

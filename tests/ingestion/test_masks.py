@@ -96,7 +96,7 @@ def test_a_mask_that_is_off_by_rounding_is_rounded_with_a_note(tmp_path, off):
     n_voxels = int((labels() == 24).sum())
     (note,) = report.notes["a"]
     assert note == (
-        f"{n_voxels} mask voxels were not whole numbers, by at most {abs(off):.1e}, and were "
+        f"{n_voxels} mask voxels differed from whole numbers by at most {abs(off):.1e}, and were "
         "rounded"
     )
     np.testing.assert_array_equal(stored_label(tmp_path / "s.zarr"), labels())
@@ -228,7 +228,8 @@ def test_parts_that_are_off_by_rounding_are_rounded(tmp_path):
     report = run(tmp_path / "raw", tmp_path / "s.zarr", recipe)
     (note,) = report.notes["a"]
     assert note == (
-        f"{labels().size} mask voxels were not whole numbers, by at most 3.0e-07, and were rounded"
+        f"{labels().size} mask voxels differed from whole numbers by at most 3.0e-07, and were "
+        "rounded"
     )
     np.testing.assert_array_equal(
         stored_label(tmp_path / "s.zarr"), labels() * np.isin(labels(), (7, 24))

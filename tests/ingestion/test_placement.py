@@ -54,8 +54,8 @@ def moved_qform(header):
 @pytest.mark.parametrize(
     ("edit", "note", "rule"),
     [
-        (spacing_of_one, "pixdim says voxels of 1 x 1 x 1 mm, the sform of", "spacing-conflict"),
-        (moved_qform, "the qform places corners up to 12 mm off", "qform-conflict"),
+        (spacing_of_one, "pixdim states voxels of 1 x 1 x 1 mm, but", "spacing-conflict"),
+        (moved_qform, "the qform places corners up to 12 mm away", "qform-conflict"),
     ],
 )
 def test_the_sform_of_a_contradictory_header_is_used(tmp_path, edit, note, rule):
@@ -63,7 +63,7 @@ def test_the_sform_of_a_contradictory_header_is_used(tmp_path, edit, note, rule)
     report, store = run(tmp_path)
     (said,) = report.notes["a"]
     assert said.startswith(note)
-    assert said.endswith("the sform was taken")
+    assert said.endswith("the sform was used")
     np.testing.assert_allclose(store.scan("a").attrs["affine"], AFFINE, atol=1e-4)
     (finding,) = findings_of(store, "spacing-conflict", "qform-conflict")
     assert (finding.rule, finding.severity) == (rule, "warning")
@@ -85,9 +85,11 @@ def test_notes_distinguish_the_header_of_the_mask(tmp_path):
     path.write_bytes(header.binaryblock + path.read_bytes()[348:])
     report, store = run(tmp_path)
     (said,) = report.notes["a"]
-    assert said.startswith("mask: the qform places corners up to 5 mm off")
+    assert said.startswith("mask: the qform places corners up to 5 mm away")
     (finding,) = findings_of(store, "qform-conflict")
-    assert finding.text.startswith("the mask's header places corners 5 mm apart")
+    assert finding.text == (
+        "the mask's header has a qform and an sform that place a corner 5 mm apart"
+    )
 
 
 def without_codes(header):
@@ -166,7 +168,7 @@ def edited(path, **fields):
 @pytest.mark.parametrize(
     ("fields", "note", "rule", "severity"),
     [
-        ({"ElementSize": "4.2 4.2 9"}, "ElementSize says voxels of", "element-size", "info"),
+        ({"ElementSize": "4.2 4.2 9"}, "ElementSize states voxels of", "element-size", "info"),
         (
             {"TransformMatrix": f"1 0 0 0 1 0 0 {np.sin(np.radians(15))} {np.cos(np.radians(15))}"},
             "sheared, 15.0 degrees",

@@ -120,9 +120,11 @@ def test_table_attributes_and_report_describe_the_scaling(odd, name):
     scaling = nib.load(odd.raw / f"{name}_ct.nii").dataobj
     attributes = spinezarr.open(odd.url).scan(name).attrs
     assert attributes["image_scaling"] == [scaling.slope, scaling.inter]
-    words = f"image stored as the file's {STORED[name]} with its slope {scaling.slope:g} and "
+    words = (
+        f"the image was stored as the file's {STORED[name]} with its slope {scaling.slope:g} and "
+    )
     (note,) = (note for note in odd.notes[name] if note.startswith(words))
-    assert f"intercept {scaling.inter:g}: it holds " in note
+    assert f"intercept {scaling.inter:g}, because it holds " in note
     assert note.endswith(", which int16 cannot hold")
     metadata = json.loads(Path(odd.url, "scans", name, "image/zarr.json").read_text())
     for key in ("scale_factor", "add_offset"):
@@ -150,7 +152,7 @@ def test_values_are_stored_if_the_numbers_of_the_file_are_as_wide(tmp_path, dtyp
     values = np.arange(500).reshape(5, 10, 10) * 0.5
     write_nifti(tmp_path / "a_ct.nii", values, AFFINE, NiftiForm("LPS", dtype, slope=0.5))
     report = run(tmp_path, tmp_path / "s.zarr")
-    assert report.notes["a"][0].startswith(f"image kept as {kept}: it holds ")
+    assert report.notes["a"][0].startswith(f"the image was kept as {kept}, because it holds ")
     assert zarr.open_array(f"{tmp_path}/s.zarr/scans/a/image").dtype == kept
 
 

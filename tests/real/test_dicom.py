@@ -16,8 +16,14 @@ from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 
 DICOM = Path(__file__).parents[3] / "shared/data/real/dicom"
-LOSSY = "lossy compression: JPEG Extended (Process 2 and 4), values may differ from the scanner's"
-APART = "slices 45 mm apart, where SpacingBetweenSlices is 5 mm: slices between them may be missing"
+LOSSY = (
+    "lossy compression (JPEG Extended (Process 2 and 4)): values may differ from those of the "
+    "scanner"
+)
+APART = (
+    "the slices are 45 mm apart, but SpacingBetweenSlices is 5 mm: slices between them may be "
+    "missing"
+)
 LATE = "InstanceNumber runs from {} to {} over 2 slices: some may be missing"
 
 FOLDERS = {
@@ -26,7 +32,7 @@ FOLDERS = {
         ["pad-byte/0.dcm", "pad-byte/1.dcm"],
         [
             LOSSY,
-            "no RescaleSlope: values as stored, which may not be HU",
+            "no RescaleSlope: the values are used as stored, and may not be HU",
         ],
     ),
     "empty-uid": (["empty-uid/slice0.dcm", "empty-uid/slice1.dcm"], [LATE.format(267, 268)]),
@@ -40,7 +46,7 @@ FOLDERS = {
     ),
     "image": (
         [f"dcmqi/image/IMG000{number}.dcm" for number in (1, 2, 3)],
-        ["values in 'US', not HU (RescaleType)"],
+        ["the values are in 'US', not HU (RescaleType)"],
     ),
     "ct": ([f"dcmqi/ct/0{number}.dcm" for number in (1, 2, 3)], []),
     "ct with its masks": (

@@ -40,7 +40,7 @@ SERIES = {
     "dirfile/*": "dirfile/I1*",
 }
 """Files of a series, and the files that ITK reads as its slices."""
-ROUNDED = r"places voxels up to (\S+) mm beside its source"
+ROUNDED = r"places voxels up to (\S+) mm away from its source"
 
 
 def stored(raw, out, image, label=None, **options):

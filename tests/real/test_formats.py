@@ -102,7 +102,7 @@ if REAL.is_dir():
         recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="masks")
         report, store = run(tmp_path, recipe)
         for name, mask in (("a", EXAMPLE_MASK), ("b", PATCH_MASK)):
-            assert any("mask voxels were not whole numbers" in n for n in report.notes[name])
+            assert any("mask voxels differed from whole numbers" in n for n in report.notes[name])
             np.testing.assert_array_equal(store.scan(name).label, canonical_zyx(mask))
 
     def test_the_real_verse_mask_of_floats_is_exact_and_causes_no_note(tmp_path):

@@ -164,12 +164,15 @@ def test_a_full_list_of_1005_names_gets_its_files(tmp_path, layout):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: source_of("verse004"), "begins like no"),
-        (lambda: ScanPlan("verse004", "train", PhantomSpec()), "begins like no"),
+        (lambda: source_of("verse004"), "is not the name of a CTSpine1K scan"),
+        (
+            lambda: ScanPlan("verse004", "train", PhantomSpec()),
+            "is not the name of a CTSpine1K scan",
+        ),
         (lambda: ScanPlan("liver_1", "testing", PhantomSpec()), "train, validation, test"),
         (
             lambda: ScanPlan("liver_1", "test", PhantomSpec(), NiftiForm(oblique_deg=5)),
-            "one for image and mask",
+            "the same for image and mask",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What do the small files beside an image say: annotated centroids and JSON sidecars?"""
+"""What do the small files that accompany an image state: annotated centroids, JSON sidecars?"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,24 +27,26 @@ __all__ = [
 ]
 
 SIDECAR_NOTE: Final = "the sidecar "
-_MOST_KEYS: Final = 200
-"""Largest number of keys of a sidecar that the patterns of a recipe may select. Each becomes a
-column of the scan table."""
-_LONGEST_VALUE: Final = 1_000
+_MAX_KEYS: Final = 200
+"""Largest number of keys of a sidecar that the patterns of a recipe may select.
+
+Each becomes a column of the scan table.
+"""
+_MAX_VALUE_CHARACTERS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotatedCentroids:
     """Annotated centroids of one scan, and the grid of its image."""
 
-    found: Centroids
+    centroids: Centroids
     grid: Grid
 
     def index_by_value(self) -> dict[int, tuple[float, float, float]]:
         """Return the stored voxel index ``(z, y, x)`` of each centroid, by label value."""
         to_index = np.linalg.inv(self.grid.affine_xyz)
         indices = {}
-        for name, position in self.found.positions_xyz_mm.items():
+        for name, position in self.centroids.positions_xyz_mm.items():
             if name in VALUE_OF_NAME:
                 x, y, z = (to_index @ (*position, 1))[:3].tolist()
                 indices[VALUE_OF_NAME[name]] = (z, y, x)
@@ -60,37 +62,37 @@ class AnnotatedCentroids:
                 position_zyx_mm=(z, y, x),
                 label_distance_mm=distance_mm.get(VALUE_OF_NAME.get(name, -1)),
             )
-            for name, (x, y, z) in self.found.positions_xyz_mm.items()
+            for name, (x, y, z) in self.centroids.positions_xyz_mm.items()
         }
 
     def notes(self, records: Mapping[str, CentroidRecord]) -> list[str]:
         """Return notes on centroids that lie far from their labels or out of order."""
-        notes = list(self.found.notes)
+        notes = list(self.centroids.notes)
         for name, record in records.items():
             distance = record.label_distance_mm
             if distance is not None and not record.is_near_label:
                 notes.append(f"the centroid of {name} lies {distance:.1f} mm from its label")
-        for above, below in misordered_levels(self.found.positions_xyz_mm):
-            notes.append(f"the centroid of {below} does not lie below that of {above}")
+        for upper, lower in misordered_levels(self.centroids.positions_xyz_mm):
+            notes.append(f"the centroid of {lower} does not lie below that of {upper}")
         return notes
 
 
 @dataclass(frozen=True, slots=True)
 class CompanionFiles:
-    """Content of the small files beside an image."""
+    """Content of the small files that accompany an image."""
 
     centroids: bytes | None
     """Content of the centroid file; None if there is none."""
     sidecar: dict[str, str]
     """Texts and numbers of the JSON sidecar, by the keys that the recipe names."""
     notes: tuple[str, ...]
-    """Why a sidecar was ignored; each text begins with :data:`SIDECAR_NOTE`."""
+    """Reasons why a sidecar was ignored. Each text begins with :data:`SIDECAR_NOTE`."""
 
 
 def read_companion_files(
     fs: fsspec.AbstractFileSystem, root: str, source: ScanSource, limits: Limits = DEFAULT_LIMITS
 ) -> CompanionFiles:
-    """Read the small files beside the image of a scan.
+    """Read the small files that accompany the image of a scan.
 
     Raises
     ------
@@ -105,13 +107,13 @@ def read_companion_files(
         centroids = read_small_file(fs, path, limits.annotation_bytes)
     if source.sidecar is None:
         return CompanionFiles(centroids, {}, ())
-    wanted = [PathPattern(text) for text in source.sidecar_keys]
+    key_patterns = [PathPattern(text) for text in source.sidecar_keys]
     try:
         data = read_small_file(fs, f"{root}/{source.sidecar}", limits.annotation_bytes)
     except FormatError:
         sidecar, problem = dict[str, str](), f"it has more than {limits.annotation_bytes} bytes"
     else:
-        sidecar, problem = _parse_sidecar(data, wanted)
+        sidecar, problem = _parse_sidecar(data, key_patterns)
     notes = (f"{SIDECAR_NOTE}was ignored: {problem}",) if problem else ()
     return CompanionFiles(centroids, sidecar, notes)
 
@@ -127,12 +129,12 @@ def annotated_centroids(source: ScanSource, data: bytes | None, grid: Grid) -> A
     if data is None or source.centroids is None or source.centroid_convention is None:
         return AnnotatedCentroids(Centroids({}, ()), grid)
     convention = source.centroid_convention
-    found = read_centroids(data, source.centroids, convention=convention, grid=grid)
-    return AnnotatedCentroids(found, grid)
+    centroids = read_centroids(data, source.centroids, convention=convention, grid=grid)
+    return AnnotatedCentroids(centroids, grid)
 
 
-def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str, str], str]:
-    """Return the wanted texts and numbers of a JSON object, and why there are none (or nothing)."""
+def _parse_sidecar(data: bytes, key_patterns: Sequence[PathPattern]) -> tuple[dict[str, str], str]:
+    """Return the selected texts and numbers of a JSON object, and a problem (or "")."""
     try:
         parsed: Any = json.loads(data)
     except (ValueError, RecursionError) as problem:
@@ -140,22 +142,23 @@ def _parse_sidecar(data: bytes, wanted: Sequence[PathPattern]) -> tuple[dict[str
     if not isinstance(parsed, dict):
         return {}, "it is not a JSON object"
 
-    def is_wanted(key: str) -> bool:
-        return len(key) <= _LONGEST_VALUE and any(
-            pattern.match(_as_text(key)) is not None for pattern in wanted
+    def is_selected(key: str) -> bool:
+        return len(key) <= _MAX_VALUE_CHARACTERS and any(
+            pattern.match(_as_text(key)) is not None for pattern in key_patterns
         )
 
     # Other keys may name the patient, so only keys that the recipe names are copied.
     texts = {
         _as_text(key): _as_text(value)
         for key, value in parsed.items()
-        if isinstance(value, str | int | float) and is_wanted(key)
+        if isinstance(value, str | int | float) and is_selected(key)
     }
-    if len(texts) > _MOST_KEYS:
-        return {}, f"the recipe selects {len(texts)} of its keys, expected at most {_MOST_KEYS}"
-    long = next((key for key, text in texts.items() if len(text) > _LONGEST_VALUE), None)
-    if long is not None:
-        return {}, f"the text of its key {long!r} has more than {_LONGEST_VALUE} characters"
+    if len(texts) > _MAX_KEYS:
+        return {}, f"the recipe selects {len(texts)} of its keys, expected at most {_MAX_KEYS}"
+    long_key = next((key for key, text in texts.items() if len(text) > _MAX_VALUE_CHARACTERS), None)
+    if long_key is not None:
+        limit = f"more than {_MAX_VALUE_CHARACTERS} characters"
+        return {}, f"the text of its key {long_key!r} has {limit}"
     return texts, ""
 
 

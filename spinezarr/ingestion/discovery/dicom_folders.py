@@ -31,12 +31,14 @@ __all__ = ["InspectedFolders", "inspect_dicom_folders", "known_folders"]
 _NOT_CT: Final = "ignored, not CT: "
 _NO_SLICE: Final = "ignored, not a CT slice: "
 _LOCALIZER: Final = "localizer"
-_SHORT: Final = "CT series with fewer slices than the recipe's 'series' asks for"
+_TOO_SHORT: Final = "CT series with fewer slices than the recipe's 'series' requires"
 _NOT_CHOSEN: Final = "CT series that the recipe's 'series' does not select"
 _UNNAMED: Final = "CT series for which the recipe gives no scan id or source"
-_RULES: Final = 1
-"""Version of the rules by which a folder is recorded. Raise it when they change, so that older
-records are not used."""
+_RULES_VERSION: Final = 1
+"""Version of the rules by which a folder is recorded.
+
+Raise it when the rules change, so that older records are not used.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,13 @@ class InspectedFolders:
     """Result of reading the headers in the folders that image patterns match."""
 
     matched: MatchedImages
-    """Images, without the folders that hold no CT. Each series is an image of its own if its layout
-    says so. Files that are not used are among the ignored ones."""
+    """Images, without the folders that hold no CT.
+
+    Each series is an image of its own if its layout says so. Files that are not used are among the
+    ignored ones.
+    """
     records: dict[str, FolderRecord] = field(default_factory=dict)
-    """Findings from the headers, kept for the next run."""
+    """Records of the folders, which the next run uses."""
 
 
 def known_folders(
@@ -72,8 +77,8 @@ def inspect_dicom_folders(
     """Separate CTs from other DICOM objects, and series from each other.
 
     A file that cannot be read, or that is not DICOM but may be a slice, is added to every series of
-    its folder that is a scan. If there is no such series, the file becomes a scan of its own. Such
-    scans fail under their names, so an incomplete series never passes for a whole one.
+    its folder that is a scan. If there is no such series, the file becomes a scan of its own. These
+    scans fail, so an incomplete series never passes for a whole one.
 
     Parameters
     ----------
@@ -91,30 +96,32 @@ def inspect_dicom_folders(
     keys = {(image.layout, image.path): _record_key(recipe_text, raw, image) for image in folders}
     records = {key: known[key] for key in keys.values() if known and key in known}
     new = [image for image in folders if keys[image.layout, image.path] not in records]
-    whole = [image for image in new if recipe.layouts[image.layout].series is None]
-    records_of_whole = map_concurrently(raw.fs, lambda image: _look_for_ct(raw, image.path), whole)
-    inspected = list(zip(whole, records_of_whole, strict=True))
+    single_scan_images = [image for image in new if recipe.layouts[image.layout].series is None]
+    single_scan_records = map_concurrently(
+        raw.fs, lambda image: _look_for_ct(raw, image.path), single_scan_images
+    )
+    inspected = list(zip(single_scan_images, single_scan_records, strict=True))
     for image in new:
         choice = recipe.layouts[image.layout].series
         if choice is not None:
             names = recipe.used_names(image.layout) & SERIES_NAMES
             inspected.append((image, _look_for_series(raw, image.path, choice, names)))
-    of_image = {image_key: records[key] for image_key, key in keys.items() if key in records}
+    record_of_image = {image_key: records[key] for image_key, key in keys.items() if key in records}
     for image, (record, is_final) in inspected:
         image_key = image.layout, image.path
-        of_image[image_key] = record
+        record_of_image[image_key] = record
         if is_final:
             records[keys[image_key]] = record
     images: list[FoundImage] = []
     ignored: dict[str, PathNote] = {}
     for image in matched.images:
-        known_record = of_image.get((image.layout, image.path))
-        if known_record is None or known_record.is_scan:
+        folder_record = record_of_image.get((image.layout, image.path))
+        if folder_record is None or folder_record.is_scan:
             images.append(image)
             continue
         files = raw.folders[image.path]
-        for part in known_record.parts:
-            paths = tuple(_chosen(files, part.files))
+        for part in folder_record.parts:
+            paths = tuple(_from_ranges(files, part.files))
             if part.reason:
                 notes = (PathNote(path, part.reason, part.detail) for path in paths)
                 ignored |= {note.path: note for note in notes}
@@ -125,32 +132,32 @@ def inspect_dicom_folders(
                     ignored |= {path: PathNote(path, _UNNAMED, detail) for path in paths}
                 else:
                     images.append(series_image)
-    without_other_folders = replace(
+    ct_images = replace(
         matched,
-        images=tuple(_spread(images)),
+        images=tuple(_mark_spread_series(images)),
         ignored=(*matched.ignored, *ignored.values()),
     )
-    return InspectedFolders(without_other_folders.checked(raw), records)
+    return InspectedFolders(ct_images.separate_misnamed(raw), records)
 
 
 def _record_key(recipe_text: str, raw: RawFolder, image: FoundImage) -> str:
-    parts = [_RULES, recipe_text, image.layout, image.path, raw.stamp_of((image.path,))]
+    parts = [_RULES_VERSION, recipe_text, image.layout, image.path, raw.stamp_of((image.path,))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
     """Find out whether a folder holds a CT.
 
-    The middle file by size is read first; in most folders it is a slice.
+    The file of median size is read first. In most folders, it is a slice.
 
     Returns
     -------
     tuple of FolderRecord, bool
-        The result, and whether it is final. It is not if a file could not be read, because that
-        file may be readable the next time.
+        The result, and whether it is final. The result is not final if a file could not be read,
+        because that file may be readable the next time.
     """
     files = raw.folders[folder]
-    likely = sorted(
+    candidates = sorted(
         (
             path
             for path in files
@@ -158,28 +165,30 @@ def _look_for_ct(raw: RawFolder, folder: str) -> tuple[FolderRecord, bool]:
         ),
         key=lambda path: (raw.sizes[path], path),
     )
-    if not likely:
+    if not candidates:
         return FolderRecord(is_scan=False), True
-    first = likely.pop(len(likely) // 2)
-    seen = {first: _read(raw, first)}
-    if not _may_be_ct(seen[first]):
-        seen |= zip(
-            likely, map_concurrently(raw.fs, lambda path: _read(raw, path), likely), strict=True
+    first = candidates.pop(len(candidates) // 2)
+    results = {first: _read_header(raw, first)}
+    if not _may_be_ct(results[first]):
+        results |= zip(
+            candidates,
+            map_concurrently(raw.fs, lambda path: _read_header(raw, path), candidates),
+            strict=True,
         )
-    is_final = not any(isinstance(item, Exception) for item in seen.values())
-    if any(map(_may_be_ct, seen.values())):
+    is_final = not any(isinstance(item, Exception) for item in results.values())
+    if any(map(_may_be_ct, results.values())):
         return FolderRecord(is_scan=True), is_final
-    return FolderRecord(is_scan=False, parts=tuple(_non_ct_kinds(files, seen))), is_final
+    return FolderRecord(is_scan=False, parts=tuple(_non_ct_kinds(files, results))), is_final
 
 
-def _may_be_ct(found: "DicomObject | Exception | None") -> bool:
+def _may_be_ct(result: "DicomObject | Exception | None") -> bool:
     """Return whether a file is a CT slice or cannot be read.
 
     Files that cannot be read count as CT, so that the ingest reports them.
     """
-    if isinstance(found, DicomObject):
-        return found.non_ct_kind is None
-    return found is not None
+    if isinstance(result, DicomObject):
+        return result.non_ct_kind is None
+    return result is not None
 
 
 def _look_for_series(
@@ -188,39 +197,51 @@ def _look_for_series(
     """Read all headers of a folder, and choose among its CT series; see :func:`_look_for_ct`."""
     files = raw.folders[folder]
     paths = [path for path in files if not is_hidden(_name(path))]
-    seen = dict(
-        zip(paths, map_concurrently(raw.fs, lambda path: _read(raw, path), paths), strict=True)
+    results = dict(
+        zip(
+            paths,
+            map_concurrently(raw.fs, lambda path: _read_header(raw, path), paths),
+            strict=True,
+        )
     )
-    series = group_series(item for item in seen.values() if isinstance(item, DicomObject))
-    unreadable = [path for path, item in seen.items() if isinstance(item, Exception)]
+    series = group_series(item for item in results.values() if isinstance(item, DicomObject))
+    unreadable = [path for path, item in results.items() if isinstance(item, Exception)]
     parts: list[FolderPart] = []
-    taken: set[str] = set()
-    for one in series:
-        own = [_relative(raw, item.path) for item in (*one.objects, *one.others)]
-        taken.update(own)
-        described = _described(one)
-        if choice.selects(described):
-            texts = described.texts()
+    grouped_files: set[str] = set()
+    for ct_series in series:
+        series_files = [
+            _relative(raw, item.path) for item in (*ct_series.objects, *ct_series.others)
+        ]
+        grouped_files.update(series_files)
+        info = _series_info(ct_series)
+        if choice.selects(info):
+            texts = info.texts()
             parts.append(
                 FolderPart(
-                    files=_runs(files, {*own, *unreadable}),
-                    key=one.key,
-                    number=one.facts.number,
+                    files=_to_ranges(files, {*series_files, *unreadable}),
+                    key=ct_series.key,
+                    number=ct_series.facts.number,
                     texts={name: texts[name] for name in sorted(names)},
                 )
             )
         else:
-            reason = _NOT_CHOSEN if choice.is_long_enough(described) else _SHORT
-            parts.append(FolderPart(files=_runs(files, own), reason=reason, detail=one.name))
+            reason = _NOT_CHOSEN if choice.is_long_enough(info) else _TOO_SHORT
+            parts.append(
+                FolderPart(
+                    files=_to_ranges(files, series_files), reason=reason, detail=ct_series.name
+                )
+            )
     if unreadable and all(part.reason for part in parts):
-        nothing = SeriesInfo(None, "", "", (), "", (), None, 0).texts()
-        texts = {name: nothing[name] for name in sorted(names)}
-        parts.append(FolderPart(files=_runs(files, unreadable), texts=texts))
-    parts += _non_ct_kinds(files, {path: item for path, item in seen.items() if path not in taken})
+        empty_texts = SeriesInfo(None, "", "", (), "", (), None, 0).texts()
+        texts = {name: empty_texts[name] for name in sorted(names)}
+        parts.append(FolderPart(files=_to_ranges(files, unreadable), texts=texts))
+    parts += _non_ct_kinds(
+        files, {path: item for path, item in results.items() if path not in grouped_files}
+    )
     return FolderRecord(is_scan=False, parts=tuple(parts)), not unreadable
 
 
-def _described(series: CtSeries) -> SeriesInfo:
+def _series_info(series: CtSeries) -> SeriesInfo:
     facts = series.facts
     return SeriesInfo(
         number=facts.number,
@@ -235,30 +256,30 @@ def _described(series: CtSeries) -> SeriesInfo:
 
 
 def _non_ct_kinds(
-    files: Sequence[str], seen: "Mapping[str, DicomObject | Exception | None]"
+    files: Sequence[str], results: "Mapping[str, DicomObject | Exception | None]"
 ) -> Iterator[FolderPart]:
     """Yield the DICOM files that are not CT, by kind."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for path, item in seen.items():
+    for path, item in results.items():
         if isinstance(item, DicomObject) and item.non_ct_kind is not None:
             kinds[item.non_ct_kind].append(path)
     for kind, paths in sorted(kinds.items()):
         reason = f"{_NO_SLICE if kind == _LOCALIZER else _NOT_CT}{kind}"
-        yield FolderPart(files=_runs(files, paths), reason=reason)
+        yield FolderPart(files=_to_ranges(files, paths), reason=reason)
 
 
-def _read(raw: RawFolder, path: str) -> "DicomObject | Exception | None":
+def _read_header(raw: RawFolder, path: str) -> "DicomObject | Exception | None":
     """Read a header and keep only the part that describes the series, to save memory.
 
     Errors are returned. The ingest reads the file again and reports them.
     """
     try:
-        found = read_object(raw.fs, f"{raw.root}/{path}", raw.sizes[path], DEFAULT_LIMITS)
+        dicom_object = read_object(raw.fs, f"{raw.root}/{path}", raw.sizes[path], DEFAULT_LIMITS)
     except (FormatError, OSError) as problem:
         return problem
-    if found is None:
+    if dicom_object is None:
         return None
-    return replace(found, header=replace(found.header, data=DataSet()))
+    return replace(dicom_object, header=replace(dicom_object.header, data=DataSet()))
 
 
 def _with_series(
@@ -278,7 +299,7 @@ def _with_series(
     )
 
 
-def _spread(images: Iterable[FoundImage]) -> Iterator[FoundImage]:
+def _mark_spread_series(images: Iterable[FoundImage]) -> Iterator[FoundImage]:
     """Mark series whose files lie in several folders. No folder then holds the whole scan."""
     images = list(images)
     folders: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -286,9 +307,11 @@ def _spread(images: Iterable[FoundImage]) -> Iterator[FoundImage]:
         if image.series is not None and image.series.key:
             folders[image.layout, image.series.key].append(image.path)
     for image in images:
-        found_in = folders.get((image.layout, image.series.key), []) if image.series else []
-        if image.series is not None and len(found_in) > 1:
-            yield replace(image, series=replace(image.series, folders=tuple(sorted(found_in))))
+        series_folders = folders.get((image.layout, image.series.key), []) if image.series else []
+        if image.series is not None and len(series_folders) > 1:
+            yield replace(
+                image, series=replace(image.series, folders=tuple(sorted(series_folders)))
+            )
         else:
             yield image
 
@@ -301,28 +324,28 @@ def _relative(raw: RawFolder, path: str) -> str:
     return path[len(raw.root) + 1 :]
 
 
-def _runs(files: Sequence[str], chosen: Iterable[str]) -> str:
+def _to_ranges(files: Sequence[str], chosen: Iterable[str]) -> str:
     """Write positions in a list as ranges.
 
     Examples
     --------
-    >>> _runs("abcdefg", "abcf"), list(_chosen("abcdefg", "0-2 5"))
+    >>> _to_ranges("abcdefg", "abcf"), list(_from_ranges("abcdefg", "0-2 5"))
     ('0-2 5', ['a', 'b', 'c', 'f'])
     """
-    wanted = set(chosen)
-    runs: list[list[int]] = []
+    chosen_set = set(chosen)
+    ranges: list[list[int]] = []
     for position, name in enumerate(files):
-        if name not in wanted:
+        if name not in chosen_set:
             continue
-        if runs and runs[-1][1] == position - 1:
-            runs[-1][1] = position
+        if ranges and ranges[-1][1] == position - 1:
+            ranges[-1][1] = position
         else:
-            runs.append([position, position])
-    return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+            ranges.append([position, position])
+    return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ranges)
 
 
-def _chosen(files: Sequence[str], runs: str) -> Iterator[str]:
-    """Return the items for ranges that :func:`_runs` wrote."""
-    for run in runs.split():
-        first, _, last = run.partition("-")
+def _from_ranges(files: Sequence[str], ranges: str) -> Iterator[str]:
+    """Yield the items for ranges that :func:`_to_ranges` wrote."""
+    for item_range in ranges.split():
+        first, _, last = item_range.partition("-")
         yield from files[int(first) : int(last or first) + 1]

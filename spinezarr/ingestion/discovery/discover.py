@@ -48,7 +48,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ScanSource:
-    """Files of one scan, and what recipe and tables say of it."""
+    """Files of one scan, and its facts from recipe and tables."""
 
     scan_id: str
     patient_id: str
@@ -71,8 +71,10 @@ class ScanSource:
     label_state: LabelState = "unknown"
     """Whether vertebrae cut by the end of the volume are annotated."""
     label_values: tuple[tuple[int, int], ...] = ()
-    """Pairs of the value in the file of the mask and the stored value; empty if they are the
-    same."""
+    """Pairs of the value in the file of the mask and the stored value.
+
+    It is empty if the values are stored as they are.
+    """
     centroids: str | None = None
     """Path of the file with annotated centers."""
     centroid_bytes: int = 0
@@ -112,8 +114,7 @@ class UnpairedImage:
     looked_for: tuple[str, ...]
     """Paths at which the recipe expects the mask."""
     similar: tuple[str, ...] = ()
-    """Files whose names differ from the mask's only in case, and folders with the name of the
-    mask."""
+    """Files whose names differ from that of the mask only in case, and folders with its name."""
 
     @property
     def reason(self) -> str:
@@ -123,9 +124,9 @@ class UnpairedImage:
         )
         if not self.similar:
             return missing
-        what = "is a folder" if self.similar[0].endswith("/") else "differs in capital letters"
+        relation = "is a folder" if self.similar[0].endswith("/") else "differs in capital letters"
         return (
-            f"{missing}. There is {self.similar[0]}, which {what}: rename it, or correct the "
+            f"{missing}. There is {self.similar[0]}, which {relation}: rename it, or correct the "
             "pattern."
         )
 
@@ -160,12 +161,11 @@ class Discovery:
     patterns: tuple[PatternUse, ...]
     """Every pattern of the recipe, with the number of its files."""
     parts: tuple[PartUse, ...]
-    """Every part of masks that have one file for each structure, with the number of scans that have
-    it."""
+    """Every part of masks that have one file for each structure, with its number of scans."""
     tables: tuple[TableUse, ...]
     """Every table of the recipe, with the number of rows that belong to scans."""
     folders: dict[str, FolderRecord] = field(default_factory=dict, repr=False)
-    """Findings from the headers of folders of DICOM files, for the ledger."""
+    """Records of the folders of DICOM files, for the ledger."""
 
     @property
     def failing(self) -> tuple[tuple[str, str], ...]:
@@ -182,7 +182,7 @@ class Discovery:
             If every scan has an image or mask with an ending that no reader accepts. The message
             names these formats.
         """
-        if not self.scans or not all(map(_has_unread, self.scans)):
+        if not self.scans or not all(map(_has_unreadable_file, self.scans)):
             return
         lines = [
             f"{use.pattern} ({count_noun(use.unread, 'file')}): {use.unread_advice}"
@@ -197,12 +197,12 @@ class Discovery:
         )
 
 
-def _has_unread(scan: ScanSource) -> bool:
+def _has_unreadable_file(scan: ScanSource) -> bool:
     masks = [part.path for part in scan.label_parts] if scan.label is None else [scan.label]
     return any(unsupported_kind(path) is not None for path in (scan.image, *masks))
 
 
-OF_SYSTEM: Final = "left by an operating system or program"
+_LEFT_BY_SYSTEM: Final = "left by an operating system or program"
 _UNLISTED: Final = "folder cannot be listed"
 
 
@@ -260,14 +260,14 @@ def _discover(
     if not (by_name.images or by_name.misnamed):
         raise UsageError(nothing_found(recipe, raw, folder))
     inspected = inspect_dicom_folders(recipe, folder, by_name, known)
-    found = [*inspected.matched.images, *(image for image, _ in inspected.matched.misnamed)]
+    images = [*inspected.matched.images, *(image for image, _ in inspected.matched.misnamed)]
     chosen = choose_images(recipe, folder, inspected.matched)
     if chosen.refused and not chosen.pairs:
         raise _all_refused_error(chosen.refused)
-    tables = join_tables(recipe, folder, found)
+    tables = join_tables(recipe, folder, images)
     leftovers = Leftovers(recipe, folder)
-    paired = [image for image in chosen.pairs if _is_complete(recipe, image)]
-    scans = [_scan_source(recipe, folder, image, splits, tables) for image in paired]
+    complete_pairs = [image for image in chosen.pairs if _is_complete(recipe, image)]
+    scans = [_scan_source(recipe, folder, image, splits, tables) for image in complete_pairs]
     without_mask = [
         _unpaired_image(recipe, image, leftovers)
         for image in chosen.pairs
@@ -280,10 +280,10 @@ def _discover(
         folder,
         leftovers,
         used,
-        [image.path for image in found] + [path for scan in chosen.refused for path in scan.paths],
+        [image.path for image in images] + [path for scan in chosen.refused for path in scan.paths],
         (*chosen.left_out, *inspected.matched.ignored),
     )
-    listed = {image.listed_as for image in found}
+    listed = {image.listed_as for image in images}
     return Discovery(
         title=recipe.title,
         raw=raw,
@@ -293,7 +293,7 @@ def _discover(
         without_image=orphans,
         orphans_expected=recipe.orphaned_masks == "expected",
         unlisted=tuple(
-            PathNote(path, f"{_UNLISTED}: {why}") for path, why in folder.unlisted.items()
+            PathNote(path, f"{_UNLISTED}: {reason}") for path, reason in folder.unlisted.items()
         ),
         ignored=ignored,
         absent=tuple(name for name in splits if name not in listed),
@@ -312,11 +312,11 @@ def _list_folder(recipe: Recipe, raw: str, storage_options: Mapping[str, Any] | 
     """Return the files of the raw folder; raise UsageError if it cannot be listed."""
     fs, root = open_filesystem(raw, storage_options)
     if not fs.isdir(root):
-        what = "is a file" if fs.exists(root) else "does not exist"
+        state = "is a file" if fs.exists(root) else "does not exist"
         raise UsageError(
             MultilineText(
-                f"raw folder {redact_url(raw)!r} {what}. Give the folder that holds the downloaded "
-                f"files of {recipe.title}.",
+                f"raw folder {redact_url(raw)!r} {state}. Give the folder that holds the "
+                f"downloaded files of {recipe.title}.",
                 *known_layouts(recipe),
             )
         )
@@ -332,8 +332,8 @@ def _list_folder(recipe: Recipe, raw: str, storage_options: Mapping[str, Any] | 
 def _all_refused_error(refused: Sequence[RefusedScan]) -> RecipeError:
     """Return the error for a folder in which no scan can be used."""
     more = len(refused) - 1
-    also = [f"The same holds for {count_noun(more, 'other scan')}."] if more else []
-    return RecipeError(MultilineText(*refused[0].reason.split("\n"), *also))
+    further_lines = [f"The same holds for {count_noun(more, 'other scan')}."] if more else []
+    return RecipeError(MultilineText(*refused[0].reason.split("\n"), *further_lines))
 
 
 def _is_complete(recipe: Recipe, paired: PairedImage) -> bool:
@@ -342,8 +342,8 @@ def _is_complete(recipe: Recipe, paired: PairedImage) -> bool:
 
 
 def _unpaired_image(recipe: Recipe, paired: PairedImage, leftovers: Leftovers) -> UnpairedImage:
-    image, looked_for = paired.image, _mask_candidates(recipe, paired)
-    return UnpairedImage(image.scan_id, image.path, looked_for, leftovers.similar(looked_for))
+    image, candidates = paired.image, _mask_candidates(recipe, paired)
+    return UnpairedImage(image.scan_id, image.path, candidates, leftovers.similar(candidates))
 
 
 def _other_files(
@@ -358,7 +358,7 @@ def _other_files(
     Parameters
     ----------
     folder, leftovers
-        The raw folder, and what sorts the files in it that are left over.
+        The raw folder, and the sorter of its files that belong to no scan.
     used
         Files of scans, tables, lists and splits.
     reported
@@ -366,12 +366,14 @@ def _other_files(
     notes
         Files that were matched and are not used, each with the reason.
     """
-    # The mask beside an image that is not used may be the mask of an image that is.
+    # The mask of an image that is not used may also be the mask of an image that is used.
     explained = {note.path: note for note in notes if note.path not in used}
-    rest = leftovers.sort(used | folder.files_of_all(reported) | folder.files_of_all(explained))
-    of_system = (PathNote(path, OF_SYSTEM) for path in folder.of_system)
-    ignored = (*explained.values(), *rest.unmatched, *of_system)
-    return tuple(sorted(ignored, key=lambda note: note.path)), rest.orphans
+    sorted_files = leftovers.sort(
+        used | folder.files_of_all(reported) | folder.files_of_all(explained)
+    )
+    system_files = (PathNote(path, _LEFT_BY_SYSTEM) for path in folder.system_files)
+    ignored = (*explained.values(), *sorted_files.unmatched, *system_files)
+    return tuple(sorted(ignored, key=lambda note: note.path)), sorted_files.orphans
 
 
 def _scan_source(

@@ -25,15 +25,17 @@ __all__ = [
     "match_images",
 ]
 
-LEFT_OUT: Final = "image of a scan that is read from another file"
-UNKNOWN: Final = "unknown"
+_LEFT_OUT: Final = "image of a scan that is read from another file"
+_UNKNOWN_SCAN_ID: Final = "unknown"
 """Scan id of a folder whose series are scans of their own, until its headers have been read."""
-BESIDE_LEFT_OUT: Final = "belongs to an image of a scan that is read from another file"
-FURTHER: Final = "fits a scan that uses another file"
+_COMPANION_LEFT_OUT: Final = "belongs to an image of a scan that is read from another file"
+_ALTERNATIVE: Final = "fits a scan that uses another file"
 _SCAN_ID: Final = re.compile(r"(?!__)(?!zarr\.json$)(?!.*\.partial$)[\w-][^/\\*?\[\]]*")
-"""Allowed scan ids. File systems treat ``*?[]`` as wildcards. Names that begin with a dot are
-hidden. Zarr v3 ('Node names') reserves those that begin with ``__``. Files of a store have the
-other names that are excluded."""
+"""Allowed scan ids.
+
+File systems treat ``*?[]`` as wildcards. Names that begin with a dot are hidden. Zarr v3 ('Node
+names') reserves those that begin with ``__``. The files of a store have the other excluded names.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,7 @@ class SeriesFiles:
     """One CT series of a folder whose series are scans of their own."""
 
     key: str
-    """Key that identifies the series in its folder; see
-    :class:`spinezarr.formats.dicom_series.CtSeries`."""
+    """:attr:`spinezarr.formats.dicom_series.CtSeries.key`."""
     name: str
     """Name of the series in messages, e.g. ``series '2'``."""
     files: tuple[str, ...]
@@ -73,7 +74,7 @@ class SeriesFiles:
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
-    """An image that a pattern of one layout found."""
+    """An image that a pattern of one layout matches."""
 
     path: str
     """Path of a file, or of a folder of DICOM slices, which ends with ``/``."""
@@ -112,7 +113,7 @@ class FoundImage:
 
 @dataclass(frozen=True, slots=True)
 class PairedImage:
-    """An image with its mask and the small files beside it, as far as there are any."""
+    """An image with its mask and the small files that accompany it, if there are any."""
 
     image: FoundImage
     label: str | None
@@ -122,11 +123,11 @@ class PairedImage:
     centroids: str | None
     sidecar: str | None
     has_expected_mask: bool
-    """Whether it has the mask that its layout expects."""
+    """Whether the image has the mask that its layout expects."""
     absent_parts: tuple[str, ...]
     """Parts that the layout names and that are absent although others are present."""
     alternatives: tuple[PathNote, ...]
-    """Files that could replace one of these."""
+    """Files that fit the templates of the image, too, but are not used."""
     problem: str
     """Why it is unclear which files belong to the image; empty if it is clear."""
 
@@ -148,7 +149,7 @@ class PairedImage:
 
 @dataclass(frozen=True, slots=True)
 class RefusedScan:
-    """An image that cannot be used because of its name, or several with one scan id."""
+    """An image that cannot be used because of its name, or several images with one scan id."""
 
     scan_id: str
     paths: tuple[str, ...]
@@ -167,15 +168,17 @@ class MatchedImages:
     misnamed: tuple[tuple[FoundImage, str], ...] = ()
     """Images whose name cannot be used, each with the reason."""
 
-    def checked(self, raw: RawFolder) -> "MatchedImages":
+    def separate_misnamed(self, raw: RawFolder) -> "MatchedImages":
         """Return the matches after moving images with unusable names to ``misnamed``."""
-        bad = {
-            image.identity: (image, why) for image in self.images if (why := _bad_name(image, raw))
+        misnamed = {
+            image.identity: (image, reason)
+            for image in self.images
+            if (reason := _name_problem(image, raw))
         }
         return replace(
             self,
-            images=tuple(image for image in self.images if image.identity not in bad),
-            misnamed=(*self.misnamed, *bad.values()),
+            images=tuple(image for image in self.images if image.identity not in misnamed),
+            misnamed=(*self.misnamed, *misnamed.values()),
         )
 
 
@@ -194,25 +197,25 @@ def match_images(recipe: Recipe, raw: RawFolder) -> MatchedImages:
     """Match every file and folder."""
     ignore = [(PathPattern(item.path), item.reason) for item in recipe.ignore]
     is_mask = mask_matcher(recipe)
-    fits = _image_matcher(recipe)
-    found: list[FoundImage] = []
+    matching_images = _image_matcher(recipe)
+    found_images: list[FoundImage] = []
     ignored: dict[str, PathNote] = {}
     for path in raw.sizes:
-        reason = next((why for pattern, why in ignore if pattern.match(path) is not None), None)
+        reason = next((text for pattern, text in ignore if pattern.match(path) is not None), None)
         if reason is not None:
             ignored[path] = PathNote(path, reason)
             continue
         for name in names_of(path):
             if name != to_nfc(path) and raw.named(name):
                 continue  # another file has exactly this name
-            images = list(fits(path, name))
+            images = list(matching_images(path, name))
             if images or is_mask(name):
-                found += [] if is_mask(name) else images
+                found_images += [] if is_mask(name) else images
                 break
     for folder, files in raw.folders.items():
         if not (all(path in ignored for path in files) or is_mask(folder)):
-            found += fits(folder, folder)
-    return MatchedImages(tuple(found), tuple(ignored.values())).checked(raw)
+            found_images += matching_images(folder, folder)
+    return MatchedImages(tuple(found_images), tuple(ignored.values())).separate_misnamed(raw)
 
 
 def mask_matcher(recipe: Recipe) -> Callable[[str], bool]:
@@ -232,8 +235,8 @@ def mask_matcher(recipe: Recipe) -> Callable[[str], bool]:
     }
 
     def is_mask(name: str) -> bool:
-        known = patterns[name.endswith("/")]
-        return any(pattern.fullmatch(to_nfc(name)) for pattern in known)
+        masks = patterns[name.endswith("/")]
+        return any(pattern.fullmatch(to_nfc(name)) for pattern in masks)
 
     return is_mask
 
@@ -248,16 +251,16 @@ def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]
         for folders in (False, True)
         for key, layout in recipe.layouts.items()
     ]
-    half = len(recipe.layouts)
-    of_files, of_folders = layouts[:half], layouts[half:]
+    n_layouts = len(recipe.layouts)
+    file_layouts, folder_layouts = layouts[:n_layouts], layouts[n_layouts:]
 
-    def fits(path: str, name: str) -> Iterator[FoundImage]:
-        for key, layout, patterns in of_folders if path.endswith("/") else of_files:
-            for remembered in filter(None, (pattern.match(name) for pattern in patterns)):
-                texts = recipe.resolve_lookups({**layout.constants, **remembered})
+    def images_of_path(path: str, name: str) -> Iterator[FoundImage]:
+        for key, layout, patterns in folder_layouts if path.endswith("/") else file_layouts:
+            for matched_texts in filter(None, (pattern.match(name) for pattern in patterns)):
+                texts = recipe.resolve_lookups({**layout.constants, **matched_texts})
                 if layout.series is not None:
                     # The scans of the folder are known only after its headers have been read.
-                    yield FoundImage(path, key, texts, UNKNOWN, UNKNOWN)
+                    yield FoundImage(path, key, texts, _UNKNOWN_SCAN_ID, _UNKNOWN_SCAN_ID)
                     break
                 scan_id = fill_template(recipe.scan_id, texts)
                 if scan_id is not None and fill_template(recipe.source, texts) is not None:
@@ -265,26 +268,25 @@ def _image_matcher(recipe: Recipe) -> Callable[[str, str], Iterator[FoundImage]]
                     yield FoundImage(path, key, texts, scan_id, duplicate_key)
                     break
 
-    return fits
+    return images_of_path
 
 
-def _bad_name(image: FoundImage, raw: RawFolder) -> str:
-    """Return why the name of an image cannot be used, or "" if it can."""
+def _name_problem(image: FoundImage, raw: RawFolder) -> str:
+    """Return the reason why the name of an image cannot be used, or "" if it can."""
     if raw.cannot_open(image.path):
-        return _unusable(image.path)
+        return _unusable_path_message(image.path)
     if _SCAN_ID.fullmatch(image.scan_id) and is_printable(image.scan_id):
         return ""
     return (
         f"{image.name}: gives the scan id '{to_printable(image.scan_id)}', which cannot name a "
-        "folder "
-        "of a store. An id starts with a letter, a digit, '-' or one '_', holds none of "
-        "'/\\*?[]' and no control or invisible characters, and is neither 'zarr.json' nor ends "
-        "with '.partial'. Rename the file, or let the recipe's scan_id leave that part of its name "
-        "out."
+        "folder of a store. An id starts with a letter, a digit, '-' or one '_', contains none of "
+        "'/\\*?[]' and no control or invisible characters, is not 'zarr.json', and does not end "
+        "with '.partial'. Rename the file, or change the scan_id of the recipe so that it leaves "
+        "that part of the name out."
     )
 
 
-def _unusable(path: str) -> str:
+def _unusable_path_message(path: str) -> str:
     return (
         f"{path}: its path holds control characters or is not UTF-8, shown here as escapes. "
         "Rename it."
@@ -296,70 +298,78 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
 
     If several layouts have a scan, the first layout that has it with its mask is used. Within a
     layout, images that the layout's list names come first, then images with a mask, then the order
-    of paths decides. Images are refused in three cases: two give the same scan id, and neither a
-    list nor ``duplicate_key`` allows that; two would share a mask; several files fit one image
-    equally well.
+    of paths decides. Images are refused in three cases:
+
+    * Two images give the same scan id, and neither a list nor ``duplicate_key`` allows that.
+    * Two images would share a mask.
+    * Several files fit one image equally well.
     """
     groups: dict[str, list[FoundImage]] = defaultdict(list)
     for image in matched.images:
         groups[image.duplicate_key].append(image)
-    pair = _Pairing(recipe, raw, matched)
+    pairing = _Pairing(recipe, raw, matched)
     lists = {key: _listed_lines(layout, raw) for key, layout in recipe.layouts.items()}
     pairs: list[PairedImage] = []
-    refused = [_refused([pair(image)], reason) for image, reason in matched.misnamed]
-    left: dict[str, PathNote] = {}
+    refused = [_refused_scan([pairing(image)], reason) for image, reason in matched.misnamed]
+    left_out: dict[str, PathNote] = {}
     for group in groups.values():
         by_id: dict[str, list[PairedImage]] = defaultdict(list)
-        for paired in _best_layout(recipe, pair, group):
+        for paired in _best_layout(recipe, pairing, group):
             by_id[paired.image.scan_id].append(paired)
-        known: list[PairedImage] = []
-        for same in by_id.values():
-            first, *others = sorted(same, key=lambda paired: _rank(recipe, lists, paired))
-            known.append(first)
+        used: list[PairedImage] = []
+        for candidates in by_id.values():
+            first, *others = sorted(candidates, key=lambda paired: _rank(recipe, lists, paired))
+            used.append(first)
             if others and not recipe.picks_one_of_several(first.image.layout):
-                known += others
-                refused.append(_refused(same, _one_id(first.image, others[0].image)))
+                used += others
+                refused.append(
+                    _refused_scan(candidates, _same_id_message(first.image, others[0].image))
+                )
             else:
                 pairs.append(first)
-        for note in (*_left_out(group, known, pair), *_further(known)):
-            if note.reason == LEFT_OUT or note.path not in left:
-                left[note.path] = note
-    unclear = _unclear(pairs, raw)
-    clear = [paired for paired in pairs if paired.image.identity not in unclear]
-    clear.sort(key=lambda paired: (paired.image.path, natural_key(paired.image.scan_id)))
-    return ChosenImages(tuple(clear), tuple(left.values()), (*refused, *_unique(unclear.values())))
+        for note in (*_left_out_notes(group, used, pairing), *_alternative_notes(used)):
+            if note.reason == _LEFT_OUT or note.path not in left_out:
+                left_out[note.path] = note
+    ambiguous = _ambiguous_scans(pairs, raw)
+    unambiguous = [paired for paired in pairs if paired.image.identity not in ambiguous]
+    unambiguous.sort(key=lambda paired: (paired.image.path, natural_key(paired.image.scan_id)))
+    return ChosenImages(
+        tuple(unambiguous), tuple(left_out.values()), (*refused, *_unique_by_id(ambiguous.values()))
+    )
 
 
-def _left_out(
-    group: Iterable[FoundImage], known: Sequence[PairedImage], pair: "_Pairing"
+def _left_out_notes(
+    group: Iterable[FoundImage], used: Sequence[PairedImage], pairing: "_Pairing"
 ) -> Iterator[PathNote]:
     """Yield images that show a chosen scan again, and the files that belong to them."""
-    kept = {paired.image.identity for paired in known}
+    used_identities = {paired.image.identity for paired in used}
     for image in group:
-        if image.identity not in kept:
-            chosen = next((p.image for p in known if p.image.scan_id == image.scan_id), None)
-            taken_from = (chosen or known[0].image).name
-            yield from (PathNote(path, LEFT_OUT, f"read from {taken_from}") for path in image.files)
-            for path in pair(image).companions:
-                yield PathNote(path, BESIDE_LEFT_OUT, f"of {image.name}")
+        if image.identity not in used_identities:
+            chosen = next((p.image for p in used if p.image.scan_id == image.scan_id), None)
+            used_name = (chosen or used[0].image).name
+            yield from (PathNote(path, _LEFT_OUT, f"read from {used_name}") for path in image.files)
+            for path in pairing(image).companions:
+                yield PathNote(path, _COMPANION_LEFT_OUT, f"of {image.name}")
 
 
-def _further(known: Iterable[PairedImage]) -> Iterator[PathNote]:
-    return (note for paired in known for note in paired.alternatives)
+def _alternative_notes(used: Iterable[PairedImage]) -> Iterator[PathNote]:
+    return (note for paired in used for note in paired.alternatives)
 
 
-def _unique(refused: Iterable[RefusedScan]) -> Iterator[RefusedScan]:
+def _unique_by_id(refused: Iterable[RefusedScan]) -> Iterator[RefusedScan]:
     yield from {scan.scan_id: scan for scan in refused}.values()
 
 
-def _refused(images: Iterable[PairedImage], reason: str) -> RefusedScan:
+def _refused_scan(images: Iterable[PairedImage], reason: str) -> RefusedScan:
     """Return a refused scan, which may have several images."""
     images = list(images)
     paths = dict.fromkeys(path for paired in images for path in paired.files)
     return RefusedScan(to_printable(images[0].image.scan_id), tuple(paths), reason)
 
 
-def _unclear(pairs: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, str], RefusedScan]:
+def _ambiguous_scans(
+    pairs: Sequence[PairedImage], raw: RawFolder
+) -> dict[tuple[str, str], RefusedScan]:
     """Find scans with one id, with one mask, or with unclear files, by their images."""
     by_id: dict[str, list[PairedImage]] = defaultdict(list)
     by_mask: dict[str, list[PairedImage]] = defaultdict(list)
@@ -370,41 +380,44 @@ def _unclear(pairs: Sequence[PairedImage], raw: RawFolder) -> dict[tuple[str, st
             by_mask[path].append(paired)
         unusable = [path for path in paired.files if raw.cannot_open(path)]
         if paired.problem or unusable:
-            reason = paired.problem or _unusable(unusable[0])
-            refused[paired.image.identity] = _refused([paired], reason)
+            reason = paired.problem or _unusable_path_message(unusable[0])
+            refused[paired.image.identity] = _refused_scan([paired], reason)
     for path, owners in by_mask.items():
         if len(owners) > 1:
-            reason = _shared_mask(path, [paired.image.name for paired in owners])
+            reason = _shared_mask_message(path, [paired.image.name for paired in owners])
             for paired in owners:
-                refused.setdefault(paired.image.identity, _refused([paired], reason))
-    for twins in by_id.values():
-        if len(twins) > 1:
-            twin = _refused(twins, _one_id(twins[0].image, twins[1].image))
-            refused |= dict.fromkeys((paired.image.identity for paired in twins), twin)
+                refused.setdefault(paired.image.identity, _refused_scan([paired], reason))
+    for same_id in by_id.values():
+        if len(same_id) > 1:
+            refused_scan = _refused_scan(
+                same_id, _same_id_message(same_id[0].image, same_id[1].image)
+            )
+            refused |= dict.fromkeys((paired.image.identity for paired in same_id), refused_scan)
     return refused
 
 
-def _shared_mask(path: str, images: Sequence[str]) -> str:
+def _shared_mask_message(path: str, images: Sequence[str]) -> str:
     return MultilineText(
         f"the mask {path} would belong to two scans:",
         f"  {images[0]}",
         f"  {images[1]}",
-        "A mask belongs to one scan. Let its template name the image more closely. If both images "
+        "A mask belongs to one scan. Make the template of the mask more specific. If both images "
         "show the same scan, say so with 'duplicate_key'.",
     )
 
 
-def _one_id(a: FoundImage, b: FoundImage) -> str:
+def _same_id_message(a: FoundImage, b: FoundImage) -> str:
     """Return a message about two images with one scan id."""
     a, b = sorted((a, b), key=lambda image: image.name)
-    apart = min(
+    differing_name = min(
         (name for name in a.texts if a.texts[name] != b.texts.get(name)),
         key=lambda name: (name != "series_number", "/" in a.texts[name], name),
         default="",
     )
-    joined = "|join" if "/" in a.texts.get(apart, "") + b.texts.get(apart, "") else ""
-    example = f', e.g. "{{{apart}{joined}}}_{{scan}}"' if apart else ""
-    same = (
+    differing_texts = a.texts.get(differing_name, "") + b.texts.get(differing_name, "")
+    join_filter = "|join" if "/" in differing_texts else ""
+    example = f', e.g. "{{{differing_name}{join_filter}}}_{{scan}}"' if differing_name else ""
+    unicode_line = (
         ["Their names differ only in the Unicode form of a letter."]
         if to_nfc(a.path) == to_nfc(b.path)
         else []
@@ -413,19 +426,19 @@ def _one_id(a: FoundImage, b: FoundImage) -> str:
         f"two images give the scan id '{a.scan_id}':",
         f"  {a.name}",
         f"  {b.name}",
-        *same,
-        f"If they are two scans, tell their ids apart in the recipe's 'scan_id'{example}. If they "
-        "are one, remove a file or say so with 'duplicate_key' in the recipe.",
+        *unicode_line,
+        f"If they are two scans, change 'scan_id' in the recipe so that their ids differ{example}. "
+        "If they are one scan, remove a file, or say so with 'duplicate_key' in the recipe.",
     )
 
 
 def _best_layout(
-    recipe: Recipe, pair: "_Pairing", group: Sequence[FoundImage]
+    recipe: Recipe, pairing: "_Pairing", group: Sequence[FoundImage]
 ) -> list[PairedImage]:
     """Pair the images of a scan in the first layout that has an image with its mask."""
     first: list[PairedImage] = []
     for key in recipe.layouts:
-        pairs = [pair(image) for image in group if image.layout == key]
+        pairs = [pairing(image) for image in group if image.layout == key]
         if any(paired.has_expected_mask for paired in pairs):
             return pairs
         first = first or pairs
@@ -444,20 +457,20 @@ class _Pairing:
     def __call__(self, image: FoundImage) -> PairedImage:
         """Find mask, centroids and sidecar of an image."""
         layout = self._recipe.layouts[image.layout]
-        chosen = _Chosen(image.name, self._recipe.picks_one_of_several(image.layout))
-        label = chosen.first(self._files(text, image.texts) for text in layout.label)
+        chooser = _FileChooser(image.name, self._recipe.picks_one_of_several(image.layout))
+        label = chooser.first(self._files(text, image.texts) for text in layout.label)
         parts: dict[str, LabelPart] = {}
         absent: list[str] = []
         if layout.label_parts is not None:
             for name, text in layout.label_parts.values.items():
                 texts = {**image.texts, "part": name}
-                path = chosen.first([self._files(layout.label_parts.file, texts)])
+                path = chooser.first([self._files(layout.label_parts.file, texts)])
                 if path is not None:
                     parts[name] = LabelPart(label_value(text), path)
                 else:
                     absent.append(name)
         centroids, sidecar = (
-            chosen.first(self._files(text, image.texts) for text in templates)
+            chooser.first(self._files(text, image.texts) for text in templates)
             for templates in (layout.centroid_templates, layout.sidecar)
         )
         return PairedImage(
@@ -469,12 +482,12 @@ class _Pairing:
             sidecar,
             has_expected_mask=label is not None or bool(parts) or not layout.has_masks,
             absent_parts=tuple(absent) if parts else (),
-            alternatives=tuple(chosen.alternatives),
-            problem=chosen.problem,
+            alternatives=tuple(chooser.alternatives),
+            problem=chooser.problem,
         )
 
     def _files(self, template: str, texts: dict[str, str]) -> list[str]:
-        """Return the files of a template; ignored files only if there are no others.
+        """Return the files of a template. Ignored files count only if there are no others.
 
         An image is never the mask of another image.
         """
@@ -482,7 +495,7 @@ class _Pairing:
         return [path for path in files if path not in self._ignored] or files
 
 
-class _Chosen:
+class _FileChooser:
     """Chooses one file among several, and remembers the others."""
 
     def __init__(self, image: str, may_choose: bool) -> None:  # noqa: FBT001  private
@@ -491,22 +504,25 @@ class _Chosen:
         self.alternatives: list[PathNote] = []
         self.problem = ""
 
-    def first(self, found: Iterable[Sequence[str]]) -> str | None:
+    def first(self, files_of_templates: Iterable[Sequence[str]]) -> str | None:
         """Return the first file of the first template that has one."""
-        hits = [files for files in found if files]
-        if not hits:
+        matches = [files for files in files_of_templates if files]
+        if not matches:
             return None
-        path, *rivals = hits[0]
-        if rivals and not self._may_choose:
+        path, *others = matches[0]
+        if others and not self._may_choose:
             self.problem = self.problem or MultilineText(
-                f"{count_noun(len(hits[0]), 'file')} fit {self._image} equally well:",
+                f"{count_noun(len(matches[0]), 'file')} fit {self._image} equally well:",
                 f"  {path}",
-                f"  {rivals[0]}",
-                "Move all but one away, or let the template in the recipe name it more closely.",
+                f"  {others[0]}",
+                "Keep only one of them in the folder, or make the template in the recipe more "
+                "specific.",
             )
         self.alternatives += [
-            PathNote(other, FURTHER, f"{self._image} uses {path}")
-            for other in dict.fromkeys((*rivals, *(file for files in hits[1:] for file in files)))
+            PathNote(other, _ALTERNATIVE, f"{self._image} uses {path}")
+            for other in dict.fromkeys(
+                (*others, *(file for files in matches[1:] for file in files))
+            )
             if other != path
         ]
         return path
@@ -526,7 +542,7 @@ def _rank(
 ) -> tuple[bool, bool, str]:
     """Return a sort key: listed images first, then images with a mask, then by path."""
     image = paired.image
-    listed = recipe.layouts[image.layout].image_list
-    entry = None if listed is None else fill_template(listed.entry, image.texts)
+    image_list = recipe.layouts[image.layout].image_list
+    entry = None if image_list is None else fill_template(image_list.entry, image.texts)
     is_listed = entry is not None and " ".join(entry.split()) in lists[image.layout]
     return (not is_listed, not paired.has_expected_mask, image.path)

@@ -13,7 +13,7 @@ from spinezarr.text import to_nfc
 
 __all__ = ["UNMATCHED", "Leftovers", "SortedLeftovers"]
 
-ORPHAN: Final = "mask without an image"
+_ORPHAN: Final = "mask without an image"
 _COPY: Final = "copy of a file that is used, compressed in another way"
 UNMATCHED: Final = "matches no pattern of the recipe"
 
@@ -28,7 +28,7 @@ class SortedLeftovers:
 
 
 class Leftovers:
-    """Finds out why files belong to no scan."""
+    """Sorts the files that belong to no scan by the reason."""
 
     def __init__(self, recipe: Recipe, folder: RawFolder) -> None:
         self._recipe = recipe
@@ -37,34 +37,36 @@ class Leftovers:
 
     def sort(self, used: Collection[str]) -> SortedLeftovers:
         """Sort all files except ``used`` into orphaned masks and others, with reasons."""
-        near = near_misses(self._recipe)
+        near_miss = near_misses(self._recipe)
         orphans: dict[str, PathNote] = {}
         unmatched: list[PathNote] = []
         for path in (path for path in self._folder.sizes if path not in used):
             names = [to_nfc(path), *other_names(to_nfc(path))]
-            series = f"{path.rpartition('/')[0]}/"
-            if self._is_mask(series):
-                orphans[series] = PathNote(series, ORPHAN)
+            folder = f"{path.rpartition('/')[0]}/"
+            if self._is_mask(folder):
+                orphans[folder] = PathNote(folder, _ORPHAN)
             elif any(file in used for name in names[1:] for file in self._folder.named(name)):
                 unmatched.append(PathNote(path, _COPY))
             elif any(map(self._is_mask, names)):
-                orphans[path] = PathNote(path, ORPHAN)
+                orphans[path] = PathNote(path, _ORPHAN)
             else:
-                unmatched.append(PathNote(path, near(path) or UNMATCHED))
+                unmatched.append(PathNote(path, near_miss(path) or UNMATCHED))
         return SortedLeftovers(tuple(orphans.values()), tuple(unmatched))
 
     def similar(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return files whose names differ from these only in case, and folders with these names."""
-        found = (path for name in names for path in self._by_small_letters.get(name.casefold(), ()))
-        return tuple(dict.fromkeys(found))
+        paths = (
+            path for name in names for path in self._paths_by_folded_name.get(name.casefold(), ())
+        )
+        return tuple(dict.fromkeys(paths))
 
     @cached_property
-    def _by_small_letters(self) -> dict[str, list[str]]:
-        by_name: dict[str, list[str]] = {}
+    def _paths_by_folded_name(self) -> dict[str, list[str]]:
+        paths: dict[str, list[str]] = {}
         for path in self._folder.sizes:
             name = to_nfc(path)
-            for known in (name, *other_names(name)):
-                by_name.setdefault(known.casefold(), []).append(path)
+            for spelling in (name, *other_names(name)):
+                paths.setdefault(spelling.casefold(), []).append(path)
         for folder in self._folder.folders:
-            by_name.setdefault(to_nfc(folder[:-1]).casefold(), []).append(folder)
-        return by_name
+            paths.setdefault(to_nfc(folder[:-1]).casefold(), []).append(folder)
+        return paths

@@ -30,14 +30,14 @@ class _Pattern:
     regex: BoundedRegex
 
     def loose(self, *, capitals: bool, folders: bool) -> BoundedRegex:
-        """Return an expression that ignores case, or the folders in front, as asked."""
-        front = "(?:.*/)?" if folders else ""
-        return compile_bounded(f"{front}(?:{self.regex.text})", ignore_case=capitals)
+        """Return an expression that ignores case (``capitals``) or folders in front."""
+        folders_regex = "(?:.*/)?" if folders else ""
+        return compile_bounded(f"{folders_regex}(?:{self.regex.text})", ignore_case=capitals)
 
 
 @dataclass(frozen=True, slots=True)
 class _Differences:
-    """How a file differs from what a pattern describes."""
+    """Differences between a file and the files that a pattern describes."""
 
     ending: bool = False
     unpacked: bool = False
@@ -46,13 +46,16 @@ class _Differences:
     folders: bool = False
 
 
-_OWN_NAME: Final = (
+_DIFFERENCES_IN_NAME: Final = (
     _Differences(capitals=True),
     _Differences(folders=True),
     _Differences(capitals=True, folders=True),
 )
-_NAME_OF_FOLDER: Final = (_Differences(unpacked=True),)
-_OTHER_ENDING: Final = (_Differences(ending=True), _Differences(ending=True, capitals=True))
+_DIFFERENCES_IN_FOLDER: Final = (_Differences(unpacked=True),)
+_DIFFERENCES_IN_ENDING: Final = (
+    _Differences(ending=True),
+    _Differences(ending=True, capitals=True),
+)
 
 
 def near_misses(recipe: Recipe) -> Callable[[str], str]:
@@ -60,30 +63,30 @@ def near_misses(recipe: Recipe) -> Callable[[str], str]:
 
     All files of a kind have the same reason.
     """
-    known: dict[str, str] = {}
+    reason_of_kind: dict[str, str] = {}
     patterns = list(_patterns(recipe))
-    steps = (
-        (lambda name: [name, *other_names(name)], _with_regexes(patterns, _OWN_NAME)),
-        (_names_of_folder, _with_regexes(patterns, _NAME_OF_FOLDER)),
-        (_other_endings, _with_regexes(patterns, _OTHER_ENDING)),
+    searches = (
+        (lambda name: [name, *other_names(name)], _with_regexes(patterns, _DIFFERENCES_IN_NAME)),
+        (_names_of_folder, _with_regexes(patterns, _DIFFERENCES_IN_FOLDER)),
+        (_other_endings, _with_regexes(patterns, _DIFFERENCES_IN_ENDING)),
     )
 
     def reason(path: str) -> str:
         # One slice of a series stands for all, because their names differ only in digits.
         kind = path.translate(SAME_DIGITS)
-        if kind not in known:
-            known[kind] = find(path)
-        return known[kind]
+        if kind not in reason_of_kind:
+            reason_of_kind[kind] = find(path)
+        return reason_of_kind[kind]
 
     def find(path: str) -> str:
         name = to_nfc(path)
         if any(pattern.regex.fullmatch(name) for pattern in patterns):
             return ""  # it fits by name, so it is no near miss
-        for names_of, tries in steps:
+        for names_of, candidates in searches:
             names = names_of(name)
-            for pattern, differences, regex in tries if names else ():
+            for pattern, differences, regex in candidates if names else ():
                 if any(map(regex.fullmatch, names)):
-                    return _described(path, pattern, differences)
+                    return _describe(path, pattern, differences)
         return ""
 
     return reason
@@ -93,8 +96,12 @@ def _with_regexes(
     patterns: Sequence[_Pattern], differences: Sequence[_Differences]
 ) -> list[tuple[_Pattern, _Differences, BoundedRegex]]:
     return [
-        (pattern, found, pattern.loose(capitals=found.capitals, folders=found.folders))
-        for found in differences
+        (
+            pattern,
+            difference,
+            pattern.loose(capitals=difference.capitals, folders=difference.folders),
+        )
+        for difference in differences
         for pattern in patterns
     ]
 
@@ -122,10 +129,10 @@ def _other_endings(name: str) -> list[str]:
     """Return the names that an image file would have in readable formats."""
     kind = unsupported_kind(name)
     if kind is None:
-        stems = [name[: -len(end)] for end in _READ_ENDINGS if name.lower().endswith(end)]
+        stems = [name[: -len(ending)] for ending in _READ_ENDINGS if name.lower().endswith(ending)]
     elif kind.may_hold_voxels:
-        folder, slash, own = name.rpartition("/")
-        parts = own.split(".")
+        folder, slash, file_name = name.rpartition("/")
+        parts = file_name.split(".")
         shorter = [".".join(parts[:-count]) for count in (1, 2) if len(parts) > count]
         stems = [name, *(f"{folder}{slash}{stem}" for stem in shorter)]
     else:
@@ -134,25 +141,25 @@ def _other_endings(name: str) -> list[str]:
     return [*stems, *(stem + ending for stem in stems for ending in _READ_ENDINGS)]
 
 
-def _described(path: str, pattern: _Pattern, found: _Differences) -> str:
-    differences, steps = [], []
+def _describe(path: str, pattern: _Pattern, differences: _Differences) -> str:
+    difference_texts, steps = [], []
     kind = unsupported_kind(path)
-    if found.ending and kind is not None:
-        differences.append(f"it is {kind.name}")
+    if differences.ending and kind is not None:
+        difference_texts.append(f"it is {kind.name}")
         steps.append(kind.next_step)
-    elif found.ending:
-        differences.append("it has the ending of another format")
+    elif differences.ending:
+        difference_texts.append("it has the ending of another format")
         steps.append("Let the pattern name both endings, e.g. {ext:nii\\.gz|mha}.")
-    if found.capitals:
-        differences.append("capital letters differ")
-    if found.folders:
-        differences.append("it lies in a folder")
+    if differences.capitals:
+        difference_texts.append("capital letters differ")
+    if differences.folders:
+        difference_texts.append("it lies in a folder")
         steps.append("'**/' at the start of a pattern stands for any folders.")
-    if found.unpacked:
-        differences.append("it was unpacked into a folder under another name")
-    if found.capitals or found.unpacked:
+    if differences.unpacked:
+        difference_texts.append("it was unpacked into a folder under another name")
+    if differences.capitals or differences.unpacked:
         steps.append("Rename it, or write the pattern as the file is named.")
     return (
-        f"{NEARLY} the {pattern.kind} pattern {pattern.text}, but {' and '.join(differences)}. "
-        f"{' '.join(steps)}"
+        f"{NEARLY} the {pattern.kind} pattern {pattern.text}, but "
+        f"{' and '.join(difference_texts)}. {' '.join(steps)}"
     )

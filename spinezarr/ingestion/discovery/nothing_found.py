@@ -13,8 +13,8 @@ from spinezarr.text import MultilineText, count_noun
 
 __all__ = ["known_layouts", "nothing_found"]
 
-_EXAMPLES: Final = 5
-_DEPTH: Final = 3
+_MAX_EXAMPLES: Final = 5
+_MAX_DEPTH: Final = 3
 """Number of folders above and inside the raw folder that are tried."""
 
 
@@ -29,32 +29,33 @@ def known_layouts(recipe: Recipe) -> list[str]:
 
 
 def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> MultilineText:
-    """Return a message: known layouts, files that are there, a nearby folder that would match."""
+    """Return a message with the known layouts, the present files and a nearby folder that fits."""
     paths = list(folder.sizes)
-    examples = [f"    {path}" for path in paths[:_EXAMPLES]] or ["    (nothing)"]
-    more = [f"    ... and {len(paths) - _EXAMPLES} more"] if len(paths) > _EXAMPLES else []
+    examples = [f"    {path}" for path in paths[:_MAX_EXAMPLES]] or ["    (nothing)"]
+    more_line = (
+        [f"    ... and {len(paths) - _MAX_EXAMPLES} more"] if len(paths) > _MAX_EXAMPLES else []
+    )
     lines = [
         f"no image of {recipe.title} found in {redact_url(raw)!r}.",
         *known_layouts(recipe),
-        f"What is there ({count_noun(len(paths), 'file')}):",
+        f"The folder holds {count_noun(len(paths), 'file')}:",
         *examples,
-        *more,
+        *more_line,
     ]
     kinds = _one_of_each_kind(paths)
-    lines += _taken_for_masks(recipe, kinds)
-    below = _folder_that_matches(recipe, folder, kinds)
-    above = _levels_above(recipe, raw, folder, kinds)
-    if below:
-        lines.append(
-            f"The folder {below!r} inside it does match: use --raw {raw.rstrip('/')}/{below}"
-        )
-    elif above:
-        parent = raw.rstrip("/").rsplit("/", above)[0]
+    lines += _counted_as_masks(recipe, kinds)
+    inner_folder = _folder_that_matches(recipe, folder, kinds)
+    levels_above = _levels_above(recipe, raw, folder, kinds)
+    if inner_folder:
+        inner_path = f"{raw.rstrip('/')}/{inner_folder}"
+        lines.append(f"The folder {inner_folder!r} inside it does match: use --raw {inner_path}")
+    elif levels_above:
+        parent = raw.rstrip("/").rsplit("/", levels_above)[0]
         lines.append(f"A folder above it does match: use --raw {parent}")
     return MultilineText(*lines)
 
 
-def _taken_for_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:
+def _counted_as_masks(recipe: Recipe, paths: Iterable[str]) -> list[str]:
     """Return a message about a file that fits both an image pattern and a mask template.
 
     Such a file counts as a mask.
@@ -88,7 +89,7 @@ def _matches(recipe: Recipe, folder: RawFolder, paths: Iterable[str]) -> bool:
 def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, paths: Sequence[str]) -> int | None:
     """Return how many levels above the raw folder the recipe would match."""
     names = [name for name in raw.rstrip("/").split("/") if name]
-    for levels in range(1, min(_DEPTH, len(names) - 1) + 1):
+    for levels in range(1, min(_MAX_DEPTH, len(names) - 1) + 1):
         prefix = "/".join(names[-levels:])
         if _matches(recipe, folder, (f"{prefix}/{path}" for path in paths)):
             return levels
@@ -97,12 +98,12 @@ def _levels_above(recipe: Recipe, raw: str, folder: RawFolder, paths: Sequence[s
 
 def _folder_that_matches(recipe: Recipe, folder: RawFolder, paths: Sequence[str]) -> str | None:
     """Return a folder inside the raw folder from which the recipe would match."""
-    inside: dict[str, list[str]] = defaultdict(list)
+    paths_in_folder: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         steps = path.split("/")
-        for depth in range(1, min(len(steps) - 1, _DEPTH) + 1):
-            inside["/".join(steps[:depth])].append("/".join(steps[depth:]))
-    for name in sorted(inside, key=lambda name: (name.count("/"), name)):
-        if _matches(recipe, folder, inside[name]):
+        for depth in range(1, min(len(steps) - 1, _MAX_DEPTH) + 1):
+            paths_in_folder["/".join(steps[:depth])].append("/".join(steps[depth:]))
+    for name in sorted(paths_in_folder, key=lambda name: (name.count("/"), name)):
+        if _matches(recipe, folder, paths_in_folder[name]):
             return name
     return None

@@ -15,8 +15,8 @@ from spinezarr.text import to_nfc
 __all__ = ["PartUse", "PatternUse", "part_uses", "pattern_uses"]
 
 Kind = Literal["image", "mask", "centroids", "sidecar", "list"]
-_FIRST: Final[tuple[Kind, ...]] = ("mask", "image", "centroids", "sidecar", "list")
-"""Kinds in order. A file that fits patterns of several kinds counts for the first of them."""
+_KIND_ORDER: Final[tuple[Kind, ...]] = ("mask", "image", "centroids", "sidecar", "list")
+"""Order of the kinds. A file that fits patterns of several kinds counts for the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,11 @@ class PatternUse:
     kind: Kind
     pattern: str
     files: int
-    """Number of files. A file that fits several patterns counts once: for the layout that its scan
-    uses, else for the first."""
+    """Number of files.
+
+    A file that fits several patterns counts once: for the layout that its scan uses, or else for
+    the first layout.
+    """
     unread: int
     """Number of these files with an ending that no reader accepts."""
     unread_advice: str
@@ -50,7 +53,7 @@ def pattern_uses(
     recipe: Recipe,
     folder: RawFolder,
     matched: MatchedImages,
-    taken: Iterable[PairedImage],
+    paired_images: Iterable[PairedImage],
     ignored: Collection[str],
 ) -> tuple[PatternUse, ...]:
     """Count the files that each pattern and template of the recipe matches, each file once.
@@ -63,7 +66,7 @@ def pattern_uses(
         Files of the raw folder.
     matched
         Images among them.
-    taken
+    paired_images
         Images that became scans, with their masks.
     ignored
         Paths of files that belong to no scan. They count for no pattern.
@@ -71,24 +74,26 @@ def pattern_uses(
     images: dict[str, list[str]] = {}
     for image in (*matched.images, *(image for image, _ in matched.misnamed)):
         images.setdefault(image.path, []).append(image.layout)
-    taken_in = {path: paired.image.layout for paired in taken for path in paired.files}
+    layout_of_path = {
+        path: paired.image.layout for paired in paired_images for path in paired.files
+    }
     patterns = [pattern for key in recipe.layouts for pattern in _patterns(recipe, key)]
-    ranked = sorted(patterns, key=lambda pattern: _FIRST.index(pattern.kind))
+    ranked = sorted(patterns, key=lambda pattern: _KIND_ORDER.index(pattern.kind))
     files: Counter[_Pattern] = Counter()
     unread: dict[_Pattern, list[str]] = {}
     for path in (*folder.sizes, *folder.folders):
         if path in ignored:
             continue
-        hit = _first_fit(ranked, path, taken_in.get(path), images.get(path, ()))
-        if hit is None:
+        pattern = _first_match(ranked, path, layout_of_path.get(path), images.get(path, ()))
+        if pattern is None:
             continue
-        files[hit] += 1
-        kind = unsupported_kind(path) if hit.kind in {"image", "mask"} else None
+        files[pattern] += 1
+        kind = unsupported_kind(path) if pattern.kind in {"image", "mask"} else None
         if kind is not None:
             step = kind.next_step
             if kind is DICOM:
-                step = DICOM_SEG_STEP if hit.kind == "mask" else DICOM_SERIES_STEP
-            unread.setdefault(hit, []).append(f"By its ending it is {kind.name}. {step}")
+                step = DICOM_SEG_STEP if pattern.kind == "mask" else DICOM_SERIES_STEP
+            unread.setdefault(pattern, []).append(f"By its ending it is {kind.name}. {step}")
     return tuple(
         PatternUse(
             pattern.layout,
@@ -102,18 +107,20 @@ def pattern_uses(
     )
 
 
-def part_uses(recipe: Recipe, taken: Iterable[PairedImage]) -> tuple[PartUse, ...]:
+def part_uses(recipe: Recipe, paired_images: Iterable[PairedImage]) -> tuple[PartUse, ...]:
     """Count the scans that have each part of a mask, among those that have any part."""
-    scans: Counter[str] = Counter()
-    found: Counter[tuple[str, str]] = Counter()
-    for paired in taken:
+    scans_of_layout: Counter[str] = Counter()
+    scans_with_part: Counter[tuple[str, str]] = Counter()
+    for paired in paired_images:
         if paired.parts:
-            scans[paired.image.layout] += 1
-            found.update((paired.image.layout, name) for name in paired.part_names)
+            scans_of_layout[paired.image.layout] += 1
+            scans_with_part.update((paired.image.layout, name) for name in paired.part_names)
     return tuple(
-        PartUse(key, name, found[key, name], scans[key] - found[key, name])
+        PartUse(
+            key, name, scans_with_part[key, name], scans_of_layout[key] - scans_with_part[key, name]
+        )
         for key, layout in recipe.layouts.items()
-        if layout.label_parts is not None and key in scans
+        if layout.label_parts is not None and key in scans_of_layout
         for name in layout.label_parts.values
     )
 
@@ -126,19 +133,19 @@ class _Pattern:
     regexes: tuple[BoundedRegex, ...]
 
 
-def _first_fit(
-    patterns: Iterable[_Pattern], path: str, taken_in: str | None, image_in: Collection[str]
+def _first_match(
+    patterns: Iterable[_Pattern], path: str, used_layout: str | None, image_layouts: Collection[str]
 ) -> _Pattern | None:
     """Return the pattern that a file counts for: the first that fits one of its names."""
-    for known in [to_nfc(path)] if path.endswith("/") else names_of(path):
+    for name in [to_nfc(path)] if path.endswith("/") else names_of(path):
         for pattern in patterns:
             if pattern.text.endswith("/") != path.endswith("/"):
                 continue
-            if taken_in not in (None, pattern.layout):
+            if used_layout not in (None, pattern.layout):
                 continue
-            if pattern.kind == "image" and pattern.layout not in image_in:
+            if pattern.kind == "image" and pattern.layout not in image_layouts:
                 continue
-            if any(regex.fullmatch(known) for regex in pattern.regexes):
+            if any(regex.fullmatch(name) for regex in pattern.regexes):
                 return pattern
     return None
 

@@ -1,4 +1,4 @@
-"""Which files are in a raw folder, by the names that a recipe uses?
+"""Which files does a raw folder hold, and under which names can a recipe find them?
 
 The folder is listed once. Names are compared in one Unicode form, and files are opened by their own
 spelling. A file that was unpacked since the recipe was written is also found by the name that the
@@ -31,13 +31,13 @@ __all__ = ["RawFolder", "names_of", "other_names"]
 
 _VOXEL_ENDINGS: Final = {"mhd": ("raw", "zraw")}
 """Ending of the voxel file, by the ending of its header file."""
-_AFTER_ALL_TEXT: Final = "\U0010ffff"
+_HIGHEST_CHARACTER: Final = "\U0010ffff"
 _NIFTI_NAME: Final = re.compile(r"(?P<stem>.*)\.nii(?:\.gz)?", re.DOTALL | re.IGNORECASE)
 _ENDING: Final = re.compile(r"\.[A-Za-z0-9]+\Z")
 
 
 def other_names(name: str) -> list[str]:
-    """Return the names under which a recipe may know a file, besides its own.
+    """Return the names under which a recipe may know a file, without its present name.
 
     A NIfTI file is read by its content, so ``.nii`` and ``.nii.gz`` stand for each other. Some
     programs unpack a file into a folder of its own name. Endings may be in capitals.
@@ -53,7 +53,7 @@ def other_names(name: str) -> list[str]:
     """
     nifti = _NIFTI_NAME.fullmatch(name)
     if nifti is not None:
-        return [*_names_before_unpacking(name), *_packed_otherwise(nifti["stem"], name)]
+        return [*_names_before_unpacking(name), *_other_compressions(nifti["stem"], name)]
     ending = _ENDING.search(name)
     if ending is None or ending[0] == ending[0].lower():
         return []
@@ -67,8 +67,12 @@ def names_of(path: str) -> list[str]:
     that allows any folders in front would also fit its path, but would not find its mask.
     """
     name = to_nfc(path)
-    before = _names_before_unpacking(name)
-    return [*before, name, *(other for other in other_names(name) if other not in before)]
+    names_before = _names_before_unpacking(name)
+    return [
+        *names_before,
+        name,
+        *(other for other in other_names(name) if other not in names_before),
+    ]
 
 
 def _names_before_unpacking(name: str) -> list[str]:
@@ -76,22 +80,22 @@ def _names_before_unpacking(name: str) -> list[str]:
 
     That folder has the name of the file.
     """
-    folder, _, own = name.rpartition("/")
-    inside, outside = _NIFTI_NAME.fullmatch(own), _NIFTI_NAME.fullmatch(folder)
+    folder, _, file_name = name.rpartition("/")
+    inside, outside = _NIFTI_NAME.fullmatch(file_name), _NIFTI_NAME.fullmatch(folder)
     if inside is None or outside is None:
         return []
     if outside["stem"].rpartition("/")[2] != inside["stem"]:
         return []
-    return _packed_otherwise(outside["stem"], name)
+    return _other_compressions(outside["stem"], name)
 
 
-def _packed_otherwise(stem: str, name: str) -> list[str]:
+def _other_compressions(stem: str, name: str) -> list[str]:
     """Return the other names of a NIfTI file, those of the same compression first."""
     endings = (".nii.gz", ".nii") if name.lower().endswith(".gz") else (".nii", ".nii.gz")
     return [stem + ending for ending in endings if stem + ending != name]
 
 
-class _Names:
+class _NameIndex:
     """Files by all names under which they can be looked up."""
 
     def __init__(self, files: Iterable[tuple[str, str]]) -> None:
@@ -106,22 +110,22 @@ class _Names:
         """Return the files that have a name."""
         return self._files.get(name, [])
 
-    def fitting(self, template: str, texts: Mapping[str, str]) -> list[str]:
+    def matching(self, template: str, texts: Mapping[str, str]) -> list[str]:
         """Return the files that a template with ``*`` fits, in order."""
         pattern = filled_template_regex(template, texts)
         if pattern is None:
             return []
-        fits = (name for name in self._among(template, texts) if pattern.fullmatch(name))
-        return sorted({file for name in fits for file in self._files[name]})
+        matches = (name for name in self._candidates(template, texts) if pattern.fullmatch(name))
+        return sorted({file for name in matches for file in self._files[name]})
 
-    def _among(self, template: str, texts: Mapping[str, str]) -> Iterator[str]:
+    def _candidates(self, template: str, texts: Mapping[str, str]) -> Iterator[str]:
         """Yield the names that begin like a template, or end like it if it begins with ``*``."""
         start = fill_template(template.partition("*")[0], texts) or ""
         end = (fill_template(template.rpartition("*")[2], texts) or "").removeprefix("/")
-        begun, ended = _span(self._names, start), _span(self._reversed, end[::-1])
-        if len(begun) <= len(ended):
-            return (self._names[i] for i in begun)
-        return (self._reversed[i][::-1] for i in ended)
+        starting, ending = _span(self._names, start), _span(self._reversed, end[::-1])
+        if len(starting) <= len(ending):
+            return (self._names[i] for i in starting)
+        return (self._reversed[i][::-1] for i in ending)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,16 +140,18 @@ class RawFolder:
     """Modification time or entity tag of each file; empty where neither is known."""
     folders: Mapping[str, tuple[str, ...]]
     """Files directly in each folder; the path of a folder ends with ``/``."""
-    of_system: tuple[str, ...]
+    system_files: tuple[str, ...]
     """Files and folders of operating systems and programs, which are ignored."""
     unlisted: Mapping[str, str]
     """Folders that could not be listed, each with the reason."""
     unusable: frozenset[str]
-    """Files that are not opened, because their path holds control characters or is not UTF-8. The
-    paths are written with escapes."""
-    _own: _Names = field(repr=False)
-    _others: _Names = field(repr=False)
-    _own_folders: _Names = field(repr=False)
+    """Files that are not opened, because their path holds control characters or is not UTF-8.
+
+    The paths are written with escapes.
+    """
+    _by_name: _NameIndex = field(repr=False)
+    _by_other_name: _NameIndex = field(repr=False)
+    _folders_by_name: _NameIndex = field(repr=False)
 
     @classmethod
     def list(cls, fs: fsspec.AbstractFileSystem, root: str) -> Self:
@@ -156,11 +162,11 @@ class RawFolder:
         OSError
             If the folder itself cannot be listed.
         """
-        found = _Listing()
-        _list(fs, root, found)
-        sizes = {path: size for path, (size, _) in found.files.items()}
-        stamps = {path: stamp for path, (_, stamp) in found.files.items()}
-        return cls.of_files(fs, root, sizes, stamps, found)
+        listing = _Listing()
+        _list(fs, root, listing)
+        sizes = {path: size for path, (size, _) in listing.files.items()}
+        stamps = {path: stamp for path, (_, stamp) in listing.files.items()}
+        return cls.of_files(fs, root, sizes, stamps, listing)
 
     @classmethod
     def of_files(
@@ -186,12 +192,12 @@ class RawFolder:
             {path: sizes[path] for path in paths},
             stamps or {},
             {folder: tuple(files) for folder, files in folders.items()},
-            tuple(sorted(listing.of_system)),
+            tuple(sorted(listing.system_files)),
             dict(sorted(listing.unlisted.items())),
             frozenset(listing.unusable),
-            _Names(names),
-            _Names((other, path) for name, path in names for other in other_names(name)),
-            _Names((to_nfc(folder), folder) for folder in folders),
+            _NameIndex(names),
+            _NameIndex((other, path) for name, path in names for other in other_names(name)),
+            _NameIndex((to_nfc(folder), folder) for folder in folders),
         )
 
     def size_of(self, path: str) -> int:
@@ -219,8 +225,8 @@ class RawFolder:
         A path that ends with ``/`` stands for the files in that folder.
         """
         files = sorted(self.files_of_all(paths))
-        known = [(file, self.sizes[file], self.stamps.get(file, "")) for file in files]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+        states = [(file, self.sizes[file], self.stamps.get(file, "")) for file in files]
+        return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
 
     def cannot_open(self, path: str) -> bool:
         """Return whether a file, or each file of a folder, has a path that cannot be opened."""
@@ -228,24 +234,28 @@ class RawFolder:
 
     def named(self, name: str) -> Sequence[str]:
         """Return the files of exactly this name, in any Unicode form."""
-        return self._own.get(to_nfc(name))
+        return self._by_name.get(to_nfc(name))
 
     def find(self, template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
         """Return the files that a template filled with ``texts`` names, in order.
 
-        A template that ends with ``/`` names folders. Files that have the name only by
-        :func:`other_names` count only if no file has exactly this name. Several files are found if
+        A template that ends with ``/`` names folders. A file with the name among its
+        :func:`other_names` counts only if no file has exactly this name. Several files are found if
         the template has a ``*``, or if names differ only in Unicode form or by :func:`other_names`.
         """
-        among = (self._own_folders,) if template.endswith("/") else (self._own, self._others)
-        for names in among:
+        indices = (
+            (self._folders_by_name,)
+            if template.endswith("/")
+            else (self._by_name, self._by_other_name)
+        )
+        for names in indices:
             if "*" in template:
-                found = names.fitting(template, texts)
+                files = names.matching(template, texts)
             else:
                 path = fill_template(template, texts)
-                found = [] if path is None else names.get(path)
-            if found:
-                return tuple(found)
+                files = [] if path is None else names.get(path)
+            if files:
+                return tuple(files)
         return ()
 
     def first(self, patterns: Sequence[str]) -> str | None:
@@ -275,7 +285,7 @@ class RawFolder:
 
 def _span(names: Sequence[str], start: str) -> range:
     """Return the range of a sorted list in which the names begin with ``start``."""
-    return range(bisect_left(names, start), bisect_left(names, start + _AFTER_ALL_TEXT))
+    return range(bisect_left(names, start), bisect_left(names, start + _HIGHEST_CHARACTER))
 
 
 @dataclass(slots=True)
@@ -284,34 +294,34 @@ class _Listing:
 
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Size and stamp of each file."""
-    of_system: set[str] = field(default_factory=set)
+    system_files: set[str] = field(default_factory=set)
     unlisted: dict[str, str] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
 
     def add(self, path: str, size: int, stamp: str) -> None:
         """Add a file."""
-        steps = path.split("/")
-        for depth, step in enumerate(steps[:-1], 1):
-            if is_system_file(step, folder=True):
-                self.of_system.add(f"{'/'.join(steps[:depth])}/")
+        names = path.split("/")
+        for depth, name in enumerate(names[:-1], 1):
+            if is_system_file(name, folder=True):
+                self.system_files.add(f"{'/'.join(names[:depth])}/")
                 return
-        if is_system_file(steps[-1]):
-            self.of_system.add(path)
+        if is_system_file(names[-1]):
+            self.system_files.add(path)
             return
-        shown = to_printable(path, longest=None)
-        if shown != path:
-            self.unusable.add(shown)
-        self.files[shown] = (size, stamp)
+        printable = to_printable(path, longest=None)
+        if printable != path:
+            self.unusable.add(printable)
+        self.files[printable] = (size, stamp)
 
 
-def _list(fs: fsspec.AbstractFileSystem, root: str, found: _Listing) -> None:
+def _list(fs: fsspec.AbstractFileSystem, root: str, listing: _Listing) -> None:
     if isinstance(fs, LocalFileSystem):
-        _list_on_disk(root, "", frozenset(), found)
+        _list_on_disk(root, "", frozenset(), listing)
     elif _lists_by_folder(fs):
-        _list_by_folder(fs, root, "", found)
+        _list_by_folder(fs, root, "", listing)
     else:
         for path, info in fs.find(root, detail=True).items():
-            found.add(path[len(root) + 1 :], info["size"] or 0, _stamp(info))
+            listing.add(path[len(root) + 1 :], info["size"] or 0, _stamp(info))
 
 
 def _lists_by_folder(fs: fsspec.AbstractFileSystem) -> bool:
@@ -326,62 +336,62 @@ def _lists_by_folder(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def _list_by_folder(
-    fs: fsspec.AbstractFileSystem, folder: str, prefix: str, found: _Listing
+    fs: fsspec.AbstractFileSystem, folder: str, prefix: str, listing: _Listing
 ) -> None:
     try:
         entries = fs.ls(folder, detail=True)
     except OSError as problem:
-        _note_unlisted(prefix, problem, found)
+        _note_unlisted(prefix, problem, listing)
         return
     for info in entries:
-        place = info["name"].rstrip("/")
-        path = prefix + place.rsplit("/", 1)[-1]
-        if place == folder.rstrip("/"):
+        entry_path = info["name"].rstrip("/")
+        path = prefix + entry_path.rsplit("/", 1)[-1]
+        if entry_path == folder.rstrip("/"):
             continue
         if info["type"] != "directory":
-            found.add(path, info.get("size") or 0, _stamp(info))
+            listing.add(path, info.get("size") or 0, _stamp(info))
         elif is_system_file(path[len(prefix) :], folder=True):
-            found.of_system.add(f"{path}/")
+            listing.system_files.add(f"{path}/")
         else:
-            _list_by_folder(fs, place, f"{path}/", found)
+            _list_by_folder(fs, entry_path, f"{path}/", listing)
 
 
 def _stamp(info: Mapping[str, object]) -> str:
     return str(info.get("ETag") or info.get("LastModified") or info.get("created") or "")
 
 
-def _note_unlisted(prefix: str, problem: OSError, found: _Listing) -> None:
+def _note_unlisted(prefix: str, problem: OSError, listing: _Listing) -> None:
     """Record a folder that cannot be listed; raise if it is the raw folder itself."""
     if not prefix:
         raise problem
-    found.unlisted[to_printable(prefix)] = str(problem.strerror or problem)
+    listing.unlisted[to_printable(prefix)] = str(problem.strerror or problem)
 
 
-def _list_on_disk(folder: str, prefix: str, above: frozenset[str], found: _Listing) -> None:
-    real = os.path.realpath(folder)
-    if real in above:
+def _list_on_disk(folder: str, prefix: str, parents: frozenset[str], listing: _Listing) -> None:
+    real_path = os.path.realpath(folder)
+    if real_path in parents:
         return  # this link leads to a folder that contains it
     try:
         with os.scandir(folder) as entries:
-            listed = list(entries)
+            entry_list = list(entries)
     except OSError as problem:
-        _note_unlisted(prefix, problem, found)
+        _note_unlisted(prefix, problem, listing)
         return
-    for entry in listed:
+    for entry in entry_list:
         path = f"{prefix}{entry.name}"
-        linked = Path(entry.path) if entry.is_symlink() else None
+        link = Path(entry.path) if entry.is_symlink() else None
         try:
-            if (linked or entry).is_dir():
+            if (link or entry).is_dir():
                 if is_system_file(entry.name, folder=True):
-                    found.of_system.add(f"{to_printable(path)}/")
+                    listing.system_files.add(f"{to_printable(path)}/")
                 else:
-                    _list_on_disk(entry.path, f"{path}/", above | {real}, found)
-            elif (linked or entry).is_file():
+                    _list_on_disk(entry.path, f"{path}/", parents | {real_path}, listing)
+            elif (link or entry).is_file():
                 status = entry.stat()
-                found.add(path, status.st_size, str(status.st_mtime_ns))
-            elif linked is not None and not linked.exists():
-                # A broken link counts as an empty file. Reading it reports what is wrong.
-                found.add(path, 0, "")
+                listing.add(path, status.st_size, str(status.st_mtime_ns))
+            elif link is not None and not link.exists():
+                # A broken link counts as an empty file. Reading it will report the problem.
+                listing.add(path, 0, "")
         except OSError:
-            # The folder can be listed but not entered. Opening the file reports that.
-            found.add(path, 0, "")
+            # The folder can be listed but not entered. Opening the file will report that.
+            listing.add(path, 0, "")

@@ -15,13 +15,13 @@ from spinezarr.text import count_noun, to_nfc
 __all__ = ["JoinedTables", "TableUse", "join_tables"]
 
 
-_MOST_JOINED_CELLS: Final = 10_000_000
+_MAX_JOINED_CELLS: Final = 10_000_000
 """Largest number of cells of all joined tables: 100 columns of 100,000 scans."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableUse:
-    """How many rows of a table of the recipe belong to scans."""
+    """Number of rows of a table of the recipe, and of those that belong to scans."""
 
     name: str
     files: tuple[str, ...]
@@ -45,7 +45,7 @@ class JoinedTables:
 
 
 def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) -> JoinedTables:
-    """Read the tables that are there, and give each scan its rows.
+    """Read the tables that exist, and give each scan its rows.
 
     Texts of several rows of one scan, or of one column in several tables, are joined.
 
@@ -59,18 +59,18 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
     splits: dict[str, str] = {}
     uses = []
     for name, table in recipe.tables.items():
-        named = _ScansByName(table, images)
-        files, rows, matched, joined_cells = _rows(recipe, raw, name, named.names), 0, 0, 0
+        scans_by_name = _ScansByName(table, images)
+        files, rows, matched, joined_cells = _rows(recipe, raw, name, scans_by_name.names), 0, 0, 0
         unmatched: dict[str, None] = {}
-        for row in (row for listed in files.values() for row in listed):
+        for row in (row for file_rows in files.values() for row in file_rows):
             rows += 1
-            scans = named.get(row.scan)
+            scans = scans_by_name.get(row.scan)
             matched += bool(scans)
             joined_cells += len(scans) * len(row.cells)
-            if joined_cells > _MOST_JOINED_CELLS:
+            if joined_cells > _MAX_JOINED_CELLS:
                 raise FormatError(
                     f"{', '.join(files)}: each row of the table {name!r} names several scans, so "
-                    f"the rows fill more than {_MOST_JOINED_CELLS} cells. Let 'key' and 'matches' "
+                    f"the rows fill more than {_MAX_JOINED_CELLS} cells. Let 'key' and 'matches' "
                     "in the recipe name one scan for each row."
                 )
             if not scans:
@@ -93,28 +93,30 @@ class _ScansByName:
     """Finds scans by the names that a table gives them."""
 
     def __init__(self, table: Table, images: Iterable[FoundImage]) -> None:
-        self._exactly: dict[str, list[str]] = defaultdict(list)
-        self._nearly: dict[str, list[str]] = defaultdict(list)
+        self._by_exact_name: dict[str, list[str]] = defaultdict(list)
+        self._by_normalized_name: dict[str, list[str]] = defaultdict(list)
         for image in images:
             name = fill_template(table.matches, image.texts)
             if name is not None:
-                self._exactly[name.strip()].append(image.scan_id)
-                self._nearly[_normal(name)].append(image.scan_id)
+                self._by_exact_name[name.strip()].append(image.scan_id)
+                self._by_normalized_name[_without_leading_zeros(name)].append(image.scan_id)
 
     @property
     def names(self) -> frozenset[str]:
         """All names of scans. Numbers have no leading zeros."""
-        return frozenset(self._nearly)
+        return frozenset(self._by_normalized_name)
 
     def get(self, name: str) -> list[str]:
         """Return the scans with a name.
 
         If there are none, return those whose name differs only in leading zeros.
         """
-        return self._exactly.get(name.strip()) or self._nearly.get(_normal(name), [])
+        return self._by_exact_name.get(name.strip()) or self._by_normalized_name.get(
+            _without_leading_zeros(name), []
+        )
 
 
-def _normal(text: str) -> str:
+def _without_leading_zeros(text: str) -> str:
     """Return the name of a scan. If it is a number, remove leading zeros."""
     text = text.strip()
     return text.lstrip("0") if text.isdecimal() else text
@@ -127,7 +129,7 @@ class _Row:
 
 
 def _rows(
-    recipe: Recipe, raw: RawFolder, name: str, wanted: frozenset[str]
+    recipe: Recipe, raw: RawFolder, name: str, scan_names: frozenset[str]
 ) -> dict[str, list[_Row]]:
     """Read the rows of a table, by file.
 
@@ -137,22 +139,22 @@ def _rows(
     files: dict[str, list[_Row]] = {}
     path = raw.first(table.files)
     if path is not None:
-        files[path] = list(_parse(table, raw.read(path), path, wanted))
+        files[path] = list(_parse(table, raw.read(path), path, scan_names))
     shipped = recipe.shipped_table(name)
     if shipped is not None:
-        where, data = shipped
-        files[where] = list(_parse(table, data, where, wanted))
+        shipped_path, data = shipped
+        files[shipped_path] = list(_parse(table, data, shipped_path, scan_names))
     return files
 
 
-def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iterator[_Row]:
+def _parse(table: Table, data: bytes, path: str, scan_names: frozenset[str]) -> Iterator[_Row]:
     if table.scan_regex is not None:
         text = to_nfc(data.decode("utf-8-sig", "replace"))
         for scan in dict.fromkeys(compile_bounded(table.scan_regex).findall(text)):
             yield _Row(scan, table.constants)
         return
     sheet = read_sheet(data, path, delimiter=table.delimiter, header=table.header)
-    key = table.key or _naming_column(sheet, wanted)
+    key = table.key or _naming_column(sheet, scan_names)
     for column in filter(None, (key, table.split)):
         if column not in sheet.columns and column not in table.constants:
             raise FormatError(
@@ -166,11 +168,14 @@ def _parse(table: Table, data: bytes, path: str, wanted: frozenset[str]) -> Iter
             yield _Row(row[key], {**cells, **table.constants})
 
 
-def _naming_column(sheet: Sheet, wanted: frozenset[str]) -> str:
-    """Return the column that names most of the wanted scans; empty if no column does."""
-    named = {
-        column: len({_normal(row[column]) for row in sheet.rows if column in row} & wanted)
+def _naming_column(sheet: Sheet, scan_names: frozenset[str]) -> str:
+    """Return the column that names most of the scans; empty if no column names any."""
+    n_named_scans = {
+        column: len(
+            {_without_leading_zeros(row[column]) for row in sheet.rows if column in row}
+            & scan_names
+        )
         for column in sheet.columns
     }
-    best = max(named, key=named.__getitem__, default="")
-    return best if best and named[best] else ""
+    column = max(n_named_scans, key=n_named_scans.__getitem__, default="")
+    return column if column and n_named_scans[column] else ""

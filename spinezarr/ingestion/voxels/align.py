@@ -17,9 +17,9 @@ _ENDS_XYZ: Final = (("left", "right"), ("posterior", "anterior"), ("inferior", "
 def aligned_label_grid(
     image: Grid, label: Grid, *, image_path: str, label_path: str, take_image_grid: bool
 ) -> Grid:
-    """Return the grid whose axis directions reorder the axes of the mask.
+    """Check that a mask lies on the grid of its image, and return the grid of the mask.
 
-    A mask on the same physical grid is accepted, whatever the directions of its axes.
+    The directions of its axes do not matter. The ingest reorders them by the returned grid.
 
     Parameters
     ----------
@@ -39,9 +39,9 @@ def aligned_label_grid(
     Raises
     ------
     GridMismatchError
-        If the shapes differ, or if a corner of the mask is not at that of the image.
+        If the shapes differ, or if a corner of the mask is not at the corner of the image.
     """
-    found = [
+    grid_lines = [
         f"  image {image_path}: {image.describe()}",
         f"  mask  {label_path}: {label.describe()}",
     ]
@@ -59,45 +59,47 @@ def aligned_label_grid(
     else:
         problem = "image and mask have different shapes"
         advice = "Get the mask that belongs to this image."
-        lacking = _ends_lacking(image, label)
-        if lacking:
-            problem += f": the image lacks {lacking}, and otherwise lies on the mask's grid"
+        missing_ends = _missing_ends(image, label)
+        if missing_ends:
+            problem += f": the image lacks {missing_ends}, and otherwise lies on the mask's grid"
             advice = "Slices of the image are missing: download it again."
-        elif ends := _ends_lacking(label, image):
-            problem += f": the mask lacks {ends}, and otherwise lies on the image's grid"
+        elif missing_ends := _missing_ends(label, image):
+            problem += f": the mask lacks {missing_ends}, and otherwise lies on the image's grid"
     if take_image_grid and image.shape_ijk == label.shape_ijk:
         return image
     if take_image_grid:
         advice = "--take-image-grid also needs equal shapes in file order."
-    raise GridMismatchError(MultilineText(f"{problem}:", *found, advice))
+    raise GridMismatchError(MultilineText(f"{problem}:", *grid_lines, advice))
 
 
-def _ends_lacking(part: Grid, whole: Grid) -> str:
-    """Return what a grid lacks at the ends of an axis.
+def _missing_ends(part: Grid, whole: Grid) -> str:
+    """Return a text on the slices that a grid lacks at the ends of an axis.
 
     The text is empty if the grids differ in another way.
 
     Examples
     --------
     >>> affine = np.diag([1.0, 1.0, 2.0, 1.0])
-    >>> _ends_lacking(Grid((4, 4, 9), affine), Grid((4, 4, 12), affine))
+    >>> _missing_ends(Grid((4, 4, 9), affine), Grid((4, 4, 12), affine))
     '3 slices at the superior end'
     """
     sizes = [*zip(part.shape_zyx[::-1], whole.shape_zyx[::-1], strict=True)]
-    apart = [axis for axis, (n, of) in enumerate(sizes) if n != of]
-    if len(apart) != 1:
+    differing_axes = [axis for axis, (size, whole_size) in enumerate(sizes) if size != whole_size]
+    if len(differing_axes) != 1:
         return ""
-    (axis,) = apart
-    n, of = sizes[axis]
+    (axis,) = differing_axes
+    size, whole_size = sizes[axis]
     before = round(float((np.linalg.inv(whole.affine_xyz) @ part.affine_xyz[:, 3])[axis]))
-    after = of - n - before
+    after = whole_size - size - before
     if min(before, after) < 0:
         return ""
-    moved = whole.affine_xyz
-    moved[:3, 3] += before * moved[:3, axis]
+    moved_affine = whole.affine_xyz
+    moved_affine[:3, 3] += before * moved_affine[:3, axis]
     shape_xyz = (part.shape_zyx[2], part.shape_zyx[1], part.shape_zyx[0])
-    there = max_corner_distance_mm(Grid(shape_xyz, part.affine_xyz), Grid(shape_xyz, moved))
-    if there > GRID_TOLERANCE * min(part.spacing_zyx_mm):
+    distance_mm = max_corner_distance_mm(
+        Grid(shape_xyz, part.affine_xyz), Grid(shape_xyz, moved_affine)
+    )
+    if distance_mm > GRID_TOLERANCE * min(part.spacing_zyx_mm):
         return ""
     return " and ".join(
         f"{count} slice{'' if count == 1 else 's'} at the {end} end"

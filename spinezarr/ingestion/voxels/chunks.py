@@ -1,4 +1,4 @@
-"""What happens to the voxels of one chunk: check, cast, encode, count?"""
+"""How are the voxels of one chunk checked, cast, encoded and counted?"""
 
 import threading
 from collections.abc import Mapping
@@ -29,8 +29,10 @@ HU_DTYPE: Final = np.dtype(np.int16)
 """Stored type of each image whose values it can hold."""
 _LABEL_MAX: Final = 255
 _HALF_VOXEL: Final = 0.5 + 1e-9
-"""Slightly more than half a voxel, so that rounding cannot put a point on the border of a voxel
-outside it."""
+"""Slightly more than half a voxel.
+
+Rounding therefore cannot place a point on the border of a voxel outside the voxel.
+"""
 ZYX = tuple[float, float, float]
 
 
@@ -147,9 +149,9 @@ def cast_losslessly(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArr
         return values.astype(dtype, copy=False)
     with np.errstate(invalid="ignore", over="ignore"):
         cast = values.astype(dtype)
-    same = cast == values
-    if not same.all():
-        raise DoesNotFitError(values[~same].flat[0].item())
+    is_same = cast == values
+    if not is_same.all():
+        raise DoesNotFitError(values[~is_same].flat[0].item())
     return cast
 
 
@@ -164,8 +166,10 @@ class LabelInChunk:
     start_zyx: ShapeZYX
     stop_zyx: ShapeZYX
     centroid_distance_mm: float | None
-    """Distance in mm from the annotated centroid to the nearest voxel of the label. It is 0 inside
-    a voxel, and None without a centroid."""
+    """Distance in mm from the annotated centroid to the nearest voxel of the label.
+
+    It is 0 inside a voxel, and None without a centroid.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +188,10 @@ class LabelEncoder:
 
     profile: Profile
     values: tuple[tuple[int, int], ...] = ()
-    """Pairs of the value in the file and the stored value; other values become background. Empty
-    if values are stored as they are."""
+    """Pairs of the value in the file and the stored value; other values become background.
+
+    Empty if values are stored as they are.
+    """
     centroid_zyx: Mapping[int, ZYX] = field(default_factory=dict)
     """Annotated centroids as voxel indices in the volume, (z, y, x), by stored value."""
     spacing_zyx_mm: SpacingZYX = (1.0, 1.0, 1.0)
@@ -217,31 +223,33 @@ class LabelEncoder:
         if not chunk.any():
             return Encoded(chunk_zyx, None, LabelFacts(chunk_zyx, ()))
         chunk, dropped = stored_labels(chunk, self.values)
-        labels = self._located(chunk, chunk_zyx)
+        labels = self._locate_labels(chunk, chunk_zyx)
         data = encode_chunk(chunk, self.profile.label) if labels else None
         return Encoded(chunk_zyx, data, LabelFacts(chunk_zyx, labels, dropped))
 
-    def _located(
+    def _locate_labels(
         self, chunk: npt.NDArray[np.uint8], chunk_zyx: ShapeZYX
     ) -> tuple[LabelInChunk, ...]:
         """Find all labels in one pass over the voxels that are not background."""
-        flat = np.flatnonzero(chunk)
-        values = chunk.ravel()[flat]
+        flat_indices = np.flatnonzero(chunk)
+        values = chunk.ravel()[flat_indices]
         counts = np.bincount(values, minlength=_LABEL_MAX + 1)
         present = np.flatnonzero(counts)
         row_of_value = np.zeros(_LABEL_MAX + 1, np.intp)
         row_of_value[present] = range(len(present))
         rows = row_of_value[values]
         origin_zyx = np.multiply(chunk_zyx, chunk.shape)
-        indices_zyx = np.array(np.unravel_index(flat, chunk.shape))
+        indices_zyx = np.array(np.unravel_index(flat_indices, chunk.shape))
         start, stop, total = np.empty((3, 3, len(present)), np.int64)
         for axis, n in enumerate(chunk.shape):
             # Number of voxels of each label at each index along this axis.
-            spread = np.bincount(rows * n + indices_zyx[axis], minlength=len(present) * n)
-            spread = spread.reshape(len(present), n)
-            start[axis] = origin_zyx[axis] + (spread > 0).argmax(1)
-            stop[axis] = origin_zyx[axis] + n - (spread[:, ::-1] > 0).argmax(1)
-            total[axis] = spread @ np.arange(n) + origin_zyx[axis] * counts[present]
+            counts_along_axis = np.bincount(
+                rows * n + indices_zyx[axis], minlength=len(present) * n
+            )
+            counts_along_axis = counts_along_axis.reshape(len(present), n)
+            start[axis] = origin_zyx[axis] + (counts_along_axis > 0).argmax(1)
+            stop[axis] = origin_zyx[axis] + n - (counts_along_axis[:, ::-1] > 0).argmax(1)
+            total[axis] = counts_along_axis @ np.arange(n) + origin_zyx[axis] * counts[present]
         return tuple(
             LabelInChunk(
                 value=value,
@@ -290,15 +298,15 @@ def stored_labels(
     LabelError
         If a value is not a whole number from 0 to 255, or to 65535 where values are mapped.
     """
-    found, _ = _as_labels(voxels, np.dtype(np.uint16 if values else np.uint8))
+    labels, _ = _as_labels(voxels, np.dtype(np.uint16 if values else np.uint8))
     if not values:
-        return found, ()
-    counts = np.bincount(found.ravel())
+        return labels, ()
+    counts = np.bincount(labels.ravel())
     table = np.zeros(max(len(counts), max(value for value, _ in values) + 1), np.uint8)
-    for value, stored in values:
-        table[value] = stored
-    lost = np.flatnonzero(counts[1:] * (table[1 : len(counts)] == 0)) + 1
-    return table[found], tuple((int(value), int(counts[value])) for value in lost)
+    for value, stored_value in values:
+        table[value] = stored_value
+    dropped_values = np.flatnonzero(counts[1:] * (table[1 : len(counts)] == 0)) + 1
+    return table[labels], tuple((int(value), int(counts[value])) for value in dropped_values)
 
 
 def _as_zyx(values: npt.NDArray[np.int64]) -> tuple[int, int, int]:

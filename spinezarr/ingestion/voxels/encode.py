@@ -26,15 +26,19 @@ from spinezarr.store.layout import Profile
 __all__ = ["ChunkEncoder", "Encoded", "encode_volume"]
 
 _LAYERS_IN_MEMORY: Final = 2
-"""Layers that must fit into memory: one is gathered while the other is encoded. Larger layers go to
-disk."""
-_WHOLE_LAYERS: Final = 4
-"""A layer is read in one strip if this many of them fit into the budget."""
+"""Number of layers that must fit into memory: one is gathered while the other is encoded.
+
+Larger layers go to disk.
+"""
+_MIN_LAYERS_TO_READ_WHOLE: Final = 4
+"""A layer is read in one strip if this many layers fit into the budget."""
 _BLOCKS_IN_MEMORY: Final = 6
-"""Blocks of a layer on disk that are held at once, enough to keep all threads busy."""
-_CHUNKS_A_TASK: Final = 4
-"""Chunks of one task. With fewer, handing over tasks takes time. With more, threads are idle at the
-end."""
+"""Number of blocks of a layer on disk that are held at once, enough to keep all threads busy."""
+_CHUNKS_PER_TASK: Final = 4
+"""Number of chunks of one task.
+
+With fewer chunks, handing over tasks takes time. With more, threads are idle at the end.
+"""
 
 Facts = TypeVar("Facts")
 
@@ -79,7 +83,7 @@ def encode_volume(
     volume
         Source volume.
     grid
-        Grid whose axis directions reorder the axes of the volume.
+        Grid whose axis directions determine the order of the stored axes.
     encoder
         Encoder of chunks.
     profile
@@ -107,8 +111,8 @@ def encode_volume(
     plane_bytes = math.prod(volume.grid.shape_ijk[:2]) * volume.dtype.itemsize
     planes = max(1, workspace.strip_bytes // plane_bytes)
     depth = profile.chunk_shape_zyx[grid.axis_map.source_axis_zyx.index(2)]
-    if _WHOLE_LAYERS * depth * plane_bytes <= workspace.voxels.limit_bytes:
-        planes = depth  # a layer of an ordinary CT is used as it was read, without a copy
+    if _MIN_LAYERS_TO_READ_WHOLE * depth * plane_bytes <= workspace.voxels.limit_bytes:
+        planes = depth  # a layer of an ordinary CT is then used without a copy
     strips = plan_strips(grid, profile.chunk_shape_zyx, planes)
     shards = ShardCollector(grid.shape_zyx, profile, write_shard, workspace)
     encoding = _Encoding(
@@ -118,7 +122,7 @@ def encode_volume(
         thicknesses = [strip.thickness for strip in strips]
         # strict: asking for one more strip makes the volume check its file to the end.
         for strip, values in zip(strips, volume.slabs(thicknesses), strict=True):
-            encoding.take(strip, values)
+            encoding.add_strip(strip, values)
             on_voxels(values.size)
         return encoding.finish()
     finally:
@@ -156,28 +160,28 @@ class _Encoding(Generic[Facts]):
         self._profile = profile
         self._shards = shards
         self._layer: Layer | None = None
-        self._waiting: deque[_Block] = deque()
+        self._waiting_blocks: deque[_Block] = deque()
         """Blocks of the layer on disk that was gathered last."""
         self._in_flight: deque[tuple[int, list[Future[list[tuple[ShapeZYX, Facts]]]]]] = deque()
         """Number of bytes of voxels, and the futures of the chunks that are made from them."""
         self._facts: dict[ShapeZYX, Facts] = {}
 
-    def take(self, strip: Strip, values: npt.NDArray[Any]) -> None:
-        """Gather a strip, and submit what can be encoded."""
-        ready = self._encoder.cast(values)
+    def add_strip(self, strip: Strip, values: npt.NDArray[Any]) -> None:
+        """Gather a strip, and submit the blocks for which there is memory."""
+        voxels = self._encoder.cast(values)
         if self._layer is None:
-            self._layer = self._new_layer(strip.layer, ready.dtype)
-        self._layer.put(strip.start, ready)
-        self._submit_what_fits()
+            self._layer = self._new_layer(strip.layer, voxels.dtype)
+        self._layer.put(strip.start, voxels)
+        self._submit_fitting_blocks()
         if strip.is_last:
-            self._submit_waiting()
-            self._waiting.extend(_blocks(self._layer, ready.dtype))
+            self._submit_all_blocks()
+            self._waiting_blocks.extend(_blocks(self._layer, voxels.dtype))
             self._layer = None
-            self._submit_what_fits()
+            self._submit_fitting_blocks()
 
     def finish(self) -> list[Facts]:
         """Wait for all chunks, and return their facts in C order."""
-        self._submit_waiting()
+        self._submit_all_blocks()
         while self._in_flight:
             self._finish_oldest()
         return [self._facts[chunk] for chunk in sorted(self._facts)]
@@ -189,15 +193,15 @@ class _Encoding(Generic[Facts]):
             future.exception()
         if self._layer is not None:
             self._layer.close()
-        for block in self._waiting:
+        for block in self._waiting_blocks:
             block.layer.close()
         self._shards.close()
 
     def _new_layer(self, box: Box, dtype: np.dtype[Any]) -> Layer:
-        voxels = self._workspace.voxels
+        allowance = self._workspace.voxels
         size_bytes = math.prod(box.shape_zyx) * dtype.itemsize
-        if _LAYERS_IN_MEMORY * size_bytes <= voxels.limit_bytes:
-            self._make_room(size_bytes)
+        if _LAYERS_IN_MEMORY * size_bytes <= allowance.limit_bytes:
+            self._reserve_memory(size_bytes)
             return LayerInMemory(self._grid, box, dtype)
         return LayerOnDisk(
             self._grid,
@@ -205,59 +209,61 @@ class _Encoding(Generic[Facts]):
             dtype,
             chunk_shape_zyx=self._profile.chunk_shape_zyx,
             scratch=self._workspace.scratch,
-            block_bytes=voxels.limit_bytes // _BLOCKS_IN_MEMORY,
+            block_bytes=allowance.limit_bytes // _BLOCKS_IN_MEMORY,
         )
 
-    def _make_room(self, size_bytes: int) -> None:
-        """Take memory for voxels; if there is none, wait until other voxels are encoded."""
-        voxels = self._workspace.voxels
-        while not voxels.take_if_room(size_bytes):
+    def _reserve_memory(self, size_bytes: int) -> None:
+        """Reserve memory for voxels. If there is none, wait until other voxels are encoded."""
+        allowance = self._workspace.voxels
+        while not allowance.try_reserve(size_bytes):
             if not self._in_flight:
-                voxels.take(size_bytes)
+                allowance.reserve(size_bytes)
                 return
             self._finish_oldest()
 
-    def _submit_what_fits(self) -> None:
+    def _submit_fitting_blocks(self) -> None:
         """Submit the blocks for which there is memory now."""
         while self._in_flight and all(future.done() for future in self._in_flight[0][1]):
             self._finish_oldest()
-        while self._waiting:
-            block = self._waiting[0]
-            if not (block.layer.in_memory or self._workspace.voxels.take_if_room(block.size_bytes)):
+        while self._waiting_blocks:
+            block = self._waiting_blocks[0]
+            if not (block.layer.in_memory or self._workspace.voxels.try_reserve(block.size_bytes)):
                 return
-            self._submit(self._waiting.popleft())
+            self._submit(self._waiting_blocks.popleft())
 
-    def _submit_waiting(self) -> None:
+    def _submit_all_blocks(self) -> None:
         """Submit all waiting blocks, each as soon as there is memory."""
-        while self._waiting:
-            block = self._waiting[0]
+        while self._waiting_blocks:
+            block = self._waiting_blocks[0]
             if not block.layer.in_memory:
-                self._make_room(block.size_bytes)
-            self._submit(self._waiting.popleft())
+                self._reserve_memory(block.size_bytes)
+            self._submit(self._waiting_blocks.popleft())
 
     def _submit(self, block: _Block) -> None:
         voxels = block.layer.read(block.box)
         if block.is_last:
             block.layer.close()
         chunk_shape_zyx = self._profile.chunk_shape_zyx
-        first = tuple(a // c for a, c in zip(block.box.start_zyx, chunk_shape_zyx, strict=True))
+        first_chunk_zyx = tuple(
+            a // c for a, c in zip(block.box.start_zyx, chunk_shape_zyx, strict=True)
+        )
         futures: list[Future[list[tuple[ShapeZYX, Facts]]]] = []
         self._in_flight.append((block.size_bytes, futures))
         chunks: list[tuple[npt.NDArray[Any], ShapeZYX]] = []
         for step in np.ndindex(self._profile.chunk_grid(block.box.shape_zyx)):
-            at = tuple(
+            chunk_slices = tuple(
                 slice(i * c, (i + 1) * c) for i, c in zip(step, chunk_shape_zyx, strict=True)
             )
-            z, y, x = (a + i for a, i in zip(first, step, strict=True))
-            chunks.append((voxels[at], (z, y, x)))
-        for i in range(0, len(chunks), _CHUNKS_A_TASK):
-            some = chunks[i : i + _CHUNKS_A_TASK]
-            futures.append(self._pool.submit(self._encode_chunks, some))
+            z, y, x = (a + i for a, i in zip(first_chunk_zyx, step, strict=True))
+            chunks.append((voxels[chunk_slices], (z, y, x)))
+        for i in range(0, len(chunks), _CHUNKS_PER_TASK):
+            task_chunks = chunks[i : i + _CHUNKS_PER_TASK]
+            futures.append(self._pool.submit(self._encode_chunks, task_chunks))
 
     def _encode_chunks(
         self, chunks: Iterable[tuple[npt.NDArray[Any], ShapeZYX]]
     ) -> list[tuple[ShapeZYX, Facts]]:
-        """Encode chunks and pass them on; called by threads of the pool."""
+        """Encode chunks and add them to their shards; called by threads of the pool."""
         facts = []
         for voxels, chunk_zyx in chunks:
             encoded = self._encoder(voxels, chunk_zyx)
@@ -270,7 +276,7 @@ class _Encoding(Generic[Facts]):
         for future in futures:
             self._facts.update(future.result())
         self._in_flight.popleft()
-        self._workspace.voxels.give(size_bytes)
+        self._workspace.voxels.release(size_bytes)
 
 
 def _blocks(layer: Layer, dtype: np.dtype[Any]) -> list[_Block]:

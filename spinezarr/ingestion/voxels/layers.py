@@ -43,8 +43,8 @@ def plan_strips(grid: Grid, chunk_shape_zyx: ShapeZYX, planes: int) -> list[Stri
     ]
 
 
-def _cut(box: Box, axis: int, step: int) -> list[Box]:
-    """Cut a box across an axis."""
+def _split_box(box: Box, axis: int, step: int) -> list[Box]:
+    """Split a box into boxes of at most ``step`` voxels along an axis."""
     boxes = []
     for start in range(box.start_zyx[axis], box.stop_zyx[axis], step):
         low, high = list(box.start_zyx), list(box.stop_zyx)
@@ -100,7 +100,7 @@ class LayerInMemory:
 
     @property
     def in_memory(self) -> bool:
-        """True."""
+        """Always True."""
         return True
 
     def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
@@ -167,7 +167,7 @@ class LayerOnDisk:
 
     @property
     def in_memory(self) -> bool:
-        """False."""
+        """Always False."""
         return False
 
     def put(self, start: int, values_ijk: npt.NDArray[Any]) -> None:
@@ -176,42 +176,42 @@ class LayerOnDisk:
         self._file.write_at(start * plane_bytes, np.ascontiguousarray(values_ijk.T).data)
 
     def blocks(self) -> list[Box]:
-        """Cut along the second axis of the file, and the first if needed; see :class:`Layer`."""
+        """Split along the second axis of the file, and the first if needed; see :class:`Layer`."""
         axes = self._grid.axis_map.source_axis_zyx
         fast, second = axes.index(0), axes.index(1)
-        rows = _cut(self._box, second, self._chunk_shape_zyx[second])
+        rows = _split_box(self._box, second, self._chunk_shape_zyx[second])
         step = self._chunk_shape_zyx[fast]
         column_bytes = math.prod(rows[0].shape_zyx) * self._dtype.itemsize
         column_bytes = column_bytes * step // self._box.shape_zyx[fast]
         columns = max(1, self._block_bytes // max(1, column_bytes))
-        return [block for row in rows for block in _cut(row, fast, columns * step)]
+        return [block for row in rows for block in _split_box(row, fast, columns * step)]
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """See :class:`Layer`."""
-        i, j, k = self._in_file(box)
+        i, j, k = self._file_slices(box)
         _, nj, ni = self._shape_kji
-        item = self._dtype.itemsize
+        item_bytes = self._dtype.itemsize
         block = np.empty((k.stop - k.start, j.stop - j.start, i.stop - i.start), self._dtype)
         whole_rows = i.stop - i.start == ni
-        for plane, kji in zip(block, range(k.start, k.stop), strict=True):
+        for plane, k_index in zip(block, range(k.start, k.stop), strict=True):
             if whole_rows:
-                self._file.read_at((kji * nj + j.start) * ni * item, plane.data)
+                self._file.read_at((k_index * nj + j.start) * ni * item_bytes, plane.data)
                 continue
-            for row, at in zip(plane, range(j.start, j.stop), strict=True):
-                self._file.read_at(((kji * nj + at) * ni + i.start) * item, row.data)
+            for row, j_index in zip(plane, range(j.start, j.stop), strict=True):
+                self._file.read_at(((k_index * nj + j_index) * ni + i.start) * item_bytes, row.data)
         return self._grid.axis_map.to_zyx(block.T)
 
     def close(self) -> None:
         """Free the disk space."""
         self._file.close()
 
-    def _in_file(self, box: Box) -> IJK:
-        """Return the range of stored voxels in the axes of the file.
+    def _file_slices(self, box: Box) -> IJK:
+        """Return a box of stored voxels as slices along the axes (i, j, k) of the file.
 
-        The last axis starts at the layer.
+        k counts from the first plane of the layer.
         """
         axis_map, shape = self._grid.axis_map, self._grid.shape_zyx
-        at = [slice(0), slice(0), slice(0)]
+        slices_ijk = [slice(0), slice(0), slice(0)]
         for axis, source_axis in enumerate(axis_map.source_axis_zyx):
             low, high = box.start_zyx[axis], box.stop_zyx[axis]
             first, end = self._box.start_zyx[axis], self._box.stop_zyx[axis]
@@ -219,8 +219,8 @@ class LayerOnDisk:
                 low, high = shape[axis] - high, shape[axis] - low
                 first = shape[axis] - end
             offset = first if source_axis == 2 else 0  # noqa: PLR2004  k, the slowest axis
-            at[source_axis] = slice(low - offset, high - offset)
-        return (at[0], at[1], at[2])
+            slices_ijk[source_axis] = slice(low - offset, high - offset)
+        return (slices_ijk[0], slices_ijk[1], slices_ijk[2])
 
 
 def _shape_kji(grid: Grid, box: Box) -> tuple[int, int, int]:

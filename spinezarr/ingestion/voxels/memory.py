@@ -22,15 +22,17 @@ class MemoryBudget:
     """
 
     strip_bytes: int = 4 * _MIB
-    """Bytes that are read at once from a source file with large layers. At least one plane is
-    read."""
-    voxel_bytes: int = 192 * _MIB
-    """Bytes of voxels that wait to be encoded."""
-    encoded_bytes: int = 128 * _MIB
-    """Bytes of encoded chunks that wait for the other chunks of their shard."""
+    """Number of bytes that are read at once from a source file with large layers.
 
-    def share(self, part: int, of: int) -> "MemoryBudget":
-        """Return ``part`` of ``of`` equal shares, for volumes that are encoded at the same time.
+    At least one plane is read.
+    """
+    voxel_bytes: int = 192 * _MIB
+    """Largest number of bytes of voxels that wait to be encoded."""
+    encoded_bytes: int = 128 * _MIB
+    """Largest number of bytes of encoded chunks that wait for the other chunks of their shard."""
+
+    def share(self, part: int, total: int) -> "MemoryBudget":
+        """Return ``part`` of ``total`` equal shares, for volumes that are encoded together.
 
         Examples
         --------
@@ -38,9 +40,9 @@ class MemoryBudget:
         MemoryBudget(strip_bytes=200, voxel_bytes=400, encoded_bytes=600)
         """
         return MemoryBudget(
-            self.strip_bytes * part // of,
-            self.voxel_bytes * part // of,
-            self.encoded_bytes * part // of,
+            self.strip_bytes * part // total,
+            self.voxel_bytes * part // total,
+            self.encoded_bytes * part // total,
         )
 
 
@@ -50,7 +52,7 @@ class Allowance:
     Examples
     --------
     >>> allowance = Allowance(100)
-    >>> allowance.take_if_room(60), allowance.take_if_room(60)
+    >>> allowance.try_reserve(60), allowance.try_reserve(60)
     (True, False)
     """
 
@@ -59,21 +61,21 @@ class Allowance:
         self._held_bytes = 0
         self._lock = threading.Lock()
 
-    def take_if_room(self, size_bytes: int) -> bool:
-        """Take bytes unless they exceed the limit; return whether they were taken."""
+    def try_reserve(self, size_bytes: int) -> bool:
+        """Reserve bytes unless they exceed the limit; return whether they were reserved."""
         with self._lock:
             fits = self._held_bytes + size_bytes <= self.limit_bytes
             if fits:
                 self._held_bytes += size_bytes
         return fits
 
-    def take(self, size_bytes: int) -> None:
-        """Take bytes that must be held even beyond the limit."""
+    def reserve(self, size_bytes: int) -> None:
+        """Reserve bytes even beyond the limit."""
         with self._lock:
             self._held_bytes += size_bytes
 
-    def give(self, size_bytes: int) -> None:
-        """Give back bytes that were taken."""
+    def release(self, size_bytes: int) -> None:
+        """Release bytes that were reserved."""
         with self._lock:
             self._held_bytes -= size_bytes
 
@@ -98,7 +100,7 @@ class Workspace:
 
 
 class ScratchFile:
-    """A nameless file that is removed when it is closed. Threads may share it.
+    """An unnamed file that is removed when it is closed. Threads may share it.
 
     It is not mapped into memory, because mapped pages would count as memory of the process.
 
@@ -114,7 +116,7 @@ class ScratchFile:
         try:
             file = TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115  closed by close()
         except OSError as problem:
-            raise self._refused(problem) from problem
+            raise self._unwritable_error(problem) from problem
         self._file = file
 
     def write_at(self, offset: int, data: Buffer) -> None:
@@ -126,7 +128,7 @@ class ScratchFile:
                 while view:
                     view = view[self._file.write(view) :]
         except OSError as problem:
-            raise self._refused(problem) from problem
+            raise self._unwritable_error(problem) from problem
 
     def read_at(self, offset: int, out: Buffer) -> None:
         """Fill ``out`` with the bytes that were written there."""
@@ -134,10 +136,10 @@ class ScratchFile:
         with self._lock:
             self._file.seek(offset)
             while view:
-                got = self._file.readinto(view)
-                if not got:
+                n_bytes = self._file.readinto(view)
+                if not n_bytes:
                     raise RuntimeError("a scratch file is shorter than the data written to it")
-                view = view[got:]
+                view = view[n_bytes:]
 
     def close(self) -> None:
         """Free the disk space."""
@@ -149,9 +151,9 @@ class ScratchFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _refused(self, problem: OSError) -> UsageError:
-        where = self._folder or "the system's folder for temporary files"
+    def _unwritable_error(self, problem: OSError) -> UsageError:
+        folder = self._folder or "the system's folder for temporary files"
         return UsageError(
-            f"{where}: cannot hold scratch files: {problem.strerror or problem}. "
+            f"{folder}: cannot hold scratch files: {problem.strerror or problem}. "
             "Name a folder with free space by --scratch."
         )

@@ -62,53 +62,55 @@ class ShardCollector:
     ) -> None:
         self._write = write
         self._workspace = workspace
-        self._grid = profile.chunk_grid(shape_zyx)
-        self._per_shard = profile.chunk_grid(profile.shard_shape_zyx(shape_zyx))
+        self._chunk_grid_zyx = profile.chunk_grid(shape_zyx)
+        self._chunks_per_shard_zyx = profile.chunk_grid(profile.shard_shape_zyx(shape_zyx))
         self._lock = threading.Lock()
         self._shards: dict[ShapeZYX, _Shard] = {}
         self._file: ScratchFile | None = None
         self._file_end = 0
-        self._spilled = 0
+        self._n_spilled = 0
 
     def add(self, chunk_zyx: ShapeZYX, data: bytes | None) -> None:
         """Add an encoded chunk, or None if it need not be stored.
 
         If that completes its shard, write the shard.
         """
-        z, y, x = (i // n for i, n in zip(chunk_zyx, self._per_shard, strict=True))
-        key = (z, y, x)
-        within = tuple(i % n for i, n in zip(chunk_zyx, self._per_shard, strict=True))
+        z, y, x = (i // n for i, n in zip(chunk_zyx, self._chunks_per_shard_zyx, strict=True))
+        shard_zyx = (z, y, x)
+        chunk_in_shard_zyx = tuple(
+            i % n for i, n in zip(chunk_zyx, self._chunks_per_shard_zyx, strict=True)
+        )
         with self._lock:
-            shard = self._shards.get(key)
+            shard = self._shards.get(shard_zyx)
             if shard is None:
-                shard = self._shards[key] = _Shard(self._expected(key))
+                shard = self._shards[shard_zyx] = _Shard(self._chunk_count(shard_zyx))
             shard.chunks_left -= 1
             if data is not None:
-                position = int(np.ravel_multi_index(within, self._per_shard))
-                shard.chunks[position] = self._keep(data)
+                position = int(np.ravel_multi_index(chunk_in_shard_zyx, self._chunks_per_shard_zyx))
+                shard.chunks[position] = self._hold(data)
             if shard.chunks_left:
                 return
-            del self._shards[key]
+            del self._shards[shard_zyx]
         if shard.chunks:
-            self._write(key, self._parts(shard.chunks))
+            self._write(shard_zyx, self._parts(shard.chunks))
 
     def close(self) -> None:
         """Free the scratch space."""
         if self._file is not None:
             self._file.close()
 
-    def _keep(self, data: bytes) -> bytes | _Spilled:
-        if self._workspace.encoded.take_if_room(len(data)):
+    def _hold(self, data: bytes) -> bytes | _Spilled:
+        if self._workspace.encoded.try_reserve(len(data)):
             return data
         if self._file is None:
             self._file = ScratchFile(self._workspace.scratch)
-        if not self._spilled:
+        if not self._n_spilled:
             self._file_end = 0
         self._file.write_at(self._file_end, data)
-        kept = _Spilled(self._file_end, len(data))
+        spilled = _Spilled(self._file_end, len(data))
         self._file_end += len(data)
-        self._spilled += 1
-        return kept
+        self._n_spilled += 1
+        return spilled
 
     def _parts(self, chunks: dict[int, bytes | _Spilled]) -> Iterator[Buffer]:
         """Yield the bytes of a shard, and release each chunk once it is written."""
@@ -116,24 +118,26 @@ class ShardCollector:
         for position in sorted(chunks):
             chunk = chunks.pop(position)
             if isinstance(chunk, _Spilled):
-                yield self._unspilled(chunk)
+                yield self._read_spilled(chunk)
             else:
                 yield chunk
-                self._workspace.encoded.give(len(chunk))
-        yield shard_index(sizes, math.prod(self._per_shard))
+                self._workspace.encoded.release(len(chunk))
+        yield shard_index(sizes, math.prod(self._chunks_per_shard_zyx))
 
-    def _unspilled(self, chunk: _Spilled) -> bytearray:
+    def _read_spilled(self, chunk: _Spilled) -> bytearray:
         data = bytearray(chunk.size_bytes)
         with self._lock:
             if self._file is None:
                 raise RuntimeError("a chunk was spilled without a scratch file")
             self._file.read_at(chunk.offset, data)
-            self._spilled -= 1
+            self._n_spilled -= 1
         return data
 
-    def _expected(self, shard: ShapeZYX) -> int:
+    def _chunk_count(self, shard: ShapeZYX) -> int:
         """Return the number of chunks of a shard that lie inside the volume."""
         return math.prod(
             min(n, total - i * n)
-            for i, n, total in zip(shard, self._per_shard, self._grid, strict=True)
+            for i, n, total in zip(
+                shard, self._chunks_per_shard_zyx, self._chunk_grid_zyx, strict=True
+            )
         )

@@ -418,7 +418,7 @@ def test_series_of_too_few_slices_are_no_scans(tmp_path):
     assert ids(found) == ["a_2"]
     (note,) = found.ignored
     assert (note.path, note.detail) == ("a/8-1.dcm", "series '8'")
-    assert note.reason == "CT series with fewer slices than the recipe's 'series' asks for"
+    assert note.reason == "CT series with fewer slices than the recipe's 'series' requires"
 
 
 @pytest.mark.parametrize("kept", [True, False])

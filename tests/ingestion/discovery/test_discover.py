@@ -365,7 +365,7 @@ def test_a_file_instead_of_a_folder_is_refused(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     message = refusal(tmp_path)
     assert str(tmp_path) in message
-    assert "(0 files)" in message
+    assert "The folder holds 0 files:" in message
     assert "(nothing)" in message
     assert_lists_the_layouts(message)
 
@@ -376,7 +376,7 @@ def test_the_error_of_a_wrong_folder_lists_its_contents(tmp_path):
         touch(tmp_path / path)
     message = refusal(tmp_path)
     assert_lists_the_layouts(message)
-    assert "(8 files)" in message
+    assert "The folder holds 8 files:" in message
     assert [path in message for path in paths] == [True] * 5 + [False] * 3
     assert "and 3 more" in message
     assert "--raw" not in message

@@ -198,7 +198,7 @@ def test_files_of_operating_systems_are_skipped_and_listed(tmp_path, where):
         fs.pipe_file(f"{root}/{path}", b"x")
     folder = RawFolder.list(fs, root)
     assert list(folder.sizes) == sorted(kept)
-    assert folder.of_system == tuple(sorted(set(SYSTEM.values())))
+    assert folder.system_files == tuple(sorted(set(SYSTEM.values())))
 
 
 def test_a_file_with_control_characters_in_its_name_is_escaped_and_not_opened(tmp_path):
@@ -220,7 +220,7 @@ def test_folders_that_may_not_be_listed_are_reported_and_others_listed(tmp_path)
         (tmp_path / name).chmod(mode)
     folder = RawFolder.list(DISK, str(tmp_path))
     assert folder.unlisted == {"secret/": "Permission denied", "half/below/": "Permission denied"}
-    assert folder.of_system == ("lost+found/",)
+    assert folder.system_files == ("lost+found/",)
     # The names of this folder can be read, so the error comes from opening the file.
     assert folder.sizes == {"half/a.nii": 0, "open/a.nii": 0}
     (tmp_path / "open").chmod(0)
@@ -246,6 +246,6 @@ def test_forbidden_folders_of_other_file_systems_are_reported(tmp_path):
     folder = RawFolder.list(Denying(), str(tmp_path))
     assert folder.sizes == {"b.nii": 2, "open/below/a.nii": 2}
     assert folder.unlisted == {"secret/": "Permission denied"}
-    assert folder.of_system == ("open/__MACOSX/",)
+    assert folder.system_files == ("open/__MACOSX/",)
     with pytest.raises(PermissionError):
         RawFolder.list(Denying(), str(tmp_path / "secret"))

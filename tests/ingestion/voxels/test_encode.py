@@ -106,13 +106,13 @@ class MeteredAllowance(Allowance):
         super().__init__(limit_bytes)
         self.peak_bytes = 0
 
-    def take_if_room(self, size_bytes):
-        taken = super().take_if_room(size_bytes)
+    def try_reserve(self, size_bytes):
+        reserved = super().try_reserve(size_bytes)
         self.peak_bytes = max(self.peak_bytes, self._held_bytes)
-        return taken
+        return reserved
 
-    def take(self, size_bytes):
-        super().take(size_bytes)
+    def reserve(self, size_bytes):
+        super().reserve(size_bytes)
         self.peak_bytes = max(self.peak_bytes, self._held_bytes)
 
 

@@ -62,13 +62,13 @@ def test_a_process_stays_within_the_budget(tmp_path):
 
 def test_an_allowance_grants_bytes_up_to_its_limit():
     allowance = Allowance(10)
-    assert allowance.take_if_room(10)
-    assert not allowance.take_if_room(1)
-    allowance.take(5)
+    assert allowance.try_reserve(10)
+    assert not allowance.try_reserve(1)
+    allowance.reserve(5)
     assert allowance._held_bytes == 15
-    allowance.give(6)
-    assert not allowance.take_if_room(2)
-    assert allowance.take_if_room(1)
+    allowance.release(6)
+    assert not allowance.try_reserve(2)
+    assert allowance.try_reserve(1)
 
 
 def test_parts_of_a_budget_sum_to_no_more_than_the_budget():
