@@ -447,9 +447,9 @@ def test_a_store_of_another_spinezarr_server_can_be_served(ctspine1k_url, serve)
         with pytest.raises(UsageError, match="there is no store, and a web server"):
             BackgroundServer(ServeSettings(paths=(f"{first.url}/zarr/other",)))
     plain, _ = serve(Path(ctspine1k_url))
-    with pytest.raises(UsageError, match="does not say of which version"):
+    with pytest.raises(UsageError, match="sends no strong ETag"):
         BackgroundServer(ServeSettings(paths=(plain,)))
-    with pytest.raises(UsageError, match="neither on disk, in a bucket"):
+    with pytest.raises(UsageError, match="only stores on disk, in a bucket"):
         BackgroundServer(ServeSettings(paths=("memory://x.zarr",)))
 
 

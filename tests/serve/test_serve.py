@@ -219,7 +219,7 @@ def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
 def test_open_files_and_scans_are_limited(ctspine1k_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(DiskStorage, "room", 3)
+    monkeypatch.setattr(DiskStorage, "capacity", 3)
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     folder = ServedFolder(DiskStorage(str(copy)), scans=2)
     shards = sorted((copy / "scans").glob("*/image/c/0/0/0"))
@@ -229,7 +229,7 @@ def test_open_files_and_scans_are_limited(ctspine1k_url, tmp_path, monkeypatch):
     del found
     links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
     assert sum(str(path.readlink()).startswith(str(copy)) for path in links) == 3
-    assert len(folder._scans._kept) == 2 < len(shards)
+    assert len(folder._scans._entries) == 2 < len(shards)
 
 
 @pytest.fixture
@@ -335,9 +335,9 @@ def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tm
 def test_a_store_that_vanishes_during_the_search_is_left_out(ingest_version, tmp_path, monkeypatch):
     ingest_version("before", tmp_path / "own.zarr")
     stores = ServedStores([str(tmp_path)])
-    places = stores._look()
+    places = stores._list_all()
     shutil.rmtree(tmp_path / "own.zarr")
-    monkeypatch.setattr(stores, "_look", lambda: places)
+    monkeypatch.setattr(stores, "_list_all", lambda: places)
     assert stores.files("own") is None
     assert stores.patches("own") is None
 
@@ -460,7 +460,7 @@ def test_an_overlong_token_is_refused_before_it_is_hashed(tmp_path):
             request = Request(
                 "GET", "/zarr/own/zarr.json", headers={"authorization": authorization}
             )
-            assert (guard.refused(request) is None) is expected
+            assert (guard.refusal(request) is None) is expected
             assert guard.name_of(request) == (f"of-{size}" if expected else None)
 
 
@@ -578,8 +578,8 @@ def test_clients_with_slow_heads_are_disconnected_while_others_are_served(ctspin
         (["--host", "0.0.0.0", "{store}"], "Give --token-file"),  # noqa: S104
         (["--new-token", "x", "{store}"], "give the --token-file"),
         (["--token-file", "{absent}", "{store}"], "cannot be read"),
-        (["--token-file", "{bad}", "{store}"], "line 1: is no token"),
-        (["{store}", "{store}"], "would both be served"),
+        (["--token-file", "{bad}", "{store}"], "line 1: is not a token"),
+        (["{store}", "{store}"], "both would be served"),
         ([], "Give a store"),
     ],
 )

@@ -323,12 +323,12 @@ def test_the_menu_lists_other_programs(quick, small):
     button.click()
     assert button.get_attribute("aria-expanded") == "true"
     message = quick.locator("#open-in-list").inner_text()
-    ways = json.loads(ask(f"{small.url}/v1/small/scans/b/open-in")[2])["ways"]
-    for way in ways:
-        assert way["name"] in message
-        assert way["hint"] in message
+    options = json.loads(ask(f"{small.url}/v1/small/scans/b/open-in")[2])["options"]
+    for option in options:
+        assert option["name"] in message
+        assert option["hint"] in message
     links = quick.locator("#open-in-list a").evaluate_all("all => all.map(a => a.pathname)")
-    assert links == [urlsplit(way["text"]).path for way in ways if way["kind"] == "link"]
+    assert links == [urlsplit(option["text"]).path for option in options if option["kind"] == "link"]
     quick.keyboard.press("Escape")
     assert quick.locator("#open-in-list").is_hidden()
 
