@@ -164,7 +164,7 @@ class _Endpoints:
         self._drawing_queues: dict[Executor | None, AdmissionQueue] = {}
         """Queues for pictures and levels: one for all stores on disk, and one for each bucket."""
         self._readiness: tuple[float, bool] = 0.0, False
-        """Time until which the last check is valid, in seconds of the monotonic clock; its result."""
+        """Seconds of the monotonic clock until which the last check is valid, and its result."""
         self.endpoints: Mapping[str, _Endpoint] = {
             "stores": self._list_stores,
             "store": self._describe_store,
@@ -358,7 +358,7 @@ class _Endpoints:
 
     @asynccontextmanager
     async def _slot(self, queue: AdmissionQueue, n_bytes: int) -> AsyncIterator[None]:
-        """Wait for a slot; raise BusyError if too much is waiting, or too many answers are unread."""
+        """Wait for a slot; raise BusyError if too much is waiting or too many bytes are unread."""
         async with queue.slot(n_bytes):
             if self.unsent_bytes > self.limits.unsent_bytes:
                 raise BusyError

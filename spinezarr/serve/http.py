@@ -140,7 +140,7 @@ def negotiate_media_type(accept: str | None, offers: Sequence[str]) -> str | Non
 
 
 def _parse_media_range(part: str) -> tuple[str, float] | None:
-    """Return a media range in lower case and its weight; None for other text, or with parameters."""
+    """Return a media range in lower case and its weight; None for other text or parameters."""
     media_range, *parameters = (word.strip(" \t") for word in part.split(";"))
     weights = [_WEIGHT.fullmatch(text) for text in parameters if text]
     if _MEDIA_RANGE.fullmatch(media_range) is None or len(weights) > 1:

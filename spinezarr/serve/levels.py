@@ -48,7 +48,7 @@ class LevelQuery(QueryModel):
     start_zyx: tuple[_Start, _Start, _Start] = (0, 0, 0)
     """First voxel of the box, in voxels of the level."""
     size_zyx: tuple[_Size, _Size, _Size] | None = None
-    """Shape of the box, which must lie inside the level; null for all voxels from ``start_zyx`` on."""
+    """Shape of the box, which must lie inside the level; null for the rest of the level."""
     pack: Literal["none", "gzip"] = "none"
     """``"gzip"`` sends a gzip file, whose CRC-32 programs can check."""
     content_checksum: Annotated[str, Field(max_length=64)] | None = None

@@ -117,7 +117,7 @@ class Login:
         return _form(HTTPStatus.OK, next_path) if name is None else _signed_in_page(name)
 
     def form(self, request: Request) -> Answer:
-        """Return the page with the form for a token. Signing in then leads to the requested page."""
+        """Return the page with the form for a token, which then leads to the requested page."""
         query = urlencode([x for x in parse_qsl(request.query) if x[0] != "token"])
         next_path = _local_path(f"{quote(request.path)}{'?' if query else ''}{query}")
         is_redirecting = _is_cross_site(request)

@@ -128,7 +128,7 @@ class ServedStores:
         return {name: place for name, (place, _) in stores.items()}
 
     def _list_all(self) -> tuple[dict[str, tuple[StorePlace, _StoreSource]], UnreadableError | None]:
-        """Return the current stores by name, and the last error of a source that cannot be listed."""
+        """Return the current stores by name, and the last error of a source; None if all answer."""
         stores: dict[str, tuple[StorePlace, _StoreSource]] = {}
         problem = None
         for source in self._sources:

@@ -101,7 +101,7 @@ def test_labels_become_modes(shape, factor, n_values, data):
 def test_many_mixed_blocks_are_counted_in_parts():
     voxels = np.random.default_rng(0).integers(0, 5, (16, 18, 22), np.uint8)
     whole = levels._modes(voxels, (2, 2, 2))
-    assert (levels._modes(voxels, (2, 2, 2), at_once=64) == whole).all()
+    assert (levels._modes(voxels, (2, 2, 2), voxels_at_once=64) == whole).all()
 
 
 @given(

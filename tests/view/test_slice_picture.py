@@ -222,7 +222,7 @@ def test_the_slice_nearest_to_a_position_in_mm_is_drawn(labeled, scan_id, plane)
             assert slice_at(scan, labeled._engine, plane, mm + off) == index
     for mm in (at_mm[0] - 2.1, at_mm[-1] + 2.1, 1e9, -1e9):
         first, last = at_mm[0] - 2, at_mm[-1] + 2
-        text = f"^mm: {COORDINATE[plane]} of this scan runs from {first:.2f} to {last:.2f} mm.$"
+        text = f"^mm: {COORDINATE[plane]} of this scan is between {first:.2f} and {last:.2f} mm.$"
         with pytest.raises(UsageError, match=text):
             slice_at(scan, labeled._engine, plane, mm)
 
