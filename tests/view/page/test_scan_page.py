@@ -434,7 +434,7 @@ def test_the_page_names_an_unknown_scan(page, small):
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(503, "damaged, or out of reach"), (410, "replaced"), (None, "connection")],
+    [(503, "damaged, or cannot be reached"), (410, "replaced"), (None, "connection")],
 )
 def test_a_scan_that_cannot_be_read_draws_nothing(page, small, status, message):
     def refuse(route):
