@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from base64 import b64encode
 from functools import partial
 from pathlib import Path
@@ -298,7 +297,7 @@ def test_metadata_of_a_version_are_never_served_from_another(ingest_version, tmp
         files.metadata("a", scan)
 
 
-def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url):
+def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url, clock):
     copy, url = own
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
     shutil.copytree(ctspine1k_url, copy.parent / "later.zarr")
@@ -306,14 +305,14 @@ def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url):
     assert spinezarr.open(f"{url}/zarr/later").table.sizes["scan"] == 6
     shutil.rmtree(copy.parent / "later.zarr")
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
-    time.sleep(0.2)  # it is no longer known
+    clock.advance(0.2)  # it is no longer known
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
     chunk = f"scans/{SCAN}/image/c/0/0/0"
     for key in (chunk, f"@{'0' * 32}/{chunk}"):  # a client may still read this store
         assert ask(f"{url}/zarr/later/{key}")[0] == 410
 
 
-def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tmp_path):
+def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tmp_path, clock):
     """The name stays, and nothing is served from the old folder."""
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
@@ -323,12 +322,12 @@ def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tm
     kept = stores.files("own")
     assert stores.files("own") is kept
     (folders[0] / "own.zarr").rename(folders[1] / "own.zarr")
-    time.sleep(0.2)  # it is no longer known
+    clock.advance(0.2)  # it is no longer known
     moved = stores.files("own")
     assert moved.path == str(folders[1] / "own.zarr")
     assert moved.find("scans/a/zarr.json").data
     shutil.rmtree(moved.path)
-    time.sleep(0.2)
+    clock.advance(0.2)
     assert stores.files("own") is stores.served_table("own") is None
 
 
