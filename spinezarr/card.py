@@ -199,8 +199,8 @@ class Card(StrictModel):
         }
 
     def _figures(self) -> Iterator[tuple[FigureKey, PrintedFigure]]:
-        whole = {"scans": self.scans, "patients": self.patients, "slices": self.slices}
-        for statistic, value in whole.items():
+        totals = {"scans": self.scans, "patients": self.patients, "slices": self.slices}
+        for statistic, value in totals.items():
             if value is not None:
                 yield FigureKey("all", "", statistic), PrintedFigure(value, 0)
         for split, scans in self.splits.items():
@@ -240,8 +240,8 @@ class Card(StrictModel):
             reason = f"the splits add up to {total} scans, but {self.scans} are printed"
             yield FigureKey("all", "", "scans"), Contradiction(reason, total)
             for split, scans in self.splits.items():
-                rest = Contradiction(reason, self.scans - (total - scans))
-                yield FigureKey("split", split, "scans"), rest
+                contradiction = Contradiction(reason, self.scans - (total - scans))
+                yield FigureKey("split", split, "scans"), contradiction
         if self.slices is not None and self.shape_ijk is not None:
             low, high = (
                 self.scans * size_ijk[2] for size_ijk in (self.shape_ijk.min, self.shape_ijk.max)

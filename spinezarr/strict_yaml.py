@@ -238,7 +238,7 @@ def _date_text(value: object) -> str:
 def _check_keys(node: yaml.Node) -> None:
     """Refuse repeated keys, and keys that YAML does not read as text."""
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue  # PyYAML refuses it
@@ -247,9 +247,9 @@ def _check_keys(node: yaml.Node) -> None:
                     _line_of(key),
                     f"YAML does not read the key {key.value!r} as text. Put it in quotes",
                 )
-            if to_nfc(key.value) in seen and key.tag != _MERGE_KEY:
+            if to_nfc(key.value) in keys and key.tag != _MERGE_KEY:
                 raise _FileError(_line_of(key), f"key {key.value!r} is given twice; keep one")
-            seen.add(to_nfc(key.value))
+            keys.add(to_nfc(key.value))
             _check_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:

@@ -99,11 +99,11 @@ def serve(
     if signed_for is not None or signed_as is not None:
         raise UsageError("--for and --as need a URL to sign. Give it (--sign URL).")
     options = open_options.storage_options
-    places = [(_location(path), options) for path in stores or ()]
-    places = places or _catalog_places(open_options.catalog, options)
+    locations = [(_location(path), options) for path in stores or ()]
+    locations = locations or _catalog_locations(open_options.catalog, options)
     settings = ServeSettings(
-        paths=tuple(place for place, _ in places),
-        storage_options={place: place_options for place, place_options in places if "://" in place},
+        paths=tuple(location for location, _ in locations),
+        storage_options={location: options_of_location for location, options_of_location in locations if "://" in location},
         token_file=None if token_file is None else str(token_file.absolute()),
         hosts=frozenset({host}),
         origins=frozenset(origin or ()),
@@ -149,7 +149,7 @@ def _location(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
-def _catalog_places(path: Path | None, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _catalog_locations(path: Path | None, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return the stores of a catalog with storage options. Options of the command override them."""
     from spinezarr.catalog import load_catalog
 

@@ -158,11 +158,11 @@ class PatchDataset(IterableDataset[TensorBatch]):
         UsageError
             If it is the state of another stream. The message names the differences.
         """
-        before, self._state = self._state, state
+        previous, self._state = self._state, state
         try:
             self.worker_stream()
         except UsageError:
-            self._state = before
+            self._state = previous
             raise
         self._iterator = None
 

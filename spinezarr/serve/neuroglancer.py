@@ -28,7 +28,7 @@ from spinezarr.serve.version_headers import RefusedError
 from spinezarr.text import to_ascii_json
 from spinezarr.view.neuroglancer_state import (
     SHOWN_DTYPES,
-    StatePlaces,
+    LayerUrls,
     neuroglancer_state,
     segment_properties,
     state_fragment,
@@ -160,7 +160,7 @@ def answer_state(source: PatchSource, request: Request, store: str, scan_id: str
         return text_answer(HTTPStatus.BAD_REQUEST, "The request names no host.")
     store_part, scan_part = quote(store, safe=""), quote(scan_id, safe="")
     arrays = f"{origin}/flat/{store_part}/@{scan.content_checksum}/scans/{scan_part}"
-    sources = StatePlaces(
+    sources = LayerUrls(
         f"{arrays}/image",
         f"{arrays}/label",
         f"{origin}/neuroglancer/{store_part}/{scan_part}/segments",

@@ -397,7 +397,7 @@ OPERATIONS: Final = (
             "GET",
             f"/v1/{{store}}/scans/{{scan_id}}/{array}.nii.gz",
             "Files",
-            f"The whole {what} of a scan as NIfTI, as 'spinezarr export nifti' writes it",
+            f"The whole {noun} of a scan as NIfTI, as 'spinezarr export nifti' writes it",
             {
                 HTTPStatus.OK: Content(
                     "The file. Its size is not known before its end.",
@@ -417,7 +417,7 @@ OPERATIONS: Final = (
             query=NiftiQuery,
             headers=_CONDITIONS,
         )
-        for array, what, missing in (
+        for array, noun, missing in (
             ("image", "image", {}),
             (
                 "label",

@@ -62,14 +62,14 @@ def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
     UsageError
         If the URL is not that of a store on a server, or there is no such token.
     """
-    shown = redact_url(url)
-    if shown != url:
-        raise UsageError(f"{shown}: the URL must not have a user, a password, '?' or '#'.")
+    redacted_url = redact_url(url)
+    if redacted_url != url:
+        raise UsageError(f"{redacted_url}: the URL must not have a user, a password, '?' or '#'.")
     parts = urlsplit(url)
     segments = tuple(unquote(parts.path, errors="replace").strip("/").split("/"))
     if parts.scheme not in {"http", "https"} or not parts.netloc or not _may_be_signed(segments):
         raise UsageError(
-            f"{shown}: is not the URL of a store, such as http://lab:8765/zarr/ctspine1k. URLs "
+            f"{redacted_url}: is not the URL of a store, such as http://lab:8765/zarr/ctspine1k. URLs "
             "below /zarr, /flat, /ome and /v1 can be signed."
         )
     expires = int(time.time()) + seconds

@@ -25,7 +25,7 @@ from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.engine import ChunkCache
 from spinezarr.view.levels import LevelCache
 
-__all__ = ["ServedStores", "StorePlace"]
+__all__ = ["ServedStores", "StoreLocation"]
 
 _SUFFIX: Final = ".zarr"
 _LISTING_THREADS: Final = 8
@@ -35,7 +35,7 @@ _LEVEL_BYTES: Final = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class StorePlace:
+class StoreLocation:
     """Name and location of a store."""
 
     name: str
@@ -114,7 +114,7 @@ class ServedStores:
         views = self._opened.get(name)
         return self._listing_executor if views is None else views.files.executor
 
-    def list_stores(self) -> dict[str, StorePlace]:
+    def list_stores(self) -> dict[str, StoreLocation]:
         """Return the current stores by name.
 
         Raises
@@ -125,11 +125,11 @@ class ServedStores:
         stores, problem = self._list_all()
         if problem is not None:
             raise problem
-        return {name: place for name, (place, _) in stores.items()}
+        return {name: location for name, (location, _) in stores.items()}
 
-    def _list_all(self) -> tuple[dict[str, tuple[StorePlace, _StoreSource]], UnreadableError | None]:
+    def _list_all(self) -> tuple[dict[str, tuple[StoreLocation, _StoreSource]], UnreadableError | None]:
         """Return the current stores by name, and the last error of a source; None if all answer."""
-        stores: dict[str, tuple[StorePlace, _StoreSource]] = {}
+        stores: dict[str, tuple[StoreLocation, _StoreSource]] = {}
         problem = None
         for source in self._sources:
             try:
@@ -143,7 +143,7 @@ class ServedStores:
                         f"{redact_url(path)} and {redact_url(stores[name][0].path)}: both would be "
                         f"served as {name!r}. Serve only one of them, or rename a folder."
                     )
-                stores[name] = StorePlace(name, path), source
+                stores[name] = StoreLocation(name, path), source
         return stores, problem
 
     def files(self, name: str) -> ServedFolder | None:
@@ -192,12 +192,12 @@ class ServedStores:
             if problem is not None:  # the store may be in the source that cannot be listed
                 raise problem
             return None
-        place, source = stores[name]
+        location, source = stores[name]
         with self._lock:
             views = self._opened.get(name)
-            if views is None or views.files.path != place.path:
+            if views is None or views.files.path != location.path:
                 views = self._opened[name] = _StoreViews.of(
-                    source.storage(place.path), self._chunks, self.level_cache, self.limits
+                    source.storage(location.path), self._chunks, self.level_cache, self.limits
                 )
         return views if views.files.exists() else None
 

@@ -354,10 +354,10 @@ def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
     columns = [table[name].to_numpy().astype(str).tolist() for name in ("scan", *texts)]
     numbers = (table.shape_zyx, table.spacing_zyx_mm, table.stored_bytes)
     columns += [column.to_numpy().tolist() for column in numbers]
-    shown = (table.voxel_count.to_numpy() > 0).tolist()
+    is_visible = (table.voxel_count.to_numpy() > 0).tolist()
     names = ("scan_id", *texts, "shape_zyx", "spacing_zyx_mm", "stored_bytes")
-    for row, is_shown in zip(zip(*columns, strict=True), shown, strict=True):
-        yield {**dict(zip(names, row, strict=True)), "vertebrae": list(compress(LEVELS, is_shown))}
+    for row, is_level_visible in zip(zip(*columns, strict=True), is_visible, strict=True):
+        yield {**dict(zip(names, row, strict=True)), "vertebrae": list(compress(LEVELS, is_level_visible))}
 
 
 def answer_scan(served_table: ServedTable, scan_id: str) -> Answer:

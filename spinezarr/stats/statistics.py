@@ -157,9 +157,9 @@ def volumes_cm3(table: "xr.Dataset") -> dict[str, npt.NDArray[np.float64]]:
     """
     counts, volumes = (table[name].to_numpy() for name in ("voxel_count", "volume_cm3"))
     return {
-        str(name): volumes[shown, column]
+        str(name): volumes[is_visible, column]
         for column, name in enumerate(table.vertebra.to_numpy())
-        if (shown := counts[:, column] > 0).any()
+        if (is_visible := counts[:, column] > 0).any()
     }
 
 
@@ -204,9 +204,9 @@ def _vertebrae(table: "xr.Dataset") -> dict[str, VertebraStatistics]:
     return {
         name: VertebraStatistics(
             value=VALUE_OF_NAME.get(name),
-            scans=(shown := volumes.get(name, no_volumes)).size,
-            detection_percent=100 * shown.size / table.sizes["scan"],
-            volume_cm3=Spread.of(shown),
+            scans=(level_volumes := volumes.get(name, no_volumes)).size,
+            detection_percent=100 * level_volumes.size / table.sizes["scan"],
+            volume_cm3=Spread.of(level_volumes),
             annotated_centroids=int(annotated),
         )
         for name, annotated in zip(map(str, table.vertebra.to_numpy()), annotated_counts, strict=True)

@@ -19,7 +19,7 @@ from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.engine import Engine
 from spinezarr.verbs.sizes import uncompressed_bytes
-from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_place
+from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_location
 
 __all__ = ["ExportReport", "write_nifti_files", "write_nnunet_dataset", "write_ome_zarr_images"]
 
@@ -132,7 +132,7 @@ def write_ome_zarr_images(
     if "://" not in target:
         make_folder(Path(target))
         for scan_id in scan_ids:
-            _check_free(Path(ome_zarr_place(target, scan_id)), overwrite=overwrite)
+            _check_free(Path(ome_zarr_location(target, scan_id)), overwrite=overwrite)
 
     def export(scan_id: str, on_bytes: _OnBytes) -> ExportedScan:
         return export_ome_zarr(

@@ -222,12 +222,12 @@ def ingest(
         raw_storage_options=raw_storage_options or {},
     )
     recipe, entry = _recipe_and_entry(request)
-    places = _places(request, entry)
-    dicom_folders = known_folders(places.out, places.out_options)
-    discovery = discover(recipe, places.raw, places.raw_options, known=dicom_folders)
+    locations = _locate(request, entry)
+    dicom_folders = known_folders(locations.out, locations.out_options)
+    discovery = discover(recipe, locations.raw, locations.raw_options, known=dicom_folders)
     if dry_run:
         return discovery
-    if places.out is None:
+    if locations.out is None:
         raise UsageError("no store: give --out URL, or add the dataset to a catalog.")
     limits = Limits(
         axis_voxels=max_axis_voxels,
@@ -236,23 +236,23 @@ def ingest(
     )
     options = ScanOptions(take_image_grid=take_image_grid, limits=limits, scratch=_text(scratch))
     if pseudonymize:
-        map_path = map_file(places.out, _text(pseudonyms))
+        map_path = map_file(locations.out, _text(pseudonyms))
         discovery, names = apply_pseudonyms(
-            discovery, recipe, places.out, map_path, places.out_options
+            discovery, recipe, locations.out, map_path, locations.out_options
         )
         options = replace(options, pseudonyms=names)
-    find_damaged = partial(_damaged_scans, places.out, places.out_options, on_progress)
+    find_damaged = partial(_damaged_scans, locations.out, locations.out_options, on_progress)
     with _workers(workers, scheduler, on_progress) as cluster:
         report = ingest_scans(
             recipe,
             discovery,
-            places.out,
+            locations.out,
             options=options,
-            license=license or places.license,
+            license=license or locations.license,
             codec=codec,
             listener=IngestProgress(discovery.scans, on_progress),
-            raw_options=places.raw_options,
-            out_options=places.out_options,
+            raw_options=locations.raw_options,
+            out_options=locations.out_options,
             workers=cluster,
             find_damaged=find_damaged if repair else None,
         )
@@ -287,7 +287,7 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class _Locations:
     """Source and target of an ingest, with their storage options."""
 
     raw: str
@@ -322,7 +322,7 @@ def _recipe_of_patterns(request: _Request) -> Recipe:
     return Recipe.from_pairs(patterns.image, patterns.label, name=name, scan_id=patterns.scan_id)
 
 
-def _places(request: _Request, entry: CatalogEntry | None) -> _Places:
+def _locate(request: _Request, entry: CatalogEntry | None) -> _Locations:
     """Return source and target, from the options or else from the catalog.
 
     The catalog is used only for values that no option gives. So not all of its variables need be
@@ -346,7 +346,7 @@ def _places(request: _Request, entry: CatalogEntry | None) -> _Places:
     # Options for the bucket of the raw folder may not fit the store.
     out_options = {} if raw_options and "://" not in (out or "") else store_options
     license = None if entry is None else entry.license
-    return _Places(raw, raw_options, out, out_options, license)
+    return _Locations(raw, raw_options, out, out_options, license)
 
 
 @contextmanager

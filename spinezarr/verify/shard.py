@@ -194,8 +194,8 @@ class _ShardRead:
     def _chunk_zyx(self, position: int) -> ShapeZYX:
         """Return the index in the array of the chunk at a position in the shard."""
         per_shard = self._array.chunks_per_shard_zyx
-        within = np.unravel_index(position, per_shard)
+        index_in_shard = np.unravel_index(position, per_shard)
         z, y, x = (
-            s * n + int(i) for s, n, i in zip(self._shard_zyx, per_shard, within, strict=True)
+            s * n + int(i) for s, n, i in zip(self._shard_zyx, per_shard, index_in_shard, strict=True)
         )
         return (z, y, x)

@@ -366,8 +366,8 @@ def _pieces(level: Level, piece_zyx: ShapeZYX, box: Box) -> list[Box]:
     return pieces
 
 
-def _slices_in(box: Box, around: Box) -> tuple[slice, slice, slice]:
-    z, y, x = (-start for start in around.start_zyx)
+def _slices_in(box: Box, outer_box: Box) -> tuple[slice, slice, slice]:
+    z, y, x = (-start for start in outer_box.start_zyx)
     return box.shift((z, y, x)).slices
 
 

@@ -34,7 +34,7 @@ from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 
 __all__ = [
     "SHOWN_DTYPES",
-    "StatePlaces",
+    "LayerUrls",
     "neuroglancer_state",
     "segment_properties",
     "state_fragment",
@@ -63,7 +63,7 @@ _ALPHA: Final = 0.45
 
 
 @dataclass(frozen=True, slots=True)
-class StatePlaces:
+class LayerUrls:
     """URLs of the sources of the layers. They are folders, without a slash at the end."""
 
     image: str
@@ -74,22 +74,22 @@ class StatePlaces:
     """URL of a folder whose ``info`` is the value of :func:`segment_properties`."""
 
 
-def neuroglancer_state(scan: ScanHandle, places: StatePlaces, title: str) -> dict[str, Any]:
+def neuroglancer_state(scan: ScanHandle, urls: LayerUrls, title: str) -> dict[str, Any]:
     """Return the state that shows a scan.
 
     Parameters
     ----------
     scan
         The scan. The stored type of its image is one of :data:`SHOWN_DTYPES`.
-    places
+    urls
         URLs of its arrays.
     title
         Title of the page.
     """
     facts = scan.attributes
-    layers = [_image_layer(scan, places)]
+    layers = [_image_layer(scan, urls)]
     if scan.label is not None:
-        layers.append(_label_layer(scan, places))
+        layers.append(_label_layer(scan, urls))
     selected = {"layer": layers[-1]["name"], "visible": True}
     return {
         "title": title,
@@ -148,26 +148,26 @@ def state_fragment(state: Mapping[str, Any]) -> str:
     return f"!{quote(text, safe='!:,/[]|@.-_~')}"
 
 
-def _image_layer(scan: ScanHandle, places: StatePlaces) -> dict[str, Any]:
+def _image_layer(scan: ScanHandle, urls: LayerUrls) -> dict[str, Any]:
     return {
         "type": "image",
         "name": _IMAGE,
-        "source": {"url": f"{places.image}/|zarr3:", "transform": _transform(scan)},
+        "source": {"url": f"{urls.image}/|zarr3:", "transform": _transform(scan)},
         "tab": "rendering",
         "shader": "#uicontrol invlerp normalized\nvoid main() { emitGrayscale(normalized()); }\n",
         "shaderControls": {"normalized": {"range": _stored_range(scan.image)}},
     }
 
 
-def _label_layer(scan: ScanHandle, places: StatePlaces) -> dict[str, Any]:
+def _label_layer(scan: ScanHandle, urls: LayerUrls) -> dict[str, Any]:
     facts = scan.attributes
     values = [VALUE_OF_NAME[name] for name in ANATOMICAL_ORDER if name in facts.vertebrae]
     return {
         "type": "segmentation",
         "name": _LABEL,
         "source": [
-            {"url": f"{places.label}/|zarr3:", "transform": _transform(scan)},
-            f"{places.segments}/|neuroglancer-precomputed:",
+            {"url": f"{urls.label}/|zarr3:", "transform": _transform(scan)},
+            f"{urls.segments}/|neuroglancer-precomputed:",
         ],
         "tab": "segments",
         "selectedAlpha": _ALPHA,

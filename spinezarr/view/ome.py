@@ -49,7 +49,7 @@ __all__ = [
     "OmeTree",
     "encode_piece",
     "is_oblique",
-    "level_place",
+    "levels_folder",
     "ome_tree",
     "parse_ome_key",
 ]
@@ -61,7 +61,7 @@ ITK: Final = "itk"
 """Folder of the trees whose translations are origins of ITK."""
 LABELS: Final = "labels"
 _MASK: Final = "vertebrae"
-_PLACES: Final[Mapping[str, str]] = {IMAGE: "", LABEL: f"{LABELS}/{_MASK}/"}
+_LEVELS_FOLDERS: Final[Mapping[str, str]] = {IMAGE: "", LABEL: f"{LABELS}/{_MASK}/"}
 """Folder of the levels of each array."""
 _LEVEL: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _VERSION: Final = "0.5"
@@ -128,7 +128,7 @@ def ome_tree(
     datasets = [_dataset(scan, level, for_itk=for_itk) for level in levels]
     nodes: dict[str, Node] = {}
     for array in scan.arrays:
-        folder = _PLACES[array.name]
+        folder = _LEVELS_FOLDERS[array.name]
         for level in levels:
             nodes[f"{folder}{level.level}"] = _array_node(array, level, stored[array.name])
     if scan.label is not None:
@@ -151,16 +151,16 @@ def parse_ome_key(key: str) -> OmeKey | None:
     >>> parse_ome_key("labels/zarr.json"), parse_ome_key("00/c/0/0/0"), parse_ome_key("0")
     (None, None, None)
     """
-    array = LABEL if key.startswith(_PLACES[LABEL]) else IMAGE
-    level, _, rest = key.removeprefix(_PLACES[array]).partition("/")
+    array = LABEL if key.startswith(_LEVELS_FOLDERS[LABEL]) else IMAGE
+    level, _, rest = key.removeprefix(_LEVELS_FOLDERS[array]).partition("/")
     if _LEVEL.fullmatch(level) is None or not rest:
         return None
     return OmeKey(array, int(level), rest)
 
 
-def level_place(array: str) -> str:
+def levels_folder(array: str) -> str:
     """Return the folder of the levels of ``image`` or ``label``: empty, or with a final slash."""
-    return _PLACES[array]
+    return _LEVELS_FOLDERS[array]
 
 
 def is_oblique(scan: ScanHandle) -> bool:

@@ -45,11 +45,11 @@ from spinezarr.view.ome import (
     OmeTree,
     encode_piece,
     is_oblique,
-    level_place,
+    levels_folder,
     ome_tree,
 )
 
-__all__ = ["export_ome_zarr", "ome_zarr_place"]
+__all__ = ["export_ome_zarr", "ome_zarr_location"]
 
 OnBytes = Callable[[int], None]
 
@@ -70,12 +70,12 @@ class _Shard:
     entry: ManifestEntry
 
 
-def ome_zarr_place(out: str | os.PathLike[str], scan_id: str) -> str:
+def ome_zarr_location(out: str | os.PathLike[str], scan_id: str) -> str:
     """Return the path or URL of the exported image of a scan.
 
     Examples
     --------
-    >>> ome_zarr_place("s3://lab/viewers/", "liver_0")
+    >>> ome_zarr_location("s3://lab/viewers/", "liver_0")
     's3://lab/viewers/liver_0.ome.zarr'
     """
     return f"{os.fspath(out).rstrip('/') or '/'}/{scan_id}{FOLDER_SUFFIX}"
@@ -103,11 +103,11 @@ def export_ome_zarr(
         raise CorruptStoreError(f"{folder}/{_METADATA}: is damaged ({problem}).") from problem
     stored = json.loads(data)["consolidated_metadata"]["metadata"]
     tree = ome_tree(scan, stored, coarsest_voxels=coarsest_voxels)
-    target_place = ome_zarr_place(out, scan_id)
-    with _target(target_place, storage_options, link=link, overwrite=overwrite) as target:
+    target_location = ome_zarr_location(out, scan_id)
+    with _target(target_location, storage_options, link=link, overwrite=overwrite) as target:
         for array in scan.arrays:
             for level in tree.levels:
-                level_folder = f"{level_place(array.name)}{level.level}/"
+                level_folder = f"{levels_folder(array.name)}{level.level}/"
                 if level.level == 0:
                     _copy_shards(reader, scan, array, level_folder, target, on_bytes=on_bytes)
                 else:
@@ -118,13 +118,13 @@ def export_ome_zarr(
         notes.append(
             f"{scan_id}{FOLDER_SUFFIX}: {tree.nodes['']['attributes']['spinezarr']['warning']}"
         )
-    return ExportedScan(scan_id, (redact_url(target_place),), tuple(notes))
+    return ExportedScan(scan_id, (redact_url(target_location),), tuple(notes))
 
 
 def _metadata(tree: OmeTree) -> Iterator[tuple[str, bytes]]:
     """Yield key and content of each ``zarr.json``; the one of the image comes last."""
-    for place, node in sorted(tree.nodes.items(), key=lambda item: item[0], reverse=True):
-        yield f"{place}/{_METADATA}".lstrip("/"), json.dumps(node).encode()
+    for node_path, node in sorted(tree.nodes.items(), key=lambda item: item[0], reverse=True):
+        yield f"{node_path}/{_METADATA}".lstrip("/"), json.dumps(node).encode()
 
 
 def _copy_shards(
@@ -188,20 +188,20 @@ class _Target(ABC):
 
 @contextmanager
 def _target(
-    place: str, options: Mapping[str, Any] | None, *, link: bool, overwrite: bool
+    location: str, options: Mapping[str, Any] | None, *, link: bool, overwrite: bool
 ) -> Iterator[_Target]:
-    fs, path = open_filesystem(place, options)
+    fs, path = open_filesystem(location, options)
     if isinstance(fs, LocalFileSystem):
         with _on_disk(Path(path), link=link, overwrite=overwrite) as folder:
             yield folder
         return
     if is_read_only(fs):
-        raise UsageError(f"{redact_url(place)}: images cannot be written to a web server.")
+        raise UsageError(f"{redact_url(location)}: images cannot be written to a web server.")
     if link:
-        raise UsageError(f"{redact_url(place)}: hard links (--link) need a folder on disk.")
+        raise UsageError(f"{redact_url(location)}: hard links (--link) need a folder on disk.")
     if fs.exists(f"{path}/{_METADATA}"):
         if not overwrite:
-            raise _exists_error(redact_url(place))
+            raise _exists_error(redact_url(location))
         # Without its metadata, the old image is not visible while it is replaced.
         fs.rm_file(f"{path}/{_METADATA}")
         others = fs.find(path)
@@ -210,9 +210,9 @@ def _target(
     yield _Bucket(fs, path)
 
 
-def _exists_error(place: str) -> UsageError:
+def _exists_error(location: str) -> UsageError:
     return UsageError(
-        f"{place}: exists already. Choose another place, or replace it (--overwrite)."
+        f"{location}: exists already. Choose another place, or replace it (--overwrite)."
     )
 
 

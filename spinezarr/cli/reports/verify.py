@@ -27,8 +27,8 @@ def print_verification(verification: Verification, raw: str | None) -> None:
             "run the same 'spinezarr ingest' again, which removes them."
         )
     if not verification.faults:
-        place = None if raw is None else redact_url(raw)
-        comparison = "" if place is None else f" Every voxel equals its source file in {place}."
+        raw_location = None if raw is None else redact_url(raw)
+        comparison = "" if raw_location is None else f" Every voxel equals its source file in {raw_location}."
         OUT.say(f"Every byte is as it was written.{comparison}")
         return
     table = Table("Faults", "scan", "file", "fault", "found", "expected")
