@@ -47,8 +47,8 @@ class FigureKey(NamedTuple):
     """
 
     group: Literal["all", "split", "source", "axis", "region", "vertebra"]
-    """Part of the dataset that the figure describes. ``all`` is the whole dataset, and ``axis`` is an
-    axis of the source files."""
+    """Part of the dataset that the figure describes. ``all`` is the whole dataset, and ``axis`` is
+    an axis of the source files."""
     name: str
     """Name of the split, source, axis (``i``, ``j``, ``k``), region or vertebra; empty for
     ``all``."""

@@ -168,9 +168,9 @@ class CatalogEntry:
 
     def _untrusted_error(self, violation: str, alternative: str = "") -> CatalogError:
         return CatalogError(
-            f"{self.catalog_path}: dataset {self.name!r} {violation} and the catalog was only found "
-            f"in the working folder. If you trust it, {alternative}name it: --catalog {CATALOG_NAME}, "
-            f"catalog=... in Python, or {CATALOG_VARIABLE}={self.catalog_path}."
+            f"{self.catalog_path}: dataset {self.name!r} {violation} and the catalog was only "
+            f"found in the working folder. If you trust it, {alternative}name it: --catalog "
+            f"{CATALOG_NAME}, catalog=... in Python, or {CATALOG_VARIABLE}={self.catalog_path}."
         )
 
     def _path(self, path: str) -> str:
@@ -213,8 +213,8 @@ def find_catalog(path: str | os.PathLike[str] | None = None) -> CatalogPath | No
             catalog = expand_home(given_path)
             if given_by == CATALOG_VARIABLE and not catalog.is_absolute():
                 raise CatalogError(
-                    f"{catalog}: is a relative path (named by {given_by}), which means another file "
-                    "in each folder. Give the absolute path."
+                    f"{catalog}: is a relative path (named by {given_by}), which means another "
+                    "file in each folder. Give the absolute path."
                 )
             if not catalog.is_file():
                 kind = describe_irregular_file(catalog)

@@ -37,7 +37,7 @@ that long."""
 MAX_LINES: Final = 200
 _ELLIPSIS: Final = " … "
 _VISIBLE_CATEGORIES: Final = {"Zs", "Co"}
-"""Visible categories besides those of ``str.isprintable``: spaces, and characters of private use."""
+"""Visible categories besides those of ``str.isprintable``: spaces, characters of private use."""
 _VISIBLE_FORMATS: Final = frozenset(
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )

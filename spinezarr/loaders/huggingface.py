@@ -7,8 +7,8 @@ read, and nothing is copied in advance.
 
 References
 ----------
-.. [1] https://huggingface.co/datasets/alexanderdann/CTSpine1K; since version 4, ``datasets`` runs no
-   scripts.
+.. [1] https://huggingface.co/datasets/alexanderdann/CTSpine1K; since version 4, ``datasets`` runs
+   no scripts.
 """
 
 from bisect import bisect_right
@@ -112,7 +112,7 @@ class _SourceArray:
         return BoxRead(self.spec, box, self.axes.to_zyx(out_kij.transpose(1, 2, 0)))
 
     def empty(self, n_slices: int, dtype: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
-        """Allocate slices ``(k, i, j)``, in the dtype to return if it can hold the stored values."""
+        """Allocate slices ``(k, i, j)``, in the returned dtype if it can hold the stored values."""
         i, j, _ = self.shape_ijk
         if dtype is None:
             fits = np.can_cast(self.spec.dtype, self.dtype)
@@ -344,7 +344,7 @@ class SplitDataset:
     def _plan_slice(
         self, name: str, array: _SourceArray, case: int, k: int, reads: list[BoxRead]
     ) -> npt.NDArray[Any]:
-        """Return a slice, ``(1, i, j)``, from the last slab, or else an array that ``reads`` fills."""
+        """Return a slice, ``(1, i, j)``, from the last slab, or an array that ``reads`` will fill."""
         slab = self._slabs.get(name)
         values = None if slab is None else slab.find(case, k)
         if values is None and case == self._last[0] and abs(k - self._last[1]) == 1:

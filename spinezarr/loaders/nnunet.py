@@ -259,7 +259,7 @@ class _Block:
         return self.grid.axes[axis].nearest(self.spans[axis]) - self.needed[axis][0]
 
     def with_whole_planes(self) -> "_Block":
-        """Return the same block, but with all stored voxels of its planes across the coarse axis."""
+        """Return the same block with all stored voxels of its planes across the coarse axis."""
         needed = tuple(
             span if axis == self.grid.coarse else (0, self.grid.axes[axis].n)
             for axis, span in enumerate(self.needed)
@@ -402,8 +402,8 @@ class StoreDataset:
     ) -> None:
         if folder_with_segs_from_previous_stage is not None:
             raise UsageError(
-                "a cascade needs preprocessed cases, because a network that is trained from a store "
-                "has no previous stage."
+                "a cascade needs preprocessed cases, because a network that is trained from a "
+                "store has no previous stage."
             )
         self.source_folder = folder
         self.folder_with_segs_from_previous_stage = None
@@ -415,7 +415,7 @@ class StoreDataset:
         dataset = _read_json(Path(folder).parent / "dataset.json")
         if "ignore" in dataset["labels"]:
             raise UsageError(
-                f"{folder}: the store has labels to ignore, which need the preprocessing of nnU-Net."
+                f"{folder}: the store has labels to ignore, which need preprocessing by nnU-Net."
             )
         self._preprocessing = _Preprocessing.of_plans(plans, link["configuration"])
         self._stored = {int(n): int(value) for n, value in dataset["stored_labels"].items()}
@@ -499,7 +499,7 @@ class StoreDataset:
         return low, high
 
     def _label(self, spec: ArraySpec, grid: _Grid, spans: list[Span]) -> Array:
-        """Resample each label separately, and return the label with the highest score at each voxel.
+        """Resample each label separately, and return the label with the best score at each voxel.
 
         If scores are equal, the nearest stored label is returned.
         """
@@ -607,8 +607,8 @@ def link_store(
         other_file = next((path for path in folder.iterdir() if path.name != _LINK), None)
         if other_file is not None:
             raise UsageError(
-                f"{other_file}: this configuration is preprocessed already. Remove its files to train "
-                "from the store."
+                f"{other_file}: this configuration is preprocessed already. Remove its files to "
+                "train from the store."
             )
         link = {
             "store": str(store) if "://" in str(store) else str(Path(store).resolve()),

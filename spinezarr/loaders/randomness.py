@@ -68,7 +68,11 @@ class Randomness:
         """
         words = iter(_words(seed, epoch, index, 3 + len(self._shared) + len(self._private)))
         with _LOCK:
-            states = random.getstate(), np.random.get_state(), _TORCH_GENERATOR.get_state()  # noqa: NPY002
+            states = (
+                random.getstate(),
+                np.random.get_state(),  # noqa: NPY002
+                _TORCH_GENERATOR.get_state(),
+            )
             class_states: list[tuple[Any, Any]] = [(kind, vars(kind)["R"]) for kind, _ in self._shared]
             try:
                 random.seed(next(words))

@@ -117,8 +117,8 @@ class BucketFolder:
             raise UsageError(str(problem)) from None
         if root is not None and not root.etag:
             raise UsageError(
-                f"{name}: its server sends no strong ETag, which names the version of an object, so "
-                "the store cannot be served from there. Serve it from its own machine."
+                f"{name}: its server sends no strong ETag, which names the version of an object, "
+                "so the store cannot be served from there. Serve it from its own machine."
             )
         if root is None and not self._is_bucket:
             raise UsageError(

@@ -71,8 +71,8 @@ def page(document: Mapping[str, Any]) -> str:
 def _access(document: Mapping[str, Any]) -> Iterator[str]:
     if "securitySchemes" in document["components"]:
         yield (
-            "<p>The server requires a token: <code>Authorization: Bearer TOKEN</code>, or the password "
-            "of <code>http://any:TOKEN@…</code>.</p>"
+            "<p>The server requires a token: <code>Authorization: Bearer TOKEN</code>, or the "
+            "password of <code>http://any:TOKEN@…</code>.</p>"
         )
     else:
         yield (

@@ -89,7 +89,8 @@ class Guard:
                 return None
             return text_answer(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                "The request names another host. Start 'spinezarr serve' with --host for this name.",
+                "The request names another host. Start 'spinezarr serve' with --host for this "
+                "name.",
             )
         if request.is_signed or self._is_authenticated(request, self.tokens):
             return None

@@ -144,16 +144,16 @@ def answer_state(source: PatchSource, request: Request, store: str, scan_id: str
         return _page(
             HTTPStatus.NOT_IMPLEMENTED,
             "neuroglancer is not installed on this server",
-            "<p>Run <code>pip install 'spinezarr[neuroglancer]'</code> on the machine of the server, "
-            "and start the server again.</p>",
+            "<p>Run <code>pip install 'spinezarr[neuroglancer]'</code> on the machine of the "
+            "server, and start the server again.</p>",
         )
     dtype = scan.image.stored_dtype.name
     if dtype not in SHOWN_DTYPES:
         return _page(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "neuroglancer cannot show this scan",
-            f"<p>Its image is {escape(dtype)}; neuroglancer draws float32, and integers up to 32 bits."
-            "</p>",
+            f"<p>Its image is {escape(dtype)}; neuroglancer draws float32, and integers up to 32 "
+            "bits.</p>",
         )
     origin = origin_of(request)
     if origin is None:

@@ -40,10 +40,12 @@ PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
         "key": "Key of a file below the store, e.g. scans/liver_0/zarr.json. If it starts with "
         "@<content_checksum>/, it names a version of the scan.",
         "Range": "One range of bytes, with GET only. For several ranges, the whole file is sent.",
-        "If-Range": "Entity tag of the version of the range. Of another version, the whole file is sent.",
+        "If-Range": "Entity tag of the version of the range. Of another version, the whole file is "
+        "sent.",
         "If-Match": "Entity tags. The status is 412 if the version has none of them.",
         "If-None-Match": "Entity tags. The status is 304 if the version has one of them.",
-        "Accept-Encoding": "Encodings that the client accepts. With gzip, large answers are compressed.",
+        "Accept-Encoding": "Encodings that the client accepts. With gzip, large answers are "
+        "compressed.",
         "version": "Version of neuroglancer.",
     }
 )

@@ -425,7 +425,8 @@ def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
     reasons = {
         "the scan has changed": item.content_checksum not in {None, scan.content_checksum},
         "the scan has no mask": batches.with_label and scan.label is None,
-        "the scan has voxels that are NaN or infinite": has_nonfinite and batches.nonfinite == "refuse",
+        "the scan has voxels that are NaN or infinite": has_nonfinite
+        and batches.nonfinite == "refuse",
         f"the image is {scan.image.dtype}": not np.can_cast(scan.image.dtype, batches.image_dtype),
     }
     return next((reason for reason, applies in reasons.items() if applies), "ok")

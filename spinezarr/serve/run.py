@@ -135,8 +135,8 @@ class BackgroundServer:
             self._socket = socket.create_server(("127.0.0.1", port))
         except OSError as problem:
             raise UsageError(
-                f"127.0.0.1:{port}: the server cannot listen here: {problem.strerror}. Choose another "
-                "port."
+                f"127.0.0.1:{port}: the server cannot listen here: {problem.strerror}. Choose "
+                "another port."
             ) from problem
         # asyncio sets TCP_NODELAY only where a socket states its protocol, and this one does not.
         # Without it, each answer waits 40 ms for the client to acknowledge its head.

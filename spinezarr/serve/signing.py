@@ -69,8 +69,8 @@ def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
     segments = tuple(unquote(parts.path, errors="replace").strip("/").split("/"))
     if parts.scheme not in {"http", "https"} or not parts.netloc or not _may_be_signed(segments):
         raise UsageError(
-            f"{redacted_url}: is not the URL of a store, such as http://lab:8765/zarr/ctspine1k. URLs "
-            "below /zarr, /flat, /ome and /v1 can be signed."
+            f"{redacted_url}: is not the URL of a store, such as http://lab:8765/zarr/ctspine1k. "
+            "URLs below /zarr, /flat, /ome and /v1 can be signed."
         )
     expires = int(time.time()) + seconds
     signature = _signature(tokens, _URL, name, str(expires), *segments)

@@ -1,8 +1,8 @@
 """How do clients that cannot read shards, or cannot cache ranges, read a store?
 
 Below ``/flat/<store>/``, the arrays have no shards: each chunk is a separate object. Browsers and
-caches keep whole objects, but no ranges. The bytes of a chunk, with its checksum, are the same as in
-the shard.
+caches keep whole objects, but no ranges. The bytes of a chunk, with its checksum, are the same as
+in the shard.
 """
 
 import json

@@ -24,8 +24,10 @@ _ADVICE: Final[dict[FaultKind, str]] = {
     "misplaced": _REPAIR,
     "disagrees": _REPAIR_FILE,
     "extra": "No reader uses this file. Check its content, then delete it.",
-    "unfinished": "Run the same 'spinezarr ingest' again, which starts this scan from the beginning.",
-    "source": "Give the raw folder that was ingested. If its files have changed, ingest them again.",
+    "unfinished": "Run the same 'spinezarr ingest' again, which starts this scan from the "
+    "beginning.",
+    "source": "Give the raw folder that was ingested. If its files have changed, ingest them "
+    "again.",
     "voxels": "Ingest this scan again into a new store, and report it if it still differs.",
 }
 

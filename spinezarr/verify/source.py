@@ -74,16 +74,16 @@ def compare_with_source(
     Raises
     ------
     UsageError
-        If ``raw`` is not a folder, the store has pseudonyms, or the format of a file needs a package
-        that is not installed.
+        If ``raw`` is not a folder, the store has pseudonyms, or the format of a file needs a
+        package that is not installed.
     CorruptStoreError, UnknownScanError
         If a scan cannot be read.
     """
     reader = StoreReader(url, storage_options)
     if reader.root.pseudonym_key is not None:
         raise UsageError(
-            f"{redact_url(url)}: does not hold the names of its source files, so they cannot be found "
-            f"in {redact_url(raw)}. Compare a store that was made without --pseudonymize."
+            f"{redact_url(url)}: does not hold the names of its source files, so they cannot be "
+            f"found in {redact_url(raw)}. Compare a store that was made without --pseudonymize."
         )
     fs, root = open_filesystem(raw, raw_options)
     if not fs.isdir(root):

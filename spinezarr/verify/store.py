@@ -194,8 +194,8 @@ class _Check:
             fault = read_error(None, _ROOT, error, written)
         except OtherFormatError as error:
             raise StoreNotFoundError(
-                f"{redact_url(self._url)}: is written in format {error.version}, but this spinezarr "
-                f"checks format {FORMAT_VERSION}. Install a matching version."
+                f"{redact_url(self._url)}: is written in format {error.version}, but this "
+                f"spinezarr checks format {FORMAT_VERSION}. Install a matching version."
             ) from error
         except DamagedMetadataError as error:
             fault = Fault(None, _ROOT, "damaged", unreadable(error), written)

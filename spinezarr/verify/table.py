@@ -137,7 +137,7 @@ def compare_table(
 def _cell_faults(
     table: "xr.Dataset", expected: "xr.Dataset", names: Sequence[str]
 ) -> Iterator[Fault]:
-    """Compare two tables of the same scans row by row, and yield at most one fault for each scan."""
+    """Compare two tables of the same scans by row, and yield at most one fault for each scan."""
     fault_of_row: dict[int, str] = {}
     for name, variable in expected.variables.items():
         if name not in table.variables:

@@ -258,7 +258,9 @@ def _layout(names: list[str], size_mm: float) -> dict[str, Any]:
     panel_3d = {
         "type": "3d",
         "orthographicProjection": True,
-        "crossSections": {plane: {**cross_section, "orientation": orientation(plane)} for plane in _QUATERNIONS},
+        "crossSections": {
+            plane: {**cross_section, "orientation": orientation(plane)} for plane in _QUATERNIONS
+        },
     }
     columns = [
         [viewer("axial"), {"type": "viewer", "layers": names, "layout": panel_3d}],
