@@ -98,7 +98,7 @@ def test_each_shard_is_cloned_where_the_disk_shares_blocks(opened, own, tmp_path
         file.write(data)
         return True
 
-    monkeypatch.setattr(ome_export, "_share", share)
+    monkeypatch.setattr(ome_export, "_share_blocks", share)
     export(opened, tmp_path)
     check(opened, zarr.open_group(tmp_path / f"{SCAN}.ome.zarr", mode="r"))
     assert len(asked) == len(files(own / "scans" / SCAN / "image/c")) + len(

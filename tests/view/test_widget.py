@@ -28,7 +28,7 @@ from spinezarr.serve.tokens import new_token
 from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
 from spinezarr.view import widget as widget_module
 from spinezarr.view.levels import LevelReader, levels_of
-from spinezarr.view.widget import MOST_BYTES, ScanView, finest_that_fits
+from spinezarr.view.widget import MAX_BYTES, ScanView, finest_that_fits
 
 SCAN = "liver_0"
 
@@ -123,7 +123,7 @@ def test_the_finest_level_within_the_byte_limit_is_shown(store, shape_zyx, facto
     large = replace(scan, attributes=facts, image=replace(scan.image, shape_zyx=shape_zyx))
     level = finest_that_fits(large)
     assert level.factor_zyx == factor
-    assert np.prod(level.shape_zyx) * 2 <= MOST_BYTES
+    assert np.prod(level.shape_zyx) * 2 <= MAX_BYTES
 
 
 def test_a_coarse_level_in_the_widget_has_its_voxels_and_affine(store):
