@@ -82,7 +82,10 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
-            self._costs[event.anchor] = (self._nodes - counts_before[0], self._characters - counts_before[1])
+            self._costs[event.anchor] = (
+                self._nodes - counts_before[0],
+                self._characters - counts_before[1],
+            )
         return node
 
     def _add(self, line: int, nodes: int, characters: int) -> None:

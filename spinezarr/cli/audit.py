@@ -41,6 +41,8 @@ def audit(
 
     opened_stores = list({store.url: store for store in map(open_options.open, stores)}.values())
     with show_progress() as on_progress:
-        audits = audit_stores(opened_stores, **scan_options.names, write=not no_write, on_progress=on_progress)
+        audits = audit_stores(
+            opened_stores, **scan_options.names, write=not no_write, on_progress=on_progress
+        )
     print_audits(audits, severity, as_json=as_json)
     raise typer.Exit(max(report.exit_code for report in audits))

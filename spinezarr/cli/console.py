@@ -36,8 +36,8 @@ from spinezarr.text import MultilineText, describe_os_error, to_ascii_json, to_p
 
 __all__ = [
     "ERR",
-    "OUT",
     "MAX_ROWS",
+    "OUT",
     "StyledText",
     "Table",
     "errors_for_users",

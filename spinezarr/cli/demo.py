@@ -76,7 +76,9 @@ def _prepare(out: Path) -> None:
     make_folder(out)
     if any(out.iterdir()):
         if not (out / _MARKER).exists():
-            raise UsageError(f"{out}: is not empty, and is not the folder of a demo. Give --out NEW_FOLDER.")
+            raise UsageError(
+                f"{out}: is not empty, and is not the folder of a demo. Give --out NEW_FOLDER."
+            )
         shutil.rmtree(out)
         make_folder(out)
     (out / _MARKER).touch()

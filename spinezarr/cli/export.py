@@ -172,7 +172,9 @@ def ome_zarr(
 
     # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
     is_local_store = "://" in out and "://" not in store
-    opened_store = (OpenOptions(catalog=open_options.catalog) if is_local_store else open_options).open(store)
+    opened_store = (
+        OpenOptions(catalog=open_options.catalog) if is_local_store else open_options
+    ).open(store)
     with show_progress() as on_progress:
         report = opened_store.export_ome_zarr(
             out=out,

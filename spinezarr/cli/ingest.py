@@ -57,8 +57,8 @@ class PseudonymOptions:
         str | None,
         typer.Option(
             metavar="FILE",
-            help="With --pseudonymize: the map, a .csv file with a .key file next to it; by default "
-            "next to the store.",
+            help="With --pseudonymize: the map, a .csv file with a .key file next to it; by "
+            "default next to the store.",
         ),
     ] = None
 

@@ -54,7 +54,9 @@ class _Commands(Group):
     def summary(self, ctx: Any, name: str) -> str:  # noqa: ANN401, ARG002
         """Return what a command does. Its options are not created for this."""
         command = _command_object(name)
-        return first_paragraph(command.info.help if isinstance(command, typer.Typer) else command.__doc__)
+        return first_paragraph(
+            command.info.help if isinstance(command, typer.Typer) else command.__doc__
+        )
 
 
 def _command_object(name: str) -> Any:  # noqa: ANN401

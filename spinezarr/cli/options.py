@@ -51,9 +51,7 @@ FollowLinks = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace existing files and images.")
-]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files and images.")]
 Uncompressed = Annotated[bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")]
 
 
@@ -200,7 +198,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
         with errors_for_users():
             for name, kind in groups.items():
-                arguments[name] = kind(**{field.name: arguments.pop(field.name) for field in fields(kind)})
+                arguments[name] = kind(
+                    **{field.name: arguments.pop(field.name) for field in fields(kind)}
+                )
             function(**arguments)
 
     # Typer reads the options of a command from these two attributes.

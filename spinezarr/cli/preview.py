@@ -28,5 +28,7 @@ def preview(
     from spinezarr.text import count_noun
 
     with show_progress() as on_progress:
-        paths = open_options.open(store).preview(out=out, **scan_options.names, on_progress=on_progress)
+        paths = open_options.open(store).preview(
+            out=out, **scan_options.names, on_progress=on_progress
+        )
     OUT.say(f"Wrote {count_noun(len(paths), 'picture')} to {out}.")

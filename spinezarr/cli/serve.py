@@ -32,11 +32,16 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8765,
     token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with hashes of tokens. Reading requires one of them.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File with hashes of tokens. Reading requires one of them."
+        ),
     ] = None,
     new_token_name: Annotated[
         str | None,
-        typer.Option("--new-token", metavar="NAME", help="Add a token to --token-file, print it, and exit."),
+        typer.Option(
+            "--new-token", metavar="NAME", help="Add a token to --token-file, print it, and exit."
+        ),
     ] = None,
     sign: Annotated[
         str | None,
@@ -66,7 +71,8 @@ def serve(
         typer.Option(
             min=0,
             metavar="MB",
-            help="Size of the cache of decoded chunks of each process, for trainings that share scans.",
+            help="Size of the cache of decoded chunks of each process, for trainings that share "
+            "scans.",
         ),
     ] = 0,
     log: Annotated[
@@ -103,7 +109,11 @@ def serve(
     locations = locations or _catalog_locations(open_options.catalog, options)
     settings = ServeSettings(
         paths=tuple(location for location, _ in locations),
-        storage_options={location: options_of_location for location, options_of_location in locations if "://" in location},
+        storage_options={
+            location: options_of_location
+            for location, options_of_location in locations
+            if "://" in location
+        },
         token_file=None if token_file is None else str(token_file.absolute()),
         hosts=frozenset({host}),
         origins=frozenset(origin or ()),
@@ -134,7 +144,9 @@ def _sign_url(token_file: Path | None, url: str, time: str | None, name: str | N
     from spinezarr.serve.tokens import Tokens, make_key
 
     if token_file is None or name is None:
-        raise UsageError("--sign: give the --token-file, and the name of a token in it (--as NAME).")
+        raise UsageError(
+            "--sign: give the --token-file, and the name of a token in it (--as NAME)."
+        )
     time = _DEFAULT_SIGNED_FOR if time is None else time
     match = _DURATION.fullmatch(time)
     seconds = 0 if match is None else int(match[1]) * _UNITS_S[match[2]]
@@ -149,7 +161,9 @@ def _location(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
-def _catalog_locations(path: Path | None, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _catalog_locations(
+    path: Path | None, options: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
     """Return the stores of a catalog with storage options. Options of the command override them."""
     from spinezarr.catalog import load_catalog
 

@@ -344,7 +344,7 @@ class SplitDataset:
     def _plan_slice(
         self, name: str, array: _SourceArray, case: int, k: int, reads: list[BoxRead]
     ) -> npt.NDArray[Any]:
-        """Return a slice, ``(1, i, j)``, from the last slab, or an array that ``reads`` will fill."""
+        """Return a slice, ``(1, i, j)``, from the last slab, or an array that ``reads`` fills."""
         slab = self._slabs.get(name)
         values = None if slab is None else slab.find(case, k)
         if values is None and case == self._last[0] and abs(k - self._last[1]) == 1:
@@ -454,7 +454,10 @@ def load_splits(
     table = reader.columns
     table = table.take(np.flatnonzero(table["label_state"] != "none"))
     present = set(table["split"].tolist()) - {""}
-    names = [*(part for part in _SPLIT_ORDER if part in present), *sorted(present - {*_SPLIT_ORDER})]
+    names = [
+        *(part for part in _SPLIT_ORDER if part in present),
+        *sorted(present - {*_SPLIT_ORDER}),
+    ]
     if split is not None:
         if split not in names:
             available = ", ".join(map(repr, names)) or "none"

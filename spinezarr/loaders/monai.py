@@ -68,7 +68,9 @@ class MonaiPatches(SampleDataset[dict[str, Any]]):
         if sample.label is not None:
             arrays["label"] = sample.label
         metadata = sample.metadata
-        tensors = {name: _meta_tensor(array, sample.affine, metadata) for name, array in arrays.items()}
+        tensors = {
+            name: _meta_tensor(array, sample.affine, metadata) for name, array in arrays.items()
+        }
         return tensors | metadata
 
     def _active_transform(self) -> Compose | None:

@@ -218,7 +218,9 @@ class _Grid:
     def block(self, spans: Sequence[Span], order: int) -> "_Block":
         """Return a block of the resampled array, which splines of ``order`` interpolate."""
         reaches = [
-            0 if self.is_unresampled else (_SPLINE_REACH if order > 1 and axis != self.coarse else 1)
+            0
+            if self.is_unresampled
+            else (_SPLINE_REACH if order > 1 and axis != self.coarse else 1)
             for axis in range(3)
         ]
         needed = tuple(

@@ -73,7 +73,9 @@ class Randomness:
                 np.random.get_state(),  # noqa: NPY002
                 _TORCH_GENERATOR.get_state(),
             )
-            class_states: list[tuple[Any, Any]] = [(kind, vars(kind)["R"]) for kind, _ in self._shared]
+            class_states: list[tuple[Any, Any]] = [
+                (kind, vars(kind)["R"]) for kind, _ in self._shared
+            ]
             try:
                 random.seed(next(words))
                 np.random.seed(next(words))  # noqa: NPY002  functions of users draw from it

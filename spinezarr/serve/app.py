@@ -100,7 +100,9 @@ class App:
         if answer is None and request.path not in _OPEN_PATHS:
             answer = self._refusal(request)
         if answer is not None:
-            await send_answer(send, request.method, answer, common_headers, record=record, limits=limits)
+            await send_answer(
+                send, request.method, answer, common_headers, record=record, limits=limits
+            )
         elif (tree_path := _split_tree(request.path)) is not None:
             tree, path = tree_path
             record.route = _TREES[tree].path
@@ -111,11 +113,17 @@ class App:
                 answer = self._answer_file(request, tree, path)
             else:
                 loop = asyncio.get_running_loop()
-                answer = await loop.run_in_executor(executor, self._answer_file, request, tree, path)
-            await send_answer(send, request.method, answer, common_headers, record=record, limits=limits)
+                answer = await loop.run_in_executor(
+                    executor, self._answer_file, request, tree, path
+                )
+            await send_answer(
+                send, request.method, answer, common_headers, record=record, limits=limits
+            )
         else:
             inner_scope: Scope = {**scope, "path": request.path, "root_path": "", REQUEST: request}
-            recording_send = _RecordingSend(send, request.method, common_headers, record, inner_scope)
+            recording_send = _RecordingSend(
+                send, request.method, common_headers, record, inner_scope
+            )
             await self._endpoints(inner_scope, receive, recording_send)
 
     def _refusal(self, request: Request) -> Answer | None:
@@ -145,10 +153,15 @@ def _has_two_lengths(request: Request) -> bool:
 class _RecordingSend:
     """Sends the answer of an endpoint with the common headers, and records status and size."""
 
-    __slots__ = ("_scope", "_method", "_send", "_record", "_common_headers")
+    __slots__ = ("_common_headers", "_method", "_record", "_scope", "_send")
 
     def __init__(
-        self, send: Send, method: str, common_headers: Mapping[str, str], record: AnswerRecord, scope: Scope
+        self,
+        send: Send,
+        method: str,
+        common_headers: Mapping[str, str],
+        record: AnswerRecord,
+        scope: Scope,
     ) -> None:
         self._send = send
         self._method = method
@@ -174,4 +187,6 @@ async def _run_lifespan(receive: Receive, send: Send, unread_s: float) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
-        asyncio.get_running_loop().call_later(_LISTENING_AFTER_S, set_send_timeouts_of_listeners, unread_s)
+        asyncio.get_running_loop().call_later(
+            _LISTENING_AFTER_S, set_send_timeouts_of_listeners, unread_s
+        )

@@ -21,13 +21,13 @@ from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.storage import (
     METADATA,
     Content,
+    CurrentFile,
     Identity,
     KeyLocks,
-    VersionCache,
-    CurrentFile,
     Storage,
     UnavailableError,
     UnreadableError,
+    VersionCache,
 )
 from spinezarr.store.files import read_files
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
@@ -50,7 +50,11 @@ _BUCKETS: Final = {"s3", "s3a"}
 _SCHEMES: Final = {*_BUCKETS, "http", "https"}
 _UNSAFE_CHARACTERS: Final = {"http": frozenset("%?#\\"), "s3": frozenset("?")}
 """Characters of a name that would change the meaning of a URL, by scheme."""
-_LISTING_CONFIG: Final = {"connect_timeout": 3, "read_timeout": 5, "retries": {"total_max_attempts": 2}}
+_LISTING_CONFIG: Final = {
+    "connect_timeout": 3,
+    "read_timeout": 5,
+    "retries": {"total_max_attempts": 2},
+}
 """Options of botocore for listing a bucket."""
 
 
@@ -233,7 +237,11 @@ class BucketStorage(Storage):
     def _is_fresh(self, key: str, known: Identity | None) -> bool:
         """Whether the last check of a key is still valid. The object may be absent."""
         checked = self._checked.find(key)
-        return checked is not None and checked[0] == known and monotonic() - checked[1] <= self._fresh_s
+        return (
+            checked is not None
+            and checked[0] == known
+            and monotonic() - checked[1] <= self._fresh_s
+        )
 
     def get_response(self, request: ObjectRequest, key: str) -> ObjectResponse | None:
         """Request an object; return None if it is absent.

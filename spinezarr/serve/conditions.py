@@ -63,7 +63,12 @@ def check_conditions(
     range_header = headers.get("range")
     # Objects have no dates, so a date in If-Range never matches.
     has_range = method == "GET" and headers.get("if-range", etag).strip(" \t") == etag
-    if range_header is None or not has_range or not range_header.lower().startswith(_RANGE_UNIT) or "," in range_header:
+    if (
+        range_header is None
+        or not has_range
+        or not range_header.lower().startswith(_RANGE_UNIT)
+        or "," in range_header
+    ):
         return ConditionResult(HTTPStatus.OK, 0, size_bytes)
     return _range_result(range_header[len(_RANGE_UNIT) :], size_bytes)
 

@@ -140,7 +140,9 @@ def _schemas(schemas: Mapping[str, Any]) -> Iterator[str]:
 def _text(text: str) -> str:
     """Return text as HTML; words between backticks become code."""
     parts = escape(" ".join(text.split())).replace("``", "`").split("`")
-    return "".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
+    return "".join(
+        f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)
+    )
 
 
 def _values(schema: Mapping[str, Any]) -> str:
@@ -178,7 +180,9 @@ def _bounds(schema: Mapping[str, Any]) -> str:
         "maximum": "≤",
         "exclusiveMaximum": "&lt;",
     }
-    bounds = [f"{sign} {_value_text(schema[name])}" for name, sign in signs.items() if name in schema]
+    bounds = [
+        f"{sign} {_value_text(schema[name])}" for name, sign in signs.items() if name in schema
+    ]
     return f" {', '.join(bounds)}" if bounds else ""
 
 

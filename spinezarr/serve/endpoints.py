@@ -192,7 +192,9 @@ class _Endpoints:
             "readyz": self._is_ready,
         }
 
-    def route_handler(self, path: str, endpoint: _Endpoint) -> Callable[[StarletteRequest], Awaitable[Response]]:
+    def route_handler(
+        self, path: str, endpoint: _Endpoint
+    ) -> Callable[[StarletteRequest], Awaitable[Response]]:
         """Wrap an endpoint for Starlette, and record the template of its path."""
 
         async def answer(request: StarletteRequest) -> Response:
@@ -218,7 +220,9 @@ class _Endpoints:
 
     async def _compute_statistics(self, request: StarletteRequest) -> Answer:
         parsed = _parsed_request(request)
-        return await self._answer_from_table(request, lambda table: answer_statistics(table, parsed))
+        return await self._answer_from_table(
+            request, lambda table: answer_statistics(table, parsed)
+        )
 
     async def _describe_scan(self, request: StarletteRequest) -> Answer:
         scan_id = request.path_params["scan_id"]
@@ -243,14 +247,18 @@ class _Endpoints:
 
     async def _name_segments(self, request: StarletteRequest) -> Answer:
         scan_id = request.path_params["scan_id"]
-        return await self._answer_from_source(request, lambda source: answer_segments(source, scan_id))
+        return await self._answer_from_source(
+            request, lambda source: answer_segments(source, scan_id)
+        )
 
     async def _send_client(self, request: StarletteRequest) -> Answer:
         parsed, params = _parsed_request(request), request.path_params
         version, file = params["version"], params["file"]
         return await _run_in_executor(None, partial(answer_client, parsed, version, file))
 
-    async def _answer_from_source(self, request: StarletteRequest, answer: Callable[[PatchSource], Answer]) -> Answer:
+    async def _answer_from_source(
+        self, request: StarletteRequest, answer: Callable[[PatchSource], Answer]
+    ) -> Answer:
         """Answer from a store whose voxels can be read."""
         name = request.path_params["store"]
 
@@ -260,7 +268,9 @@ class _Endpoints:
 
         return await _run_in_executor(self._stores.executor(name), find)
 
-    async def _answer_from_table(self, request: StarletteRequest, answer: Callable[[ServedTable], Answer]) -> Answer:
+    async def _answer_from_table(
+        self, request: StarletteRequest, answer: Callable[[ServedTable], Answer]
+    ) -> Answer:
         name = request.path_params["store"]
 
         def find() -> Answer:
@@ -271,7 +281,9 @@ class _Endpoints:
 
     async def sign_in(self, request: StarletteRequest) -> Answer:
         form = await self._body(request)
-        return form if isinstance(form, Answer) else self._guard.login(_parsed_request(request), form)
+        return (
+            form if isinstance(form, Answer) else self._guard.login(_parsed_request(request), form)
+        )
 
     async def _read_batch(self, request: StarletteRequest) -> Answer:
         body = await self._body(request)
@@ -296,12 +308,16 @@ class _Endpoints:
     async def _make_level(self, request: StarletteRequest) -> Answer:
         parsed, scan_id = _parsed_request(request), request.path_params["scan_id"]
         threads = self.limits.threads_per_batch
-        level_request = LevelRequest(scan_id, request.path_params["level"], self._stores.level_cache)
+        level_request = LevelRequest(
+            scan_id, request.path_params["level"], self._stores.level_cache
+        )
         return await self._draw(
             request, lambda source: answer_level(source, parsed, level_request, threads=threads)
         )
 
-    async def _write_nifti(self, request: StarletteRequest, array: Literal["image", "label"]) -> Answer:
+    async def _write_nifti(
+        self, request: StarletteRequest, array: Literal["image", "label"]
+    ) -> Answer:
         if self.streams >= self.limits.streams:
             return _BUSY_STREAMS
         parsed, scan_id = _parsed_request(request), request.path_params["scan_id"]
@@ -341,7 +357,9 @@ class _Endpoints:
             self._metrics.count_refused()
             return _BUSY
 
-    async def _draw(self, request: StarletteRequest, answer: Callable[[PatchSource], Answer]) -> Answer:
+    async def _draw(
+        self, request: StarletteRequest, answer: Callable[[PatchSource], Answer]
+    ) -> Answer:
         """Read voxels for a picture or level. Its queue is separate from that of patches."""
         executor = self._stores.executor(request.path_params["store"])
         if executor not in self._drawing_queues:
@@ -365,7 +383,10 @@ class _Endpoints:
             yield
 
     async def _answer_from_voxels(
-        self, request: StarletteRequest, executor: Executor | None, answer: Callable[[PatchSource], Answer]
+        self,
+        request: StarletteRequest,
+        executor: Executor | None,
+        answer: Callable[[PatchSource], Answer],
     ) -> Answer:
         name = request.path_params["store"]
 
@@ -386,7 +407,9 @@ class _Endpoints:
         try:
             return await asyncio.wait_for(self._read_parts(request, parts), self.limits.body_s)
         except TimeoutError:
-            return text_answer(HTTPStatus.REQUEST_TIMEOUT, "The body of the request did not arrive in time.")
+            return text_answer(
+                HTTPStatus.REQUEST_TIMEOUT, "The body of the request did not arrive in time."
+            )
         except ClientDisconnect:
             return text_answer(HTTPStatus.BAD_REQUEST, "The body of the request ended early.")
         finally:
@@ -407,7 +430,9 @@ class _Endpoints:
         return b"".join(parts)
 
     async def _page_file(self, request: StarletteRequest, name: str) -> Answer:
-        return await _run_in_executor(None, lambda: answer_page_file(_parsed_request(request), name))
+        return await _run_in_executor(
+            None, lambda: answer_page_file(_parsed_request(request), name)
+        )
 
     async def _send_openapi(self, _: StarletteRequest) -> Answer:
         return self._openapi
@@ -461,7 +486,9 @@ class _AnswerResponse(Response):
 
 
 _BUSY: Final = text_answer(
-    HTTPStatus.TOO_MANY_REQUESTS, "There are too many requests at once; retry later.", retry_after="1"
+    HTTPStatus.TOO_MANY_REQUESTS,
+    "There are too many requests at once; retry later.",
+    retry_after="1",
 )
 _BUSY_STREAMS: Final = text_answer(
     HTTPStatus.TOO_MANY_REQUESTS, "Too many files are being sent.", retry_after="5"

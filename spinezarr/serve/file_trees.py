@@ -73,7 +73,9 @@ def answer_file(files_of: Callable[[str], Files | None], request: Request, path:
         return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
     if file is None:
         return text_answer(HTTPStatus.NOT_FOUND, "There is no such file.")
-    return _file_answer(request.method, request.headers, file, key, is_immutable=version is not None)
+    return _file_answer(
+        request.method, request.headers, file, key, is_immutable=version is not None
+    )
 
 
 def _absent_store_answer(key: str, *, is_key: bool) -> Answer:
@@ -85,13 +87,21 @@ def _absent_store_answer(key: str, *, is_key: bool) -> Answer:
 
 
 def _file_answer(
-    method: str, request_headers: Mapping[str, str], file: ServedFile, key: str, *, is_immutable: bool
+    method: str,
+    request_headers: Mapping[str, str],
+    file: ServedFile,
+    key: str,
+    *,
+    is_immutable: bool,
 ) -> Answer:
     result = check_conditions(method, request_headers, etag=file.etag, size_bytes=file.size_bytes)
     headers = {"etag": file.etag, "accept-ranges": "bytes", "x-content-type-options": "nosniff"}
     status = result.status
     if status == _NOT_SATISFIABLE:
-        range_headers = {"content-range": f"bytes */{file.size_bytes}", "cache-control": _NOT_CACHED}
+        range_headers = {
+            "content-range": f"bytes */{file.size_bytes}",
+            "cache-control": _NOT_CACHED,
+        }
         return Answer(status, {**headers, **range_headers})
     if status == _PARTIAL:
         headers["content-range"] = f"bytes {result.start}-{result.stop - 1}/{file.size_bytes}"

@@ -25,7 +25,9 @@ _EXPOSED_HEADERS: Final = (
     "Content-Range, Content-Length, ETag, Accept-Ranges, Retry-After, "
     "X-Spinezarr-Dtype, X-Spinezarr-Shape-Zyx"
 )
-_REQUEST_HEADERS: Final = "Range, Authorization, If-Match, If-None-Match, If-Range, Content-Type, Accept"
+_REQUEST_HEADERS: Final = (
+    "Range, Authorization, If-Match, If-None-Match, If-Range, Content-Type, Accept"
+)
 _DAY_S: Final = 86_400
 
 
@@ -77,7 +79,9 @@ class Guard:
     def login(self, request: Request, form: bytes) -> Answer:
         """Answer a request for the pages to sign in and out."""
         if self.tokens is None:
-            return self.refusal(request) or text_answer(HTTPStatus.OK, "This server needs no token.")
+            return self.refusal(request) or text_answer(
+                HTTPStatus.OK, "This server needs no token."
+            )
         return Login(self.tokens).answer(request, form)
 
     def refusal(self, request: Request) -> Answer | None:

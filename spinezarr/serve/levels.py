@@ -112,7 +112,11 @@ _DAMAGED: Final = text_answer(
 
 
 def _answer(
-    source: PatchSource, request: Request, level_request: LevelRequest, query: LevelQuery, threads: int
+    source: PatchSource,
+    request: Request,
+    level_request: LevelRequest,
+    query: LevelQuery,
+    threads: int,
 ) -> Answer:
     opened = OpenedScan.of(source, level_request.scan_id, query.content_checksum)
     scan = opened.scan
@@ -136,7 +140,11 @@ def _answer(
         if current.content_checksum != scan.content_checksum:
             raise ScanChangedError("the scan was replaced.", level_request.scan_id)
         current_array, _, _ = _select(current, level_request.level, query, source.limits)
-        return levels.read(current_array, level, box, threads=threads).astype(dtype, copy=False).tobytes()
+        return (
+            levels.read(current_array, level, box, threads=threads)
+            .astype(dtype, copy=False)
+            .tobytes()
+        )
 
     body = retry_if_rewritten(read)
     headers |= {

@@ -158,7 +158,9 @@ def _refusal(request: Request, form: bytes) -> Answer | None:
     if len(form) > _FORM_BYTES:
         return text_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The form is too large.")
     if request.method == "POST" and not is_of_this_server(request):
-        return text_answer(HTTPStatus.UNAUTHORIZED, "A page of another server must not send this form.")
+        return text_answer(
+            HTTPStatus.UNAUTHORIZED, "A page of another server must not send this form."
+        )
     return None
 
 
@@ -184,7 +186,9 @@ def _local_path(path: str) -> str:
     return path if _PATH.fullmatch(path) else "/"
 
 
-def _form(status: HTTPStatus, next_path: str, problem: str = "", *, is_redirecting: bool = False) -> Answer:
+def _form(
+    status: HTTPStatus, next_path: str, problem: str = "", *, is_redirecting: bool = False
+) -> Answer:
     return _page(
         status,
         f'<p role="alert">{escape(problem)}</p><form method="post" action="{LOGIN}">'
@@ -205,7 +209,9 @@ def _signed_in_page(name: str) -> Answer:
 
 
 def _page(status: HTTPStatus, body: str, next_path: str = "") -> Answer:
-    refresh = f'<meta http-equiv="refresh" content="0;url={escape(next_path)}">' if next_path else ""
+    refresh = (
+        f'<meta http-equiv="refresh" content="0;url={escape(next_path)}">' if next_path else ""
+    )
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width">{refresh}<title>spinezarr</title>'

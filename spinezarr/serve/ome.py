@@ -85,7 +85,9 @@ class OmeFolder:
             return None  # some clients look for chunk keys of Zarr v2
         if ome_key.level > 0:
             return self._chunk(scan_id, scan, ome_key)
-        return self._folder.find(f"{scan_key(scan_id)}/{ome_key.array}/{ome_key.key_in_level}", version)
+        return self._folder.find(
+            f"{scan_key(scan_id)}/{ome_key.array}/{ome_key.key_in_level}", version
+        )
 
     def _tree(self, scan_id: str, scan: ServedScan, *, for_itk: bool = False) -> OmeTree:
         cached = self._trees.find((scan_id, for_itk))

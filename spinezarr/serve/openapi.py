@@ -142,7 +142,9 @@ def _answer(
     if content.types:
         text_content = {"schema": {"type": "string"}}
         json_content = {} if content.model is None else {"schema": schemas[content.model]}
-        response["content"] = {kind: text_content if kind == TEXT else json_content for kind in content.types}
+        response["content"] = {
+            kind: text_content if kind == TEXT else json_content for kind in content.types
+        }
     return response
 
 

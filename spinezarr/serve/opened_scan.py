@@ -58,5 +58,7 @@ class OpenedScan:
             )
             raise RefusedError(answer) from problem
         if content_checksum not in {None, scan.content_checksum}:
-            raise RefusedError(text_answer(HTTPStatus.GONE, "The scan was replaced by another version."))
+            raise RefusedError(
+                text_answer(HTTPStatus.GONE, "The scan was replaced by another version.")
+            )
         return cls(scan, reader, engine)

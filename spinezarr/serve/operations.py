@@ -157,7 +157,9 @@ _CONDITIONS: Final = ("If-Match", "If-None-Match")
 _RANGES: Final = ("Range", "If-Range", *_CONDITIONS)
 _TOO_MUCH: Final = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Content("The answer would be too large."),
-    HTTPStatus.TOO_MANY_REQUESTS: Content("There are too many requests at once.", headers=("Retry-After",)),
+    HTTPStatus.TOO_MANY_REQUESTS: Content(
+        "There are too many requests at once.", headers=("Retry-After",)
+    ),
 }
 _READING: Final = {
     **_FACTS,

@@ -52,7 +52,9 @@ def _page_files() -> Mapping[str, Body]:
         if entry.name.rpartition(".")[2] in _TYPES
     }
     if _NIIVUE not in contents:
-        contents = {name: data.replace(_HAS_NIIVUE, _LACKS_NIIVUE) for name, data in contents.items()}
+        contents = {
+            name: data.replace(_HAS_NIIVUE, _LACKS_NIIVUE) for name, data in contents.items()
+        }
     return {name: _file_body(name, data) for name, data in contents.items()}
 
 

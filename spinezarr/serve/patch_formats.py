@@ -66,7 +66,9 @@ def is_available(media_type: str) -> bool:
     return media_type != ARROW or find_spec("pyarrow") is not None
 
 
-def encode_batch(media_type: str, batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
+def encode_batch(
+    media_type: str, batch: Batch, statuses: Sequence[str], options: FormatOptions
+) -> bytes:
     """Encode a batch.
 
     Parameters
@@ -108,7 +110,9 @@ def _tensors(batch: Batch) -> dict[str, npt.NDArray[Any]]:
 
 def _as_safetensors(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
     pack_of_tensor: dict[str, Pack] = dict.fromkeys(_voxels(batch), options.pack)
-    return write_tensors(_tensors(batch), {"status": list(statuses), "dims": batch.dims}, pack_of_tensor)
+    return write_tensors(
+        _tensors(batch), {"status": list(statuses), "dims": batch.dims}, pack_of_tensor
+    )
 
 
 def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:

@@ -30,7 +30,7 @@ from spinezarr.serve.patch_formats import (
     encode_batch,
     is_available,
 )
-from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query, describe_first_fault
+from spinezarr.serve.query import QueryModel, WrongQueryError, describe_first_fault, parse_query
 from spinezarr.serve.served_files import ServedFolder
 from spinezarr.serve.storage import UnavailableError
 from spinezarr.serve.version_headers import RefusedError, headers_of_version
@@ -304,7 +304,9 @@ def _choose_media_type(request: Request, offers: Sequence[str]) -> str:
     missing = negotiate_media_type(accept, offers)
     reason = "" if missing is None else f" For {missing}, the server lacks the package pyarrow."
     raise RefusedError(
-        text_answer(HTTPStatus.NOT_ACCEPTABLE, f"The formats of patches are {', '.join(offers)}.{reason}")
+        text_answer(
+            HTTPStatus.NOT_ACCEPTABLE, f"The formats of patches are {', '.join(offers)}.{reason}"
+        )
     )
 
 
@@ -320,7 +322,9 @@ class _PatchRead:
     limits: ServeLimits
 
     @classmethod
-    def of(cls, source: PatchSource, model: _PatchModel, items: Sequence[ItemModel]) -> "_PatchRead":
+    def of(
+        cls, source: PatchSource, model: _PatchModel, items: Sequence[ItemModel]
+    ) -> "_PatchRead":
         """Check the requested patches against the store and the limits.
 
         Raises
@@ -338,7 +342,9 @@ class _PatchRead:
                     f"{limits.batch_voxel_bytes} are sent together. Request fewer items.",
                 )
             )
-        reader, engine = source.reader_and_engine({i.scan_id for i in items if source.may_have(i.scan_id)})
+        reader, engine = source.reader_and_engine(
+            {i.scan_id for i in items if source.may_have(i.scan_id)}
+        )
         batches = BatchReader(
             reader=reader,
             engine=engine,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spinezarr.strict_yaml import validation_message
 
-__all__ = ["QueryModel", "WrongQueryError", "parameters_of", "parse_query", "describe_first_fault"]
+__all__ = ["QueryModel", "WrongQueryError", "describe_first_fault", "parameters_of", "parse_query"]
 
 _JSON_SCALAR: Final = re.compile(
     r"-?(?:0|[1-9][0-9]{0,18})(?:[.][0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?|true|false|null"
@@ -94,7 +94,9 @@ def parameters_of(model: type[QueryModel]) -> Mapping[str, Mapping[str, Any]]:
         if other_keys.get("default", ...) is None:
             del other_keys["default"]
         schemas[name] = (
-            other_keys if not kinds else {**(kinds[0] if len(kinds) == 1 else {"anyOf": kinds}), **other_keys}
+            other_keys
+            if not kinds
+            else {**(kinds[0] if len(kinds) == 1 else {"anyOf": kinds}), **other_keys}
         )
     return schemas
 

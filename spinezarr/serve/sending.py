@@ -82,7 +82,9 @@ async def send_answer(
         return
     record.status = answer.status
     status = int(answer.status)
-    await send({"type": "http.response.start", "status": status, "headers": encode_headers(headers)})
+    await send(
+        {"type": "http.response.start", "status": status, "headers": encode_headers(headers)}
+    )
     has_more = parts is not None and parts.has_more
     await send({"type": "http.response.body", "body": first, "more_body": has_more})
     record.size_bytes = len(first)
@@ -97,12 +99,18 @@ async def send_answer(
 
 
 async def _send_stream(
-    send: Send, status: HTTPStatus, headers: Mapping[str, str], stream: Iterator[bytes], record: AnswerRecord
+    send: Send,
+    status: HTTPStatus,
+    headers: Mapping[str, str],
+    stream: Iterator[bytes],
+    record: AnswerRecord,
 ) -> None:
     """Send parts while they are generated. A failure ends the connection early."""
     loop = asyncio.get_running_loop()
     record.status = status
-    await send({"type": "http.response.start", "status": int(status), "headers": encode_headers(headers)})
+    await send(
+        {"type": "http.response.start", "status": int(status), "headers": encode_headers(headers)}
+    )
     while True:
         try:
             data = await loop.run_in_executor(_STREAM_EXECUTOR.get(), next, stream, None)

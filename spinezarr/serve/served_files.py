@@ -20,10 +20,10 @@ from spinezarr.serve.storage import (
     METADATA,
     Identity,
     KeyLocks,
-    VersionCache,
     ServedFile,
     Storage,
     UnreadableError,
+    VersionCache,
     strong_etag,
 )
 from spinezarr.store.attributes import ScanGroup, is_scan_id, parse_scan_group
@@ -269,7 +269,9 @@ class ServedFolder:
             file = self._cached_file(name, scan)  # another thread may have opened it meanwhile
             if file is not None:
                 return file
-            content = self._storage.open(f"{scan_key(scan_id)}/{key_in_scan}", entry, scan.written_at)
+            content = self._storage.open(
+                f"{scan_key(scan_id)}/{key_in_scan}", entry, scan.written_at
+            )
             tag = f"{scan.content_checksum}-{entry.crc32}-{entry.size_bytes:x}"
             file = ServedFile(entry.size_bytes, strong_etag(tag), None, content)
             self._files.keep(name, scan.identity, file, content.cost)

@@ -23,7 +23,7 @@ from spinezarr.serve.tokens import NAME, Tokens
 if TYPE_CHECKING:
     from itsdangerous import Signer
 
-__all__ = ["SIGNED", "signed_path", "make_session", "session_name", "signed_url"]
+__all__ = ["SIGNED", "make_session", "session_name", "signed_path", "signed_url"]
 
 SIGNED: Final = "/signed/"
 _SESSION: Final = "spinezarr session"
@@ -94,7 +94,11 @@ def signed_path(tokens: Tokens, path: str) -> str | None:
     """
     text, *segments = path.removeprefix(SIGNED).split("/")
     ticket = _TICKET.fullmatch(text)
-    if ticket is None or int(ticket[1]) <= time.time() or not _INVALID_SEGMENTS.isdisjoint(segments):
+    if (
+        ticket is None
+        or int(ticket[1]) <= time.time()
+        or not _INVALID_SEGMENTS.isdisjoint(segments)
+    ):
         return None
     depth = int(ticket[2])
     if not _MIN_SEGMENTS <= depth <= len(segments):
@@ -103,7 +107,8 @@ def signed_path(tokens: Tokens, path: str) -> str | None:
     # A URL that opens all files of a store opens its JSON and patches too.
     trees = ("zarr", tree) if tree == "v1" and depth == _MIN_SEGMENTS else (tree,)
     is_signed = any(
-        _is_valid(tokens, ticket[4], _URL, ticket[3], ticket[1], candidate, *rest) for candidate in trees
+        _is_valid(tokens, ticket[4], _URL, ticket[3], ticket[1], candidate, *rest)
+        for candidate in trees
     )
     return "/" + "/".join(segments) if is_signed else None
 

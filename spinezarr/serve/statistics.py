@@ -113,7 +113,9 @@ def _statistics_model(table: xr.Dataset) -> StatisticsModel:
         scans_by_source=statistics.scans_by_source,
         spacing_mm=SpacingsModel(z=z, y=y, x=x),
         vertebrae=tuple(
-            DetectionModel(name=name, scans=vertebra.scans, detection_percent=vertebra.detection_percent)
+            DetectionModel(
+                name=name, scans=vertebra.scans, detection_percent=vertebra.detection_percent
+            )
             for name, vertebra in statistics.vertebrae.items()
             if vertebra.scans
         ),

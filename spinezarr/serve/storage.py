@@ -18,14 +18,14 @@ from spinezarr.store.reader import StoreReader
 __all__ = [
     "METADATA",
     "Content",
+    "CurrentFile",
     "Identity",
     "KeyLocks",
-    "VersionCache",
-    "CurrentFile",
     "ServedFile",
     "Storage",
     "UnavailableError",
     "UnreadableError",
+    "VersionCache",
     "strong_etag",
 ]
 

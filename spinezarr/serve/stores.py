@@ -89,11 +89,15 @@ class ServedStores:
         self.level_cache = LevelCache(_LEVEL_BYTES)
         """Cache of coarse levels of all stores."""
         options = storage_options or {}
-        self._sources = tuple(_source_of(path, options.get(path, {}), self.limits) for path in paths)
+        self._sources = tuple(
+            _source_of(path, options.get(path, {}), self.limits) for path in paths
+        )
         self._opened: dict[str, _StoreViews] = {}
         self._lock = Lock()
         is_remote = any(source.is_remote for source in self._sources)
-        self._listing_executor = ThreadPoolExecutor(_LISTING_THREADS, "spinezarr-list") if is_remote else None
+        self._listing_executor = (
+            ThreadPoolExecutor(_LISTING_THREADS, "spinezarr-list") if is_remote else None
+        )
 
     def check(self) -> None:
         """Check that all stores can be served.
@@ -127,7 +131,9 @@ class ServedStores:
             raise problem
         return {name: location for name, (location, _) in stores.items()}
 
-    def _list_all(self) -> tuple[dict[str, tuple[StoreLocation, _StoreSource]], UnreadableError | None]:
+    def _list_all(
+        self,
+    ) -> tuple[dict[str, tuple[StoreLocation, _StoreSource]], UnreadableError | None]:
         """Return the current stores by name, and the last error of a source; None if all answer."""
         stores: dict[str, tuple[StoreLocation, _StoreSource]] = {}
         problem = None

@@ -283,7 +283,8 @@ def answer_store(name: str, served_table: ServedTable) -> Answer:
     """Describe a store, and the limits of requests for its patches."""
     return _json(
         OneStoreModel(
-            **dict(_store_model(name, served_table.reader())), batch=batch_limits(served_table.limits)
+            **dict(_store_model(name, served_table.reader())),
+            batch=batch_limits(served_table.limits),
         )
     )
 
@@ -357,7 +358,10 @@ def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
     is_visible = (table.voxel_count.to_numpy() > 0).tolist()
     names = ("scan_id", *texts, "shape_zyx", "spacing_zyx_mm", "stored_bytes")
     for row, is_level_visible in zip(zip(*columns, strict=True), is_visible, strict=True):
-        yield {**dict(zip(names, row, strict=True)), "vertebrae": list(compress(LEVELS, is_level_visible))}
+        yield {
+            **dict(zip(names, row, strict=True)),
+            "vertebrae": list(compress(LEVELS, is_level_visible)),
+        }
 
 
 def answer_scan(served_table: ServedTable, scan_id: str) -> Answer:

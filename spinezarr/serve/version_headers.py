@@ -44,7 +44,9 @@ def headers_of_version(
     RefusedError
         If the conditions of the request, such as ``If-None-Match``, give the answer.
     """
-    digest = hashlib.sha256("\0".join((package_version(), *version_parts)).encode()).hexdigest()[:32]
+    digest = hashlib.sha256("\0".join((package_version(), *version_parts)).encode()).hexdigest()[
+        :32
+    ]
     headers = {
         "etag": f'"{digest}"',
         "cache-control": _IMMUTABLE if is_named else _REVALIDATE,

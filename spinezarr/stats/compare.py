@@ -88,7 +88,9 @@ def compare(statistics: Statistics, card: Card) -> Comparison:
                 card=printed.value,
                 decimals=printed.decimals,
                 verdict=_verdict(store, printed, contradiction),
-                note="; ".join(filter(None, (heading_note, contradiction.reason if contradiction else ""))),
+                note="; ".join(
+                    filter(None, (heading_note, contradiction.reason if contradiction else ""))
+                ),
             )
         )
     return Comparison(
@@ -101,15 +103,17 @@ def compare(statistics: Statistics, card: Card) -> Comparison:
     )
 
 
-def _verdict(store: float | None, printed: PrintedFigure, contradiction: Contradiction | None) -> Verdict:
+def _verdict(
+    store: float | None, printed: PrintedFigure, contradiction: Contradiction | None
+) -> Verdict:
     if store is not None and printed.is_rounded_from(store):
         return "equal"
     if not store:
         return "missing in store"
     if contradiction is None:
         return "differs"
-    if contradiction.implied_value is None or replace(printed, value=contradiction.implied_value).is_rounded_from(
-        store
-    ):
+    if contradiction.implied_value is None or replace(
+        printed, value=contradiction.implied_value
+    ).is_rounded_from(store):
         return "card contradicts itself"
     return "differs"

@@ -269,7 +269,10 @@ def _markdown_table(table: TextTable) -> str:
         )
         return f"| {' | '.join(padded)} |"
 
-    rule = ["-" * (width - 1) + ":" if is_right else "-" * width for width, is_right in zip(widths, right, strict=True)]
+    rule = [
+        "-" * (width - 1) + ":" if is_right else "-" * width
+        for width, is_right in zip(widths, right, strict=True)
+    ]
     return "\n".join(map(line, [header, rule, *rows]))
 
 

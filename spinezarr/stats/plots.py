@@ -122,7 +122,9 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
     figure = Figure((10, 5.6), dpi=_DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    title_text = axes.set_title(title, loc="left", pad=28, fontsize=14, fontweight="bold", color=_TEXT)
+    title_text = axes.set_title(
+        title, loc="left", pad=28, fontsize=14, fontweight="bold", color=_TEXT
+    )
     _draw_literally(title_text)
     subtitle_text = axes.annotate(subtitle, (0, 1), (0, 10), "axes fraction", "offset points")
     subtitle_text.set(fontsize=9.5, color=_QUIET)
@@ -203,7 +205,9 @@ def _add_legend(axes: Axes) -> None:
 def _largest_groups(names: Sequence[str]) -> dict[str, list[int]]:
     """Return the rows of each name, the largest group first; the smallest groups are joined."""
     ranked = [name for name, _ in Counter(names).most_common()]
-    separate = set(ranked if len(ranked) <= len(_SOURCE_MARKS) else ranked[: len(_SOURCE_MARKS) - 1])
+    separate = set(
+        ranked if len(ranked) <= len(_SOURCE_MARKS) else ranked[: len(_SOURCE_MARKS) - 1]
+    )
     groups: dict[str, list[int]] = {}
     for name in ranked:
         rows = [row for row, other_name in enumerate(names) if other_name == name]

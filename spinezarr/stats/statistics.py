@@ -142,7 +142,9 @@ def to_file_axes(table: "xr.Dataset", column: str) -> npt.NDArray[Any]:
         type.
     """
     values_zyx = table[column].to_numpy()
-    orientations, code_of_scan = np.unique(table.orientation.to_numpy().astype(object), return_inverse=True)
+    orientations, code_of_scan = np.unique(
+        table.orientation.to_numpy().astype(object), return_inverse=True
+    )
     axes_zyx = [AxisMap.from_axcodes(axcodes).source_axis_zyx for axcodes in orientations.tolist()]
     source_axis_zyx = np.array(axes_zyx, np.intp).reshape(-1, 3)[code_of_scan]
     values_ijk = np.empty_like(values_zyx)
@@ -199,7 +201,9 @@ def _by_axis(values_ijk: npt.NDArray[Any]) -> dict[str, Spread]:
 
 def _vertebrae(table: "xr.Dataset") -> dict[str, VertebraStatistics]:
     volumes: Mapping[str, npt.NDArray[np.float64]] = volumes_cm3(table)
-    annotated_counts = np.isfinite(table.annotated_centroid_zyx_mm.to_numpy()).all(axis=2).sum(axis=0)
+    annotated_counts = (
+        np.isfinite(table.annotated_centroid_zyx_mm.to_numpy()).all(axis=2).sum(axis=0)
+    )
     no_volumes = np.empty(0)
     return {
         name: VertebraStatistics(
@@ -209,6 +213,8 @@ def _vertebrae(table: "xr.Dataset") -> dict[str, VertebraStatistics]:
             volume_cm3=Spread.of(level_volumes),
             annotated_centroids=int(annotated),
         )
-        for name, annotated in zip(map(str, table.vertebra.to_numpy()), annotated_counts, strict=True)
+        for name, annotated in zip(
+            map(str, table.vertebra.to_numpy()), annotated_counts, strict=True
+        )
         if name in volumes or annotated
     }

@@ -55,7 +55,9 @@ def audit_stores(
     """
     selected = [_selected_scans(store.reader, selection) for store in stores]
     if selection.scans is not None:
-        known_ids = {name for store in stores for name in store.reader.table.scan.to_numpy().tolist()}
+        known_ids = {
+            name for store in stores for name in store.reader.table.scan.to_numpy().tolist()
+        }
         check_scan_ids(selection.scans, known_ids, ", ".join(store.reader.name for store in stores))
     counter = ProgressCounter(on_progress, "audit", "scans", sum(map(len, selected)))
     audits = [
@@ -65,7 +67,11 @@ def audit_stores(
     if write:
         audits = [_save(store.reader, audit) for store, audit in zip(stores, audits, strict=True)]
     readers = (*(store.reader for store in stores), *others)
-    keys = [key for reader in readers for key in scan_keys(reader.url, reader.root.dataset, reader.table)]
+    keys = [
+        key
+        for reader in readers
+        for key in scan_keys(reader.url, reader.root.dataset, reader.table)
+    ]
     return audit_across(keys, audits)
 
 

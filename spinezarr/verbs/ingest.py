@@ -329,12 +329,18 @@ def _locate(request: _Request, entry: CatalogEntry | None) -> _Locations:
     set.
     """
     raw, out = request.raw, request.out
-    store_options, raw_folder_options = dict(request.storage_options), dict(request.raw_storage_options)
+    store_options, raw_folder_options = (
+        dict(request.storage_options),
+        dict(request.raw_storage_options),
+    )
     if entry is not None:
         if out is None:
             store_options = {**entry.storage_options, **store_options}
         if raw is None:
-            raw, raw_folder_options = entry.raw_location, {**(entry.raw_storage_options or {}), **raw_folder_options}
+            raw, raw_folder_options = (
+                entry.raw_location,
+                {**(entry.raw_storage_options or {}), **raw_folder_options},
+            )
         if out is None and not request.dry_run:
             out = entry.store_location
     if raw is None:

@@ -74,7 +74,9 @@ def _compare(
     on_progress: OnProgress,
 ) -> Verification:
     """Compare undamaged scans with their source files."""
-    damaged = {fault.scan_id for fault in verification.faults if fault.kind not in {"disagrees", "extra"}}
+    damaged = {
+        fault.scan_id for fault in verification.faults if fault.kind not in {"disagrees", "extra"}
+    }
     if "zarr.json" in {fault.path for fault in verification.faults}:
         damaged.update(verification.scans)
     intact = [name for name in verification.scans if name not in damaged]

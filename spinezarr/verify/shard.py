@@ -79,7 +79,10 @@ def check_shard(
     except OSError as problem:
         expected = f"{entry.size_bytes} bytes with crc32 {entry.crc32}"
         return [read_error(array.scan_id, key, problem, expected)]
-    return [Fault(array.scan_id, key, problem.kind, problem.found, problem.expected) for problem in problems]
+    return [
+        Fault(array.scan_id, key, problem.kind, problem.found, problem.expected)
+        for problem in problems
+    ]
 
 
 class _ShardRead:
@@ -163,7 +166,9 @@ class _ShardRead:
         for position, (offset, size) in sorted(present.items(), key=lambda item: item[1]):
             if offset != expected_offset:
                 relation = "overlap" if offset < expected_offset else "leave bytes between them"
-                yield _Problem("damaged", f"chunks that {relation} at byte {expected_offset}", "no such chunks")
+                yield _Problem(
+                    "damaged", f"chunks that {relation} at byte {expected_offset}", "no such chunks"
+                )
                 return
             block = self._raw.read(size)
             self._count(block)
@@ -196,6 +201,7 @@ class _ShardRead:
         per_shard = self._array.chunks_per_shard_zyx
         index_in_shard = np.unravel_index(position, per_shard)
         z, y, x = (
-            s * n + int(i) for s, n, i in zip(self._shard_zyx, per_shard, index_in_shard, strict=True)
+            s * n + int(i)
+            for s, n, i in zip(self._shard_zyx, per_shard, index_in_shard, strict=True)
         )
         return (z, y, x)

@@ -122,7 +122,9 @@ def _compare_scan(
         except UsageError:
             raise
         except (SpinezarrError, OSError) as problem:
-            problem_text = "no such file" if isinstance(problem, FileNotFoundError) else str(problem)
+            problem_text = (
+                "no such file" if isinstance(problem, FileNotFoundError) else str(problem)
+            )
             yield Fault(facts.scan_id, record.file, "source", problem_text, _described(record))
 
 

@@ -334,7 +334,9 @@ class _Check:
                 leftovers[_leftover(parts)] = None
             elif name is None or name in checked_ids or whole:
                 description = f"a file of {(self._files.sizes or {})[key]} bytes"
-                self._faults.append(Fault(name, key, "extra", description, "no file, because no manifest names it"))
+                self._faults.append(
+                    Fault(name, key, "extra", description, "no file, because no manifest names it")
+                )
         return tuple(leftovers)
 
 

@@ -122,7 +122,13 @@ def compare_table(
         yield Fault(None, TABLE, "disagrees", "several rows of one scan", "one row for each scan")
     if every_scan:
         for name in sorted(map(str, set(table.variables) - set(expected.variables))):
-            yield Fault(None, TABLE, "disagrees", f"a column {name!r}", "no such column, because no scan has it")
+            yield Fault(
+                None,
+                TABLE,
+                "disagrees",
+                f"a column {name!r}",
+                "no such column, because no scan has it",
+            )
         if table.attrs != expected.attrs:
             attributes = f"{expected.attrs}, as in the root"
             yield Fault(None, TABLE, "disagrees", f"{table.attrs}", attributes)
@@ -131,7 +137,9 @@ def compare_table(
         expected = expected.drop_vars(["audit", "audit_findings"])
     shared = [name for name in expected.scan.to_numpy().tolist() if name in names]
     expected_rows = expected.isel(scan=np.isin(expected.scan.to_numpy().astype(object), shared))
-    yield from _cell_faults(table.isel(scan=[names.index(name) for name in shared]), expected_rows, shared)
+    yield from _cell_faults(
+        table.isel(scan=[names.index(name) for name in shared]), expected_rows, shared
+    )
 
 
 def _cell_faults(
@@ -142,7 +150,11 @@ def _cell_faults(
     for name, variable in expected.variables.items():
         if name not in table.variables:
             yield Fault(
-                None, TABLE, "disagrees", f"no column {name!r}", "a column, because the scans have it"
+                None,
+                TABLE,
+                "disagrees",
+                f"no column {name!r}",
+                "a column, because the scans have it",
             )
             continue
         column = table.variables[name]
@@ -167,5 +179,7 @@ def _differing(cells: npt.NDArray[Any], expected: npt.NDArray[Any]) -> list[int]
     is_equal = cells == (expected.astype(object) if expected.dtype.kind == "T" else expected)
     if expected.dtype.kind == "f":
         is_equal |= np.isnan(cells) & np.isnan(expected)
-    rows: list[int] = np.flatnonzero(~np.all(is_equal, axis=tuple(range(1, is_equal.ndim)))).tolist()
+    rows: list[int] = np.flatnonzero(
+        ~np.all(is_equal, axis=tuple(range(1, is_equal.ndim)))
+    ).tolist()
     return rows

@@ -220,7 +220,9 @@ def _center_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
     centers = _centers_mm(facts)
     if len(centers):
         middle = (centers.min(axis=0) + centers.max(axis=0)) / 2
-        nearest: npt.NDArray[np.float64] = centers[np.linalg.norm(centers - middle, axis=1).argmin()]
+        nearest: npt.NDArray[np.float64] = centers[
+            np.linalg.norm(centers - middle, axis=1).argmin()
+        ]
         return nearest
     last_xyz = np.array(facts.shape_zyx[::-1]) - 1
     center: npt.NDArray[np.float64] = np.array(facts.affine)[:3] @ (*last_xyz / 2, 1.0)

@@ -151,7 +151,9 @@ def _copy_shards(
     on_bytes(voxel_bytes - reported)
 
 
-def _write_level(engine: Engine, array: ArraySpec, level: Level, level_folder: str, target: "_Target") -> None:
+def _write_level(
+    engine: Engine, array: ArraySpec, level: Level, level_folder: str, target: "_Target"
+) -> None:
     """Compute a coarse level of an array, and write it."""
     unscaled, levels = array.unscaled(), LevelReader(engine)
     piece_zyx = piece_shape_zyx(unscaled)

@@ -8,7 +8,9 @@ from urllib.parse import quote
 __all__ = ["OpenInOption", "ServedScan", "open_in_options"]
 
 _TOKEN: Final = "TOKEN"  # noqa: S105  a placeholder
-_SIGNED_URL_HINT: Final = " The server requires a token, so use a signed URL ('spinezarr serve --sign')."
+_SIGNED_URL_HINT: Final = (
+    " The server requires a token, so use a signed URL ('spinezarr serve --sign')."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,12 @@ def open_in_options(scan: ServedScan) -> tuple[OpenInOption, ...]:
             "Paste this URL into the extension OME-Zarr of Slicer. Without the extension, download "
             f"the NIfTI files, and drop them on the window of Slicer.{signed_url_hint}",
         ),
-        OpenInOption("Python", "code", _spinezarr_code(scan), "It needs pip install 'spinezarr[http]'."),
-        OpenInOption("xarray", "code", _xarray_code(scan), "It needs pip install xarray zarr dask aiohttp."),
+        OpenInOption(
+            "Python", "code", _spinezarr_code(scan), "It needs pip install 'spinezarr[http]'."
+        ),
+        OpenInOption(
+            "xarray", "code", _xarray_code(scan), "It needs pip install xarray zarr dask aiohttp."
+        ),
         OpenInOption(
             "NIfTI, image",
             "link",

@@ -232,7 +232,9 @@ def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
 
 
 def _notes(audited: AuditedScan) -> Iterator[NoteModel]:
-    for finding in sorted(audited.findings, key=lambda finding: -SEVERITIES.index(finding.severity)):
+    for finding in sorted(
+        audited.findings, key=lambda finding: -SEVERITIES.index(finding.severity)
+    ):
         yield NoteModel(
             severity=finding.severity,
             rule=finding.rule,

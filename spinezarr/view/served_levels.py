@@ -62,7 +62,9 @@ class ServedLevels:
         )
         url = f"{self.url}/scans/{scan_id}/levels/{level.level}?{query}"
         try:
-            compressed = self.objects.read_once(url, n_bytes + n_bytes // _GZIP_OVERHEAD_DIVISOR + _GZIP_OVERHEAD_BYTES)
+            compressed = self.objects.read_once(
+                url, n_bytes + n_bytes // _GZIP_OVERHEAD_DIVISOR + _GZIP_OVERHEAD_BYTES
+            )
             decompressor = zlib.decompressobj(_GZIP)
             data = decompressor.decompress(compressed, n_bytes + 1)
         except (OSError, CorruptStoreError, zlib.error):  # refused, too long, damaged, replaced

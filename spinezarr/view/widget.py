@@ -260,7 +260,14 @@ class ScanView:
         except UsageError:
             return {**forms, "text/plain": f"{self!r}\n{_INSTALL}"}
         widget_forms = bundle[0] if isinstance(bundle, tuple) else bundle
-        return {**forms, **{mime_type: form for mime_type, form in widget_forms.items() if mime_type not in forms}}
+        return {
+            **forms,
+            **{
+                mime_type: form
+                for mime_type, form in widget_forms.items()
+                if mime_type not in forms
+            },
+        }
 
 
 def _nifti(voxels_zyx: npt.NDArray[Any], level: Level) -> bytes:
@@ -292,7 +299,10 @@ def _legend(vertebrae: list[VertebraModel]) -> str:
 
 def _colors(vertebrae: list[VertebraModel]) -> dict[str, list[Any]]:
     """Return a label map for NiiVue: value, color, opacity, name; background is transparent."""
-    rgb = [[int(vertebra.color[start : start + 2], 16) for start in (1, 3, 5)] for vertebra in vertebrae]
+    rgb = [
+        [int(vertebra.color[start : start + 2], 16) for start in (1, 3, 5)]
+        for vertebra in vertebrae
+    ]
     red, green, blue = ([0, *(color[part] for color in rgb)] for part in range(3))
     return {
         "R": red,

@@ -28,7 +28,7 @@ from spinezarr.cli.main import app
 from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.serve.signing import signed_path, session_name, signed_url
+from spinezarr.serve.signing import session_name, signed_path, signed_url
 from spinezarr.serve.tokens import Tokens, make_key, new_token
 
 SCAN = "liver_0"

@@ -37,7 +37,9 @@ def options_at(url, token, **headers):
 def test_every_link_can_be_followed(server):
     url, token = server
     asked = {"authorization": f"Bearer {token}"} if token else {}
-    links = [option["text"] for option in options_at(url, token).values() if option["kind"] == "link"]
+    links = [
+        option["text"] for option in options_at(url, token).values() if option["kind"] == "link"
+    ]
     assert len(links) == 3
     for link in links:
         assert link.startswith("/")

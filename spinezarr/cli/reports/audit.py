@@ -7,8 +7,8 @@ from spinezarr.audit.finding import Finding
 from spinezarr.audit.run import StoreAudit, severity_rank
 from spinezarr.cli.console import (
     ERR,
-    OUT,
     MAX_ROWS,
+    OUT,
     Table,
     print_capped,
     print_heading,

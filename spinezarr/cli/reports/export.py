@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spinezarr.cli.console import OUT, MAX_ROWS, Table, print_capped
+from spinezarr.cli.console import MAX_ROWS, OUT, Table, print_capped
 from spinezarr.export.nifti import ExportedScan
 from spinezarr.text import count_noun
 from spinezarr.verbs.export import ExportReport

@@ -58,7 +58,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     if centroids:
         _print_counts("Scans that annotate the center of each vertebra", centroids)
     if summary["other_label_voxels"]:
-        OUT.say(f"{summary['other_label_voxels']} mask voxels have values outside the label scheme.")
+        OUT.say(
+            f"{summary['other_label_voxels']} mask voxels have values outside the label scheme."
+        )
     audit = ", ".join(
         f"{n} {verdict or 'not audited'}"
         for verdict, n in sorted(summary["scans_by_audit"].items())

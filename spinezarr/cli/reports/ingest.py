@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from spinezarr.cli.console import (
-    OUT,
     MAX_ROWS,
+    OUT,
     Table,
     megabytes,
     print_capped,
@@ -113,7 +113,9 @@ def _print_notes(notes: Sequence[PathNote]) -> None:
     title = f"Ignored: {count_noun(len(notes), 'file')}"
     table = Table(title, "files", "reason", "example", right=("files",))
     # Files that may belong to a scan come before files that do not.
-    reasons = sorted(by_reason, key=lambda reason: (not reason.startswith(NEARLY), reason != UNMATCHED))
+    reasons = sorted(
+        by_reason, key=lambda reason: (not reason.startswith(NEARLY), reason != UNMATCHED)
+    )
     for reason in reasons[:MAX_ROWS]:
         paths = by_reason[reason]
         table.add_row(str(len(paths)), reason, paths[0])

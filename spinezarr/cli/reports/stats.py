@@ -91,7 +91,11 @@ def print_comparison(comparison: Comparison, output: Format) -> None:
         if line.note:
             notes.setdefault(line.note, []).append(figure)
     for note, noted_figures in notes.items():
-        more = f" and {len(noted_figures) - _MAX_NAMED_FIGURES} more" if len(noted_figures) > _MAX_NAMED_FIGURES else ""
+        more = (
+            f" and {len(noted_figures) - _MAX_NAMED_FIGURES} more"
+            if len(noted_figures) > _MAX_NAMED_FIGURES
+            else ""
+        )
         names = f"{', '.join(noted_figures[:_MAX_NAMED_FIGURES])}{more}"
         OUT.say(StyledText("Note:", "bold"), f" {names}: {note}")
     for text in comparison.caveats:

@@ -1,8 +1,8 @@
 """How is the check of a store printed?"""
 
 from spinezarr.cli.console import (
-    OUT,
     MAX_ROWS,
+    OUT,
     StyledText,
     Table,
     print_capped,
@@ -17,7 +17,9 @@ __all__ = ["print_verification"]
 
 def print_verification(verification: Verification, raw: str | None) -> None:
     """Print the faults of a store. If ``raw`` is given, it was also compared with this folder."""
-    print_heading(f"Check of {redact_url(verification.url)}: {count_noun(len(verification.scans), 'scan')}")
+    print_heading(
+        f"Check of {redact_url(verification.url)}: {count_noun(len(verification.scans), 'scan')}"
+    )
     if not verification.listed:
         OUT.say("A web server cannot be listed, so leftover files cannot be found.")
     if verification.leftovers:
@@ -28,7 +30,11 @@ def print_verification(verification: Verification, raw: str | None) -> None:
         )
     if not verification.faults:
         raw_location = None if raw is None else redact_url(raw)
-        comparison = "" if raw_location is None else f" Every voxel equals its source file in {raw_location}."
+        comparison = (
+            ""
+            if raw_location is None
+            else f" Every voxel equals its source file in {raw_location}."
+        )
         OUT.say(f"Every byte is as it was written.{comparison}")
         return
     table = Table("Faults", "scan", "file", "fault", "found", "expected")

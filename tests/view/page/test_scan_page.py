@@ -328,7 +328,9 @@ def test_the_menu_lists_other_programs(quick, small):
         assert option["name"] in message
         assert option["hint"] in message
     links = quick.locator("#open-in-list a").evaluate_all("all => all.map(a => a.pathname)")
-    assert links == [urlsplit(option["text"]).path for option in options if option["kind"] == "link"]
+    assert links == [
+        urlsplit(option["text"]).path for option in options if option["kind"] == "link"
+    ]
     quick.keyboard.press("Escape")
     assert quick.locator("#open-in-list").is_hidden()
 
