@@ -430,7 +430,7 @@ def test_disk_and_bucket_are_served_together(s3_server, place, ctspine1k_url, tm
         found = json.loads(ask(f"{server.url}/v1/stores")[2])["stores"]
         assert [store["name"] for store in found] == ["here", "ctspine1k"]
     settings = ServeSettings(paths=(ctspine1k_url, there), storage_options=options)
-    with pytest.raises(UsageError, match="would both be served as 'ctspine1k'"):
+    with pytest.raises(UsageError, match="both would be served as 'ctspine1k'"):
         BackgroundServer(settings)
 
 

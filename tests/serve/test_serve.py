@@ -468,7 +468,7 @@ def test_only_requests_with_a_token_may_read(ctspine1k_url, tmp_path):
     token, other = new_token(file, "lab"), new_token(file, "other")
     assert token not in file.read_text()
     assert file.stat().st_mode & 0o077 == 0
-    with pytest.raises(UsageError, match="has a token 'lab' already"):
+    with pytest.raises(UsageError, match="already has a token 'lab'"):
         new_token(file, "lab")
     settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(file))
     with BackgroundServer(settings) as server:
