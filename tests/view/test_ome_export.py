@@ -204,7 +204,7 @@ def test_images_are_exported_to_a_bucket_and_from_a_bucket(opened, own, tmp_path
     far = spinezarr.open(f"s3://{bucket}/own.zarr", storage_options=options)
     export(far, tmp_path / "near")
     check(opened, zarr.open_group(tmp_path / f"near/{SCAN}.ome.zarr", mode="r"))
-    with pytest.raises(UsageError, match="cannot be linked"):
+    with pytest.raises(UsageError, match="--link cannot be used"):
         export(far, tmp_path / "linked", link=True)
 
 

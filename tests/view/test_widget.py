@@ -81,12 +81,12 @@ def test_the_planes_cross_in_the_spine(store):
     x, y, z = (np.array(view.widget.scene.crosshair_pos) * shape_xyz - 0.5).round().astype(int)
     label = store.scan(SCAN).label.values
     assert label[z, :, x].any()
-    described = view._described(view._middle_mm())
+    described = view._voxel_text(view._middle_mm())
     value = label[z, y, x]
     assert f"{store.scan(SCAN).image.values[z, y, x]} HU" in described
     names = {one.value: one.name for one in view._vertebrae}
     assert not value or described.endswith(names[value])
-    assert "HU" not in view._described([1e4, 0, 0])
+    assert "HU" not in view._voxel_text([1e4, 0, 0])
 
 
 def test_the_options_mask_window_and_level_are_applied_and_checked(store):
