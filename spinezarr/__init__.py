@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOMES = {
+_MODULES = {
     "Batch": "spinezarr.stream.batch",
     "CacheSettings": "spinezarr.stream.read.range_cache",
     "PatchStream": "spinezarr.stream.epoch.stream",
@@ -59,10 +59,10 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used, so that ``import spinezarr`` is fast."""
     if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415  takes as long as the command line
+        from importlib.metadata import version  # noqa: PLC0415  takes long to import
 
         return version("spinezarr")
-    if name in _HOMES:
-        found: object = getattr(import_module(_HOMES[name]), name)
-        return found
+    if name in _MODULES:
+        value: object = getattr(import_module(_MODULES[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Store", "audit_stores", "load_dataset", "open"]
 
 
-def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
+def open(  # noqa: A001  like xarray.open_zarr
     store: str | os.PathLike[str],
     *,
     catalog: str | os.PathLike[str] | None = None,
@@ -69,44 +69,45 @@ def open(  # noqa: A001  spinezarr.open reads as xarray.open_zarr does
         spinezarr server such as ``http://lab:8765/ctspine1k``, or the name of a dataset in the
         catalog.
     catalog
-        The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
+        The catalog file. By default, ``$SPINEZARR_CATALOG``, or else ``catalog.yaml`` in the
+        working folder.
     storage_options
         Options for the file system of a URL, as in xarray: ``{"endpoint_url": ..., "profile":
         ...}`` or ``{"anon": True}`` for a bucket. They override those of the catalog.
     cache
-        What is kept for later reads: compressed bytes from a URL in a folder on disk, and decoded
-        chunks in memory.
+        Caches for later reads: a folder on disk for compressed bytes from a URL, and memory for
+        decoded chunks.
     remote
         Bounds on the requests to a URL: how many run at once, and how long an answer may take.
     transfer
-        What a spinezarr server sends: ``"patches"`` that it cuts out itself, ``"ranges"`` of its
-        files, or with ``"auto"`` whichever is faster. The samples are the same. With a cache,
+        Data that a spinezarr server sends: ``"patches"``, which it reads itself; ``"ranges"`` of
+        its files; or with ``"auto"`` the faster of the two. The samples are the same. With a cache,
         ranges are requested in any case, because patches cannot be cached.
 
     Raises
     ------
     StoreNotFoundError
-        If there is no store. The message says what was tried.
+        If there is no store. The message lists the places that were searched.
     CatalogError
         If the catalog does not load.
     UsageError
         If ``transfer`` has another value.
     """
     url, options = locate_store(os.fspath(store), catalog)
-    reader = _reader_of(url, {**options, **(storage_options or {})}, remote)
+    reader = _open_reader(url, {**options, **(storage_options or {})}, remote)
     return Store(reader, cache=cache, transfer=transfer)
 
 
-def _reader_of(url: str, options: Mapping[str, Any], remote: RemoteSettings) -> StoreReader:
-    """Open a store; the URL may be the short one of a store on a spinezarr server."""
+def _open_reader(url: str, options: Mapping[str, Any], remote: RemoteSettings) -> StoreReader:
+    """Open a store. The URL may be the short URL of a store on a spinezarr server."""
     try:
         return StoreReader(url, options, remote=remote)
     except StoreNotFoundError:
-        served = store_url(url)
-        if served is None:
+        served_url = store_url(url)
+        if served_url is None:
             raise
         with suppress(StoreNotFoundError):
-            return StoreReader(served, options, remote=remote)
+            return StoreReader(served_url, options, remote=remote)
         raise
 
 
@@ -155,12 +156,12 @@ def load_dataset(
     >>> record["image"].dtype, record["segmentation"].dtype, record["index"]
     (dtype('float32'), dtype('int32'), 0)
     """
-    from spinezarr.loaders.huggingface import load_splits  # noqa: PLC0415  few need it
+    from spinezarr.loaders.huggingface import load_splits  # noqa: PLC0415  few programs need it
 
-    opened = open(store, catalog=catalog, storage_options=storage_options, cache=cache)
+    opened_store = open(store, catalog=catalog, storage_options=storage_options, cache=cache)
     splits = load_splits(
-        opened._reader,  # noqa: SLF001  one module
-        opened._engine,  # noqa: SLF001
+        opened_store._reader,  # noqa: SLF001  same module
+        opened_store._engine,  # noqa: SLF001
         name,
         split=None if split is None else to_nfc(split),
         nonfinite=nonfinite,
@@ -201,7 +202,7 @@ def audit_stores(
     UsageError
         If a store has no such split, source or vertebra.
     """
-    # It brings what those who train never need.
+    # Training never needs the modules that it imports.
     from spinezarr.verbs.audit import AuditedStore, audit_stores  # noqa: PLC0415
 
     audits = audit_stores(
@@ -215,10 +216,10 @@ def audit_stores(
 
 
 class DrawOptions(TypedDict, total=False):
-    """Options that :meth:`Store.patches` and :meth:`Store.slices` share; documented at the first.
+    """Options that :meth:`Store.patches` and :meth:`Store.slices` share.
 
-    Type checkers and editors read them here. ``help()`` and notebooks show them with their
-    defaults, because the signatures of both methods name them too.
+    :meth:`Store.patches` documents them. Type checkers and editors read them here. ``help()`` and
+    notebooks show them with their defaults, because the signatures of both methods name them too.
     """
 
     batch_size: int
@@ -248,9 +249,9 @@ class Store:
     reader
         Reader of the store's files.
     cache
-        What is kept for later reads.
+        Caches for later reads, as in :func:`open`.
     transfer
-        What a spinezarr server sends.
+        Data that a spinezarr server sends, as in :func:`open`.
 
     Raises
     ------
@@ -272,8 +273,8 @@ class Store:
         if transfer not in get_args(Transfer):
             raise UsageError(f"transfer {transfer!r}: must be {', '.join(get_args(Transfer))}.")
         self._transfer = transfer
-        served = api_url(reader.url) if cache == NO_CACHE else None
-        self._batch_client = None if served is None else BatchClient(served, transfer)
+        served_url = api_url(reader.url) if cache == NO_CACHE else None
+        self._batch_client = None if served_url is None else BatchClient(served_url, transfer)
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{n} {name or 'in no split'}" for name, n in self.splits.items())
@@ -374,7 +375,7 @@ class Store:
         Parameters
         ----------
         scans, split, source, vertebra
-            Take only these scans, as in :meth:`patches`.
+            Use only these scans, as in :meth:`patches`.
         plots
             Folder for the plots ``detection.png``, ``volumes.png`` and ``spacing.png``.
         against
@@ -426,33 +427,33 @@ class Store:
         against
             Folder or URL of the raw files. If given, each voxel is compared with them too.
         scans, split, source, vertebra
-            Check only these scans, as in :meth:`patches`, with the scan table and the root.
+            Check only these scans, as in :meth:`patches`, the scan table and the root.
         follow_links
             Folders into which the voxels of a ``.mhd`` may lead through a link.
         raw_storage_options
             Options for the file system of ``against``. By default, those of the store.
         on_progress
-            Called with the number of bytes that were read so far.
+            Called with the number of bytes that have been read.
 
         Returns
         -------
         Verification
-            Its ``faults`` say what was found, what was expected and what to do. An intact store
-            has none.
+            Its ``faults`` hold what was found, what was expected, and advice. An intact store has
+            no faults.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If the store has no such split, source or vertebra, or ``against`` is no folder.
+            If the store has no such split, source or vertebra, or ``against`` is not a folder.
 
         Examples
         --------
         >>> store.verify(scans="liver_0").faults
         ()
         """
-        # It brings what those who train never need.
+        # Training never needs the modules that it imports.
         from spinezarr.verbs.verify import verify  # noqa: PLC0415
 
         return verify(
@@ -488,7 +489,7 @@ class Store:
         from spinezarr.stream.read.lazy_array import lazy_array  # noqa: PLC0415
 
         scan = self._reader.scan(scan_id)
-        described = to_printable_json(scan.variable_attributes)
+        variable_attributes = to_printable_json(scan.variable_attributes)
         positions = axis_positions_mm(scan.affine, scan.image.shape_zyx)
         attributes = to_printable_json(scan.attributes.to_json())
         del attributes["manifest"]
@@ -499,11 +500,11 @@ class Store:
                 spec.name: (
                     ("z", "y", "x"),
                     lazy_array(self._engine, spec, self.url),
-                    described[spec.name],
+                    variable_attributes[spec.name],
                 )
                 for spec in scan.arrays
             },
-            {axis: (axis, values, described[axis]) for axis, values in positions.items()},
+            {axis: (axis, values, variable_attributes[axis]) for axis, values in positions.items()},
             attributes,
         )
 
@@ -572,7 +573,7 @@ class Store:
             that decodes at most 1.5 voxels for each voxel of a sample, but at most 16, and at most
             256 MiB for a window.
         on_change
-            What iteration does with a scan that was ingested again since the store was opened.
+            What iteration does if a scan was ingested again after the store was opened.
             ``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`. ``"follow"`` opens the
             store again and continues with its present version; see ``docs/training.md``.
         nonfinite
@@ -680,8 +681,8 @@ class Store:
     ) -> GridStream:
         """Cover a scan with patches, for inference.
 
-        Uses the fewest patches that satisfy the minimum overlap, and spreads them evenly from the
-        first voxel to the last. No patch extends beyond the volume. A volume that is smaller than
+        The fewest patches that have the minimum overlap are spread evenly from the first voxel to
+        the last. No patch extends beyond the volume. A volume that is smaller than
         the patch is padded on all sides.
 
         Parameters
@@ -889,10 +890,10 @@ class Store:
     ) -> "ExportReport":
         """Write image and mask of each scan as NIfTI, in the source's axes.
 
-        A source that was NIfTI comes back bit for bit: voxels, type and position. There are two
+        Voxels, type and position of a NIfTI source are restored bit for bit. There are two
         exceptions, which become NIfTI-1 in the narrowest type that holds the values: sources of
         another format, and sources that SimpleITK, ITK-SNAP or nibabel cannot read or read
-        differently. Notes of the report say what differs.
+        differently. Notes of the report state the differences.
 
         Parameters
         ----------
@@ -907,23 +908,23 @@ class Store:
             Keep type and affine of the source bit for bit. The file is NIfTI-2 if NIfTI-1 would
             round the affine. Not all programs read such files.
         overwrite
-            Replace files that are there.
+            Replace existing files.
         on_progress
-            Called with the bytes of stored voxels that are done, from several threads.
+            Called with the number of bytes of stored voxels that are done, from several threads.
 
         Returns
         -------
         ExportReport
-            Files of each scan. A scan that cannot be read is in ``failed`` with the reason, and the
-            others are written all the same.
+            Files of each scan. A scan that cannot be read is in ``failed`` with the reason. The
+            others are written.
 
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If a file exists already, also one with the same name and the other ending, because
-            SimpleITK confuses the two. If the store has no such split, source or vertebra.
+            If a file exists already, also with the same name and the other ending, because
+            SimpleITK confuses the two. Also if the store has no such split, source or vertebra.
 
         Examples
         --------
@@ -933,7 +934,7 @@ class Store:
         >>> [scan.scan_id for scan in report.done], report.failed
         (['liver_0'], {})
         """
-        # nibabel takes long to import, and those who train never export.
+        # nibabel takes long to import, and training never exports.
         from spinezarr.verbs.export import write_nifti_files  # noqa: PLC0415
 
         return write_nifti_files(
@@ -973,7 +974,7 @@ class Store:
             If the shape is not that of the scan, if the path has another ending, if a file exists
             with the same name and the other ending, or if no type holds the values.
         """
-        # nibabel takes long to import, and those who train never export.
+        # nibabel takes long to import, and training never exports.
         from spinezarr.export.nifti import write_on_image_grid  # noqa: PLC0415
 
         write_on_image_grid(Path(path), self._reader.scan(scan_id), np.asarray(values_zyx))
@@ -1013,9 +1014,9 @@ class Store:
         compressed
             Write ``.nii.gz``, else ``.nii``.
         overwrite
-            Replace files that are there.
+            Replace existing files.
         on_progress
-            Called with the bytes of stored voxels that are done, from several threads.
+            Called with the number of bytes of stored voxels that are done, from several threads.
 
         Returns
         -------
@@ -1027,10 +1028,10 @@ class Store:
         UnknownScanError
             If the store has no such scan.
         UsageError
-            If there are no scans to train on, if nnU-Net does not accept the name, if files exist
+            If there are no scans for training, if nnU-Net does not accept the name, if files exist
             already, or if the store has no such split, source or vertebra.
         """
-        # nibabel takes long to import, and those who train never export.
+        # nibabel takes long to import, and training never exports.
         from spinezarr.verbs.export import write_nnunet_dataset  # noqa: PLC0415
 
         return write_nnunet_dataset(
@@ -1076,9 +1077,9 @@ class Store:
             Make hard links to the store's shards, which take no space. A change to such a file
             changes the store.
         overwrite
-            Replace images that are there.
+            Replace existing images.
         on_progress
-            Called with the bytes of stored voxels that are done, from several threads.
+            Called with the number of bytes of stored voxels that are done, from several threads.
 
         Returns
         -------
@@ -1101,7 +1102,7 @@ class Store:
         ...     image["labels/vertebrae/0"].shape
         (35, 64, 64)
         """
-        # nibabel takes long to import, and those who train never export.
+        # nibabel takes long to import, and training never exports.
         from spinezarr.verbs.export import write_ome_zarr_images  # noqa: PLC0415
 
         return write_ome_zarr_images(
@@ -1147,9 +1148,9 @@ class Store:
         from spinezarr.serve.settings import ServeSettings  # noqa: PLC0415
 
         reader = self._reader
-        place = reader.url if reader.objects.is_remote else reader.path
-        options = {place: dict(reader.storage_options or {})}
-        return BackgroundServer(ServeSettings(paths=(place,), storage_options=options), port)
+        location = reader.url if reader.objects.is_remote else reader.path
+        options = {location: dict(reader.storage_options or {})}
+        return BackgroundServer(ServeSettings(paths=(location,), storage_options=options), port)
 
     def audit(
         self,
@@ -1163,7 +1164,7 @@ class Store:
         others: Sequence["Store"] = (),
         on_progress: OnProgress = ignore_progress,
     ) -> "StoreAudit":
-        """Find defects of annotation and data, scan by scan.
+        """Find defects of the annotations and data of scans.
 
         Parameters
         ----------
@@ -1349,22 +1350,26 @@ class Store:
         )
 
 
-def _zyx(what: str, value: ShapeZYX | int) -> ShapeZYX:
+def _zyx(name: str, value: ShapeZYX | int) -> ShapeZYX:
     """Return three numbers, or one number three times."""
-    numbers = np.atleast_1d(np.asarray(value))
-    if numbers.dtype.kind not in "iu" or numbers.shape not in {(1,), (3,)}:
-        raise UsageError(f"{what} {value}: give three whole numbers (z, y, x), or one for a cube.")
-    z, y, x = np.broadcast_to(numbers, 3).tolist()
+    sizes = np.atleast_1d(np.asarray(value))
+    if sizes.dtype.kind not in "iu" or sizes.shape not in {(1,), (3,)}:
+        raise UsageError(f"{name} {value}: give three whole numbers (z, y, x), or one for a cube.")
+    z, y, x = np.broadcast_to(sizes, 3).tolist()
     return (z, y, x)
 
 
 def _name_draw_options(method: Callable[..., PatchStream]) -> None:
     """Add the options of :class:`DrawOptions`, with defaults, to the signature of a method."""
     defaults = signature(Store._draw).parameters  # noqa: SLF001
-    own = [one for one in signature(method).parameters.values() if one.name != "options"]
-    shared = [defaults[name] for name in DrawOptions.__annotations__]
+    method_parameters = [
+        parameter
+        for parameter in signature(method).parameters.values()
+        if parameter.name != "options"
+    ]
+    draw_parameters = [defaults[name] for name in DrawOptions.__annotations__]
     method.__signature__ = Signature(  # type: ignore[attr-defined]
-        [*own, *shared], return_annotation=PatchStream
+        [*method_parameters, *draw_parameters], return_annotation=PatchStream
     )
 
 

@@ -1,4 +1,4 @@
-"""Which figures does a dataset's published card print, and which of them contradict each other?"""
+"""Which figures does the published card of a dataset print, and do they contradict each other?"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,7 +47,8 @@ class FigureKey(NamedTuple):
     """
 
     group: Literal["all", "split", "source", "axis", "region", "vertebra"]
-    """What the figure describes: ``all`` is the dataset, ``axis`` an axis of the source files."""
+    """Part of the dataset that the figure describes. ``all`` is the whole dataset, and ``axis`` is
+    an axis of the source files."""
     name: str
     """Name of the split, source, axis (``i``, ``j``, ``k``), region or vertebra; empty for
     ``all``."""
@@ -67,7 +68,7 @@ class PrintedFigure:
     decimals: int
     """Number of decimals to which the card rounds it."""
     printed_as: str = ""
-    """Heading on the card, if the figure is read as another statistic than its heading says."""
+    """Heading on the card, if the figure is used as another statistic than its heading states."""
 
     def is_rounded_from(self, value: float) -> bool:
         """Whether ``value`` rounds to the printed number; a half may be rounded either way.
@@ -120,7 +121,7 @@ class _Vertebra(StrictModel):
 def _checked_levels(rows: dict[str, _Vertebra]) -> dict[str, _Vertebra]:
     unknown = next((name for name in rows if name not in LEVELS), None)
     if unknown is not None:
-        raise ValueError(f"{unknown!r} is no vertebra; known are {', '.join(LEVELS)}")
+        raise ValueError(f"{unknown!r} is not a vertebra; the vertebrae are {', '.join(LEVELS)}")
     return rows
 
 
@@ -153,7 +154,7 @@ class Card(StrictModel):
     shape_ijk: _Spread | None = None
     """Number of voxels along the file axes."""
     volume_column_holds: dict[Statistic, Statistic] = Field(default_factory=dict)
-    """Statistic that a column of volumes holds, by its heading, if the heading must be wrong."""
+    """Statistic that a column of volumes holds, by its heading, for wrong headings."""
     vertebrae: Annotated[dict[str, _Vertebra], AfterValidator(_checked_levels)] = Field(
         default_factory=dict
     )
@@ -169,7 +170,7 @@ class Card(StrictModel):
             read = [self.volume_column_holds.get(heading, heading) for heading in printed]
             if len(set(read)) < len(read):
                 raise ValueError(
-                    f"volume_column_holds takes two volumes of {name} for one statistic"
+                    f"volume_column_holds assigns two volumes of {name} to one statistic"
                 )
         return self
 
@@ -180,7 +181,7 @@ class Card(StrictModel):
         Raises
         ------
         CardError
-            If the file does not load; the message names the key and its line.
+            If the file does not load. The message names the key and its line.
         """
         return load_strict_yaml(path, cls, CardError)
 
@@ -198,8 +199,8 @@ class Card(StrictModel):
         }
 
     def _figures(self) -> Iterator[tuple[FigureKey, PrintedFigure]]:
-        whole = {"scans": self.scans, "patients": self.patients, "slices": self.slices}
-        for statistic, value in whole.items():
+        totals = {"scans": self.scans, "patients": self.patients, "slices": self.slices}
+        for statistic, value in totals.items():
             if value is not None:
                 yield FigureKey("all", "", statistic), PrintedFigure(value, 0)
         for split, scans in self.splits.items():
@@ -236,11 +237,11 @@ class Card(StrictModel):
         """Yield totals that differ from the sum of their parts, and those parts."""
         total = sum(self.splits.values())
         if self.splits and total != self.scans:
-            reason = f"the splits add up to {total} scans, {self.scans} are printed"
+            reason = f"the splits add up to {total} scans, but {self.scans} are printed"
             yield FigureKey("all", "", "scans"), Contradiction(reason, total)
             for split, scans in self.splits.items():
-                rest = Contradiction(reason, self.scans - (total - scans))
-                yield FigureKey("split", split, "scans"), rest
+                contradiction = Contradiction(reason, self.scans - (total - scans))
+                yield FigureKey("split", split, "scans"), contradiction
         if self.slices is not None and self.shape_ijk is not None:
             low, high = (
                 self.scans * size_ijk[2] for size_ijk in (self.shape_ijk.min, self.shape_ijk.max)
@@ -278,11 +279,11 @@ def _wrong_order(
     """Yield figures whose minimum, median and maximum do not ascend."""
     spreads: dict[tuple[str, str, str], dict[str, FigureKey]] = {}
     for key in figures:
-        of, _, statistic = key.statistic.rpartition("_")
+        measure, _, statistic = key.statistic.rpartition("_")
         if statistic in STATISTICS:
-            spreads.setdefault((key.group, key.name, of), {})[statistic] = key
-    for found in spreads.values():
-        keys = [found[statistic] for statistic in STATISTICS if statistic in found]
+            spreads.setdefault((key.group, key.name, measure), {})[statistic] = key
+    for spread in spreads.values():
+        keys = [spread[statistic] for statistic in STATISTICS if statistic in spread]
         values = [figures[key].value for key in keys]
         if values != sorted(values):
             yield from ((key, Contradiction("min, median and max do not ascend")) for key in keys)

@@ -1,9 +1,9 @@
-"""Which datasets does the user have: name, recipe, raw folder and store?
+"""Which datasets does the user have, with recipe, raw folder and store?
 
 They are read from ``catalog.yaml``. A catalog that the user names by an option, an argument or
 ``$SPINEZARR_CATALOG`` is trusted: it may use environment variables, and buckets are accessed with
-the user's keys. A ``catalog.yaml`` that merely lies in the working folder may have come with
-foreign files and is not trusted. :class:`CatalogEntry` lists what it must not do.
+the user's keys. A ``catalog.yaml`` that was only found in the working folder may have come with
+foreign files, and is not trusted. :class:`CatalogEntry` lists the restrictions.
 """
 
 import os
@@ -45,7 +45,7 @@ _PUBLIC_SCHEMES: Final = {"file", "http", "https"}
 
 
 class _StorageModel(StrictModel):
-    """How to reach a bucket. Keys and secrets belong in ``~/.aws`` or the environment."""
+    """Options for access to a bucket. Keys and secrets belong in ``~/.aws`` or the environment."""
 
     endpoint_url: str | None = None
     profile: str | None = None
@@ -53,13 +53,16 @@ class _StorageModel(StrictModel):
 
 
 def _checked_location(text: str) -> str:
-    bare = _BARE_VARIABLE.search(text)
-    if bare:
-        raise ValueError(f"variables are written ${{{bare[0][1:]}}}, found {bare[0]!r}")
+    bare_variable = _BARE_VARIABLE.search(text)
+    if bare_variable:
+        raise ValueError(
+            f"variables are written ${{{bare_variable[0][1:]}}}, found {bare_variable[0]!r}"
+        )
     names = [] if "://" in text else text.encode(errors="replace").split(b"/")
     if len(text.splitlines()) > 1 or max(map(len, names), default=0) > _MAX_NAME_LENGTH:
         raise ValueError(
-            f"it is no path or URL: give one line, with names of at most {_MAX_NAME_LENGTH} bytes"
+            "it is not a path or URL: "
+            f"give one line, with names of at most {_MAX_NAME_LENGTH} bytes"
         )
     return text
 
@@ -77,9 +80,9 @@ class _EntryModel(StrictModel):
     license: str | None = None
     """License of the data, if it differs from the recipe's."""
     storage_options: _StorageModel = _StorageModel()
-    """How to reach the store, if it is in a bucket."""
+    """Options for access to the store, if it is in a bucket."""
     raw_storage_options: _StorageModel | None = None
-    """How to reach the raw folder, if it differs from the store's options."""
+    """Options for access to the raw folder, if they differ from those of the store."""
 
 
 class _CatalogModel(StrictModel):
@@ -105,7 +108,7 @@ class CatalogEntry:
     license: str | None
     catalog_path: Path
     is_trusted: bool
-    """Whether the user has named the catalog, rather than having it in the working folder."""
+    """Whether the user named the catalog, and it was not only found in the working folder."""
     storage_options: Mapping[str, Any] = field(repr=False)
     """Options for the file system of the store, if the store is a URL."""
     raw_storage_options: Mapping[str, Any] | None = field(repr=False)
@@ -141,12 +144,12 @@ class CatalogEntry:
         return expanded
 
     def _check_sends_no_keys(self, scheme: str, options: Mapping[str, Any]) -> None:
-        own = sorted({"endpoint_url", "profile"} & options.keys())
-        if own:
-            raise self._untrusted_error(f"names its own {own[0]}")
+        key_options = sorted({"endpoint_url", "profile"} & options.keys())
+        if key_options:
+            raise self._untrusted_error(f"names its own {key_options[0]}")
         if scheme in _BUCKET_SCHEMES and not options.get("anon"):
             raise self._untrusted_error(
-                "is in a bucket, which would be asked with your keys,",
+                "is in a bucket, to which your keys would be sent,",
                 "add 'anon: true' to it, or ",
             )
         if scheme not in _BUCKET_SCHEMES | _PUBLIC_SCHEMES:
@@ -161,13 +164,13 @@ class CatalogEntry:
                     f"{self.catalog_path}: dataset {self.name!r} uses the environment variable "
                     f"{name}, which is not set. Set it, or write the path into the catalog."
                 )
-        return _VARIABLE.sub(lambda found: os.environ[found[1]], value)
+        return _VARIABLE.sub(lambda match: os.environ[match[1]], value)
 
-    def _untrusted_error(self, what: str, otherwise: str = "") -> CatalogError:
+    def _untrusted_error(self, violation: str, alternative: str = "") -> CatalogError:
         return CatalogError(
-            f"{self.catalog_path}: dataset {self.name!r} {what} and the catalog was only found in "
-            f"the working folder. If you trust it, {otherwise}name it: --catalog {CATALOG_NAME}, "
-            f"catalog=... in Python, or {CATALOG_VARIABLE}={self.catalog_path}."
+            f"{self.catalog_path}: dataset {self.name!r} {violation} and the catalog was only "
+            f"found in the working folder. If you trust it, {alternative}name it: --catalog "
+            f"{CATALOG_NAME}, catalog=... in Python, or {CATALOG_VARIABLE}={self.catalog_path}."
         )
 
     def _path(self, path: str) -> str:
@@ -191,7 +194,7 @@ class CatalogPath(NamedTuple):
 
     path: Path
     is_trusted: bool
-    """Whether the user has named the catalog, rather than having it in the working folder."""
+    """Whether the user named the catalog, and it was not only found in the working folder."""
 
 
 def find_catalog(path: str | os.PathLike[str] | None = None) -> CatalogPath | None:
@@ -201,33 +204,33 @@ def find_catalog(path: str | os.PathLike[str] | None = None) -> CatalogPath | No
     ------
     CatalogError
         If the argument or the variable names no file, the variable holds a relative path (which
-        would mean another file in each folder), or ``catalog.yaml`` in the working folder is no
+        would mean another file in each folder), or ``catalog.yaml`` in the working folder is not a
         regular file.
     """
     variable = os.environ.get(CATALOG_VARIABLE)
-    for named, where in ((path, "--catalog"), (variable, CATALOG_VARIABLE)):
-        if named:
-            found = expand_home(named)
-            if where == CATALOG_VARIABLE and not found.is_absolute():
+    for given_path, given_by in ((path, "--catalog"), (variable, CATALOG_VARIABLE)):
+        if given_path:
+            catalog = expand_home(given_path)
+            if given_by == CATALOG_VARIABLE and not catalog.is_absolute():
                 raise CatalogError(
-                    f"{found}: is a relative path (named by {where}), which is another file in "
-                    "each folder. Give the whole path."
+                    f"{catalog}: is a relative path (named by {given_by}), which means another "
+                    "file in each folder. Give the absolute path."
                 )
-            if not found.is_file():
-                kind = describe_irregular_file(found)
+            if not catalog.is_file():
+                kind = describe_irregular_file(catalog)
                 raise CatalogError(
-                    f"{found}: {f'is {kind}, expected a' if kind else 'no such'} catalog file "
-                    f"(named by {where}). 'spinezarr init' writes one to start from."
+                    f"{catalog}: {f'is {kind}, expected a' if kind else 'no such'} catalog file "
+                    f"(named by {given_by}). 'spinezarr init' writes one to start from."
                 )
-            return CatalogPath(found, is_trusted=True)
-    here = Path(CATALOG_NAME)
-    kind = describe_irregular_file(here)
+            return CatalogPath(catalog, is_trusted=True)
+    local_catalog = Path(CATALOG_NAME)
+    kind = describe_irregular_file(local_catalog)
     if kind:
         raise CatalogError(
-            f"{here}: is {kind}, expected a catalog file. Move it away, or name a catalog by "
-            "--catalog FILE."
+            f"{local_catalog}: is {kind}, expected a catalog file. Move it away, or name a catalog "
+            "by --catalog FILE."
         )
-    return CatalogPath(here, is_trusted=False) if here.is_file() else None
+    return CatalogPath(local_catalog, is_trusted=False) if local_catalog.is_file() else None
 
 
 def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
@@ -236,15 +239,15 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
     Raises
     ------
     CatalogError
-        If the file is named but absent, or does not load; the message points at the line.
+        If the file is named but absent, or does not load. The message names the line.
     """
-    found = find_catalog(path)
-    if found is None:
+    catalog_path = find_catalog(path)
+    if catalog_path is None:
         return None
-    from spinezarr.strict_yaml import load_strict_yaml  # noqa: PLC0415  many have no catalog
+    from spinezarr.strict_yaml import load_strict_yaml  # noqa: PLC0415  often there is no catalog
 
-    model = load_strict_yaml(found.path, _CatalogModel, CatalogError)
-    absolute = found.path.resolve()
+    model = load_strict_yaml(catalog_path.path, _CatalogModel, CatalogError)
+    absolute = catalog_path.path.resolve()
     entries = {
         to_nfc(name): CatalogEntry(
             name=to_nfc(name),
@@ -253,7 +256,7 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog | None:
             store=entry.store,
             license=entry.license,
             catalog_path=absolute,
-            is_trusted=found.is_trusted,
+            is_trusted=catalog_path.is_trusted,
             storage_options=entry.storage_options.model_dump(exclude_none=True),
             raw_storage_options=None
             if entry.raw_storage_options is None
@@ -280,7 +283,7 @@ def locate_store(
     Raises
     ------
     StoreNotFoundError
-        If there is neither such a path nor such a name; the message says what was tried.
+        If there is neither such a path nor such a name. The message lists the known names.
     CatalogError
         If the catalog does not load.
     """
@@ -289,18 +292,18 @@ def locate_store(
         return store, {}
     if (path / "zarr.json").exists():
         return str(path), {}
-    found = load_catalog(catalog)
-    entry = None if found is None else found.get(store)
+    loaded_catalog = load_catalog(catalog)
+    entry = None if loaded_catalog is None else loaded_catalog.get(store)
     if entry is not None:
         return entry.store_location, entry.storage_options
     if path.exists():
         return str(path), {}
     names = (
         "no catalog was found"
-        if found is None
-        else (f"{found.path} names {', '.join(found.entries) or 'no dataset'}")
+        if loaded_catalog is None
+        else (f"{loaded_catalog.path} names {', '.join(loaded_catalog.entries) or 'no dataset'}")
     )
     raise StoreNotFoundError(
-        f"{store!r} is no store: there is no such path, and as a dataset name it is unknown "
-        f"({names}). 'spinezarr ingest' makes a store."
+        f"{store!r} is not a store: there is no such path, and no dataset of this name ({names}). "
+        "'spinezarr ingest' makes a store."
     )

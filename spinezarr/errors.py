@@ -53,9 +53,9 @@ class SpinezarrError(Exception):
 
     def __init__(self, message: str = "", *more: object) -> None:
         lines = message.split("\n") if isinstance(message, MultilineText) else [message]
-        # A message of another package may have several lines and stand in the middle of ours.
-        shown = (redact_urls_in(_END_OF_LINE.sub(" ", line)) for line in lines)
-        super().__init__(MultilineText(*shown), *more)
+        # A message may quote a message of another package, which may have several lines.
+        safe_lines = (redact_urls_in(_END_OF_LINE.sub(" ", line)) for line in lines)
+        super().__init__(MultilineText(*safe_lines), *more)
 
 
 class UsageError(SpinezarrError, ValueError):
@@ -63,11 +63,11 @@ class UsageError(SpinezarrError, ValueError):
 
 
 class RecipeError(UsageError):
-    """A recipe file does not load; the message names the key and its line."""
+    """A recipe file does not load. The message names the key and its line."""
 
 
 class RecipeLimitError(RecipeError):
-    """A recipe needs more time or text than any dataset does; the message names the key."""
+    """A recipe needs more time or text than any dataset. The message names the key."""
 
 
 class CardError(UsageError):
@@ -75,7 +75,7 @@ class CardError(UsageError):
 
 
 class CatalogError(UsageError):
-    """A catalog file does not load, or does not hold a name."""
+    """A catalog file does not load, or cannot be used."""
 
 
 class FormatError(SpinezarrError, ValueError):
@@ -87,7 +87,7 @@ class GridMismatchError(SpinezarrError, ValueError):
 
 
 class LabelError(SpinezarrError, ValueError):
-    """A mask holds values that are no labels of the recipe's scheme."""
+    """A mask holds values that are not labels of the scheme of the recipe."""
 
 
 class StoreNotFoundError(SpinezarrError, FileNotFoundError):
@@ -132,31 +132,31 @@ class ScanChangedError(SpinezarrError, RuntimeError):
 
 
 class ScanRewrittenError(ScanChangedError):
-    """A scan was written again with the same voxels; a session that reopens it can go on."""
+    """A scan was written again with the same voxels. A session that reopens it can continue."""
 
 
 class CorruptStoreError(SpinezarrError, OSError):
-    """Stored bytes are missing, too short or fail their checksum, and are not returned as data."""
+    """Stored bytes are missing, too short or fail their checksum. They are not returned as data."""
 
 
 class DamagedMetadataError(SpinezarrError, ValueError):
-    """Stored metadata that are not what spinezarr writes.
+    """Stored metadata differ from those that spinezarr writes.
 
     Parsers raise it. A caller knows the file and raises :class:`CorruptStoreError` with its name.
 
     Parameters
     ----------
     found
-        What the metadata hold, in short.
+        Short description of what the metadata hold.
     expected
-        What they should hold.
+        Description of what they should hold.
     location
-        Keys that lead to the value, joined by dots; empty for the file as a whole.
+        Keys that lead to the value, joined by dots; empty for the whole file.
     """
 
     def __init__(self, found: str, expected: str, location: str = "") -> None:
-        where = f"{location}: " if location else ""
-        super().__init__(f"{where}{found}, expected {expected}")
+        prefix = f"{location}: " if location else ""
+        super().__init__(f"{prefix}{found}, expected {expected}")
         self.found = found
         self.expected = expected
         self.location = location

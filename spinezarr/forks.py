@@ -1,10 +1,10 @@
 """What must a forked process not share with its parent?
 
 A fork copies the memory of a process, but only the thread that forks. In the child, a lock that
-another thread held stays held for ever, a pool has no threads, and a connection belongs to the
-parent too. PyTorch's workers fork on Linux, so whatever holds such things makes them anew in each
-process, with the two classes of this module. Processes that are spawned start with an empty memory
-and need neither.
+another thread held is never released, a pool has no threads, and a connection also belongs to the
+parent. PyTorch's workers fork on Linux. So objects with locks, pools or connections make new ones
+in each process, with the two classes of this module. Processes that are spawned start with empty
+memory and need neither.
 """
 
 import os
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 class _ForkCount:
-    """Counts the forks between the first process and this one, so that each has its own number.
+    """Counts the forks between the first process and this one, which identifies the process.
 
-    Process ids would not do: they are used again.
+    Process ids would not identify it, because they are reused.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,11 @@ if hasattr(os, "register_at_fork"):
 
 
 class PerProcess(Generic[T]):
-    """A value that each process makes when it first asks for it.
+    """A value that each process makes when it first uses it.
 
-    A child keeps the values of its parents, unused: to destroy a pool or a connection there would
-    wait for threads that the child does not have, or end what the parent still uses.
+    A child keeps the values of its parents, but does not use them. Destroying a pool in the child
+    would wait for threads that it does not have, and destroying a connection would end it for the
+    parent.
 
     Parameters
     ----------
@@ -62,15 +63,15 @@ class PerProcess(Generic[T]):
 
     def get(self) -> T:
         """Return the value of this process, and make it if there is none yet."""
-        process = _FORKS.value
-        if process not in self._values:
+        process_number = _FORKS.value
+        if process_number not in self._values:
             with self._making:
-                if process not in self._values:
-                    self._values[process] = self._make()
-        return self._values[process]
+                if process_number not in self._values:
+                    self._values[process_number] = self._make()
+        return self._values[process_number]
 
     def peek(self) -> T | None:
-        """Return the value of this process, or None if it was not made yet."""
+        """Return the value of this process, or None if there is none yet."""
         return self._values.get(_FORKS.value)
 
 
@@ -102,7 +103,8 @@ class ProcessLock:
             lock.release()
 
     def _lock(self) -> "Lock | RLock":
-        process = _FORKS.value
-        if process not in self._locks:
-            self._locks.setdefault(process, self._make())  # atomic: one of several threads wins
-        return self._locks[process]
+        process_number = _FORKS.value
+        if process_number not in self._locks:
+            # This is atomic: one of several threads wins.
+            self._locks.setdefault(process_number, self._make())
+        return self._locks[process_number]

@@ -1,4 +1,4 @@
-"""Which voxel lies where: grids, axis directions and boxes.
+"""Where does each voxel lie: grids, axis directions and boxes?
 
 World coordinates are RAS+ millimeters (x to the patient's right, y anterior, z superior), as in
 NIfTI [1]_. Source arrays have axes ``(i, j, k)`` in file order; stored arrays have axes
@@ -46,15 +46,15 @@ Plane = Literal["axial", "coronal", "sagittal"]
 SLICE_AXIS: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
 """Axis of ``(z, y, x)`` along which the slices of a plane are stacked."""
 _AFFINES_KEPT: Final = 64
-"""Number of affines whose orientation is kept; a scan has a handful."""
+"""Number of affines whose orientation is cached. A scan has a few."""
 GRID_TOLERANCE: Final = 0.1
-"""How far the corners of two files on one grid may be apart, as a share of the smallest spacing.
+"""Largest distance of the corners of two files on one grid, as a share of the smallest spacing.
 
 This is far more than the rounding of float32 affines and quaternions, and far less than a mask can
 resolve.
 """
 SHEAR_TOLERANCE_DEG: Final = 0.1
-"""Axes that deviate from a right angle by more than this are sheared; by less, it is rounding.
+"""Axes that deviate from a right angle by more than this are sheared. A smaller angle is rounding.
 
 The directions in TotalSegmentator's files are perpendicular to 2e-4, which is 0.01 degrees.
 """
@@ -130,14 +130,14 @@ def _orientations() -> ModuleType:
 
 @lru_cache(_AFFINES_KEPT)
 def _orientation(affine: bytes) -> npt.NDArray[np.float64]:
-    """Return nibabel's orientation array of an affine, which every property of a grid asks for."""
+    """Return nibabel's orientation array of an affine, which every property of a grid needs."""
     orientation = _orientations().io_orientation(np.frombuffer(affine).reshape(4, 4))
     return np.asarray(orientation, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class AxisMap:
-    """Tells which source axis becomes each stored axis, and whether it is flipped.
+    """A map from source axes to stored axes, with the flip of each.
 
     A map is a permutation with flips, so it never interpolates a voxel value.
 
@@ -153,7 +153,7 @@ class AxisMap:
     source_axis_zyx: tuple[int, int, int]
     """Source axis (0, 1, 2 for i, j, k) of each of z, y and x."""
     flip_zyx: tuple[bool, bool, bool]
-    """Whether the source axis runs against each of z, y and x."""
+    """Whether the source axis has the opposite direction, for each of z, y and x."""
 
     @classmethod
     def from_affine(cls, affine: Matrix4x4) -> Self:
@@ -237,7 +237,7 @@ class AxisMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """Shape of a source volume, and where its voxels lie.
+    """Shape of a source volume, and positions of its voxels.
 
     An affine maps voxel indices to RAS+ mm, as in nibabel. Its suffix names the order of the
     indices: ``(i, j, k)`` in the file, ``(x, y, z)`` in the store.
@@ -301,7 +301,7 @@ def max_corner_distance_mm(a: Grid, b: Grid) -> float:
 
 
 def corner_distance_mm(shape_ijk: ShapeIJK, a: Matrix4x4, b: Matrix4x4) -> float:
-    """Return the largest distance in mm between the places that two affines give to one voxel.
+    """Return the largest distance in mm between the positions that two affines give to one voxel.
 
     Parameters
     ----------

@@ -33,16 +33,16 @@ __all__ = [
 
 
 class NiftiGeometry(Protocol):
-    """The fields of a NIfTI header that place voxels, named as in ``nifti1.h``."""
+    """The fields of a NIfTI header that give the positions of voxels, named as in ``nifti1.h``."""
 
     @property
     def sform_code(self) -> int:
-        """Code of the sform; 0 if the header states none."""
+        """Code of the sform; 0 if the header has none."""
         ...
 
     @property
     def qform_code(self) -> int:
-        """Code of the qform; 0 if the header states none."""
+        """Code of the qform; 0 if the header has none."""
         ...
 
     @property
@@ -116,12 +116,12 @@ def conflicting_pixdim_mm(
     """
     if fields.sform_code <= 0:
         return None
-    stated = np.array(fields.pixdim[1:], float)
+    pixdim_mm = np.array(fields.pixdim[1:], float)
     spacing = np.linalg.norm(affine_ijk[:3, :3], axis=0)
     steps = np.maximum(np.array(shape_ijk) - 1, 1)
-    if (np.abs(stated - spacing) <= GRID_TOLERANCE * spacing.min() / steps).all():
+    if (np.abs(pixdim_mm - spacing) <= GRID_TOLERANCE * spacing.min() / steps).all():
         return None
-    i, j, k = stated.tolist()
+    i, j, k = pixdim_mm.tolist()
     return (i, j, k)
 
 
@@ -153,7 +153,7 @@ def qform_sform_distance_mm(
 
 
 def is_default_affine(affine_ijk: Matrix4x4) -> bool:
-    """Whether an affine_ijk is the default that programs write if they know no position.
+    """Whether an affine is the default that programs write if they know no position.
 
     These are voxels of 1 mm along the world axes, in any directions, with the first voxel at the
     origin: the identity of nibabel (RAS) and that of ITK (LPS).

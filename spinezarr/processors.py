@@ -1,8 +1,8 @@
 """How many threads can compute at once here?
 
 ``os.cpu_count()`` counts the processors of the machine. A job of SLURM, a container or ``taskset``
-may use fewer, and more threads than that only wait for each other. ``dask.system.cpu_count`` knows
-that too, but it takes longer to import than a first batch takes to read.
+may use fewer, and more threads would only wait for each other. ``dask.system.cpu_count`` returns
+the same number, but its import takes longer than reading a first batch.
 """
 
 import math
@@ -14,8 +14,8 @@ from typing import Final
 
 __all__ = ["cpu_count", "cpu_quota"]
 
-_GROUPS: Final = Path("/proc/self/cgroup")
-_ROOT: Final = Path("/sys/fs/cgroup")
+_CGROUP_FILE: Final = Path("/proc/self/cgroup")
+_CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 
 
 def cpu_count() -> int:
@@ -23,22 +23,23 @@ def cpu_count() -> int:
 
     It is the smallest of three numbers: the processors of the machine, those that the process is
     bound to (its affinity), and the quota of its control groups (cgroup v1 or v2), rounded up.
-    Affinity and quota may change while a process runs, so ask when a pool is made, not on import.
+    Affinity and quota may change while a process runs, so call this when a pool is made, and not on
+    import.
     """
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
     with suppress(OSError, ValueError):
-        quota = cpu_quota(_GROUPS.read_text(encoding="utf-8"), _ROOT)
+        quota = cpu_quota(_CGROUP_FILE.read_text(encoding="utf-8"), _CGROUP_ROOT)
         count = min(count, quota or count)
     return max(1, count)
 
 
 def cpu_quota(groups: str, root: Path) -> int | None:
-    """Return how many processors control groups allow, rounded up; None for any number.
+    """Return how many processors control groups allow, rounded up; None for no limit.
 
-    A group is also held to the quotas of the groups around it.
+    The quotas of the enclosing groups also apply to a group.
 
     Parameters
     ----------
@@ -64,10 +65,10 @@ def _quotas(groups: str, root: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        within = PurePosixPath(path).relative_to("/")
-        for group in (within, *within.parents):
+        group_path = PurePosixPath(path).relative_to("/")
+        for group in (group_path, *group_path.parents):
             folder = root / controllers / group
-            with suppress(OSError, ValueError):  # no such group here, or it has no quota: "max"
+            with suppress(OSError, ValueError):  # no such group here, or its quota is "max"
                 if controllers:
                     quota, period = (
                         int((folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8"))
@@ -75,5 +76,5 @@ def _quotas(groups: str, root: Path) -> Iterator[float]:
                     )
                 else:
                     quota, period = map(int, (folder / "cpu.max").read_text("utf-8").split())
-                if quota > 0 and period > 0:  # -1 is no quota
+                if quota > 0 and period > 0:  # -1 stands for no quota
                     yield quota / period

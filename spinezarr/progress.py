@@ -1,4 +1,4 @@
-"""How far is a long task?
+"""How is the progress of a long task reported?
 
 Every function that takes long calls ``on_progress`` with a :class:`Progress`. The command line
 draws a bar from it.
@@ -14,7 +14,7 @@ __all__ = ["OnProgress", "Progress", "ProgressCounter", "ignore_progress"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a task is.
+    """The progress of a task.
 
     Examples
     --------
@@ -30,13 +30,13 @@ class Progress:
     done: float
     """Amount that is done, in :attr:`unit`."""
     total: int | None
-    """Whole amount, in :attr:`unit`; None if it is not known."""
+    """Total amount, in :attr:`unit`; None if it is not known."""
     unit: Literal["bytes", "scans"] = "bytes"
     """Unit of :attr:`done` and :attr:`total`."""
     scan: str = ""
-    """The scan that has been worked on longest, and how many more are under way."""
+    """The scan that has been in progress longest, and the number of others in progress."""
     scans_done: int | None = None
-    """Number of scans that have ended, if both bytes and scans are counted."""
+    """Number of finished scans, if both bytes and scans are counted."""
     scans_total: int | None = None
     """Number of all scans, if both bytes and scans are counted."""
     message: str = ""
@@ -44,7 +44,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-"""Called now and then; calls may come from several threads, but never two at once."""
+"""Called repeatedly. Calls may come from several threads, but never two at once."""
 
 
 def ignore_progress(_: Progress) -> None:
@@ -80,7 +80,7 @@ class ProgressCounter:
         self._report()
 
     def expect(self, total: int) -> None:
-        """Set the whole amount; 0 if it is not known."""
+        """Set the total amount; 0 if it is not known."""
         with self._lock:
             self._total = total or None
             self._report()

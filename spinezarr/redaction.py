@@ -18,8 +18,8 @@ _START: Final = re.compile(
     rf"\s*{_CHAINED}(?:(?P<scheme>{_SCHEME}):[/\\]+|https?:(?=[^:]*:?[^:]*@)|[^/\\]*?://)",
     re.IGNORECASE,
 )
-"""Start of a URL. :class:`pathlib.Path` turns two slashes into one. WHATWG's parsers accept
-backslashes for slashes, and no slash at all after ``http:``."""
+"""Start of a URL. :class:`pathlib.Path` turns two slashes into one. The parsers of
+WHATWG accept backslashes for slashes, and no slash at all after ``http:``."""
 _ON_THIS_MACHINE: Final = re.compile(
     rf"\s*{_CHAINED}(?:file|local):(?:[/\\]|///+)(?![/\\])", re.IGNORECASE
 )
@@ -38,16 +38,16 @@ _WRAPPERS: Final = frozenset(
     ]
 )
 """Schemes of fsspec after which ``::`` and another URL may follow."""
-_NEXT: Final = re.compile(rf"::(?={_CHAINED}{_SCHEME}:[/\\]|[/\\.~])")
+_NEXT_URL: Final = re.compile(rf"::(?={_CHAINED}{_SCHEME}:[/\\]|[/\\.~])")
 _HOST: Final = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::(\d{1,5}))?")
 _LARGEST_PORT: Final = 65535
 _END_OF_PATH: Final = re.compile(r"[?#]")
 _END_OF_HOST: Final = re.compile(r"[/\\?#]")
 _ENCODED_AT: Final = "%40"
-_LEFT_OUT: Final = "…/"
+_PLACEHOLDER: Final = "…/"
 _TICKET: Final = re.compile(r"(?<=/signed/)\d+\.\d+\.[^/]+")
 """Signature in a URL that ``spinezarr serve --sign`` makes."""
-_IN_TEXT: Final = re.compile(rf"{_CHAINED}\b{_SCHEME}:[/\\]+(?:\S*@)?[^\s'\"<>]*")
+_URL_IN_TEXT: Final = re.compile(rf"{_CHAINED}\b{_SCHEME}:[/\\]+(?:\S*@)?[^\s'\"<>]*")
 
 
 def redact_url(url: str) -> str:
@@ -78,7 +78,7 @@ def redact_url(url: str) -> str:
         return url
     rest = url[start.end() :]
     link, following = rest, ""
-    if (start["scheme"] or "").lower() in _WRAPPERS and (chained := _NEXT.search(rest)):
+    if (start["scheme"] or "").lower() in _WRAPPERS and (chained := _NEXT_URL.search(rest)):
         link, following = rest[: chained.start()], rest[chained.end() :]
     link = _without_userinfo(link)
     path = _END_OF_PATH.split(link)[0]
@@ -99,7 +99,7 @@ def redact_urls_in(text: str) -> str:
     >>> redact_urls_in("http://user:pass@host/a: is absent.")
     'http://host/a: is absent.'
     """
-    return _IN_TEXT.sub(lambda found: redact_url(found[0]), text)
+    return _URL_IN_TEXT.sub(lambda match: redact_url(match[0]), text)
 
 
 def _without_userinfo(link: str) -> str:
@@ -112,12 +112,12 @@ def _without_userinfo(link: str) -> str:
         path = link[len(host) :]
         host = host.rpartition("@")[2]
         # By RFC 3986 this is the host, but it may be the middle of a password.
-        link = f"{_LEFT_OUT}{path.rpartition('@')[2]}" if "@" in path else f"{host}{path}"
+        link = f"{_PLACEHOLDER}{path.rpartition('@')[2]}" if "@" in path else f"{host}{path}"
     encoded = host.lower().rfind(_ENCODED_AT)
     return link if encoded < 0 else link[encoded + len(_ENCODED_AT) :]
 
 
 def _cannot_be_host(authority: str) -> bool:
     """Whether the text in the position of host and port must be the start of a password."""
-    found = _HOST.fullmatch(authority.rpartition("@")[2])
-    return found is None or int(found[1] or 0) > _LARGEST_PORT
+    match = _HOST.fullmatch(authority.rpartition("@")[2])
+    return match is None or int(match[1] or 0) > _LARGEST_PORT

@@ -34,7 +34,7 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
 
 
 def describe_irregular_file(path: Path) -> str:
-    """Describe what a path leads to; empty if it is a regular file or does not exist.
+    """Describe the kind of file at a path; empty if it is a regular file or does not exist.
 
     Links are followed.
 
@@ -63,7 +63,8 @@ def read_regular_file(path: Traversable, max_bytes: int) -> bytes:
     Raises
     ------
     OSError
-        If the file cannot be read, or is a folder, FIFO, socket or device; the message says which.
+        If the file cannot be read, or is a folder, FIFO, socket or device. The message names the
+        kind.
     """
     if not isinstance(path, Path):  # a resource inside a zip file
         with path.open("rb") as packed:

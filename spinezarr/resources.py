@@ -14,7 +14,7 @@ __all__ = ["package_version", "recipe_names", "recipe_path", "resource"]
 
 @cache
 def package_version() -> str:
-    """Return the version of spinezarr, which takes a millisecond to read from its package."""
+    """Return the version of spinezarr. It is cached, because reading it takes a millisecond."""
     return version("spinezarr")
 
 
@@ -55,15 +55,15 @@ def recipe_path(recipe: str) -> Traversable:
     Raises
     ------
     RecipeError
-        If there is no such recipe; the message lists the shipped recipes.
+        If there is no such recipe. The message lists the shipped recipes.
     """
     if recipe.endswith((".yaml", ".yml")):
         path = expand_home(recipe)
         if path.is_file():
             return path
         kind = describe_irregular_file(path)
-        what = f"is {kind}, expected a file" if kind else "no such recipe file"
-        raise RecipeError(f"{recipe}: {what}. Shipped recipes: {', '.join(recipe_names())}.")
+        problem = f"is {kind}, expected a file" if kind else "no such recipe file"
+        raise RecipeError(f"{recipe}: {problem}. Shipped recipes: {', '.join(recipe_names())}.")
     if recipe in recipe_names():
         return resource(f"ingest/{recipe}.yaml")
     raise RecipeError(

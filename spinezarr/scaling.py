@@ -1,9 +1,9 @@
 """How do the stored numbers of an array become its values?
 
-By ``value = number * slope + intercept``. NIfTI calls the two ``scl_slope`` and ``scl_inter``,
-DICOM RescaleSlope and RescaleIntercept, CF ``scale_factor`` and ``add_offset`` [1]_. The
-arithmetic is that of nibabel's ``apply_read_scaling`` and of xarray's decoding, so that all three
-give the same float64.
+The formula is ``value = number * slope + intercept``. NIfTI calls the two ``scl_slope`` and
+``scl_inter``, DICOM RescaleSlope and RescaleIntercept, CF ``scale_factor`` and ``add_offset`` [1]_.
+The arithmetic is that of nibabel's ``apply_read_scaling`` and of xarray's decoding, so that all
+three give the same float64.
 
 References
 ----------
@@ -46,7 +46,7 @@ class Scaling:
 
     @classmethod
     def of_attributes(cls, attributes: Mapping[str, Any]) -> Self | None:
-        """Read the CF attributes of an array; None if its numbers are its values.
+        """Read the CF attributes of an array; None if it is not scaled.
 
         Raises
         ------
@@ -70,9 +70,9 @@ class Scaling:
 
     @property
     def attributes(self) -> dict[str, float]:
-        """CF attributes of the scaling, as floats: readers take the type of the values from them.
+        """CF attributes of the scaling. Readers use their type, float, as the type of the values.
 
-        An intercept of 0 is left out, since adding it would turn -0.0 into 0.0.
+        An intercept of 0 is left out, because adding it would turn -0.0 into 0.0.
         """
         offset = {_OFFSET: self.intercept} if self.intercept else {}
         return {_SCALE: self.slope, **offset}
@@ -103,7 +103,7 @@ class Scaling:
     def _into(
         self, numbers: npt.NDArray[Any], out: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.float64]:
-        # A Python float would leave float32 numbers in float32.
+        # With a Python float, float32 numbers would stay in float32.
         np.multiply(numbers, np.float64(self.slope), out=out)
         if self.intercept:
             out += self.intercept

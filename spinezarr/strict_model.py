@@ -1,4 +1,4 @@
-"""How are files checked that people or programs wrote?"""
+"""Which base class do the models of files have?"""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,9 +6,10 @@ __all__ = ["StrictModel"]
 
 
 class StrictModel(BaseModel):
-    """Base class of models of files: strict types, frozen, unknown keys refused.
+    """Base class of models of files, which are strict, frozen and without unknown keys.
 
-    The schema of a model is built when a file is first parsed, since most programs parse few kinds.
+    The schema of a model is built when a file is first parsed, because most programs parse few
+    kinds of files.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", defer_build=True)

@@ -24,7 +24,7 @@ Problems = Iterable[tuple[tuple[str | int, ...], str]]
 
 _MERGE_KEY = "tag:yaml.org,2002:merge"
 _WRONG_SCALAR = (ValueError, LookupError, AttributeError)
-"""What PyYAML raises for scalars such as ``2020-13-45``, ``!!bool x`` and ``!!timestamp x``."""
+"""Errors of PyYAML for scalars such as ``2020-13-45``, ``!!bool x`` and ``!!timestamp x``."""
 _NULL = "tag:yaml.org,2002:null"
 _TEXT_KEYS = {"tag:yaml.org,2002:str", _MERGE_KEY}
 _MAX_BYTES: Final = 128 << 10
@@ -69,10 +69,10 @@ class _Loader(yaml.SafeLoader):
         line = _line_of(event)
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self.anchors and event.anchor not in self._costs:
-                raise _FileError(line, f"{event.anchor!r} is nested without end")
+                raise _FileError(line, f"{event.anchor!r} contains itself")
             self._add(line, *self._costs.get(event.anchor or "", (0, 0)))
             return super().compose_node(parent, index)
-        before = (self._nodes, self._characters)
+        counts_before = (self._nodes, self._characters)
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise _FileError(line, f"is nested too deeply, expected at most {_MAX_DEPTH} levels")
@@ -82,7 +82,10 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
-            self._costs[event.anchor] = (self._nodes - before[0], self._characters - before[1])
+            self._costs[event.anchor] = (
+                self._nodes - counts_before[0],
+                self._characters - counts_before[1],
+            )
         return node
 
     def _add(self, line: int, nodes: int, characters: int) -> None:
@@ -92,7 +95,7 @@ class _Loader(yaml.SafeLoader):
             raise _FileError(
                 line,
                 f"holds more than {_MAX_NODES} keys and values or {_MAX_CHARACTERS} characters, "
-                "with all that its aliases stand for",
+                "with the nodes that its aliases repeat",
             )
 
 
@@ -116,7 +119,7 @@ def _bounded_number(read: Callable[[Any, yaml.ScalarNode], float]) -> Any:  # no
         if not abs(number) <= _MAX_NUMBER:
             raise _FileError(
                 _line_of(node),
-                f"holds the number {node.value[:_MAX_SHOWN]}, expected one within {_MAX_NUMBER}",
+                f"holds the number {node.value[:_MAX_SHOWN]}, expected at most {_MAX_NUMBER}",
             )
         return number
 
@@ -162,28 +165,28 @@ def load_strict_yaml(
     Raises
     ------
     UsageError
-        An ``error``, if the file is unreadable or too large, is no valid YAML, has a repeated or
-        unknown key, or a wrong value.
+        An ``error``, if the file is unreadable, too large or not valid YAML, or if it has a
+        repeated or unknown key or a wrong value.
     """
     text = _read(path, error)
-    known = ", ".join(model.model_fields)
-    expected = f"expected at least some of the keys: {known}. Give a file with them."
-    root, plain = _parsed(to_nfc(text) if names_only else text, path, error)
+    known_keys = ", ".join(model.model_fields)
+    expected = f"expected at least some of the keys: {known_keys}. Give a file with them."
+    root, json_text = _parsed(to_nfc(text) if names_only else text, path, error)
     if root is None or root.tag == _NULL:
         raise error(f"{path}: is empty; {expected}")
     if not isinstance(root, yaml.MappingNode):
         raise error(f"{path}, line {_line_of(root)}: found no keys; {expected}")
     try:
-        # JSON mode: YAML lists become tuples, all else stays strict.
-        loaded = model.model_validate_json(plain)
+        # In JSON mode, lists become tuples, and everything else stays strict.
+        loaded = model.model_validate_json(json_text)
     except ValidationError as problem:
-        found = problem.errors()
-        lines = [_mistake_text(path, root, details, model) for details in found[:_MAX_LINES]]
-        if len(found) > _MAX_LINES:
-            lines.append(f"... and {len(found) - _MAX_LINES} mistakes more.")
+        mistakes = problem.errors()
+        lines = [_mistake_text(path, root, details, model) for details in mistakes[:_MAX_LINES]]
+        if len(mistakes) > _MAX_LINES:
+            lines.append(f"... and {len(mistakes) - _MAX_LINES} more mistakes.")
         raise error(MultilineText(*lines)) from problem
-    for key, mistake in check(loaded) if check is not None else ():
-        raise error(f"{_location(path, root, key)} {mistake}")
+    for key, problem_text in check(loaded) if check is not None else ():
+        raise error(f"{_location(path, root, key)} {problem_text}")
     return loaded
 
 
@@ -205,7 +208,7 @@ def _parsed(text: str, path: Traversable, error: type[UsageError]) -> tuple[yaml
         raise error(f"{path}, line {problem.line}: {problem}.") from problem
     except _WRONG_SCALAR as problem:
         raise error(
-            f"{path}: holds a number, date or tagged value that is none ({problem}). "
+            f"{path}: holds an invalid number, date or tagged value ({problem}). "
             "Put texts in quotes."
         ) from problem
 
@@ -219,8 +222,8 @@ def _read(path: Traversable, error: type[UsageError]) -> str:
         ) from problem
     if len(data) > _MAX_BYTES:
         raise error(
-            f"{path}: has more than {_MAX_BYTES} bytes, which no file of its kind has. "
-            "Give another, or split it."
+            f"{path}: has more than {_MAX_BYTES} bytes, which is too large for such a file. "
+            "Give another file, or split it."
         )
     try:
         return data.decode()
@@ -229,7 +232,7 @@ def _read(path: Traversable, error: type[UsageError]) -> str:
 
 
 def _date_text(value: object) -> str:
-    """Return a date as text; any other value that JSON lacks comes from a tag and is refused."""
+    """Return a date as text. Other values that JSON lacks come from tags, and are refused."""
     if isinstance(value, dt.date):
         return str(value)
     raise ValueError(f"a {type(value).__name__}")
@@ -238,7 +241,7 @@ def _date_text(value: object) -> str:
 def _check_keys(node: yaml.Node) -> None:
     """Refuse repeated keys, and keys that YAML does not read as text."""
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue  # PyYAML refuses it
@@ -247,9 +250,9 @@ def _check_keys(node: yaml.Node) -> None:
                     _line_of(key),
                     f"YAML does not read the key {key.value!r} as text. Put it in quotes",
                 )
-            if to_nfc(key.value) in seen and key.tag != _MERGE_KEY:
+            if to_nfc(key.value) in keys and key.tag != _MERGE_KEY:
                 raise _FileError(_line_of(key), f"key {key.value!r} is given twice; keep one")
-            seen.add(to_nfc(key.value))
+            keys.add(to_nfc(key.value))
             _check_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
@@ -285,9 +288,10 @@ def _mistake_text(
     elif details["type"] == "missing":
         message = "this key is missing"
     elif details["type"] != "value_error":
-        found = repr(details["input"])
-        shown = found if len(found) <= _MAX_SHOWN else f"{found[:_MAX_SHOWN]}..."
-        message = f"{message}, found {shown}"
+        value_text = repr(details["input"])
+        if len(value_text) > _MAX_SHOWN:
+            value_text = f"{value_text[:_MAX_SHOWN]}..."
+        message = f"{message}, found {value_text}"
     return f"{_location(path, root, details['loc'])}: {message}."
 
 
@@ -315,10 +319,10 @@ def _suggest(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
             or node.get("items")
             or {}
         )
-    known = sorted(_resolve(schema, node).get("properties", {}))
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known keys: {', '.join(known)})" if known else hint
+    known_keys = sorted(_resolve(schema, node).get("properties", {}))
+    close_keys = difflib.get_close_matches(str(location[-1]), known_keys, n=1)
+    hint = f"; did you mean {close_keys[0]!r}?" if close_keys else ""
+    return f"{hint} (known keys: {', '.join(known_keys)})" if known_keys else hint
 
 
 @cache
@@ -329,6 +333,6 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     for option in (node, *node.get("anyOf", ())):
         if "$ref" in option:
-            found: dict[str, Any] = schema["$defs"][option["$ref"].rsplit("/", 1)[1]]
-            return found
+            definition: dict[str, Any] = schema["$defs"][option["$ref"].rsplit("/", 1)[1]]
+            return definition
     return node

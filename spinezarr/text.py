@@ -1,4 +1,4 @@
-"""How do names, counts and system errors appear in messages, safe to print?
+"""How are names, counts and system errors made safe to print in messages?
 
 References
 ----------
@@ -32,30 +32,31 @@ __all__ = [
 ]
 
 MAX_LINE_LENGTH: Final = 2000
-"""Characters of a text above which its middle is left out. No message of spinezarr is as long."""
+"""Most characters of a text. The middle of a longer text is left out. No message of spinezarr is
+that long."""
 MAX_LINES: Final = 200
 _ELLIPSIS: Final = " … "
-_SHOWN_CATEGORIES: Final = {"Zs", "Co"}
-"""Categories shown in addition to ``str.isprintable``: spaces, and characters of private use."""
-_SHOWN_FORMATS: Final = frozenset(
+_VISIBLE_CATEGORIES: Final = {"Zs", "Co"}
+"""Visible categories besides those of ``str.isprintable``: spaces, characters of private use."""
+_VISIBLE_FORMATS: Final = frozenset(
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )
 """Signs of Arabic, Syriac and Kaithi that are visible, although Unicode counts them as format
 characters (property Prepended_Concatenation_Mark)."""
 _JOINERS: Final = frozenset("\u200c\u200d")
 """Joiners, which form ligatures in Persian and Indic scripts and combine emoji."""
-_BLANKS: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+_INVISIBLE_LETTERS: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
 """Letters and marks that are invisible (Default_Ignorable_Code_Point)."""
 _MARKDOWN: Final = re.compile(
     r"[\\`*_\[\]<>&|~$@#]|:(?=//)|(?<=www)\.|^[+-]|(?<=^\d)[.)]|(?<=^\d\d)[.)]", re.IGNORECASE
 )
-_REFERENCES: Final = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
-_NO_ROOM: Final = {
+_CHARACTER_REFERENCES: Final = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"}
+_NO_SPACE_ADVICE: Final = {
     errno.ENOSPC: "Free some space there. Then run the same command again.",
     errno.EDQUOT: "Free some space there, or raise the quota. Then run the same command again.",
     errno.EFBIG: "Raise the limit of file sizes (ulimit -f). Then run the same command again.",
 }
-"""Next step for each error of a write that finds no room. The system does not name the file."""
+"""Next step for each error that reports no space. The system does not name the file."""
 _NAME_BYTES: Final = 255
 """Longest file name on common file systems in bytes (``NAME_MAX``)."""
 _STRAY_BYTES: Final = range(0xDC80, 0xDD00)
@@ -64,7 +65,7 @@ _FIRST_STRAY_BYTE: Final = 0xDC00
 
 
 def to_nfc(text: str) -> str:
-    r"""Return a name in Unicode's form NFC, in which names are compared and stored.
+    r"""Return a name in the Unicode form NFC, in which names are compared and stored.
 
     macOS writes file names decomposed (NFD); most editors and tables write them composed (NFC). The
     same name then has different code points.
@@ -98,10 +99,10 @@ class MultilineText(str):
     __slots__ = ()
 
     def __new__(cls, *lines: str) -> Self:  # noqa: D102  see the class
-        shown = [to_printable(str(line)) for line in lines[:MAX_LINES]]
+        safe_lines = [to_printable(str(line)) for line in lines[:MAX_LINES]]
         if len(lines) > MAX_LINES:
-            shown.append(f"... and {len(lines) - MAX_LINES} more lines")
-        return super().__new__(cls, "\n".join(shown))
+            safe_lines.append(f"... and {len(lines) - MAX_LINES} more lines")
+        return super().__new__(cls, "\n".join(safe_lines))
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, ...]]:
         return type(self), tuple(str(self).split("\n"))
@@ -130,12 +131,12 @@ def to_printable(text: str, longest: int | None = MAX_LINE_LENGTH) -> str:
     """
     if isinstance(text, MultilineText):
         return text
-    shown = _escaped(text[:longest])
-    if longest is None or len(text) <= longest >= len(shown):
-        return shown
+    escaped = _escaped(text[:longest])
+    if longest is None or len(text) <= longest >= len(escaped):
+        return escaped
     # The start and the end matter most: an error message ends with the next step.
     half = (longest - len(_ELLIPSIS)) // 2
-    return f"{shown[:half]}{_ELLIPSIS}{_escaped(text[-longest:])[-half:]}"
+    return f"{escaped[:half]}{_ELLIPSIS}{_escaped(text[-longest:])[-half:]}"
 
 
 def is_printable(text: str) -> bool:
@@ -159,27 +160,27 @@ def to_printable_json(value: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 def _escaped(text: str) -> str:
-    if text.isprintable() and (text.isascii() or _BLANKS.isdisjoint(text)):
+    if text.isprintable() and (text.isascii() or _INVISIBLE_LETTERS.isdisjoint(text)):
         return text
     return "".join(
-        char if _is_shown(char) or _joins(text, at) else _escape(char)
-        for at, char in enumerate(text)
+        char if _is_visible(char) or _joins(text, index) else _escape(char)
+        for index, char in enumerate(text)
     )
 
 
-def _is_shown(char: str) -> bool:
+def _is_visible(char: str) -> bool:
     if char.isprintable():
-        return char not in _BLANKS
-    return unicodedata.category(char) in _SHOWN_CATEGORIES or char in _SHOWN_FORMATS
+        return char not in _INVISIBLE_LETTERS
+    return unicodedata.category(char) in _VISIBLE_CATEGORIES or char in _VISIBLE_FORMATS
 
 
-def _joins(text: str, at: int) -> bool:
-    """Whether a character is a joiner between two visible characters beyond ASCII."""
-    around = text[at - 1 : at] + text[at + 1 : at + 2]
+def _joins(text: str, index: int) -> bool:
+    """Whether a character is a joiner between two visible characters outside ASCII."""
+    neighbors = text[index - 1 : index] + text[index + 1 : index + 2]
     return (
-        text[at] in _JOINERS
-        and len(around) == 2  # noqa: PLR2004  before and after
-        and all(not char.isascii() and _is_shown(char) for char in around)
+        text[index] in _JOINERS
+        and len(neighbors) == 2  # noqa: PLR2004  before and after
+        and all(not char.isascii() and _is_visible(char) for char in neighbors)
     )
 
 
@@ -206,7 +207,7 @@ def to_ascii_json(value: object, *, indent: int | None = 2) -> str:
     try:
         text = json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+        text = json.dumps(_without_nonfinite(value), indent=indent, allow_nan=False)
     return text.replace("\x7f", "\\u007f")
 
 
@@ -223,15 +224,15 @@ def escape_markdown(text: str) -> str:
     &lt;b&gt;\*L1\* \| \[a\](b)
     """
     return _MARKDOWN.sub(
-        lambda found: _REFERENCES.get(found[0], f"\\{found[0]}"), to_printable(text)
+        lambda match: _CHARACTER_REFERENCES.get(match[0], f"\\{match[0]}"), to_printable(text)
     )
 
 
-def _finite(value: object) -> object:
+def _without_nonfinite(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _without_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_without_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -244,8 +245,8 @@ def is_valid_file_name(name: str) -> bool:
     [True, True, False, False, False, False]
     """
     separators = {"/", "\0", os.sep, os.altsep or "/", ":" if os.name == "nt" else "/"}
-    long = len(name.encode(errors="surrogateescape")) > _NAME_BYTES
-    return name not in {"", ".", ".."} and separators.isdisjoint(name) and not long
+    is_too_long = len(name.encode(errors="surrogateescape")) > _NAME_BYTES
+    return name not in {"", ".", ".."} and separators.isdisjoint(name) and not is_too_long
 
 
 def count_noun(count: int, noun: str, plural: str = "") -> str:
@@ -270,17 +271,17 @@ def count_noun(count: int, noun: str, plural: str = "") -> str:
 
 @contextmanager
 def add_path_to_disk_full_error(path: str) -> Iterator[None]:
-    """Add the path of the written file to an error of the system that reports no room for it."""
+    """Add the path of the written file to a system error that reports no space."""
     try:
         yield
     except OSError as problem:
-        if problem.errno in _NO_ROOM and problem.filename is None:
+        if problem.errno in _NO_SPACE_ADVICE and problem.filename is None:
             problem.filename = path
         raise
 
 
 def describe_os_error(problem: OSError) -> str:
-    """Return an error of the system as a message with the file, the problem and the next step.
+    """Return a system error as a message with the file, the problem and the next step.
 
     Examples
     --------
@@ -289,6 +290,6 @@ def describe_os_error(problem: OSError) -> str:
     >>> describe_os_error(OSError(errno.ENOSPC, "No space left on device", "a.nii"))
     'a.nii: No space left on device. Free some space there. Then run the same command again.'
     """
-    where = f"{problem.filename}: " if problem.filename else ""
-    step = _NO_ROOM.get(problem.errno or 0)
-    return f"{where}{problem.strerror or problem}.{f' {step}' if step else ''}"
+    prefix = f"{problem.filename}: " if problem.filename else ""
+    next_step = _NO_SPACE_ADVICE.get(problem.errno or 0)
+    return f"{prefix}{problem.strerror or problem}.{f' {next_step}' if next_step else ''}"

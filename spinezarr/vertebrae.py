@@ -81,7 +81,7 @@ value.
 Color = tuple[float, float, float]
 """Red, green and blue, each from 0 to 1."""
 _GOLDEN_ANGLE = 0.381966
-"""Step on the hue circle, as a share of it, that keeps the hues of neighbors far apart."""
+"""Step on the hue circle, as a share of it, by which the hues of neighbors differ much."""
 _OTHER_COLOR: Final = (0.85, 0.85, 0.85)
 
 
@@ -95,7 +95,7 @@ def vertebra_color(value: int) -> Color:
 
 
 def label_color(value: int | None) -> Color:
-    """Return the color of any label value; gray if it is no vertebra.
+    """Return the color of any label value, which is gray if it is not a vertebra.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""``spinezarr audit``: which defects do annotation and data of stores have?"""
+"""``spinezarr audit``: which defects do the annotations and data of stores have?"""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ def audit(
         list[str], typer.Argument(metavar="URL", help="Paths, URLs or catalog names of stores.")
     ],
     *,
-    chosen: ScanOptions,
+    scan_options: ScanOptions,
     severity: Annotated[
         Severity, typer.Option(help="Show findings of this severity and worse.")
     ] = "info",
@@ -24,7 +24,7 @@ def audit(
         bool, typer.Option("--no-write", help="Report only; leave the stores as they are.")
     ] = False,
     as_json: AsJson = False,
-    opening: OpenOptions,
+    open_options: OpenOptions,
 ) -> None:
     """Find defects: skipped, misplaced or split vertebrae, odd values, the same scan in two splits.
 
@@ -39,8 +39,10 @@ def audit(
     from spinezarr.cli.console import show_progress
     from spinezarr.cli.reports.audit import print_audits
 
-    opened = list({store.url: store for store in map(opening.open, stores)}.values())
-    with show_progress() as show:
-        audits = audit_stores(opened, **chosen.names, write=not no_write, on_progress=show)
+    opened_stores = list({store.url: store for store in map(open_options.open, stores)}.values())
+    with show_progress() as on_progress:
+        audits = audit_stores(
+            opened_stores, **scan_options.names, write=not no_write, on_progress=on_progress
+        )
     print_audits(audits, severity, as_json=as_json)
-    raise typer.Exit(max(found.exit_code for found in audits))
+    raise typer.Exit(max(report.exit_code for report in audits))

@@ -1,6 +1,6 @@
 """How does the command line print, and how does it end?
 
-All output goes through this module. Names and texts come from strangers, so all printed text is
+All output goes through this module. Names and texts may come from strangers, so all printed text is
 escaped (:func:`spinezarr.text.to_printable`) and never read as markup. Styles are arguments.
 """
 
@@ -36,8 +36,8 @@ from spinezarr.text import MultilineText, describe_os_error, to_ascii_json, to_p
 
 __all__ = [
     "ERR",
+    "MAX_ROWS",
     "OUT",
-    "SHOWN",
     "StyledText",
     "Table",
     "errors_for_users",
@@ -59,8 +59,8 @@ WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
 """Exit code that shells report for a command ended by Ctrl-C."""
 
-SHOWN: Final = 20
-"""Rows of a table that are printed; the others are only counted. --json prints all."""
+MAX_ROWS: Final = 20
+"""Most rows of a table that are printed. The others are only counted; --json prints all."""
 
 
 class _Console(RichConsole):
@@ -69,8 +69,8 @@ class _Console(RichConsole):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  Rich's own
-        # Escape before the layout, which then leaves room for escapes.
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  as in Rich
+        # Text is escaped before the layout, so that the layout leaves room for the escapes.
         return super().render_str(
             to_printable(text), **{**options, "markup": False, "emoji": False}
         )
@@ -78,7 +78,7 @@ class _Console(RichConsole):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        # Escape again after the layout, because other code may have added text.
+        # Text is escaped again after the layout, because other code may have added some.
         for segment in super().render(renderable, options):
             text = segment.text
             if segment.control or text.isprintable():
@@ -126,10 +126,10 @@ def errors_for_users() -> Iterator[None]:
     except OSError as problem:
         _fail(redact_urls_in(describe_os_error(problem)), SOME_FAILED)
     except KeyboardInterrupt:
-        _fail("interrupted; what was done is kept, run it again to go on.", INTERRUPTED)
+        _fail("interrupted. Finished work is kept. Run the command again to continue.", INTERRUPTED)
     except (typer.Exit, typer.Abort):
         raise
-    except Exception:  # noqa: BLE001  a bug, whose texts are strangers' too
+    except Exception:  # noqa: BLE001  a bug; its text may come from a stranger
         lines = redact_urls_in(traceback.format_exc().rstrip()).split("\n")
         ERR.say(MultilineText(*lines))
         raise typer.Exit(SOME_FAILED) from None
@@ -146,7 +146,7 @@ def print_error(message: str) -> None:
 
 
 class Table(RichTable):
-    """A table of texts; columns named in ``right`` hold numbers. A title may be empty.
+    """A table of texts. The columns in ``right`` hold numbers. The title may be empty.
 
     A cell is one line, unless it is a :class:`~spinezarr.text.MultilineText`.
     """
@@ -171,10 +171,10 @@ class Table(RichTable):
 
 
 def print_capped(table: Table, total: int) -> None:
-    """Print a table of the first :data:`SHOWN` of ``total`` rows, and the number of the others."""
+    """Print a table of at most :data:`MAX_ROWS` of ``total`` rows, and the number of the others."""
     OUT.print(table)
-    if total > SHOWN:
-        OUT.say(f"... and {total - SHOWN} more; --json lists them all.")
+    if total > MAX_ROWS:
+        OUT.say(f"... and {total - MAX_ROWS} more; --json lists them all.")
 
 
 def print_heading(text: str) -> None:
@@ -185,15 +185,15 @@ def print_heading(text: str) -> None:
 def print_side_by_side(
     items: Sequence[Table] | Sequence[Sequence[str | StyledText]], gap: int
 ) -> None:
-    """Print tables or texts in rows, as many in each row as fit."""
-    shown = [
+    """Print tables or texts in rows, with as many in each row as fit."""
+    renderables = [
         item if isinstance(item, Table) else Text.assemble(*map(_styled, item)) for item in items
     ]
-    OUT.print(Columns(shown, padding=(0, gap)))
+    OUT.print(Columns(renderables, padding=(0, gap)))
 
 
 def megabytes(size_bytes: float) -> str:
-    """Show a size in MB of 10^6 bytes.
+    """Format a size in MB of 10^6 bytes.
 
     Examples
     --------
@@ -205,8 +205,8 @@ def megabytes(size_bytes: float) -> str:
 
 def print_json(value: object) -> None:
     """Print a dataclass or plain value as JSON on standard output."""
-    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    print_document(f"{to_ascii_json(plain)}\n")
+    json_value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    print_document(f"{to_ascii_json(json_value)}\n")
 
 
 def print_document(text: str) -> None:
@@ -223,7 +223,7 @@ class _Description(ProgressColumn):
 
 
 class _Amount(ProgressColumn):
-    """Column with the numbers of scans or bytes: done, and in all."""
+    """Column with the done and the total number of scans or bytes."""
 
     _bytes = DownloadColumn()
 
@@ -261,16 +261,16 @@ def _bars(*columns: ProgressColumn) -> ProgressBars:
 def show_progress() -> Iterator[OnProgress]:
     """Yield a callback that draws a bar for each step and prints messages above the bars."""
     bars = _bars(_Amount(), _Speed())
-    shown: dict[str, TaskID] = {}
+    task_ids: dict[str, TaskID] = {}
 
     def show(progress: Progress) -> None:
         if progress.message:
             ERR.say(progress.message)
-        if progress.step not in shown:
+        if progress.step not in task_ids:
             bars.start()
-            shown[progress.step] = bars.add_task(progress.step, total=None, progress=progress)
+            task_ids[progress.step] = bars.add_task(progress.step, total=None, progress=progress)
         bars.update(
-            shown[progress.step],
+            task_ids[progress.step],
             completed=progress.done,
             total=progress.total,
             description=progress.scan or progress.step,
@@ -280,7 +280,7 @@ def show_progress() -> Iterator[OnProgress]:
     try:
         yield show
     finally:
-        if shown:
+        if task_ids:
             bars.stop()
 
 

@@ -1,4 +1,4 @@
-"""``spinezarr demo``: how does everything work together, on synthetic scans?"""
+"""``spinezarr demo``: how do ingest, streams and previews work together on synthetic scans?"""
 
 import shutil
 import time
@@ -47,24 +47,24 @@ def demo(
 
     _prepare(out)
     raw, store_path = out / "raw", out / "ctspine1k.zarr"
-    with show_progress() as show:
-        phantoms = ProgressCounter(show, "phantoms", "scans", len(CTSPINE1K_SCANS))
+    with show_progress() as on_progress:
+        phantoms = ProgressCounter(on_progress, "phantoms", "scans", len(CTSPINE1K_SCANS))
         write_ctspine1k(raw, scale=scale, on_scan=lambda _: phantoms.add())
         report = spinezarr.ingest(
-            "ctspine1k", raw=raw, out=store_path, license="CC0-1.0", on_progress=show
+            "ctspine1k", raw=raw, out=store_path, license="CC0-1.0", on_progress=on_progress
         )
     print_report(report, as_json=False)
     first = report.done[0]
-    opened = xr.open_zarr(store_path / "scans" / first)
+    dataset = xr.open_zarr(store_path / "scans" / first)
     OUT.say()
     print_heading(f"xr.open_zarr('{store_path}/scans/{first}')")
-    OUT.say(MultilineText(*str(opened).split("\n"), ""))
+    OUT.say(MultilineText(*str(dataset).split("\n"), ""))
     store = spinezarr.open(store_path)
     rates = _rates(store, samples)
-    with show_progress() as show:
-        previews = store.preview(out=out / "previews", on_progress=show)
+    with show_progress() as on_progress:
+        previews = store.preview(out=out / "previews", on_progress=on_progress)
     _print_figures(store, rates)
-    OUT.say(f"Previews: {previews[0].parent}/*.png. Look at one: {previews[0]}")
+    OUT.say(f"The previews are {previews[0].parent}/*.png. For example: {previews[0]}")
     raise typer.Exit(report.exit_code)
 
 
@@ -76,7 +76,9 @@ def _prepare(out: Path) -> None:
     make_folder(out)
     if any(out.iterdir()):
         if not (out / _MARKER).exists():
-            raise UsageError(f"{out}: is not empty, and no demo made it. Give --out NEW_FOLDER.")
+            raise UsageError(
+                f"{out}: is not empty, and is not the folder of a demo. Give --out NEW_FOLDER."
+            )
         shutil.rmtree(out)
         make_folder(out)
     (out / _MARKER).touch()

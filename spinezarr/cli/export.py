@@ -18,7 +18,7 @@ from spinezarr.cli.options import (
 
 __all__ = ["app"]
 
-app = command_group(help="Give scans back as files of other formats.", add_completion=False)
+app = command_group(help="Write scans as files of other formats.", add_completion=False)
 
 
 @app.command(cls=Command, no_args_is_help=True)
@@ -27,7 +27,7 @@ def nifti(
     store: StoreUrl,
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
-    chosen: ScanOptions,
+    scan_options: ScanOptions,
     uncompressed: Uncompressed = False,
     exact: Annotated[
         bool,
@@ -39,29 +39,29 @@ def nifti(
     ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
-    opening: OpenOptions,
+    open_options: OpenOptions,
 ) -> None:
     """Write each scan as NIfTI that other programs read, with the source's voxels and axis order.
 
-    Image and mask become DIR/SCAN_ct.nii.gz and DIR/SCAN_seg.nii.gz. What was NIfTI comes back bit
-    for bit if SimpleITK, ITK-SNAP and nibabel read it alike; all else becomes NIfTI-1, in the
+    Image and mask become DIR/SCAN_ct.nii.gz and DIR/SCAN_seg.nii.gz. A NIfTI source comes back bit
+    for bit if SimpleITK, ITK-SNAP and nibabel agree on it. Other sources become NIfTI-1 in the
     narrowest type that holds the values. Notes say how a file differs from its source.
 
-    Exit code 0: every scan is written; 1: some failed, all others are; 2: wrong usage.
+    Exit code 0: every scan was written; 1: some failed, all others were written; 2: wrong usage.
 
     Example:  spinezarr export nifti demo/ctspine1k.zarr --out nifti
     """
     from spinezarr.cli.console import print_json, show_progress
     from spinezarr.cli.reports.export import print_files
 
-    with show_progress() as show:
-        report = opening.open(store).export_nifti(
+    with show_progress() as on_progress:
+        report = open_options.open(store).export_nifti(
             out=out,
-            **chosen.names,
+            **scan_options.names,
             compressed=not uncompressed,
             exact=exact,
             overwrite=overwrite,
-            on_progress=show,
+            on_progress=on_progress,
         )
     if as_json:
         print_json(report.to_json())
@@ -86,44 +86,44 @@ def nnunet(
         str | None,
         typer.Option(help="Name of the dataset in nnU-Net; the title of the store by default."),
     ] = None,
-    chosen: ScanOptions,
+    scan_options: ScanOptions,
     preprocessed: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             envvar="nnUNet_preprocessed",
-            help="Folder of nnU-Net's preprocessed datasets, where it looks for the splits.",
+            help="Folder of nnU-Net's preprocessed datasets, where it expects the splits.",
         ),
     ] = None,
     uncompressed: Uncompressed = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
-    opening: OpenOptions,
+    open_options: OpenOptions,
 ) -> None:
     """Write a raw dataset of nnU-Net v2, with dataset.json and the splits.
 
-    It becomes DIR/Dataset501_NAME. Scans of train and validation go to imagesTr and labelsTr, those
-    of test to imagesTs and labelsTs. Labels are numbered as nnU-Net demands, from 1 without gaps;
-    dataset.json says which label of the store each one is. It is written last, and only if every
-    scan was.
+    The dataset is DIR/Dataset501_NAME. Scans of train and validation go to imagesTr and labelsTr,
+    those of test to imagesTs and labelsTs. Labels are numbered from 1 without gaps, as nnU-Net
+    demands; dataset.json names the label of the store for each. It is written last, and only if
+    every scan was written.
 
-    Exit code 0: the dataset is whole; 1: some scans failed; 2: wrong usage.
+    Exit code 0: the dataset is complete; 1: some scans failed; 2: wrong usage.
 
     Example:  spinezarr export nnunet demo/ctspine1k.zarr --out nnUNet_raw
     """
     from spinezarr.cli.console import OUT, print_json, show_progress
     from spinezarr.cli.reports.export import print_files
 
-    with show_progress() as show:
-        report = opening.open(store).export_nnunet(
+    with show_progress() as on_progress:
+        report = open_options.open(store).export_nnunet(
             out=out,
             dataset_id=dataset_id,
             name=name,
-            **chosen.names,
+            **scan_options.names,
             preprocessed=preprocessed,
             compressed=not uncompressed,
             overwrite=overwrite,
-            on_progress=show,
+            on_progress=on_progress,
         )
     if as_json:
         print_json({**report.to_json(), "files": list(report.files)})
@@ -132,7 +132,7 @@ def nnunet(
         for path in report.files:
             OUT.say(f"Wrote {path}.")
         if report.failed:
-            OUT.say("No dataset.json: nnU-Net takes whole datasets only.")
+            OUT.say("dataset.json was not written, because nnU-Net accepts complete datasets only.")
     raise typer.Exit(report.exit_code)
 
 
@@ -142,28 +142,28 @@ def ome_zarr(
     store: StoreUrl,
     *,
     out: Annotated[
-        str, typer.Option(metavar="DIR|URL", help="Folder, or place in a bucket, for the images.")
+        str, typer.Option(metavar="DIR|URL", help="Folder or URL in a bucket for the images.")
     ],
-    chosen: ScanOptions,
+    scan_options: ScanOptions,
     link: Annotated[
         bool,
         typer.Option(
             "--link",
-            help="Make hard links to the store's shards, which take no room. A change to such a "
+            help="Make hard links to the store's shards, which take no space. A change to such a "
             "file changes the store.",
         ),
     ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
-    opening: OpenOptions,
+    open_options: OpenOptions,
 ) -> None:
     """Write each scan as an OME-Zarr image, for napari, Slicer and other viewers.
 
-    It becomes DIR/SCAN.ome.zarr, version 0.5 on Zarr v3: image and mask as the store's own shards,
-    coarser levels, names and colors of vertebrae. On disks that can, shards share their blocks with
-    the store's until one is changed.
+    Each image is DIR/SCAN.ome.zarr, version 0.5 on Zarr v3. It holds image and mask as shards of
+    the store, coarser levels, and names and colors of vertebrae. If the file system can, shards
+    share their blocks with those of the store until one is changed.
 
-    Exit code 0: every scan is written; 1: some failed, all others are; 2: wrong usage.
+    Exit code 0: every scan was written; 1: some failed, all others were written; 2: wrong usage.
 
     Example:  spinezarr export ome-zarr demo/ctspine1k.zarr --out images
     """
@@ -172,15 +172,17 @@ def ome_zarr(
 
     # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
     is_local_store = "://" in out and "://" not in store
-    opened = (OpenOptions(catalog=opening.catalog) if is_local_store else opening).open(store)
-    with show_progress() as show:
-        report = opened.export_ome_zarr(
+    opened_store = (
+        OpenOptions(catalog=open_options.catalog) if is_local_store else open_options
+    ).open(store)
+    with show_progress() as on_progress:
+        report = opened_store.export_ome_zarr(
             out=out,
-            **chosen.names,
-            storage_options=opening.storage_options,
+            **scan_options.names,
+            storage_options=open_options.storage_options,
             link=link,
             overwrite=overwrite,
-            on_progress=show,
+            on_progress=on_progress,
         )
     if as_json:
         print_json(report.to_json())

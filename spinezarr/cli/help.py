@@ -1,7 +1,7 @@
 """How does a command show its help?
 
-Help is plain text. Typer's own layout imports parts of Rich that take longer than all else that
-help needs.
+Help is plain text. The layout of Typer imports parts of Rich, which takes longer than all other
+steps of help.
 """
 
 from typing import Any, Final
@@ -17,8 +17,8 @@ _WRONG_USAGE: Final = 2
 class Command(TyperCommand):
     """A command whose options are listed under their headings (``rich_help_panel``)."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  of typer's click
-        """Read the arguments; show the help if there are none and there must be some."""
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  of click in typer
+        """Read the arguments; show the help if there are none, but some are required."""
         _show_help_without_arguments(self, ctx, args)
         return super().parse_args(ctx, args)
 
@@ -55,7 +55,7 @@ def first_paragraph(text: str | None) -> str:
 
 
 def command_group(*, help: str, cls: type[Group] = Group, **options: Any) -> typer.Typer:  # noqa: A002, ANN401
-    """Return a group of commands that shows help if nothing is given."""
+    """Return a group of commands that shows its help without arguments."""
     return typer.Typer(cls=cls, help=help, no_args_is_help=True, rich_markup_mode=None, **options)
 
 
@@ -70,8 +70,8 @@ def _write_options(command: Any, ctx: Any, formatter: Any) -> None:  # noqa: ANN
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
         if record is not None:
-            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            heading = getattr(parameter, "rich_help_panel", None) or usual
+            default_heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            heading = getattr(parameter, "rich_help_panel", None) or default_heading
             sections.setdefault(heading, []).append(record)
     for heading, records in sections.items():
         if records:

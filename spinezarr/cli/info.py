@@ -6,7 +6,7 @@ __all__ = ["info"]
 
 
 @command
-def info(store: StoreUrl, *, as_json: AsJson = False, opening: OpenOptions) -> None:
+def info(store: StoreUrl, *, as_json: AsJson = False, open_options: OpenOptions) -> None:
     """Show what a store holds: splits, sizes, compression, vertebra counts.
 
     Example:  spinezarr info demo/ctspine1k.zarr
@@ -14,7 +14,7 @@ def info(store: StoreUrl, *, as_json: AsJson = False, opening: OpenOptions) -> N
     from spinezarr.cli.console import print_json
     from spinezarr.cli.reports.info import print_summary
 
-    summary = opening.open(store).info()
+    summary = open_options.open(store).info()
     if as_json:
         print_json(summary)
     else:

@@ -22,7 +22,7 @@ __all__ = ["ingest"]
 
 @dataclass(frozen=True, slots=True)
 class PairsOptions:
-    """Names of the files of a dataset without a recipe, as 'pairs' takes them."""
+    """Names of the files of a dataset without a recipe, for 'pairs'."""
 
     image: Annotated[
         str | None,
@@ -50,15 +50,15 @@ class PseudonymOptions:
         bool,
         typer.Option(
             "--pseudonymize",
-            help="Store keyed hashes for scan and patient ids; key and map stay outside the store.",
+            help="Store keyed hashes for scan and patient ids. Key and map stay outside the store.",
         ),
     ] = False
     pseudonyms: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="With --pseudonymize: the map, a .csv with its .key beside it; by default beside "
-            "the store.",
+            help="With --pseudonymize: the map, a .csv file with a .key file next to it; by "
+            "default next to the store.",
         ),
     ] = None
 
@@ -87,12 +87,12 @@ class SourceFileOptions:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """Where scans are ingested at the same time."""
+    """Processes or cluster that ingest scans at the same time."""
 
     workers: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Ingest N scans at once, each in a process of its own."
+            metavar="N", min=1, help="Ingest N scans at once, each in a separate process."
         ),
     ] = None
     scheduler: Annotated[
@@ -125,7 +125,7 @@ def ingest(
         str | None,
         typer.Option(
             metavar="PROFILE",
-            help=f"Chunks and codecs: {', '.join(PROFILES)}; by default the store's own, or "
+            help=f"Chunks and codecs: {', '.join(PROFILES)}; by default those of the store, or "
             "balanced for a new store.",
         ),
     ] = None,
@@ -146,14 +146,14 @@ def ingest(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what was found and write nothing.")
+        bool, typer.Option("--dry-run", help="Show the scans and files, and write nothing.")
     ] = False,
     worker: WorkerOptions,
     repair: Annotated[
         bool,
         typer.Option(
             "--repair",
-            help="Check every stored byte as 'verify' does, and write anew what is damaged.",
+            help="Check every stored byte as 'verify' does, and write damaged files again.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -161,15 +161,16 @@ def ingest(
     bucket: BucketOptions,
     raw_bucket: RawBucketOptions,
 ) -> None:
-    """Bring a dataset's raw files into one store; run it again to do what is missing.
+    """Write a dataset's raw files into one store. Run it again to add what is missing.
 
-    The report counts what is in no scan: masks without an image, files that nothing matched and
-    why, scans of split lists and rows of tables that are not here; --json names them all.
+    The report counts files that belong to no scan, with reasons: masks without an image, and files
+    that nothing matched. It also counts scans of split lists and rows of tables that are not here.
+    --json names them all.
 
     Exit code 0: every scan is in the store.
 
-    Exit code 1: some scans failed, a mask has no image, or a folder could not be listed; all
-    others are done.
+    Exit code 1: some scans failed, a mask has no image, or a folder could not be listed. All other
+    scans are in the store.
 
     Exit code 2: wrong usage.
 
@@ -178,14 +179,14 @@ def ingest(
     Example:  spinezarr ingest pairs --raw DIR --image '{scan}_ct.nii.gz'
     --label '{scan}_seg.nii.gz' --out mine.zarr
 
-    Raw folder and store may be in buckets, s3://bucket/name, which the options of S3 then hold for
-    both; those with --raw hold for the raw folder instead, if any is given.
+    Raw folder and store may be in buckets, s3://bucket/name. The S3 options then apply to both. If
+    an S3 option with --raw is given, only those with --raw apply to the raw folder.
     """
     from spinezarr.cli.console import show_progress
     from spinezarr.cli.reports.ingest import print_discovery, print_report
     from spinezarr.ingestion.run import IngestReport
 
-    with show_progress() as show:
+    with show_progress() as on_progress:
         report = spinezarr.ingest(
             dataset,
             raw=raw,
@@ -209,7 +210,7 @@ def ingest(
             catalog=catalog,
             storage_options=bucket.storage_options,
             raw_storage_options=raw_bucket.storage_options,
-            on_progress=show,
+            on_progress=on_progress,
         )
     if isinstance(report, IngestReport):
         print_report(report, as_json=as_json)

@@ -12,7 +12,7 @@ __all__ = ["init"]
 
 @command
 def init(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")] = Path(
         "catalog.yaml"
     ),
 ) -> None:
@@ -26,8 +26,8 @@ def init(
     from spinezarr.resources import resource
 
     if path.exists():
-        raise UsageError(f"{path}: exists already; it is left as it is. Give another name.")
+        raise UsageError(f"{path}: exists already, and is not changed. Give another name.")
     make_folder(path.parent)
-    with path.open("x", encoding="utf-8") as file:  # through no link
+    with path.open("x", encoding="utf-8") as file:  # not through a link
         file.write(resource("catalog.yaml").read_text(encoding="utf-8"))
-    OUT.say(f"Wrote {path}. Edit its paths, then: spinezarr ingest ctspine1k")
+    OUT.say(f"Wrote {path}. Edit its paths, then run: spinezarr ingest ctspine1k")

@@ -1,6 +1,7 @@
 """How are warnings and log records of Python printed?
 
-They are printed where errors are. The console is imported with the first of them.
+They are printed on standard error, as errors are. The console is imported when the first one is
+printed.
 """
 
 import logging
@@ -13,7 +14,7 @@ __all__ = ["show_warnings_and_logs"]
 def show_warnings_and_logs() -> None:
     """Print warnings and log records of Python on standard error, as errors are printed."""
 
-    def show(  # noqa: PLR0917  as Python calls it
+    def show(  # noqa: PLR0917  signature of Python
         message: Warning | str,
         category: type[Warning],
         filename: str,  # noqa: ARG001
@@ -24,8 +25,8 @@ def show_warnings_and_logs() -> None:
         from spinezarr.cli.console import ERR, StyledText
         from spinezarr.redaction import redact_urls_in
 
-        said = redact_urls_in(str(message))
-        ERR.say(StyledText(f"{category.__name__}:", "bold yellow"), " ", said)
+        text = redact_urls_in(str(message))
+        ERR.say(StyledText(f"{category.__name__}:", "bold yellow"), " ", text)
 
     warnings.showwarning = show
     logging.lastResort = _LogHandler(logging.WARNING)

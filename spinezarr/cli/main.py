@@ -1,7 +1,7 @@
-"""``spinezarr``: which commands are there, and what do they share?
+"""``spinezarr``: which commands exist, and what do they share?
 
-A module of a command holds its options. It imports what the command does when the command runs, so
-that help and wrong usage are answered at once.
+A module of a command holds its options. It imports the code of the command when the command runs,
+so that help and messages about wrong usage appear at once.
 """
 
 import io
@@ -31,33 +31,35 @@ _COMMANDS: Final = (
     "demo",
     "export",
 )
-"""Names of commands. Each is a function, or a group ``app``, in the module of its name."""
-_WITHOUT_ARGUMENTS: Final = {"init", "demo"}
-"""Commands that run without arguments; the others then print their help."""
+"""Names of commands. Each is a function, or a group ``app``, in the module of that name."""
+_RUN_WITHOUT_ARGUMENTS: Final = {"init", "demo"}
+"""Commands that run without arguments. The others print their help then."""
 _USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
 """Base class of usage errors in click, or in the copy of click inside typer."""
 
 
 class _Commands(Group):
-    """Imports the module of a command when the command is used or described."""
+    """The commands. The module of a command is imported when it is used or described."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002  of typer's click
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002  of click in typer
         return list(_COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
-        # For an unknown name, typer looks for a similar one among all commands.
+        # For an unknown name, typer searches all commands for a similar one.
         for name in (cmd_name,) if cmd_name in _COMMANDS else _COMMANDS:
             if name not in self.commands:
                 self.commands[name] = _command(name)
         return super().get_command(ctx, cmd_name)
 
     def summary(self, ctx: Any, name: str) -> str:  # noqa: ANN401, ARG002
-        """Return what a command does, without making its options."""
-        found = _defined(name)
-        return first_paragraph(found.info.help if isinstance(found, typer.Typer) else found.__doc__)
+        """Return what a command does. Its options are not created for this."""
+        command = _command_object(name)
+        return first_paragraph(
+            command.info.help if isinstance(command, typer.Typer) else command.__doc__
+        )
 
 
-def _defined(name: str) -> Any:  # noqa: ANN401
+def _command_object(name: str) -> Any:  # noqa: ANN401
     """Return the function or the group of a command."""
     module = import_module(f"spinezarr.cli.{name}")
     return getattr(module, "app", None) or getattr(module, name)
@@ -65,10 +67,10 @@ def _defined(name: str) -> Any:  # noqa: ANN401
 
 @cache
 def _command(name: str) -> Any:  # noqa: ANN401
-    group = _defined(name)
+    group = _command_object(name)
     if not isinstance(group, typer.Typer):
         function, group = group, typer.Typer(rich_markup_mode=None, add_completion=False)
-        no_args_is_help = name not in _WITHOUT_ARGUMENTS
+        no_args_is_help = name not in _RUN_WITHOUT_ARGUMENTS
         group.command(name, cls=Command, no_args_is_help=no_args_is_help)(function)
     return get_command(group)
 
@@ -81,8 +83,8 @@ app = command_group(
 )
 
 
-def _print_version(asked: bool) -> None:  # noqa: FBT001  typer's callback
-    if asked:
+def _print_version(is_requested: bool) -> None:  # noqa: FBT001  callback of typer
+    if is_requested:
         from spinezarr import __version__
         from spinezarr.cli.console import OUT
 

@@ -1,7 +1,7 @@
 """Which arguments and options do several commands share?
 
 Options that belong together are the fields of a dataclass. A command takes the dataclass as one
-parameter, and :func:`command` makes an option of each field, so every option is defined once.
+parameter, and :func:`command` makes an option of each field, so each option is defined once.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ CatalogFile = Annotated[
     typer.Option(
         "--catalog",
         metavar="FILE",
-        help="Catalog file; else $SPINEZARR_CATALOG, else ./catalog.yaml.",
+        help="Catalog file; by default $SPINEZARR_CATALOG, or else ./catalog.yaml.",
     ),
 ]
 FollowLinks = Annotated[
@@ -47,22 +47,20 @@ FollowLinks = Annotated[
     typer.Option(
         "--follow-links",
         metavar="DIR",
-        help="Read the voxels of a .mhd through a link into this folder; may be repeated.",
+        help="Read voxels of .mhd files through links into this folder; may be repeated.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files and images that are there.")
-]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files and images.")]
 Uncompressed = Annotated[bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")]
 
 
 def _s3_options(
     endpoint_url: str | None, profile: str | None, *, no_sign_request: bool
 ) -> dict[str, Any]:
-    """Return the S3 options that the user gave, under fsspec's names."""
-    given = {"endpoint_url": endpoint_url, "profile": profile, "anon": no_sign_request or None}
-    return {name: value for name, value in given.items() if value is not None}
+    """Return the given S3 options, under the names of fsspec."""
+    options = {"endpoint_url": endpoint_url, "profile": profile, "anon": no_sign_request or None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +71,14 @@ class BucketOptions:
         str | None,
         typer.Option(
             metavar="URL",
-            help="S3 server, if not Amazon's; else $AWS_ENDPOINT_URL.",
+            help="URL of the S3 server; by default $AWS_ENDPOINT_URL, or else Amazon's.",
             rich_help_panel=_S3,
         ),
     ] = None
     profile: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Profile in ~/.aws to use; else $AWS_PROFILE.", rich_help_panel=_S3
+            metavar="NAME", help="Profile in ~/.aws; by default $AWS_PROFILE.", rich_help_panel=_S3
         ),
     ] = None
     no_sign_request: Annotated[
@@ -130,7 +128,7 @@ class RawBucketOptions:
 
 
 class ScanNames(TypedDict):
-    """Conditions on scans, as Python functions take them."""
+    """Conditions on scans, as keyword arguments of Python functions."""
 
     scans: list[str] | None
     split: list[str] | None
@@ -140,7 +138,7 @@ class ScanNames(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ScanOptions:
-    """Options that select the scans of a command: those that meet every condition."""
+    """Options that select the scans of a command. A scan must meet every condition."""
 
     scan: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
@@ -162,14 +160,14 @@ class ScanOptions:
 
     @property
     def names(self) -> ScanNames:
-        """Conditions on scans, as Python functions take them."""
+        """Conditions on scans, as keyword arguments of Python functions."""
         return ScanNames(
             scans=self.scan, split=self.split, source=self.source, vertebra=self.vertebra
         )
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a command of a function.
+    """Make a command from a function.
 
     A parameter whose type is a dataclass becomes an option for each of its fields. Errors are
     printed as messages, and end the program with their exit codes.
@@ -195,15 +193,17 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(annotation=kind))
 
     @wraps(function)
-    def run(**given: object) -> None:
+    def run(**arguments: object) -> None:
         from spinezarr.cli.console import errors_for_users
 
         with errors_for_users():
             for name, kind in groups.items():
-                given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-            function(**given)
+                arguments[name] = kind(
+                    **{field.name: arguments.pop(field.name) for field in fields(kind)}
+                )
+            function(**arguments)
 
-    # Typer reads the options of a command from these.
+    # Typer reads the options of a command from these two attributes.
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

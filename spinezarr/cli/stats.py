@@ -1,4 +1,4 @@
-"""``spinezarr stats``: what are the figures of a dataset, and does its card give the same?"""
+"""``spinezarr stats``: which figures does a dataset have, and does its card agree?"""
 
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["Format", "stats"]
 
 
 class Format(StrEnum):
-    """Form of the output."""
+    """Format of the output."""
 
     TABLE = "table"
     MARKDOWN = "markdown"
@@ -24,7 +24,7 @@ class Format(StrEnum):
 def stats(
     store: StoreUrl,
     *,
-    chosen: ScanOptions,
+    scan_options: ScanOptions,
     output: Annotated[
         Format, typer.Option("--format", help="Print one document in this format.")
     ] = Format.TABLE,
@@ -39,13 +39,13 @@ def stats(
             help="Compare with the dataset's published card, or with the card in a .yaml file.",
         ),
     ] = None,
-    opening: OpenOptions,
+    open_options: OpenOptions,
 ) -> None:
-    """Print the figures of published dataset cards, counted from the scan table; compare them.
+    """Print the figures that dataset cards publish, from the scan table, or compare them.
 
-    With --against, exit code 0 says that every figure is the card's, 1 that
-    one differs or is missing in store. Where the card contradicts itself and the
-    store agrees with one side, that is shown and does not count.
+    With --against, the exit code is 0 if every figure equals that of the card, and 1 if a figure
+    differs or is missing in the store. If the card contradicts itself and the store agrees with one
+    side, this is shown, but does not count as a difference.
 
     Example:  spinezarr stats demo/ctspine1k.zarr --format markdown
     """
@@ -54,13 +54,13 @@ def stats(
     from spinezarr.stats.compare import Comparison
     from spinezarr.verbs.stats import PLOTS
 
-    opened = opening.open(store)
-    found = opened.stats(**chosen.names, plots=plots, against=against)
-    if isinstance(found, Comparison):
-        print_comparison(found, output)
+    opened_store = open_options.open(store)
+    result = opened_store.stats(**scan_options.names, plots=plots, against=against)
+    if isinstance(result, Comparison):
+        print_comparison(result, output)
     else:
-        print_statistics(found, output)
+        print_statistics(result, output)
     if plots is not None:
         ERR.say(f"Wrote {', '.join(PLOTS)} to {plots}.")
-    if isinstance(found, Comparison) and not found.agrees:
+    if isinstance(result, Comparison) and not result.agrees:
         raise typer.Exit(SOME_FAILED)

@@ -1,4 +1,4 @@
-"""``spinezarr verify``: is a store whole?"""
+"""``spinezarr verify``: is a store intact?"""
 
 from typing import Annotated
 
@@ -25,18 +25,18 @@ def verify(
         str | None,
         typer.Option(metavar="RAW", help="Also compare each voxel with the files of this folder."),
     ] = None,
-    chosen: ScanOptions,
+    scan_options: ScanOptions,
     follow_links: FollowLinks = None,
     as_json: AsJson = False,
-    opening: OpenOptions,
+    open_options: OpenOptions,
     raw_bucket: RawBucketOptions,
 ) -> None:
-    """Read every byte of a store: each file against its manifest, each chunk against its checksum.
+    """Check every byte of a store: files against manifests, and chunks against checksums.
 
-    Finds changed bytes, files that are missing, cut short, exchanged or left over, and rows of the
-    scan table that differ from their scans.
+    The check finds changed bytes, files that are missing, cut short, exchanged or left over, and
+    rows of the scan table that differ from their scans.
 
-    Exit code 0: the store is whole; 1: it is not; 2: wrong usage.
+    Exit code 0: the store is intact; 1: it is not; 2: wrong usage.
 
     Example:  spinezarr verify demo/ctspine1k.zarr --against demo/raw
     """
@@ -47,19 +47,19 @@ def verify(
     from spinezarr.verbs.verify import verify as verify_url
 
     # A damaged store cannot be opened, so it is checked by its URL.
-    url, options = locate_store(store, opening.catalog)
-    with show_progress() as show:
-        found = verify_url(
+    url, options = locate_store(store, open_options.catalog)
+    with show_progress() as on_progress:
+        verification = verify_url(
             url,
-            ScanSelection.of(**chosen.names),
+            ScanSelection.of(**scan_options.names),
             against=against,
             follow_links=follow_links,
-            storage_options={**options, **opening.storage_options},
+            storage_options={**options, **open_options.storage_options},
             raw_storage_options=raw_bucket.storage_options,
-            on_progress=show,
+            on_progress=on_progress,
         )
     if as_json:
-        print_json(found.to_json())
+        print_json(verification.to_json())
     else:
-        print_verification(found, against)
-    raise typer.Exit(found.exit_code)
+        print_verification(verification, against)
+    raise typer.Exit(verification.exit_code)

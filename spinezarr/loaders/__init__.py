@@ -1,1 +1,4 @@
-"""How do training libraries get their samples from a store? Most modules need such a library."""
+"""How do training libraries read samples from a store?
+
+Most modules need the library that they are named after.
+"""

@@ -1,14 +1,14 @@
-"""How does a program that used the Hugging Face script ``CTSpine1K.py`` read a store instead?
+"""How does a store replace the Hugging Face script ``CTSpine1K.py`` in a program?
 
 The script [1]_ reads ``nibabel.load(path).get_fdata()`` of image and mask, and moves the last axis
 of each to the front: ``(k, i, j)``. It does not change the orientation. Its cases come in the order
 of the split's list. Here the same records come from a store. Only the chunks that hold a slice are
-read, and nothing is copied first.
+read, and nothing is copied in advance.
 
 References
 ----------
-.. [1] https://huggingface.co/datasets/alexanderdann/CTSpine1K; ``datasets`` runs no scripts since
-   version 4.
+.. [1] https://huggingface.co/datasets/alexanderdann/CTSpine1K; since version 4, ``datasets`` runs
+   no scripts.
 """
 
 from bisect import bisect_right
@@ -39,17 +39,17 @@ __all__ = ["Column", "SplitDataset", "load_splits"]
 
 Record = dict[str, Any]
 
-_TYPES: Final[dict[str, np.dtype[Any]]] = {
+_VOXEL_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "image": np.dtype(np.float32),
     "segmentation": np.dtype(np.int32),
 }
-"""Columns of voxels, and their dtypes."""
-_FACTS: Final[dict[str, tuple[str, ...]]] = {
+"""Dtype of each column of voxels."""
+_FACT_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "2d": ("patient_id", "index", "slice_index"),
     "3d": ("patient_id", "index"),
 }
-"""The other columns of each configuration."""
-_ORDER: Final = ("train", "validation", "test")
+"""Other columns of each configuration."""
+_SPLIT_ORDER: Final = ("train", "validation", "test")
 """The splits in the order of the script."""
 
 
@@ -66,7 +66,7 @@ class _Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _SourceArray:
-    """A stored array, seen in the axes of its file with the last one first: ``(k, i, j)``."""
+    """A stored array in the axes of its source file. The last axis comes first: ``(k, i, j)``."""
 
     spec: ArraySpec
     axes: AxisMap
@@ -90,14 +90,14 @@ class _SourceArray:
     ) -> "_SourceArray":
         """Combine a stored array with the record of its source file."""
         axes = AxisMap.from_axcodes(record.orientation)
-        return cls(spec, axes, record.shape_ijk, _TYPES[column], labels, fill)
+        return cls(spec, axes, record.shape_ijk, _VOXEL_DTYPES[column], labels, fill)
 
     def slab(self, k: int) -> tuple[int, int]:
-        """Return the slices, first and one past the last, that lie in the same chunks as ``k``."""
+        """Return the range ``(start, stop)`` of slices in the same chunks as slice ``k``."""
         axis = self.axes.source_axis_zyx.index(2)
         thickness, n = self.spec.chunk_shape_zyx[axis], self.shape_ijk[2]
-        at = n - 1 - k if self.axes.flip_zyx[axis] else k
-        low = at - at % thickness
+        stored_index = n - 1 - k if self.axes.flip_zyx[axis] else k
+        low = stored_index - stored_index % thickness
         high = min(low + thickness, n)
         return (n - high, n - low) if self.axes.flip_zyx[axis] else (low, high)
 
@@ -106,13 +106,13 @@ class _SourceArray:
         axis = self.axes.source_axis_zyx.index(2)
         n = self.shape_ijk[2]
         low, high = [0, 0, 0], list(self.spec.shape_zyx)
-        flipped = self.axes.flip_zyx[axis]
-        low[axis], high[axis] = (n - stop, n - start) if flipped else (start, stop)
+        is_flipped = self.axes.flip_zyx[axis]
+        low[axis], high[axis] = (n - stop, n - start) if is_flipped else (start, stop)
         box = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
         return BoxRead(self.spec, box, self.axes.to_zyx(out_kij.transpose(1, 2, 0)))
 
     def empty(self, n_slices: int, dtype: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
-        """Allocate slices, in the dtype to return if it holds the stored values."""
+        """Allocate slices ``(k, i, j)``, in the returned dtype if it can hold the stored values."""
         i, j, _ = self.shape_ijk
         if dtype is None:
             fits = np.can_cast(self.spec.dtype, self.dtype)
@@ -138,7 +138,7 @@ class _SourceArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Slab:
-    """Slices that were decoded together and are kept."""
+    """Slices that were decoded together and are kept in memory."""
 
     case: int
     start: int
@@ -147,9 +147,9 @@ class _Slab:
 
     def find(self, case: int, k: int) -> npt.NDArray[Any] | None:
         """Return a copy of one slice, ``(1, i, j)``, or None if this slab does not hold it."""
-        at = k - self.start
-        inside = self.case == case and 0 <= at < len(self.values)
-        return self.values[at : at + 1].copy() if inside else None
+        index = k - self.start
+        is_inside = self.case == case and 0 <= index < len(self.values)
+        return self.values[index : index + 1].copy() if is_inside else None
 
 
 class SplitDataset:
@@ -172,7 +172,7 @@ class SplitDataset:
     cases
         Scans of the split, in the order of its list.
     nonfinite
-        What to do with voxels that are NaN or infinite.
+        What to do with voxels that are NaN or infinite, as in :meth:`spinezarr.Store.patches`.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class SplitDataset:
     @property
     def column_names(self) -> list[str]:
         """Names of the columns, which are the keys of each record."""
-        return [*_TYPES, *_FACTS[self._name]]
+        return [*_VOXEL_DTYPES, *_FACT_COLUMNS[self._name]]
 
     @overload
     def __getitem__(self, key: int) -> Record: ...
@@ -264,7 +264,7 @@ class SplitDataset:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Iterable[int]) -> list[Record]:
-        """Read several records with one call; ``torch.utils.data.DataLoader`` calls this."""
+        """Read several records at once, as ``torch.utils.data.DataLoader`` requests them."""
         records, reads, planned = [], list[BoxRead](), []
         for number in (self._number(key) for key in keys):
             case, k = self._case_of(number)
@@ -276,7 +276,7 @@ class SplitDataset:
                 for name, array in arrays.items()
             }
             self._last = (case, k)
-            records.append(dict.fromkeys(_TYPES) | self._facts(case, k))
+            records.append(dict.fromkeys(_VOXEL_DTYPES) | self._facts(case, k))
             planned.append((arrays, voxels))
         if reads:
             self._engine.read(reads)
@@ -306,17 +306,17 @@ class SplitDataset:
     def _facts(self, case: int, k: int) -> Record:
         scan = self._cases[case]
         facts = {"patient_id": scan.scan_id, "index": scan.index, "slice_index": k}
-        return {name: facts[name] for name in _FACTS[self._name]}
+        return {name: facts[name] for name in _FACT_COLUMNS[self._name]}
 
     def _columns_of(self, keys: Iterable[int]) -> dict[str, list[Any]]:
         records = self.__getitems__(keys)
         return {name: [record[name] for record in records] for name in self.column_names}
 
     def _column(self, name: str) -> Sequence[Any]:
-        if name in _TYPES:
+        if name in _VOXEL_DTYPES:
             return Column(self, name)
         if name not in self.column_names:
-            raise KeyError(f"no column {name!r}: there are {', '.join(self.column_names)}")
+            raise KeyError(f"no column {name!r}; the columns are {', '.join(self.column_names)}")
         cases = (self._case_of(number) for number in range(len(self)))
         return [self._facts(case, k)[name] for case, k in cases]
 
@@ -330,8 +330,8 @@ class SplitDataset:
             raise UsageError(
                 f"scan {scan.attributes.scan_id!r}: its image file has {image.shape_ijk[2]} slices "
                 f"(axes {image.axes.axcodes}), its mask file {mask.shape_ijk[2]} "
-                f"({mask.axes.axcodes}): the script refuses such pairs. Use spinezarr.open() and "
-                "store.slices(), which turn both the same way."
+                f"({mask.axes.axcodes}). The script refuses such pairs. Use spinezarr.open() and "
+                "store.slices(), which give both in the same axes."
             )
         return {"image": image, "segmentation": mask}
 
@@ -344,20 +344,20 @@ class SplitDataset:
     def _plan_slice(
         self, name: str, array: _SourceArray, case: int, k: int, reads: list[BoxRead]
     ) -> npt.NDArray[Any]:
-        """Return a slice, ``(1, i, j)``, from the last slab; else it is filled by ``reads``."""
-        kept = self._slabs.get(name)
-        found = None if kept is None else kept.find(case, k)
-        if found is None and case == self._last[0] and abs(k - self._last[1]) == 1:
+        """Return a slice, ``(1, i, j)``, from the last slab, or an array that ``reads`` fills."""
+        slab = self._slabs.get(name)
+        values = None if slab is None else slab.find(case, k)
+        if values is None and case == self._last[0] and abs(k - self._last[1]) == 1:
             # Slices are usually read in order, and the next ones lie in the same chunks.
             start, stop = array.slab(k)
-            values = array.empty(stop - start, array.spec.dtype)
-            self._engine.read([array.plan(start, stop, values)])
-            slab = self._slabs[name] = _Slab(case, start, values)
-            found = slab.find(case, k)
-        if found is None:
-            found = array.empty(1)
-            reads.append(array.plan(k, k + 1, found))
-        return found
+            slab_values = array.empty(stop - start, array.spec.dtype)
+            self._engine.read([array.plan(start, stop, slab_values)])
+            new_slab = self._slabs[name] = _Slab(case, start, slab_values)
+            values = new_slab.find(case, k)
+        if values is None:
+            values = array.empty(1)
+            reads.append(array.plan(k, k + 1, values))
+        return values
 
 
 class Column(Sequence[npt.NDArray[Any]]):
@@ -408,7 +408,7 @@ def _labels(scan_id: str, record: LabelSourceRecord) -> tuple[tuple[int, int], .
     if len(set(stored)) < len(stored):
         raise UsageError(
             f"scan {scan_id!r}: several values of its mask file became one label, so the file's "
-            "cannot be given back. Use spinezarr.open(), which gives the labels of the scheme."
+            "values cannot be restored. Use spinezarr.open(), which gives the labels of the scheme."
         )
     return record.values
 
@@ -441,27 +441,30 @@ def load_splits(
     dict
         Records by the name of their split; the splits of the script come first. Scans without a
         mask, or in no split, are left out. If the position of a scan in the split's list is not
-        known, its ``index`` is its position in the table. That is so in pseudonymized stores, and
-        if a table tells the splits.
+        known, its ``index`` is its position in the table. This is the case in
+        pseudonymized stores, and if a table assigns the splits.
 
     Raises
     ------
     UsageError
         If there is no such configuration or split, or scans hold voxels that are NaN or infinite.
     """
-    if name not in _FACTS:
-        raise UsageError(f"configuration {name!r}: must be one of {', '.join(_FACTS)}.")
+    if name not in _FACT_COLUMNS:
+        raise UsageError(f"configuration {name!r}: must be one of {', '.join(_FACT_COLUMNS)}.")
     table = reader.columns
     table = table.take(np.flatnonzero(table["label_state"] != "none"))
-    found = set(table["split"].tolist()) - {""}
-    names = [*(part for part in _ORDER if part in found), *sorted(found - {*_ORDER})]
+    present = set(table["split"].tolist()) - {""}
+    names = [
+        *(part for part in _SPLIT_ORDER if part in present),
+        *sorted(present - {*_SPLIT_ORDER}),
+    ]
     if split is not None:
         if split not in names:
-            had = ", ".join(map(repr, names)) or "none"
-            raise UsageError(f"split {split!r}: {reader.name} has {had}.")
+            available = ", ".join(map(repr, names)) or "none"
+            raise UsageError(f"split {split!r}: the splits of {reader.name} are {available}.")
         names = [split]
-    chosen = np.isin(table["split"].astype(str), names)
-    refuse_nonfinite(table.take(np.flatnonzero(chosen)), nonfinite, reader.name)
+    is_selected = np.isin(table["split"].astype(str), names)
+    refuse_nonfinite(table.take(np.flatnonzero(is_selected)), nonfinite, reader.name)
     return {
         part: SplitDataset(reader, engine, name, _cases(table, part), nonfinite) for part in names
     }
@@ -474,10 +477,10 @@ def _cases(table: ScanTable, split: str) -> list[_Case]:
     cases = [
         _Case(
             scan_id,
-            listed if listed >= 0 else row,
+            split_index if split_index >= 0 else row,
             shape_zyx[AxisMap.from_axcodes(orientation).source_axis_zyx.index(2)],
         )
-        for row, (scan_id, listed, orientation, shape_zyx) in enumerate(
+        for row, (scan_id, split_index, orientation, shape_zyx) in enumerate(
             zip(*(rows[column].tolist() for column in columns), strict=True)
         )
     ]

@@ -68,10 +68,12 @@ class MonaiPatches(SampleDataset[dict[str, Any]]):
         if sample.label is not None:
             arrays["label"] = sample.label
         metadata = sample.metadata
-        tensors = {name: _meta_tensor(a, sample.affine, metadata) for name, a in arrays.items()}
+        tensors = {
+            name: _meta_tensor(array, sample.affine, metadata) for name, array in arrays.items()
+        }
         return tensors | metadata
 
-    def _chosen_transform(self) -> Compose | None:
+    def _active_transform(self) -> Compose | None:
         return self.transform if self.transform.transforms else None
 
 
@@ -84,7 +86,7 @@ def _meta_tensor(
         MetaKeys.SPATIAL_SHAPE: np.array(voxels.shape[1:]),
         MetaKeys.SPACE: SpaceKeys.RAS,
         MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
-        # SaveImaged removes an extension. With this one, it keeps a scan id that has dots.
+        # SaveImaged removes an extension. It removes this one, and keeps a scan id with dots.
         ImageMetaKey.FILENAME_OR_OBJ: f"{metadata['scan_id']}.nii.gz",
         ImageMetaKey.PATCH_INDEX: metadata["index"],
     }

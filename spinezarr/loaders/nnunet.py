@@ -1,6 +1,6 @@
 """How does nnU-Net v2 train from a store, without preprocessed copies?
 
-nnU-Net asks a dataset class for the arrays of a case, and slices a patch out of them [1]_. The
+nnU-Net requests the arrays of a case from a dataset class, and takes a patch from them [1]_. The
 arrays of :class:`StoreDataset` are computed when they are sliced: the voxels around the patch are
 read from the store, and normalized and resampled as nnU-Net's preprocessing does for whole
 volumes [2]_.
@@ -49,23 +49,24 @@ Span = tuple[int, int]
 """First voxel, and one past the last, along an axis."""
 
 _LINK: Final = "store.spinezarr"
-"""File in a folder of preprocessed cases that stands for all of them."""
+"""File that replaces the cases in a folder of preprocessed cases."""
 _SEPARATE_RATIO: Final = 3.0
-"""Ratio of spacings above which nnU-Net resamples the coarse axis apart (``ANISO_THRESHOLD``)."""
+"""Ratio of spacings above which nnU-Net resamples the coarse axis separately
+(``ANISO_THRESHOLD``)."""
 _RESAMPLING: Final = "resample_data_or_seg_to_shape"
 _NORMALIZATION: Final = "CTNormalization"
 _SPLINE_REACH: Final = 16
-"""Voxels around a crop that its values depend on.
+"""Number of voxels around a crop that its values depend on.
 
 The weight of a voxel in a cubic spline decreases by 0.27 with each voxel of distance.
 """
 _LEAST_STD: Final = 1e-8
-"""Smallest divisor, as in nnU-Net: it prevents a division by 0."""
+"""Smallest divisor, as in nnU-Net. It prevents a division by 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Preprocessing:
-    """How a configuration of the plans preprocesses; axes are in the network's order."""
+    """The preprocessing of a configuration of the plans. Axes are in the order of the network."""
 
     transpose: tuple[int, ...]
     """Stored axis (0, 1, 2 for z, y, x) of each axis of the network."""
@@ -76,15 +77,17 @@ class _Preprocessing:
     label_order: int
     """Order of the splines for labels."""
     separate: bool | None
-    """Whether to resample the coarsest axis apart; None does so if spacings differ by 3 or more."""
+    """Whether to resample the coarsest axis separately.
+
+    With None, this is done if the ratio of spacings is above 3."""
     lowest: float
-    """Values below are clipped."""
+    """Lower end to which values are clipped."""
     highest: float
-    """Values above are clipped."""
+    """Upper end to which values are clipped."""
     mean: float
     """Mean of the values, which is subtracted."""
     std: float
-    """Standard deviation of the values, which they are divided by."""
+    """Standard deviation of the values, by which they are divided."""
 
     @classmethod
     def of_plans(cls, plans: dict[str, Any], configuration: str) -> Self:
@@ -95,15 +98,15 @@ class _Preprocessing:
         UsageError
             If it preprocesses in a way that cannot be done for patches.
         """
-        found = plans["configurations"][configuration]
-        image, label = found["resampling_fn_data_kwargs"], found["resampling_fn_seg_kwargs"]
-        numbers = plans["foreground_intensity_properties_per_channel"]["0"]
+        settings = plans["configurations"][configuration]
+        image, label = settings["resampling_fn_data_kwargs"], settings["resampling_fn_seg_kwargs"]
+        intensities = plans["foreground_intensity_properties_per_channel"]["0"]
         unknown = [
-            *({found["resampling_fn_data"], found["resampling_fn_seg"]} - {_RESAMPLING}),
-            *(set(found["normalization_schemes"]) - {_NORMALIZATION}),
-            *(f"order_z {kind['order_z']}" for kind in (image, label) if kind["order_z"]),
+            *({settings["resampling_fn_data"], settings["resampling_fn_seg"]} - {_RESAMPLING}),
+            *(set(settings["normalization_schemes"]) - {_NORMALIZATION}),
+            *(f"order_z {options['order_z']}" for options in (image, label) if options["order_z"]),
         ]
-        if unknown or any(found["use_mask_for_norm"]):
+        if unknown or any(settings["use_mask_for_norm"]):
             raise UsageError(
                 f"configuration {configuration!r} of the plans preprocesses by "
                 f"{', '.join(unknown) or 'a mask'}; from a store, only {_RESAMPLING} and "
@@ -111,14 +114,14 @@ class _Preprocessing:
             )
         return cls(
             tuple(plans["transpose_forward"]),
-            tuple(found["spacing"]),
+            tuple(settings["spacing"]),
             image["order"],
             label["order"],
             image["force_separate_z"],
-            numbers["percentile_00_5"],
-            numbers["percentile_99_5"],
-            numbers["mean"],
-            numbers["std"],
+            intensities["percentile_00_5"],
+            intensities["percentile_99_5"],
+            intensities["mean"],
+            intensities["std"],
         )
 
     def normalized(self, values: Array) -> npt.NDArray[np.float32]:
@@ -167,21 +170,21 @@ class _Axis:
         return self.scale * (index + 0.5) - 0.5
 
     def needed(self, span: Span, reach: int) -> Span:
-        """Return the stored voxels that a span of voxels depends on."""
+        """Return the span of stored voxels that a span of resampled voxels depends on."""
         first, last = self.position(span[0]), self.position(span[1] - 1)
         low, high = int(np.floor(first)) - reach, int(np.ceil(last)) + reach + 1
         return min(max(low, 0), self.n - 1), max(min(high, self.n), 1)
 
     def nearest(self, span: Span) -> npt.NDArray[np.intp]:
         """Return the stored voxel nearest to each voxel of a span."""
-        at = np.floor(self.scale * (np.arange(*span) + 0.5))
-        inside: npt.NDArray[np.intp] = np.clip(at, 0, self.n - 1).astype(np.intp)
-        return inside
+        positions = np.floor(self.scale * (np.arange(*span) + 0.5))
+        indices: npt.NDArray[np.intp] = np.clip(positions, 0, self.n - 1).astype(np.intp)
+        return indices
 
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """How a resampled array relates to the stored one; axes are in the network's order."""
+    """The relation of a resampled array to the stored one. Axes are in the order of the network."""
 
     transpose: tuple[int, ...]
     """Stored axis (0, 1, 2 for z, y, x) of each axis of the network."""
@@ -197,8 +200,8 @@ class _Grid:
         stored = [scan.image.shape_zyx[axis] for axis in preprocessing.transpose]
         target = preprocessing.target_mm(spacing)
         axes = tuple(
-            _Axis(n, round(mm / wanted * n))
-            for n, mm, wanted in zip(stored, spacing, target, strict=True)
+            _Axis(n, round(mm / target_spacing * n))
+            for n, mm, target_spacing in zip(stored, spacing, target, strict=True)
         )
         return cls(preprocessing.transpose, axes, preprocessing.coarse_axis(spacing))
 
@@ -208,14 +211,16 @@ class _Grid:
         return tuple(axis.n_out for axis in self.axes)
 
     @property
-    def as_stored(self) -> bool:
+    def is_unresampled(self) -> bool:
         """Whether the resampled array is the stored one."""
         return all(axis.n == axis.n_out for axis in self.axes)
 
     def block(self, spans: Sequence[Span], order: int) -> "_Block":
-        """Return a block of the resampled array that is interpolated by splines of ``order``."""
+        """Return a block of the resampled array, which splines of ``order`` interpolate."""
         reaches = [
-            0 if self.as_stored else (_SPLINE_REACH if order > 1 and axis != self.coarse else 1)
+            0
+            if self.is_unresampled
+            else (_SPLINE_REACH if order > 1 and axis != self.coarse else 1)
             for axis in range(3)
         ]
         needed = tuple(
@@ -252,11 +257,11 @@ class _Block:
         return stored.transpose(self.grid.transpose)
 
     def nearest(self, axis: int) -> npt.NDArray[np.intp]:
-        """Return the stored voxel, from the first needed, nearest to each voxel along an axis."""
+        """Return the nearest stored voxel of each voxel along an axis, from the first needed on."""
         return self.grid.axes[axis].nearest(self.spans[axis]) - self.needed[axis][0]
 
-    def of_whole_planes(self) -> "_Block":
-        """Return the block as one that depends on whole planes across the coarse axis."""
+    def with_whole_planes(self) -> "_Block":
+        """Return the same block with all stored voxels of its planes across the coarse axis."""
         needed = tuple(
             span if axis == self.grid.coarse else (0, self.grid.axes[axis].n)
             for axis, span in enumerate(self.needed)
@@ -264,7 +269,15 @@ class _Block:
         return _Block(self.grid, self.spans, needed)
 
     def resized(self, values: Array, order: int) -> Array:
-        """Return this block of what ``skimage.transform.resize`` makes of a volume."""
+        """Return this block of a volume that is resized as by ``skimage.transform.resize``.
+
+        Parameters
+        ----------
+        values
+            Stored voxels that the block depends on, as :meth:`read` returns them.
+        order
+            Order of the splines.
+        """
         for axis, (n, (start, stop)) in enumerate(zip(self.grid.axes, self.needed, strict=True)):
             if axis == self.grid.coarse:
                 values = values.take(self.nearest(axis), axis)
@@ -319,11 +332,11 @@ class _LazyArray:
         self._compute = compute
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
-        """Compute a block. Slices must have no steps."""
-        given = index if isinstance(index, tuple) else (index,)
-        full = (*given, *[slice(None)] * (self.ndim - len(given)))
+        """Compute a block ``(1, a, b, c)``. Slices must have no steps."""
+        indices = index if isinstance(index, tuple) else (index,)
+        all_indices = (*indices, *[slice(None)] * (self.ndim - len(indices)))
         spans: list[Span] = []
-        for item, n in zip(full, self.shape, strict=True):
+        for item, n in zip(all_indices, self.shape, strict=True):
             start, stop, step = item.indices(n)
             if step != 1:
                 raise UsageError(f"{item}: slices of a case must have no steps.")
@@ -336,7 +349,7 @@ class _LazyArray:
 
 @dataclass(frozen=True, slots=True)
 class _Locations:
-    """Positions ``(channel, a, b, c)`` of the voxels of one label; each is found when asked for."""
+    """Positions ``(channel, a, b, c)`` of the voxels of one label. Each is found on request."""
 
     reader: StoreReader
     engine: Engine
@@ -357,22 +370,22 @@ class _Locations:
         voxels, rank = finder.chunk_voxels_of_label(self.scan_id, self.value, k)
         zyx = voxels[rank]
         position = [0]
-        for stored, axis in zip(self.grid.transpose, self.grid.axes, strict=True):
-            position.append(int((zyx[stored] + 0.5) / axis.scale))
+        for stored_axis, axis in zip(self.grid.transpose, self.grid.axes, strict=True):
+            position.append(int((zyx[stored_axis] + 0.5) / axis.scale))
         return np.array(position)
 
 
 class StoreDataset:
     """Cases of a store, with the interface of nnU-Net's ``nnUNetBaseDataset``.
 
-    nnU-Net makes an object of it once it knows that files ending in ``.spinezarr`` mean this class.
+    nnU-Net uses this class if it is registered for files that end in ``.spinezarr``.
 
     Parameters
     ----------
     folder
         Folder of a configuration, in which :func:`link_store` wrote a link to the store.
     identifiers
-        Names of the cases; all cases if they are not given.
+        Names of the cases; None for all cases.
     folder_with_segs_from_previous_stage
         Must be None, as cascades need preprocessed data.
 
@@ -391,8 +404,8 @@ class StoreDataset:
     ) -> None:
         if folder_with_segs_from_previous_stage is not None:
             raise UsageError(
-                "a cascade needs preprocessed cases: a network that is trained from a store has no "
-                "previous stage."
+                "a cascade needs preprocessed cases, because a network that is trained from a "
+                "store has no previous stage."
             )
         self.source_folder = folder
         self.folder_with_segs_from_previous_stage = None
@@ -404,7 +417,7 @@ class StoreDataset:
         dataset = _read_json(Path(folder).parent / "dataset.json")
         if "ignore" in dataset["labels"]:
             raise UsageError(
-                f"{folder}: the store has labels to ignore, which need nnU-Net's preprocessing."
+                f"{folder}: the store has labels to ignore, which need preprocessing by nnU-Net."
             )
         self._preprocessing = _Preprocessing.of_plans(plans, link["configuration"])
         self._stored = {int(n): int(value) for n, value in dataset["stored_labels"].items()}
@@ -460,15 +473,15 @@ class StoreDataset:
         block = grid.block(spans, order)
         fill = nonfinite_fill(self._nonfinite, scan.attributes)
         image = self._preprocessing.normalized(block.read(self._engine, scan.image, fill))
-        if grid.as_stored:
+        if grid.is_unresampled:
             return image
-        resized = np.clip(block.resized(image, order), *self._ends(scan, block))
+        resized = np.clip(block.resized(image, order), *self._value_range(scan, block))
         return resized.astype(np.float32)
 
-    def _ends(self, scan: ScanHandle, block: _Block) -> tuple[Array, Array]:
-        """Return the lowest and highest value, by which a resized image is clipped.
+    def _value_range(self, scan: ScanHandle, block: _Block) -> tuple[Array, Array]:
+        """Return the lowest and highest value, to which a resized image is clipped.
 
-        They are those of the image before, or, with a coarse axis, those of each plane.
+        They are those of the stored image or, with a coarse axis, those of each plane.
         """
         coarse = block.grid.coarse
         fill = nonfinite_fill(self._nonfinite, scan.attributes)
@@ -477,7 +490,7 @@ class StoreDataset:
             ends = [min(values, default=0.0), max(values, default=0.0)]
             low, high = self._preprocessing.normalized(np.array(ends))
             return low, high
-        planes = block.of_whole_planes().read(self._engine, scan.image, fill)
+        planes = block.with_whole_planes().read(self._engine, scan.image, fill)
         fine = tuple(axis for axis in range(3) if axis != coarse)
         low, high = (
             self._preprocessing.normalized(extreme(planes, fine, keepdims=True)).take(
@@ -488,29 +501,29 @@ class StoreDataset:
         return low, high
 
     def _label(self, spec: ArraySpec, grid: _Grid, spans: list[Span]) -> Array:
-        """Resample each label by itself, and return the label with the highest score at each voxel.
+        """Resample each label separately, and return the label with the best score at each voxel.
 
         If scores are equal, the nearest stored label is returned.
         """
         order = self._preprocessing.label_order
         block = grid.block(spans, order)
         numbers: Array = self._numbers[block.read(self._engine, spec)]
-        if grid.as_stored:
+        if grid.is_unresampled:
             return numbers
         nearest = numbers[np.ix_(*map(block.nearest, range(3)))]
-        best, of_nearest = np.full((2, *block.shape), -np.inf)
-        won = np.empty(block.shape, np.int16)
+        best_score, nearest_score = np.full((2, *block.shape), -np.inf)
+        result = np.empty(block.shape, np.int16)
         for number in np.unique(numbers).tolist():
             score = block.resized(numbers == number, order)
-            won[score > best] = number
-            np.maximum(best, score, out=best)
-            at = nearest == number
-            of_nearest[at] = score[at]
-        won[of_nearest == best] = nearest[of_nearest == best]
-        return won
+            result[score > best_score] = number
+            np.maximum(best_score, score, out=best_score)
+            is_nearest = nearest == number
+            nearest_score[is_nearest] = score[is_nearest]
+        result[nearest_score == best_score] = nearest[nearest_score == best_score]
+        return result
 
     def _properties(self, scan: ScanHandle, grid: _Grid) -> dict[str, Any]:
-        """Return the properties that the default preprocessor saves, and the export needs."""
+        """Return the properties that the default preprocessor saves and that the export needs."""
         facts = scan.attributes
         shape = tuple(axis.n for axis in grid.axes)
         return {
@@ -526,9 +539,9 @@ class StoreDataset:
         }
 
     def _locations(self, scan: ScanHandle, grid: _Grid) -> Iterator[tuple[int, _Locations]]:
-        table = self._reader.label_chunks(scan.attributes.scan_id)
+        chunk_counts = self._reader.label_chunks(scan.attributes.scan_id)
         for number, value in self._stored.items():
-            voxels = int(table[table[:, 0] == value, 4].sum())
+            voxels = int(chunk_counts[chunk_counts[:, 0] == value, 4].sum())
             yield (
                 number,
                 _Locations(
@@ -545,7 +558,7 @@ def link_store(
     plans: str = "nnUNetPlans",
     nonfinite: Nonfinite = "refuse",
 ) -> list[Path]:
-    """Let an nnU-Net dataset use a store in place of preprocessed cases.
+    """Link a store to an nnU-Net dataset, in place of preprocessed cases.
 
     Parameters
     ----------
@@ -573,31 +586,31 @@ def link_store(
         are NaN or infinite.
     """
     raw, preprocessed = Path(raw), Path(preprocessed)
-    found = _read_json(preprocessed / f"{plans}.json")
+    all_plans = _read_json(preprocessed / f"{plans}.json")
     ending = _read_json(raw / "dataset.json")["file_ending"]
     masks = sorted((raw / "labelsTr").glob(f"*{ending}"))
     cases = [mask.name.removesuffix(ending) for mask in masks]
     reader = StoreReader(store)
-    linked = np.isin(reader.columns["scan"].astype(str), cases)
-    refuse_nonfinite(reader.columns.take(np.flatnonzero(linked)), nonfinite, reader.name)
-    truth = preprocessed / "gt_segmentations"
-    truth.mkdir(exist_ok=True)
+    is_linked = np.isin(reader.columns["scan"].astype(str), cases)
+    refuse_nonfinite(reader.columns.take(np.flatnonzero(is_linked)), nonfinite, reader.name)
+    ground_truth = preprocessed / "gt_segmentations"
+    ground_truth.mkdir(exist_ok=True)
     for mask in masks:
-        if not (truth / mask.name).exists():
-            with mask.open("rb") as source, write_atomically(truth / mask.name) as file:
+        if not (ground_truth / mask.name).exists():
+            with mask.open("rb") as source, write_atomically(ground_truth / mask.name) as file:
                 shutil.copyfileobj(source, file)
     folders = []
-    for name, configuration in found["configurations"].items():
+    for name, configuration in all_plans["configurations"].items():
         if "data_identifier" not in configuration or configuration.get("previous_stage"):
             continue
-        _Preprocessing.of_plans(found, name)
+        _Preprocessing.of_plans(all_plans, name)
         folder = preprocessed / configuration["data_identifier"]
         folder.mkdir(exist_ok=True)
-        other = next((path for path in folder.iterdir() if path.name != _LINK), None)
-        if other is not None:
+        other_file = next((path for path in folder.iterdir() if path.name != _LINK), None)
+        if other_file is not None:
             raise UsageError(
-                f"{other}: this configuration is preprocessed already. Remove its files to train "
-                "from the store."
+                f"{other_file}: this configuration is preprocessed already. Remove its files to "
+                "train from the store."
             )
         link = {
             "store": str(store) if "://" in str(store) else str(Path(store).resolve()),
@@ -626,7 +639,7 @@ def _spacing_of(source: SourceRecord) -> tuple[float, ...]:
 def _spacing_zyx_mm(scan: ScanHandle) -> tuple[float, ...]:
     """Return the spacing in float32, as nnU-Net reads it from the exported file.
 
-    nnU-Net takes that of the header. If it reorients the image, it takes that of the affine.
+    nnU-Net uses the spacing of the header. If it reorients the image, it uses that of the affine.
     """
     return _spacing_of(scan.attributes.image_source)
 
@@ -640,5 +653,5 @@ def _read_json(path: Path) -> dict[str, Any]:
             "'nnUNetv2_plan_and_preprocess --no_pp', then spinezarr.loaders.nnunet.link_store."
         ) from problem
     except ValueError as problem:
-        raise FormatError(f"{path}: is not valid JSON ({problem}). Make it again.") from problem
+        raise FormatError(f"{path}: is not valid JSON ({problem}). Write it again.") from problem
     return content

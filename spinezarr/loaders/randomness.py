@@ -1,4 +1,4 @@
-"""How do random transforms become pure functions of a sample?
+"""How do random transforms become pure functions of the number of a sample?
 
 Transforms draw from several generators. Those of MONAI draw from a ``numpy.random.RandomState`` of
 each transform, those of TorchIO from torch's global generator, and functions of users from the
@@ -21,13 +21,14 @@ from spinezarr.forks import ProcessLock
 
 __all__ = ["Randomness"]
 
-_TRANSFORMS: Final = 1
-"""First word of the spawn key. It keeps these draws apart from others for the same sample."""
-_WORD: Final = 1 << 32
-_TORCH: Final = torch.default_generator
-_SEEDED: Final = ProcessLock(reentrant=True)
-"""Lock that is held while generators are seeded for a sample, because global ones serve one thread
-at a time."""
+_KEY_PREFIX: Final = 1
+"""First word of the spawn key. It separates these draws from others for the same sample."""
+_WORD_VALUES: Final = 1 << 32
+_TORCH_GENERATOR: Final = torch.default_generator
+_LOCK: Final = ProcessLock(reentrant=True)
+"""Lock that is held while generators are seeded for a sample.
+
+Global generators can be seeded for only one thread at a time."""
 
 
 class Randomness:
@@ -39,12 +40,12 @@ class Randomness:
         A callable, or a container of callables. Objects with ``set_random_state`` and ``R``, as
         those of MONAI, are found in lists, tuples, mappings, and the attributes of callables.
     shared
-        Classes with a generator ``R`` of their own. All their objects that nobody has seeded draw
-        from it, such as objects in the closure of a function, which are not found.
+        Classes with a class attribute ``R``, a generator. All their unseeded objects draw from it,
+        such as objects in the closure of a function, which are not found.
     """
 
-    # MONAI's DataLoader seeds objects that it finds in the __dict__ of a dataset's attributes, so
-    # this has none.
+    # MONAI's DataLoader seeds objects that it finds in the __dict__ of a dataset's attributes. So
+    # this class has no __dict__.
     __slots__ = ("_private", "_shared", "_transform")
 
     def __init__(self, transform: object, shared: Sequence[type] = ()) -> None:
@@ -53,7 +54,7 @@ class Randomness:
         self._private = _private_states(transform)
 
     def is_of(self, transform: object) -> bool:
-        """Return whether these are the generators of this transform."""
+        """Whether these are the generators of a transform."""
         return self._transform is transform
 
     @contextmanager
@@ -66,29 +67,35 @@ class Randomness:
         once, when they start, so one such thread is safe and several are not.
         """
         words = iter(_words(seed, epoch, index, 3 + len(self._shared) + len(self._private)))
-        with _SEEDED:
-            before = random.getstate(), np.random.get_state(), _TORCH.get_state()  # noqa: NPY002
-            kinds: list[tuple[Any, Any]] = [(kind, vars(kind)["R"]) for kind, _ in self._shared]
+        with _LOCK:
+            states = (
+                random.getstate(),
+                np.random.get_state(),  # noqa: NPY002
+                _TORCH_GENERATOR.get_state(),
+            )
+            class_states: list[tuple[Any, Any]] = [
+                (kind, vars(kind)["R"]) for kind, _ in self._shared
+            ]
             try:
                 random.seed(next(words))
-                np.random.seed(next(words))  # noqa: NPY002  what functions draw from
-                _TORCH.manual_seed(next(words))
+                np.random.seed(next(words))  # noqa: NPY002  functions of users draw from it
+                _TORCH_GENERATOR.manual_seed(next(words))
                 for owner, state in self._shared:
-                    _give(state, next(words), [owner])
-                for in_step in self._private:
+                    _seed(state, next(words), [owner])
+                for group in self._private:
                     word = next(words)
-                    for owners, state in in_step:
-                        _give(state, word, owners)
+                    for owners, state in group:
+                        _seed(state, word, owners)
                 yield
             finally:
-                for kind, state in kinds:
+                for kind, state in class_states:
                     kind.R = state
-                random.setstate(before[0])
-                np.random.set_state(before[1])  # noqa: NPY002
-                _TORCH.set_state(before[2])
+                random.setstate(states[0])
+                np.random.set_state(states[1])  # noqa: NPY002
+                _TORCH_GENERATOR.set_state(states[2])
 
 
-def _give(state: np.random.RandomState, word: int, owners: Iterable[Any]) -> None:
+def _seed(state: np.random.RandomState, word: int, owners: Iterable[Any]) -> None:
     # Seeding an existing state is twenty times as fast as making a new one.
     state.seed(word)
     for owner in owners:
@@ -96,52 +103,53 @@ def _give(state: np.random.RandomState, word: int, owners: Iterable[Any]) -> Non
 
 
 def _words(seed: int, epoch: int, index: int, n: int) -> list[int]:
-    # Two 32-bit words each: numpy splits larger numbers itself, and keys could then coincide.
-    key = (_TRANSFORMS, *divmod(epoch, _WORD), *divmod(index, _WORD))
-    found: list[int] = np.random.SeedSequence(seed, spawn_key=key).generate_state(n).tolist()
-    return found
+    # Each number becomes two 32-bit words. numpy would split larger numbers itself, and keys could
+    # then coincide.
+    key = (_KEY_PREFIX, *divmod(epoch, _WORD_VALUES), *divmod(index, _WORD_VALUES))
+    words: list[int] = np.random.SeedSequence(seed, spawn_key=key).generate_state(n).tolist()
+    return words
 
 
 _Private = list[tuple[list[Any], np.random.RandomState]]
-"""Objects that share a generator, and the generator that they are given."""
+"""Groups of objects that share a generator, each with the generator that it gets."""
 
 
 def _private_states(transform: object) -> list[_Private]:
     """Return the objects that hold generators, grouped by the seed that they get.
 
     One call of ``set_random_state`` may give equal generators to several objects, such as a
-    transform and one that it wraps. These must draw the same numbers, so they get one seed.
+    transform and a transform that it wraps. These must draw the same numbers, so they get one seed.
     """
-    outermost_first = _holders(transform)
-    for holder in outermost_first:
+    holders = _generator_holders(transform)
+    for holder in holders:
         vars(holder).pop("R", None)
-    for n, holder in enumerate(outermost_first):
+    for n, holder in enumerate(holders):
         if "R" not in vars(holder):
             holder.set_random_state(seed=n)
-    in_step: dict[bytes, dict[int, list[Any]]] = {}
-    for holder in outermost_first:
-        sharing = in_step.setdefault(holder.R.get_state()[1].tobytes(), {})
-        sharing.setdefault(id(holder.R), []).append(holder)
+    groups: dict[bytes, dict[int, list[Any]]] = {}
+    for holder in holders:
+        owners_by_id = groups.setdefault(holder.R.get_state()[1].tobytes(), {})
+        owners_by_id.setdefault(id(holder.R), []).append(holder)
     return [
-        [(owners, np.random.RandomState()) for owners in sharing.values()]
-        for sharing in in_step.values()
+        [(owners, np.random.RandomState()) for owners in owners_by_id.values()]
+        for owners_by_id in groups.values()
     ]
 
 
-def _holders(root: object) -> list[Any]:
+def _generator_holders(root: object) -> list[Any]:
     """Return the objects that hold a generator; outer objects come before those inside them."""
-    found = list[Any]()
-    seen = set[int]()
-    waiting: list[object] = [root]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
+    holders = list[Any]()
+    visited = set[int]()
+    pending: list[object] = [root]
+    while pending:
+        item = pending.pop()
+        if id(item) in visited:
             continue
-        seen.add(id(item))
+        visited.add(id(item))
         if hasattr(type(item), "set_random_state") and hasattr(item, "R"):
-            found.append(item)
-        waiting.extend(reversed(_parts(item)))
-    return found
+            holders.append(item)
+        pending.extend(reversed(_parts(item)))
+    return holders
 
 
 def _parts(item: object) -> list[object]:

@@ -1,4 +1,4 @@
-"""What do the datasets for MONAI and TorchIO, which return single patches, have in common?
+"""What do the datasets for MONAI and TorchIO share? Both return single patches.
 
 Their spatial axes are (x, y, z), which increase toward right, anterior and superior, as those of a
 NIfTI file in RAS+. The voxels are views of the stored (z, y, x), and the affine is for (x, y, z).
@@ -36,7 +36,7 @@ class Sample:
     affine: npt.NDArray[np.float64]
     """4 x 4, maps a voxel ``(x, y, z, 1)`` of the patch to RAS+ in mm."""
     metadata: dict[str, Any]
-    """``scan_id``, ``index``, ``start_zyx``, ``padding_zyx`` and ``vertebra``, ``""`` for none."""
+    """``scan_id``, ``index``, ``start_zyx``, ``padding_zyx`` and ``vertebra`` (``""`` for none)."""
 
 
 def _samples_of(batch: Batch) -> Iterator[Sample]:
@@ -56,21 +56,21 @@ def _samples_of(batch: Batch) -> Iterator[Sample]:
 
 
 def _channel_first(voxels: npt.NDArray[Any], dims: Sequence[str]) -> torch.Tensor:
-    """Return a view ``(c, x, y, z)`` of voxels; an axis that slices leave out has one voxel.
+    """Return a view ``(c, x, y, z)`` of voxels. An axis that slices lack has one voxel.
 
-    If there is one axis more than there are in space, the first one is that of the channels.
+    If ``voxels`` has one axis more than the spatial axes, the first one is that of the channels.
     """
-    left_out = [1 + axis for axis, name in enumerate("zyx") if name not in dims]
-    channels = voxels if voxels.ndim + len(left_out) > len("zyx") else voxels[None]
-    return torch.from_numpy(np.expand_dims(channels, left_out).transpose(0, 3, 2, 1))
+    missing_axes = [1 + axis for axis, name in enumerate("zyx") if name not in dims]
+    channels = voxels if voxels.ndim + len(missing_axes) > len("zyx") else voxels[None]
+    return torch.from_numpy(np.expand_dims(channels, missing_axes).transpose(0, 3, 2, 1))
 
 
 class SampleDataset(Dataset[Item], ABC, Generic[Item]):
     """An epoch of a stream as a map-style dataset.
 
-    A data loader asks for all samples of a batch at once, and a chunk that several of them need is
-    read once. So the loader's batch size counts, and not the stream's. No shuffling is needed, as
-    samples are drawn at random.
+    A data loader requests all samples of a batch at once, and a chunk that several of them need is
+    read once. So the batch size is that of the loader, and not that of the stream. No shuffling is
+    needed, because samples are drawn at random.
 
     The random numbers with which a sample is transformed are a pure function of the stream's seed,
     the epoch and the sample's number: the same for any loader and number of workers.
@@ -100,7 +100,7 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
             self._epoch.fill_(stream.epoch)
 
     def __getstate__(self) -> dict[str, Any]:
-        # It is made again in the worker, for the worker's copy of the transform.
+        # A worker makes it again for its copy of the transform.
         return {**self.__dict__, "_randomness": None}
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
         IndexError
             If the epoch has no such patch.
         CorruptStoreError
-            If stored bytes are missing or damaged; names scan, array, chunk and shard.
+            If stored bytes are missing or damaged. The message names scan, array, chunk and shard.
         """
         return self.__getitems__([index])[0]
 
@@ -123,10 +123,10 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
         """Read the patches of a batch together; see :meth:`__getitem__`."""
         epoch = int(self._epoch)
         stream = self._of_epoch(epoch)
-        known = range(len(self))
-        batch = stream.read([stream.request(known[index]) for index in indices])
+        numbers = range(len(self))
+        batch = stream.read([stream.request(numbers[index]) for index in indices])
         samples = _samples_of(batch)
-        transform = self._chosen_transform()
+        transform = self._active_transform()
         if transform is None:
             return [self._item(sample) for sample in samples]
         if self._randomness is None or not self._randomness.is_of(transform):
@@ -156,5 +156,5 @@ class SampleDataset(Dataset[Item], ABC, Generic[Item]):
         """Return a sample in the form that the library expects."""
 
     @abstractmethod
-    def _chosen_transform(self) -> Callable[[Item], Item] | None:
+    def _active_transform(self) -> Callable[[Item], Item] | None:
         """Return the transform to apply to each sample; None if there is none."""

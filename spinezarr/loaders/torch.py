@@ -4,9 +4,9 @@ Batches come as dicts of tensors, which use the memory that the voxels were read
 
 ========================= ==================================================================
 ``image``                 ``(n, 1, z, y, x)`` HU, int16 unless a scan needs a wider type; of
-                          slices ``(n, 1, y, x)`` and the like: the axis of channels is 1, and
+                          slices ``(n, 1, y, x)`` and the like. Axis 1 is that of channels;
                           neighboring slices are channels
-``label``                 ``(n, 1, ...)`` uint8; missing if no labels were asked for
+``label``                 ``(n, 1, ...)`` uint8; missing if labels were not requested
 ``scan_id``, ``vertebra`` lists of ``n`` names; a vertebra is ``""`` for a uniform draw
 others                    as in :class:`spinezarr.stream.batch.Batch`, as tensors
 ========================= ==================================================================
@@ -32,7 +32,7 @@ try:
     from torch import distributed
     from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
     from torch.utils.data._utils.collate import default_collate_fn_map
-except ImportError as problem:  # pragma: no cover  tests have it
+except ImportError as problem:  # pragma: no cover  tests need torch
     raise ImportError(f"{problem}: pip install 'spinezarr[torch]'") from problem
 
 __all__ = ["PatchDataset", "PatchLoader", "PatchMapDataset", "TensorBatch", "as_tensors"]
@@ -40,17 +40,17 @@ __all__ = ["PatchDataset", "PatchLoader", "PatchMapDataset", "TensorBatch", "as_
 TensorBatch = dict[str, Any]
 """Tensors and lists of one batch or sample, by name."""
 
-_OF_THE_STREAM: Final[dict[str, str]] = {
+_STREAM_OPTIONS: Final[dict[str, str]] = {
     "batch_size": "Give batch_size to store.patches or store.slices",
-    "shuffle": "The stream draws its samples at random; set_epoch chooses others",
+    "shuffle": "The stream draws its samples at random; set_epoch chooses other draws",
     "sampler": "The stream chooses its samples; PatchMapDataset has samples by number",
     "batch_sampler": "The stream chooses its batches; PatchMapDataset has samples by number",
-    "drop_last": "Choose n_samples as a multiple of batch_size, and no batch is smaller",
-    "collate_fn": "Batches come whole; a loader collates the samples of PatchMapDataset",
-    "dataset": "The stream is what is read",
-    "in_order": "Batches come in the stream's order, by which states are saved",
+    "drop_last": "Choose n_samples as a multiple of batch_size, so that no batch is smaller",
+    "collate_fn": "The stream gives whole batches; a loader can collate samples of PatchMapDataset",
+    "dataset": "The loader reads the stream",
+    "in_order": "Batches come in the order of the stream, which checkpoints need",
 }
-"""What to do in place of giving an option of ``DataLoader`` that the stream decides."""
+"""Advice for each option of ``DataLoader`` that the stream decides."""
 
 
 class _WholeBatch(TensorBatch):
@@ -69,25 +69,25 @@ default_collate_fn_map[_WholeBatch] = _refuse_to_collate
 
 def as_tensors(batch: Batch) -> TensorBatch:
     """Return a batch as tensors, without a copy."""
-    found: TensorBatch = {}
+    tensors: TensorBatch = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, np.ndarray):
-            found[field.name] = torch.from_numpy(value)
+            tensors[field.name] = torch.from_numpy(value)
         elif value is not None and field.name != "dims":
-            found[field.name] = ["" if item is None else item for item in value]
+            tensors[field.name] = ["" if item is None else item for item in value]
     if "slice" not in batch.dims:
-        found["image"] = found["image"].unsqueeze(1)
-    if "label" in found:
-        found["label"] = found["label"].unsqueeze(1)
-    return found
+        tensors["image"] = tensors["image"].unsqueeze(1)
+    if "label" in tensors:
+        tensors["label"] = tensors["label"].unsqueeze(1)
+    return tensors
 
 
 class PatchDataset(IterableDataset[TensorBatch]):
     """The batches of a stream, for ``DataLoader(dataset, batch_size=None)``.
 
     Each worker of a loader reads its partition with one thread. The loader gives the batches in the
-    stream's own order, whatever the number of workers. Without workers, threads read ahead. All
+    order of the stream, for any number of workers. Without workers, threads read ahead. All
     ranks get equally many batches; see
     :meth:`spinezarr.stream.epoch.stream.PatchStream.shard`.
 
@@ -97,14 +97,14 @@ class PatchDataset(IterableDataset[TensorBatch]):
         The stream to read.
     rank, ranks
         Rank of this process, and the number of processes that train together. If they are not
-        given, ``torch.distributed`` tells them; there is one rank if it is not initialized.
+        given, they come from ``torch.distributed``; there is one rank if it is not initialized.
 
     Raises
     ------
     UsageError
-        If several workers iterate over it, and the stream reads several batches together: their
-        order would change. :class:`PatchLoader` keeps it. Also if a loader collates batches into a
-        batch, as ``DataLoader`` does without ``batch_size=None``.
+        If several workers iterate over it, and the stream reads several batches together, because
+        their order would change. :class:`PatchLoader` keeps it. Also if a loader collates batches
+        into a batch, as ``DataLoader`` does without ``batch_size=None``.
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class PatchDataset(IterableDataset[TensorBatch]):
         if (rank is None) != (ranks is None):
             raise UsageError("rank and ranks: give both or none.")
         self._stream = stream
-        self._given_ranks = None if rank is None or ranks is None else (rank, ranks)
-        self._epoch = _shared(stream.epoch)
+        self._fixed_ranks = None if rank is None or ranks is None else (rank, ranks)
+        self._epoch = _shared_number(stream.epoch)
         self._state: Mapping[str, Any] | None = None
         self._iterator: BatchIterator | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads stay behind, and torch.distributed is not initialized in a spawned worker.
-        return {**self.__dict__, "_iterator": None, "_given_ranks": self._ranks()}
+        # Threads cannot be pickled, and torch.distributed is not initialized in a spawned worker.
+        return {**self.__dict__, "_iterator": None, "_fixed_ranks": self._ranks()}
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch of this rank."""
@@ -132,14 +132,14 @@ class PatchDataset(IterableDataset[TensorBatch]):
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1 and stream.batches_per_group > 1:
             raise UsageError(
-                "several batches of this stream are read together, so that workers would mix their "
-                "order: use spinezarr.loaders.torch.PatchLoader, or num_workers=0, which reads "
+                "several batches of this stream are read together, so workers would change their "
+                "order. Use spinezarr.loaders.torch.PatchLoader, or num_workers=0, which reads "
                 "with threads."
             )
         return self.iterate_tensors(stream)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of later iterations. Without a call it is that of the stream."""
+        """Choose the epoch of later iterations. By default, it is that of the stream."""
         self._epoch.fill_(self._stream.at_epoch(epoch).epoch)
         if self._state is not None and self._state["epoch"] != epoch:
             self.discard_state()
@@ -151,18 +151,18 @@ class PatchDataset(IterableDataset[TensorBatch]):
         return self.worker_stream().progress().state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on from a checkpoint. Later ones start at the beginning.
+        """Continue the next iteration from a checkpoint. Later ones start at the beginning.
 
         Raises
         ------
         UsageError
-            If it is the state of another stream; names what differs.
+            If it is the state of another stream. The message names the differences.
         """
-        before, self._state = self._state, state
+        previous, self._state = self._state, state
         try:
             self.worker_stream()
         except UsageError:
-            self._state = before
+            self._state = previous
             raise
         self._iterator = None
 
@@ -183,31 +183,31 @@ class PatchDataset(IterableDataset[TensorBatch]):
             stream, state = stream.resume(state), None
         if worker := get_worker_info():
             stream = stream.shard(worker.id, worker.num_workers).with_reading(threads=1)
-        # A state that is left was saved by a worker for itself.
+        # A remaining state was saved by a worker for its own partition.
         return stream if state is None else stream.resume(state)
 
     def iterate_tensors(self, stream: PatchStream) -> Iterator[TensorBatch]:
-        """Yield the batches of a stream as tensors; :meth:`state_dict` tells how far it is."""
+        """Yield the batches of a stream as tensors. :meth:`state_dict` returns the progress."""
         self._state = None
         self._iterator = iterator = iter(stream)
-        return _closing(iterator)
+        return _tensor_batches(iterator)
 
     def _ranks(self) -> tuple[int, int]:
-        if self._given_ranks is not None:
-            return self._given_ranks
+        if self._fixed_ranks is not None:
+            return self._fixed_ranks
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
         return 0, 1
 
 
-def _shared(epoch: int) -> torch.Tensor:
-    """Return a number in shared memory: persistent workers see when it changes."""
+def _shared_number(epoch: int) -> torch.Tensor:
+    """Return a number in shared memory, so that persistent workers see its changes."""
     storage = torch.tensor([epoch])
     storage.untyped_storage().share_memory_()
     return storage
 
 
-def _closing(iterator: BatchIterator) -> Iterator[TensorBatch]:
+def _tensor_batches(iterator: BatchIterator) -> Iterator[TensorBatch]:
     try:
         for batch in iterator:
             yield _WholeBatch(as_tensors(batch))
@@ -219,12 +219,13 @@ class PatchMapDataset(Dataset[TensorBatch]):
     """The samples of an epoch by number, for samplers and ``DataLoader(dataset, batch_size=8)``.
 
     A sample is a dict like that of a batch, without the first axis. This is slower than
-    :class:`PatchDataset`, as the loader copies samples into batches and reads each batch by itself.
+    :class:`PatchDataset`, because the loader copies samples into batches and reads each batch
+    separately.
 
     Parameters
     ----------
     stream
-        The stream to read. Its batch size has no effect; that of the loader has.
+        The stream to read. Its batch size has no effect. The loader decides it.
 
     Raises
     ------
@@ -235,7 +236,7 @@ class PatchMapDataset(Dataset[TensorBatch]):
     def __init__(self, stream: PatchStream) -> None:
         require_whole_epoch(stream.partition, type(self).__name__, USE_A_SAMPLER)
         self._stream = stream
-        self._epoch = _shared(stream.epoch)
+        self._epoch = _shared_number(stream.epoch)
 
     def __len__(self) -> int:
         """Return the number of samples of an epoch."""
@@ -261,24 +262,24 @@ class PatchMapDataset(Dataset[TensorBatch]):
         return [{name: value[i] for name, value in batch.items()} for i in range(len(indices))]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch. Without a call it is that of the stream."""
+        """Choose the epoch. By default, it is that of the stream."""
         self._epoch.fill_(self._stream.at_epoch(epoch).epoch)
 
 
 class PatchLoader:
-    """A loader of batches as tensors, in the stream's order, whatever the number of workers.
+    """A loader of batches as tensors, in the order of the stream for any number of workers.
 
     Its checkpoints do not depend on the number of workers either: a checkpoint of a loader without
-    workers can be loaded by one with two. All ranks can go on from the checkpoint of one of them,
-    as all are equally far.
+    workers can be loaded by one with two. All ranks can continue from the checkpoint of one of
+    them, because all have the same progress.
 
     Parameters
     ----------
     stream
         The stream to read.
     num_workers
-        Number of processes that read. 0 is best, as a rule: reading releases the GIL, and threads
-        pass batches on without copying them.
+        Number of processes that read. Usually 0 is best, because reading releases the GIL, and
+        threads pass batches on without copying them.
     rank, ranks
         As in :class:`PatchDataset`.
     **options
@@ -299,15 +300,15 @@ class PatchLoader:
         num_workers: int = 0,
         rank: int | None = None,
         ranks: int | None = None,
-        **options: Any,  # noqa: ANN401  those of torch
+        **options: Any,  # noqa: ANN401  options of torch
     ) -> None:
         for name in options:
-            if name in _OF_THE_STREAM:
-                raise UsageError(f"PatchLoader takes no {name}. {_OF_THE_STREAM[name]}.")
+            if name in _STREAM_OPTIONS:
+                raise UsageError(f"PatchLoader takes no {name}. {_STREAM_OPTIONS[name]}.")
         self._dataset = PatchDataset(stream, rank=rank, ranks=ranks)
-        self._by_group = num_workers > 1 and stream.batches_per_group > 1
+        self._reads_groups = num_workers > 1 and stream.batches_per_group > 1
         self._options = {**options, "num_workers": num_workers, "batch_size": None}
-        if self._by_group:
+        if self._reads_groups:
             self._options.setdefault("prefetch_factor", 1)  # a group is many batches
         self._loader = self._make_loader()
         self._progress: Progress | None = None
@@ -319,7 +320,7 @@ class PatchLoader:
 
     def __iter__(self) -> Iterator[TensorBatch]:
         """Yield the batches of this rank."""
-        self._progress = progress = self._stream_to_give().progress()
+        self._progress = progress = self._next_stream().progress()
         if self._state is not None:
             self._dataset.load_state_dict(self._state)
             self._loader = self._make_loader()  # persistent workers do not know the state
@@ -327,12 +328,12 @@ class PatchLoader:
         items = iter(self._loader)
         self._dataset.discard_state()  # the workers have it now
         for item in items:
-            for batch in item if self._by_group else [item]:
+            for batch in item if self._reads_groups else [item]:
                 progress.n_given += 1
                 yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of later iterations. Without a call it is that of the stream.
+        """Choose the epoch of later iterations. By default, it is that of the stream.
 
         If it is not the epoch of a checkpoint that was loaded, the checkpoint is discarded.
         """
@@ -341,36 +342,36 @@ class PatchLoader:
             self._state = None
 
     def state_dict(self) -> dict[str, JsonValue]:
-        """Return a checkpoint: which batches the last iteration has given."""
+        """Return a checkpoint, which states the batches that the last iteration has given."""
         if self._progress is None:
-            return self._stream_to_give().progress().state_dict()
+            return self._next_stream().progress().state_dict()
         return self._progress.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on from a checkpoint. Later ones start at the beginning.
+        """Continue the next iteration from a checkpoint. Later ones start at the beginning.
 
         Raises
         ------
         UsageError
-            If it is the state of another stream; names what differs.
+            If it is the state of another stream. The message names the differences.
         """
         self._dataset.set_epoch(self._dataset.rank_stream().resume(state).epoch)
         self._state = state
         self._progress = None
 
-    def _stream_to_give(self) -> PatchStream:
+    def _next_stream(self) -> PatchStream:
         stream = self._dataset.rank_stream()
         return stream if self._state is None else stream.resume(self._state)
 
     def _make_loader(self) -> "DataLoader[Any]":
-        dataset = _Groups(self._dataset) if self._by_group else self._dataset
+        dataset = _Groups(self._dataset) if self._reads_groups else self._dataset
         return DataLoader(dataset, **self._options)
 
 
 class _Groups(IterableDataset[list[TensorBatch]]):
     """The groups of a dataset, each as a list of batches.
 
-    So a loader takes one whole group from each worker in turn.
+    A loader then takes one whole group from each worker in turn.
     """
 
     def __init__(self, dataset: PatchDataset) -> None:

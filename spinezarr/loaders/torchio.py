@@ -29,7 +29,7 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
     A subject has ``image`` (:class:`torchio.ScalarImage`) and ``label``
     (:class:`torchio.LabelMap`) of shape ``(1, x, y, z)``, RAS+, in the stored type and with the
     patch's own affine; and ``scan_id``, ``index``, ``start_zyx``, ``padding_zyx`` and ``vertebra``
-    (``""`` for a uniform draw). A patch is read when it is asked for.
+    (``""`` for a uniform draw). A patch is read when it is requested.
 
     Parameters
     ----------
@@ -69,12 +69,12 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
             images["label"] = tio.LabelMap(tensor=sample.label, affine=sample.affine)
         return tio.Subject(images | sample.metadata)
 
-    def _chosen_transform(self) -> Callable[[tio.Subject], tio.Subject] | None:
+    def _active_transform(self) -> Callable[[tio.Subject], tio.Subject] | None:
         return self._transform
 
 
 class _Store(Protocol):
-    """The method of :class:`spinezarr.Store` that is called; the class may not be imported here."""
+    """The method of :class:`spinezarr.Store` that is used. This layer must not import the class."""
 
     def patches(
         self,
@@ -95,7 +95,7 @@ def scan_subjects(
     labels: bool = True,
     nonfinite: Nonfinite = "refuse",
 ) -> list[tio.Subject]:
-    """Return whole scans as subjects that read their voxels when these are asked for.
+    """Return whole scans as subjects. Their voxels are read when they are used.
 
     They are for ``torchio.SubjectsDataset``, ``torchio.Queue`` and its samplers. To train on
     patches, use :class:`TorchioPatches`, which reads far less.
@@ -110,7 +110,7 @@ def scan_subjects(
     Raises
     ------
     UsageError
-        If no scan is chosen, or scans hold voxels that are NaN or infinite.
+        If no scan is selected, or scans hold voxels that are NaN or infinite.
     CorruptStoreError
         When voxels are read, if stored bytes are missing or damaged.
 
@@ -135,15 +135,15 @@ def scan_subjects(
 class _StoredImage(tio.ScalarImage):
     """An image whose path is not a file but the name of a scan, also in its copies."""
 
-    def __init__(self, *args: Any, **known: Any) -> None:  # noqa: ANN401  TorchIO's own
-        super().__init__(*args, **{**known, "verify_path": False})  # type: ignore[no-untyped-call]
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  as in TorchIO
+        super().__init__(*args, **{**options, "verify_path": False})  # type: ignore[no-untyped-call]
 
 
 class _StoredLabelMap(tio.LabelMap):
     """A mask whose path is not a file but the name of a scan, also in its copies."""
 
-    def __init__(self, *args: Any, **known: Any) -> None:  # noqa: ANN401  TorchIO's own
-        super().__init__(*args, **{**known, "verify_path": False})  # type: ignore[no-untyped-call]
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  as in TorchIO
+        super().__init__(*args, **{**options, "verify_path": False})  # type: ignore[no-untyped-call]
 
 
 class _ScanReader:
@@ -156,7 +156,7 @@ class _ScanReader:
         self._name = name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_ScanReader":
-        """Share the opened store, because TorchIO copies every subject before it loads it."""
+        """Share the opened store, because TorchIO copies each subject before loading it."""
         return self
 
     def __call__(self, path: Path) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:

@@ -1,1 +1,1 @@
-"""Stores over HTTP: bytes for every Zarr client, patches for trainers, JSON for pages."""
+"""How are stores served over HTTP: bytes for Zarr clients, patches for trainers, JSON for pages?"""

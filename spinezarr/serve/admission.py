@@ -1,4 +1,4 @@
-"""How many requests work at once, how many wait, and when is one sent away to retry later?"""
+"""How many requests work at once, how many wait, and when must a client retry later?"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,33 +27,38 @@ class AdmissionQueue:
     """
 
     def __init__(self, at_once: int, waiting: int, waiting_bytes: int) -> None:
-        self._room = asyncio.Semaphore(at_once)
-        self._most_waiting = waiting
-        self._most_bytes = waiting_bytes
+        self._slots = asyncio.Semaphore(at_once)
+        self._max_waiting = waiting
+        self._max_waiting_bytes = waiting_bytes
         self._waiting = 0
-        self._bytes = 0
+        self._waiting_bytes = 0
 
     @asynccontextmanager
     async def slot(self, n_bytes: int) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it inside of the ``with`` block.
+        """Wait for a slot, and hold it inside the ``with`` block.
+
+        Parameters
+        ----------
+        n_bytes
+            Memory that the request takes while it waits, in bytes.
 
         Raises
         ------
         BusyError
-            If too many requests, or too many bytes, wait already.
+            If too many requests or bytes are waiting already.
         """
-        if self._room.locked():
-            is_full = self._waiting >= self._most_waiting
-            if is_full or self._bytes + n_bytes > self._most_bytes:
+        if self._slots.locked():
+            is_full = self._waiting >= self._max_waiting
+            if is_full or self._waiting_bytes + n_bytes > self._max_waiting_bytes:
                 raise BusyError
         self._waiting += 1
-        self._bytes += n_bytes
+        self._waiting_bytes += n_bytes
         try:
-            await self._room.acquire()
+            await self._slots.acquire()
         finally:
             self._waiting -= 1
-            self._bytes -= n_bytes
+            self._waiting_bytes -= n_bytes
         try:
             yield
         finally:
-            self._room.release()
+            self._slots.release()

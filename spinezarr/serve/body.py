@@ -16,13 +16,13 @@ from spinezarr.text import to_ascii_json
 __all__ = ["Body", "answer_json"]
 
 JSON: Final = "application/json"
-_LEAST_BYTES: Final = 1 << 10
-"""Smaller bodies are not compressed: they fit into a packet or two."""
-_CHANGES: Final[Mapping[str, str]] = MappingProxyType({"cache-control": "no-cache"})
+_MIN_COMPRESSED_BYTES: Final = 1 << 10
+"""Smallest body that is compressed. A smaller one fits into a packet or two."""
+_REVALIDATE: Final[Mapping[str, str]] = MappingProxyType({"cache-control": "no-cache"})
 
 
 class Body:
-    """A body with its entity tag, and its compressed form, which is made once.
+    """A body with its entity tag. It is compressed once.
 
     Parameters
     ----------
@@ -31,45 +31,45 @@ class Body:
     media_type
         Media type of the body.
     headers
-        Headers of each answer, 304 Not Modified included.
+        Headers of each answer, also of 304 Not Modified.
     """
 
     def __init__(
         self,
         data: bytes,
         media_type: str = JSON,
-        headers: Mapping[str, str] = _CHANGES,
+        headers: Mapping[str, str] = _REVALIDATE,
     ) -> None:
         self.data = data
         self._media_type = media_type
         self._headers = headers
         self._tag = hashlib.sha256(data).hexdigest()[:32]
-        self._packed: bytes | None = None
+        self._compressed: bytes | None = None
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Body":
-        """Write JSON."""
+        """Make a body of a value as JSON."""
         return cls(to_ascii_json(value, indent=None).encode())
 
     @property
     def nbytes(self) -> int:
-        """Most memory that the body takes, in bytes, compressed form included."""
+        """Most memory in bytes that the body and its compressed form take."""
         return 2 * len(self.data)
 
     def answer(self, request: Request) -> Answer:
-        """Answer a request with this body, or with 304 if the client has it."""
-        is_packed = len(self.data) >= _LEAST_BYTES and accepts_gzip(
+        """Answer a request with this body, or with 304 if the client has it already."""
+        is_compressed = len(self.data) >= _MIN_COMPRESSED_BYTES and accepts_gzip(
             request.headers.get("accept-encoding", "")
         )
         headers = {
             **self._headers,
             "content-type": self._media_type,
-            "etag": f'"{self._tag}-gzip"' if is_packed else f'"{self._tag}"',
+            "etag": f'"{self._tag}-gzip"' if is_compressed else f'"{self._tag}"',
             "vary": "Accept-Encoding",
         }
         conditions = {
-            name: text
-            for name, text in request.headers.items()
+            name: value
+            for name, value in request.headers.items()
             if name in {"if-match", "if-none-match"}
         }
         status = check_conditions(
@@ -78,11 +78,11 @@ class Body:
         if status != HTTPStatus.OK:
             del headers["content-type"]
             return Answer(status, headers)
-        if not is_packed:
+        if not is_compressed:
             return Answer(status, headers, self.data)
-        if self._packed is None:
-            self._packed = gzip_bytes(self.data)
-        return Answer(status, {**headers, "content-encoding": "gzip"}, self._packed)
+        if self._compressed is None:
+            self._compressed = gzip_bytes(self.data)
+        return Answer(status, {**headers, "content-encoding": "gzip"}, self._compressed)
 
 
 def answer_json(request: Request, value: BaseModel) -> Answer:

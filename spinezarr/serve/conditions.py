@@ -8,7 +8,7 @@ from typing import Final
 
 __all__ = ["ConditionResult", "check_conditions"]
 
-_UNIT: Final = "bytes="
+_RANGE_UNIT: Final = "bytes="
 _RANGE: Final = re.compile(
     r"[ \t]*(?:(\d{1,19})[ \t]*-[ \t]*(\d{0,19})|-[ \t]*(\d{1,19}))[ \t]*", re.ASCII
 )
@@ -22,7 +22,10 @@ _CONDITION: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ConditionResult:
-    """The status of an answer, and the bytes to send; most statuses send none."""
+    """The status of an answer, and the range of bytes to send, ``start <= i < stop``.
+
+    The range is empty for most statuses.
+    """
 
     status: HTTPStatus
     start: int = 0
@@ -43,7 +46,7 @@ def check_conditions(
     etag
         Strong entity tag of the object as it is now, with its quotes.
     size_bytes
-        Size of the object.
+        Size of the object in bytes.
 
     Examples
     --------
@@ -53,23 +56,28 @@ def check_conditions(
     304
     """
     if_match, if_none_match = headers.get("if-match"), headers.get("if-none-match")
-    if if_match is not None and not _holds(if_match, etag, weakly=False):
+    if if_match is not None and not _matches(if_match, etag, is_weak=False):
         return ConditionResult(HTTPStatus.PRECONDITION_FAILED)
-    if if_none_match is not None and _holds(if_none_match, etag, weakly=True):
+    if if_none_match is not None and _matches(if_none_match, etag, is_weak=True):
         return ConditionResult(HTTPStatus.NOT_MODIFIED)
-    asked = headers.get("range")
+    range_header = headers.get("range")
     # Objects have no dates, so a date in If-Range never matches.
-    is_wanted = method == "GET" and headers.get("if-range", etag).strip(" \t") == etag
-    if asked is None or not is_wanted or not asked.lower().startswith(_UNIT) or "," in asked:
+    has_range = method == "GET" and headers.get("if-range", etag).strip(" \t") == etag
+    if (
+        range_header is None
+        or not has_range
+        or not range_header.lower().startswith(_RANGE_UNIT)
+        or "," in range_header
+    ):
         return ConditionResult(HTTPStatus.OK, 0, size_bytes)
-    return _part(asked[len(_UNIT) :], size_bytes)
+    return _range_result(range_header[len(_RANGE_UNIT) :], size_bytes)
 
 
-def _part(asked: str, size_bytes: int) -> ConditionResult:
-    found = _RANGE.fullmatch(asked)
-    if found is None:
+def _range_result(byte_range: str, size_bytes: int) -> ConditionResult:
+    match = _RANGE.fullmatch(byte_range)
+    if match is None:
         return ConditionResult(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
-    first, last, length = found.groups()
+    first, last, length = match.groups()
     if length is not None:
         start, stop = max(size_bytes - int(length), 0), size_bytes
     else:
@@ -80,10 +88,10 @@ def _part(asked: str, size_bytes: int) -> ConditionResult:
     return ConditionResult(HTTPStatus.PARTIAL_CONTENT, start, stop)
 
 
-def _holds(condition: str, etag: str, *, weakly: bool) -> bool:
-    """Whether a condition names a tag. Text that is no list of tags names none."""
+def _matches(condition: str, etag: str, *, is_weak: bool) -> bool:
+    """Whether a condition names an entity tag. Text that is not a list of tags names none."""
     if condition.strip(" \t") == "*":
         return True
     if _CONDITION.fullmatch(condition) is None:
         return False
-    return any(tag == etag and (weakly or not weak) for weak, tag in _TAG.findall(condition))
+    return any(tag == etag and (is_weak or not weak) for weak, tag in _TAG.findall(condition))

@@ -6,7 +6,14 @@ from typing import Final
 
 from spinezarr.errors import CorruptStoreError
 from spinezarr.remote.settings import METADATA_BYTES
-from spinezarr.serve.storage import METADATA, Content, Identity, Seen, Storage, UnreadableError
+from spinezarr.serve.storage import (
+    METADATA,
+    Content,
+    CurrentFile,
+    Identity,
+    Storage,
+    UnreadableError,
+)
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.reader import StoreReader
@@ -19,14 +26,14 @@ _READ_BYTES: Final = 1 << 20
 
 
 def stores_on_disk(path: Path, suffix: str) -> list[str]:
-    """Return the path itself if it is a store, else the stores in that folder, as they are now."""
+    """Return the path if it is a store, else the paths of the stores that the folder holds now."""
     is_store = (path / METADATA).exists() or path.suffix == suffix
-    found = (path,) if is_store else sorted(path.glob(f"*{suffix}"))
-    return [str(one) for one in found if (one / METADATA).exists()]
+    paths = (path,) if is_store else sorted(path.glob(f"*{suffix}"))
+    return [str(candidate) for candidate in paths if (candidate / METADATA).exists()]
 
 
 class Descriptor(Content):
-    """An open file, which is closed when its last reference goes.
+    """An open file. It is closed when the last reference to it is deleted.
 
     Attributes
     ----------
@@ -43,24 +50,24 @@ class Descriptor(Content):
     def read(self, start: int, stop: int) -> bytes:
         """See :class:`~spinezarr.serve.storage.Content`."""
         try:
-            found = os.pread(self.number, stop - start, start)
+            data = os.pread(self.number, stop - start, start)
         except OSError as problem:
             raise UnreadableError(f"a file cannot be read: {problem.strerror}.") from problem
-        if len(found) != stop - start:
+        if len(data) != stop - start:
             raise UnreadableError("a file was truncated.")
-        return found
+        return data
 
     def read_from_memory(self, start: int, stop: int) -> bytearray | None:
         """See :class:`~spinezarr.serve.storage.Content`; reads only from the page cache."""
-        from_memory: int | None = getattr(os, "RWF_NOWAIT", None)
-        if from_memory is None:  # not on Linux
+        nowait_flag: int | None = getattr(os, "RWF_NOWAIT", None)
+        if nowait_flag is None:  # not on Linux
             return None
-        found = bytearray(stop - start)
+        data = bytearray(stop - start)
         try:
-            size = os.preadv(self.number, [found], start, from_memory)
+            size = os.preadv(self.number, [data], start, nowait_flag)
         except OSError:  # the bytes are not in the page cache, or the file system cannot say
             return None
-        return found if size == len(found) else None
+        return data if size == len(data) else None
 
 
 class DiskStorage(Storage):
@@ -75,34 +82,34 @@ class DiskStorage(Storage):
         Path of the store.
     """
 
-    room = _OPEN_FILES
+    capacity = _OPEN_FILES
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._folder = StoreFolder.at(path)
 
-    def current_file(self, key: str, known: Identity | None) -> Seen | None:
+    def current_file(self, key: str, known: Identity | None) -> CurrentFile | None:
         """See :class:`~spinezarr.serve.storage.Storage`."""
         try:
-            found = os.lstat(f"{self._folder.root}/{key}")
-            identity = found.st_ino, found.st_mtime_ns, found.st_size, found.st_ctime_ns
+            status = os.lstat(f"{self._folder.root}/{key}")
+            identity = status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns
             is_known = identity == known
             data = None if is_known else self._folder.read(f"{self.path}/{key}", METADATA_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (CorruptStoreError, OSError) as problem:
             raise UnreadableError(f"{key} cannot be read.") from problem
-        return Seen(identity, found.st_mtime_ns, data)
+        return CurrentFile(identity, status.st_mtime_ns, data)
 
-    def open(self, key: str, entry: ManifestEntry, written: int) -> Descriptor:
+    def open(self, key: str, entry: ManifestEntry, written_at: int) -> Descriptor:
         """See :class:`~spinezarr.serve.storage.Storage`."""
         try:
             descriptor = Descriptor(self._folder.open(f"{self.path}/{key}"))
-            found = os.fstat(descriptor.number)
+            status = os.fstat(descriptor.number)
         except (CorruptStoreError, OSError) as problem:
             raise UnreadableError(f"{key} cannot be read, or is being replaced.") from problem
-        if found.st_size != entry.size_bytes or not (
-            (isinstance(entry, ShardEntry) and found.st_mtime_ns <= written)
+        if status.st_size != entry.size_bytes or not (
+            (isinstance(entry, ShardEntry) and status.st_mtime_ns <= written_at)
             or _checksum(descriptor) == entry.crc32
         ):
             raise UnreadableError(f"{key} is damaged, or is being replaced.")
@@ -114,7 +121,7 @@ class DiskStorage(Storage):
 
 
 def _checksum(descriptor: Descriptor) -> str:
-    at = checksum = 0
-    while data := os.pread(descriptor.number, _READ_BYTES, at):
-        checksum, at = crc32(data, checksum), at + len(data)
+    offset = checksum = 0
+    while data := os.pread(descriptor.number, _READ_BYTES, offset):
+        checksum, offset = crc32(data, checksum), offset + len(data)
     return f"{checksum:08x}"

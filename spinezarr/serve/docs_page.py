@@ -1,4 +1,4 @@
-"""How do people read the description of a server? As one page without scripts."""
+"""How is the description of a server shown to people, as one page without scripts?"""
 
 import hashlib
 import json
@@ -43,15 +43,15 @@ def policy() -> str:
     )
 
 
-def page(described: Mapping[str, Any]) -> str:
+def page(document: Mapping[str, Any]) -> str:
     """Return the HTML of the page.
 
     Parameters
     ----------
-    described
+    document
         The OpenAPI document, see :func:`spinezarr.serve.openapi.document`.
     """
-    info = described["info"]
+    info = document["info"]
     return "".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -60,28 +60,31 @@ def page(described: Mapping[str, Any]) -> str:
             f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>",
             f"<p>{escape(info['description'])} ",
             'For programs: <a href="/v1/openapi.json"><code>/v1/openapi.json</code></a>.</p>',
-            *_access(described),
-            *_groups(described),
-            *_schemas(described["components"]["schemas"]),
+            *_access(document),
+            *_groups(document),
+            *_schemas(document["components"]["schemas"]),
             "</body></html>\n",
         ]
     )
 
 
-def _access(described: Mapping[str, Any]) -> Iterator[str]:
-    if "securitySchemes" in described["components"]:
+def _access(document: Mapping[str, Any]) -> Iterator[str]:
+    if "securitySchemes" in document["components"]:
         yield (
-            "<p>It asks for a token: <code>Authorization: Bearer TOKEN</code>, or the password of "
-            "<code>http://any:TOKEN@…</code>.</p>"
+            "<p>The server requires a token: <code>Authorization: Bearer TOKEN</code>, or the "
+            "password of <code>http://any:TOKEN@…</code>.</p>"
         )
     else:
-        yield "<p>It asks for no token, and answers to the names of its own machine alone.</p>"
+        yield (
+            "<p>The server requires no token. It answers only requests that name its own "
+            "machine.</p>"
+        )
 
 
-def _groups(described: Mapping[str, Any]) -> Iterator[str]:
-    for tag in described["tags"]:
+def _groups(document: Mapping[str, Any]) -> Iterator[str]:
+    for tag in document["tags"]:
         yield f"<h2>{escape(tag['name'])}</h2>"
-        for path, item in described["paths"].items():
+        for path, item in document["paths"].items():
             for method in _METHODS:
                 if method in item and tag["name"] in item[method]["tags"]:
                     yield from _operation(method, path, item[method])
@@ -93,12 +96,13 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     yield f'<span class="about">{escape(operation["summary"])}</span></summary>'
     if operation["parameters"]:
         yield "<table><tr><th>parameter</th><th>in</th><th>values</th><th></th></tr>"
-        for one in operation["parameters"]:
-            need = ", needed" if one.get("required") else ""
+        for parameter in operation["parameters"]:
+            suffix = ", required" if parameter.get("required") else ""
             yield (
-                f"<tr><td><code>{escape(one['name'])}</code></td><td>{escape(one['in'])}{need}</td>"
-                f"<td>{_values(one['schema'])}</td>"
-                f"<td>{_text(one.get('description', ''))}</td></tr>"
+                f"<tr><td><code>{escape(parameter['name'])}</code></td>"
+                f"<td>{escape(parameter['in'])}{suffix}</td>"
+                f"<td>{_values(parameter['schema'])}</td>"
+                f"<td>{_text(parameter.get('description', ''))}</td></tr>"
             )
         yield "</table>"
     if "requestBody" in operation:
@@ -110,8 +114,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
         kinds = answer.get("content", {}).items()
         yield "<br>".join(
             f"<code>{escape(kind)}</code>"
-            + (f" {_values(one['schema'])}" if "$ref" in one.get("schema", ()) else "")
-            for kind, one in kinds
+            + (f" {_values(content['schema'])}" if "$ref" in content.get("schema", ()) else "")
+            for kind, content in kinds
         )
         yield "</td></tr>"
     yield "</table></details>"
@@ -123,20 +127,22 @@ def _schemas(schemas: Mapping[str, Any]) -> Iterator[str]:
         yield f'<details id="schema-{escape(name)}"><summary><code>{escape(name)}</code>'
         yield f'<span class="about">{_text(schema.get("description", ""))}</span></summary>'
         yield "<table><tr><th>field</th><th>values</th><th></th></tr>"
-        needed = schema.get("required", ())
-        for field, one in schema.get("properties", {}).items():
-            need = "<br>needed" if field in needed else ""
+        required = schema.get("required", ())
+        for field, values in schema.get("properties", {}).items():
+            suffix = "<br>required" if field in required else ""
             yield (
-                f"<tr><td><code>{escape(field)}</code>{need}</td><td>{_values(one)}</td>"
-                f"<td>{_text(one.get('description', ''))}</td></tr>"
+                f"<tr><td><code>{escape(field)}</code>{suffix}</td><td>{_values(values)}</td>"
+                f"<td>{_text(values.get('description', ''))}</td></tr>"
             )
         yield "</table></details>"
 
 
 def _text(text: str) -> str:
-    """Return text as HTML; words between backquotes become code."""
+    """Return text as HTML; words between backticks become code."""
     parts = escape(" ".join(text.split())).replace("``", "`").split("`")
-    return "".join(f"<code>{part}</code>" if at % 2 else part for at, part in enumerate(parts))
+    return "".join(
+        f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)
+    )
 
 
 def _values(schema: Mapping[str, Any]) -> str:
@@ -148,7 +154,7 @@ def _values(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(_values, schema["anyOf"]))
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])
-        return ", ".join(f"<code>{escape(_plain(value))}</code>" for value in values)
+        return ", ".join(f"<code>{escape(_value_text(value))}</code>" for value in values)
     kind = schema.get("type", "any")
     if kind == "array":
         return _list(schema)
@@ -158,13 +164,13 @@ def _values(schema: Mapping[str, Any]) -> str:
 
 
 def _list(schema: Mapping[str, Any]) -> str:
-    of = schema.get("prefixItems")
-    if of is None:
+    items = schema.get("prefixItems")
+    if items is None:
         return f"list of {_values(schema.get('items', {}))}"
-    each = [_values(one) for one in of]
-    if len(set(each)) == 1:
-        return f"{len(each)} times {each[0]}"
-    return f"[{', '.join(each)}]"
+    descriptions = [_values(item) for item in items]
+    if len(set(descriptions)) == 1:
+        return f"{len(descriptions)} times {descriptions[0]}"
+    return f"[{', '.join(descriptions)}]"
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:
@@ -174,9 +180,11 @@ def _bounds(schema: Mapping[str, Any]) -> str:
         "maximum": "≤",
         "exclusiveMaximum": "&lt;",
     }
-    found = [f"{sign} {_plain(schema[name])}" for name, sign in signs.items() if name in schema]
-    return f" {', '.join(found)}" if found else ""
+    bounds = [
+        f"{sign} {_value_text(schema[name])}" for name, sign in signs.items() if name in schema
+    ]
+    return f" {', '.join(bounds)}" if bounds else ""
 
 
-def _plain(value: object) -> str:
+def _value_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

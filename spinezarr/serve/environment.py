@@ -1,4 +1,4 @@
-"""By which environment variables do the processes of a server share settings?"""
+"""Which environment variables do the processes of a server share?"""
 
 from typing import Final
 
@@ -10,4 +10,4 @@ METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 The package prometheus_client reads it at import, so it must be set before.
 """
 SETTINGS: Final = "SPINEZARR_SERVE_SETTINGS"
-"""Environment variable that passes the settings to worker processes, as JSON."""
+"""Environment variable with the settings for worker processes, as JSON."""

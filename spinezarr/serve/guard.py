@@ -10,22 +10,24 @@ from typing import Final
 
 from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.login import Login, is_of_this_server, wants_page
-from spinezarr.serve.signing import SIGNED, path_behind
+from spinezarr.serve.signing import SIGNED, signed_path
 from spinezarr.serve.tokens import Tokens
 
 __all__ = ["LOOPBACK", "Guard", "is_loopback"]
 
-_WORD: Final = re.compile(r"[\x21-\x7e]{1,512}")
+_CREDENTIALS: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _HOST_AND_PORT: Final = re.compile(
     r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?", re.ASCII
 )
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names by which a machine reaches itself."""
-_EXPOSED: Final = (
+_EXPOSED_HEADERS: Final = (
     "Content-Range, Content-Length, ETag, Accept-Ranges, Retry-After, "
     "X-Spinezarr-Dtype, X-Spinezarr-Shape-Zyx"
 )
-_ASKED: Final = "Range, Authorization, If-Match, If-None-Match, If-Range, Content-Type, Accept"
+_REQUEST_HEADERS: Final = (
+    "Range, Authorization, If-Match, If-None-Match, If-Range, Content-Type, Accept"
+)
 _DAY_S: Final = 86_400
 
 
@@ -56,42 +58,45 @@ class Guard:
         page on the web could read stores through a name of its own that resolves to this machine
         (DNS rebinding).
     origins
-        Origins of pages elsewhere that may read, also with the session of the person who looks at
-        them. Pages of this machine may always read, but without that session.
+        Origins of pages of other servers that may read, also with the session of the person who
+        views them. Pages of this machine may always read, but without that session.
     """
 
     tokens: Tokens | None = None
     hosts: frozenset[str] = LOOPBACK
     origins: frozenset[str] = frozenset()
 
-    def opened(self, request: Request) -> Request:
+    def resolve_signed_url(self, request: Request) -> Request:
         """Return the request that a signed URL stands for; return any other request as it is.
 
-        The path that is returned holds no signature, so that none reaches a log.
+        The returned path holds no signature, so no signature reaches a log.
         """
         if not request.path.startswith(SIGNED):
             return request
-        behind = None if self.tokens is None else path_behind(self.tokens, request.path)
-        return replace(request, path=behind or SIGNED, is_signed=behind is not None)
+        path = None if self.tokens is None else signed_path(self.tokens, request.path)
+        return replace(request, path=path or SIGNED, is_signed=path is not None)
 
     def login(self, request: Request, form: bytes) -> Answer:
         """Answer a request for the pages to sign in and out."""
         if self.tokens is None:
-            return self.refused(request) or text_answer(HTTPStatus.OK, "No token is needed here.")
+            return self.refusal(request) or text_answer(
+                HTTPStatus.OK, "This server needs no token."
+            )
         return Login(self.tokens).answer(request, form)
 
-    def refused(self, request: Request) -> Answer | None:
-        """Return the answer to a request that may not read; None if it may."""
+    def refusal(self, request: Request) -> Answer | None:
+        """Return the answer to a request that may not read; None if it may read."""
         if request.path == SIGNED:
-            return _unauthorized("This URL is not signed for that, or its time is up.")
+            return _unauthorized("The signature of this URL is not valid, or it has expired.")
         if self.tokens is None:
             if _host_of(request.headers.get("host", "")) in self.hosts:
                 return None
             return text_answer(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                "The request names another host; see --host of 'spinezarr serve'.",
+                "The request names another host. Start 'spinezarr serve' with --host for this "
+                "name.",
             )
-        if request.is_signed or self._is_known(request, self.tokens):
+        if request.is_signed or self._is_authenticated(request, self.tokens):
             return None
         answer = _unauthorized("A token is needed: send 'Authorization: Bearer TOKEN'.")
         if not wants_page(request):
@@ -99,7 +104,7 @@ class Guard:
         page = Login(self.tokens).form(request)
         return replace(page, headers={**answer.headers, **page.headers})
 
-    def _is_known(self, request: Request, tokens: Tokens) -> bool:
+    def _is_authenticated(self, request: Request, tokens: Tokens) -> bool:
         token = _token_of(request.headers.get("authorization", ""))
         if token is not None and tokens.name_of(token) is not None:
             return True
@@ -107,7 +112,7 @@ class Guard:
         return is_trusted and Login(tokens).name(request) is not None
 
     def name_of(self, request: Request) -> str | None:
-        """Return the name of the token of a request or its session; None without one."""
+        """Return the name of the token of a request or of its session; None if it has neither."""
         if self.tokens is None:
             return None
         token = _token_of(request.headers.get("authorization", ""))
@@ -120,27 +125,27 @@ class Guard:
             return None
         allowed = {
             "access-control-allow-methods": "GET, HEAD, POST, OPTIONS",
-            "access-control-allow-headers": _ASKED,
+            "access-control-allow-headers": _REQUEST_HEADERS,
             "access-control-max-age": str(_DAY_S),
         }
         return Answer(HTTPStatus.NO_CONTENT, allowed)
 
-    def shared(self, request: Request) -> Mapping[str, str]:
+    def common_headers(self, request: Request) -> Mapping[str, str]:
         """Return the CORS headers, which let the page that sent the request read the answer."""
-        fields = {"vary": "Origin"}
+        headers = {"vary": "Origin"}
         if request.is_signed:
-            fields["referrer-policy"] = "no-referrer"
+            headers["referrer-policy"] = "no-referrer"
         origin = request.headers.get("origin")
         if origin is None:
-            return fields
-        place = origin.partition("://")[2]
+            return headers
+        authority = origin.partition("://")[2]
         if origin in self.origins:
-            fields["access-control-allow-credentials"] = "true"
-        elif not is_loopback(_host_of(place)):
-            return fields
-        fields["access-control-allow-origin"] = origin
-        fields["access-control-expose-headers"] = _EXPOSED
-        return fields
+            headers["access-control-allow-credentials"] = "true"
+        elif not is_loopback(_host_of(authority)):
+            return headers
+        headers["access-control-allow-origin"] = origin
+        headers["access-control-expose-headers"] = _EXPOSED_HEADERS
+        return headers
 
 
 def _unauthorized(text: str) -> Answer:
@@ -151,7 +156,7 @@ def _token_of(authorization: str) -> str | None:
     """Return the token of ``Bearer TOKEN``, or the password of ``Basic`` (RFC 6750, RFC 7617)."""
     kind, _, value = authorization.partition(" ")
     value = value.strip()
-    if not _WORD.fullmatch(value):
+    if not _CREDENTIALS.fullmatch(value):
         return None
     if kind.lower() == "bearer":
         return value
@@ -164,6 +169,6 @@ def _token_of(authorization: str) -> str | None:
 
 
 def _host_of(host_and_port: str) -> str:
-    """Return the host of ``host:port``, without brackets; empty if it is no such pair."""
-    found = _HOST_AND_PORT.fullmatch(host_and_port)
-    return "" if found is None else (found[1] or found[2]).lower()
+    """Return the host of ``host:port``, without brackets; empty if the text is not such a pair."""
+    match = _HOST_AND_PORT.fullmatch(host_and_port)
+    return "" if match is None else (match[1] or match[2]).lower()

@@ -1,7 +1,7 @@
 """How does a page get voxels of a coarse level of a scan?
 
 ``GET /v1/<store>/scans/<scan_id>/levels/<level>`` returns raw voxels. A page shows a coarse level
-first, and requests boxes of finer levels when somebody zooms in. The server computes levels on
+first, and requests boxes of finer levels when the user zooms in. The server computes levels on
 request, see :mod:`spinezarr.view.levels`.
 """
 
@@ -34,25 +34,25 @@ _GZIP: Final = "application/gzip"
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _DTYPE, _SHAPE = "x-spinezarr-dtype", "x-spinezarr-shape-zyx"
 LEVEL_HEADERS: Final = ("ETag", _DTYPE, _SHAPE)
-"""Headers of an answer with voxels, for the description of the server."""
+"""Headers of each answer with voxels."""
 
 _Start = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
 _Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
 
 
 class LevelQuery(QueryModel):
-    """Which voxels of a level to send; elements of a list are separated by commas."""
+    """Voxels of a level to send. Elements of a list are separated by commas."""
 
     array: Literal["image", "label"] = "image"
-    """The image, as int16 or, if its values do not fit, as float32; or the mask, as uint8."""
+    """``image`` is sent as int16, or as float32 if its values do not fit; ``label`` as uint8."""
     start_zyx: tuple[_Start, _Start, _Start] = (0, 0, 0)
     """First voxel of the box, in voxels of the level."""
     size_zyx: tuple[_Size, _Size, _Size] | None = None
-    """Shape of the box, which must lie inside the level; null for all voxels from the first on."""
+    """Shape of the box, which must lie inside the level; null for the rest of the level."""
     pack: Literal["none", "gzip"] = "none"
-    """``"gzip"`` sends the voxels as a gzip file, for programs; it ends with a CRC-32 of them."""
+    """``"gzip"`` sends a gzip file, whose CRC-32 programs can check."""
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
-    """The version of the scan that is wanted; the answer may be kept for ever."""
+    """The version of the scan; with it, the answer may be kept for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class LevelRequest:
     scan_id, level
         Scan and level that the path of the request names.
     cache
-        Cache of the pieces of levels of all stores.
+        Cache of pieces of levels, which all stores share.
     """
 
     scan_id: str
@@ -73,9 +73,9 @@ class LevelRequest:
 
 
 def answer_level(
-    source: PatchSource, request: Request, wanted: LevelRequest, *, threads: int
+    source: PatchSource, request: Request, level_request: LevelRequest, *, threads: int
 ) -> Answer:
-    """Answer a request for voxels of a level, which is a :class:`LevelQuery`.
+    """Answer a request for voxels of a level. Its query is a :class:`LevelQuery`.
 
     Parameters
     ----------
@@ -83,26 +83,26 @@ def answer_level(
         Reads the voxels of the store.
     request
         The request.
-    wanted
+    level_request
         The level to send.
     threads
-        Threads that read at once.
+        Number of threads that read at once.
     """
     try:
-        asked = parse_query(LevelQuery, request.query)
+        query = parse_query(LevelQuery, request.query)
     except WrongQueryError as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     try:
-        return _answer(source, request, wanted, asked, threads)
-    except RefusedError as refused:
-        return refused.answer
+        return _answer(source, request, level_request, query, threads)
+    except RefusedError as refusal:
+        return refusal.answer
     except ScanChangedError:
-        return _CHANGING if asked.content_checksum is None else _CHANGED
+        return _CHANGING if query.content_checksum is None else _CHANGED
     except CorruptStoreError:
         return _DAMAGED
 
 
-_CHANGED: Final = text_answer(HTTPStatus.GONE, "The scan was replaced.")
+_CHANGED: Final = text_answer(HTTPStatus.GONE, "The scan was replaced by another version.")
 _CHANGING: Final = text_answer(
     HTTPStatus.SERVICE_UNAVAILABLE, "The scan was replaced during the read.", retry_after="1"
 )
@@ -112,31 +112,39 @@ _DAMAGED: Final = text_answer(
 
 
 def _answer(
-    source: PatchSource, request: Request, wanted: LevelRequest, asked: LevelQuery, threads: int
+    source: PatchSource,
+    request: Request,
+    level_request: LevelRequest,
+    query: LevelQuery,
+    threads: int,
 ) -> Answer:
-    opened = OpenedScan.of(source, wanted.scan_id, asked.content_checksum)
+    opened = OpenedScan.of(source, level_request.scan_id, query.content_checksum)
     scan = opened.scan
-    array, level, box = _found(scan, wanted.level, asked, source.limits)
-    is_file = asked.pack == "gzip"
+    array, level, box = _select(scan, level_request.level, query, source.limits)
+    is_file = query.pack == "gzip"
     accepted = request.headers.get("accept-encoding", "")
     is_packed = not is_file and array.name == LABEL and accepts_gzip(accepted)
-    what = (scan.content_checksum, array.name, level.factor_zyx, box, is_packed, is_file)
+    version_parts = (scan.content_checksum, array.name, level.factor_zyx, box, is_packed, is_file)
     headers = headers_of_version(
         request,
         _BYTES,
-        *map(str, what),
-        is_named=asked.content_checksum is not None,
+        *map(str, version_parts),
+        is_named=query.content_checksum is not None,
         vary="Accept-Encoding",
     )
-    levels = LevelReader(opened.engine, opened.reader.url, wanted.cache)
+    levels = LevelReader(opened.engine, opened.reader.url, level_request.cache)
     dtype = shown_dtype(array).newbyteorder("<")
 
     def read() -> bytes:
-        now: ScanHandle = opened.reader.scan(wanted.scan_id)
-        if now.content_checksum != scan.content_checksum:
-            raise ScanChangedError("the scan was replaced.", wanted.scan_id)
-        stored, _, _ = _found(now, wanted.level, asked, source.limits)
-        return levels.read(stored, level, box, threads=threads).astype(dtype, copy=False).tobytes()
+        current: ScanHandle = opened.reader.scan(level_request.scan_id)
+        if current.content_checksum != scan.content_checksum:
+            raise ScanChangedError("the scan was replaced.", level_request.scan_id)
+        current_array, _, _ = _select(current, level_request.level, query, source.limits)
+        return (
+            levels.read(current_array, level, box, threads=threads)
+            .astype(dtype, copy=False)
+            .tobytes()
+        )
 
     body = retry_if_rewritten(read)
     headers |= {
@@ -152,8 +160,8 @@ def _answer(
     return Answer(HTTPStatus.OK, headers, body)
 
 
-def _found(
-    scan: ScanHandle, number: str, asked: LevelQuery, limits: ServeLimits
+def _select(
+    scan: ScanHandle, number: str, query: LevelQuery, limits: ServeLimits
 ) -> tuple[ArraySpec, Level, Box]:
     """Find the requested array, level and box in a version of a scan.
 
@@ -165,14 +173,14 @@ def _found(
     levels = levels_of(scan, limits.coarsest_level_voxels)
     if _NUMBER.fullmatch(number) is None or int(number) >= len(levels):
         raise _refused(
-            HTTPStatus.NOT_FOUND, f"There is no such level; the last is {len(levels) - 1}."
+            HTTPStatus.NOT_FOUND, f"There is no such level; the last one is {len(levels) - 1}."
         )
-    array = scan.image if asked.array == IMAGE else scan.label
+    array = scan.image if query.array == IMAGE else scan.label
     if array is None:
         raise _refused(HTTPStatus.UNPROCESSABLE_ENTITY, "The scan has no mask.")
     level = levels[int(number)]
-    z, y, x = (max(1, n - a) for n, a in zip(level.shape_zyx, asked.start_zyx, strict=True))
-    box = Box.at(asked.start_zyx, asked.size_zyx or (z, y, x))
+    z, y, x = (max(1, n - a) for n, a in zip(level.shape_zyx, query.start_zyx, strict=True))
+    box = Box.at(query.start_zyx, query.size_zyx or (z, y, x))
     if box.intersect(level.box) != box:
         shape = " x ".join(map(str, level.shape_zyx))
         raise _refused(

@@ -15,7 +15,7 @@ _Seconds = Annotated[float, Field(gt=0)]
 
 
 def half_of_the_cpus() -> int:
-    """Return the threads of one kind of work that leave room for the others."""
+    """Return how many threads one kind of work may use, so that others can work too."""
     return max(1, cpu_count() // 2)
 
 
@@ -25,30 +25,30 @@ class ServeLimits(BaseModel):
     Attributes
     ----------
     threads_per_batch
-        Threads that decode one batch. Other batches are read beside it.
+        Threads that decode one batch. Other batches are read at the same time.
     batches_at_once
         Batches that are read at once from disk, and from each bucket.
     slices_at_once
-        Slices that are drawn at once from disk. They are few, so that people who look at scans do
-        not slow down a training.
+        Slices that are drawn at once from disk. They are few, so that viewers do not slow down a
+        training.
     bucket_slices_at_once
         Slices that are drawn at once from a bucket, where drawing mostly waits for answers.
     waiting, waiting_bytes
-        Requests for voxels that may wait, and the memory of their bodies together. The default
-        lets sixteen requests wait for each of sixteen trainers. Further ones get 429.
+        Requests for voxels that may wait, and the memory of all their bodies. By default, sixteen
+        requests of each of sixteen trainers may wait. Further requests get 429.
     unsent_bytes
         Memory of answers that clients have not read yet. While it is exceeded, requests for voxels
         get 429.
     body_s, bodies_bytes
-        Seconds within which the body of a request must come, and the memory of all bodies that
-        have not come whole.
+        Seconds within which the body of a request must arrive, and the memory of all bodies that
+        have not arrived completely.
     unread_s
-        Seconds in which a client may read nothing of an answer before its connection ends.
+        Seconds after which the connection of a client that reads nothing of an answer ends.
     streams
-        Files that are generated while they are sent. Each takes about 70 MB.
+        Files that are generated and sent at once. Each takes about 70 MB.
     ready_s
-        Seconds for which an answer of ``/readyz`` is reused. It needs no token, so it must not
-        make work for each request.
+        Seconds for which an answer of ``/readyz`` is reused. Requests for it need no token,
+        so they must not cause work each time.
     batch_voxel_bytes, batch_source_bytes
         Largest answer with patches, in bytes of voxels, and the most stored voxels in bytes that
         one such answer is computed from.
@@ -56,21 +56,21 @@ class ServeLimits(BaseModel):
         Largest answer with voxels of a level, and the most stored voxels in bytes that one such
         answer is computed from. They are read in parts.
     slice_voxels
-        Most voxels of a slice that is drawn. Drawing takes about 20 bytes a voxel.
+        Most voxels of a slice that is drawn. Drawing takes about 20 bytes for each voxel.
     coarsest_level_voxels
         Most voxels of the coarsest level of a scan, see :func:`spinezarr.view.levels.plan_levels`.
     part_at_once_bytes, part_bytes
-        Longest body that is sent at once, and the size of the parts of longer bodies. A few parts
-        wait in memory for each client that reads slowly.
+        Longest body that is sent at once, and size of the parts of longer bodies. A few parts
+        are in memory for each client that reads slowly.
     scans
         Scans of a store whose metadata are kept in memory.
     bucket_s, bucket_reader_s
-        Longest wait for a file in a bucket, and for the patches and tables of a bucket, which take
-        many requests. A slower bucket is unavailable.
+        Longest wait in seconds for a file in a bucket, and for patches and tables of a bucket,
+        which take many requests. A slower bucket is unavailable.
     bucket_fresh_s
-        Seconds for which the last look at an object in a bucket counts.
+        Seconds for which the last check of an object in a bucket is valid.
     bucket_whole_bytes
-        Largest file in a bucket that is read whole and kept; most masks are smaller.
+        Largest file in a bucket that is read whole and kept in memory. Most masks are smaller.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")

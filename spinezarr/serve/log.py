@@ -2,7 +2,7 @@
 
 Tokens and cookies come in headers, in the query and, by mistake, in a path. The log holds no
 headers and no query. In a path, each run of characters that is as long as a token becomes ``…``.
-The guard has removed signatures from the path before.
+The guard has already removed signatures from the path.
 """
 
 import logging
@@ -18,10 +18,11 @@ from spinezarr.text import to_ascii_json, to_printable
 __all__ = ["LogForm", "RequestLog"]
 
 _NAME: Final = "spinezarr.requests"
-_FIELDS: Final = "asked"
+_FIELDS: Final = "request_fields"
+"""Attribute of log records that holds the fields of a line."""
 _SECRET: Final = re.compile(r"[A-Za-z0-9_~+=%-]{40,}")
-"""A token has 43 characters, and a signature too."""
-_LEFT_OUT: Final = "…"
+"""Text that may be secret: tokens and signatures have 43 characters."""
+_PLACEHOLDER: Final = "…"
 _PATH_CHARACTERS: Final = 512
 _METHOD_CHARACTERS: Final = 16
 
@@ -40,7 +41,7 @@ class RequestLog:
     Parameters
     ----------
     form
-        ``json`` for one JSON object a line, ``text`` for lines that people read.
+        ``json`` for one JSON object in each line, ``text`` for lines that people read.
     """
 
     def __init__(self, form: LogForm) -> None:
@@ -70,7 +71,7 @@ class RequestLog:
         status, sent_bytes, seconds
             Status, size and duration of the answer.
         token
-            Name of the token of the request; None without one.
+            Name of the token of the request; None if it has none.
         """
         fields = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -86,7 +87,7 @@ class RequestLog:
 
 
 def shown_path(path: str) -> str:
-    """Return a path without runs of characters that could be secret.
+    """Return a path with a placeholder for each run of characters that could be secret.
 
     Examples
     --------
@@ -95,11 +96,11 @@ def shown_path(path: str) -> str:
     >>> shown_path("/zarr/tWXDHLAOqc7V0qRkpdzQyyNBuBF3gqsbBfYFnWfzsuo/zarr.json")
     '/zarr/…/zarr.json'
     """
-    return to_printable(_SECRET.sub(_LEFT_OUT, path), _PATH_CHARACTERS)
+    return to_printable(_SECRET.sub(_PLACEHOLDER, path), _PATH_CHARACTERS)
 
 
 class _StandardError(logging.Handler):
-    """Writes each line with one call to the present ``sys.stderr``, which notebooks replace."""
+    """Writes each line with one call to the current ``sys.stderr``, which notebooks replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -115,9 +116,9 @@ class _JsonFormatter(logging.Formatter):
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        asked: dict[str, Any] = getattr(record, _FIELDS)
-        who = "" if asked["token"] is None else f" {asked['token']}"
+        fields: dict[str, Any] = getattr(record, _FIELDS)
+        token = "" if fields["token"] is None else f" {fields['token']}"
         return (
-            f"{asked['time']} {asked['status']} {asked['method']} {asked['path']} "
-            f"{asked['bytes']} bytes {1000 * asked['seconds']:.1f} ms{who}"
+            f"{fields['time']} {fields['status']} {fields['method']} {fields['path']} "
+            f"{fields['bytes']} bytes {1000 * fields['seconds']:.1f} ms{token}"
         )

@@ -1,9 +1,9 @@
 """How does neuroglancer open a scan of a store that is served here?
 
-The Python package ``neuroglancer`` ships the client as static files. Its own server is neither
-needed nor imported. The client reads its location from a path with ``/v/`` in it, and expects a
+The Python package ``neuroglancer`` ships the client as static files. The server in that package is
+neither needed nor imported. The client reads its location from a path with ``/v/``, and expects a
 stream of events from a Python program. There is no such program here, so the page defines an
-``EventSource`` that is open and silent, and no connection stays open while somebody looks.
+``EventSource`` that never sends an event. So no connection stays open while a scan is shown.
 """
 
 import re
@@ -28,7 +28,7 @@ from spinezarr.serve.version_headers import RefusedError
 from spinezarr.text import to_ascii_json
 from spinezarr.view.neuroglancer_state import (
     SHOWN_DTYPES,
-    StatePlaces,
+    LayerUrls,
     neuroglancer_state,
     segment_properties,
     state_fragment,
@@ -39,15 +39,15 @@ __all__ = ["CLIENT", "answer_client", "answer_segments", "answer_state"]
 CLIENT: Final = "/neuroglancer-client/v"
 """Path of the client, before its version."""
 _INDEX: Final = "index.html"
-_ALONE: Final = "alone.js"
-_SCRIPT: Final = b"""\
-// There is no Python program behind this page: nothing is to come from it.
+_STUB_SCRIPT: Final = "alone.js"
+_STUB: Final = b"""\
+// No Python program runs behind this page, so there are no events to receive.
 window.EventSource = class {
   constructor() { setTimeout(() => this.onopen && this.onopen(), 0); }
   close() {}
 };
 """
-_HEAD: Final = b'<link rel="icon" href="data:,"><script src="alone.js"></script>'
+_HEAD_ELEMENTS: Final = b'<link rel="icon" href="data:,"><script src="alone.js"></script>'
 _TYPES: Final[Mapping[str, str]] = MappingProxyType(
     {
         ".css": "text/css; charset=utf-8",
@@ -63,11 +63,11 @@ _POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 """Content-Security-Policy of the client, which may only read from this server."""
-_OF_PAGE: Final = _POLICY.format(evaluated="")
-_OF_WORKER: Final = _POLICY.format(evaluated=" 'unsafe-eval'")
+_PAGE_POLICY: Final = _POLICY.format(evaluated="")
+_WORKER_POLICY: Final = _POLICY.format(evaluated=" 'unsafe-eval'")
 """Policy of scripts that run as workers. The worker that decodes chunks evaluates a string when it
-starts. Scripts inside the page follow the policy of the page."""
-_NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
+starts. The policy of the page applies to scripts inside the page."""
+_IMMUTABLE: Final = "private, max-age=31536000, immutable"
 _NO_FILE: Final = text_answer(HTTPStatus.NOT_FOUND, "The client has no such file.")
 
 
@@ -82,7 +82,7 @@ class _Client:
     @classmethod
     @cache
     def installed(cls) -> "_Client | None":
-        """Return the installed client; None if there is none."""
+        """Return the installed client; None if it is not installed."""
         spec = find_spec("neuroglancer")  # find_spec imports nothing
         if spec is None or spec.origin is None:
             return None
@@ -91,40 +91,40 @@ class _Client:
             return None
         files = {path.name: path for path in folder.iterdir() if path.suffix in _TYPES}
         try:
-            found = version("neuroglancer")
+            client_version = version("neuroglancer")
         except PackageNotFoundError:  # a checkout has no version
-            found = "0"
-        return cls(re.sub(r"[^A-Za-z0-9._-]", "-", found), MappingProxyType(files))
+            client_version = "0"
+        return cls(re.sub(r"[^A-Za-z0-9._-]", "-", client_version), MappingProxyType(files))
 
     def has(self, name: str) -> bool:
         """Whether the client has a file of that name."""
-        return name == _ALONE or name in self.files
+        return name == _STUB_SCRIPT or name in self.files
 
     def file(self, name: str) -> Body:
         """Return a file of the client."""
-        fields = {
-            "cache-control": "no-cache" if name in {_INDEX, _ALONE} else _NEVER_CHANGES,
-            "content-security-policy": _OF_WORKER if name.endswith(".js") else _OF_PAGE,
+        headers = {
+            "cache-control": "no-cache" if name in {_INDEX, _STUB_SCRIPT} else _IMMUTABLE,
+            "content-security-policy": _WORKER_POLICY if name.endswith(".js") else _PAGE_POLICY,
             "referrer-policy": "no-referrer",
             "x-content-type-options": "nosniff",
         }
-        return Body(self._content(name), _TYPES[Path(name).suffix], fields)
+        return Body(self._content(name), _TYPES[Path(name).suffix], headers)
 
     def _content(self, name: str) -> bytes:
-        if name == _ALONE:
-            return _SCRIPT
+        if name == _STUB_SCRIPT:
+            return _STUB
         data = self.files[name].read_bytes()
-        return data.replace(b"<script", _HEAD + b"<script", 1) if name == _INDEX else data
+        return data.replace(b"<script", _HEAD_ELEMENTS + b"<script", 1) if name == _INDEX else data
 
 
 @cache
 def _file(client: _Client, name: str) -> Body:
-    """Return a file of the client, and keep it in memory: there are few."""
+    """Return a file of the client, and keep it in memory, because there are few files."""
     return client.file(name)
 
 
 def answer_state(source: PatchSource, request: Request, store: str, scan_id: str) -> Answer:
-    """Redirect to the client with a state that shows a scan.
+    """Redirect to the client, with a state that shows a scan in the fragment of the URL.
 
     Parameters
     ----------
@@ -137,45 +137,45 @@ def answer_state(source: PatchSource, request: Request, store: str, scan_id: str
     """
     try:
         scan = OpenedScan.of(source, scan_id, None).scan
-    except RefusedError as refused:
-        return refused.answer
+    except RefusedError as refusal:
+        return refusal.answer
     client = _Client.installed()
     if client is None:
         return _page(
             HTTPStatus.NOT_IMPLEMENTED,
-            "neuroglancer is not installed beside this server",
-            "<p>On the machine that serves: <code>pip install 'spinezarr[neuroglancer]'</code>, "
-            "and start the server again.</p>",
+            "neuroglancer is not installed on this server",
+            "<p>Run <code>pip install 'spinezarr[neuroglancer]'</code> on the machine of the "
+            "server, and start the server again.</p>",
         )
     dtype = scan.image.stored_dtype.name
     if dtype not in SHOWN_DTYPES:
         return _page(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "neuroglancer cannot show this scan",
-            f"<p>Its image is {escape(dtype)}; neuroglancer draws integers to 32 bit and float32."
-            "</p>",
+            f"<p>Its image is {escape(dtype)}; neuroglancer draws float32, and integers up to 32 "
+            "bits.</p>",
         )
     origin = origin_of(request)
     if origin is None:
         return text_answer(HTTPStatus.BAD_REQUEST, "The request names no host.")
-    name, scan_name = quote(store, safe=""), quote(scan_id, safe="")
-    arrays = f"{origin}/flat/{name}/@{scan.content_checksum}/scans/{scan_name}"
-    places = StatePlaces(
+    store_part, scan_part = quote(store, safe=""), quote(scan_id, safe="")
+    arrays = f"{origin}/flat/{store_part}/@{scan.content_checksum}/scans/{scan_part}"
+    sources = LayerUrls(
         f"{arrays}/image",
         f"{arrays}/label",
-        f"{origin}/neuroglancer/{name}/{scan_name}/segments",
+        f"{origin}/neuroglancer/{store_part}/{scan_part}/segments",
     )
-    state = neuroglancer_state(scan, places, f"{scan_id} in {store}")
-    place = f"{CLIENT}/{client.version}/{_INDEX}#{state_fragment(state)}"
-    return Answer(HTTPStatus.SEE_OTHER, {"location": place, "cache-control": "no-store"})
+    state = neuroglancer_state(scan, sources, f"{scan_id} in {store}")
+    location = f"{CLIENT}/{client.version}/{_INDEX}#{state_fragment(state)}"
+    return Answer(HTTPStatus.SEE_OTHER, {"location": location, "cache-control": "no-store"})
 
 
 def answer_segments(source: PatchSource, scan_id: str) -> Answer:
     """Answer with the names of the segments of a mask, in neuroglancer's format."""
     try:
         scan = OpenedScan.of(source, scan_id, None).scan
-    except RefusedError as refused:
-        return refused.answer
+    except RefusedError as refusal:
+        return refusal.answer
     return Answer(
         HTTPStatus.OK,
         {"content-type": "application/json", "cache-control": "no-cache"},
@@ -183,14 +183,14 @@ def answer_segments(source: PatchSource, scan_id: str) -> Answer:
     )
 
 
-def answer_client(request: Request, asked_version: str, name: str) -> Answer:
+def answer_client(request: Request, requested_version: str, name: str) -> Answer:
     """Return a file of the client.
 
     Parameters
     ----------
     request
         The request.
-    asked_version
+    requested_version
         Version of the client in the URL. A view of another version is redirected to the installed
         client.
     name
@@ -199,11 +199,11 @@ def answer_client(request: Request, asked_version: str, name: str) -> Answer:
     client = _Client.installed()
     if client is None or not client.has(name):
         return _NO_FILE
-    if asked_version != client.version:
+    if requested_version != client.version:
         if name != _INDEX:
             return _NO_FILE
-        place = f"{CLIENT}/{client.version}/{_INDEX}"  # browsers keep the fragment behind the #
-        return Answer(HTTPStatus.SEE_OTHER, {"location": place, "cache-control": "no-store"})
+        location = f"{CLIENT}/{client.version}/{_INDEX}"  # browsers keep the fragment
+        return Answer(HTTPStatus.SEE_OTHER, {"location": location, "cache-control": "no-store"})
     return _file(client, name).answer(request)
 
 
@@ -213,11 +213,11 @@ def _page(status: HTTPStatus, title: str, body: str) -> Answer:
         '<meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><h1>{escape(title)}</h1>{body}</html>\n"
     )
-    fields = {
+    headers = {
         "content-type": "text/html; charset=utf-8",
         "cache-control": "no-store",
         "content-security-policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
     }
-    return Answer(status, fields, text.encode())
+    return Answer(status, headers, text.encode())

@@ -3,8 +3,8 @@
 ``GET /v1/<store>/scans/<scan_id>/image.nii.gz`` and ``label.nii.gz`` send the same files as
 ``spinezarr export nifti`` writes. They are compressed while they are sent, so memory holds one slab
 of voxels, and the size of a file is not known before its end. If a read fails, the connection ends
-early. The checksum at the end of the gzip stream is missing then, so no program takes the file for
-a whole one.
+early. The checksum at the end of the gzip stream is missing then, so no program mistakes the file
+for a complete one.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ from spinezarr.store.layout import IMAGE
 
 __all__ = ["NiftiQuery", "answer_nifti"]
 
-_isal_zlib: Any = isal_zlib  # few annotations
+_isal_zlib: Any = isal_zlib  # the package has few annotations
 _GZIP_LEVEL: Final = 2
-"""Compression level, the same as of ``spinezarr export nifti``."""
+"""Compression level of ISA-L, the same as in ``spinezarr export nifti``."""
 _GZIP_BITS: Final = 31
 """The zlib parameter for a gzip stream with the largest window."""
 _PART_BYTES: Final = 256 << 10
@@ -40,13 +40,13 @@ class NiftiQuery(QueryModel):
     """The version of the scan to send."""
 
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
-    """The version of the scan that is wanted; the answer may be kept for ever."""
+    """The version of the scan; with it, the answer may be kept for ever."""
 
 
 def answer_nifti(
     source: PatchSource, request: Request, scan_id: str, array: Literal["image", "label"]
 ) -> Answer:
-    """Answer a request for a NIfTI file. The first part is read before the answer starts.
+    """Answer a request for a NIfTI file. Its first part is read before the answer starts.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ def answer_nifti(
         Array to send.
     """
     try:
-        asked = parse_query(NiftiQuery, request.query)
-        return _answer(source, request, scan_id, array, asked)
+        query = parse_query(NiftiQuery, request.query)
+        return _answer(source, request, scan_id, array, query)
     except WrongQueryError as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
-    except RefusedError as refused:
-        return refused.answer
+    except RefusedError as refusal:
+        return refusal.answer
     except ScanChangedError:
         return text_answer(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -77,12 +77,12 @@ def answer_nifti(
 
 
 def _answer(
-    source: PatchSource, request: Request, scan_id: str, array: str, asked: NiftiQuery
+    source: PatchSource, request: Request, scan_id: str, array: str, query: NiftiQuery
 ) -> Answer:
-    # nibabel takes long to import, and few ask for this.
+    # nibabel takes long to import, and few requests need it.
     from spinezarr.export.nifti import file_name, iter_nifti_bytes  # noqa: PLC0415
 
-    opened = OpenedScan.of(source, scan_id, asked.content_checksum)
+    opened = OpenedScan.of(source, scan_id, query.content_checksum)
     scan = opened.scan
     spec = scan.image if array == IMAGE else scan.label
     if spec is None:
@@ -92,7 +92,7 @@ def _answer(
         NIFTI_GZ,
         scan.content_checksum,
         array,
-        is_named=asked.content_checksum is not None,
+        is_named=query.content_checksum is not None,
     )
     name = quote(file_name(scan_id, array, compressed=True), safe="")
     headers |= {
@@ -102,17 +102,17 @@ def _answer(
     }
     if request.method == "HEAD":
         return Answer(HTTPStatus.OK, headers, stream=iter(()))
-    parts = _packed(iter_nifti_bytes(spec, scan.attributes, opened.engine))
+    parts = _compressed(iter_nifti_bytes(spec, scan.attributes, opened.engine))
     return Answer(HTTPStatus.OK, headers, stream=chain([next(parts)], parts))
 
 
-def _packed(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Compress parts. Without name and time, the same scan gives the same bytes."""
-    packer = _isal_zlib.compressobj(_GZIP_LEVEL, _isal_zlib.DEFLATED, _GZIP_BITS)
-    waiting = bytearray()
+def _compressed(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Compress parts without a name or time, so that the same scan gives the same bytes."""
+    compressor = _isal_zlib.compressobj(_GZIP_LEVEL, _isal_zlib.DEFLATED, _GZIP_BITS)
+    pending = bytearray()
     for part in parts:
-        waiting += packer.compress(part)
-        if len(waiting) >= _PART_BYTES:
-            yield bytes(waiting)
-            waiting.clear()
-    yield bytes(waiting) + packer.flush()
+        pending += compressor.compress(part)
+        if len(pending) >= _PART_BYTES:
+            yield bytes(pending)
+            pending.clear()
+    yield bytes(pending) + compressor.flush()

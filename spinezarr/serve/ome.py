@@ -24,7 +24,7 @@ from spinezarr.serve.served_files import (
     UnreadableError,
     chunk_index,
 )
-from spinezarr.serve.storage import METADATA, Recent
+from spinezarr.serve.storage import METADATA, VersionCache
 from spinezarr.store.attributes import is_scan_id
 from spinezarr.store.layout import IMAGE, chunk_grid, scan_key
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle, parse_scan
@@ -42,7 +42,7 @@ from spinezarr.view.ome import (
 
 __all__ = ["OmeFolder"]
 
-_KNOWN_TREES: Final = 256
+_CACHED_TREES: Final = 256
 
 
 class OmeFolder:
@@ -62,45 +62,47 @@ class OmeFolder:
         self._folder = folder
         self._patches = patches
         self._cache = cache
-        self._trees: Recent[OmeTree] = Recent(_KNOWN_TREES)
+        self._trees: VersionCache[OmeTree] = VersionCache(_CACHED_TREES)
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
         """See :meth:`spinezarr.serve.served_files.ServedFolder.find`."""
         for_itk = key.startswith(f"{ITK}/")
-        first, _, within = key.removeprefix(f"{ITK}/").partition("/")
+        first, _, key_in_image = key.removeprefix(f"{ITK}/").partition("/")
         scan_id = first.removesuffix(FOLDER_SUFFIX)
-        if scan_id == first or not is_scan_id(scan_id) or not within:
+        if scan_id == first or not is_scan_id(scan_id) or not key_in_image:
             return None
         scan = self._folder.scan(scan_id, version)
         if scan is None:
-            if within.endswith(METADATA):
+            if key_in_image.endswith(METADATA):
                 return None
             raise GoneError(f"there is no scan {scan_id!r} in the store any more.")
-        place, _, name = within.rpartition("/")
+        folder, _, name = key_in_image.rpartition("/")
         if name == METADATA:
-            node = self._tree(scan_id, scan, for_itk=for_itk).nodes.get(place)
+            node = self._tree(scan_id, scan, for_itk=for_itk).nodes.get(folder)
             return None if node is None else ServedFile.of(json.dumps(node).encode())
-        found = parse_ome_key(within)
-        if found is None or not found.key_in_level.startswith(("c/", "c.")):
+        ome_key = parse_ome_key(key_in_image)
+        if ome_key is None or not ome_key.key_in_level.startswith(("c/", "c.")):
             return None  # some clients look for chunk keys of Zarr v2
-        if found.level > 0:
-            return self._chunk(scan_id, scan, found)
-        return self._folder.find(f"{scan_key(scan_id)}/{found.array}/{found.key_in_level}", version)
+        if ome_key.level > 0:
+            return self._chunk(scan_id, scan, ome_key)
+        return self._folder.find(
+            f"{scan_key(scan_id)}/{ome_key.array}/{ome_key.key_in_level}", version
+        )
 
     def _tree(self, scan_id: str, scan: ServedScan, *, for_itk: bool = False) -> OmeTree:
-        known = self._trees.find((scan_id, for_itk))
-        if known is not None and known[0] == scan.identity:
-            return known[1]
+        cached = self._trees.find((scan_id, for_itk))
+        if cached is not None and cached[0] == scan.identity:
+            return cached[1]
         file = self._folder.metadata(scan_id, scan)
         data = file.read(0, file.size_bytes)
-        stored = json.loads(data)["consolidated_metadata"]["metadata"]
+        nodes = json.loads(data)["consolidated_metadata"]["metadata"]
         try:
             parsed = parse_scan(data, "")
         except DamagedMetadataError as problem:
             raise UnreadableError(f"the metadata of {scan_id!r} are damaged.") from problem
         tree = ome_tree(
             parsed,
-            stored,
+            nodes,
             for_itk=for_itk,
             coarsest_voxels=self._patches.limits.coarsest_level_voxels,
         )
@@ -110,16 +112,16 @@ class OmeFolder:
     def _chunk(self, scan_id: str, scan: ServedScan, key: OmeKey) -> ServedFile | None:
         """Return a chunk of a coarse level; None if it is background."""
         levels = self._tree(scan_id, scan).levels
-        stored = scan.group.arrays.image if key.array == IMAGE else scan.group.arrays.label
-        if stored is None or key.level >= len(levels):  # in an older version of the scan
+        metadata = scan.group.arrays.image if key.array == IMAGE else scan.group.arrays.label
+        if metadata is None or key.level >= len(levels):  # an older version of the scan had it
             raise GoneError(f"scan {scan_id!r} has no such level any more.")
         level = levels[key.level]
-        reader, engine = self._patches.opened([scan_id])
+        reader, engine = self._patches.reader_and_engine([scan_id])
 
         def read() -> tuple[ArraySpec, npt.NDArray[Any]]:
-            now: ScanHandle = reader.scan(scan_id)
-            array = now.image.unscaled() if key.array == IMAGE else now.label
-            if array is None or now.content_checksum != scan.content_checksum:
+            current: ScanHandle = reader.scan(scan_id)
+            array = current.image.unscaled() if key.array == IMAGE else current.label
+            if array is None or current.content_checksum != scan.content_checksum:
                 raise UnreadableError(f"scan {scan_id!r} is being replaced.")
             piece_zyx = piece_shape_zyx(array)
             index = chunk_index(

@@ -14,40 +14,40 @@ from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.version_headers import RefusedError
 from spinezarr.text import to_ascii_json
-from spinezarr.view.open_in import ServedScan, ways_to_open
+from spinezarr.view.open_in import ServedScan, open_in_options
 
 __all__ = ["OpenInModel", "answer_open_in"]
 
 
-class _ToldModel(BaseModel):
+class _ResponseModel(BaseModel):
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True
     )
 
 
-class WayModel(_ToldModel):
-    """One way to open a scan."""
+class OptionModel(_ResponseModel):
+    """One program or file that opens a scan."""
 
     name: str
     """Name of the program or file."""
     kind: Literal["link", "code"]
-    """``link`` is a path on this server, ``code`` is text to copy."""
+    """``link`` for a path on this server, ``code`` for text to copy."""
     text: str
     """The path, or the text to copy."""
     hint: str
     """One or two sentences of advice."""
 
 
-class OpenInModel(_ToldModel):
+class OpenInModel(_ResponseModel):
     """The programs that can open a scan."""
 
-    ways: tuple[WayModel, ...]
+    options: tuple[OptionModel, ...]
 
 
 def answer_open_in(
     source: PatchSource, request: Request, store: str, scan_id: str, *, needs_token: bool
 ) -> Answer:
-    """List the ways to open a scan, with the address by which the client reached the server.
+    """List the programs that can open a scan, with the address that the client used.
 
     Parameters
     ----------
@@ -65,18 +65,18 @@ def answer_open_in(
         return text_answer(HTTPStatus.BAD_REQUEST, "The request names no host.")
     try:
         scan = OpenedScan.of(source, scan_id, None).scan
-    except RefusedError as refused:
-        return refused.answer
-    served = ServedScan(
+    except RefusedError as refusal:
+        return refusal.answer
+    served_scan = ServedScan(
         origin, store, scan_id, has_label=scan.label is not None, needs_token=needs_token
     )
-    ways = tuple(
-        WayModel(name=way.name, kind=way.kind, text=way.text, hint=way.hint)
-        for way in ways_to_open(served)
+    options = tuple(
+        OptionModel(name=option.name, kind=option.kind, text=option.text, hint=option.hint)
+        for option in open_in_options(served_scan)
     )
-    told = OpenInModel(ways=ways)
+    model = OpenInModel(options=options)
     return Answer(
         HTTPStatus.OK,
         {"content-type": "application/json", "cache-control": "no-store"},
-        to_ascii_json(told.model_dump(mode="json"), indent=None).encode(),
+        to_ascii_json(model.model_dump(mode="json"), indent=None).encode(),
     )

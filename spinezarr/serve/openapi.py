@@ -1,6 +1,6 @@
 """How do programs read the description of a server?
 
-The OpenAPI document is made from the operations and their models.
+They read an OpenAPI document, which is made from the operations and their models.
 
 References
 ----------
@@ -22,8 +22,9 @@ from spinezarr.serve.query import parameters_of
 __all__ = ["document"]
 
 _TITLE: Final = "spinezarr"
-_ABOUT: Final = (
-    "Stores over HTTP: bytes for every Zarr client, patches for trainers, JSON for pages."
+_DESCRIPTION: Final = (
+    "The server offers stores over HTTP: bytes for every Zarr client, patches for trainers, and "
+    "JSON for pages."
 )
 _NAME: Final = re.compile(r"{(\w+)}")
 _SCHEMES: Final = {
@@ -42,29 +43,29 @@ def document(*, has_tokens: bool) -> dict[str, Any]:
     has_tokens
         Whether the server requires tokens.
     """
-    asked = dict.fromkeys(op.body for op in OPERATIONS if op.body is not None)
-    told = dict.fromkeys(
+    request_models = dict.fromkeys(op.body for op in OPERATIONS if op.body is not None)
+    response_models = dict.fromkeys(
         content.model
         for op in OPERATIONS
         for content in op.answers.values()
         if content.model is not None
     )
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        *((model, "validation") for model in asked),
-        *((model, "serialization") for model in told),
+        *((model, "validation") for model in request_models),
+        *((model, "serialization") for model in response_models),
     ]
     references, definitions = models_json_schema(models, ref_template=_REF)
     schemas = {model: references[model, mode] for model, mode in models}
     paths: dict[str, dict[str, Any]] = {}
     for op in OPERATIONS:
-        described = _operation(op, schemas, has_tokens=has_tokens)
-        at = paths.setdefault(op.path, {})
-        at[op.method.lower()] = described
+        operation = _operation(op, schemas, has_tokens=has_tokens)
+        path_item = paths.setdefault(op.path, {})
+        path_item[op.method.lower()] = operation
         if op.method == "GET":
-            at["head"] = _head_of(described)
+            path_item["head"] = _head_operation(operation)
     return {
         "openapi": "3.1.0",
-        "info": {"title": _TITLE, "version": package_version(), "description": _ABOUT},
+        "info": {"title": _TITLE, "version": package_version(), "description": _DESCRIPTION},
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in dict.fromkeys(op.group for op in OPERATIONS)],
         "paths": paths,
@@ -78,7 +79,7 @@ def document(*, has_tokens: bool) -> dict[str, Any]:
 def _operation(
     op: Operation, schemas: Mapping[type[BaseModel], Mapping[str, Any]], *, has_tokens: bool
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    operation: dict[str, Any] = {
         "operationId": op.name,
         "tags": [op.group],
         "summary": op.summary,
@@ -89,13 +90,13 @@ def _operation(
         },
     }
     if op.body is not None:
-        found["requestBody"] = {
+        operation["requestBody"] = {
             "required": True,
             "content": {_JSON: {"schema": schemas[op.body]}},
         }
     if has_tokens:
-        found["security"] = [] if op.is_open else [{name: []} for name in _SCHEMES]
-    return found
+        operation["security"] = [] if op.is_open else [{name: []} for name in _SCHEMES]
+    return operation
 
 
 def _parameters(op: Operation) -> Iterator[dict[str, Any]]:
@@ -109,13 +110,13 @@ def _parameters(op: Operation) -> Iterator[dict[str, Any]]:
             "schema": schema,
         }
     if op.query is not None:
-        needed = op.query.model_json_schema().get("required", ())
+        required = op.query.model_json_schema().get("required", ())
         for name, field in parameters_of(op.query).items():
             schema = {key: value for key, value in field.items() if key != "description"}
             yield {
                 "name": name,
                 "in": "query",
-                "required": name in needed,
+                "required": name in required,
                 "style": "form",
                 "explode": False,
                 "description": field.get("description", ""),
@@ -133,26 +134,28 @@ def _parameters(op: Operation) -> Iterator[dict[str, Any]]:
 def _answer(
     content: Content, schemas: Mapping[type[BaseModel], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"description": content.text}
+    response: dict[str, Any] = {"description": content.text}
     if content.headers:
-        found["headers"] = {
+        response["headers"] = {
             name: {"required": True, "schema": {"type": "string"}} for name in content.headers
         }
     if content.types:
-        text = {"schema": {"type": "string"}}
-        one = {} if content.model is None else {"schema": schemas[content.model]}
-        found["content"] = {kind: text if kind == TEXT else one for kind in content.types}
-    return found
+        text_content = {"schema": {"type": "string"}}
+        json_content = {} if content.model is None else {"schema": schemas[content.model]}
+        response["content"] = {
+            kind: text_content if kind == TEXT else json_content for kind in content.types
+        }
+    return response
 
 
-def _head_of(described: Mapping[str, Any]) -> dict[str, Any]:
-    answers = {
-        status: {key: value for key, value in answer.items() if key != "content"}
-        for status, answer in described["responses"].items()
+def _head_operation(operation: Mapping[str, Any]) -> dict[str, Any]:
+    responses = {
+        status: {key: value for key, value in response.items() if key != "content"}
+        for status, response in operation["responses"].items()
     }
     return {
-        **described,
-        "operationId": f"{described['operationId']}_head",
-        "summary": f"{described['summary']}: the head of the answer alone",
-        "responses": answers,
+        **operation,
+        "operationId": f"{operation['operationId']}_head",
+        "summary": f"{operation['summary']}: only the headers of the answer",
+        "responses": responses,
     }

@@ -36,18 +36,18 @@ class OpenedScan:
         scan_id
             Id of the scan.
         content_checksum
-            Version of the scan; None for the present one.
+            Version of the scan; None for the current one.
 
         Raises
         ------
         RefusedError
-            If there is no such scan, it has another version, or it is damaged.
+            If there is no such scan, or it has another version, or it is damaged.
         SpinezarrError, OSError
             If the store cannot be read.
         """
         if not source.may_have(scan_id):
             raise RefusedError(NO_SCAN)
-        reader, engine = source.opened([scan_id])
+        reader, engine = source.reader_and_engine([scan_id])
         try:
             scan: ScanHandle = reader.scan(scan_id)
         except UnknownScanError:
@@ -58,5 +58,7 @@ class OpenedScan:
             )
             raise RefusedError(answer) from problem
         if content_checksum not in {None, scan.content_checksum}:
-            raise RefusedError(text_answer(HTTPStatus.GONE, "The scan was replaced."))
+            raise RefusedError(
+                text_answer(HTTPStatus.GONE, "The scan was replaced by another version.")
+            )
         return cls(scan, reader, engine)

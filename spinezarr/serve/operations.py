@@ -34,17 +34,19 @@ _CLIENT_FILES: Final = ("text/javascript", "text/css", "application/wasm")
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "store": "Name of a store, as /v1/stores lists it.",
-        "scan_id": "Id of a scan, as the list of scans has it.",
+        "scan_id": "Id of a scan, as /v1/<store>/scans lists it.",
         "file": "Name of a file of the page.",
         "level": "Number of the level; 0 is the stored array, and higher numbers are coarser.",
-        "key": "Key of a file below the store, e.g. "
-        "scans/liver_0/zarr.json. A first part @<content_checksum> names the version of a scan.",
-        "Range": "One range of bytes, with GET only; several ranges get the whole file.",
-        "If-Range": "Entity tag of the version of the range; another version gets the whole file.",
-        "If-Match": "Entity tags; 412 if the version has none of them.",
-        "If-None-Match": "Entity tags; 304 if the version has one of them.",
-        "Accept-Encoding": "With gzip, masks are sent compressed.",
-        "version": "Version of the client of neuroglancer.",
+        "key": "Key of a file below the store, e.g. scans/liver_0/zarr.json. If it starts with "
+        "@<content_checksum>/, it names a version of the scan.",
+        "Range": "One range of bytes, with GET only. For several ranges, the whole file is sent.",
+        "If-Range": "Entity tag of the version of the range. Of another version, the whole file is "
+        "sent.",
+        "If-Match": "Entity tags. The status is 412 if the version has none of them.",
+        "If-None-Match": "Entity tags. The status is 304 if the version has one of them.",
+        "Accept-Encoding": "Encodings that the client accepts. With gzip, large answers are "
+        "compressed.",
+        "version": "Version of neuroglancer.",
     }
 )
 """Meaning of each path parameter and header."""
@@ -81,13 +83,13 @@ class Operation:
     name
         Unique name of the operation.
     method, path
-        HTTP method and path. Parameters of the path are in braces. HEAD is allowed with GET.
+        HTTP method and path. Parameters of the path are in braces. HEAD is allowed where GET is.
     group
         Heading of the operation in the documentation.
     summary
         The operation in one line.
     query, body
-        Models of the query and the body; None without one.
+        Models of the query and of the body; None if there is none.
     headers
         Request headers that the operation uses.
     answers
@@ -108,7 +110,7 @@ class Operation:
     is_open: bool = field(default=False, kw_only=True)
 
 
-_KNOWN: Final = {
+_ACCESS: Final = {
     HTTPStatus.UNAUTHORIZED: Content(
         "The token is missing or unknown; browsers get the page to sign in.",
         (TEXT, _HTML),
@@ -122,21 +124,21 @@ _UNREADABLE: Final = {
     )
 }
 _FACTS: Final = {
-    **_KNOWN,
+    **_ACCESS,
     **_UNREADABLE,
     HTTPStatus.NOT_FOUND: Content("There is no such store or scan."),
 }
 _BAD_QUERY: Final = {
     HTTPStatus.BAD_REQUEST: Content("The query is not valid; the text names the parameter.")
 }
-_KEPT: Final = {
+_CONDITIONAL: Final = {
     HTTPStatus.NOT_MODIFIED: Content("The version matches If-None-Match.", (), headers=("ETag",)),
     HTTPStatus.PRECONDITION_FAILED: Content(
         "The version does not match If-Match.", (), headers=("ETag",)
     ),
 }
 _VERSION: Final = {
-    **_KEPT,
+    **_CONDITIONAL,
     HTTPStatus.GONE: Content("The scan was replaced by another version, or removed."),
 }
 _BYTES_ANSWERS: Final = {
@@ -149,13 +151,15 @@ _BYTES_ANSWERS: Final = {
     ),
     **_FACTS,
     **_VERSION,
-    HTTPStatus.NOT_FOUND: Content("There is no such key; a chunk without a key is background."),
+    HTTPStatus.NOT_FOUND: Content("There is no such key. A chunk without a key is background."),
 }
 _CONDITIONS: Final = ("If-Match", "If-None-Match")
 _RANGES: Final = ("Range", "If-Range", *_CONDITIONS)
 _TOO_MUCH: Final = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Content("The answer would be too large."),
-    HTTPStatus.TOO_MANY_REQUESTS: Content("Too many requests at once.", headers=("Retry-After",)),
+    HTTPStatus.TOO_MANY_REQUESTS: Content(
+        "There are too many requests at once.", headers=("Retry-After",)
+    ),
 }
 _READING: Final = {
     **_FACTS,
@@ -167,7 +171,7 @@ _READING: Final = {
 _PAGE_ANSWERS: Final = {
     HTTPStatus.OK: Content("The page.", (_HTML,), headers=("ETag",)),
     HTTPStatus.NOT_MODIFIED: Content("The version matches If-None-Match.", (), headers=("ETag",)),
-    **_KNOWN,
+    **_ACCESS,
 }
 _PAGE_HEADERS: Final = ("If-None-Match",)
 
@@ -185,7 +189,7 @@ FLAT: Final = Operation(
     "GET",
     "/flat/{store}/{key}",
     "Bytes",
-    "The arrays without shards: each chunk is an object",
+    "The arrays without shards, where each chunk is an object",
     _BYTES_ANSWERS,
     headers=_RANGES,
 )
@@ -214,7 +218,7 @@ OPERATIONS: Final = (
                 "hold the status of each item.",
                 BATCH_MEDIA_TYPES,
             ),
-            HTTPStatus.REQUEST_TIMEOUT: Content("The request did not come in time."),
+            HTTPStatus.REQUEST_TIMEOUT: Content("The body of the request did not arrive in time."),
             **_READING,
         },
         body=BatchModel,
@@ -244,8 +248,8 @@ OPERATIONS: Final = (
         "A slice of a scan with its vertebrae, as a picture",
         {
             HTTPStatus.OK: Content(
-                "The picture: head up, the patient's right or anterior on the left, pixels square "
-                "in mm; NaN is black.",
+                "The picture. The head is up, and the patient's right or anterior is on the left. "
+                "Pixels are square in mm, and NaN is black.",
                 (PNG,),
                 headers=("ETag",),
             ),
@@ -255,7 +259,7 @@ OPERATIONS: Final = (
                 "The query is not valid; the text names the parameter."
             ),
             HTTPStatus.UNPROCESSABLE_ENTITY: Content(
-                "The scan has no slice there; the text says where it has."
+                "The scan has no slice at this position; the text gives the range of positions."
             ),
             **_TOO_MUCH,
         },
@@ -288,11 +292,11 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}/scans/{scan_id}/view",
         "Pictures",
-        "All that a page shows of a scan: vertebrae with colors, findings, previous and next scan",
+        "What a page shows of a scan: vertebrae with colors, findings, previous and next scan",
         {
             HTTPStatus.OK: Content("The scan.", (_JSON,), ViewModel, headers=("ETag",)),
             **_FACTS,
-            **_KEPT,
+            **_CONDITIONAL,
         },
         headers=(*_CONDITIONS, "Accept-Encoding"),
     ),
@@ -302,7 +306,7 @@ OPERATIONS: Final = (
         "/v1/stores",
         "Facts",
         "The stores, with titles, licenses, scans and bytes",
-        {HTTPStatus.OK: Content("All stores.", (_JSON,), StoresModel), **_KNOWN, **_UNREADABLE},
+        {HTTPStatus.OK: Content("The stores.", (_JSON,), StoresModel), **_ACCESS, **_UNREADABLE},
     ),
     Operation(
         "store",
@@ -326,7 +330,7 @@ OPERATIONS: Final = (
                 "The query is not valid; the text names the parameter."
             ),
             **_FACTS,
-            **_KEPT,
+            **_CONDITIONAL,
         },
         query=ScansQuery,
         headers=(*_CONDITIONS, "Accept-Encoding"),
@@ -338,12 +342,12 @@ OPERATIONS: Final = (
         "Facts",
         "Histograms of the spacings of scans, and how many show each vertebra",
         {
-            HTTPStatus.OK: Content("Figures.", (_JSON,), StatisticsModel, headers=("ETag",)),
+            HTTPStatus.OK: Content("The statistics.", (_JSON,), StatisticsModel, headers=("ETag",)),
             HTTPStatus.BAD_REQUEST: Content(
                 "The query is not valid; the text names the parameter."
             ),
             **_FACTS,
-            **_KEPT,
+            **_CONDITIONAL,
         },
         query=StatisticsQuery,
         headers=(*_CONDITIONS, "Accept-Encoding"),
@@ -354,7 +358,7 @@ OPERATIONS: Final = (
         "/v1/{store}/scans/{scan_id}",
         "Facts",
         "All attributes of a scan",
-        {HTTPStatus.OK: Content("Its attributes.", (_JSON,), ScanModel), **_FACTS},
+        {HTTPStatus.OK: Content("The attributes.", (_JSON,), ScanModel), **_FACTS},
     ),
     Operation(
         "list_page",
@@ -387,7 +391,7 @@ OPERATIONS: Final = (
                 ("text/javascript", "text/css", "image/svg+xml", TEXT, _HTML),
                 headers=("ETag",),
             ),
-            HTTPStatus.NOT_FOUND: Content("There is no such store or scan."),
+            HTTPStatus.NOT_FOUND: Content("There is no such file."),
         },
         headers=_PAGE_HEADERS,
     ),
@@ -397,10 +401,10 @@ OPERATIONS: Final = (
             "GET",
             f"/v1/{{store}}/scans/{{scan_id}}/{array}.nii.gz",
             "Files",
-            f"The whole {what} of a scan as NIfTI, as 'spinezarr export nifti' writes it",
+            f"The whole {noun} of a scan as NIfTI, as 'spinezarr export nifti' writes it",
             {
                 HTTPStatus.OK: Content(
-                    "The file; its size is not known before its end.",
+                    "The file. Its size is not known before its end.",
                     (NIFTI_GZ,),
                     headers=("ETag", "Content-Disposition"),
                 ),
@@ -417,7 +421,7 @@ OPERATIONS: Final = (
             query=NiftiQuery,
             headers=_CONDITIONS,
         )
-        for array, what, missing in (
+        for array, noun, missing in (
             ("image", "image", {}),
             (
                 "label",
@@ -431,7 +435,7 @@ OPERATIONS: Final = (
         "GET",
         "/v1/{store}/scans/{scan_id}/open-in",
         "Facts",
-        "Other programs that can open a scan: links, and lines to paste",
+        "Other programs that can open a scan: links, and text to paste",
         {
             HTTPStatus.OK: Content("The programs.", (_JSON,), OpenInModel),
             HTTPStatus.BAD_REQUEST: Content("The request names no host."),
@@ -446,7 +450,7 @@ OPERATIONS: Final = (
         "A scan in neuroglancer, at full resolution",
         {
             HTTPStatus.SEE_OTHER: Content(
-                "Redirects to neuroglancer, with the state in the fragment.",
+                "A redirect to neuroglancer, with the state in the fragment.",
                 (),
                 headers=("Location",),
             ),
@@ -466,7 +470,7 @@ OPERATIONS: Final = (
         "/neuroglancer/{store}/{scan_id}/segments/info",
         "Pages",
         "Names and volumes of the segments of a mask, for neuroglancer",
-        {HTTPStatus.OK: Content("Segment properties.", (_JSON,)), **_FACTS},
+        {HTTPStatus.OK: Content("The properties of the segments.", (_JSON,)), **_FACTS},
     ),
     Operation(
         "neuroglancer_client",
@@ -477,9 +481,9 @@ OPERATIONS: Final = (
         {
             HTTPStatus.OK: Content("The file.", (_HTML, *_CLIENT_FILES)),
             HTTPStatus.SEE_OTHER: Content(
-                "Redirects to the installed version.", (), headers=("Location",)
+                "A redirect to the installed version.", (), headers=("Location",)
             ),
-            **_KNOWN,
+            **_ACCESS,
             HTTPStatus.NOT_FOUND: Content("The client has no such file, or is not installed."),
         },
     ),
@@ -489,7 +493,7 @@ OPERATIONS: Final = (
         "/v1/openapi.json",
         "The server",
         "This description, for programs (OpenAPI 3.1)",
-        {HTTPStatus.OK: Content("OpenAPI.", (_JSON,)), **_KNOWN},
+        {HTTPStatus.OK: Content("The OpenAPI document.", (_JSON,)), **_ACCESS},
     ),
     Operation(
         "docs",
@@ -497,7 +501,7 @@ OPERATIONS: Final = (
         "/docs",
         "The server",
         "This description, for people",
-        {HTTPStatus.OK: Content("A page.", (_HTML,)), **_KNOWN},
+        {HTTPStatus.OK: Content("The page.", (_HTML,)), **_ACCESS},
     ),
     Operation(
         "metrics",
@@ -505,7 +509,7 @@ OPERATIONS: Final = (
         "/metrics",
         "The server",
         "Metrics for Prometheus: requests, seconds, bytes, batches in progress",
-        {HTTPStatus.OK: Content("Figures."), **_KNOWN},
+        {HTTPStatus.OK: Content("The metrics."), **_ACCESS},
     ),
     Operation(
         "healthz",
@@ -513,7 +517,7 @@ OPERATIONS: Final = (
         "/healthz",
         "The server",
         "Whether the server runs",
-        {HTTPStatus.OK: Content("It does.")},
+        {HTTPStatus.OK: Content("The server runs.")},
         is_open=True,
     ),
     Operation(
@@ -522,7 +526,7 @@ OPERATIONS: Final = (
         "/readyz",
         "The server",
         "Whether all served stores can be opened",
-        {HTTPStatus.OK: Content("All can be opened."), **_UNREADABLE},
+        {HTTPStatus.OK: Content("All stores can be opened."), **_UNREADABLE},
         is_open=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""By which address did the client reach the server?
+"""Which address did the client use to reach the server?
 
 URLs in answers begin with this address.
 """
@@ -16,8 +16,8 @@ _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?:
 def origin_of(request: Request) -> str | None:
     """Return scheme, host name and port of the request; None if it names no host.
 
-    Proxies say by ``X-Forwarded-Proto`` that the client used TLS. A client that sends a false
-    header gets wrong URLs itself. No other client does, as no cache keeps these answers.
+    A proxy states in ``X-Forwarded-Proto`` that the client used TLS. A client that sends a false
+    header gets wrong URLs. Other clients do not, because no cache keeps these answers.
 
     Examples
     --------

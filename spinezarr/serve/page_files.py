@@ -34,8 +34,8 @@ _POLICY: Final = (
     "style-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-"""Content-Security-Policy of the pages: everything comes from this server."""
-_SHARED: Final = {
+"""Content-Security-Policy of the pages, which load everything from this server."""
+_COMMON_HEADERS: Final = {
     "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
@@ -44,23 +44,25 @@ _SHARED: Final = {
 
 @cache
 def _page_files() -> Mapping[str, Body]:
-    """Read all files once. The page of a scan is told whether NiiVue is there."""
+    """Read all files once. An attribute of the pages states whether NiiVue is available."""
     folder = files("spinezarr.view").joinpath("page")
-    read = {
+    contents = {
         entry.name: entry.read_bytes()
         for entry in folder.iterdir()
         if entry.name.rpartition(".")[2] in _TYPES
     }
-    if _NIIVUE not in read:
-        read = {name: data.replace(_HAS_NIIVUE, _LACKS_NIIVUE) for name, data in read.items()}
-    return {name: _told(name, data) for name, data in read.items()}
+    if _NIIVUE not in contents:
+        contents = {
+            name: data.replace(_HAS_NIIVUE, _LACKS_NIIVUE) for name, data in contents.items()
+        }
+    return {name: _file_body(name, data) for name, data in contents.items()}
 
 
-def _told(name: str, data: bytes) -> Body:
+def _file_body(name: str, data: bytes) -> Body:
     media_type = _TYPES[name.rpartition(".")[2]]
     is_page = media_type.startswith("text/html")
     policy = {"content-security-policy": _POLICY} if is_page else {}
-    return Body(data, media_type, {**_SHARED, **policy})
+    return Body(data, media_type, {**_COMMON_HEADERS, **policy})
 
 
 def answer_page_file(request: Request, name: str) -> Answer:

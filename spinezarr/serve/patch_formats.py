@@ -49,11 +49,11 @@ class FormatOptions:
     Attributes
     ----------
     pack
-        Compression of the voxels, where the format has a choice.
+        Compression of the voxels, if the format allows a choice.
     array
         Array to send, in formats that hold one array.
     flat_axis
-        Axis of ``(z, y, x)`` that slices do not have; None for patches.
+        Axis of ``(z, y, x)`` that slices lack: 0, 1 or 2; None for patches.
     """
 
     pack: Pack = "none"
@@ -61,17 +61,19 @@ class FormatOptions:
     flat_axis: int | None = None
 
 
-def is_available(form: str) -> bool:
+def is_available(media_type: str) -> bool:
     """Whether the packages that write a format are installed."""
-    return form != ARROW or find_spec("pyarrow") is not None
+    return media_type != ARROW or find_spec("pyarrow") is not None
 
 
-def encode_batch(form: str, batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
+def encode_batch(
+    media_type: str, batch: Batch, statuses: Sequence[str], options: FormatOptions
+) -> bytes:
     """Encode a batch.
 
     Parameters
     ----------
-    form
+    media_type
         Media type of the format.
     batch
         The items that could be read; a single one for formats of one patch.
@@ -85,9 +87,9 @@ def encode_batch(form: str, batch: Batch, statuses: Sequence[str], options: Form
     UsageError
         If the format cannot hold the batch.
     """
-    if form not in BATCH_MEDIA_TYPES and options.pack != "none":
-        raise UsageError(f"pack: {form} has no compression; leave it out.")
-    return _WRITERS[form](batch, statuses, options)
+    if media_type not in BATCH_MEDIA_TYPES and options.pack != "none":
+        raise UsageError(f"pack: {media_type} has no compression; leave the option out.")
+    return _WRITERS[media_type](batch, statuses, options)
 
 
 def _voxels(batch: Batch) -> dict[str, npt.NDArray[Any]]:
@@ -107,12 +109,14 @@ def _tensors(batch: Batch) -> dict[str, npt.NDArray[Any]]:
 
 
 def _as_safetensors(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
-    packs: dict[str, Pack] = dict.fromkeys(_voxels(batch), options.pack)
-    return write_tensors(_tensors(batch), {"status": list(statuses), "dims": batch.dims}, packs)
+    pack_of_tensor: dict[str, Pack] = dict.fromkeys(_voxels(batch), options.pack)
+    return write_tensors(
+        _tensors(batch), {"status": list(statuses), "dims": batch.dims}, pack_of_tensor
+    )
 
 
 def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
-    import pyarrow as pa  # noqa: PLC0415  need not be there
+    import pyarrow as pa  # noqa: PLC0415  optional
 
     columns: dict[str, Any] = {"scan_id": pa.array(batch.scan_id, pa.string())}
     for name, values in _tensors(batch).items():
@@ -124,14 +128,14 @@ def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> 
                 pa.FixedSizeListArray.from_arrays(values.ravel(), int(np.prod(values.shape[1:]))),
             )
         )
-    about = {"status": json.dumps(list(statuses)), "dims": json.dumps(batch.dims)}
-    rows = pa.RecordBatch.from_pydict(columns, metadata=about)
-    packing = None if options.pack == "none" else options.pack
+    metadata = {"status": json.dumps(list(statuses)), "dims": json.dumps(batch.dims)}
+    record_batch = pa.RecordBatch.from_pydict(columns, metadata=metadata)
+    compression = None if options.pack == "none" else options.pack
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(
-        sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression=packing)
+        sink, record_batch.schema, options=pa.ipc.IpcWriteOptions(compression=compression)
     ) as stream:
-        stream.write_batch(rows)
+        stream.write_batch(record_batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
@@ -143,9 +147,9 @@ def _as_npy(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
 
 
 def _as_nifti(batch: Batch, _: Sequence[str], options: FormatOptions) -> bytes:
-    import nibabel as nib  # noqa: PLC0415  takes long, and few ask for it
+    import nibabel as nib  # noqa: PLC0415  few requests need it
 
-    from spinezarr.export.nifti_placement import NiftiPlacement  # noqa: PLC0415  imports it
+    from spinezarr.export.nifti_placement import NiftiPlacement  # noqa: PLC0415  imports nibabel
 
     values = _array(batch, options)
     if "slice" in batch.dims and options.array == "image":
@@ -174,7 +178,7 @@ def _array(batch: Batch, options: FormatOptions) -> npt.NDArray[Any]:
     if options.array == "image":
         return batch.image
     if batch.label is None:
-        raise UsageError("array: the label is only read with with_label=true.")
+        raise UsageError("array: the label is read only with with_label=true.")
     return batch.label
 
 

@@ -1,8 +1,8 @@
 """How does the server read patches for its clients?
 
 ``POST /v1/<store>/batch`` reads several patches and returns a status for each. ``GET
-/v1/<store>/scans/<scan_id>/patch`` reads one. Caches may keep that one, because its entity tag
-names the version of the scan.
+/v1/<store>/scans/<scan_id>/patch`` reads one. Caches may keep the answer, because its entity
+tag names the version of the scan.
 """
 
 import math
@@ -30,7 +30,7 @@ from spinezarr.serve.patch_formats import (
     encode_batch,
     is_available,
 )
-from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query, wrong_of
+from spinezarr.serve.query import QueryModel, WrongQueryError, describe_first_fault, parse_query
 from spinezarr.serve.served_files import ServedFolder
 from spinezarr.serve.storage import UnavailableError
 from spinezarr.serve.version_headers import RefusedError, headers_of_version
@@ -67,7 +67,7 @@ _Checksum = Annotated[str, Field(max_length=64)]
 
 
 def batch_limits(limits: ServeLimits) -> BatchLimits:
-    """Return what clients are told about the largest batch and the speed of this server."""
+    """Return the limits of a batch, and the number of processors, for clients."""
     return BatchLimits(
         protocol=PROTOCOL,
         items=_ITEMS,
@@ -86,15 +86,15 @@ class _PatchModel(QueryModel):
     )
     """Spacing to resample to; null along an axis keeps the spacing of the scan."""
     with_label: bool = True
-    """Whether masks are read too."""
+    """Whether masks are read, too."""
     image_dtype: Literal["int16", "uint16", "int32", "uint32", "int64", "float32", "float64"] = (
         "int16"
     )
-    """Type of the image; scans with values outside of it are refused."""
+    """Type of the image. Scans whose values it cannot hold are refused."""
     flat_axis: Literal[0, 1, 2] | None = None
-    """Axis that slices do not have (0, 1, 2 for z, y, x), along which ``size_zyx`` is 1."""
+    """Axis that slices lack (0, 1, 2 for z, y, x). Along it, ``size_zyx`` is 1."""
     neighbors: Annotated[int, Field(ge=0, le=64)] = 0
-    """Further slices of the image on either side of each slice."""
+    """Number of further slices of the image on either side of each slice."""
     neighbor_step_mm: _Millimeters | None = None
     """Distance between these slices; null for adjacent slices of the scan."""
     nonfinite: Nonfinite = "refuse"
@@ -105,7 +105,7 @@ class _PatchModel(QueryModel):
     its buffers."""
 
     @model_validator(mode="after")
-    def _fit(self) -> Self:
+    def _check_slice_fields(self) -> Self:
         if self.flat_axis is not None and self.size_zyx[self.flat_axis] != 1:
             raise ValueError("a slice must have one voxel along its flat_axis")
         if self.neighbors and self.flat_axis is None:
@@ -126,9 +126,9 @@ class ItemModel(QueryModel):
 
     scan_id: Annotated[str, Field(max_length=255)]
     start_zyx: tuple[_Start, _Start, _Start]
-    """First voxel of the patch; outside of the volume is air and background."""
+    """First voxel of the patch. Outside the volume, a patch holds air and background."""
     content_checksum: _Checksum | None = None
-    """Version of the scan; null for the present one."""
+    """Version of the scan; null for the current one."""
 
 
 class BatchModel(_PatchModel):
@@ -138,12 +138,12 @@ class BatchModel(_PatchModel):
 
 
 class PatchQuery(_PatchModel):
-    """One patch of a scan; elements of a list are separated by commas."""
+    """One patch of a scan. Elements of a list are separated by commas."""
 
     start_zyx: tuple[_Start, _Start, _Start]
-    """First voxel of the patch; outside of the volume is air and background."""
+    """First voxel of the patch. Outside the volume, a patch holds air and background."""
     content_checksum: _Checksum | None = None
-    """The version of the scan that is wanted; the answer may be kept for ever."""
+    """The version of the scan; with it, the answer may be kept for ever."""
     array: Literal["image", "label"] = "image"
     """Array to send, in formats that hold one array."""
 
@@ -155,11 +155,12 @@ _FAILURES: Final[Mapping[str, HTTPStatus]] = {
     "the scan is damaged": HTTPStatus.SERVICE_UNAVAILABLE,
     "the scan is damaged, or has changed": HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""HTTP status for each status of a patch; others are faults of the request, and 422."""
+"""HTTP status for each status of a patch. It is 422 for all others, which are faults of the
+request."""
 
 
 class PatchSource:
-    """The patches of one store, as it is now; safe to share between threads.
+    """Reads patches of the current version of a store; safe to share between threads.
 
     Parameters
     ----------
@@ -178,8 +179,8 @@ class PatchSource:
         self._lock = Lock()
         self._opened: tuple[StoreReader, Engine] | None = None
 
-    def opened(self, scan_ids: Iterable[str]) -> tuple[StoreReader, Engine]:
-        """Return reader and engine of the store; reopen it if it has older versions of the scans.
+    def reader_and_engine(self, scan_ids: Iterable[str]) -> tuple[StoreReader, Engine]:
+        """Return reader and engine of the store; open it again if one of the scans has changed.
 
         Raises
         ------
@@ -202,12 +203,12 @@ class PatchSource:
     def _is_current(self, reader: StoreReader, scan_ids: Iterable[str]) -> bool:
         def is_current(scan_id: str) -> bool:
             try:
-                now, known = self._files.scan(scan_id), reader.scan(scan_id)
+                current, known = self._files.scan(scan_id), reader.scan(scan_id)
             except UnavailableError:
                 raise
             except SpinezarrError:
-                return True  # the read of the scan reports it
-            return now is not None and now.content_checksum == known.content_checksum
+                return True  # reading the scan raises the error
+            return current is not None and current.content_checksum == known.content_checksum
 
         return all(reader.objects.each(is_current, scan_ids))
 
@@ -224,29 +225,29 @@ def answer_batch(source: PatchSource, request: Request, body: bytes, *, threads:
     body
         JSON of a :class:`BatchModel`.
     threads
-        Threads that decode at once.
+        Number of threads that decode at once.
     """
     try:
-        form = _form(request, BATCH_MEDIA_TYPES)
-        asked = BatchModel.model_validate_json(body)
-        read = _Reading.of(source, asked, asked.items)
-        batch = read.run(threads)
-        data = encode_batch(form, batch, read.statuses, FormatOptions(pack=asked.pack))
+        media_type = _choose_media_type(request, BATCH_MEDIA_TYPES)
+        model = BatchModel.model_validate_json(body)
+        patch_read = _PatchRead.of(source, model, model.items)
+        batch = patch_read.run(threads)
+        data = encode_batch(media_type, batch, patch_read.statuses, FormatOptions(pack=model.pack))
     except ValidationError as problem:
-        return text_answer(HTTPStatus.BAD_REQUEST, wrong_of(problem))
+        return text_answer(HTTPStatus.BAD_REQUEST, describe_first_fault(problem))
     except UsageError as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     except RefusedError as problem:
         return problem.answer
     return Answer(
         HTTPStatus.OK,
-        {"content-type": form, "cache-control": "no-store", "vary": "Accept"},
+        {"content-type": media_type, "cache-control": "no-store", "vary": "Accept"},
         data,
     )
 
 
 def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads: int) -> Answer:
-    """Answer a request for one patch, which is a :class:`PatchQuery`.
+    """Answer a request for one patch. Its query is a :class:`PatchQuery`.
 
     Parameters
     ----------
@@ -256,54 +257,62 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
         Id of the scan.
     """
     try:
-        form = _form(request, PATCH_MEDIA_TYPES)
-        asked = parse_query(PatchQuery, request.query)
+        media_type = _choose_media_type(request, PATCH_MEDIA_TYPES)
+        query = parse_query(PatchQuery, request.query)
         item = ItemModel.model_construct(
-            scan_id=scan_id, start_zyx=asked.start_zyx, content_checksum=asked.content_checksum
+            scan_id=scan_id, start_zyx=query.start_zyx, content_checksum=query.content_checksum
         )
-        read = _Reading.of(source, asked, [item])
-        read.check()
-        checksum = read.batches.reader.scan(scan_id).content_checksum
+        patch_read = _PatchRead.of(source, query, [item])
+        patch_read.check()
+        checksum = patch_read.batches.reader.scan(scan_id).content_checksum
         headers = headers_of_version(
             request,
-            *(form, checksum, asked.model_dump_json(exclude={"content_checksum"})),
-            is_named=asked.content_checksum is not None,
+            *(media_type, checksum, query.model_dump_json(exclude={"content_checksum"})),
+            is_named=query.content_checksum is not None,
             vary="Accept",
         )
-        batch = read.run(threads)
-        read.check()
-        if read.batches.reader.scan(scan_id).content_checksum != checksum:
-            read.statuses[0] = "the scan has changed"
-            read.check()
-        options = FormatOptions(asked.pack, asked.array, asked.flat_axis)
-        data = encode_batch(form, batch, read.statuses, options)
+        batch = patch_read.run(threads)
+        patch_read.check()
+        if patch_read.batches.reader.scan(scan_id).content_checksum != checksum:
+            patch_read.statuses[0] = "the scan has changed"
+            patch_read.check()
+        options = FormatOptions(query.pack, query.array, query.flat_axis)
+        data = encode_batch(media_type, batch, patch_read.statuses, options)
     except (WrongQueryError, UsageError) as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     except RefusedError as problem:
         return problem.answer
-    if form in {NIFTI, NIFTI_GZ}:
-        ending = "nii" if form == NIFTI else "nii.gz"
-        name = quote(f"{scan_id}_{asked.array}.{ending}", safe="")
+    if media_type in {NIFTI, NIFTI_GZ}:
+        suffix = "nii" if media_type == NIFTI else "nii.gz"
+        name = quote(f"{scan_id}_{query.array}.{suffix}", safe="")
         headers["content-disposition"] = f"attachment; filename*=UTF-8''{name}"
-    return Answer(HTTPStatus.OK, {**headers, "content-type": form}, data)
+    return Answer(HTTPStatus.OK, {**headers, "content-type": media_type}, data)
 
 
-def _form(request: Request, offers: Sequence[str]) -> str:
-    """Return the media type to answer with, by the Accept header."""
+def _choose_media_type(request: Request, offers: Sequence[str]) -> str:
+    """Return the media type of the answer, by the Accept header.
+
+    Raises
+    ------
+    RefusedError
+        If the server has none of the accepted types.
+    """
     accept = request.headers.get("accept")
-    form = negotiate_media_type(accept, [offer for offer in offers if is_available(offer)])
-    if form is not None:
-        return form
-    absent = negotiate_media_type(accept, offers)
-    why = "" if absent is None else f" {absent} needs a package that this server lacks (pyarrow)."
+    media_type = negotiate_media_type(accept, [offer for offer in offers if is_available(offer)])
+    if media_type is not None:
+        return media_type
+    missing = negotiate_media_type(accept, offers)
+    reason = "" if missing is None else f" For {missing}, the server lacks the package pyarrow."
     raise RefusedError(
-        text_answer(HTTPStatus.NOT_ACCEPTABLE, f"Patches come as {', '.join(offers)}.{why}")
+        text_answer(
+            HTTPStatus.NOT_ACCEPTABLE, f"The formats of patches are {', '.join(offers)}.{reason}"
+        )
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Reading:
-    """Patches to read, and the status of each so far."""
+class _PatchRead:
+    """Patches to read, and the current status of each."""
 
     batches: BatchReader
     requests: Sequence[PatchRequest]
@@ -313,7 +322,9 @@ class _Reading:
     limits: ServeLimits
 
     @classmethod
-    def of(cls, source: PatchSource, asked: _PatchModel, items: Sequence[ItemModel]) -> "_Reading":
+    def of(
+        cls, source: PatchSource, model: _PatchModel, items: Sequence[ItemModel]
+    ) -> "_PatchRead":
         """Check the requested patches against the store and the limits.
 
         Raises
@@ -321,7 +332,7 @@ class _Reading:
         RefusedError
             If the request is not valid, or it is too large.
         """
-        voxel_bytes = asked.voxel_bytes(len(items))
+        voxel_bytes = model.voxel_bytes(len(items))
         limits = source.limits
         if voxel_bytes > limits.batch_voxel_bytes:
             raise RefusedError(
@@ -331,22 +342,24 @@ class _Reading:
                     f"{limits.batch_voxel_bytes} are sent together. Request fewer items.",
                 )
             )
-        reader, engine = source.opened({i.scan_id for i in items if source.may_have(i.scan_id)})
+        reader, engine = source.reader_and_engine(
+            {i.scan_id for i in items if source.may_have(i.scan_id)}
+        )
         batches = BatchReader(
             reader=reader,
             engine=engine,
-            size_zyx=asked.size_zyx,
-            spacing_zyx_mm=asked.spacing_zyx_mm,
-            with_label=asked.with_label,
-            image_dtype=np.dtype(asked.image_dtype),
-            flat_axis=asked.flat_axis,
-            neighbors=asked.neighbors,
-            neighbor_step_mm=asked.neighbor_step_mm,
-            nonfinite=asked.nonfinite,
+            size_zyx=model.size_zyx,
+            spacing_zyx_mm=model.spacing_zyx_mm,
+            with_label=model.with_label,
+            image_dtype=np.dtype(model.image_dtype),
+            flat_axis=model.flat_axis,
+            neighbors=model.neighbors,
+            neighbor_step_mm=model.neighbor_step_mm,
+            nonfinite=model.nonfinite,
         )
         requests = [
-            PatchRequest(at, item.scan_id, Box.at(item.start_zyx, asked.size_zyx), None)
-            for at, item in enumerate(items)
+            PatchRequest(number, item.scan_id, Box.at(item.start_zyx, model.size_zyx), None)
+            for number, item in enumerate(items)
         ]
         statuses = [
             _status(reader, item, batches) if source.may_have(item.scan_id) else _NO_SCAN
@@ -363,7 +376,13 @@ class _Reading:
             raise RefusedError(text_answer(code, f"{status[0].upper()}{status[1:]}."))
 
     def run(self, threads: int) -> Batch:
-        """Read the items that can be read."""
+        """Read the items that can be read.
+
+        Raises
+        ------
+        RefusedError
+            If they need too many stored voxels.
+        """
         source_bytes = _source_bytes(self.batches, self.requests, self.statuses)
         if source_bytes > self.limits.batch_source_bytes:
             raise RefusedError(
@@ -378,25 +397,25 @@ class _Reading:
     def _read(self, threads: int) -> Batch:
         """Read the items that can be read, and set the status of those that fail."""
         batches, statuses = self.batches, self.statuses
-        wanted = [request for request in self.requests if statuses[request.index] == "ok"]
+        readable = [request for request in self.requests if statuses[request.index] == "ok"]
         try:
-            return batches.read_together([wanted], threads=threads)[0]
+            return batches.read_together([readable], threads=threads)[0]
         except (UsageError, ConnectionError, PermissionError):
-            raise  # no fault of a scan
+            raise  # the fault is not one of a scan
         except (SpinezarrError, OSError):
-            for request in wanted:
+            for request in readable:
                 try:
                     batches.read_together([[request]], threads=threads)
-                    found = batches.reader.scan(request.scan_id).content_checksum
+                    checksum = batches.reader.scan(request.scan_id).content_checksum
                 except (ConnectionError, PermissionError):
                     raise
                 except (SpinezarrError, OSError):
                     statuses[request.index] = "the scan is damaged, or has changed"
                 else:  # the scan may have been replaced since it was checked
-                    if self.versions[request.index] not in {None, found}:
+                    if self.versions[request.index] not in {None, checksum}:
                         statuses[request.index] = "the scan has changed"
-        left = [request for request in wanted if statuses[request.index] == "ok"]
-        return batches.read_together([left], threads=threads)[0]
+        remaining = [request for request in readable if statuses[request.index] == "ok"]
+        return batches.read_together([remaining], threads=threads)[0]
 
 
 def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
@@ -408,20 +427,21 @@ def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
     except CorruptStoreError:
         return "the scan is damaged"
     attributes = scan.attributes
-    holes = attributes.image_nan_voxels or attributes.image_infinite_voxels
+    has_nonfinite = attributes.image_nan_voxels or attributes.image_infinite_voxels
     reasons = {
         "the scan has changed": item.content_checksum not in {None, scan.content_checksum},
         "the scan has no mask": batches.with_label and scan.label is None,
-        "the scan has voxels that are NaN or infinite": holes and batches.nonfinite == "refuse",
+        "the scan has voxels that are NaN or infinite": has_nonfinite
+        and batches.nonfinite == "refuse",
         f"the image is {scan.image.dtype}": not np.can_cast(scan.image.dtype, batches.image_dtype),
     }
-    return next((reason for reason, holds in reasons.items() if holds), "ok")
+    return next((reason for reason, applies in reasons.items() if applies), "ok")
 
 
 def _source_bytes(
     batches: BatchReader, requests: Sequence[PatchRequest], statuses: Sequence[str]
 ) -> int:
-    """Return the most bytes of stored voxels that are read; coarse patches need many."""
+    """Return the largest number of bytes of stored voxels to read. Coarse patches need many."""
     total = 0
     for request, status in zip(requests, statuses, strict=True):
         if status != "ok":

@@ -1,4 +1,4 @@
-"""How does a server run: as a command until it is stopped, or in a thread of a program?"""
+"""How does a server run, as a command or in a thread of a program?"""
 
 import os
 import socket
@@ -17,18 +17,18 @@ from spinezarr.serve.slow_clients import set_send_timeout
 
 __all__ = ["BackgroundServer", "check_address", "run"]
 
-_HEAD_MS: Final = 5_000
-"""Milliseconds within which the head of a request must come."""
-_END_S: Final = 4
-"""Seconds to finish requests in; the processes need one more second to end."""
-_CONNECTIONS: Final = 2048
-"""Most connections of a process, idle ones included; others wait in the system's queue."""
-_OWN_FILES: Final = 512
+_REQUEST_HEAD_MS: Final = 5_000
+"""Milliseconds within which the head of a request must arrive."""
+_SHUTDOWN_S: Final = 4
+"""Seconds for finishing requests at the end. The processes need one more second."""
+_MAX_CONNECTIONS: Final = 2048
+"""Most connections of a process, with idle ones. Others wait in the queue of the system."""
+_RESERVED_FILES: Final = 512
 """File descriptors that are kept for files."""
 
 
 def check_address(host: str, port: int, *, has_tokens: bool) -> None:
-    """Check that the server may listen at an address, and can.
+    """Check that the server may and can listen at an address.
 
     Raises
     ------
@@ -37,8 +37,8 @@ def check_address(host: str, port: int, *, has_tokens: bool) -> None:
     """
     if not has_tokens and not is_loopback(host):
         raise UsageError(
-            f"--host {host}: others could read everything that is served. Give --token-file, or "
-            "serve on 127.0.0.1."
+            f"--host {host}: other machines could read all served stores without a token. Give "
+            "--token-file, or serve on 127.0.0.1."
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -47,12 +47,13 @@ def check_address(host: str, port: int, *, has_tokens: bool) -> None:
             probe.bind((host, port))
         except OSError as problem:
             raise UsageError(
-                f"{host}:{port}: cannot be served at: {problem.strerror}. Choose another --port."
+                f"{host}:{port}: the server cannot listen here: {problem.strerror}. Choose another "
+                "--port."
             ) from problem
 
 
 def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
-    """Serve until SIGTERM or SIGINT; requests that have begun are finished within five seconds.
+    """Serve until SIGTERM or SIGINT. Then finish open requests within five seconds.
 
     Raises
     ------
@@ -78,37 +79,37 @@ def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
             workers=processes,
             interface=Interfaces.ASGI,
             http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(header_read_timeout=_HEAD_MS),
-            backpressure=_connections(),
+            http1_settings=HTTP1Settings(header_read_timeout=_REQUEST_HEAD_MS),
+            backpressure=_raise_connection_limit(),
             websockets=False,
             respawn_failed_workers=True,
-            workers_kill_timeout=_END_S,
+            workers_kill_timeout=_SHUTDOWN_S,
             log_level=LogLevels.warning,
         ).serve()
 
 
-def _connections() -> int:
+def _raise_connection_limit() -> int:
     """Raise the limit of open files as far as allowed; return how many may be connections."""
     if sys.platform == "win32":
-        return _CONNECTIONS
-    import resource  # noqa: PLC0415  of Unix alone
+        return _MAX_CONNECTIONS
+    import resource  # noqa: PLC0415  only on Unix
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _CONNECTIONS + _OWN_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed = _MAX_CONNECTIONS + _RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        return max(soft - _OWN_FILES, soft // 2)
-    return _CONNECTIONS
+        return max(soft - _RESERVED_FILES, soft // 2)
+    return _MAX_CONNECTIONS
 
 
 class BackgroundServer:
-    """Serves to this machine from a thread, until it is closed or the program ends.
+    """Serves stores to this machine from a thread, until it is closed or the program ends.
 
     Parameters
     ----------
     settings
-        The stores, and who may read them.
+        Settings of the server: the stores, and who may read them.
     port
         Port to listen at; 0 for a free one.
 
@@ -116,6 +117,11 @@ class BackgroundServer:
     ----------
     url
         URL of the server, without a slash at its end.
+
+    Raises
+    ------
+    UsageError
+        If uvicorn is not installed, the port is in use, or a store cannot be served.
     """
 
     def __init__(self, settings: ServeSettings, port: int = 0) -> None:
@@ -129,7 +135,8 @@ class BackgroundServer:
             self._socket = socket.create_server(("127.0.0.1", port))
         except OSError as problem:
             raise UsageError(
-                f"127.0.0.1:{port}: cannot be served at: {problem.strerror}. Choose another port."
+                f"127.0.0.1:{port}: the server cannot listen here: {problem.strerror}. Choose "
+                "another port."
             ) from problem
         # asyncio sets TCP_NODELAY only where a socket states its protocol, and this one does not.
         # Without it, each answer waits 40 ms for the client to acknowledge its head.
@@ -137,7 +144,7 @@ class BackgroundServer:
         set_send_timeout(self._socket, settings.limits.unread_s)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
-            app, log_level="warning", lifespan="off", timeout_graceful_shutdown=_END_S
+            app, log_level="warning", lifespan="off", timeout_graceful_shutdown=_SHUTDOWN_S
         )
         self._server = uvicorn.Server(config)
         self._thread = Thread(
@@ -146,9 +153,9 @@ class BackgroundServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the server; requests that have begun are finished."""
+        """Stop the server. Requests that have begun are finished."""
         self._server.should_exit = True
-        self._thread.join(2 * _END_S)
+        self._thread.join(2 * _SHUTDOWN_S)
         self._socket.close()
 
     def __enter__(self) -> Self:

@@ -1,17 +1,17 @@
-"""Which bytes, of which version, does a key of a served store stand for?
+"""Which bytes belong to a key of a served store, and to which version of a scan?
 
-Each answer is of one version of a scan, and its entity tag names that version. The server compares
-a file with the present manifest of its scan when it opens the file, and then reads that opened
-file only. It looks only for keys that a store of spinezarr can have.
+Each answer holds bytes of one version of a scan, and its entity tag names that version. The server
+compares a file with the current manifest of its scan when it opens the file, and then reads only
+the opened file. It looks only for keys that a store of spinezarr can have.
 """
 
 import math
 import re
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from time import monotonic
 from typing import Final
 
 from spinezarr.errors import DamagedMetadataError, SpinezarrError
@@ -19,12 +19,12 @@ from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.storage import (
     METADATA,
     Identity,
-    InTurn,
-    Recent,
+    KeyLocks,
     ServedFile,
     Storage,
     UnreadableError,
-    tag_of,
+    VersionCache,
+    strong_etag,
 )
 from spinezarr.store.attributes import ScanGroup, is_scan_id, parse_scan_group
 from spinezarr.store.bundle import TABLE_BUNDLE
@@ -40,26 +40,26 @@ __all__ = [
     "ServedScan",
     "UnreadableError",
     "chunk_index",
-    "part_of",
+    "file_range",
     "split_scan_key",
 ]
 
-_SHARED: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
-"""Files outside of scans that are served besides the table; the ingest ledger is not."""
+_SHARED_FILES: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
+"""Files outside scans that are served in addition to the table. The ingest ledger is not served."""
 _CHUNK: Final = re.compile(rf"(?!.*zarr[.]json){SCAN_FILE}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
-_KNOWN_KEYS: Final = 4096
-_SEEN_S: Final = 0.1
-"""Seconds after which the server looks again whether a store exists.
+_CACHED_KEYS: Final = 4096
+_EXISTS_S: Final = 0.1
+"""Seconds for which the result that a store exists is valid.
 
-The files of a store are looked at for each request.
+The files of a store are checked for each request.
 """
 _METADATA_BYTES: Final = 32 << 20
-"""Memory for files of metadata of one store, in bytes."""
+"""Memory for the metadata files of one store, in bytes."""
 
 
 class GoneError(SpinezarrError):
-    """A file of a scan that the store does not have, and that is no chunk of background."""
+    """The store does not have a file of a scan, and the file is not a chunk of background."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,9 +69,9 @@ class ServedScan:
     Attributes
     ----------
     identity
-        Identity of its file of metadata.
-    written
-        When this file was written, in nanoseconds.
+        Identity of its metadata file.
+    written_at
+        When this file was written; see :class:`spinezarr.serve.storage.CurrentFile`.
     content_checksum
         See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`.
     group
@@ -79,7 +79,7 @@ class ServedScan:
     """
 
     identity: Identity
-    written: int
+    written_at: int
     content_checksum: str
     group: ScanGroup = field(repr=False)
 
@@ -97,16 +97,16 @@ class ServedFolder:
     storage
         Disk or bucket with the files.
     scans
-        Scans whose metadata are kept in memory.
+        Number of scans whose metadata are kept in memory.
     """
 
     def __init__(self, storage: Storage, scans: int = ServeLimits().scans) -> None:
         self._storage = storage
-        self._seen_until = -math.inf
-        self._scans: Recent[ServedScan] = Recent(scans)
-        self._metadata: Recent[ServedFile] = Recent(_METADATA_BYTES)
-        self._files: Recent[ServedFile] = Recent(storage.room)
-        self._in_turn = InTurn()
+        self._exists_until_s = -math.inf
+        self._scans: VersionCache[ServedScan] = VersionCache(scans)
+        self._metadata: VersionCache[ServedFile] = VersionCache(_METADATA_BYTES)
+        self._files: VersionCache[ServedFile] = VersionCache(storage.capacity)
+        self._key_locks = KeyLocks()
 
     @property
     def path(self) -> str:
@@ -115,10 +115,10 @@ class ServedFolder:
 
     @property
     def executor(self) -> Executor | None:
-        """Executor for calls that may wait for a network; None if none may."""
+        """Executor for calls that may wait for a network; None if no call does."""
         return self._storage.executor
 
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the store exists now.
 
         Raises
@@ -126,10 +126,10 @@ class ServedFolder:
         UnreadableError
             If the bucket does not answer.
         """
-        now = time.monotonic()
-        if now >= self._seen_until and self.small(METADATA) is not None:
-            self._seen_until = now + _SEEN_S
-        return now < self._seen_until
+        now = monotonic()
+        if now >= self._exists_until_s and self.current_file(METADATA) is not None:
+            self._exists_until_s = now + _EXISTS_S
+        return now < self._exists_until_s
 
     def reader(self, *, with_table: bool) -> StoreReader:
         """Open the store.
@@ -146,14 +146,14 @@ class ServedFolder:
         return self._storage.may_have(scan_id)
 
     def find(self, key: str, version: str | None = None) -> ServedFile | None:
-        """Return the file of a key; None if stores have no such key.
+        """Return the file of a key; None if it does not exist.
 
         Parameters
         ----------
         key
             Key below the store, with ``/`` between its parts.
         version
-            ``content_checksum`` of the wanted version of the scan; None for the present one.
+            ``content_checksum`` of the version of the scan; None for the current one.
 
         Raises
         ------
@@ -162,24 +162,24 @@ class ServedFolder:
         UnreadableError
             If the file cannot be read, or is not the one that the manifest describes.
         """
-        scan_id, within = split_scan_key(key)
-        if not within:
-            group, _, below = key.partition("/")
-            is_made = key in _SHARED or (group == TABLE and is_table_file(below))
-            return self.small(key) if is_made else None
+        scan_id, key_in_scan = split_scan_key(key)
+        if not key_in_scan:
+            group, _, key_in_table = key.partition("/")
+            is_served = key in _SHARED_FILES or (group == TABLE and is_table_file(key_in_table))
+            return self.current_file(key) if is_served else None
         scan = self.scan(scan_id, version)
         if scan is None:
-            if within.endswith(METADATA):
+            if key_in_scan.endswith(METADATA):
                 return None
             raise GoneError(f"there is no scan {scan_id!r} in the store any more.")
-        if within == METADATA:
+        if key_in_scan == METADATA:
             return self.metadata(scan_id, scan)
-        found = self.file(scan_id, within, scan)
-        if found is None and _CHUNK.fullmatch(within) and not _is_background(within, scan):
+        file = self.file(scan_id, key_in_scan, scan)
+        if file is None and _CHUNK.fullmatch(key_in_scan) and not _is_background(key_in_scan, scan):
             raise GoneError(f"scan {scan_id!r} was replaced by another version.")
-        return found
+        return file
 
-    def file(self, scan_id: str, within: str, scan: ServedScan) -> ServedFile | None:
+    def file(self, scan_id: str, key_in_scan: str, scan: ServedScan) -> ServedFile | None:
         """Return a file of a scan; None if its manifest does not name it.
 
         Raises
@@ -187,8 +187,8 @@ class ServedFolder:
         UnreadableError
             If the file is not the one that the manifest describes.
         """
-        entry = scan.entries.get(within)
-        return None if entry is None else self._file(scan_id, within, scan, entry)
+        entry = scan.entries.get(key_in_scan)
+        return None if entry is None else self._file(scan_id, key_in_scan, scan, entry)
 
     def metadata(self, scan_id: str, scan: ServedScan) -> ServedFile:
         """Return the metadata of a version of a scan.
@@ -196,91 +196,93 @@ class ServedFolder:
         Raises
         ------
         UnreadableError
-            If the metadata cannot be read, or belong to another version by now.
+            If the metadata cannot be read, or now belong to another version.
         """
         key = f"{scan_key(scan_id)}/{METADATA}"
-        found = self._small(key)
-        if found is None or found[0] != scan.identity:
+        current = self._current_file(key)
+        if current is None or current[0] != scan.identity:
             raise UnreadableError(f"{key} is being replaced.")
-        return found[1]
+        return current[1]
 
-    def small(self, key: str) -> ServedFile | None:
-        """Return a file of metadata as it is now; None if it does not exist.
+    def current_file(self, key: str) -> ServedFile | None:
+        """Return the current metadata file of a key; None if it does not exist.
 
         Raises
         ------
         UnreadableError
             If the file cannot be read.
         """
-        found = self._small(key)
-        return None if found is None else found[1]
+        current = self._current_file(key)
+        return None if current is None else current[1]
 
-    def _small(self, key: str) -> tuple[Identity, ServedFile] | None:
-        known = self._metadata.find(key)
-        seen = self._storage.current_file(key, None if known is None else known[0])
-        if seen is None or (seen.data is None and known is not None):
-            return None if seen is None else known
-        found = ServedFile.of(seen.data or b"")
-        self._metadata.keep(key, seen.identity, found, found.size_bytes + 1)
-        return seen.identity, found
+    def _current_file(self, key: str) -> tuple[Identity, ServedFile] | None:
+        cached = self._metadata.find(key)
+        current = self._storage.current_file(key, None if cached is None else cached[0])
+        if current is None or (current.data is None and cached is not None):
+            return None if current is None else cached
+        file = ServedFile.of(current.data or b"")
+        self._metadata.keep(key, current.identity, file, file.size_bytes + 1)
+        return current.identity, file
 
     def scan(self, scan_id: str, version: str | None = None) -> ServedScan | None:
-        """Return a scan as it is now; None if it does not exist.
+        """Return the current version of a scan; None if the scan does not exist.
 
         Raises
         ------
         GoneError
-            If the scan has another version than the wanted one.
+            If ``version`` is given, and it is not the current version.
         UnreadableError
             If the metadata of the scan cannot be read.
         """
-        found = self._scan(scan_id)
-        if version is not None and (found is None or found.content_checksum != version):
+        scan = self._scan(scan_id)
+        if version is not None and (scan is None or scan.content_checksum != version):
             raise GoneError(f"scan {scan_id!r} was replaced by another version.")
-        return found
+        return scan
 
     def _scan(self, scan_id: str) -> ServedScan | None:
         if not self.may_have(scan_id):
             raise UnreadableError("a scan of that name cannot exist in this store.")
         key = f"{scan_key(scan_id)}/{METADATA}"
-        known = self._scans.find(scan_id)
-        seen = self._storage.current_file(key, None if known is None else known[0])
-        if seen is None or (seen.data is None and known is not None):
-            return None if seen is None or known is None else known[1]
+        cached = self._scans.find(scan_id)
+        current = self._storage.current_file(key, None if cached is None else cached[0])
+        if current is None or (current.data is None and cached is not None):
+            return None if current is None or cached is None else cached[1]
         try:
-            group = parse_scan_group(seen.data or b"")
+            group = parse_scan_group(current.data or b"")
         except DamagedMetadataError as problem:
             raise UnreadableError(f"{key} is damaged.") from problem
         if group.attributes.scan_id != scan_id:
             raise UnreadableError(f"{key} belongs to another scan.")
         checksum = group.attributes.content_checksum
-        found = ServedScan(seen.identity, seen.written, checksum, group)
-        self._scans.keep(scan_id, found.identity, found)
-        return found
+        scan = ServedScan(current.identity, current.written_at, checksum, group)
+        self._scans.keep(scan_id, scan.identity, scan)
+        return scan
 
     def _file(
-        self, scan_id: str, within: str, scan: ServedScan, entry: ManifestEntry
+        self, scan_id: str, key_in_scan: str, scan: ServedScan, entry: ManifestEntry
     ) -> ServedFile:
-        name = (scan_id, within)
-        found = self._opened(name, scan)
-        if found is not None:
-            return found
-        with self._in_turn.of(name):
-            found = self._opened(name, scan)  # another thread has opened it meanwhile
-            if found is not None:
-                return found
-            content = self._storage.open(f"{scan_key(scan_id)}/{within}", entry, scan.written)
+        name = (scan_id, key_in_scan)
+        file = self._cached_file(name, scan)
+        if file is not None:
+            return file
+        with self._key_locks.hold(name):
+            file = self._cached_file(name, scan)  # another thread may have opened it meanwhile
+            if file is not None:
+                return file
+            content = self._storage.open(
+                f"{scan_key(scan_id)}/{key_in_scan}", entry, scan.written_at
+            )
             tag = f"{scan.content_checksum}-{entry.crc32}-{entry.size_bytes:x}"
-            found = ServedFile(entry.size_bytes, tag_of(tag), None, content)
-            self._files.keep(name, scan.identity, found, content.room)
-        return found
+            file = ServedFile(entry.size_bytes, strong_etag(tag), None, content)
+            self._files.keep(name, scan.identity, file, content.cost)
+        return file
 
-    def _opened(self, name: tuple[str, str], scan: ServedScan) -> ServedFile | None:
-        known = self._files.find(name)
-        if known is None or known[0] != scan.identity:
+    def _cached_file(self, name: tuple[str, str], scan: ServedScan) -> ServedFile | None:
+        cached = self._files.find(name)
+        if cached is None or cached[0] != scan.identity:
             return None
-        content = known[1].content
-        return None if content is None or content.is_stale else known[1]
+        content = cached[1].content
+        return None if content is None or content.is_stale else cached[1]
 
 
 def chunk_index(key: str, separator: str, grid: Sequence[int]) -> tuple[int, ...] | None:
@@ -299,25 +301,25 @@ def chunk_index(key: str, separator: str, grid: Sequence[int]) -> tuple[int, ...
     return index if fits and key == separator.join(("c", *parts)) else None
 
 
-def _is_background(within: str, scan: ServedScan) -> bool:
-    """Whether a chunk that the manifest does not name is background of this version."""
+def _is_background(key_in_scan: str, scan: ServedScan) -> bool:
+    """Whether a chunk that the manifest does not name is background in this version."""
     arrays = scan.group.arrays
-    name, _, key = within.rpartition("/c")
+    name, _, chunk = key_in_scan.rpartition("/c")
     if name == LABEL and arrays.label is not None:
         grid = chunk_grid(arrays.label.shape, arrays.label.shard_shape_zyx)
-        return chunk_index(f"c{key}", arrays.separator, grid) is not None
-    return name == LABEL_CHUNKS and key.startswith(arrays.separator)
+        return chunk_index(f"c{chunk}", arrays.separator, grid) is not None
+    return name == LABEL_CHUNKS and chunk.startswith(arrays.separator)
 
 
-def part_of(file: ServedFile, start: int, stop: int) -> ServedFile:
-    """Return a range of a file as a file with its own entity tag."""
-    tag = f"{file.etag[1:-1]}-{start:x}-{stop - start:x}"
-    return ServedFile(stop - start, tag_of(tag), None, file.content, file.first + start)
+def file_range(file: ServedFile, start: int, stop: int) -> ServedFile:
+    """Return the bytes ``start <= i < stop`` of a file, as a file with another entity tag."""
+    etag = f"{file.etag[1:-1]}-{start:x}-{stop - start:x}"
+    return ServedFile(stop - start, strong_etag(etag), None, file.content, file.first + start)
 
 
-@lru_cache(_KNOWN_KEYS)
+@lru_cache(_CACHED_KEYS)
 def split_scan_key(key: str) -> tuple[str, str]:
     """Split a key into scan id and key within the scan; both are empty for other files."""
     group, _, rest = key.partition("/")
-    scan_id, _, within = rest.partition("/")
-    return (scan_id, within) if group == SCANS and is_scan_id(scan_id) else ("", "")
+    scan_id, _, key_in_scan = rest.partition("/")
+    return (scan_id, key_in_scan) if group == SCANS and is_scan_id(scan_id) else ("", "")

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ServeSettings", "create"]
 
-_LOOK_S: Final = 0.2
-_END_S: Final = 5
-"""Seconds to finish requests in."""
+_POLL_S: Final = 0.2
+"""Seconds between two checks whether the parent process runs."""
+_SHUTDOWN_S: Final = 5
+"""Seconds for finishing requests."""
 
 
 class ServeSettings(BaseModel):
@@ -43,11 +44,11 @@ class ServeSettings(BaseModel):
     hosts
         Host names of the server, for servers without tokens.
     origins
-        Origins of pages elsewhere that may read.
+        Origins of pages of other servers that may read.
     cache_bytes
-        Size of the cache of decoded chunks of each process.
+        Size in bytes of the cache of decoded chunks of each process.
     log
-        Format of the log on standard error; None for no log.
+        Format of the log on standard error; ``none`` for no log.
     limits
         Bounds on the work and memory of each process.
     """
@@ -92,7 +93,8 @@ class ServeSettings(BaseModel):
         Raises
         ------
         UsageError
-            As :meth:`stores` and :meth:`guard`, or if packages for serving are not installed.
+            For the reasons of :meth:`stores` and :meth:`guard`, or if packages for serving are not
+            installed.
         """
         try:
             from spinezarr.serve.app import App  # noqa: PLC0415  needs an extra
@@ -105,14 +107,14 @@ class ServeSettings(BaseModel):
 def create() -> "App":
     """Make the application of a worker process, from the settings in the environment."""
     if multiprocessing.parent_process() is not None:
-        Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
     return ServeSettings.model_validate_json(os.environ[SETTINGS]).app()
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent ends, also when the parent is killed."""
-    while os.getppid() == parent:
-        time.sleep(_LOOK_S)
+def _end_after(parent_pid: int) -> None:
+    """End this process soon after its parent process ends, also if that is killed."""
+    while os.getppid() == parent_pid:
+        time.sleep(_POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_END_S)
+    time.sleep(_SHUTDOWN_S)
     os._exit(1)

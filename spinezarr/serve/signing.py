@@ -1,11 +1,11 @@
-"""How does the server sign browser sessions, and URLs that people pass on?
+"""How does the server sign browser sessions, and URLs that people share?
 
-It signs both in the name of a token. Both expire, and both end at once when the line of the token
-or the key is deleted. The key is in a file, so all processes of a server share it, and it outlives
-a restart.
+Each session or URL belongs to a token. It expires, and it becomes invalid at once if the line of
+the token or the key is deleted. The key is in a file, so all processes of a server share it, and it
+remains after a restart.
 
 A signed URL has ``/signed/<ticket>`` before the signed path. Zarr clients append keys to the path,
-so a ticket in the path reaches the server with each key. Most clients would drop a ticket in the
+so the server gets a ticket in the path with each key. Most clients would drop a ticket in the
 query.
 """
 
@@ -23,7 +23,7 @@ from spinezarr.serve.tokens import NAME, Tokens
 if TYPE_CHECKING:
     from itsdangerous import Signer
 
-__all__ = ["SIGNED", "path_behind", "session", "session_name", "signed_url"]
+__all__ = ["SIGNED", "make_session", "session_name", "signed_path", "signed_url"]
 
 SIGNED: Final = "/signed/"
 _SESSION: Final = "spinezarr session"
@@ -33,13 +33,13 @@ _TICKET: Final = re.compile(rf"(\d{{1,11}})\.([1-9]\d?)\.({NAME})\.({_SIGNATURE}
 """A ticket: expiry time, number of signed path segments, name of the token, signature."""
 _COOKIE: Final = re.compile(rf"(\d{{1,11}})\.({NAME})\.({_SIGNATURE})", re.ASCII)
 _TREES: Final = frozenset({"zarr", "flat", "ome", "v1"})
-_FEWEST: Final = 2
+_MIN_SEGMENTS: Final = 2
 """Fewest path segments of a signed URL: a tree and a store."""
-_MOST: Final = 99
-_NO_NAMES: Final = frozenset({"", ".", ".."})
+_MAX_SEGMENTS: Final = 99
+_INVALID_SEGMENTS: Final = frozenset({"", ".", ".."})
 
 
-def session(tokens: Tokens, name: str, seconds: int) -> str | None:
+def make_session(tokens: Tokens, name: str, seconds: int) -> str | None:
     """Return a session for the holder of a token; None if there is no key to sign it with."""
     expires = int(time.time()) + seconds
     signature = _signature(tokens, _SESSION, name, str(expires))
@@ -48,10 +48,10 @@ def session(tokens: Tokens, name: str, seconds: int) -> str | None:
 
 def session_name(tokens: Tokens, value: str) -> str | None:
     """Return the name of the token of a session; None if the session is not valid any more."""
-    found = _COOKIE.fullmatch(value)
-    if found is None or int(found[1]) <= time.time():
+    match = _COOKIE.fullmatch(value)
+    if match is None or int(match[1]) <= time.time():
         return None
-    return found[2] if _holds(tokens, found[3], _SESSION, found[2], found[1]) else None
+    return match[2] if _is_valid(tokens, match[3], _SESSION, match[2], match[1]) else None
 
 
 def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
@@ -62,26 +62,26 @@ def signed_url(tokens: Tokens, url: str, name: str, seconds: int) -> str:
     UsageError
         If the URL is not that of a store on a server, or there is no such token.
     """
-    shown = redact_url(url)
-    if shown != url:
-        raise UsageError(f"{shown}: must not have a user, password, '?' or '#'.")
+    redacted_url = redact_url(url)
+    if redacted_url != url:
+        raise UsageError(f"{redacted_url}: the URL must not have a user, a password, '?' or '#'.")
     parts = urlsplit(url)
     segments = tuple(unquote(parts.path, errors="replace").strip("/").split("/"))
     if parts.scheme not in {"http", "https"} or not parts.netloc or not _may_be_signed(segments):
         raise UsageError(
-            f"{shown}: is no URL of a store, such as http://lab:8765/zarr/ctspine1k. "
-            "Below /zarr, /flat, /ome and /v1 one can be signed."
+            f"{redacted_url}: is not the URL of a store, such as http://lab:8765/zarr/ctspine1k. "
+            "URLs below /zarr, /flat, /ome and /v1 can be signed."
         )
     expires = int(time.time()) + seconds
     signature = _signature(tokens, _URL, name, str(expires), *segments)
     if signature is None:
         names = ", ".join(sorted(tokens.names)) or "none"
-        raise UsageError(f"--as {name}: there is no such token; there are: {names}.")
+        raise UsageError(f"--as {name}: there is no such token. The tokens are: {names}.")
     ticket = f"{expires}.{len(segments)}.{name}.{signature}"
     return f"{parts.scheme}://{parts.netloc}{SIGNED}{ticket}/{quote('/'.join(segments))}"
 
 
-def path_behind(tokens: Tokens, path: str) -> str | None:
+def signed_path(tokens: Tokens, path: str) -> str | None:
     """Return the path that a signed path opens; None if its ticket is not valid for it.
 
     Parameters
@@ -89,50 +89,55 @@ def path_behind(tokens: Tokens, path: str) -> str | None:
     tokens
         The tokens of the server.
     path
-        Decoded path, the same that the server looks up files by. So no other spelling of a path
-        opens another file than the one that is checked here.
+        Decoded path, by which the server also looks up the file. So the file that is checked here
+        is the one that is opened.
     """
     text, *segments = path.removeprefix(SIGNED).split("/")
     ticket = _TICKET.fullmatch(text)
-    if ticket is None or int(ticket[1]) <= time.time() or not _NO_NAMES.isdisjoint(segments):
+    if (
+        ticket is None
+        or int(ticket[1]) <= time.time()
+        or not _INVALID_SEGMENTS.isdisjoint(segments)
+    ):
         return None
     depth = int(ticket[2])
-    if not _FEWEST <= depth <= len(segments):
+    if not _MIN_SEGMENTS <= depth <= len(segments):
         return None
     tree, *rest = segments[:depth]
     # A URL that opens all files of a store opens its JSON and patches too.
-    trees = ("zarr", tree) if tree == "v1" and depth == _FEWEST else (tree,)
+    trees = ("zarr", tree) if tree == "v1" and depth == _MIN_SEGMENTS else (tree,)
     is_signed = any(
-        _holds(tokens, ticket[4], _URL, ticket[3], ticket[1], one, *rest) for one in trees
+        _is_valid(tokens, ticket[4], _URL, ticket[3], ticket[1], candidate, *rest)
+        for candidate in trees
     )
     return "/" + "/".join(segments) if is_signed else None
 
 
 def _may_be_signed(segments: tuple[str, ...]) -> bool:
     return (
-        _FEWEST <= len(segments) <= _MOST
+        _MIN_SEGMENTS <= len(segments) <= _MAX_SEGMENTS
         and segments[0] in _TREES
-        and _NO_NAMES.isdisjoint(segments)
+        and _INVALID_SEGMENTS.isdisjoint(segments)
     )
 
 
-def _holds(tokens: Tokens, signature: str, purpose: str, name: str, *claims: str) -> bool:
+def _is_valid(tokens: Tokens, signature: str, purpose: str, name: str, *claims: str) -> bool:
     key = _key(tokens, name)
-    return key is not None and _signer(key, purpose).verify_signature(_text(claims), signature)
+    return key is not None and _signer(key, purpose).verify_signature(_joined(claims), signature)
 
 
 def _signature(tokens: Tokens, purpose: str, name: str, *claims: str) -> str | None:
     key = _key(tokens, name)
-    return None if key is None else _signer(key, purpose).get_signature(_text(claims)).decode()
+    return None if key is None else _signer(key, purpose).get_signature(_joined(claims)).decode()
 
 
 def _key(tokens: Tokens, name: str) -> str | None:
-    """Return the signing key for a token, which differs from that of other tokens."""
+    """Return the signing key of a token. Each token has another key."""
     key, token = tokens.key, tokens.hash_of(name)
     return None if key is None or token is None else f"{key} {name} {token}"
 
 
-def _text(claims: tuple[str, ...]) -> str:
+def _joined(claims: tuple[str, ...]) -> str:
     return "/".join(claims)  # no name holds a slash
 
 

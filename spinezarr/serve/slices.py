@@ -31,7 +31,7 @@ PNG: Final = "image/png"
 
 
 class SliceQuery(QueryModel):
-    """Which slice to draw, and how."""
+    """The slice to draw, and how to draw it."""
 
     plane: Plane = "sagittal"
     """Plane of the stored grid; the planes of an oblique scan are tilted like its axes."""
@@ -46,11 +46,11 @@ class SliceQuery(QueryModel):
     """Pixels along the longer side. By default, one pixel for each voxel of the finer spacing, up
     to the largest size."""
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
-    """The version of the scan that is wanted; the answer may be kept for ever."""
+    """The version of the scan; with it, the answer may be kept for ever."""
 
 
 def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
-    """Answer a request for a slice, which is a :class:`SliceQuery`.
+    """Answer a request for a slice. Its query is a :class:`SliceQuery`.
 
     Parameters
     ----------
@@ -62,25 +62,25 @@ def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
         Id of the scan.
     """
     try:
-        asked = parse_query(SliceQuery, request.query)
-        window_hu, labels = parse_window(asked.window), parse_labels(asked.labels)
+        query = parse_query(SliceQuery, request.query)
+        window_hu, labels = parse_window(query.window), parse_labels(query.labels)
     except (WrongQueryError, UsageError) as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     try:
-        opened = OpenedScan.of(source, scan_id, asked.content_checksum)
+        opened = OpenedScan.of(source, scan_id, query.content_checksum)
         scan = opened.scan
-        _check_size(scan.image.shape_zyx, SLICE_AXIS[asked.plane], source.limits.slice_voxels)
-        words = scan.content_checksum, asked.model_dump_json(exclude={"content_checksum"})
-        is_named = asked.content_checksum is not None
-        headers = headers_of_version(request, PNG, *words, is_named=is_named)
-    except RefusedError as refused:
-        return refused.answer
+        _check_size(scan.image.shape_zyx, SLICE_AXIS[query.plane], source.limits.slice_voxels)
+        version_parts = scan.content_checksum, query.model_dump_json(exclude={"content_checksum"})
+        is_named = query.content_checksum is not None
+        headers = headers_of_version(request, PNG, *version_parts, is_named=is_named)
+    except RefusedError as refusal:
+        return refusal.answer
     try:
-        index = slice_at(scan, opened.engine, asked.plane, asked.mm)
+        index = slice_at(scan, opened.engine, query.plane, query.mm)
     except UsageError as problem:
         return text_answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(problem))
-    wanted = SliceRequest(asked.plane, index, window_hu, labels, asked.size_px)
-    data = slice_png(scan, opened.engine, wanted)
+    slice_request = SliceRequest(query.plane, index, window_hu, labels, query.size_px)
+    data = slice_png(scan, opened.engine, slice_request)
     return Answer(HTTPStatus.OK, {**headers, "content-type": PNG}, data)
 
 

@@ -10,19 +10,19 @@ __all__ = ["set_send_timeout", "set_send_timeouts_of_listeners"]
 
 
 def set_send_timeout(listening: socket.socket, unread_s: float) -> None:
-    """Set the time-out on a listening socket; on Linux, its connections inherit it."""
+    """Set the time-out in seconds on a listening socket. On Linux, its connections inherit it."""
     if sys.platform == "linux":
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * unread_s))
 
 
 def set_send_timeouts_of_listeners(unread_s: float) -> None:
-    """Set the time-out on all listening sockets of this process.
+    """Set the time-out in seconds on all listening sockets of this process.
 
     granian does not expose its own sockets.
     """
     if sys.platform != "linux":
         return
     for path in Path("/proc/self/fd").iterdir():
-        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as one:
-            if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                set_send_timeout(one, unread_s)
+        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as candidate:
+            if candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                set_send_timeout(candidate, unread_s)

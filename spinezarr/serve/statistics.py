@@ -1,6 +1,6 @@
 """Which spacings and vertebrae do the scans of a store have?
 
-``GET /v1/<store>/statistics`` counts them.
+``GET /v1/<store>/statistics`` returns the counts.
 """
 
 from http import HTTPStatus
@@ -25,27 +25,27 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class StatisticsQuery(QueryModel):
-    """Which scans to count: those that match all given filters."""
+    """The scans to count. They match all given filters."""
 
     split: str | None = None
     source: str | None = None
     """Collection within the dataset."""
 
 
-class _ToldModel(BaseModel):
+class _ResponseModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class HistogramModel(_ToldModel):
+class HistogramModel(_ResponseModel):
     """A histogram of scans over a length."""
 
     edges_mm: tuple[float, ...]
-    """Edges of the bins, one more than bins; empty without scans."""
+    """Edges of the bins, one more than there are bins; empty without scans."""
     scans: tuple[_Count, ...]
-    """Scans in each bin, from its lower edge up to and without its upper edge."""
+    """Number of scans in each bin, which includes its lower edge and excludes its upper one."""
 
 
-class SpacingsModel(_ToldModel):
+class SpacingsModel(_ResponseModel):
     """Histograms of the spacing along each stored axis."""
 
     z: HistogramModel
@@ -53,8 +53,8 @@ class SpacingsModel(_ToldModel):
     x: HistogramModel
 
 
-class DetectionModel(_ToldModel):
-    """How many masks show a vertebra."""
+class DetectionModel(_ResponseModel):
+    """How many scans show a vertebra in their mask."""
 
     name: str
     scans: _Count
@@ -62,14 +62,14 @@ class DetectionModel(_ToldModel):
     """Percentage of all scans, with or without a mask."""
 
 
-class StatisticsModel(_ToldModel):
+class StatisticsModel(_ResponseModel):
     """Counts and histograms of scans."""
 
     scans: _Count
     scans_with_mask: _Count
     patients: _Count
     scans_by_split: dict[str, _Count]
-    """Scans of each split; the empty text stands for no split."""
+    """Number of scans in each split. The empty name stands for no split."""
     scans_by_source: dict[str, _Count]
     spacing_mm: SpacingsModel
     vertebrae: tuple[DetectionModel, ...]
@@ -87,39 +87,41 @@ def answer_statistics(served_table: ServedTable, request: Request) -> Answer:
         The request; its query is a :class:`StatisticsQuery`.
     """
     try:
-        asked = parse_query(StatisticsQuery, request.query)
+        query = parse_query(StatisticsQuery, request.query)
     except WrongQueryError as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
 
     def count(table: xr.Dataset) -> dict[str, Any]:
         try:
-            selection = ScanSelection.of(split=asked.split, source=asked.source)
+            selection = ScanSelection.of(split=query.split, source=query.source)
             chosen = table.isel(scan=selection.rows(table, "the store"))
         except UsageError:  # no scan has such a split or source
             chosen = table.isel(scan=slice(0))
-        return _counted(chosen).model_dump(mode="json")
+        return _statistics_model(chosen).model_dump(mode="json")
 
-    return served_table.body(f"statistics {asked.model_dump_json()}", count).answer(request)
+    return served_table.body(f"statistics {query.model_dump_json()}", count).answer(request)
 
 
-def _counted(table: xr.Dataset) -> StatisticsModel:
-    found = compute_statistics(table)
+def _statistics_model(table: xr.Dataset) -> StatisticsModel:
+    statistics = compute_statistics(table)
     z, y, x = (_histogram(column) for column in table.spacing_zyx_mm.to_numpy().T)
     return StatisticsModel(
-        scans=found.scans,
-        scans_with_mask=found.scans_with_mask,
-        patients=found.patients,
-        scans_by_split=found.scans_by_split,
-        scans_by_source=found.scans_by_source,
+        scans=statistics.scans,
+        scans_with_mask=statistics.scans_with_mask,
+        patients=statistics.patients,
+        scans_by_split=statistics.scans_by_split,
+        scans_by_source=statistics.scans_by_source,
         spacing_mm=SpacingsModel(z=z, y=y, x=x),
         vertebrae=tuple(
-            DetectionModel(name=name, scans=one.scans, detection_percent=one.detection_percent)
-            for name, one in found.vertebrae.items()
-            if one.scans
+            DetectionModel(
+                name=name, scans=vertebra.scans, detection_percent=vertebra.detection_percent
+            )
+            for name, vertebra in statistics.vertebrae.items()
+            if vertebra.scans
         ),
     )
 
 
 def _histogram(values_mm: npt.NDArray[np.float64]) -> HistogramModel:
-    found = Histogram.of(values_mm)
-    return HistogramModel(edges_mm=found.edges, scans=found.counts)
+    histogram = Histogram.of(values_mm)
+    return HistogramModel(edges_mm=histogram.edges, scans=histogram.counts)

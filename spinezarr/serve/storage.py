@@ -18,49 +18,49 @@ from spinezarr.store.reader import StoreReader
 __all__ = [
     "METADATA",
     "Content",
+    "CurrentFile",
     "Identity",
-    "InTurn",
-    "Recent",
-    "Seen",
+    "KeyLocks",
     "ServedFile",
     "Storage",
     "UnavailableError",
     "UnreadableError",
-    "tag_of",
+    "VersionCache",
+    "strong_etag",
 ]
 
 V = TypeVar("V")
 
 METADATA: Final = "zarr.json"
-_AT_ONCE: Final = 1024
+_N_LOCKS: Final = 1024
 Identity = Hashable
-"""Identity of a file or object; a file that replaces it has another one."""
+"""Identity of a version of a file or object. A file that replaces it has another one."""
 
 
 class UnreadableError(SpinezarrError):
-    """A file that exists and cannot be read, or is not the one that its scan describes."""
+    """A file exists but cannot be read, or is not the one that its scan describes."""
 
 
 class UnavailableError(UnreadableError):
-    """A bucket or server that fails, is slow, or refuses, so nothing is known of the file."""
+    """A bucket or server fails, is slow, or refuses access, so nothing is known about the file."""
 
 
 class Content(ABC):
-    """The bytes of one version of a file, as long as this object lives.
+    """The bytes of one version of a file, which can be read as long as this object exists.
 
     Attributes
     ----------
     executor
-        Executor for reads that may wait for a network; None if none may.
+        Executor for reads that may wait for a network; None if no read does.
     is_stale
-        Whether another file has replaced it by now.
-    room
-        Its part of :attr:`Storage.room`.
+        Whether another file has replaced it.
+    cost
+        Share of :attr:`Storage.capacity` that it takes.
     """
 
     executor: Executor | None = None
     is_stale = False
-    room = 1
+    cost = 1
 
     @abstractmethod
     def read(self, start: int, stop: int) -> bytes:
@@ -69,30 +69,30 @@ class Content(ABC):
         Raises
         ------
         UnreadableError
-            If the bytes cannot be read, or belong to another version by now.
+            If the bytes cannot be read, or now belong to another version.
         """
 
     def read_from_memory(self, start: int, stop: int) -> bytearray | None:  # noqa: ARG002
-        """Read bytes if they are in memory; None if the read could wait for a disk or network."""
+        """Read bytes if they are in memory; return None if the read might wait."""
         return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedFile:
-    """A file of one version.
+    """One version of a file.
 
     Attributes
     ----------
     size_bytes
-        Size of the file.
+        Size of the file in bytes.
     etag
         Strong entity tag, with its quotes.
     data
-        Bytes of a file of metadata; None for a file that is read on request.
+        Bytes of a metadata file; None for a file that is read on request.
     content
-        Reads the file; None for a file of metadata.
+        Reads the file; None for a metadata file.
     first
-        Offset of the file in the content.
+        Offset of the file in the content, in bytes.
     """
 
     size_bytes: int
@@ -103,12 +103,12 @@ class ServedFile:
 
     @classmethod
     def of(cls, data: bytes) -> "ServedFile":
-        """Make a file of bytes in memory; its entity tag is their hash."""
-        return cls(len(data), tag_of(hashlib.sha256(data).hexdigest()[:32]), data)
+        """Make a file of bytes in memory. Its entity tag is their hash."""
+        return cls(len(data), strong_etag(hashlib.sha256(data).hexdigest()[:32]), data)
 
     @property
     def executor(self) -> Executor | None:
-        """Executor for :meth:`read`, if that may wait for a network."""
+        """Executor for :meth:`read`; None if that does not wait for a network."""
         return None if self.content is None else self.content.executor
 
     def read(self, start: int, stop: int) -> bytes:
@@ -126,28 +126,29 @@ class ServedFile:
         return self.content.read(self.first + start, self.first + stop)
 
     def read_from_memory(self, start: int, stop: int) -> bytearray | None:
-        """Read a range if it is in memory; None if the read could wait for a disk or network."""
+        """Read a range if it is in memory; return None if the read might wait."""
         if self.content is None:
             return None
         return self.content.read_from_memory(self.first + start, self.first + stop)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A file of metadata as it is now.
+class CurrentFile:
+    """The current version of a metadata file.
 
     Attributes
     ----------
     identity
         Identity of the file.
-    written
-        When it was written, in nanoseconds of the clock of the disk or bucket.
+    written_at
+        When it was written, by the clock of the disk (in nanoseconds) or of the bucket (in
+        seconds). Only times of one storage are compared.
     data
         Its bytes; None if its identity is the known one.
     """
 
     identity: Identity
-    written: int
+    written_at: int
     data: bytes | None
 
 
@@ -158,26 +159,27 @@ class Storage(ABC):
     ----------
     path
         Path or URL, as :class:`~spinezarr.store.reader.StoreReader` takes it.
-    room
-        Bound on the files that are kept open.
+    capacity
+        Bound on the sum of the costs of the files that are kept open.
     executor
-        Executor for calls that may wait for a network; None if none may.
+        Executor for calls that may wait for a network; None if no call does.
     """
 
     path: str
-    room: int
+    capacity: int
     executor: Executor | None = None
 
     @abstractmethod
-    def current_file(self, key: str, known: Identity | None) -> Seen | None:
-        """Return a file of metadata as it is now; None if it does not exist.
+    def current_file(self, key: str, known: Identity | None) -> CurrentFile | None:
+        """Return the current version of a metadata file; None if it does not exist.
 
         Parameters
         ----------
         key
             Key below the store.
         known
-            Identity of the known file, whose bytes need not be read again; None for no such file.
+            Identity of the version that is known, whose bytes need not be read again; None if no
+            version is known.
 
         Raises
         ------
@@ -186,7 +188,7 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def open(self, key: str, entry: ManifestEntry, written: int) -> Content:
+    def open(self, key: str, entry: ManifestEntry, written_at: int) -> Content:
         """Compare a file of a scan with the manifest of the scan, and open it.
 
         Parameters
@@ -195,8 +197,8 @@ class Storage(ABC):
             Key below the store.
         entry
             Entry of the manifest.
-        written
-            When the metadata of the scan were written, which is after its other files.
+        written_at
+            When the metadata of the scan were written. Its other files were written before.
 
         Raises
         ------
@@ -219,65 +221,65 @@ class Storage(ABC):
         return True
 
 
-class Recent(Generic[V]):
-    """A cache of the present version of each name; the least recently used goes first.
+class VersionCache(Generic[V]):
+    """A cache of the current version of each name. It drops the least recently used name first.
 
     Parameters
     ----------
-    room
-        Bound on the room of all entries together.
+    capacity
+        Bound on the sum of the costs of all entries.
     """
 
-    def __init__(self, room: int) -> None:
-        self._left = room
-        self._kept: OrderedDict[Hashable, tuple[Identity, V, int]] = OrderedDict()
+    def __init__(self, capacity: int) -> None:
+        self._free = capacity
+        self._entries: OrderedDict[Hashable, tuple[Identity, V, int]] = OrderedDict()
         self._lock = Lock()
 
     def find(self, name: Hashable) -> tuple[Identity, V] | None:
-        """Return the kept version and value of a name; None if none is kept."""
+        """Return version and value of a name; None if the cache does not have it."""
         with self._lock:
-            found = self._kept.get(name)
-            if found is None:
+            entry = self._entries.get(name)
+            if entry is None:
                 return None
-            self._kept.move_to_end(name)
-            return found[:2]
+            self._entries.move_to_end(name)
+            return entry[:2]
 
-    def keep(self, name: Hashable, identity: Identity, value: V, room: int = 1) -> None:
-        """Keep a version of a name in place of the one before, if there is room for it."""
+    def keep(self, name: Hashable, identity: Identity, value: V, cost: int = 1) -> None:
+        """Put a version of a name in place of the previous one, if it fits the capacity."""
         with self._lock:
-            before = self._kept.pop(name, None)
-            self._left += 0 if before is None else before[2]
-            self._kept[name] = identity, value, room
-            self._left -= room
-            while self._left < 0 and self._kept:
-                self._left += self._kept.popitem(last=False)[1][2]
+            previous = self._entries.pop(name, None)
+            self._free += 0 if previous is None else previous[2]
+            self._entries[name] = identity, value, cost
+            self._free -= cost
+            while self._free < 0 and self._entries:
+                self._free += self._entries.popitem(last=False)[1][2]
 
 
-class InTurn:
-    """Lets one thread at a time look for the same thing.
+class KeyLocks:
+    """Locks by name. They let only one thread at a time request the same object.
 
-    If a look fails, it fails for all threads that wait: otherwise each of them would wait for the
-    same time-out again.
+    If a request fails, it also fails for all threads that wait for the lock. Otherwise, each of
+    them would wait for the same time-out again.
     """
 
     def __init__(self) -> None:
-        self._locks = [Lock() for _ in range(_AT_ONCE)]
-        self._failed: Recent[UnreadableError] = Recent(_AT_ONCE)
+        self._locks = [Lock() for _ in range(_N_LOCKS)]
+        self._failed: VersionCache[UnreadableError] = VersionCache(_N_LOCKS)
 
     @contextmanager
-    def of(self, name: Hashable) -> Iterator[None]:
-        """Wait until no other thread looks for the same.
+    def hold(self, name: Hashable) -> Iterator[None]:
+        """Wait for the lock of a name, and hold it inside the ``with`` block.
 
         Raises
         ------
         UnreadableError
-            If the look of a thread before failed meanwhile.
+            If the request of another thread failed in the meantime.
         """
-        came_s = time.monotonic()
-        with self._locks[hash(name) % _AT_ONCE]:
-            failed = self._failed.find(name)
-            if failed is not None and isinstance(failed[0], float) and failed[0] >= came_s:
-                raise type(failed[1])(str(failed[1]))
+        start_s = time.monotonic()
+        with self._locks[hash(name) % _N_LOCKS]:
+            failure = self._failed.find(name)
+            if failure is not None and isinstance(failure[0], float) and failure[0] >= start_s:
+                raise type(failure[1])(str(failure[1]))
             try:
                 yield
             except UnreadableError as problem:
@@ -285,6 +287,6 @@ class InTurn:
                 raise
 
 
-def tag_of(text: str) -> str:
-    """Return a strong entity tag."""
+def strong_etag(text: str) -> str:
+    """Return a strong entity tag, with its quotes."""
     return f'"{text}"'

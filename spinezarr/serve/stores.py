@@ -1,6 +1,6 @@
 """Which stores does a server serve under which names?
 
-It looks for stores at each request, so stores may be added and replaced while it runs.
+It searches for stores at each request, so stores may be added and replaced while it runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,29 +25,29 @@ from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.engine import ChunkCache
 from spinezarr.view.levels import LevelCache
 
-__all__ = ["ServedStores", "StorePlace"]
+__all__ = ["ServedStores", "StoreLocation"]
 
 _SUFFIX: Final = ".zarr"
-_LOOKING: Final = 8
+_LISTING_THREADS: Final = 8
 """Threads that list buckets for unknown names."""
 _LEVEL_BYTES: Final = 128 << 20
 """Size of the cache of coarse levels of a process, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class StorePlace:
-    """Where a store is."""
+class StoreLocation:
+    """Name and location of a store."""
 
     name: str
     path: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """A path or URL that the server was given: a store, or a folder of stores."""
+class _StoreSource:
+    """A path or URL in the settings: a store, or a folder of stores."""
 
     stores: Callable[[], Sequence[str]] = field(repr=False)
-    """Returns the stores there, as they are now."""
+    """Returns the paths or URLs of the current stores there."""
     storage: Callable[[str], Storage] = field(repr=False)
     """Opens one of these stores."""
     check: Callable[[], None] = field(default=lambda: None, repr=False)
@@ -86,14 +86,18 @@ class ServedStores:
     ) -> None:
         self.limits = limits or ServeLimits()
         self._chunks: ChunkCache = BoundedCache(cache_bytes)
-        self.kept_levels = LevelCache(_LEVEL_BYTES)
+        self.level_cache = LevelCache(_LEVEL_BYTES)
         """Cache of coarse levels of all stores."""
         options = storage_options or {}
-        self._given = tuple(_given(path, options.get(path, {}), self.limits) for path in paths)
-        self._opened: dict[str, _Served] = {}
+        self._sources = tuple(
+            _source_of(path, options.get(path, {}), self.limits) for path in paths
+        )
+        self._opened: dict[str, _StoreViews] = {}
         self._lock = Lock()
-        is_far = any(given.is_remote for given in self._given)
-        self._looking = ThreadPoolExecutor(_LOOKING, "spinezarr-look") if is_far else None
+        is_remote = any(source.is_remote for source in self._sources)
+        self._listing_executor = (
+            ThreadPoolExecutor(_LISTING_THREADS, "spinezarr-list") if is_remote else None
+        )
 
     def check(self) -> None:
         """Check that all stores can be served.
@@ -105,108 +109,110 @@ class ServedStores:
         OSError
             If a server does not answer.
         """
-        for given in self._given:
-            given.check()
+        for source in self._sources:
+            source.check()
         self.list_stores()
 
     def executor(self, name: str) -> Executor | None:
-        """Return the executor for calls about a store; None if no call waits for a network."""
-        found = self._opened.get(name)
-        return self._looking if found is None else found.files.executor
+        """Return the executor for calls about a store; None if no such call waits for a network."""
+        views = self._opened.get(name)
+        return self._listing_executor if views is None else views.files.executor
 
-    def list_stores(self) -> dict[str, StorePlace]:
-        """Return the stores by name, as they are now.
+    def list_stores(self) -> dict[str, StoreLocation]:
+        """Return the current stores by name.
 
         Raises
         ------
         UnreadableError
             If a bucket cannot be listed.
         """
-        found, problem = self._look()
+        stores, problem = self._list_all()
         if problem is not None:
             raise problem
-        return {name: place for name, (place, _) in found.items()}
+        return {name: location for name, (location, _) in stores.items()}
 
-    def _look(self) -> tuple[dict[str, tuple[StorePlace, _Given]], UnreadableError | None]:
-        """Return the stores that were found, and the places that could not be listed."""
-        found: dict[str, tuple[StorePlace, _Given]] = {}
+    def _list_all(
+        self,
+    ) -> tuple[dict[str, tuple[StoreLocation, _StoreSource]], UnreadableError | None]:
+        """Return the current stores by name, and the last error of a source; None if all answer."""
+        stores: dict[str, tuple[StoreLocation, _StoreSource]] = {}
         problem = None
-        for given in self._given:
+        for source in self._sources:
             try:
-                paths = given.stores()
-            except UnreadableError as caught:
-                paths, problem = (), caught
+                paths = source.stores()
+            except UnreadableError as error:
+                paths, problem = (), error
             for path in paths:
                 name = redact_url(path).rstrip("/").rpartition("/")[2].removesuffix(_SUFFIX)
-                if name in found:
+                if name in stores:
                     raise UsageError(
-                        f"{redact_url(path)} and {redact_url(found[name][0].path)}: would both be "
-                        f"served as {name!r}. Serve one of them, or rename its folder."
+                        f"{redact_url(path)} and {redact_url(stores[name][0].path)}: both would be "
+                        f"served as {name!r}. Serve only one of them, or rename a folder."
                     )
-                found[name] = StorePlace(name, path), given
-        return found, problem
+                stores[name] = StoreLocation(name, path), source
+        return stores, problem
 
     def files(self, name: str) -> ServedFolder | None:
         """Return the files of a store; None if there is no such store."""
-        found = self._found(name)
-        return None if found is None else found.files
+        views = self._find(name)
+        return None if views is None else views.files
 
     def flat(self, name: str) -> UnshardedFolder | None:
         """Return the files of a store without shards; None if there is no such store."""
-        found = self._found(name)
-        return None if found is None else found.flat
+        views = self._find(name)
+        return None if views is None else views.flat
 
     def ome(self, name: str) -> OmeFolder | None:
         """Return the scans of a store as OME-Zarr images; None if there is no such store."""
-        found = self._found(name)
-        return None if found is None else found.ome
+        views = self._find(name)
+        return None if views is None else views.ome
 
     def served_table(self, name: str) -> ServedTable | None:
         """Return the scan table of a store; None if there is no such store."""
-        found = self._found(name)
-        return None if found is None else found.served_table
+        views = self._find(name)
+        return None if views is None else views.served_table
 
     def patches(self, name: str) -> PatchSource | None:
         """Return the reader of patches of a store; None if there is no such store."""
-        found = self._found(name)
-        return None if found is None else found.patches
+        views = self._find(name)
+        return None if views is None else views.patches
 
     def can_be_opened(self) -> bool:
         """Whether all stores can be opened."""
         try:
-            found = [self.served_table(name) for name in self.list_stores()]
-            for served_table in found:
-                if served_table is not None:
-                    served_table.reader()
+            tables = [self.served_table(name) for name in self.list_stores()]
+            for table in tables:
+                if table is not None:
+                    table.reader()
         except (SpinezarrError, OSError):
             return False
         return True
 
-    def _found(self, name: str) -> "_Served | None":
+    def _find(self, name: str) -> "_StoreViews | None":
         with self._lock:
-            known = self._opened.get(name)
-        if known is not None and known.files.is_there():
-            return known
-        places, problem = self._look()
-        if name not in places:
-            if problem is not None:  # the store may be in the place that cannot be listed
+            views = self._opened.get(name)
+        if views is not None and views.files.exists():
+            return views
+        stores, problem = self._list_all()
+        if name not in stores:
+            if problem is not None:  # the store may be in the source that cannot be listed
                 raise problem
             return None
-        place, given = places[name]
+        location, source = stores[name]
         with self._lock:
-            found = self._opened.get(name)
-            if found is None or found.files.path != place.path:
-                found = self._opened[name] = _Served.of(
-                    given.storage(place.path), self._chunks, self.kept_levels, self.limits
+            views = self._opened.get(name)
+            if views is None or views.files.path != location.path:
+                views = self._opened[name] = _StoreViews.of(
+                    source.storage(location.path), self._chunks, self.level_cache, self.limits
                 )
-        return found if found.files.is_there() else None
+        return views if views.files.exists() else None
 
 
-def _given(path: str, options: Mapping[str, Any], limits: ServeLimits) -> _Given:
-    scheme, separator, rest = path.partition("://")
+def _source_of(path: str, options: Mapping[str, Any], limits: ServeLimits) -> _StoreSource:
+    scheme, separator, path_part = path.partition("://")
     if is_served_from(path):
         folder = BucketFolder(path, options, _SUFFIX, limits)
-        return _Given(
+        return _StoreSource(
             folder.stores,
             lambda url: BucketStorage(url, options, limits),
             folder.check,
@@ -214,15 +220,15 @@ def _given(path: str, options: Mapping[str, Any], limits: ServeLimits) -> _Given
         )
     if separator and scheme not in {"file", "local"}:
         raise UsageError(
-            f"{redact_url(path)}: is neither on disk, in a bucket (s3://) nor on a web server "
-            "(http://, https://), and cannot be served from there."
+            f"{redact_url(path)}: only stores on disk, in a bucket (s3://) or on a web server "
+            "(http://, https://) can be served."
         )
-    place = Path(rest if separator else path).expanduser().resolve()
-    return _Given(lambda: stores_on_disk(place, _SUFFIX), DiskStorage)
+    local_path = Path(path_part if separator else path).expanduser().resolve()
+    return _StoreSource(lambda: stores_on_disk(local_path, _SUFFIX), DiskStorage)
 
 
 @dataclass(frozen=True, slots=True)
-class _Served:
+class _StoreViews:
     """The views of one store: files, table, patches, OME-Zarr."""
 
     files: ServedFolder
@@ -234,7 +240,7 @@ class _Served:
     @classmethod
     def of(
         cls, storage: Storage, chunks: ChunkCache, levels: LevelCache, limits: ServeLimits
-    ) -> "_Served":
+    ) -> "_StoreViews":
         files = ServedFolder(storage, limits.scans)
         patches = PatchSource(files, chunks, limits)
         ome = OmeFolder(files, patches, levels)

@@ -1,4 +1,4 @@
-"""Which stores and scans are there, as JSON?
+"""How are stores and scans listed as JSON?
 
 The paths are ``/v1/stores``, ``/v1/<store>`` and ``/v1/<store>/scans``.
 """
@@ -47,18 +47,18 @@ __all__ = [
 
 _ANSWERS_BYTES: Final = 32 << 20
 """Memory for answers about one table, in bytes; a list of 10,000 scans takes 8 MB."""
-_READ_TOGETHER: Final = ("zarr.json", "table/zarr.json")
+_VERSION_FILES: Final = ("zarr.json", "table/zarr.json")
 """Files that change whenever the table changes."""
 _Level = Literal[LEVELS]  # type: ignore[valid-type]  # as mypy wants them written out
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _ToldModel(BaseModel):
+class _ResponseModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class StoreModel(_ToldModel):
-    """A store, described from its root and its scan table."""
+class StoreModel(_ResponseModel):
+    """A store, as its root and its scan table describe it."""
 
     name: str
     zarr: str
@@ -82,7 +82,7 @@ class OneStoreModel(StoreModel):
     batch: BatchLimits
 
 
-class UnreadableStoreModel(_ToldModel):
+class UnreadableStoreModel(_ResponseModel):
     """A store that cannot be read."""
 
     name: str
@@ -90,25 +90,25 @@ class UnreadableStoreModel(_ToldModel):
     error: str
 
 
-class StoresModel(_ToldModel):
+class StoresModel(_ResponseModel):
     """The stores that are served."""
 
     stores: tuple[StoreModel | UnreadableStoreModel, ...]
 
 
-class RowModel(_ToldModel):
-    """A scan, described from the scan table."""
+class RowModel(_ResponseModel):
+    """A scan, as the scan table describes it."""
 
     scan_id: str
     split: str
     source: str
     label_state: str
     anomaly: str
-    """Anatomical variant that the dataset names; mostly empty."""
+    """Anatomical variant that the dataset names; often empty."""
     erratum: str
-    """Known error of the mask; mostly empty."""
+    """Known error of the mask; often empty."""
     audit: str
-    """Severity of the worst finding of the last audit."""
+    """Severity of the worst finding of the last audit; empty without an audit."""
     content_checksum: str
     """Checksum of the voxels and their positions, which names the version of the scan."""
     shape_zyx: tuple[_Count, _Count, _Count]
@@ -118,14 +118,14 @@ class RowModel(_ToldModel):
     """Vertebrae that the mask shows."""
 
 
-class ScansModel(_ToldModel):
+class ScansModel(_ResponseModel):
     """Scans, in the order of the store's table."""
 
     scans: tuple[RowModel, ...]
 
 
 class ScanModel(ScanAttributes):
-    """All attributes of a scan but the list of its files."""
+    """All attributes of a scan, except the list of its files."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -139,7 +139,7 @@ class ScanModel(ScanAttributes):
 
 
 class ScansQuery(QueryModel):
-    """Which scans to list: those that match all given filters."""
+    """The scans to list. They match all given filters."""
 
     split: str | None = None
     source: str | None = None
@@ -155,7 +155,7 @@ class ScansQuery(QueryModel):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Known:
+class _TableVersion:
     """One version of a scan table, and the answers about it."""
 
     version: tuple[str, ...]
@@ -164,74 +164,74 @@ class _Known:
 
 
 class ServedTable:
-    """The scan table of one store, as it is now; safe to share between threads.
+    """The current scan table of one store; safe to share between threads.
 
     Parameters
     ----------
     files
         Files of the store.
     limits
-        Bounds on requests for its patches.
+        Bounds on requests for patches of the store.
     """
 
     def __init__(self, files: ServedFolder, limits: ServeLimits) -> None:
         self.limits = limits
         self._files = files
         self._lock = Lock()
-        self._known: _Known | None = None
+        self._table_version: _TableVersion | None = None
         self._log: tuple[str, AuditLog] | None = None
 
     def reader(self) -> StoreReader:
-        """Return a reader with the present table.
+        """Return a reader with the current table.
 
         Raises
         ------
         SpinezarrError
             If the store cannot be read.
         """
-        return self._now().reader
+        return self._current().reader
 
-    def _now(self) -> "_Known":
-        found = map(self._files.small, _READ_TOGETHER)
-        version = tuple("" if file is None else file.etag for file in found)
+    def _current(self) -> "_TableVersion":
+        files = map(self._files.current_file, _VERSION_FILES)
+        version = tuple("" if file is None else file.etag for file in files)
         with self._lock:
-            if self._known is None or self._known.version != version:
+            if self._table_version is None or self._table_version.version != version:
                 reader = self._files.reader(with_table=True)
-                reader.table  # noqa: B018  read now, or it is not this version's
-                self._known = _Known(version, reader, BoundedCache(_ANSWERS_BYTES))
-            return self._known
+                reader.table  # noqa: B018  later it may be of another version
+                self._table_version = _TableVersion(version, reader, BoundedCache(_ANSWERS_BYTES))
+            return self._table_version
 
     def body(self, question: str, make: Callable[[xr.Dataset], Mapping[str, Any]]) -> Body:
-        """Return an answer about the present table, which is made once and kept.
+        """Return an answer about the current table, which is computed once for each version.
 
         Parameters
         ----------
         question
             Key of the answer.
         make
-            Makes the answer from the table.
+            Computes the answer from the table.
 
         Raises
         ------
         SpinezarrError
             If the store cannot be read.
         """
-        now = self._now()
-        found = now.answers.find([question]).get(question)
-        if found is None:
-            found = Body.of(make(now.reader.table))
-            now.answers.keep({question: found})
-        return found
+        current = self._current()
+        body = current.answers.find([question]).get(question)
+        if body is None:
+            body = Body.of(make(current.reader.table))
+            current.answers.keep({question: body})
+        return body
 
     def audit_log(self) -> AuditLog:
-        """Return the findings of the last audits; empty if the log is absent or damaged.
+        """Return the findings of the last audits. The log is empty if it is absent or damaged.
 
         Raises
         ------
         UnreadableError
             If a bucket does not answer.
         """
-        file = self._files.small(AUDIT_FILE)
+        file = self._files.current_file(AUDIT_FILE)
         if file is None or file.data is None:
             return AuditLog()
         with self._lock:
@@ -249,40 +249,47 @@ class ServedTable:
 
 
 def prepare_tables() -> None:
-    """Import in a thread what would delay the first table by a second."""
+    """Import in a thread the modules that would delay the first table by a second."""
     Thread(target=_import_duck_arrays, name="spinezarr-prepare").start()
 
 
 def _import_duck_arrays() -> None:
-    # Dask registers pools at exit, which an interpreter that is ending refuses.
+    # Dask registers a function to run at exit, which fails if the interpreter is ending.
     with suppress(RuntimeError):
         xr.Variable((), 0)
 
 
-def answer_stores(served_table: Mapping[str, Callable[[], ServedTable | None]]) -> Answer:
-    """List the stores; for a store that cannot be read, the list says why."""
-    found: list[StoreModel | UnreadableStoreModel] = []
-    for name, open_facts in served_table.items():
+def answer_stores(served_tables: Mapping[str, Callable[[], ServedTable | None]]) -> Answer:
+    """List the stores. For a store that cannot be read, the list holds an error.
+
+    Parameters
+    ----------
+    served_tables
+        Functions that return the scan table of each store, by name.
+    """
+    models: list[StoreModel | UnreadableStoreModel] = []
+    for name, open_table in served_tables.items():
         try:
-            one = open_facts()
-            if one is not None:
-                found.append(_of_store(name, one.reader()))
+            table = open_table()
+            if table is not None:
+                models.append(_store_model(name, table.reader()))
         except (SpinezarrError, OSError):
             error = "it cannot be read"
-            found.append(UnreadableStoreModel(name=name, zarr=f"/zarr/{name}", error=error))
-    return _json(StoresModel(stores=tuple(found)))
+            models.append(UnreadableStoreModel(name=name, zarr=f"/zarr/{name}", error=error))
+    return _json(StoresModel(stores=tuple(models)))
 
 
 def answer_store(name: str, served_table: ServedTable) -> Answer:
     """Describe a store, and the limits of requests for its patches."""
     return _json(
         OneStoreModel(
-            **dict(_of_store(name, served_table.reader())), batch=batch_limits(served_table.limits)
+            **dict(_store_model(name, served_table.reader())),
+            batch=batch_limits(served_table.limits),
         )
     )
 
 
-def _of_store(name: str, reader: StoreReader) -> StoreModel:
+def _store_model(name: str, reader: StoreReader) -> StoreModel:
     table, root = reader.table, reader.root
     splits, counts = np.unique(table.split.to_numpy().astype(str), return_counts=True)
     return StoreModel(
@@ -311,47 +318,50 @@ def answer_scans(served_table: ServedTable, request: Request) -> Answer:
         The request; its query is a :class:`ScansQuery`.
     """
     try:
-        asked = parse_query(ScansQuery, request.query)
+        query = parse_query(ScansQuery, request.query)
     except WrongQueryError as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
 
     def choose(table: xr.Dataset) -> dict[str, Any]:
-        return {"scans": list(_rows(_chosen(table, asked)))}
+        return {"scans": list(_rows(_matching_scans(table, query)))}
 
-    return served_table.body(f"scans {asked.model_dump_json()}", choose).answer(request)
+    return served_table.body(f"scans {query.model_dump_json()}", choose).answer(request)
 
 
-def _chosen(table: xr.Dataset, asked: ScansQuery) -> xr.Dataset:
+def _matching_scans(table: xr.Dataset, query: ScansQuery) -> xr.Dataset:
     try:
-        selection = ScanSelection.of(split=asked.split, source=asked.source)
+        selection = ScanSelection.of(split=query.split, source=query.source)
         table = table.isel(scan=selection.rows(table, "the store"))
     except UsageError:  # no scan has such a split or source
         return table.isel(scan=slice(0))
-    fits = np.ones(table.sizes["scan"], bool)
-    if asked.vertebra is not None:
-        fits &= table.voxel_count.sel(vertebra=asked.vertebra).to_numpy() > 0
+    matches = np.ones(table.sizes["scan"], bool)
+    if query.vertebra is not None:
+        matches &= table.voxel_count.sel(vertebra=query.vertebra).to_numpy() > 0
     for name in ("anomaly", "erratum"):
-        if getattr(asked, name) is not None:
-            fits &= table[name].to_numpy().astype(str) != ""
-    if asked.audit is not None:
-        wanted = "" if asked.audit == "none" else asked.audit
-        fits &= table.audit.to_numpy().astype(str) == wanted
-    return table.isel(scan=np.flatnonzero(fits))
+        if getattr(query, name) is not None:
+            matches &= table[name].to_numpy().astype(str) != ""
+    if query.audit is not None:
+        severity = "" if query.audit == "none" else query.audit
+        matches &= table.audit.to_numpy().astype(str) == severity
+    return table.isel(scan=np.flatnonzero(matches))
 
 
 def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
     """Yield the fields of a :class:`RowModel` for each scan.
 
-    Making the models would take most of the time.
+    Creating models would take most of the time.
     """
     texts = ("split", "source", "label_state", "anomaly", "erratum", "audit", "content_checksum")
     columns = [table[name].to_numpy().astype(str).tolist() for name in ("scan", *texts)]
     numbers = (table.shape_zyx, table.spacing_zyx_mm, table.stored_bytes)
     columns += [column.to_numpy().tolist() for column in numbers]
-    shown = (table.voxel_count.to_numpy() > 0).tolist()
+    is_visible = (table.voxel_count.to_numpy() > 0).tolist()
     names = ("scan_id", *texts, "shape_zyx", "spacing_zyx_mm", "stored_bytes")
-    for row, is_shown in zip(zip(*columns, strict=True), shown, strict=True):
-        yield {**dict(zip(names, row, strict=True)), "vertebrae": list(compress(LEVELS, is_shown))}
+    for row, is_level_visible in zip(zip(*columns, strict=True), is_visible, strict=True):
+        yield {
+            **dict(zip(names, row, strict=True)),
+            "vertebrae": list(compress(LEVELS, is_level_visible)),
+        }
 
 
 def answer_scan(served_table: ServedTable, scan_id: str) -> Answer:

@@ -1,6 +1,6 @@
 """Which tokens does the server accept?
 
-A file holds their hashes. A second file beside it holds the key that the server signs with.
+A file holds their hashes. A second file next to it holds the signing key of the server.
 """
 
 import hashlib
@@ -32,26 +32,29 @@ class _WatchedFile(Generic[T]):
     def __init__(self, path: Path, read: Callable[[Path], T]) -> None:
         self._path, self._read = path, read
         self._lock = Lock()
-        self._seen: tuple[tuple[int, int, int], T] | None = None
+        self._content: tuple[tuple[int, int, int], T] | None = None
 
     def now(self) -> T:
-        """Return the present content; raise OSError if the file cannot be read."""
+        """Return the current content; raise OSError if the file cannot be read."""
         status = self._path.stat()
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
         with self._lock:
-            if self._seen is None or self._seen[0] != version:
-                self._seen = version, self._read(self._path)
-            return self._seen[1]
+            if self._content is None or self._content[0] != version:
+                self._content = version, self._read(self._path)
+            return self._content[1]
 
 
 class Tokens:
-    """Hashes of tokens in a file, read again when it changes; safe to share between threads.
+    """Hashes of tokens in a file, which is read again when it changes.
+
+    The object is safe to share between threads.
 
     Parameters
     ----------
     path
         Path of a file with one line for each token: its name, and ``sha256:`` with the SHA-256 of
-        the token in hexadecimal. A file of the same name and ``.key`` holds the signing key.
+        the token in hexadecimal digits. A file with the same name and the ending ``.key`` holds
+        the signing key.
 
     Raises
     ------
@@ -63,7 +66,7 @@ class Tokens:
         self._path = path
         self._hashes = _WatchedFile(path, _hashes)
         self._key = _WatchedFile(_key_path(path), _key)
-        self._now()
+        self._current_hashes()
 
     @property
     def names(self) -> frozenset[str]:
@@ -74,11 +77,11 @@ class Tokens:
         UsageError
             If the file cannot be read, or a line is not valid.
         """
-        return frozenset(self._now())
+        return frozenset(self._current_hashes())
 
     @property
     def key(self) -> str | None:
-        """The signing key; None without one, and then no session or signed URL is valid."""
+        """The signing key. None if there is no key; no session or signed URL is valid then."""
         try:
             return self._key.now()
         except (OSError, UsageError):
@@ -86,33 +89,33 @@ class Tokens:
 
     def name_of(self, token: str) -> str | None:
         """Return the name of a token; None if its hash is not in the file now."""
-        asked, found = _hash(token), None
-        for name, known in self._known().items():
-            if hmac.compare_digest(known, asked):
-                found = name
-        return found
+        token_hash, matching_name = _hash(token), None
+        for name, valid_hash in self._valid_hashes().items():
+            if hmac.compare_digest(valid_hash, token_hash):
+                matching_name = name
+        return matching_name
 
     def hash_of(self, name: str) -> str | None:
-        """Return the hash of a name; None if the name is not in the file now."""
-        return self._known().get(name)
+        """Return the hash of the token of a name; None if the name is not in the file now."""
+        return self._valid_hashes().get(name)
 
-    def _known(self) -> Mapping[str, str]:
+    def _valid_hashes(self) -> Mapping[str, str]:
         try:
-            return self._now()
-        except UsageError:  # a file that is half written or absent lets nobody in
+            return self._current_hashes()
+        except UsageError:  # nobody may read while the file is incomplete or absent
             return {}
 
-    def _now(self) -> Mapping[str, str]:
+    def _current_hashes(self) -> Mapping[str, str]:
         try:
             return self._hashes.now()
         except OSError as problem:
             raise UsageError(
-                f"{self._path}: the file of tokens cannot be read: {problem.strerror}."
+                f"{self._path}: the token file cannot be read: {problem.strerror}."
             ) from problem
 
 
 def new_token(path: Path, name: str) -> str:
-    """Make a token, and add its hash to a file that only its owner may read.
+    """Make a token, and add its hash to a file that only the owner of the file may read.
 
     Raises
     ------
@@ -122,11 +125,13 @@ def new_token(path: Path, name: str) -> str:
     token = secrets.token_urlsafe(32)
     line = f"{name} sha256:{_hash(token)}"
     if not _LINE.fullmatch(line):
-        raise UsageError(f"{name!r}: a token's name holds letters, digits, '.', '_' and '-' only.")
+        raise UsageError(
+            f"{name!r}: the name of a token may hold only letters, digits, '.', '_' and '-'."
+        )
     path.touch(mode=0o600)
     if name in Tokens(path).names:
         raise UsageError(
-            f"{path}: has a token {name!r} already. Choose another name, or delete its line."
+            f"{path}: already has a token {name!r}. Choose another name, or delete its line."
         )
     make_key(path)
     with path.open("a") as file:
@@ -135,20 +140,22 @@ def new_token(path: Path, name: str) -> str:
 
 
 def make_key(tokens: Path) -> None:
-    """Make the signing key beside a token file, unless it exists; only its owner may read it.
+    """Make the file with the signing key next to a token file, unless it exists.
+
+    Only the owner of the file may read it.
 
     Raises
     ------
     UsageError
-        If the file that exists holds no key.
+        If the file exists and holds no key.
     """
     path = _key_path(tokens)
     try:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         _key(path)
         return
-    with os.fdopen(number, "w") as file:
+    with os.fdopen(descriptor, "w") as file:
         file.write(f"{secrets.token_hex(_KEY_BYTES)}\n")
 
 
@@ -157,28 +164,28 @@ def _key_path(tokens: Path) -> Path:
 
 
 def _key(path: Path) -> str:
-    found = path.read_text("utf-8", "replace").strip()
-    if not _KEY.fullmatch(found):
+    key = path.read_text("utf-8", "replace").strip()
+    if not _KEY.fullmatch(key):
         raise UsageError(
-            f"{path}: is no key. Delete it, and --new-token or --sign makes another; what was "
-            "signed with the old one ends."
+            f"{path}: holds no signing key. Delete it; --new-token or --sign then makes another. "
+            "Sessions and URLs that were signed with the old key become invalid."
         )
-    return found
+    return key
 
 
 def _hashes(path: Path) -> Mapping[str, str]:
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
-        if match is None or match[1] in found:
+        if match is None or match[1] in hashes:
             raise UsageError(
-                f"{path}, line {number}: is no token, expected a name of its own and "
-                "'sha256:' with 64 digits. Make one with --new-token NAME."
+                f"{path}, line {number}: is not a token; expected a unique name and 'sha256:' "
+                "with 64 hexadecimal digits. Make a token with --new-token NAME."
             )
-        found[match[1]] = match[2]
-    return found
+        hashes[match[1]] = match[2]
+    return hashes
 
 
 def _hash(token: str) -> str:

@@ -1,4 +1,4 @@
-"""How long may clients keep what is computed from a scan, and which of them have it already?"""
+"""How long may clients keep an answer that is computed from a scan, and do they have it already?"""
 
 import hashlib
 from http import HTTPStatus
@@ -10,13 +10,13 @@ from spinezarr.serve.http import Answer, Request
 
 __all__ = ["RefusedError", "headers_of_version"]
 
-_CHANGES: Final = "no-cache"
-_NEVER_CHANGES: Final = "private, max-age=31536000, immutable"
+_REVALIDATE: Final = "no-cache"
+_IMMUTABLE: Final = "private, max-age=31536000, immutable"
 _CONDITIONS: Final = ("if-match", "if-none-match")
 
 
 class RefusedError(Exception):
-    """A request that is answered without computing anything; ``answer`` is that answer."""
+    """A request is answered with ``answer``, before anything is computed."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class RefusedError(Exception):
 
 
 def headers_of_version(
-    request: Request, *words: str, is_named: bool, vary: str | None = None
+    request: Request, *version_parts: str, is_named: bool, vary: str | None = None
 ) -> dict[str, str]:
     """Return ``ETag`` and ``Cache-Control`` of an answer that depends on a version of a scan.
 
@@ -32,22 +32,24 @@ def headers_of_version(
     ----------
     request
         The request.
-    words
-        All that the answer depends on, besides the version of spinezarr.
+    version_parts
+        Everything that the answer depends on, except the version of spinezarr.
     is_named
         Whether the request names the version of the scan, so that the answer never changes.
     vary
-        Value of the ``Vary`` header; None without one.
+        Value of the ``Vary`` header; None for no such header.
 
     Raises
     ------
     RefusedError
         If the conditions of the request, such as ``If-None-Match``, give the answer.
     """
-    digest = hashlib.sha256("\0".join((package_version(), *words)).encode()).hexdigest()[:32]
+    digest = hashlib.sha256("\0".join((package_version(), *version_parts)).encode()).hexdigest()[
+        :32
+    ]
     headers = {
         "etag": f'"{digest}"',
-        "cache-control": _NEVER_CHANGES if is_named else _CHANGES,
+        "cache-control": _IMMUTABLE if is_named else _REVALIDATE,
         **({} if vary is None else {"vary": vary}),
     }
     conditions = {name: request.headers[name] for name in _CONDITIONS if name in request.headers}

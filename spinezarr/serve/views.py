@@ -1,6 +1,6 @@
-"""What must a page know to show a scan?
+"""Which facts does a page need to show a scan?
 
-``GET /v1/<store>/scans/<scan_id>/view`` returns all of it.
+``GET /v1/<store>/scans/<scan_id>/view`` returns them.
 """
 
 from spinezarr.errors import SpinezarrError
@@ -17,7 +17,7 @@ __all__ = ["answer_view"]
 
 
 def answer_view(table: ServedTable, source: PatchSource, request: Request, scan_id: str) -> Answer:
-    """Answer with all that a page needs to show a scan.
+    """Answer with the facts that a page needs to show a scan.
 
     Parameters
     ----------
@@ -30,18 +30,18 @@ def answer_view(table: ServedTable, source: PatchSource, request: Request, scan_
     """
     try:
         opened = OpenedScan.of(source, scan_id, None)
-    except RefusedError as refused:
-        return refused.answer
+    except RefusedError as refusal:
+        return refusal.answer
 
-    def find(other: str) -> ScanAttributes | None:
+    def attributes_of(other_id: str) -> ScanAttributes | None:
         try:
-            found: ScanAttributes = opened.reader.scan(other).attributes
+            attributes: ScanAttributes = opened.reader.scan(other_id).attributes
         except SpinezarrError:
             return None
-        return found
+        return attributes
 
     scan = opened.scan
-    audited = table.audit_log().of_scan(scan.attributes, find)
+    audited = table.audit_log().of_scan(scan.attributes, attributes_of)
     scan_ids = table.reader().table.scan.to_numpy().tolist()
     return answer_json(
         request,

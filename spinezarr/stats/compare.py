@@ -19,7 +19,7 @@ Verdict = Literal["equal", "differs", "missing in store", "card contradicts itse
 """
 
 _COUNTS: Final = frozenset({"scans", "patients", "slices", "vertebrae", "detection_percent"})
-"""Statistics that are 0 if nothing is counted. All others then have no value."""
+"""Statistics that are 0 if nothing is counted. All others have no value then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +67,30 @@ class Comparison:
     @property
     def verdicts(self) -> dict[str, int]:
         """Number of lines of each verdict."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for line in self.lines:
-            found[line.verdict] = found.get(line.verdict, 0) + 1
-        return found
+            counts[line.verdict] = counts.get(line.verdict, 0) + 1
+        return counts
 
 
 def compare(statistics: Statistics, card: Card) -> Comparison:
     """Compare each figure of ``card`` with that of the store, in the card's order."""
-    found, wrong = statistics.figures(), card.contradictions()
+    figures, contradictions = statistics.figures(), card.contradictions()
     lines = []
     for key, printed in card.figures().items():
-        store = found.get(key, 0 if key.statistic in _COUNTS else None)
-        heading = f"printed as {printed.printed_as}" if printed.printed_as else ""
-        doubt = wrong.get(key)
+        store = figures.get(key, 0 if key.statistic in _COUNTS else None)
+        heading_note = f"printed as {printed.printed_as}" if printed.printed_as else ""
+        contradiction = contradictions.get(key)
         lines.append(
             ComparedFigure(
                 key=key,
                 store=store,
                 card=printed.value,
                 decimals=printed.decimals,
-                verdict=_verdict(store, printed, doubt),
-                note="; ".join(filter(None, (heading, doubt.reason if doubt else ""))),
+                verdict=_verdict(store, printed, contradiction),
+                note="; ".join(
+                    filter(None, (heading_note, contradiction.reason if contradiction else ""))
+                ),
             )
         )
     return Comparison(
@@ -101,15 +103,17 @@ def compare(statistics: Statistics, card: Card) -> Comparison:
     )
 
 
-def _verdict(store: float | None, printed: PrintedFigure, doubt: Contradiction | None) -> Verdict:
+def _verdict(
+    store: float | None, printed: PrintedFigure, contradiction: Contradiction | None
+) -> Verdict:
     if store is not None and printed.is_rounded_from(store):
         return "equal"
     if not store:
         return "missing in store"
-    if doubt is None:
+    if contradiction is None:
         return "differs"
-    if doubt.implied_value is None or replace(printed, value=doubt.implied_value).is_rounded_from(
-        store
-    ):
+    if contradiction.implied_value is None or replace(
+        printed, value=contradiction.implied_value
+    ).is_rounded_from(store):
         return "card contradicts itself"
     return "differs"

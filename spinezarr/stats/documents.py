@@ -47,16 +47,15 @@ class TextTable:
 
 
 def summary_lines(statistics: Statistics) -> list[str]:
-    """Return a few sentences on what was counted, and what the rates refer to."""
-    found = statistics
-    without = found.scans - found.scans_with_mask
-    rates = f"Detection rates are shares of all {found.scans:,} scans"
-    if without:
-        rates += f", {without:,} of them without a mask"
+    """Return a few sentences with counts, and with the scans that the rates refer to."""
+    n_without_mask = statistics.scans - statistics.scans_with_mask
+    rates = f"Detection rates are shares of all {statistics.scans:,} scans"
+    if n_without_mask:
+        rates += f", {n_without_mask:,} of them without a mask"
     return [
-        f"Number of scans: {found.scans:,}, of {found.patients:,} patients",
-        f"Number of slices of all data: {found.slices:,}",
-        rates if found.scans_with_mask else "No scan has a mask",
+        f"Number of scans: {statistics.scans:,}, of {statistics.patients:,} patients",
+        f"Number of slices of all data: {statistics.slices:,}",
+        rates if statistics.scans_with_mask else "No scan has a mask",
         "Spacing and size are in the order of the source files' axes",
     ]
 
@@ -72,7 +71,7 @@ def statistics_tables(statistics: Statistics) -> list[TextTable]:
         )
         for name in (STATISTICS if statistics.shape_ijk else ())
     ]
-    sheets = [
+    tables = [
         _counts("Scans by split", "Split", by_split, "(no split)"),
         _counts("Scans by source", "Source", by_source, "(one)"),
         TextTable(
@@ -81,9 +80,9 @@ def statistics_tables(statistics: Statistics) -> list[TextTable]:
             tuple(resolution),
             frozenset(),
         ),
-        _vertebra_sheet(statistics),
+        _vertebra_table(statistics),
     ]
-    return [sheet for sheet in sheets if sheet.rows]
+    return [table for table in tables if table.rows]
 
 
 def comparison_table(comparison: Comparison) -> TextTable:
@@ -118,10 +117,10 @@ def figure_title(key: FigureKey) -> str:
     'train scans'
     """
     if key.group == "axis":
-        of, _, statistic = key.statistic.rpartition("_")
+        measure, _, statistic = key.statistic.rpartition("_")
         return (
             f"{statistic} size {key.name}"
-            if of == "shape_ijk"
+            if measure == "shape_ijk"
             else f"{statistic} spacing {key.name} (mm)"
         )
     if key.statistic in _VERTEBRA_TITLES:
@@ -133,8 +132,8 @@ def statistics_markdown(statistics: Statistics) -> str:
     """Return the figures as Markdown in the layout of the published cards."""
     parts = [f"# {escape_markdown(statistics.title)}"]
     parts += [f"{line}." for line in summary_lines(statistics)]
-    for sheet in statistics_tables(statistics):
-        parts += [f"## {sheet.title}", _markdown_table(sheet)]
+    for table in statistics_tables(statistics):
+        parts += [f"## {table.title}", _markdown_table(table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -214,8 +213,8 @@ def _counts(title: str, column: str, counts: dict[str, int], unnamed: str) -> Te
     return TextTable(title, (column, "Scans"), rows, frozenset({"Scans"}))
 
 
-def _vertebra_sheet(statistics: Statistics) -> TextTable:
-    """Return a table with one row for each vertebra, without the columns that would be empty."""
+def _vertebra_table(statistics: Statistics) -> TextTable:
+    """Return a table with one row for each vertebra, without columns that would be empty."""
     rows = statistics.vertebrae
     columns: dict[str, list[str]] = {
         "Label": [_NO_VALUE if row.value is None else str(row.value) for row in rows.values()],
@@ -244,24 +243,24 @@ def _triple(spreads: dict[str, Spread], statistic: str, show: Callable[[float], 
 
 
 def _format_number(value: float | None, decimals: int, *, sign: str = "") -> str:
-    """Return a number with the decimals of the card; with none, a half is still shown."""
+    """Return a number with the decimals of the card. Without decimals, a half is still shown."""
     if value is None:
         return _NO_VALUE
     return f"{value:{sign}.{decimals or 1}f}".removesuffix("" if decimals else ".0")
 
 
-def _markdown_table(sheet: TextTable) -> str:
-    """Return a Markdown table whose columns are padded, so that its source is legible."""
-    lines = [sheet.columns, *sheet.rows]
+def _markdown_table(table: TextTable) -> str:
+    """Return a Markdown table. Its columns are padded, so that its source is legible."""
+    lines = [table.columns, *table.rows]
     header, *rows = [
         tuple(
-            cell if column in sheet.numeric else escape_markdown(cell)
-            for column, cell in zip(sheet.columns, cells, strict=True)
+            cell if column in table.numeric else escape_markdown(cell)
+            for column, cell in zip(table.columns, cells, strict=True)
         )
         for cells in lines
     ]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    right = [column in sheet.numeric for column in sheet.columns]
+    right = [column in table.numeric for column in table.columns]
 
     def line(cells: Iterable[str]) -> str:
         padded = (
@@ -270,7 +269,10 @@ def _markdown_table(sheet: TextTable) -> str:
         )
         return f"| {' | '.join(padded)} |"
 
-    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    rule = [
+        "-" * (width - 1) + ":" if is_right else "-" * width
+        for width, is_right in zip(widths, right, strict=True)
+    ]
     return "\n".join(map(line, [header, rule, *rows]))
 
 

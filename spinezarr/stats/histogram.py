@@ -12,7 +12,7 @@ _STEPS: Final = (0.05, 0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5, 5.0, 10.0, 25.0, 50.0
 """Allowed widths of bins."""
 _MAX_BINS: Final = 24
 _ROUNDING: Final = 1e-6
-"""Tolerance in bins: a value on the edge of two bins belongs to the upper one despite rounding."""
+"""Tolerance in bins. A value on the edge of two bins belongs to the upper one despite rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,16 @@ class Histogram:
         """
         if not values.size:
             return cls((), ())
-        widest = float(values.max())
+        largest = float(values.max())
         steps = (step for step in _STEPS if _n_bins(values, step) <= _MAX_BINS)
-        step = next(steps, widest)
+        step = next(steps, largest)
         bins = np.floor(values / step + _ROUNDING).astype(np.int64)
         first = int(bins.min())
         counts = np.bincount(bins - first)
-        edges = [round((first + at) * step, 9) for at in range(counts.size + 1)]
+        edges = [round((first + bin_number) * step, 9) for bin_number in range(counts.size + 1)]
         return cls(tuple(edges), tuple(counts.tolist()))
 
 
 def _n_bins(values: npt.NDArray[np.float64], step: float) -> float:
-    least, most = np.floor(np.array([values.min(), values.max()]) / step + _ROUNDING)
-    return float(most - least + 1)
+    first, last = np.floor(np.array([values.min(), values.max()]) / step + _ROUNDING)
+    return float(last - first + 1)

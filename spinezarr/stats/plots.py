@@ -1,6 +1,6 @@
 """Which vertebrae does a dataset show, how large are they, and how fine is its voxel spacing?
 
-Each plot answers one of these. The colors are those of Okabe and Ito [1]_, which can be
+Each plot answers one of these questions. The colors are those of Okabe and Ito [1]_, which can be
 distinguished with any color vision.
 
 References
@@ -47,7 +47,7 @@ _MAX_NAME_LENGTH: Final = 40
 _MAX_HORIZONTAL_LENGTH: Final = 3
 """Longest name of a vertebra in characters that fits below its bar."""
 _MIN_BOX_VALUES: Final = 10
-"""Least number of values for a box. Fewer are drawn individually, as percentiles say little."""
+"""Fewest values for a box. Fewer values are drawn individually, because percentiles say little."""
 
 
 def draw_detection(statistics: Statistics) -> Figure:
@@ -55,7 +55,7 @@ def draw_detection(statistics: Statistics) -> Figure:
     names = [name for name, row in statistics.vertebrae.items() if row.scans]
     rows = [statistics.vertebrae[name] for name in names]
     figure, axes = _new_plot(
-        f"{to_drawable(statistics.title)}: which vertebrae the scans show",
+        f"{to_drawable(statistics.title)}: vertebrae that the scans show",
         f"Share of all {statistics.scans:,} scans. Above each bar: number of scans.",
     )
     bars = axes.bar(
@@ -80,11 +80,11 @@ def draw_volumes(table: xr.Dataset) -> Figure:
     figure, axes = _new_plot(
         f"{to_drawable(table.attrs['title'])}: volume of the vertebrae",
         "Boxes: median and quartiles; whiskers: 5th to 95th percentile; dots: scans beyond, or all "
-        "where few. On top: number of scans.",
+        "of few scans. On top: number of scans.",
     )
-    for at, (name, values) in enumerate(volumes.items()):
-        _draw_values(axes, at, values, _color(name))
-        count = axes.text(at, 0.985, str(values.size), ha="center", va="top", fontsize=_SMALL)
+    for position, (name, values) in enumerate(volumes.items()):
+        _draw_values(axes, position, values, _color(name))
+        count = axes.text(position, 0.985, str(values.size), ha="center", va="top", fontsize=_SMALL)
         count.set(transform=axes.get_xaxis_transform(), color=_TEXT)
     largest = max((values.max() for values in volumes.values()), default=1.0)
     axes.set_ylim(0, 1.1 * largest)
@@ -99,7 +99,7 @@ def draw_spacing(table: xr.Dataset) -> Figure:
     in_plane, between = np.sqrt(spacing[:, 0] * spacing[:, 1]), spacing[:, 2]
     figure, axes = _new_plot(
         f"{to_drawable(table.attrs['title'])}: voxel spacing",
-        "One mark a scan. Slices are counted along the third axis of the source file.",
+        "One mark for each scan. Slices are counted along the third axis of the source file.",
     )
     groups = _largest_groups([str(name) for name in table.source.to_numpy()])
     for (name, rows), (color, marker) in zip(groups.items(), _SOURCE_MARKS, strict=False):
@@ -122,10 +122,12 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
     figure = Figure((10, 5.6), dpi=_DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    written = axes.set_title(title, loc="left", pad=28, fontsize=14, fontweight="bold", color=_TEXT)
-    _draw_literally(written)
-    above = axes.annotate(subtitle, (0, 1), (0, 10), "axes fraction", "offset points")
-    above.set(fontsize=9.5, color=_QUIET)
+    title_text = axes.set_title(
+        title, loc="left", pad=28, fontsize=14, fontweight="bold", color=_TEXT
+    )
+    _draw_literally(title_text)
+    subtitle_text = axes.annotate(subtitle, (0, 1), (0, 10), "axes fraction", "offset points")
+    subtitle_text.set(fontsize=9.5, color=_QUIET)
     axes.set_axisbelow(True)
     axes.grid(visible=True, axis="y", color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -135,15 +137,15 @@ def _new_plot(title: str, subtitle: str) -> tuple[Figure, Axes]:
 
 def _draw_literally(text: Text) -> None:
     """Draw a text literally, without formulas and TeX, whatever the user's matplotlibrc says."""
-    text.set_fontfamily("DejaVu Sans")  # whose letters 'to_drawable' knows
+    text.set_fontfamily("DejaVu Sans")  # 'to_drawable' checks text against this font
     text.set_parse_math(False)
     text.set_usetex(False)
 
 
 def _legend_name(name: str) -> str:
     """Return the name of a source for a legend, which would hide names that begin with ``_``."""
-    shown = to_drawable(name, _MAX_NAME_LENGTH) or "scans"
-    return f" {shown}" if shown.startswith("_") else shown
+    text = to_drawable(name, _MAX_NAME_LENGTH) or "scans"
+    return f" {text}" if text.startswith("_") else text
 
 
 def _color(name: str) -> str:
@@ -151,14 +153,14 @@ def _color(name: str) -> str:
     return _REGION_COLORS.get(region, _OTHER_COLOR)
 
 
-def _draw_values(axes: Axes, at: int, values: npt.NDArray[np.float64], color: str) -> None:
+def _draw_values(axes: Axes, position: int, values: npt.NDArray[np.float64], color: str) -> None:
     """Draw a box and the values beyond its whiskers; draw few values individually."""
     if values.size < _MIN_BOX_VALUES:
-        axes.plot(np.full(values.size, at), values, "o", color=color, markersize=5)
+        axes.plot(np.full(values.size, position), values, "o", color=color, markersize=5)
         return
     axes.boxplot(
         values,
-        positions=[at],
+        positions=[position],
         widths=0.66,
         whis=(5, 95),
         patch_artist=True,
@@ -203,9 +205,11 @@ def _add_legend(axes: Axes) -> None:
 def _largest_groups(names: Sequence[str]) -> dict[str, list[int]]:
     """Return the rows of each name, the largest group first; the smallest groups are joined."""
     ranked = [name for name, _ in Counter(names).most_common()]
-    alone = set(ranked if len(ranked) <= len(_SOURCE_MARKS) else ranked[: len(_SOURCE_MARKS) - 1])
+    separate = set(
+        ranked if len(ranked) <= len(_SOURCE_MARKS) else ranked[: len(_SOURCE_MARKS) - 1]
+    )
     groups: dict[str, list[int]] = {}
     for name in ranked:
-        rows = [row for row, other in enumerate(names) if other == name]
-        groups.setdefault(name if name in alone else "others", []).extend(rows)
+        rows = [row for row, other_name in enumerate(names) if other_name == name]
+        groups.setdefault(name if name in separate else "others", []).extend(rows)
     return groups

@@ -1,4 +1,6 @@
-"""Which figures does a dataset have? They come from its scan table; no scan is opened.
+"""Which figures does a dataset have?
+
+They come from its scan table. No scan is opened.
 
 Shapes and spacings are in the order of the source file's axes ``(i, j, k)``, as on published cards.
 The slices of a file are counted along ``k``.
@@ -62,7 +64,7 @@ class VertebraStatistics:
     detection_percent: float
     """Share of all scans, with or without a mask, whose mask shows the vertebra."""
     volume_cm3: Spread | None
-    """Volume in the scans that show it, with vertebrae that are cut."""
+    """Volume in the scans that show it, also if the vertebra is cut by the end of the volume."""
     annotated_centroids: int
     """Number of scans whose centroid file names the vertebra."""
 
@@ -140,24 +142,26 @@ def to_file_axes(table: "xr.Dataset", column: str) -> npt.NDArray[Any]:
         type.
     """
     values_zyx = table[column].to_numpy()
-    codes, rows = np.unique(table.orientation.to_numpy().astype(object), return_inverse=True)
-    axes_zyx = [AxisMap.from_axcodes(one).source_axis_zyx for one in codes.tolist()]
-    source_axis_zyx = np.array(axes_zyx, np.intp).reshape(-1, 3)[rows]
+    orientations, code_of_scan = np.unique(
+        table.orientation.to_numpy().astype(object), return_inverse=True
+    )
+    axes_zyx = [AxisMap.from_axcodes(axcodes).source_axis_zyx for axcodes in orientations.tolist()]
+    source_axis_zyx = np.array(axes_zyx, np.intp).reshape(-1, 3)[code_of_scan]
     values_ijk = np.empty_like(values_zyx)
     np.put_along_axis(values_ijk, source_axis_zyx, values_zyx, axis=1)
     return values_ijk
 
 
 def volumes_cm3(table: "xr.Dataset") -> dict[str, npt.NDArray[np.float64]]:
-    """Return the volumes of each vertebra, from head to tail, in the order of the scans.
+    """Return the volumes in cm³ of each vertebra, from head to tail, in the order of the scans.
 
     Scans whose mask does not show the vertebra are left out.
     """
     counts, volumes = (table[name].to_numpy() for name in ("voxel_count", "volume_cm3"))
     return {
-        str(name): volumes[shown, at]
-        for at, name in enumerate(table.vertebra.to_numpy())
-        if (shown := counts[:, at] > 0).any()
+        str(name): volumes[is_visible, column]
+        for column, name in enumerate(table.vertebra.to_numpy())
+        if (is_visible := counts[:, column] > 0).any()
     }
 
 
@@ -191,22 +195,26 @@ def _counts(column: "xr.DataArray") -> dict[str, int]:
 
 
 def _by_axis(values_ijk: npt.NDArray[Any]) -> dict[str, Spread]:
-    spreads = {axis: Spread.of(values_ijk[:, at]) for at, axis in enumerate("ijk")}
+    spreads = {axis: Spread.of(values_ijk[:, column]) for column, axis in enumerate("ijk")}
     return {axis: spread for axis, spread in spreads.items() if spread is not None}
 
 
 def _vertebrae(table: "xr.Dataset") -> dict[str, VertebraStatistics]:
     volumes: Mapping[str, npt.NDArray[np.float64]] = volumes_cm3(table)
-    points = np.isfinite(table.annotated_centroid_zyx_mm.to_numpy()).all(axis=2).sum(axis=0)
-    nothing = np.empty(0)
+    annotated_counts = (
+        np.isfinite(table.annotated_centroid_zyx_mm.to_numpy()).all(axis=2).sum(axis=0)
+    )
+    no_volumes = np.empty(0)
     return {
         name: VertebraStatistics(
             value=VALUE_OF_NAME.get(name),
-            scans=(shown := volumes.get(name, nothing)).size,
-            detection_percent=100 * shown.size / table.sizes["scan"],
-            volume_cm3=Spread.of(shown),
+            scans=(level_volumes := volumes.get(name, no_volumes)).size,
+            detection_percent=100 * level_volumes.size / table.sizes["scan"],
+            volume_cm3=Spread.of(level_volumes),
             annotated_centroids=int(annotated),
         )
-        for name, annotated in zip(map(str, table.vertebra.to_numpy()), points, strict=True)
+        for name, annotated in zip(
+            map(str, table.vertebra.to_numpy()), annotated_counts, strict=True
+        )
         if name in volumes or annotated
     }

@@ -1,1 +1,1 @@
-"""What does a command of the command line share with the Python function of its name?"""
+"""What do a command and the Python function of the same name share?"""

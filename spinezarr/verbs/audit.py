@@ -1,4 +1,4 @@
-"""Which defects do annotation and data of stores have?"""
+"""Which defects do the annotations and data of stores have?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ def audit_stores(
     Parameters
     ----------
     stores
-        Stores to audit. A scan that is chosen by its id may be in any of them.
+        Stores to audit. A scan that is selected by its id may be in any of them.
     selection
         Scans to audit.
     write
@@ -49,42 +49,48 @@ def audit_stores(
     Raises
     ------
     UnknownScanError
-        If no store has a scan of such an id.
+        If no store has a scan with a selected id.
     UsageError
         If a store has no such split, source or vertebra.
     """
-    chosen = [_own_scans(store.reader, selection) for store in stores]
+    selected = [_selected_scans(store.reader, selection) for store in stores]
     if selection.scans is not None:
-        known = {name for store in stores for name in store.reader.table.scan.to_numpy().tolist()}
-        check_scan_ids(selection.scans, known, ", ".join(store.reader.name for store in stores))
-    counter = ProgressCounter(on_progress, "audit", "scans", sum(map(len, chosen)))
+        known_ids = {
+            name for store in stores for name in store.reader.table.scan.to_numpy().tolist()
+        }
+        check_scan_ids(selection.scans, known_ids, ", ".join(store.reader.name for store in stores))
+    counter = ProgressCounter(on_progress, "audit", "scans", sum(map(len, selected)))
     audits = [
         audit_store(store.reader, store.engine, scan_ids, on_scan=counter.add)
-        for store, scan_ids in zip(stores, chosen, strict=True)
+        for store, scan_ids in zip(stores, selected, strict=True)
     ]
     if write:
-        audits = [_kept(store.reader, found) for store, found in zip(stores, audits, strict=True)]
+        audits = [_save(store.reader, audit) for store, audit in zip(stores, audits, strict=True)]
     readers = (*(store.reader for store in stores), *others)
-    keys = [key for r in readers for key in scan_keys(r.url, r.root.dataset, r.table)]
+    keys = [
+        key
+        for reader in readers
+        for key in scan_keys(reader.url, reader.root.dataset, reader.table)
+    ]
     return audit_across(keys, audits)
 
 
-def _own_scans(reader: StoreReader, selection: ScanSelection) -> list[str]:
-    """Return the chosen scans that this store has."""
-    known = set(reader.table.scan.to_numpy().tolist())
+def _selected_scans(reader: StoreReader, selection: ScanSelection) -> list[str]:
+    """Return the ids of the selected scans that this store has."""
+    known_ids = set(reader.table.scan.to_numpy().tolist())
     if selection.scans is not None:
-        own = tuple(name for name in selection.scans if name in known)
-        selection = replace(selection, scans=own)
+        scan_ids = tuple(name for name in selection.scans if name in known_ids)
+        selection = replace(selection, scans=scan_ids)
     return selection.scan_ids(reader.columns, reader.name)
 
 
-def _kept(reader: StoreReader, found: StoreAudit) -> StoreAudit:
-    """Save an audit in its store; if that fails, record why in the audit."""
-    if not found.scans:
-        return found
+def _save(reader: StoreReader, audit: StoreAudit) -> StoreAudit:
+    """Save an audit in its store. If the store is read-only, return an audit that says so."""
+    if not audit.scans:
+        return audit
     try:
-        save_audit(reader, found)
+        save_audit(reader, audit)
     except ReadOnlyStoreError as problem:
-        return replace(found, not_written=f"{problem} The findings are only reported.")
+        return replace(audit, not_written=f"{problem} The findings are only reported.")
     reader.forget_table()
-    return found
+    return audit

@@ -19,7 +19,7 @@ from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.engine import Engine
 from spinezarr.verbs.sizes import uncompressed_bytes
-from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_place
+from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_location
 
 __all__ = ["ExportReport", "write_nifti_files", "write_nnunet_dataset", "write_ome_zarr_images"]
 
@@ -127,26 +127,26 @@ def write_ome_zarr_images(
     on_progress: OnProgress,
 ) -> ExportReport:
     """Write each scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
-    place = os.fspath(out)
+    target = os.fspath(out)
     scan_ids = selection.scan_ids(reader.columns, reader.name)
-    if "://" not in place:
-        make_folder(Path(place))
+    if "://" not in target:
+        make_folder(Path(target))
         for scan_id in scan_ids:
-            _check_free(Path(ome_zarr_place(place, scan_id)), overwrite=overwrite)
+            _check_free(Path(ome_zarr_location(target, scan_id)), overwrite=overwrite)
 
     def export(scan_id: str, on_bytes: _OnBytes) -> ExportedScan:
         return export_ome_zarr(
             reader,
             engine,
             scan_id,
-            place,
-            storage_options=storage_options if "://" in place else None,
+            target,
+            storage_options=storage_options if "://" in target else None,
             link=link,
             overwrite=overwrite,
             on_bytes=on_bytes,
         )
 
-    return _export_each(reader, scan_ids, redact_url(place), export, on_progress)
+    return _export_each(reader, scan_ids, redact_url(target), export, on_progress)
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
@@ -162,7 +162,7 @@ def _export_each(
     export: Callable[[str, _OnBytes], ExportedScan],
     on_progress: OnProgress,
 ) -> ExportReport:
-    """Export several scans at once; a scan that fails does not stop the others."""
+    """Export several scans at once. A scan that fails does not stop the others."""
     total = uncompressed_bytes(reader.table.sel(scan=list(scan_ids)))
     counter = ProgressCounter(on_progress, "export", total=total)
     done: list[ExportedScan] = []

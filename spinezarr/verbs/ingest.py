@@ -45,7 +45,7 @@ _BYTES_PER_GB: Final = 1_000_000_000
 
 
 class IngestOptions(TypedDict, total=False):
-    """Types of the options of :func:`ingest` except ``dry_run``, for type checkers."""
+    """Types of the options of :func:`ingest`, except ``dry_run``, for type checkers."""
 
     raw: str | os.PathLike[str] | None
     out: str | os.PathLike[str] | None
@@ -117,7 +117,7 @@ def ingest(
     raw_storage_options: Mapping[str, Any] | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> IngestReport | Discovery:
-    """Bring a dataset's raw files into one store; run it again to do what is missing.
+    """Write a dataset's raw files into one store. Run it again to add what is missing.
 
     Scans that are in the store already, and whose files have not changed, are skipped. A scan that
     fails does not stop the others.
@@ -147,8 +147,8 @@ def ingest(
         Whether to store keyed hashes in place of scan and patient ids. Key and map stay outside the
         store.
     pseudonyms
-        With ``pseudonymize``: path of the map, a ``.csv`` with its ``.key`` beside it. By default,
-        both lie beside the store.
+        With ``pseudonymize``: path of the map, a ``.csv`` file with a ``.key`` file next to it. By
+        default, both are next to the store.
     max_axis_voxels
         Largest number of voxels of a source file along an axis.
     max_volume_gb
@@ -160,7 +160,7 @@ def ingest(
     dry_run
         Whether to find the files and return the result without writing anything.
     workers
-        Number of scans to ingest at once, each in a process of its own.
+        Number of scans to ingest at once, each in a separate process.
     scheduler
         Dask cluster that ingests the scans: a client, or the address of a scheduler such as
         ``"tcp://10.0.0.1:8786"``. The client stays open.
@@ -169,8 +169,8 @@ def ingest(
     catalog
         The catalog file; else ``$SPINEZARR_CATALOG``, else ``catalog.yaml`` in the working folder.
     storage_options
-        Options for the file system of ``out``, and for that of ``raw`` if it has no options of its
-        own.
+        Options for the file system of ``out``, and for that of ``raw`` if
+        ``raw_storage_options`` is not given.
     raw_storage_options
         Options for the file system of ``raw``.
     on_progress
@@ -197,19 +197,19 @@ def ingest(
     Examples
     --------
     >>> import spinezarr
-    >>> found = spinezarr.ingest("ctspine1k", raw=raw_folder, dry_run=True)
-    >>> len(found.scans)
+    >>> discovery = spinezarr.ingest("ctspine1k", raw=raw_folder, dry_run=True)
+    >>> len(discovery.scans)
     6
     """
     if pseudonyms is not None and not pseudonymize:
-        raise UsageError("--pseudonyms goes with --pseudonymize.")
+        raise UsageError("--pseudonyms needs --pseudonymize.")
     if workers is not None and scheduler is not None:
         raise UsageError(
             "--workers starts a cluster, and --scheduler uses a running one. Give one of them."
         )
     if scratch is not None and scheduler is None and not Path(scratch).is_dir():
         raise UsageError(
-            f"--scratch {scratch}: is not a folder. Make it, or name one with free space."
+            f"--scratch {scratch}: is not a folder. Make it, or give one with free space."
         )
     request = _Request(
         dataset=os.fspath(dataset),
@@ -222,13 +222,13 @@ def ingest(
         raw_storage_options=raw_storage_options or {},
     )
     recipe, entry = _recipe_and_entry(request)
-    places = _places(request, entry)
-    known = known_folders(places.out, places.out_options)
-    discovery = discover(recipe, places.raw, places.raw_options, known=known)
+    locations = _locate(request, entry)
+    dicom_folders = known_folders(locations.out, locations.out_options)
+    discovery = discover(recipe, locations.raw, locations.raw_options, known=dicom_folders)
     if dry_run:
         return discovery
-    if places.out is None:
-        raise UsageError("no store: give --out URL, or name the dataset in a catalog.")
+    if locations.out is None:
+        raise UsageError("no store: give --out URL, or add the dataset to a catalog.")
     limits = Limits(
         axis_voxels=max_axis_voxels,
         volume_bytes=int(max_volume_gb * _BYTES_PER_GB),
@@ -236,23 +236,23 @@ def ingest(
     )
     options = ScanOptions(take_image_grid=take_image_grid, limits=limits, scratch=_text(scratch))
     if pseudonymize:
-        place = map_file(places.out, _text(pseudonyms))
+        map_path = map_file(locations.out, _text(pseudonyms))
         discovery, names = apply_pseudonyms(
-            discovery, recipe, places.out, place, places.out_options
+            discovery, recipe, locations.out, map_path, locations.out_options
         )
         options = replace(options, pseudonyms=names)
-    find_damaged = partial(_damaged_scans, places.out, places.out_options, on_progress)
+    find_damaged = partial(_damaged_scans, locations.out, locations.out_options, on_progress)
     with _workers(workers, scheduler, on_progress) as cluster:
         report = ingest_scans(
             recipe,
             discovery,
-            places.out,
+            locations.out,
             options=options,
-            license=license or places.license,
+            license=license or locations.license,
             codec=codec,
             listener=IngestProgress(discovery.scans, on_progress),
-            raw_options=places.raw_options,
-            out_options=places.out_options,
+            raw_options=locations.raw_options,
+            out_options=locations.out_options,
             workers=cluster,
             find_damaged=find_damaged if repair else None,
         )
@@ -287,7 +287,7 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class _Locations:
     """Source and target of an ingest, with their storage options."""
 
     raw: str
@@ -302,9 +302,9 @@ def _recipe_and_entry(request: _Request) -> tuple[Recipe, CatalogEntry | None]:
     if request.dataset == _PAIRS:
         return _recipe_of_patterns(request), None
     if request.patterns != _Patterns():
-        raise UsageError("--image, --label and --scan-id go with the dataset 'pairs' only.")
-    found = load_catalog(request.catalog)
-    entry = None if found is None else found.get(request.dataset)
+        raise UsageError("--image, --label and --scan-id need the dataset 'pairs'.")
+    catalog = load_catalog(request.catalog)
+    entry = None if catalog is None else catalog.get(request.dataset)
     return Recipe.load(request.dataset if entry is None else entry.recipe_location), entry
 
 
@@ -318,41 +318,48 @@ def _recipe_of_patterns(request: _Request) -> Recipe:
     if out is not None:
         root = stored_root(out, request.storage_options if "://" in out else {})
         if root is not None and root.dataset == root.title and not root.citation:
-            name = root.dataset  # 'pairs' made this store, so its name stays
+            name = root.dataset  # 'pairs' made this store, so its name is kept
     return Recipe.from_pairs(patterns.image, patterns.label, name=name, scan_id=patterns.scan_id)
 
 
-def _places(request: _Request, entry: CatalogEntry | None) -> _Places:
+def _locate(request: _Request, entry: CatalogEntry | None) -> _Locations:
     """Return source and target, from the options or else from the catalog.
 
-    The catalog is used only for values that no option gives, so its variables need not all be set.
+    The catalog is used only for values that no option gives. So not all of its variables need be
+    set.
     """
     raw, out = request.raw, request.out
-    of_store, of_raw = dict(request.storage_options), dict(request.raw_storage_options)
+    store_options, raw_folder_options = (
+        dict(request.storage_options),
+        dict(request.raw_storage_options),
+    )
     if entry is not None:
         if out is None:
-            of_store = {**entry.storage_options, **of_store}
+            store_options = {**entry.storage_options, **store_options}
         if raw is None:
-            raw, of_raw = entry.raw_location, {**(entry.raw_storage_options or {}), **of_raw}
+            raw, raw_folder_options = (
+                entry.raw_location,
+                {**(entry.raw_storage_options or {}), **raw_folder_options},
+            )
         if out is None and not request.dry_run:
             out = entry.store_location
     if raw is None:
         raise UsageError(
-            f"no raw folder: give --raw DIR, or name {request.dataset!r} in a catalog "
+            f"no raw folder: give --raw DIR, or add {request.dataset!r} to a catalog "
             "('spinezarr init' writes one)."
         )
-    raw_options = of_raw or (of_store if "://" in raw else {})
-    # Options for the bucket of the raw folder need not suit the store.
-    out_options = {} if raw_options and "://" not in (out or "") else of_store
+    raw_options = raw_folder_options or (store_options if "://" in raw else {})
+    # Options for the bucket of the raw folder may not fit the store.
+    out_options = {} if raw_options and "://" not in (out or "") else store_options
     license = None if entry is None else entry.license
-    return _Places(raw, raw_options, out, out_options, license)
+    return _Locations(raw, raw_options, out, out_options, license)
 
 
 @contextmanager
 def _workers(
     n_workers: int | None, scheduler: "str | Client | None", on_progress: OnProgress
 ) -> Iterator[Workers | None]:
-    """Start or use the workers that the user asked for, if any, and report their dashboard."""
+    """Start or use the requested workers, if any, and report their dashboard."""
     if n_workers is None and scheduler is None:
         yield None
         return
@@ -373,23 +380,24 @@ def _damaged_scans(
 ) -> frozenset[str]:
     """Check a store, and return its damaged scans."""
     counter = ProgressCounter(on_progress, "check")
-    found = verify_store(
+    verification = verify_store(
         url,
         storage_options=storage_options,
         on_total=counter.expect,
         on_bytes=counter.add,
     )
     counter.say(
-        f"The check found {count_noun(len(found.faults), 'fault')}, in "
-        f"{count_noun(len(found.damaged_scans), 'scan')}."
+        f"The check found {count_noun(len(verification.faults), 'fault')}, in "
+        f"{count_noun(len(verification.damaged_scans), 'scan')}."
     )
-    return found.damaged_scans
+    return verification.damaged_scans
 
 
 def _nii_gz_bytes(report: IngestReport, discovery: Discovery) -> int | None:
-    """Estimate the size of the ingested scans as ``.nii.gz``; None if their files have this format.
+    """Estimate the size in bytes of the ingested scans as ``.nii.gz``.
 
-    For a store that is not on this machine, the result is None, because it would be read back.
+    The result is None if their files have this format. It is also None for a store on another
+    machine, because it would have to be read.
     """
     done = set(report.done)
     images = [scan.image.lower() for scan in discovery.scans if scan.scan_id in done]

@@ -1,4 +1,4 @@
-"""How far is an ingest in which several scans may be under way?"""
+"""How far is an ingest that may work on several scans at once?"""
 
 from collections.abc import Collection
 from typing import Final
@@ -31,21 +31,21 @@ class IngestProgress(Listener):
         self._scans_total = len(scans)
         self._scans_done = 0
         self._fractions: dict[str, float] = {}
-        """Finished fraction (0 to 1) of each scan that is under way."""
+        """Finished fraction (0 to 1) of each scan in progress."""
 
     def started(self, source: ScanSource) -> None:
-        """Add a scan to those under way."""
+        """Add a scan to those in progress."""
         self._fractions[source.scan_id] = 0.0
         self._report()
 
     def advanced(self, source: ScanSource, share: float) -> None:
-        """Count the bytes of a further part of a scan."""
+        """Count the bytes of a further part of a scan, a share from 0 to 1."""
         self._fractions[source.scan_id] += share
         self._done_bytes += share * source.size_bytes
         self._report()
 
     def finished(self, source: ScanSource, outcome: Outcome) -> None:
-        """Count a scan. If it was not read, reduce the total, so that MB/s stay correct."""
+        """Count a scan. If it was not read, reduce the total, so that the speed stays correct."""
         self._scans_done += 1
         rest = (1 - self._fractions.pop(source.scan_id, 0.0)) * source.size_bytes
         if outcome == "done":

@@ -1,4 +1,4 @@
-"""What are the figures of a dataset, and does its published card give the same?"""
+"""Which figures does a dataset have, and does its published card agree?"""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from spinezarr.store.selection import ScanSelection
 __all__ = ["compute_stats"]
 
 PLOTS = ("detection.png", "volumes.png", "spacing.png")
-"""Files that are drawn."""
+"""Names of the plots."""
 
 
 def compute_stats(
@@ -36,7 +36,7 @@ def compute_stats(
         make_folder(Path(plots))
     table = reader.table.isel(scan=selection.rows(reader.columns, reader.name))
     statistics = compute_statistics(table)
-    found = statistics if against is None else compare(statistics, _card(reader, against))
+    result = statistics if against is None else compare(statistics, _card(reader, against))
     if plots is not None:
         # matplotlib takes long to import, and few calls draw plots.
         from spinezarr.stats.plots import (  # noqa: PLC0415
@@ -49,11 +49,11 @@ def compute_stats(
         for name, figure in zip(PLOTS, figures, strict=True):
             with write_atomically(Path(plots) / name) as file:
                 figure.savefig(file, format="png")
-    return found
+    return result
 
 
 def _card(reader: StoreReader, against: str | os.PathLike[str]) -> Card:
-    """Read the card that the user asks for."""
+    """Read the requested card."""
     if against != "card":
         return Card.load_file(Path(against).expanduser())
     dataset = reader.root.dataset

@@ -1,4 +1,4 @@
-"""Is every byte of a store as it was written, and does every voxel equal its source?"""
+"""Is a store intact, and does every voxel equal its source?"""
 
 import os
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ __all__ = ["link_folders", "verify"]
 def link_folders(folders: Collection[str | os.PathLike[str]] | None) -> tuple[str, ...]:
     """Return the folders that links of source files may lead to, as absolute paths.
 
-    Workers then find the same folders, whatever folder they run in.
+    So workers in other working folders find the same folders.
     """
     return tuple(str(Path(folder).resolve()) for folder in folders or ())
 
@@ -36,14 +36,14 @@ def verify(
 ) -> Verification:
     """Check a store; see :meth:`spinezarr.Store.verify`.
 
-    It takes the URL in place of an opened store, because damaged stores cannot be opened.
+    The argument is a URL and not an opened store, because damaged stores cannot be opened.
     """
     scan_ids: Collection[str] | None = selection.scans
     if not selection.names_scans_only:
         reader = StoreReader(url, storage_options)
         scan_ids = selection.scan_ids(reader.columns, reader.name)
     counter = ProgressCounter(on_progress, "verify")
-    found = verify_store(
+    verification = verify_store(
         url,
         None if scan_ids is None else list(scan_ids),
         storage_options=storage_options,
@@ -51,11 +51,11 @@ def verify(
         on_bytes=counter.add,
     )
     if against is None:
-        return found
+        return verification
     raw = os.fspath(against)
     raw_options = raw_storage_options or (storage_options if "://" in raw else {})
     return _compare(
-        found,
+        verification,
         raw,
         Limits(link_folders=link_folders(follow_links)),
         storage_options=storage_options,
@@ -65,7 +65,7 @@ def verify(
 
 
 def _compare(
-    found: Verification,
+    verification: Verification,
     raw: str,
     limits: Limits,
     *,
@@ -74,27 +74,29 @@ def _compare(
     on_progress: OnProgress,
 ) -> Verification:
     """Compare undamaged scans with their source files."""
-    broken = {fault.scan_id for fault in found.faults if fault.kind not in {"disagrees", "extra"}}
-    if "zarr.json" in {fault.path for fault in found.faults}:
-        broken.update(found.scans)
-    whole = [name for name in found.scans if name not in broken]
+    damaged = {
+        fault.scan_id for fault in verification.faults if fault.kind not in {"disagrees", "extra"}
+    }
+    if "zarr.json" in {fault.path for fault in verification.faults}:
+        damaged.update(verification.scans)
+    intact = [name for name in verification.scans if name not in damaged]
     counter = ProgressCounter(on_progress, "compare")
-    if len(whole) < len(found.scans):
-        damaged = count_noun(len(found.scans) - len(whole), "scan")
-        counter.say(f"Not compared, because they are damaged: {damaged}.")
-    if not whole:
-        return found
+    if len(intact) < len(verification.scans):
+        damaged_text = count_noun(len(verification.scans) - len(intact), "scan")
+        counter.say(f"Not compared, because they are damaged: {damaged_text}.")
+    if not intact:
+        return verification
     # The readers of raw files take long to import.
     from spinezarr.verify.source import compare_with_source  # noqa: PLC0415
 
     faults = compare_with_source(
-        found.url,
+        verification.url,
         raw,
-        whole,
+        intact,
         storage_options=storage_options,
         raw_options=raw_options,
         limits=limits,
         on_total=counter.expect,
         on_bytes=counter.add,
     )
-    return replace(found, faults=(*found.faults, *faults))
+    return replace(verification, faults=(*verification.faults, *faults))

@@ -12,20 +12,22 @@ FaultKind = Literal[
 ]
 
 _REPAIR: Final = (
-    "Run the same 'spinezarr ingest' again with --repair: it reads these scans again from their "
+    "Run the same 'spinezarr ingest' again with --repair, which reads these scans again from their "
     "source files. Or copy the files again from an intact store."
 )
 _REPAIR_FILE: Final = (
-    "Run the same 'spinezarr ingest' again with --repair: it writes this file anew."
+    "Run the same 'spinezarr ingest' again with --repair, which writes this file again."
 )
 _ADVICE: Final[dict[FaultKind, str]] = {
     "missing": _REPAIR,
     "damaged": _REPAIR,
     "misplaced": _REPAIR,
     "disagrees": _REPAIR_FILE,
-    "extra": "No reader uses it. Look at what it is, then delete it.",
-    "unfinished": "Run the same 'spinezarr ingest' again: it starts this scan from nothing.",
-    "source": "Give the raw folder that was ingested. If it has changed, ingest it again.",
+    "extra": "No reader uses this file. Check its content, then delete it.",
+    "unfinished": "Run the same 'spinezarr ingest' again, which starts this scan from the "
+    "beginning.",
+    "source": "Give the raw folder that was ingested. If its files have changed, ingest them "
+    "again.",
     "voxels": "Ingest this scan again into a new store, and report it if it still differs.",
 }
 

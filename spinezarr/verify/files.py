@@ -42,7 +42,7 @@ class StoreFiles:
     sizes
         Size in bytes of every file by key; None if files cannot be listed, as on a web server.
     objects
-        Reads the files in place of ``fs``, with retries, as for a web server.
+        Reads the files of a web server, with retries, in place of ``fs``.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StoreFiles:
         storage_options: Mapping[str, Any] | None = None,
         remote: RemoteSettings = DEFAULT_REMOTE_SETTINGS,
     ) -> Self:
-        """List the files of a store; there are none if the path is absent."""
+        """List the files of a store. There are none if the path does not exist."""
         fs, path = open_store(url, storage_options)
         if is_read_only(fs):
             objects = RemoteObjects(url, storage_options, remote)
@@ -85,10 +85,10 @@ class StoreFiles:
         if self._objects is None:
             data: bytes = self.fs.cat_file(path)
             return data
-        found = self._objects.read([path])
-        if path not in found:
+        contents = self._objects.read([path])
+        if path not in contents:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
-        return found[path]
+        return contents[path]
 
     def read_paths(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Return the contents of small files by path; absent files are left out."""
@@ -110,7 +110,7 @@ class StoreFiles:
             )
 
     def check(
-        self, scan_id: str | None, key: str, entry: ManifestEntry, on: OnBytes
+        self, scan_id: str | None, key: str, entry: ManifestEntry, on_bytes: OnBytes
     ) -> list[Fault]:
         """Read a whole file and compare it with its manifest entry."""
         expected = f"{entry.size_bytes} bytes with crc32 {entry.crc32}"
@@ -119,7 +119,7 @@ class StoreFiles:
                 size, checksum = 0, 0
                 while block := raw.read(_BLOCK_BYTES):
                     size, checksum = size + len(block), crc32(block, checksum)
-                    on(len(block))
+                    on_bytes(len(block))
         except OSError as problem:
             return [read_error(scan_id, key, problem, expected)]
         if (size, f"{checksum:08x}") == (entry.size_bytes, entry.crc32):
@@ -135,11 +135,11 @@ class _RemoteFile(io.RawIOBase):
         self._objects = objects
         self._path = path
         self._expected_bytes = expected_bytes
-        self._at = 0
+        self._offset = 0
 
     @cached_property
     def _size_bytes(self) -> int:
-        """Size in bytes; two requests for a byte tell whether it is the expected one."""
+        """Size in bytes. Two requests for one byte check whether it is the expected one."""
         n = self._expected_bytes
         ends_there = bool(n) and self._range(n - 1, n) and not self._range(n, n + 1)
         return n if ends_there else len(self._objects.read([self._path])[self._path])
@@ -158,17 +158,17 @@ class _RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Move to an offset and return it."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence)
-        self._at = offset + (self._size_bytes if origin is None else origin)
-        return self._at
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset}.get(whence)
+        self._offset = offset + (self._size_bytes if origin is None else origin)
+        return self._offset
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Read bytes into a buffer and return how many."""
         view = memoryview(buffer).cast("B")
-        stop = min(self._at + len(view), self._size_bytes)
-        data = self._range(self._at, stop) if stop > self._at else b""
+        stop = min(self._offset + len(view), self._size_bytes)
+        data = self._range(self._offset, stop) if stop > self._offset else b""
         view[: len(data)] = data
-        self._at += len(data)
+        self._offset += len(data)
         return len(data)
 
 
@@ -178,7 +178,7 @@ def read_error(scan_id: str | None, key: str, problem: OSError, expected: str) -
     Raises
     ------
     NoRangesError, ConnectionError
-        If the server fails rather than the file.
+        If the fault is that of the server and not of the file.
     """
     if isinstance(problem, NoRangesError | ConnectionError):
         raise problem
@@ -193,7 +193,7 @@ def unreadable(problem: Exception) -> str:
 
 
 def seal_problem(data: bytes) -> str | None:
-    """Return what is wrong with sealed metadata; None if each byte is as it was written."""
+    """Return the problem of sealed metadata; None if each byte is as it was written."""
     try:
         metadata = unseal(data)
         sealed = seal(metadata)
@@ -204,7 +204,7 @@ def seal_problem(data: bytes) -> str | None:
 
 
 def group_problem(data: bytes) -> str | None:
-    """Return what is wrong with the group of all scans, which has no checksum; None if nothing."""
+    """Return the problem of the group of all scans, which has no checksum; None if it has none."""
     try:
         group = parse_json(data)
     except DamagedMetadataError as problem:

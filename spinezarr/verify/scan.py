@@ -105,39 +105,39 @@ class _Check:
         }
         for key, entry in manifest.items():
             if key in shards:
-                spec, shard, known = shards[key]
+                spec, shard, shard_entry = shards[key]
                 yield from check_shard(
                     self._files,
                     spec,
                     shard,
-                    known,
+                    shard_entry,
                     chunks=chunks[spec.name],
                     on_bytes=self._on_bytes,
                 )
                 continue
             path = f"{self._folder}/{key}"
-            found = self._files.check(self._scan_id, path, entry, self._on_bytes)
-            yield from found or self._metadata_faults(key)
+            file_faults = self._files.check(self._scan_id, path, entry, self._on_bytes)
+            yield from file_faults or self._metadata_faults(key)
         yield from self._absent_shards()
         yield from self._absent_metadata()
 
     def _metadata_faults(self, key: str) -> Iterator[Fault]:
-        """Compare an array's own metadata with the consolidated copy that readers use."""
-        name, slash, file = key.rpartition("/")
-        if not slash or file != "zarr.json":
+        """Compare the metadata file of an array with the consolidated copy that readers use."""
+        name, separator, file = key.rpartition("/")
+        if not separator or file != "zarr.json":
             return
         try:
-            own = parse_json(self._files.read(f"{self._folder}/{key}"))
+            metadata = parse_json(self._files.read(f"{self._folder}/{key}"))
         except DamagedMetadataError:
-            own = None  # other metadata, although the manifest names these bytes
+            metadata = None  # the bytes are those of the manifest, but no metadata
         except OSError as problem:
             expected = "metadata of an array that can be read"
             yield read_error(self._scan_id, f"{self._folder}/{key}", problem, expected)
             return
-        copy = dict(self._consolidated.get(name, {}))
-        if copy.get("node_type") == "group":
-            copy.pop("consolidated_metadata", None)
-        if own != copy:
+        consolidated = dict(self._consolidated.get(name, {}))
+        if consolidated.get("node_type") == "group":
+            consolidated.pop("consolidated_metadata", None)
+        if metadata != consolidated:
             expected = f"those in {self._folder}/zarr.json"
             yield Fault(
                 self._scan_id, f"{self._folder}/{key}", "damaged", "other metadata", expected

@@ -1,4 +1,4 @@
-"""Is a shard intact: its size, its index, the checksum of each chunk, and no other bytes?
+"""Is a shard intact: its size, its index, and each chunk, with no other bytes?
 
 spinezarr finds chunks by the manifest and other readers by the index, so both must agree.
 """
@@ -70,19 +70,22 @@ def check_shard(
         with files.open(key, entry.size_bytes) as raw:
             size = raw.seek(0, 2)
             if size == entry.size_bytes:
-                reading = _Reading(raw, array, shard_zyx, chunks, on_bytes)
-                problems = [*reading.problems(entry)]
+                shard_read = _ShardRead(raw, array, shard_zyx, chunks, on_bytes)
+                problems = [*shard_read.problems(entry)]
             else:
                 on_bytes(size)
-                of_size = _Problem("damaged", f"{size} bytes", f"{entry.size_bytes} bytes")
-                problems = [of_size]
+                size_problem = _Problem("damaged", f"{size} bytes", f"{entry.size_bytes} bytes")
+                problems = [size_problem]
     except OSError as problem:
         expected = f"{entry.size_bytes} bytes with crc32 {entry.crc32}"
         return [read_error(array.scan_id, key, problem, expected)]
-    return [Fault(array.scan_id, key, p.kind, p.found, p.expected) for p in problems]
+    return [
+        Fault(array.scan_id, key, problem.kind, problem.found, problem.expected)
+        for problem in problems
+    ]
 
 
-class _Reading:
+class _ShardRead:
     """One read of a shard from start to end."""
 
     def __init__(
@@ -107,28 +110,28 @@ class _Reading:
         n_chunks = math.prod(self._array.chunks_per_shard_zyx)
         end = entry.size_bytes - index_bytes(n_chunks)
         self._raw.seek(max(0, end))
-        tail = self._raw.read()
+        index_data = self._raw.read()
         self._raw.seek(0)
-        known = False
+        has_problem = False
         try:
-            index = parse_index(tail, n_chunks, entry.size_bytes)
+            index = parse_index(index_data, n_chunks, entry.size_bytes)
         except DamagedMetadataError as problem:
-            known = True
+            has_problem = True
             yield _Problem("damaged", f"an index of {problem.found}", problem.expected)
         else:
             for found in self._chunk_problems(index, end):
-                known = True
+                has_problem = True
                 yield found
         self._read(entry.size_bytes - self._raw.tell())
         found_crc32 = f"{self._crc32:08x}"
-        if known:
+        if has_problem:
             return
         if found_crc32 != entry.crc32:
             yield _Problem(
                 "misplaced", f"a whole shard with crc32 {found_crc32}", f"crc32 {entry.crc32}"
             )
         else:
-            yield from self._manifest_problems(tail, entry)
+            yield from self._manifest_problems(index_data, entry)
 
     def _manifest_problems(self, index: bytes, entry: ShardEntry) -> Iterator[_Problem]:
         """Compare the index and the chunks of an intact shard with the manifest."""
@@ -147,7 +150,7 @@ class _Reading:
             yield _Problem("damaged", "chunks with other checksums", expected)
 
     def _read(self, size: int) -> None:
-        """Read bytes for the checksum alone."""
+        """Read bytes, only to compute the checksum."""
         while size > 0 and (block := self._raw.read(min(size, _BLOCK_BYTES))):
             self._count(block)
             size -= len(block)
@@ -159,15 +162,17 @@ class _Reading:
     def _chunk_problems(self, index: npt.NDArray[np.uint64], end: int) -> Iterator[_Problem]:
         present = {i: (int(a), int(n)) for i, (a, n) in enumerate(index.tolist()) if a != ABSENT}
         yield from self._presence_problems(present)
-        at = 0
+        expected_offset = 0
         for position, (offset, size) in sorted(present.items(), key=lambda item: item[1]):
-            if offset != at:
-                between = "overlap" if offset < at else "leave bytes between them"
-                yield _Problem("damaged", f"chunks that {between} at byte {at}", "none such")
+            if offset != expected_offset:
+                relation = "overlap" if offset < expected_offset else "leave bytes between them"
+                yield _Problem(
+                    "damaged", f"chunks that {relation} at byte {expected_offset}", "no such chunks"
+                )
                 return
             block = self._raw.read(size)
             self._count(block)
-            at += size
+            expected_offset += size
             found = crc32c(block[:-CHECKSUM_BYTES])
             expected = int.from_bytes(block[-CHECKSUM_BYTES:], "little")
             self._checksums.append(expected)
@@ -177,8 +182,8 @@ class _Reading:
                     f"chunk {self._chunk_zyx(position)} with crc32c {found:08x}",
                     f"crc32c {expected:08x}",
                 )
-        if at != end:
-            yield _Problem("damaged", f"{end - at} bytes after the last chunk", "none")
+        if expected_offset != end:
+            yield _Problem("damaged", f"{end - expected_offset} bytes after the last chunk", "none")
 
     def _presence_problems(self, present: Collection[int]) -> Iterator[_Problem]:
         """Compare the chunks in the shard with those that it must hold."""
@@ -194,8 +199,9 @@ class _Reading:
     def _chunk_zyx(self, position: int) -> ShapeZYX:
         """Return the index in the array of the chunk at a position in the shard."""
         per_shard = self._array.chunks_per_shard_zyx
-        within = np.unravel_index(position, per_shard)
+        index_in_shard = np.unravel_index(position, per_shard)
         z, y, x = (
-            s * n + int(i) for s, n, i in zip(self._shard_zyx, per_shard, within, strict=True)
+            s * n + int(i)
+            for s, n, i in zip(self._shard_zyx, per_shard, index_in_shard, strict=True)
         )
         return (z, y, x)

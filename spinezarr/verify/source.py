@@ -74,22 +74,21 @@ def compare_with_source(
     Raises
     ------
     UsageError
-        If ``raw`` is no folder, the store has pseudonyms, or the format of a file needs a package
-        that is not installed.
+        If ``raw`` is not a folder, the store has pseudonyms, or the format of a file needs a
+        package that is not installed.
     CorruptStoreError, UnknownScanError
         If a scan cannot be read.
     """
     reader = StoreReader(url, storage_options)
     if reader.root.pseudonym_key is not None:
         raise UsageError(
-            f"{redact_url(url)}: hides the names of its source files, so they cannot be found in "
-            f"{redact_url(raw)}. "
-            "Compare a store that is made without --pseudonymize."
+            f"{redact_url(url)}: does not hold the names of its source files, so they cannot be "
+            f"found in {redact_url(raw)}. Compare a store that was made without --pseudonymize."
         )
     fs, root = open_filesystem(raw, raw_options)
     if not fs.isdir(root):
         raise UsageError(
-            f"raw folder {redact_url(raw)!r} is no folder. Give the one that was ingested."
+            f"{redact_url(raw)!r} is not a folder. Give the raw folder that was ingested."
         )
     handles = [reader.scan(name) for name in scans]
     specs = [spec for scan in handles for spec in scan.arrays]
@@ -123,8 +122,10 @@ def _compare_scan(
         except UsageError:
             raise
         except (SpinezarrError, OSError) as problem:
-            what = "no such file" if isinstance(problem, FileNotFoundError) else str(problem)
-            yield Fault(facts.scan_id, record.file, "source", what, _described(record))
+            problem_text = (
+                "no such file" if isinstance(problem, FileNotFoundError) else str(problem)
+            )
+            yield Fault(facts.scan_id, record.file, "source", problem_text, _described(record))
 
 
 def _described(record: SourceRecord) -> str:
@@ -144,11 +145,11 @@ def _open(fs: fsspec.AbstractFileSystem, root: str, limits: Limits, record: Sour
 
 @dataclass(slots=True)
 class _Difference:
-    """Number of voxels that differ so far, and the first of them."""
+    """Number of voxels that differ, and the first of them."""
 
     count: int = 0
     first_zyx: ShapeZYX | None = None
-    words: tuple[str, str] = ("", "")
+    values_text: tuple[str, str] = ("", "")
 
     def add(self, stored: npt.NDArray[Any], source: npt.NDArray[Any], start_zyx: ShapeZYX) -> None:
         differs = stored != source
@@ -157,17 +158,17 @@ class _Difference:
         if not differs.any():
             return
         self.count += int(np.count_nonzero(differs))
-        at = np.unravel_index(int(differs.argmax()), differs.shape)
-        z, y, x = (int(i) + start for i, start in zip(at, start_zyx, strict=True))
+        index = np.unravel_index(int(differs.argmax()), differs.shape)
+        z, y, x = (int(i) + start for i, start in zip(index, start_zyx, strict=True))
         if self.first_zyx is None or (z, y, x) < self.first_zyx:
             self.first_zyx = (z, y, x)
-            self.words = (str(stored[at]), str(source[at]))
+            self.values_text = (str(stored[index]), str(source[index]))
 
 
 def _compare_array(
     spec: ArraySpec, record: SourceRecord, volume: Volume, engine: Engine, on_bytes: OnBytes
 ) -> Iterator[Fault]:
-    """Compare one array with its source; the values of a mask are mapped as in the ingest."""
+    """Compare one array with its source. The values of a mask are mapped as in the ingest."""
     grid = (volume.grid.shape_ijk, volume.grid.affine_ijk.tolist())
     if grid != (record.shape_ijk, [list(row) for row in record.affine_ijk]):
         found = f"another grid: {volume.grid.describe()}"
@@ -178,7 +179,7 @@ def _compare_array(
     axis = axis_map.source_axis_zyx.index(2)
     difference = _Difference()
     slabs = volume.slabs([box.shape_zyx[axis] for box in boxes])
-    # strict: asking for one more slab makes the volume check its file to the end.
+    # With strict, one more slab is requested, so the volume checks its file to the end.
     for box, slab in zip(boxes, slabs, strict=True):
         source = axis_map.to_zyx(slab)
         if isinstance(record, LabelSourceRecord):
@@ -192,9 +193,9 @@ def _compare_array(
         found = f"{file.size_bytes} bytes with sha256 {file.sha256}"
         yield Fault(spec.scan_id, record.file, "source", found, _described(record))
     if difference.count:
-        stored_word, source_word = difference.words
+        stored_value, source_value = difference.values_text
         found = (
             f"{count_noun(difference.count, 'voxel')} of another value, first {spec.name} "
-            f"{difference.first_zyx} (z, y, x): {stored_word}"
+            f"{difference.first_zyx} (z, y, x): {stored_value}"
         )
-        yield Fault(spec.scan_id, record.file, "voxels", found, f"{source_word}, as in the source")
+        yield Fault(spec.scan_id, record.file, "voxels", found, f"{source_value}, as in the source")

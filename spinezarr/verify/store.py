@@ -41,7 +41,7 @@ _Sealed = TypeVar("_Sealed", AuditLog, Ledger)
 _ROOT: Final = "zarr.json"
 _SCANS_GROUP: Final = f"{SCANS}/zarr.json"
 _LARGEST_POOL: Final = 16
-"""Largest number of scans read at once; each takes the memory of a chunk and a read-ahead."""
+"""Most scans that are read at once. Each takes the memory of a chunk and of data read ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Verification:
     """Ids of the scans that were read, in natural order."""
     faults: tuple[Fault, ...]
     leftovers: tuple[str, ...]
-    """Files that a running or interrupted ingest leaves; they are no faults."""
+    """Files that a running or interrupted ingest leaves. They are not faults."""
     listed: bool
-    """Whether the store could be listed, which finds files that no manifest names."""
+    """Whether the store could be listed, so that files that no manifest names were found."""
 
     @property
     def damaged_scans(self) -> frozenset[str]:
@@ -106,7 +106,7 @@ def verify_store(
     remote
         Bounds on the requests to a web server.
     on_total
-        Called first with the number of bytes to read, 0 if it is unknown.
+        Called first with the number of bytes to read; 0 if it is unknown.
     on_bytes
         Called with the number of bytes of each read, from several threads.
 
@@ -145,41 +145,41 @@ class _Check:
         self._files = files
         self._on_bytes = on_bytes
         self._faults: list[Fault] = []
-        self._known = {
+        self._known_keys = {
             *(_ROOT, _SCANS_GROUP, AUDIT_FILE, LEDGER_FILE),
             *(f"{TABLE}/zarr.json", TABLE_BUNDLE),
         }
         """Keys of the files that belong to the store."""
         self._table_manifest: dict[str, ManifestEntry] | None = None
 
-    def run(self, wanted: Sequence[str] | None) -> Verification:
+    def run(self, requested: Sequence[str] | None) -> Verification:
         root = self._root()
         self._scans_group()
         log = self._audit_log()
         manifest, faults = check_table_files(self._files, self._on_bytes)
         self._faults += faults
         self._table_manifest = manifest
-        self._known |= set(manifest or ())
+        self._known_keys |= set(manifest or ())
         table = None
         if root is not None and manifest is not None and not faults:
             table, unread = read_table(self._files, self._url)
             self._faults += unread
-        in_table = set() if table is None else set(table.scan.to_numpy().tolist())
-        on_disk = self._scans_on_disk()
-        names = sorted(in_table | on_disk, key=natural_key)
-        if wanted is not None:
-            check_scan_ids(wanted, names, redact_url(self._url))
-            names = [name for name in names if name in wanted]
-        unfinished = self._unfinished(names, in_table if table is not None else None)
-        read = [name for name in names if name not in unfinished]
-        checked = self._check_scans(read, root)
-        self._compare(root, table, log, checked, every_scan=wanted is None)
-        self._compare_ledger(checked, every_scan=wanted is None)
-        leftovers = self._leftovers_and_extras(checked, unfinished, whole=wanted is None)
+        ids_in_table = set() if table is None else set(table.scan.to_numpy().tolist())
+        ids_on_disk = self._scans_on_disk()
+        names = sorted(ids_in_table | ids_on_disk, key=natural_key)
+        if requested is not None:
+            check_scan_ids(requested, names, redact_url(self._url))
+            names = [name for name in names if name in requested]
+        unfinished = self._unfinished(names, ids_in_table if table is not None else None)
+        read_ids = [name for name in names if name not in unfinished]
+        checked = self._check_scans(read_ids, root)
+        self._compare(root, table, log, checked, every_scan=requested is None)
+        self._compare_ledger(checked, every_scan=requested is None)
+        leftovers = self._leftovers_and_extras(checked, unfinished, whole=requested is None)
         order = {None: -1, **{name: i for i, name in enumerate(names)}}
         faults = sorted(self._faults, key=lambda fault: order.get(fault.scan_id, len(order)))
         listed = self._files.sizes is not None
-        return Verification(self._url, tuple(read), tuple(faults), leftovers, listed)
+        return Verification(self._url, tuple(read_ids), tuple(faults), leftovers, listed)
 
     def _root(self) -> RootAttributes | None:
         written = "the root's metadata as spinezarr wrote them"
@@ -194,8 +194,8 @@ class _Check:
             fault = read_error(None, _ROOT, error, written)
         except OtherFormatError as error:
             raise StoreNotFoundError(
-                f"{redact_url(self._url)}: is written in format {error.version}; this spinezarr "
-                f"checks format {FORMAT_VERSION}. Install a matching version."
+                f"{redact_url(self._url)}: is written in format {error.version}, but this "
+                f"spinezarr checks format {FORMAT_VERSION}. Install a matching version."
             ) from error
         except DamagedMetadataError as error:
             fault = Fault(None, _ROOT, "damaged", unreadable(error), written)
@@ -220,7 +220,7 @@ class _Check:
         return self._sealed(AUDIT_FILE, "the findings as spinezarr wrote them", AuditLog)
 
     def _compare_ledger(self, checked: Iterable[CheckedScan], *, every_scan: bool) -> None:
-        """Find scans whose entry in the ledger is of another version."""
+        """Find scans whose entry in the ledger belongs to another version."""
         written = "the ledger as spinezarr wrote it"
         if self._table_manifest is not None and not self._files.exists(LEDGER_FILE):
             self._faults.append(Fault(None, LEDGER_FILE, "missing", "no such file", written))
@@ -231,14 +231,14 @@ class _Check:
         attributes = {scan.scan_id: scan.attributes for scan in checked}
         for scan_id, scan in attributes.items():
             if scan is not None and ledger.identities.get(scan_id) != scan_identity(scan):
-                found, expected = "an entry of another version", "one of the scan as it is stored"
+                found, expected = "an entry of another version", "an entry of the stored version"
                 self._faults.append(Fault(scan_id, LEDGER_FILE, "disagrees", found, expected))
         for scan_id in sorted(ledger.scans.keys() - attributes.keys() if every_scan else ()):
-            found, expected = "an entry of this scan", "none: the store has no such scan"
+            found, expected = "an entry of this scan", "no entry, because there is no such scan"
             self._faults.append(Fault(scan_id, LEDGER_FILE, "disagrees", found, expected))
 
     def _sealed(self, key: str, written: str, model: type[_Sealed]) -> _Sealed | None:
-        """Read a sealed group; an empty one if it is absent, None if it is damaged."""
+        """Read a sealed group. It is empty if the file is absent, and None if it is damaged."""
         try:
             raw = self._files.read(key)
             self._on_bytes(len(raw))
@@ -255,7 +255,7 @@ class _Check:
         return None
 
     def _scans_on_disk(self) -> set[str]:
-        """Return the names of the folders with files of scans; none if files cannot be listed."""
+        """Return the names of the folders with files of scans; empty if files cannot be listed."""
         parts = (key.split("/") for key in self._files.sizes or ())
         return {
             part[1]
@@ -263,18 +263,18 @@ class _Check:
             if part[0] == SCANS and len(part) > 2 and not _is_leftover(part)  # noqa: PLR2004
         }
 
-    def _unfinished(self, names: Iterable[str], in_table: Collection[str] | None) -> set[str]:
-        """Find scans that were never published: they have no metadata and no row in the table."""
-        if self._files.sizes is None or in_table is None:
+    def _unfinished(self, names: Iterable[str], ids_in_table: Collection[str] | None) -> set[str]:
+        """Find scans that were never published. They have no metadata and no row in the table."""
+        if self._files.sizes is None or ids_in_table is None:
             return set()
-        found = set()
+        unfinished = set()
         for name in names:
             metadata = f"{scan_key(name)}/zarr.json"
-            if name not in in_table and metadata not in self._files.sizes:
-                found.add(name)
-                what = "files of a scan that was never finished"
-                self._faults.append(Fault(name, scan_key(name), "unfinished", what, metadata))
-        return found
+            if name not in ids_in_table and metadata not in self._files.sizes:
+                unfinished.add(name)
+                state = "files of a scan that was never finished"
+                self._faults.append(Fault(name, scan_key(name), "unfinished", state, metadata))
+        return unfinished
 
     def _check_scans(self, names: Sequence[str], root: RootAttributes | None) -> list[CheckedScan]:
         def check(name: str) -> CheckedScan:
@@ -304,7 +304,7 @@ class _Check:
         readable = [s.attributes for s in checked if s.attributes is not None]
         for scan in checked:
             if scan.scan_id not in rows:
-                found, expected = "no row of this scan", "one, as the scan is whole in the store"
+                found, expected = "no row of this scan", "a row, because the scan is in the store"
                 self._faults.append(Fault(scan.scan_id, TABLE, "disagrees", found, expected))
             every_scan = every_scan and scan.attributes is not None
         self._faults += compare_table(table, root, readable, log, every_scan=every_scan)
@@ -312,29 +312,31 @@ class _Check:
     def _leftovers_and_extras(
         self, checked: Iterable[CheckedScan], unfinished: set[str], *, whole: bool
     ) -> tuple[str, ...]:
-        """Find files that belong to nothing; return those that an ingest left."""
-        chosen, unknown = set(), set(unfinished)
+        """Find files that belong to no scan and no table. Return those that an ingest left."""
+        checked_ids, unknown = set(), set(unfinished)
         for scan in checked:
             folder = scan_key(scan.scan_id)
-            chosen.add(scan.scan_id)
-            self._known.add(f"{folder}/zarr.json")
+            checked_ids.add(scan.scan_id)
+            self._known_keys.add(f"{folder}/zarr.json")
             if scan.attributes is None:
                 unknown.add(scan.scan_id)  # its manifest is unreadable
             else:
-                self._known |= {f"{folder}/{key}" for key in scan.attributes.manifest}
+                self._known_keys |= {f"{folder}/{key}" for key in scan.attributes.manifest}
         leftovers: dict[str, None] = {}
         for key in self._files.sizes or ():
             parts = key.split("/")
             if parts[0] == TABLE and self._table_manifest is None:
                 continue
             name = parts[1] if parts[0] == SCANS and len(parts) > 2 else None  # noqa: PLR2004
-            if key in self._known or name in unknown:
+            if key in self._known_keys or name in unknown:
                 continue
             if _is_leftover(parts):
                 leftovers[_leftover(parts)] = None
-            elif name is None or name in chosen or whole:
-                what = f"a file of {(self._files.sizes or {})[key]} bytes"
-                self._faults.append(Fault(name, key, "extra", what, "none: no manifest names it"))
+            elif name is None or name in checked_ids or whole:
+                description = f"a file of {(self._files.sizes or {})[key]} bytes"
+                self._faults.append(
+                    Fault(name, key, "extra", description, "no file, because no manifest names it")
+                )
         return tuple(leftovers)
 
 
@@ -345,6 +347,6 @@ def _is_leftover(parts: Sequence[str]) -> bool:
 
 
 def _leftover(parts: Sequence[str]) -> str:
-    """Return the path of the leftover: a file, or the folder of all that was left."""
+    """Return the path of a leftover file, or of the folder of leftovers that it is in."""
     end = next((i for i, part in enumerate(parts) if part.endswith(PARTIAL)), 0)
     return "/".join(parts[: end + 1])

@@ -51,7 +51,7 @@ def check_table_files(
     except DamagedMetadataError as error:
         return None, [Fault(None, _METADATA, "damaged", unreadable(error), written)]
     faults = [f for key, entry in manifest.items() for f in files.check(None, key, entry, on_bytes)]
-    # The bundle leaves out the metadata of the columns, which the table's own repeat.
+    # The bundle leaves out the metadata of the columns, because those of the table repeat them.
     bundled = {key: e for key, e in manifest.items() if not key.endswith("/zarr.json")}
     bundled[_METADATA] = ManifestEntry.of(raw)
     faults += _bundle_faults(files, bundled, on_bytes)
@@ -73,11 +73,11 @@ def _bundle_faults(
         yield Fault(None, TABLE_BUNDLE, "damaged", problem_found, written)
         return
     try:
-        found = {f"{TABLE}/{key}": content for key, content in unbundle_files(data).items()}
+        bundled_files = {f"{TABLE}/{key}": content for key, content in unbundle_files(data).items()}
     except DamagedMetadataError as error:
         yield Fault(None, TABLE_BUNDLE, "damaged", unreadable(error), written)
         return
-    if {key: ManifestEntry.of(content) for key, content in found.items()} != table:
+    if {key: ManifestEntry.of(content) for key, content in bundled_files.items()} != table:
         yield Fault(None, TABLE_BUNDLE, "damaged", "other files", written)
 
 
@@ -111,18 +111,24 @@ def compare_table(
     log
         Results of the last audit.
     every_scan
-        Whether ``scans`` are all scans of the store. Only then, a column that none of them has is a
-        fault.
+        Whether ``scans`` are all scans of the store. Only then, it is a fault if none of them has
+        a column.
     """
-    known = {scan.scan_id: scan for scan in scans}
-    identities = {scan_id: scan_identity(scan) for scan_id, scan in known.items()}
-    expected = build_table(root, known.values(), log.current(identities))
+    attributes_of = {scan.scan_id: scan for scan in scans}
+    identities = {scan_id: scan_identity(scan) for scan_id, scan in attributes_of.items()}
+    expected = build_table(root, attributes_of.values(), log.current(identities))
     names = table.scan.to_numpy().tolist()
     if len(set(names)) != len(names):
-        yield Fault(None, TABLE, "disagrees", "several rows of one scan", "one row a scan")
+        yield Fault(None, TABLE, "disagrees", "several rows of one scan", "one row for each scan")
     if every_scan:
         for name in sorted(map(str, set(table.variables) - set(expected.variables))):
-            yield Fault(None, TABLE, "disagrees", f"a column {name!r}", "none: no scan has it")
+            yield Fault(
+                None,
+                TABLE,
+                "disagrees",
+                f"a column {name!r}",
+                "no such column, because no scan has it",
+            )
         if table.attrs != expected.attrs:
             attributes = f"{expected.attrs}, as in the root"
             yield Fault(None, TABLE, "disagrees", f"{table.attrs}", attributes)
@@ -130,42 +136,50 @@ def compare_table(
         # A finding about one scan may depend on scans that are not checked.
         expected = expected.drop_vars(["audit", "audit_findings"])
     shared = [name for name in expected.scan.to_numpy().tolist() if name in names]
-    wanted = expected.isel(scan=np.isin(expected.scan.to_numpy().astype(object), shared))
-    yield from _cell_faults(table.isel(scan=[names.index(name) for name in shared]), wanted, shared)
+    expected_rows = expected.isel(scan=np.isin(expected.scan.to_numpy().astype(object), shared))
+    yield from _cell_faults(
+        table.isel(scan=[names.index(name) for name in shared]), expected_rows, shared
+    )
 
 
 def _cell_faults(
     table: "xr.Dataset", expected: "xr.Dataset", names: Sequence[str]
 ) -> Iterator[Fault]:
-    """Compare two tables of the same scans row by row; yield one fault a scan."""
-    wrong: dict[int, str] = {}
+    """Compare two tables of the same scans by row, and yield at most one fault for each scan."""
+    fault_of_row: dict[int, str] = {}
     for name, variable in expected.variables.items():
         if name not in table.variables:
             yield Fault(
-                None, TABLE, "disagrees", f"no column {name!r}", "one, as the scans have it"
+                None,
+                TABLE,
+                "disagrees",
+                f"no column {name!r}",
+                "a column, because the scans have it",
             )
             continue
-        found = table.variables[name]
-        cells, wanted = found.to_numpy(), variable.to_numpy()
-        if (found.dims, found.attrs) != (variable.dims, variable.attrs):
-            yield Fault(None, TABLE, "disagrees", f"{name} {found.attrs}", f"{variable.attrs}")
-        elif "scan" not in found.dims:
-            if cells.tolist() != wanted.tolist():
-                yield Fault(None, TABLE, "disagrees", f"{name} {cells}", f"{wanted}")
+        column = table.variables[name]
+        cells, expected_cells = column.to_numpy(), variable.to_numpy()
+        if (column.dims, column.attrs) != (variable.dims, variable.attrs):
+            yield Fault(None, TABLE, "disagrees", f"{name} {column.attrs}", f"{variable.attrs}")
+        elif "scan" not in column.dims:
+            if cells.tolist() != expected_cells.tolist():
+                yield Fault(None, TABLE, "disagrees", f"{name} {cells}", f"{expected_cells}")
         else:
-            for row in _differing(cells, wanted):
-                what = f"{name} {cells[row].tolist() if cells.ndim > 1 else cells[row]}"
-                wrong.setdefault(row, what)
-    for row, what in sorted(wrong.items()):
-        yield Fault(names[row], TABLE, "disagrees", what, "the value in the scan's attributes")
+            for row in _differing(cells, expected_cells):
+                text = f"{name} {cells[row].tolist() if cells.ndim > 1 else cells[row]}"
+                fault_of_row.setdefault(row, text)
+    for row, text in sorted(fault_of_row.items()):
+        yield Fault(names[row], TABLE, "disagrees", text, "the value in the scan's attributes")
 
 
-def _differing(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> list[int]:
+def _differing(cells: npt.NDArray[Any], expected: npt.NDArray[Any]) -> list[int]:
     """Return the rows in which two arrays differ; NaN equals NaN."""
-    if found.shape != expected.shape:
+    if cells.shape != expected.shape:
         return list(range(len(expected)))
-    same = found == (expected.astype(object) if expected.dtype.kind == "T" else expected)
+    is_equal = cells == (expected.astype(object) if expected.dtype.kind == "T" else expected)
     if expected.dtype.kind == "f":
-        same |= np.isnan(found) & np.isnan(expected)
-    rows: list[int] = np.flatnonzero(~np.all(same, axis=tuple(range(1, same.ndim)))).tolist()
+        is_equal |= np.isnan(cells) & np.isnan(expected)
+    rows: list[int] = np.flatnonzero(
+        ~np.all(is_equal, axis=tuple(range(1, is_equal.ndim)))
+    ).tolist()
     return rows

@@ -1,1 +1,1 @@
-"""What do people see of a scan: pictures, the viewer, and the views of other programs?"""
+"""How is a scan shown to people: as pictures, in the viewer, and in other programs?"""

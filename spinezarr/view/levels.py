@@ -1,11 +1,11 @@
 """Which coarse levels does a scan have, and how are their voxels computed on request?
 
 Level 0 is the stored array. Each further level halves the axes with the finest spacing, so that
-voxels become nearly cubic. A voxel of a level stands for a block of stored voxels. In the image it
-is their mean, in the mask their most frequent value. A block at the end of an axis may be cut
-short, and then only its existing voxels count.
+voxels become nearly cubic. A voxel of a level stands for a block of stored voxels. In the image,
+it is their mean; in the mask, it is their most frequent value. A block at the end of an axis may be
+cut short, and then only its existing voxels count.
 
-Levels are computed in pieces, and a bounded cache keeps these. A piece covers whole chunks, so no
+Levels are computed in pieces, which a bounded cache keeps. A piece covers whole chunks, so no
 chunk is decoded for two pieces.
 """
 
@@ -44,24 +44,25 @@ _Piece = tuple[str, str, str, str, bool, ShapeZYX, Box]
 
 COARSEST_VOXELS: Final = 96**3
 """Most voxels of the coarsest level, which a page shows while it waits for finer ones."""
-_NEAR: Final = math.sqrt(2)
+_LARGEST_RATIO: Final = math.sqrt(2)
 """Largest ratio of the spacing of an axis to the finest one for which both are halved together.
 
-This brings voxels as near to cubes as factors of 2 can.
+With factors of 2, voxels cannot become nearer to cubes.
 """
-_PIECES_AT_ONCE: Final = 64
-"""Pieces of a cache that threads compute at once."""
-_PIECE_AXIS: Final = 32
-"""Fewest voxels along an axis of a piece, also where the chunks of a store are smaller."""
+_N_LOCKS: Final = 64
+"""Number of locks of a cache. Threads compute at most so many pieces at once."""
+_MIN_PIECE_AXIS: Final = 32
+"""Fewest voxels along an axis of a piece, also if the chunks of a store are smaller."""
 _TILE_VOXELS: Final = 1 << 23
 """Most stored voxels that a thread reads at once."""
 _MODE_VOXELS: Final = 1 << 19
 """Voxels of the blocks whose modes are counted together."""
 _SMALL_BYTES: Final = 2
-"""Size of the numbers whose sum over a block fits int32."""
+"""Largest size in bytes of integers whose sum over a block fits int32."""
 _WIDE_BYTES: Final = 8
-"""Size of the numbers whose sum over a block fits no type."""
+"""Size in bytes of integers whose sum over a block fits no type."""
 _LOWER_HALF: Final = (1 << 32) - 1
+"""Mask of the lower half of a 64-bit integer."""
 _LARGEST_FACTOR: Final = 16
 """Largest factor of an axis: 16³ voxels of 16 bits add up to 28 bits, which int32 holds."""
 
@@ -79,7 +80,7 @@ class Level:
     spacing_zyx_mm: SpacingZYX
     """Distance between the centers of neighboring blocks."""
     affine: Matrix4x4 = field(repr=False)
-    """4 x 4, voxel ``(x, y, z, 1)`` of the level to RAS+ mm, at the center of its (whole) block."""
+    """4 x 4, voxel ``(x, y, z, 1)`` of the level to RAS+ mm at the center of its uncut block."""
 
     @property
     def box(self) -> Box:
@@ -109,7 +110,7 @@ def plan_levels(
     affine: Matrix4x4,
     coarsest_voxels: int = COARSEST_VOXELS,
 ) -> tuple[Level, ...]:
-    """Choose the levels of a scan; nothing is read.
+    """Choose the levels of a scan. Nothing is read.
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ def _coarser(
     can_grow = [n > f and f < _LARGEST_FACTOR for n, f in zip(shape_zyx, factor_zyx, strict=True)]
     finest = min((s for s, can in zip(spacings, can_grow, strict=True) if can), default=0.0)
     z, y, x = (
-        2 * f if can and s <= _NEAR * finest else f
+        2 * f if can and s <= _LARGEST_RATIO * finest else f
         for f, s, can in zip(factor_zyx, spacings, can_grow, strict=True)
     )
     return (z, y, x)
@@ -169,21 +170,21 @@ def _level(
     affine: Matrix4x4,
 ) -> Level:
     factor_xyz = np.array(factor_zyx[::-1], np.float64)
-    moved = np.array(affine, np.float64)
-    moved[:3, 3] += moved[:3, :3] @ ((factor_xyz - 1) / 2)
-    moved[:3, :3] *= factor_xyz
+    level_affine = np.array(affine, np.float64)
+    level_affine[:3, 3] += level_affine[:3, :3] @ ((factor_xyz - 1) / 2)
+    level_affine[:3, :3] *= factor_xyz
     z, y, x = (s * f for s, f in zip(spacing_zyx_mm, factor_zyx, strict=True))
-    return Level(number, factor_zyx, chunk_grid(shape_zyx, factor_zyx), (z, y, x), moved)
+    return Level(number, factor_zyx, chunk_grid(shape_zyx, factor_zyx), (z, y, x), level_affine)
 
 
 def piece_shape_zyx(array: ArraySpec) -> ShapeZYX:
     """Return the shape of a piece of each level of an array: one chunk or several."""
-    z, y, x = (n * -(-_PIECE_AXIS // n) for n in array.chunk_shape_zyx)
+    z, y, x = (n * -(-_MIN_PIECE_AXIS // n) for n in array.chunk_shape_zyx)
     return (z, y, x)
 
 
 def shown_dtype(array: ArraySpec) -> np.dtype[Any]:
-    """Return the dtype in which pages get an array.
+    """Return the dtype of an array in the levels that pages get.
 
     It is uint8 for a mask, int16 for an image whose values fit, and float32 for other images.
     """
@@ -206,18 +207,18 @@ class LevelCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self._pieces: BoundedCache[_Piece, Voxels] = BoundedCache(limit_bytes)
-        self._locks = [ProcessLock() for _ in range(_PIECES_AT_ONCE)]
+        self._locks = [ProcessLock() for _ in range(_N_LOCKS)]
 
-    def get(self, key: _Piece, make: Callable[[], Voxels]) -> Voxels:
-        """Return a piece; ``make`` it if the cache does not have it."""
-        found = self._pieces.find([key]).get(key)
-        if found is None:
-            with self._locks[hash(key) % _PIECES_AT_ONCE]:
-                found = self._pieces.find([key]).get(key)
-                if found is None:
-                    found = make()
-                    self._pieces.keep({key: found})
-        return found
+    def get(self, key: _Piece, compute: Callable[[], Voxels]) -> Voxels:
+        """Return a piece; compute it with ``compute`` if the cache does not have it."""
+        piece = self._pieces.find([key]).get(key)
+        if piece is None:
+            with self._locks[hash(key) % _N_LOCKS]:
+                piece = self._pieces.find([key]).get(key)
+                if piece is None:
+                    piece = compute()
+                    self._pieces.keep({key: piece})
+        return piece
 
 
 class LevelReader:
@@ -261,14 +262,19 @@ class LevelReader:
         Parameters
         ----------
         array
-            Image or mask of a scan. Scaled values come as float32; those of ``array.unscaled()``
-            are the stored numbers.
+            Image or mask of a scan. Scaled values are returned as float32, and the values of
+            ``array.unscaled()`` as stored numbers.
         level
             Level of that scan.
         box
             Box inside the level, in its voxels; None for the whole level.
         threads
-            Threads that read at once.
+            Number of threads that read at once.
+
+        Returns
+        -------
+        numpy.ndarray
+            Voxels ``(z, y, x)`` of the box.
 
         Raises
         ------
@@ -277,19 +283,19 @@ class LevelReader:
         ValueError
             If the box is not inside the level.
         """
-        wanted = level.box if box is None else box
-        if wanted.intersect(level.box) != wanted:
-            raise ValueError(f"{wanted} is not inside a level of {level.shape_zyx} voxels")
-        out = np.empty(wanted.shape_zyx, _dtype(array))
+        requested = level.box if box is None else box
+        if requested.intersect(level.box) != requested:
+            raise ValueError(f"{requested} is not inside a level of {level.shape_zyx} voxels")
+        out = np.empty(requested.shape_zyx, _dtype(array))
         if level.factor_zyx == (1, 1, 1):
-            self._engine.read([BoxRead(array, wanted, out)], threads=threads)
+            self._engine.read([BoxRead(array, requested, out)], threads=threads)
             return out
-        pieces = _pieces(level, piece_shape_zyx(array), wanted)
+        pieces = _pieces(level, piece_shape_zyx(array), requested)
 
         def fill(piece: Box) -> None:
-            shared = piece.intersect(wanted) or piece
+            overlap = piece.intersect(requested) or piece
             voxels = self._piece(array, level, piece)
-            out[_within(shared, wanted)] = voxels[_within(shared, piece)]
+            out[_slices_in(overlap, requested)] = voxels[_slices_in(overlap, piece)]
 
         if min(threads, len(pieces)) <= 1:
             for piece in pieces:
@@ -311,30 +317,30 @@ class LevelReader:
             box,
         )
 
-        def make() -> Voxels:
-            made = np.empty(box.shape_zyx, _dtype(array))
-            self._make(array, level, box, made)
-            made.flags.writeable = False
-            return made
+        def compute() -> Voxels:
+            voxels = np.empty(box.shape_zyx, _dtype(array))
+            self._compute(array, level, box, voxels)
+            voxels.flags.writeable = False
+            return voxels
 
-        return make() if self._cache is None else self._cache.get(key, make)
+        return compute() if self._cache is None else self._cache.get(key, compute)
 
-    def _make(self, array: ArraySpec, level: Level, box: Box, out: Voxels) -> None:
-        """Fill ``out`` with a box of a level; split boxes that would need much memory."""
-        stored = level.stored_box(box, array.shape_zyx)
-        if math.prod(stored.shape_zyx) > self._tile_voxels and max(box.shape_zyx) > 1:
-            axis = max(range(3), key=lambda i: (box.shape_zyx[i] > 1, stored.shape_zyx[i]))
+    def _compute(self, array: ArraySpec, level: Level, box: Box, out: Voxels) -> None:
+        """Fill ``out`` with a box of a level. Boxes that would need much memory are split."""
+        stored_box = level.stored_box(box, array.shape_zyx)
+        if math.prod(stored_box.shape_zyx) > self._tile_voxels and max(box.shape_zyx) > 1:
+            axis = max(range(3), key=lambda i: (box.shape_zyx[i] > 1, stored_box.shape_zyx[i]))
             middle = box.shape_zyx[axis] // 2
             for start, stop in ((0, middle), (middle, box.shape_zyx[axis])):
-                within = [slice(None)] * 3
-                within[axis] = slice(start, stop)
+                slices = [slice(None)] * 3
+                slices[axis] = slice(start, stop)
                 low, high = list(box.start_zyx), list(box.stop_zyx)
                 low[axis], high[axis] = box.start_zyx[axis] + start, box.start_zyx[axis] + stop
                 half = Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
-                self._make(array, level, half, out[tuple(within)])
+                self._compute(array, level, half, out[tuple(slices)])
             return
-        voxels = self._engine.buffers.empty(stored.shape_zyx, _dtype(array))
-        self._engine.read([BoxRead(array, stored, voxels)])
+        voxels = self._engine.buffers.empty(stored_box.shape_zyx, _dtype(array))
+        self._engine.read([BoxRead(array, stored_box, voxels)])
         if array.name == LABEL:
             out[...] = _modes(voxels, level.factor_zyx)
         else:
@@ -347,21 +353,21 @@ def _dtype(array: ArraySpec) -> np.dtype[Any]:
 
 def _pieces(level: Level, piece_zyx: ShapeZYX, box: Box) -> list[Box]:
     """Return the pieces of a level that a box intersects."""
-    along = [
+    ranges = [
         range(a // n, -(-b // n))
         for a, b, n in zip(box.start_zyx, box.stop_zyx, piece_zyx, strict=True)
     ]
-    found = []
-    for index in product(*along):
+    pieces = []
+    for index in product(*ranges):
         z, y, x = (i * n for i, n in zip(index, piece_zyx, strict=True))
-        inside = Box.at((z, y, x), piece_zyx).intersect(level.box)
-        if inside is not None:
-            found.append(inside)
-    return found
+        piece = Box.at((z, y, x), piece_zyx).intersect(level.box)
+        if piece is not None:
+            pieces.append(piece)
+    return pieces
 
 
-def _within(box: Box, around: Box) -> tuple[slice, slice, slice]:
-    z, y, x = (-start for start in around.start_zyx)
+def _slices_in(box: Box, outer_box: Box) -> tuple[slice, slice, slice]:
+    z, y, x = (-start for start in outer_box.start_zyx)
     return box.shift((z, y, x)).slices
 
 
@@ -369,12 +375,12 @@ def _means(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
     """Return the mean of each block."""
     if voxels.dtype.kind == "f":
         is_finite = np.isfinite(voxels)
-        n: Any = _counts(voxels.shape, factor_zyx)
+        counts: Any = _counts(voxels.shape, factor_zyx)
         if not is_finite.all():
-            n = _sums(is_finite, factor_zyx, np.dtype(np.int32))
+            counts = _sums(is_finite, factor_zyx, np.dtype(np.int32))
             voxels = np.where(is_finite, voxels, voxels.dtype.type(0))
         with np.errstate(invalid="ignore", over="ignore"):
-            means: Voxels = (_sums(voxels, factor_zyx, np.dtype(np.float64)) / n).astype(
+            means: Voxels = (_sums(voxels, factor_zyx, np.dtype(np.float64)) / counts).astype(
                 voxels.dtype
             )
         return means
@@ -383,7 +389,7 @@ def _means(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
     sums = _sums(
         voxels, factor_zyx, np.dtype(np.int32 if voxels.itemsize <= _SMALL_BYTES else np.int64)
     )
-    return _rounded(sums, _counts(voxels.shape, factor_zyx)).astype(voxels.dtype)
+    return _divide_rounded(sums, _counts(voxels.shape, factor_zyx)).astype(voxels.dtype)
 
 
 def _means_of_wide(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
@@ -395,11 +401,11 @@ def _means_of_wide(voxels: Voxels, factor_zyx: ShapeZYX) -> Voxels:
     lower = voxels & voxels.dtype.type(_LOWER_HALF)
     upper_n = _sums((voxels >> 32).astype(dtype), factor_zyx, dtype)
     quotient, rest = np.divmod(upper_n, counts)
-    rounded = _rounded((rest << 32) + _sums(lower.astype(dtype), factor_zyx, dtype), counts)
+    rounded = _divide_rounded((rest << 32) + _sums(lower.astype(dtype), factor_zyx, dtype), counts)
     return ((quotient << 32) + rounded).astype(voxels.dtype)
 
 
-def _rounded(sums: Voxels, counts: npt.NDArray[np.int64]) -> Voxels:
+def _divide_rounded(sums: Voxels, counts: npt.NDArray[np.int64]) -> Voxels:
     """Divide sums in place, and round to the nearest whole number, halves up."""
     n = int(counts[0, 0, 0])  # the count of a whole block is a power of 2
     if n & (n - 1) == 0 and (counts == n).all():
@@ -410,7 +416,7 @@ def _rounded(sums: Voxels, counts: npt.NDArray[np.int64]) -> Voxels:
 
 
 def _sums(voxels: Voxels, factor_zyx: ShapeZYX, dtype: np.dtype[Any]) -> Voxels:
-    """Return the sum of each block, axis by axis; x comes last, because it is the slowest.
+    """Return the sum of each block, computed axis by axis; x comes last, because it is the slowest.
 
     Whole numbers are added in their own type while it can hold the sums, which is faster.
     """
@@ -423,12 +429,12 @@ def _sums(voxels: Voxels, factor_zyx: ShapeZYX, dtype: np.dtype[Any]) -> Voxels:
         fits = is_whole and highest <= np.iinfo(sums.dtype).max
         shape = list(sums.shape)
         shape[axis] = -(-shape[axis] // factor)
-        added = np.zeros(shape, sums.dtype if fits else dtype)
-        into, every = np.moveaxis(added, axis, 0), np.moveaxis(sums, axis, 0)
+        block_sums = np.zeros(shape, sums.dtype if fits else dtype)
+        target, source = np.moveaxis(block_sums, axis, 0), np.moveaxis(sums, axis, 0)
         for first in range(factor):
-            part = every[first::factor]
-            into[: len(part)] += part
-        sums = added
+            part = source[first::factor]
+            target[: len(part)] += part
+        sums = block_sums
     return sums.astype(dtype, copy=False)
 
 
@@ -442,7 +448,7 @@ def _counts(shape_zyx: tuple[int, ...], factor_zyx: ShapeZYX) -> npt.NDArray[np.
 
 
 def _modes(
-    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, at_once: int = _MODE_VOXELS
+    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, voxels_at_once: int = _MODE_VOXELS
 ) -> npt.NDArray[np.uint8]:
     """Return the most frequent value of each block; see :meth:`LevelReader.read`."""
     z, y, x = labels.shape
@@ -451,45 +457,45 @@ def _modes(
     if box is not None:
         a, b = box.start_zyx, box.stop_zyx
         voxels = tuple(slice(i * f, j * f) for i, j, f in zip(a, b, factor_zyx, strict=True))
-        modes[box.slices] = _modes_within(labels[voxels], factor_zyx, at_once)
+        modes[box.slices] = _modes_of_box(labels[voxels], factor_zyx, voxels_at_once)
     return modes
 
 
 def _blocks_with_labels(labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX) -> Box | None:
     """Return the box of the blocks that hold labels; None if all hold background."""
     flat = labels.max(axis=0)
-    shown = (labels.max(axis=(1, 2)), flat.max(axis=1), flat.max(axis=0))
-    found = [np.flatnonzero(along) for along in shown]
-    if not len(found[0]):
+    has_labels = (labels.max(axis=(1, 2)), flat.max(axis=1), flat.max(axis=0))
+    indices = [np.flatnonzero(flags) for flags in has_labels]
+    if not len(indices[0]):
         return None
-    start = [int(i[0]) // f for i, f in zip(found, factor_zyx, strict=True)]
-    stop = [int(i[-1]) // f + 1 for i, f in zip(found, factor_zyx, strict=True)]
+    start = [int(i[0]) // f for i, f in zip(indices, factor_zyx, strict=True)]
+    stop = [int(i[-1]) // f + 1 for i, f in zip(indices, factor_zyx, strict=True)]
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def _modes_within(
-    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, at_once: int
+def _modes_of_box(
+    labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, voxels_at_once: int
 ) -> npt.NDArray[np.uint8]:
-    least, most = (_extremes(labels, factor_zyx, choose) for choose in (np.minimum, np.maximum))
-    mixed = np.argwhere(least != most)  # few blocks are mixed; the modes of all others are known
+    lowest, highest = (_extremes(labels, factor_zyx, choose) for choose in (np.minimum, np.maximum))
+    mixed = np.argwhere(lowest != highest)  # few blocks hold several values
     if not len(mixed):
-        return least
-    n_blocks = max(1, at_once // math.prod(factor_zyx))
+        return lowest
+    n_blocks = max(1, voxels_at_once // math.prod(factor_zyx))
     for first in range(0, len(mixed), n_blocks):
-        some = mixed[first : first + n_blocks]
-        least[tuple(some.T)] = _modes_of(labels, factor_zyx, some)
-    return least
+        blocks = mixed[first : first + n_blocks]
+        lowest[tuple(blocks.T)] = _modes_of(labels, factor_zyx, blocks)
+    return lowest
 
 
 def _modes_of(
     labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, blocks: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.uint8]:
-    """Return the most frequent value of each of the given blocks."""
-    values, is_there = _block_values(labels, factor_zyx, blocks)
+    """Return the most frequent value of each block in ``blocks``, indices of shape ``(n, 3)``."""
+    values, exists = _block_values(labels, factor_zyx, blocks)
     modes = np.zeros(len(blocks), np.uint8)
     highest = np.zeros(len(blocks), np.int64)
     for value in (*(v for v in np.unique(values).tolist() if v != BACKGROUND), BACKGROUND):
-        count = ((values == value) & is_there).sum(axis=0)
+        count = ((values == value) & exists).sum(axis=0)
         modes[count > highest] = value
         np.maximum(highest, count, out=highest)
     return modes
@@ -499,23 +505,23 @@ def _extremes(
     labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, choose: np.ufunc
 ) -> npt.NDArray[np.uint8]:
     """Return the lowest or highest value of each block."""
-    found = labels
+    values = labels
     for axis, factor in enumerate(factor_zyx):
-        every = np.moveaxis(found, axis, 0)
-        chosen = every[::factor].copy()
+        source = np.moveaxis(values, axis, 0)
+        extremes = source[::factor].copy()
         for first in range(1, factor):
-            part = every[first::factor]
-            choose(chosen[: len(part)], part, out=chosen[: len(part)])
-        found = np.moveaxis(chosen, 0, axis)
-    return found
+            part = source[first::factor]
+            choose(extremes[: len(part)], part, out=extremes[: len(part)])
+        values = np.moveaxis(extremes, 0, axis)
+    return values
 
 
 def _block_values(
     labels: npt.NDArray[np.uint8], factor_zyx: ShapeZYX, blocks: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Return the voxels of some blocks, shape ``(voxels, blocks)``, and which of them exist."""
-    within = np.array(list(product(*map(range, factor_zyx))))
-    places = blocks * factor_zyx + within[:, None]
-    is_there = (places < labels.shape).all(axis=2)
-    z, y, x = np.moveaxis(np.minimum(places, np.array(labels.shape) - 1), 2, 0)
-    return labels[z, y, x], is_there
+    offsets = np.array(list(product(*map(range, factor_zyx))))
+    positions = blocks * factor_zyx + offsets[:, None]
+    exists = (positions < labels.shape).all(axis=2)
+    z, y, x = np.moveaxis(np.minimum(positions, np.array(labels.shape) - 1), 2, 0)
+    return labels[z, y, x], exists

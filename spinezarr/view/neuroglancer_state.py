@@ -1,13 +1,13 @@
 """Which state makes neuroglancer show a scan?
 
-The state is a JSON value in the fragment of neuroglancer's URL. Its coordinates are RAS+ mm, the
-same as in a store. The transform of each layer holds the affine, so the planes of an oblique scan
-are those of the patient and not of the voxels. Voxel ``i`` of neuroglancer reaches from ``i`` to
-``i + 1``, while that of a store is centered on ``i``, so the transform subtracts half a voxel.
+The state is a JSON value in the fragment of neuroglancer's URL. Its coordinates are RAS+ mm, as
+in a store. The transform of each layer holds the affine, so the planes of an oblique scan follow
+the axes of the patient and not those of the voxels. Voxel ``i`` of neuroglancer reaches from ``i``
+to ``i + 1``, while that of a store is centered on ``i``, so the transform subtracts half a voxel.
 
 Planes have radiological display: the patient's right is on the left, the nose is on the left in
 sagittal planes, and the head is up. No single orientation of neuroglancer's four panels gives this,
-so each plane is a view with its own orientation.
+so each plane is a view with a separate orientation.
 
 References
 ----------
@@ -34,7 +34,7 @@ from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 
 __all__ = [
     "SHOWN_DTYPES",
-    "StatePlaces",
+    "LayerUrls",
     "neuroglancer_state",
     "segment_properties",
     "state_fragment",
@@ -44,57 +44,59 @@ SHOWN_DTYPES: Final = frozenset({"int8", "int16", "int32", "uint8", "uint16", "u
 """Types of stored images that neuroglancer can draw."""
 _IMAGE: Final = "CT"
 _LABEL: Final = "vertebrae"
-_MM: Final = {axis: [0.001, "m"] for axis in "xyz"}
+_DIMENSIONS: Final = {axis: [0.001, "m"] for axis in "xyz"}
 _QUATERNIONS: Final[Mapping[str, list[float]]] = {
     "axial": [0.0, 0.0, 1.0, 0.0],
     "coronal": [0.0, math.sqrt(0.5), -math.sqrt(0.5), 0.0],
     "sagittal": [-0.5, 0.5, -0.5, 0.5],
 }
-"""Quaternions ``(x, y, z, w)`` that turn right, down and inward of the screen into patient axes."""
-_FROM_LEFT: Final = [-0.1773, 0.7997, -0.56, 0.1241]
-"""Quaternion of the 3D view: from the front, 25 degrees from the left and 20 from above."""
+"""Quaternions ``(x, y, z, w)`` that rotate the axes right, down and inward of the screen to patient
+axes."""
+_VIEW_3D: Final = [-0.1773, 0.7997, -0.56, 0.1241]
+"""Quaternion of the 3D view, from the front, 25 degrees to the left and 20 degrees above."""
 _PANEL_PX: Final = 310
-"""Height of the panel that shows the spine, in a window of 1280 x 720."""
+"""Height in pixels of the panel that shows the spine, in a window of 1280 x 720."""
 _VERTEBRA_MM: Final = 25.0
-"""Margin beyond the centers of the first and last vertebra."""
+"""Margin in mm beyond the centers of the first and last vertebra."""
 _ALPHA: Final = 0.45
 """Opacity of a vertebra over the image."""
 
 
 @dataclass(frozen=True, slots=True)
-class StatePlaces:
-    """Sources of the layers: URLs of folders, without a slash at the end."""
+class LayerUrls:
+    """URLs of the sources of the layers. They are folders, without a slash at the end."""
 
     image: str
     """URL of the image, a Zarr v3 array."""
     label: str
+    """URL of the mask, a Zarr v3 array."""
     segments: str
     """URL of a folder whose ``info`` is the value of :func:`segment_properties`."""
 
 
-def neuroglancer_state(scan: ScanHandle, places: StatePlaces, title: str) -> dict[str, Any]:
+def neuroglancer_state(scan: ScanHandle, urls: LayerUrls, title: str) -> dict[str, Any]:
     """Return the state that shows a scan.
 
     Parameters
     ----------
     scan
         The scan. The stored type of its image is one of :data:`SHOWN_DTYPES`.
-    places
+    urls
         URLs of its arrays.
     title
         Title of the page.
     """
     facts = scan.attributes
-    layers = [_image_layer(scan, places)]
+    layers = [_image_layer(scan, urls)]
     if scan.label is not None:
-        layers.append(_label_layer(scan, places))
+        layers.append(_label_layer(scan, urls))
     selected = {"layer": layers[-1]["name"], "visible": True}
     return {
         "title": title,
-        "dimensions": _MM,
+        "dimensions": _DIMENSIONS,
         "position": _center_mm(facts).round(3).tolist(),
         "crossSectionScale": _rounded(_height_mm(facts) / _PANEL_PX),
-        "projectionOrientation": _FROM_LEFT,
+        "projectionOrientation": _VIEW_3D,
         "projectionScale": _rounded(_size_mm(facts)),
         "hideCrossSectionBackground3D": True,
         "layers": layers,
@@ -146,32 +148,32 @@ def state_fragment(state: Mapping[str, Any]) -> str:
     return f"!{quote(text, safe='!:,/[]|@.-_~')}"
 
 
-def _image_layer(scan: ScanHandle, places: StatePlaces) -> dict[str, Any]:
+def _image_layer(scan: ScanHandle, urls: LayerUrls) -> dict[str, Any]:
     return {
         "type": "image",
         "name": _IMAGE,
-        "source": {"url": f"{places.image}/|zarr3:", "transform": _transform(scan)},
+        "source": {"url": f"{urls.image}/|zarr3:", "transform": _transform(scan)},
         "tab": "rendering",
         "shader": "#uicontrol invlerp normalized\nvoid main() { emitGrayscale(normalized()); }\n",
         "shaderControls": {"normalized": {"range": _stored_range(scan.image)}},
     }
 
 
-def _label_layer(scan: ScanHandle, places: StatePlaces) -> dict[str, Any]:
+def _label_layer(scan: ScanHandle, urls: LayerUrls) -> dict[str, Any]:
     facts = scan.attributes
-    shown = [VALUE_OF_NAME[name] for name in ANATOMICAL_ORDER if name in facts.vertebrae]
+    values = [VALUE_OF_NAME[name] for name in ANATOMICAL_ORDER if name in facts.vertebrae]
     return {
         "type": "segmentation",
         "name": _LABEL,
         "source": [
-            {"url": f"{places.label}/|zarr3:", "transform": _transform(scan)},
-            f"{places.segments}/|neuroglancer-precomputed:",
+            {"url": f"{urls.label}/|zarr3:", "transform": _transform(scan)},
+            f"{urls.segments}/|neuroglancer-precomputed:",
         ],
         "tab": "segments",
         "selectedAlpha": _ALPHA,
         "notSelectedAlpha": 0,
-        "segments": list(map(str, shown)),
-        "segmentColors": {str(value): hex_color(value) for value in shown},
+        "segments": list(map(str, values)),
+        "segmentColors": {str(value): hex_color(value) for value in values},
     }
 
 
@@ -182,7 +184,7 @@ def _transform(scan: ScanHandle) -> dict[str, Any]:
     corner = origin - linear_zyx.sum(axis=1) / 2
     rows = np.column_stack([linear_zyx / spacing_zyx, corner])
     voxels = {axis: [mm / 1000, "m"] for axis, mm in zip("zyx", spacing_zyx, strict=True)}
-    return {"matrix": rows.tolist(), "inputDimensions": voxels, "outputDimensions": _MM}
+    return {"matrix": rows.tolist(), "inputDimensions": voxels, "outputDimensions": _DIMENSIONS}
 
 
 def _stored_range(image: ArraySpec) -> list[float]:
@@ -195,10 +197,13 @@ def _stored_range(image: ArraySpec) -> list[float]:
     return [int(np.clip(round(number), limits.min, limits.max)) for number in (low, high)]
 
 
-def _known_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
-    """Return the centers of vertebrae from head to tail, of the mask or else the annotation."""
+def _centers_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
+    """Return the centers of vertebrae from head to tail, shape ``(n, 3)``, x, y, z in RAS+ mm.
+
+    They are those of the mask; without a mask, those of the annotation.
+    """
     affine = np.array(facts.affine)
-    found = [
+    centers = [
         affine[:3] @ (*facts.vertebrae[name].centroid_zyx[::-1], 1.0)
         for name in ANATOMICAL_ORDER
         if name in facts.vertebrae
@@ -207,15 +212,17 @@ def _known_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
         for name in LEVELS
         if name in facts.centroids
     ]
-    return np.array(found).reshape(-1, 3)
+    return np.array(centers).reshape(-1, 3)
 
 
 def _center_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
-    """Return where the planes cross: the center of the vertebra in the middle of the spine."""
-    known = _known_mm(facts)
-    if len(known):
-        middle = (known.min(axis=0) + known.max(axis=0)) / 2
-        nearest: npt.NDArray[np.float64] = known[np.linalg.norm(known - middle, axis=1).argmin()]
+    """Return the point where the planes cross: the center of the middle vertebra."""
+    centers = _centers_mm(facts)
+    if len(centers):
+        middle = (centers.min(axis=0) + centers.max(axis=0)) / 2
+        nearest: npt.NDArray[np.float64] = centers[
+            np.linalg.norm(centers - middle, axis=1).argmin()
+        ]
         return nearest
     last_xyz = np.array(facts.shape_zyx[::-1]) - 1
     center: npt.NDArray[np.float64] = np.array(facts.affine)[:3] @ (*last_xyz / 2, 1.0)
@@ -223,40 +230,42 @@ def _center_mm(facts: ScanAttributes) -> npt.NDArray[np.float64]:
 
 
 def _size_mm(facts: ScanAttributes) -> float:
-    """Return the longest edge of the scan."""
+    """Return the length of the longest edge of the scan."""
     return max(n * mm for n, mm in zip(facts.shape_zyx, facts.spacing_zyx_mm, strict=True))
 
 
 def _height_mm(facts: ScanAttributes) -> float:
-    """Return the height to show in a panel: of the spine, or of the scan without one."""
-    known = _known_mm(facts)
-    if len(known) <= 1:
+    """Return the height to show in a panel: that of the spine, or else of the scan."""
+    centers = _centers_mm(facts)
+    if len(centers) <= 1:
         return _size_mm(facts)
-    return float(np.ptp(known, axis=0).max()) + 2 * _VERTEBRA_MM
+    return float(np.ptp(centers, axis=0).max()) + 2 * _VERTEBRA_MM
 
 
 def _rounded(number: float) -> float:
-    """Round numbers to four digits after the point."""
+    """Round a number to four significant digits."""
     return float(f"{number:.4g}")
 
 
 def _layout(names: list[str], size_mm: float) -> dict[str, Any]:
-    def turned(plane: str) -> dict[str, Any]:
+    def orientation(plane: str) -> dict[str, Any]:
         return {"link": "unlinked", "value": _QUATERNIONS[plane]}
 
     def viewer(plane: str) -> dict[str, Any]:
         layers = {"type": "viewer", "layers": names, "layout": "xy"}
-        return {**layers, "crossSectionOrientation": turned(plane)}
+        return {**layers, "crossSectionOrientation": orientation(plane)}
 
     px = math.ceil(size_mm)
-    whole = {"width": px, "height": px, "scale": {"link": "unlinked", "value": 1}}
-    solid = {
+    cross_section = {"width": px, "height": px, "scale": {"link": "unlinked", "value": 1}}
+    panel_3d = {
         "type": "3d",
         "orthographicProjection": True,
-        "crossSections": {plane: {**whole, "orientation": turned(plane)} for plane in _QUATERNIONS},
+        "crossSections": {
+            plane: {**cross_section, "orientation": orientation(plane)} for plane in _QUATERNIONS
+        },
     }
     columns = [
-        [viewer("axial"), {"type": "viewer", "layers": names, "layout": solid}],
+        [viewer("axial"), {"type": "viewer", "layers": names, "layout": panel_3d}],
         [viewer("sagittal"), viewer("coronal")],
     ]
     return {

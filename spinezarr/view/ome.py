@@ -13,9 +13,9 @@ The image follows version 0.5 of the specification [1]_, on Zarr v3. Its positio
 coordinates ``z``, ``y`` and ``x`` of the scan, which are RAS+ mm unless the scan is oblique. Scale
 and translation cannot express an oblique affine, so the attribute ``spinezarr`` holds it.
 
-The axes state their anatomical orientation [2]_, which ITK and Slicer read. With ngff-zarr, these
-two take the translation for ITK's origin, which counts toward left and posterior. So there is a
-second tree with such translations, see :data:`ITK`.
+The axes state their anatomical orientation [2]_, which ITK and Slicer read. With ngff-zarr, both
+use the translation as the origin of ITK, whose axes point to left and posterior. For
+them, there is a second tree with such translations, see :data:`ITK`.
 
 References
 ----------
@@ -49,7 +49,7 @@ __all__ = [
     "OmeTree",
     "encode_piece",
     "is_oblique",
-    "level_place",
+    "levels_folder",
     "ome_tree",
     "parse_ome_key",
 ]
@@ -61,7 +61,7 @@ ITK: Final = "itk"
 """Folder of the trees whose translations are origins of ITK."""
 LABELS: Final = "labels"
 _MASK: Final = "vertebrae"
-_PLACES: Final[Mapping[str, str]] = {IMAGE: "", LABEL: f"{LABELS}/{_MASK}/"}
+_LEVELS_FOLDERS: Final[Mapping[str, str]] = {IMAGE: "", LABEL: f"{LABELS}/{_MASK}/"}
 """Folder of the levels of each array."""
 _LEVEL: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _VERSION: Final = "0.5"
@@ -75,11 +75,11 @@ _ORIENTATIONS: Final = {
 _ITK_SIGNS_ZYX: Final = (1, -1, -1)
 """Signs that turn RAS+ positions into LPS+ ones."""
 _CODEC: Final = BloscCodecSpec("lz4", 5, "shuffle", 0)
-"""Codec of coarse levels; it is fast, because somebody waits for them."""
-_OBLIQUE: Final = (
-    "The axes of this scan are oblique. OME-Zarr 0.5 knows scales and translations alone: "
-    "positions run along the voxel axes from that of the first voxel, and are off further on. The "
-    "affine gives true positions."
+"""Codec of coarse levels. It is fast, because a viewer waits for them."""
+_OBLIQUE_WARNING: Final = (
+    "The axes of this scan are oblique. OME-Zarr 0.5 has only scales and translations, so the "
+    "position of the first voxel is right, and positions further away are wrong. The affine gives "
+    "true positions."
 )
 
 
@@ -101,7 +101,7 @@ class OmeKey:
     """Array of the level: ``image`` or ``label``."""
     level: int
     key_in_level: str
-    """Rest of the key, behind the folder of the level."""
+    """Rest of the key, after the folder of the level."""
 
 
 def ome_tree(
@@ -128,21 +128,21 @@ def ome_tree(
     datasets = [_dataset(scan, level, for_itk=for_itk) for level in levels]
     nodes: dict[str, Node] = {}
     for array in scan.arrays:
-        place = _PLACES[array.name]
+        folder = _LEVELS_FOLDERS[array.name]
         for level in levels:
-            nodes[f"{place}{level.level}"] = _array_node(array, level, stored[array.name])
+            nodes[f"{folder}{level.level}"] = _array_node(array, level, stored[array.name])
     if scan.label is not None:
         nodes[LABELS] = _group({"ome": {"version": _VERSION, "labels": [_MASK]}})
         nodes[f"{LABELS}/{_MASK}"] = _group({"ome": _mask(scan, datasets)})
-    root = _group({"ome": _image(scan, datasets), "spinezarr": _about(scan)})
+    root = _group({"ome": _image(scan, datasets), "spinezarr": _provenance(scan)})
     members = dict(sorted(nodes.items()))
-    together = {"kind": "inline", "must_understand": False, "metadata": members}
-    nodes[""] = {**root, "consolidated_metadata": together}
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
+    nodes[""] = {**root, "consolidated_metadata": consolidated}
     return OmeTree(nodes, levels)
 
 
 def parse_ome_key(key: str) -> OmeKey | None:
-    """Parse a key below a scan; None if it is below no level.
+    """Parse a key below a scan; None if it is not below a level.
 
     Examples
     --------
@@ -151,32 +151,35 @@ def parse_ome_key(key: str) -> OmeKey | None:
     >>> parse_ome_key("labels/zarr.json"), parse_ome_key("00/c/0/0/0"), parse_ome_key("0")
     (None, None, None)
     """
-    array = LABEL if key.startswith(_PLACES[LABEL]) else IMAGE
-    level, _, rest = key.removeprefix(_PLACES[array]).partition("/")
+    array = LABEL if key.startswith(_LEVELS_FOLDERS[LABEL]) else IMAGE
+    level, _, rest = key.removeprefix(_LEVELS_FOLDERS[array]).partition("/")
     if _LEVEL.fullmatch(level) is None or not rest:
         return None
     return OmeKey(array, int(level), rest)
 
 
-def level_place(array: str) -> str:
-    """Return the folder of the levels of ``image`` or ``label``, with a slash at its end if any."""
-    return _PLACES[array]
+def levels_folder(array: str) -> str:
+    """Return the folder of the levels of ``image`` or ``label``: empty, or with a final slash."""
+    return _LEVELS_FOLDERS[array]
 
 
 def is_oblique(scan: ScanHandle) -> bool:
-    """Whether scales and translations alone put a scan's voxels in a wrong place."""
+    """Whether scales and translations alone cannot express the positions of a scan's voxels."""
     return max(scan.attributes.oblique_deg, shear_deg(scan.affine)) > SHEAR_TOLERANCE_DEG
 
 
 def encode_piece(array: ArraySpec, piece: npt.NDArray[Any]) -> bytes | None:
-    """Encode a piece of a coarse level as a chunk; None for background, which has no chunk."""
+    """Encode a piece of a coarse level, ``(z, y, x)``, as a chunk.
+
+    The result is None for background, which has no chunk.
+    """
     if array.name == LABEL and not piece.any():
         return None
     shape = piece_shape_zyx(array)
     if piece.shape != shape:
-        whole = np.full(shape, fill_value(array.name, piece.dtype), piece.dtype)
-        whole[tuple(slice(n) for n in piece.shape)] = piece
-        piece = whole
+        padded = np.full(shape, fill_value(array.name, piece.dtype), piece.dtype)
+        padded[tuple(slice(n) for n in piece.shape)] = piece
+        piece = padded
     return encode_chunk(piece, _CODEC)
 
 
@@ -231,14 +234,14 @@ def _multiscales(datasets: Sequence[Node], name: str, method: str) -> list[Node]
         }
         for axis in "zyx"
     ]
-    about = {"description": f"Each level from the stored voxels: the {method} of each block."}
+    metadata = {"description": f"A voxel of a level is the {method} of a block of stored voxels."}
     return [
         {
             "name": name,
             "axes": axes,
             "datasets": list(datasets),
             "type": method,
-            "metadata": about,
+            "metadata": metadata,
         }
     ]
 
@@ -246,9 +249,9 @@ def _multiscales(datasets: Sequence[Node], name: str, method: str) -> list[Node]
 def _image(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
     facts = scan.attributes
     low, high = facts.image_range_hu or WINDOWS_HU[DEFAULT_WINDOW]
-    shown = WINDOWS_HU[DEFAULT_WINDOW]
+    default_window = WINDOWS_HU[DEFAULT_WINDOW]
     scaling = scan.image.scaling
-    window = _window((low, high), shown, scaling)
+    window = _window((low, high), default_window, scaling)
     return {
         "version": _VERSION,
         "multiscales": _multiscales(datasets, facts.scan_id, "mean"),
@@ -257,9 +260,9 @@ def _image(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
 
 
 def _mask(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
-    # Masks have no omero metadata: with it, the plugin of napari cannot open them.
+    # Masks have no omero metadata, because the plugin of napari cannot open masks that have them.
     values = sorted(scan.attributes.label_voxels)
-    opaque = [(v, [*(round(_LARGEST_LABEL * c) for c in label_color(v)), 255]) for v in values]
+    colors = [(v, [*(round(_LARGEST_LABEL * c) for c in label_color(v)), 255]) for v in values]
     return {
         "version": _VERSION,
         "multiscales": _multiscales(datasets, _MASK, "mode"),
@@ -267,7 +270,7 @@ def _mask(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
             "version": _VERSION,
             "colors": [
                 {"label-value": value, "rgba": rgba}
-                for value, rgba in [(BACKGROUND, [0, 0, 0, 0]), *opaque]
+                for value, rgba in [(BACKGROUND, [0, 0, 0, 0]), *colors]
             ],
             "properties": [
                 {"label-value": value, "name": _name_of(value, scan.attributes)}
@@ -296,7 +299,7 @@ def _window(
 
 
 def _omero(label: str, window: Node, shape_zyx: ShapeZYX) -> Node:
-    """Return the omero metadata: how viewers show an image at first."""
+    """Return the omero metadata, which say how viewers first show an image."""
     return {
         "name": label,
         "channels": [
@@ -314,7 +317,7 @@ def _omero(label: str, window: Node, shape_zyx: ShapeZYX) -> Node:
     }
 
 
-def _about(scan: ScanHandle) -> Node:
+def _provenance(scan: ScanHandle) -> Node:
     facts = scan.attributes
     return {
         "dataset": facts.dataset,
@@ -326,6 +329,6 @@ def _about(scan: ScanHandle) -> Node:
         "affine_columns": facts.affine_columns,
         "affine_space": "RAS+ mm",
         "is_oblique": is_oblique(scan),
-        "warning": _OBLIQUE if is_oblique(scan) else None,
+        "warning": _OBLIQUE_WARNING if is_oblique(scan) else None,
         "image_scaling": facts.image_scaling,
     }

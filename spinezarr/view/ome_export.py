@@ -2,7 +2,7 @@
 
 The shards of image and mask are copied unchanged, and each is compared with its checksum. On file
 systems with reflinks, a copy shares the blocks of the original. Hard links save as much space on
-every file system, and are made on request. Coarse levels become arrays. On disk, an image gets its
+every file system. They are made on request. Coarse levels become arrays. On disk, an image gets its
 name when it is complete. In a bucket, the ``zarr.json`` of the image is written last.
 """
 
@@ -45,11 +45,11 @@ from spinezarr.view.ome import (
     OmeTree,
     encode_piece,
     is_oblique,
-    level_place,
+    levels_folder,
     ome_tree,
 )
 
-__all__ = ["export_ome_zarr", "ome_zarr_place"]
+__all__ = ["export_ome_zarr", "ome_zarr_location"]
 
 OnBytes = Callable[[int], None]
 
@@ -58,7 +58,7 @@ _BLOCK_BYTES: Final = 4 << 20
 """Bytes that are copied at once."""
 _FICLONE: Final = 0x40049409
 """The ioctl that lets a file share the blocks of another, see ioctl_ficlone(2)."""
-_OLD: Final = ".old"
+_OLD_SUFFIX: Final = ".old"
 """Ending of a folder that is being replaced."""
 
 
@@ -70,12 +70,12 @@ class _Shard:
     entry: ManifestEntry
 
 
-def ome_zarr_place(out: str | os.PathLike[str], scan_id: str) -> str:
+def ome_zarr_location(out: str | os.PathLike[str], scan_id: str) -> str:
     """Return the path or URL of the exported image of a scan.
 
     Examples
     --------
-    >>> ome_zarr_place("s3://lab/viewers/", "liver_0")
+    >>> ome_zarr_location("s3://lab/viewers/", "liver_0")
     's3://lab/viewers/liver_0.ome.zarr'
     """
     return f"{os.fspath(out).rstrip('/') or '/'}/{scan_id}{FOLDER_SUFFIX}"
@@ -94,7 +94,7 @@ def export_ome_zarr(
     coarsest_voxels: int = COARSEST_VOXELS,
 ) -> ExportedScan:
     """Write a scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
-    reader.scan(scan_id)  # or raises the error of the damage
+    reader.scan(scan_id)  # raises the error if the scan is damaged
     folder = f"{reader.path}/{scan_key(scan_id)}"
     data = reader.objects.read([f"{folder}/{_METADATA}"]).get(f"{folder}/{_METADATA}", b"")
     try:
@@ -103,35 +103,35 @@ def export_ome_zarr(
         raise CorruptStoreError(f"{folder}/{_METADATA}: is damaged ({problem}).") from problem
     stored = json.loads(data)["consolidated_metadata"]["metadata"]
     tree = ome_tree(scan, stored, coarsest_voxels=coarsest_voxels)
-    place = ome_zarr_place(out, scan_id)
-    with _target(place, storage_options, link=link, overwrite=overwrite) as target:
+    target_location = ome_zarr_location(out, scan_id)
+    with _target(target_location, storage_options, link=link, overwrite=overwrite) as target:
         for array in scan.arrays:
             for level in tree.levels:
-                at = f"{level_place(array.name)}{level.level}/"
+                level_folder = f"{levels_folder(array.name)}{level.level}/"
                 if level.level == 0:
-                    _copy(reader, scan, array, at, target, on_bytes=on_bytes)
+                    _copy_shards(reader, scan, array, level_folder, target, on_bytes=on_bytes)
                 else:
-                    _make(engine, array, level, at, target)
+                    _write_level(engine, array, level, level_folder, target)
         target.finish(_metadata(tree))
     notes = []
     if is_oblique(scan):
         notes.append(
             f"{scan_id}{FOLDER_SUFFIX}: {tree.nodes['']['attributes']['spinezarr']['warning']}"
         )
-    return ExportedScan(scan_id, (redact_url(place),), tuple(notes))
+    return ExportedScan(scan_id, (redact_url(target_location),), tuple(notes))
 
 
 def _metadata(tree: OmeTree) -> Iterator[tuple[str, bytes]]:
     """Yield key and content of each ``zarr.json``; the one of the image comes last."""
-    for place, node in sorted(tree.nodes.items(), key=lambda item: item[0], reverse=True):
-        yield f"{place}/{_METADATA}".lstrip("/"), json.dumps(node).encode()
+    for node_path, node in sorted(tree.nodes.items(), key=lambda item: item[0], reverse=True):
+        yield f"{node_path}/{_METADATA}".lstrip("/"), json.dumps(node).encode()
 
 
-def _copy(
+def _copy_shards(
     reader: StoreReader,
     scan: ScanHandle,
     array: ArraySpec,
-    at: str,
+    level_folder: str,
     target: "_Target",
     *,
     on_bytes: OnBytes,
@@ -140,27 +140,29 @@ def _copy(
     manifest = scan.attributes.manifest
     voxel_bytes = math.prod(array.shape_zyx) * array.stored_dtype.itemsize
     all_bytes = sum(array.shard_sizes.values())
-    copied = told = 0
+    copied_bytes = reported = 0
     for index, size in array.shard_sizes.items():
         key = chunk_key(index, array.separator)
         shard = _Shard(array.shard_path(index), manifest[f"{array.name}/{key}"])
-        target.copy(reader, shard, at + key)
-        copied += size
-        on_bytes(voxel_bytes * copied // all_bytes - told)
-        told = voxel_bytes * copied // all_bytes
-    on_bytes(voxel_bytes - told)
+        target.copy(reader, shard, level_folder + key)
+        copied_bytes += size
+        on_bytes(voxel_bytes * copied_bytes // all_bytes - reported)
+        reported = voxel_bytes * copied_bytes // all_bytes
+    on_bytes(voxel_bytes - reported)
 
 
-def _make(engine: Engine, array: ArraySpec, level: Level, at: str, target: "_Target") -> None:
-    """Compute and write a coarse level of an array."""
-    stored, levels = array.unscaled(), LevelReader(engine)
-    piece_zyx = piece_shape_zyx(stored)
+def _write_level(
+    engine: Engine, array: ArraySpec, level: Level, level_folder: str, target: "_Target"
+) -> None:
+    """Compute a coarse level of an array, and write it."""
+    unscaled, levels = array.unscaled(), LevelReader(engine)
+    piece_zyx = piece_shape_zyx(unscaled)
     for index in product(*map(range, chunk_grid(level.shape_zyx, piece_zyx))):
         z, y, x = (i * n for i, n in zip(index, piece_zyx, strict=True))
         box = Box.at((z, y, x), piece_zyx).intersect(level.box) or level.box
-        data = encode_piece(stored, levels.read(stored, level, box))
+        data = encode_piece(unscaled, levels.read(unscaled, level, box))
         if data is not None:
-            target.write(at + chunk_key(index, array.separator), data)
+            target.write(level_folder + chunk_key(index, array.separator), data)
 
 
 class _Target(ABC):
@@ -188,20 +190,20 @@ class _Target(ABC):
 
 @contextmanager
 def _target(
-    place: str, options: Mapping[str, Any] | None, *, link: bool, overwrite: bool
+    location: str, options: Mapping[str, Any] | None, *, link: bool, overwrite: bool
 ) -> Iterator[_Target]:
-    fs, path = open_filesystem(place, options)
+    fs, path = open_filesystem(location, options)
     if isinstance(fs, LocalFileSystem):
         with _on_disk(Path(path), link=link, overwrite=overwrite) as folder:
             yield folder
         return
     if is_read_only(fs):
-        raise UsageError(f"{redact_url(place)}: a web server cannot be written to.")
+        raise UsageError(f"{redact_url(location)}: images cannot be written to a web server.")
     if link:
-        raise UsageError(f"{redact_url(place)}: hard links (--link) need a folder on disk.")
+        raise UsageError(f"{redact_url(location)}: hard links (--link) need a folder on disk.")
     if fs.exists(f"{path}/{_METADATA}"):
         if not overwrite:
-            raise _is_there(redact_url(place))
+            raise _exists_error(redact_url(location))
         # Without its metadata, the old image is not visible while it is replaced.
         fs.rm_file(f"{path}/{_METADATA}")
         others = fs.find(path)
@@ -210,31 +212,31 @@ def _target(
     yield _Bucket(fs, path)
 
 
-def _is_there(place: str) -> UsageError:
+def _exists_error(location: str) -> UsageError:
     return UsageError(
-        f"{place}: is there already. Choose another place, or replace what is there (--overwrite)."
+        f"{location}: exists already. Choose another place, or replace it (--overwrite)."
     )
 
 
 @contextmanager
 def _on_disk(path: Path, *, link: bool, overwrite: bool) -> Iterator["_Folder"]:
-    """Write into a folder that gets its name at the end."""
+    """Yield a temporary folder, which is renamed to ``path`` at the end."""
     check_not_link(path)
     if path.exists() and not overwrite:
-        raise _is_there(str(path))
+        raise _exists_error(str(path))
     if path.exists() and not (path / _METADATA).exists():
         raise UsageError(
-            f"{path}: is no OME-Zarr image, and is not replaced. Choose another folder."
+            f"{path}: is not an OME-Zarr image, so it is not replaced. Choose another folder."
         )
-    partial, old = (path.with_name(path.name + ending) for ending in (PARTIAL, _OLD))
-    for left in (partial, old):
-        check_not_link(left)
-        shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
+    partial, old = (path.with_name(path.name + suffix) for suffix in (PARTIAL, _OLD_SUFFIX))
+    for leftover in (partial, old):
+        check_not_link(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # a killed run may have left it
     try:
         partial.mkdir(parents=True)
     except (FileExistsError, NotADirectoryError) as problem:
         raise UsageError(
-            f"{problem.filename}: there is a file of this name. Choose another folder."
+            f"{problem.filename}: a file with this name exists. Choose another folder."
         ) from problem
     try:
         yield _Folder(partial, link=link)
@@ -253,7 +255,7 @@ def _on_disk(path: Path, *, link: bool, overwrite: bool) -> Iterator["_Folder"]:
 
 
 class _Bucket(_Target):
-    """Objects below a path."""
+    """Objects of a bucket below a path."""
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
         self._fs = fs
@@ -263,38 +265,38 @@ class _Bucket(_Target):
         self._fs.pipe_file(f"{self._path}/{key}", data)
 
     def copy(self, reader: StoreReader, shard: _Shard, key: str) -> None:
-        self.write(key, _checked(reader, shard))
+        self.write(key, _read_checked(reader, shard))
 
 
 class _Folder(_Target):
-    """Files below a temporary folder, which nobody else writes to."""
+    """Files below a temporary folder that no other process writes to."""
 
     def __init__(self, path: Path, *, link: bool) -> None:
         self._path = path
         self._link = link
 
     def write(self, key: str, data: bytes) -> None:
-        path = self._made(key)
+        path = self._prepared_path(key)
         with add_path_to_disk_full_error(str(path)):
             path.write_bytes(data)
 
     def copy(self, reader: StoreReader, shard: _Shard, key: str) -> None:
         if not isinstance(reader.objects, LocalObjects):
             if self._link:
-                raise UsageError(f"{reader.name}: is not on disk, so it cannot be linked (--link).")
-            self.write(key, _checked(reader, shard))
+                raise UsageError(f"{reader.name}: is not on disk, so --link cannot be used.")
+            self.write(key, _read_checked(reader, shard))
             return
-        path = self._made(key)
+        path = self._prepared_path(key)
         with _shard_file(reader.objects, shard) as source:
             if self._link:
                 _link(shard.path, path)
-                _check(source, shard)
+                _check_and_copy(source, shard)
                 return
             with add_path_to_disk_full_error(str(path)), path.open("xb") as file:
-                is_shared = _share(source, file)
-                _check(source, shard, None if is_shared else file)
+                is_shared = _share_blocks(source, file)
+                _check_and_copy(source, shard, None if is_shared else file)
 
-    def _made(self, key: str) -> Path:
+    def _prepared_path(self, key: str) -> Path:
         path = self._path / key
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -316,13 +318,13 @@ def _link(source: str, path: Path) -> None:
         if problem.errno not in {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}:
             raise
         raise UsageError(
-            f"{path}: cannot be a link to a file of the store: {os.strerror(problem.errno)}. "
-            "Choose a folder on the store's disk, or leave out --link."
+            f"{path}: cannot be linked to a file of the store: {os.strerror(problem.errno)}. "
+            "Choose a folder on the disk of the store, or leave out --link."
         ) from problem
 
 
-def _share(source: BinaryIO, file: BinaryIO) -> bool:
-    """Let a new file share the blocks of another; return whether the file system can."""
+def _share_blocks(source: BinaryIO, file: BinaryIO) -> bool:
+    """Let a new file share the blocks of another; return whether the file system supports it."""
     if sys.platform != "linux":
         return False
     from fcntl import ioctl  # noqa: PLC0415  not on every system
@@ -334,8 +336,8 @@ def _share(source: BinaryIO, file: BinaryIO) -> bool:
     return True
 
 
-def _check(source: BinaryIO, shard: _Shard, copy: BinaryIO | None = None) -> None:
-    """Read a whole file, compare it with the manifest, and copy it."""
+def _check_and_copy(source: BinaryIO, shard: _Shard, copy: BinaryIO | None = None) -> None:
+    """Read a whole file, compare it with the manifest, and write it to ``copy``, if given."""
     size = checksum = 0
     while block := source.read(_BLOCK_BYTES):
         size, checksum = size + len(block), crc32(block, checksum)
@@ -345,8 +347,8 @@ def _check(source: BinaryIO, shard: _Shard, copy: BinaryIO | None = None) -> Non
         raise _damaged(shard)
 
 
-def _checked(reader: StoreReader, shard: _Shard) -> bytes:
-    """Return a file of a bucket or server; read it again if it arrives damaged."""
+def _read_checked(reader: StoreReader, shard: _Shard) -> bytes:
+    """Return the bytes of a remote file, which is read again if it arrives damaged."""
     size = shard.entry.size_bytes
     for _ in range(1 + reader.objects.rereads):
         data = reader.objects.read([shard.path], size + 1).get(shard.path, b"")
@@ -357,6 +359,6 @@ def _checked(reader: StoreReader, shard: _Shard) -> bytes:
 
 def _damaged(shard: _Shard) -> CorruptStoreError:
     return CorruptStoreError(
-        f"{shard.path}: is not what the scan's manifest says. Copy the store again, or run the "
+        f"{shard.path}: differs from the manifest of the scan. Copy the store again, or run the "
         "same 'spinezarr ingest' again with --repair."
     )

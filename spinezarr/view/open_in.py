@@ -1,14 +1,16 @@
-"""How is a scan opened in other programs: by which link, or by which line of code?"""
+"""Which links and lines of code open a scan in other programs?"""
 
 import shlex
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
-__all__ = ["OpenIn", "ServedScan", "ways_to_open"]
+__all__ = ["OpenInOption", "ServedScan", "open_in_options"]
 
-_TOKEN: Final = "TOKEN"  # noqa: S105  stands for one
-_SIGN: Final = " Where a token is needed, give it a signed URL ('spinezarr serve --sign')."
+_TOKEN: Final = "TOKEN"  # noqa: S105  a placeholder
+_SIGNED_URL_HINT: Final = (
+    " The server requires a token, so use a signed URL ('spinezarr serve --sign')."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +28,18 @@ class ServedScan:
 
     @property
     def path(self) -> str:
-        """Store and scan, as parts of a path: ``<store>/<scan_id>``."""
+        """Path of a scan, ``<store>/<scan_id>``, percent-encoded."""
         return f"{quote(self.store, safe='')}/{quote(self.scan_id, safe='')}"
 
     @property
-    def facts(self) -> str:
-        """Path of the operations about the scan."""
+    def api_path(self) -> str:
+        """Path of the scan in the API of the server."""
         return f"/v1/{quote(self.store, safe='')}/scans/{quote(self.scan_id, safe='')}"
 
 
 @dataclass(frozen=True, slots=True)
-class OpenIn:
-    """One way to open a scan."""
+class OpenInOption:
+    """One program or file that opens a scan."""
 
     name: str
     """Name of the program or file."""
@@ -49,54 +51,60 @@ class OpenIn:
     """One or two sentences of advice."""
 
 
-def ways_to_open(scan: ServedScan) -> tuple[OpenIn, ...]:
-    """Return all ways to open a scan.
+def open_in_options(scan: ServedScan) -> tuple[OpenInOption, ...]:
+    """Return all programs and files that open a scan.
 
-    Links are paths on the server. Text that is pasted elsewhere names the server.
+    Links are paths on the server. Text that is pasted into other programs names the server.
 
     Examples
     --------
     >>> scan = ServedScan("http://lab:8765", "ctspine1k", "liver_0", True, False)
-    >>> {way.name: way.text for way in ways_to_open(scan)}["napari"]
+    >>> {option.name: option.text for option in open_in_options(scan)}["napari"]
     'napari --plugin napari-ome-zarr http://lab:8765/ome/ctspine1k/liver_0.ome.zarr'
     """
     ome = f"{scan.origin}/ome/{scan.path}.ome.zarr"
     store, scan_id = scan.path.split("/")
     for_slicer = f"{scan.origin}/ome/{store}/itk/{scan_id}.ome.zarr"
-    signed = _SIGN if scan.needs_token else ""
-    ways = [
-        OpenIn(
+    signed_url_hint = _SIGNED_URL_HINT if scan.needs_token else ""
+    options = [
+        OpenInOption(
             "neuroglancer",
             "link",
             f"/neuroglancer/{scan.path}",
-            "In the browser, at full resolution, with names and colors of the vertebrae.",
+            "It shows the scan in the browser at full resolution, with names and colors of the "
+            "vertebrae.",
         ),
-        OpenIn(
+        OpenInOption(
             "napari",
             "code",
             f"napari --plugin napari-ome-zarr {shlex.quote(ome)}",
-            f"In a terminal; pip install 'napari[all]' 'napari-ome-zarr<0.9'.{signed}",
+            "Run this in a terminal. It needs pip install 'napari[all]' 'napari-ome-zarr<0.9'."
+            f"{signed_url_hint}",
         ),
-        OpenIn(
+        OpenInOption(
             "3D Slicer",
             "code",
             for_slicer,
-            "The URL for its extension OME-Zarr. Without the extension, download the NIfTI files "
-            f"and drop them on its window.{signed}",
+            "Paste this URL into the extension OME-Zarr of Slicer. Without the extension, download "
+            f"the NIfTI files, and drop them on the window of Slicer.{signed_url_hint}",
         ),
-        OpenIn("Python", "code", _spinezarr_code(scan), "pip install 'spinezarr[http]'."),
-        OpenIn("xarray", "code", _xarray_code(scan), "pip install xarray zarr dask aiohttp."),
-        OpenIn(
+        OpenInOption(
+            "Python", "code", _spinezarr_code(scan), "It needs pip install 'spinezarr[http]'."
+        ),
+        OpenInOption(
+            "xarray", "code", _xarray_code(scan), "It needs pip install xarray zarr dask aiohttp."
+        ),
+        OpenInOption(
             "NIfTI, image",
             "link",
-            f"{scan.facts}/image.nii.gz",
-            "The whole CT, in the axes of the file that it came from.",
+            f"{scan.api_path}/image.nii.gz",
+            "This file holds the whole CT in the axes of its source file.",
         ),
     ]
     if scan.has_label:
-        about = "The whole mask, with the values of the store."
-        ways.append(OpenIn("NIfTI, mask", "link", f"{scan.facts}/label.nii.gz", about))
-    return tuple(ways)
+        hint = "This file holds the whole mask with the values of the store."
+        options.append(OpenInOption("NIfTI, mask", "link", f"{scan.api_path}/label.nii.gz", hint))
+    return tuple(options)
 
 
 def _spinezarr_code(scan: ServedScan) -> str:

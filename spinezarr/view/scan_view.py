@@ -1,6 +1,6 @@
-"""What must a page or widget know to show a scan?
+"""Which facts does a page or widget need to show a scan?
 
-One model holds all of it, and becomes JSON.
+One model holds all of them, and becomes JSON.
 """
 
 from collections.abc import Iterator
@@ -31,17 +31,17 @@ _XYZ = tuple[float, float, float]
 _Row = tuple[float, float, float, float]
 
 
-class _ShownModel(BaseModel):
+class _ViewBaseModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class LevelModel(_ShownModel):
+class LevelModel(_ViewBaseModel):
     """A resolution in which a scan can be read."""
 
     level: _Count
     """Number of the level; 0 is the stored array."""
     factor_zyx: tuple[_Count, _Count, _Count]
-    """Stored voxels that a voxel of the level stands for, along each axis."""
+    """Number of stored voxels that a voxel of the level stands for, along each axis."""
     shape_zyx: tuple[_Count, _Count, _Count]
     spacing_zyx_mm: tuple[float, float, float]
     affine: tuple[_Row, _Row, _Row, _Row]
@@ -60,7 +60,7 @@ class LevelModel(_ShownModel):
         )
 
 
-class VertebraModel(_ShownModel):
+class VertebraModel(_ViewBaseModel):
     """A vertebra of a mask, or another structure."""
 
     value: Annotated[int, Field(ge=1, le=255)]
@@ -73,7 +73,7 @@ class VertebraModel(_ShownModel):
     """Mean position of its voxels, x, y, z in RAS+ mm; null for other structures."""
 
 
-class MaskModel(_ShownModel):
+class MaskModel(_ViewBaseModel):
     """A mask of a scan."""
 
     name: str
@@ -82,7 +82,7 @@ class MaskModel(_ShownModel):
     """Vertebrae from head to tail, then other structures."""
 
 
-class NoteModel(_ShownModel):
+class NoteModel(_ViewBaseModel):
     """A finding of the last audit."""
 
     severity: Severity
@@ -90,11 +90,11 @@ class NoteModel(_ShownModel):
     text: str
     vertebra: str | None
     position_xyz_mm: _XYZ | None
-    """Position of the finding, x, y, z in RAS+ mm; null without one."""
+    """Position of the finding, x, y, z in RAS+ mm; null if it has none."""
 
 
-class ViewModel(_ShownModel):
-    """All that a page shows of a scan."""
+class ViewModel(_ViewBaseModel):
+    """Everything that a page shows of a scan."""
 
     scan_id: str
     content_checksum: str
@@ -105,9 +105,9 @@ class ViewModel(_ShownModel):
     source: str
     label_state: str
     anomaly: str
-    """Anatomical variant that the dataset names; mostly empty."""
+    """Anatomical variant that the dataset names; often empty."""
     erratum: str
-    """Known error of the mask; mostly empty."""
+    """Known error of the mask; often empty."""
     audit: str
     """Severity of the worst finding, or ``ok``; empty if this version was not audited."""
     shape_zyx: tuple[_Count, _Count, _Count]
@@ -126,13 +126,15 @@ class ViewModel(_ShownModel):
     image_nan_voxels: _Count
     image_infinite_voxels: _Count
     masks: tuple[MaskModel, ...]
-    """Masks of the scan; empty without one."""
+    """Masks of the scan; empty if it has none."""
     findings: tuple[NoteModel, ...]
     """Findings of the last audit, the worst first."""
     windows: dict[str, WindowHU]
     """HU of black and white for each preset."""
     middle_mm: _XYZ
-    """Where to look first, RAS+: the middle of the spine, or of a scan without a mask."""
+    """Position to show first, x, y, z in RAS+.
+
+    It is the middle of the spine, or of a scan without a mask."""
     previous: str | None
     """Scan before this one in the scan table; null for the first."""
     next: str | None
@@ -149,7 +151,7 @@ def view_of(
 ) -> ViewModel:
     """Make the model of a scan.
 
-    Volumes and centroids come from the attributes of the scan; no voxel is read for them.
+    Volumes and centroids come from the attributes of the scan. No voxel is read for them.
 
     Parameters
     ----------
@@ -165,8 +167,8 @@ def view_of(
         Most voxels of the coarsest level.
     """
     facts = scan.attributes
-    said = {**facts.sidecar, **facts.columns}
-    at = scan_ids.index(facts.scan_id) if facts.scan_id in scan_ids else None
+    annotations = {**facts.sidecar, **facts.columns}
+    row = scan_ids.index(facts.scan_id) if facts.scan_id in scan_ids else None
     return ViewModel(
         scan_id=facts.scan_id,
         content_checksum=scan.content_checksum,
@@ -175,8 +177,8 @@ def view_of(
         split=facts.split,
         source=facts.source,
         label_state=facts.label_state,
-        anomaly=said.get(ANOMALY, ""),
-        erratum=said.get(ERRATUM, ""),
+        anomaly=annotations.get(ANOMALY, ""),
+        erratum=annotations.get(ERRATUM, ""),
         audit="" if audited is None else audited.verdict,
         shape_zyx=facts.shape_zyx,
         spacing_zyx_mm=facts.spacing_zyx_mm,
@@ -194,8 +196,8 @@ def view_of(
         findings=() if audited is None else tuple(_notes(audited)),
         windows=dict(WINDOWS_HU),
         middle_mm=_middle_mm(scan, voxels),
-        previous=scan_ids[at - 1] if at else None,
-        next=scan_ids[at + 1] if at is not None and at + 1 < len(scan_ids) else None,
+        previous=scan_ids[row - 1] if row else None,
+        next=scan_ids[row + 1] if row is not None and row + 1 < len(scan_ids) else None,
     )
 
 
@@ -204,16 +206,16 @@ def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
     affine = np.array(facts.affine)
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / _MM3_PER_ML
     for name in ANATOMICAL_ORDER:
-        found = facts.vertebrae.get(name)
-        if found is not None:
+        vertebra = facts.vertebrae.get(name)
+        if vertebra is not None:
             value = VALUE_OF_NAME[name]
-            x, y, z = (affine[:3] @ (*found.centroid_zyx[::-1], 1)).tolist()
+            x, y, z = (affine[:3] @ (*vertebra.centroid_zyx[::-1], 1)).tolist()
             yield VertebraModel(
                 value=value,
                 name=name,
                 color=hex_color(value),
-                voxel_count=found.voxel_count,
-                volume_ml=found.voxel_count * voxel_ml,
+                voxel_count=vertebra.voxel_count,
+                volume_ml=vertebra.voxel_count * voxel_ml,
                 centroid_xyz_mm=(x, y, z),
             )
     for value in sorted(map(int, facts.other_labels)):
@@ -230,18 +232,20 @@ def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
 
 
 def _notes(audited: AuditedScan) -> Iterator[NoteModel]:
-    for found in sorted(audited.findings, key=lambda f: -SEVERITIES.index(f.severity)):
+    for finding in sorted(
+        audited.findings, key=lambda finding: -SEVERITIES.index(finding.severity)
+    ):
         yield NoteModel(
-            severity=found.severity,
-            rule=found.rule,
-            text=found.text,
-            vertebra=found.vertebra,
-            position_xyz_mm=found.position_xyz_mm,
+            severity=finding.severity,
+            rule=finding.rule,
+            text=finding.text,
+            vertebra=finding.vertebra,
+            position_xyz_mm=finding.position_xyz_mm,
         )
 
 
 def _middle_mm(scan: ScanHandle, voxels: VoxelReader) -> _XYZ:
-    """Return where to look first; the middle of the scan if the mask cannot be read."""
+    """Return the position to show first; the middle of the scan if the mask cannot be read."""
     try:
         z, y, x = middle_of_spine(scan, voxels)
     except (SpinezarrError, OSError):

@@ -1,7 +1,7 @@
 """How does a client get a coarse level from the spinezarr server that has the scan?
 
-The server computes a level beside its data, so only the voxels of the level travel, and not those
-of the whole scan. They come as a gzip file, whose CRC-32 is checked.
+The server computes the level, so only the voxels of the level are sent, and not those of the whole
+scan. They are sent as a gzip file, whose CRC-32 is checked.
 """
 
 import math
@@ -21,10 +21,10 @@ from spinezarr.view.levels import Level, shown_dtype
 __all__ = ["ServedLevels"]
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
-"""Tells zlib to expect a gzip file."""
-_SLACK: Final = 16
-"""A gzip file of incompressible bytes is longer than they are by less than this fraction."""
-_SLACK_BYTES: Final = 1 << 10
+"""Parameter of zlib for a gzip file."""
+_GZIP_OVERHEAD_DIVISOR: Final = 16
+"""Divisor of a size: a gzip file of incompressible bytes is longer by less than the quotient."""
+_GZIP_OVERHEAD_BYTES: Final = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class ServedLevels:
     """The levels of the scans of a store on a spinezarr server."""
 
     url: str
-    """URL at which the server answers about the store, such as ``http://lab:8765/v1/ctspine1k``."""
+    """URL of the store in the API of the server, such as ``http://lab:8765/v1/ctspine1k``."""
     objects: RemoteObjects = field(repr=False)
-    """Reads the store; knows the token."""
+    """Reads the store, and sends the token."""
 
     def read(self, scan: ScanHandle, array: ArraySpec, level: Level) -> npt.NDArray[Any] | None:
-        """Return all voxels of a level, or None if the server does not give them.
+        """Return all voxels of a level, or None if the server does not send them.
 
         Parameters
         ----------
@@ -50,8 +50,8 @@ class ServedLevels:
 
         Returns
         -------
-        array or None
-            Voxels as :meth:`spinezarr.view.levels.LevelReader.read` computes them, in
+        numpy.ndarray or None
+            Voxels ``(z, y, x)`` as :meth:`spinezarr.view.levels.LevelReader.read` computes them, in
             :func:`spinezarr.view.levels.shown_dtype`; read-only.
         """
         dtype = shown_dtype(array).newbyteorder("<")
@@ -62,11 +62,13 @@ class ServedLevels:
         )
         url = f"{self.url}/scans/{scan_id}/levels/{level.level}?{query}"
         try:
-            packed = self.objects.read_once(url, n_bytes + n_bytes // _SLACK + _SLACK_BYTES)
-            unpacked = zlib.decompressobj(_GZIP)
-            data = unpacked.decompress(packed, n_bytes + 1)
+            compressed = self.objects.read_once(
+                url, n_bytes + n_bytes // _GZIP_OVERHEAD_DIVISOR + _GZIP_OVERHEAD_BYTES
+            )
+            decompressor = zlib.decompressobj(_GZIP)
+            data = decompressor.decompress(compressed, n_bytes + 1)
         except (OSError, CorruptStoreError, zlib.error):  # refused, too long, damaged, replaced
             return None
-        if len(data) != n_bytes or not unpacked.eof:
+        if len(data) != n_bytes or not decompressor.eof:
             return None
         return np.frombuffer(data, dtype).reshape(level.shape_zyx)

@@ -26,20 +26,20 @@ __all__ = ["LARGEST_PX", "SliceRequest", "draw_slice", "parse_labels", "slice_at
 
 LARGEST_PX: Final = 2048
 """Most pixels along the longer side of a picture."""
-_TINT: Final = 0.4
+_OPACITY: Final = 0.4
 """Opacity of the color of a vertebra."""
-_OUTLINED_PX: Final = 192
+_MIN_OUTLINED_PX: Final = 192
 """Fewest pixels along the longer side of pictures with outlines; smaller ones have none."""
 _N_LABELS: Final = 256
-_DEFLATE: Final = 3
-"""Compression level: level 6 takes twice as long for 4 % fewer bytes."""
+_PNG_LEVEL: Final = 3
+"""Compression level of PNG. Level 6 takes twice as long for 4 % fewer bytes."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class SliceRequest:
-    """Which slice to draw, and how."""
+    """The slice to draw, and how to draw it."""
 
     plane: Plane
     index: int
@@ -49,7 +49,7 @@ class SliceRequest:
     labels: frozenset[int] | None = None
     """Values of the mask to color; None for all."""
     size_px: int | None = None
-    """Pixels along the longer side; None for one pixel each voxel of the finer spacing."""
+    """Pixels along the longer side; None for one pixel for each voxel of the finer spacing."""
 
 
 def parse_labels(text: str) -> frozenset[int] | None:
@@ -58,7 +58,7 @@ def parse_labels(text: str) -> frozenset[int] | None:
     Raises
     ------
     UsageError
-        If it names something else; the message lists the names.
+        If the text holds anything else. The message lists the names.
 
     Examples
     --------
@@ -70,7 +70,8 @@ def parse_labels(text: str) -> frozenset[int] | None:
     names = text.split(",")
     if not VALUE_OF_NAME.keys() >= set(names):
         raise UsageError(
-            f"labels: is true, false, or some of {', '.join(ANATOMICAL_ORDER)} between commas."
+            f"labels: must be true, false, or names separated by commas, of "
+            f"{', '.join(ANATOMICAL_ORDER)}."
         )
     return frozenset(VALUE_OF_NAME[name] for name in names)
 
@@ -103,7 +104,7 @@ def slice_at(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | No
     half_mm = scan.attributes.spacing_zyx_mm[axis] / 2
     first, last = float(at_mm[0]) - half_mm, float(at_mm[-1]) + half_mm
     if not first <= mm <= last:
-        raise UsageError(f"mm: {name} of this scan runs from {first:.2f} to {last:.2f} mm.")
+        raise UsageError(f"mm: {name} of this scan is between {first:.2f} and {last:.2f} mm.")
     return int(np.abs(at_mm - mm).argmin())
 
 
@@ -111,7 +112,7 @@ def slice_png(scan: ScanHandle, voxels: VoxelReader, request: SliceRequest) -> b
     """Draw a slice as PNG; see :func:`draw_slice`."""
     pixels = draw_slice(scan, voxels, request)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=_DEFLATE)
+    Image.fromarray(pixels).save(file, "PNG", compress_level=_PNG_LEVEL)
     return file.getvalue()
 
 
@@ -123,7 +124,7 @@ def draw_slice(scan: ScanHandle, voxels: VoxelReader, request: SliceRequest) -> 
     scan
         The scan.
     voxels
-        Reads the slice only.
+        Reads the slice.
     request
         The slice to draw, and how.
 
@@ -139,18 +140,18 @@ def draw_slice(scan: ScanHandle, voxels: VoxelReader, request: SliceRequest) -> 
     rows_mm, columns_mm = (
         mm for axis, mm in enumerate(scan.attributes.spacing_zyx_mm) if axis != flat
     )
-    found = read_slice(scan.image, voxels, flat, request.index)
-    shape = _size_px(found.shape, (rows_mm, columns_mm), request.size_px)
-    gray = _resized(gray_of(_as_seen(found), request.window_hu), shape)
+    image = read_slice(scan.image, voxels, flat, request.index)
+    shape = _size_px(image.shape, (rows_mm, columns_mm), request.size_px)
+    gray = _resized(gray_of(_flipped(image), request.window_hu), shape)
     if scan.label is None or request.labels == frozenset():
         return gray
-    label = _nearest(_as_seen(read_slice(scan.label, voxels, flat, request.index)), shape)
+    label = _nearest(_flipped(read_slice(scan.label, voxels, flat, request.index)), shape)
     if request.labels is not None:
         label = np.where(np.isin(label, list(request.labels)), label, BACKGROUND)
-    return _tinted(gray, label) if label.any() else gray
+    return _colored(gray, label) if label.any() else gray
 
 
-def _as_seen(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _flipped(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Flip a slice, whose indices increase toward superior, anterior or right, for display."""
     return voxels[::-1, ::-1]
 
@@ -180,33 +181,33 @@ def _nearest(label: Pixels, shape: tuple[int, int]) -> Pixels:
         ((np.arange(n) + 0.5) * size / n).astype(np.intp)
         for n, size in zip(shape, label.shape, strict=True)
     )
-    found: Pixels = label[rows[:, None], columns]
-    return found
+    pixels: Pixels = label[rows[:, None], columns]
+    return pixels
 
 
-def _tinted(gray: Pixels, label: Pixels) -> Pixels:
-    """Blend colors over labels, and more strongly over the pixels at their borders."""
-    shown = label != BACKGROUND
-    opacity = np.full(int(shown.sum()), _TINT)
-    if max(label.shape) >= _OUTLINED_PX:
-        opacity[_is_border(label)[shown]] = 1.0
+def _colored(gray: Pixels, label: Pixels) -> Pixels:
+    """Blend colors over labels. The pixels at their borders get the full color."""
+    has_label = label != BACKGROUND
+    opacity = np.full(int(has_label.sum()), _OPACITY)
+    if max(label.shape) >= _MIN_OUTLINED_PX:
+        opacity[_is_border(label)[has_label]] = 1.0
     pixels = np.repeat(gray[..., None], 3, axis=2)
     opacity = opacity[:, None]
-    tinted = pixels[shown] * (1 - opacity) + _colors()[label[shown]] * opacity
-    pixels[shown] = np.rint(tinted)
+    blended = pixels[has_label] * (1 - opacity) + _colors()[label[has_label]] * opacity
+    pixels[has_label] = np.rint(blended)
     return pixels
 
 
 def _is_border(label: Pixels) -> npt.NDArray[np.bool_]:
     """Find the pixels next to a pixel of another value."""
-    found = np.zeros(label.shape, bool)
+    border = np.zeros(label.shape, bool)
     for axis in (0, 1):
         differs = np.diff(label, axis=axis) != 0
         first, last = [slice(None)] * 2, [slice(None)] * 2
         first[axis], last[axis] = slice(None, -1), slice(1, None)
-        found[tuple(first)] |= differs
-        found[tuple(last)] |= differs
-    return found
+        border[tuple(first)] |= differs
+        border[tuple(last)] |= differs
+    return border
 
 
 @cache

@@ -2,8 +2,8 @@
 
 It shows NiiVue as a widget, or a picture where widgets are not available. The widget gets image and
 mask as NIfTI files in memory, of the finest level that fits, with the same window, names and colors
-as all pictures of spinezarr. The notebook file keeps the picture beside the widget, for people who
-look at it without running it.
+as all pictures of spinezarr. The notebook file also holds the picture, for people who
+view it without running it.
 
 References
 ----------
@@ -41,29 +41,29 @@ from spinezarr.view.windows import WindowHU
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LARGEST_AXIS", "MOST_BYTES", "ScanView", "finest_that_fits"]
+__all__ = ["LARGEST_AXIS", "MAX_BYTES", "ScanView", "finest_that_fits"]
 
-MOST_BYTES: Final = 32 << 20
+MAX_BYTES: Final = 32 << 20
 """Most bytes of an image in a notebook: 256³ voxels of int16."""
 LARGEST_AXIS: Final = 2048
 """Most voxels along an axis of a 3D texture that every WebGL 2 implementation supports."""
 _INSTALL: Final = "Widgets need more packages: pip install 'spinezarr[notebook]'."
 _GZIP_LEVEL: Final = 1
 _OPACITY: Final = 0.5
-_BACK: Final = (0.0, 0.0, 0.0, 1.0)
-_FROM_LEFT: Final = (150.0, 15.0)
-"""Azimuth and elevation of the 3D view in degrees: from the front, left and above."""
-_igzip: Any = igzip  # few annotations
+_BACKGROUND_COLOR: Final = (0.0, 0.0, 0.0, 1.0)
+_AZIMUTH_ELEVATION_DEG: Final = (150.0, 15.0)
+"""Azimuth and elevation of the 3D view in degrees: the view is from the front, left and above."""
+_igzip: Any = igzip  # the package has few annotations
 _nib: Any = nib
 
 
 def finest_that_fits(scan: ScanHandle) -> Level:
-    """Return the finest level of a scan that fits a notebook; the coarsest if none fits.
+    """Return the finest level of a scan that fits into a notebook; the coarsest if none fits.
 
     Parameters
     ----------
     scan
-        The scan. A level fits if its image has at most :data:`MOST_BYTES`, and at most
+        The scan. A level fits if its image has at most :data:`MAX_BYTES`, and at most
         :data:`LARGEST_AXIS` voxels along an axis. A CT of 512 x 512 voxels is shown at full detail
         up to 64 slices, and at half the detail along x and y up to 256 slices.
     """
@@ -73,7 +73,7 @@ def finest_that_fits(scan: ScanHandle) -> Level:
         (
             level
             for level in levels
-            if math.prod(level.shape_zyx) * item <= MOST_BYTES
+            if math.prod(level.shape_zyx) * item <= MAX_BYTES
             and max(level.shape_zyx) <= LARGEST_AXIS
         ),
         levels[-1],
@@ -81,7 +81,7 @@ def finest_that_fits(scan: ScanHandle) -> Level:
 
 
 class ScanView:
-    """A scan that a notebook shows as a widget or picture.
+    """A scan, which a notebook shows as a widget or picture.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class ScanView:
     height_px
         Height of the widget.
     served
-        Asks the server that has the store for coarse levels; None to compute them here.
+        Requests coarse levels from the server of the store; None to compute them here.
 
     Raises
     ------
@@ -119,7 +119,7 @@ class ScanView:
     ) -> None:
         levels = levels_of(scan)
         if level is not None and not 0 <= level < len(levels):
-            raise UsageError(f"level {level}: the scan has levels 0 to {len(levels) - 1}.")
+            raise UsageError(f"level {level}: the levels of the scan are 0 to {len(levels) - 1}.")
         self.level = finest_that_fits(scan) if level is None else levels[level]
         """Level that the widget shows."""
         self._scan = scan
@@ -144,7 +144,7 @@ class ScanView:
         return preview_scan(self._scan, self._engine)
 
     @cached_property
-    def widget(self) -> Any:  # noqa: ANN401  an extra's
+    def widget(self) -> Any:  # noqa: ANN401  of an extra
         """The widget, an ``ipyniivue.NiiVue``, whose options can be changed.
 
         Raises
@@ -169,9 +169,9 @@ class ScanView:
             mask = niivue.Volume(name="label.nii.gz", data=data, opacity=_OPACITY)
             mask.set_colormap_label(_colors(self._vertebrae))
             volumes.append(mask)
-        shown = niivue.NiiVue(
+        widget = niivue.NiiVue(
             height=self._height_px,
-            back_color=_BACK,
+            back_color=_BACKGROUND_COLOR,
             drag_and_drop_enabled=False,
             is_radiological_convention=True,
             multiplanar_layout=niivue.MultiplanarType.GRID,
@@ -179,10 +179,10 @@ class ScanView:
             sagittal_nose_left=True,
             slice_type=niivue.SliceType.MULTIPLANAR,
         )
-        shown.load_volumes(volumes)
-        shown.scene.crosshair_pos = self._middle()
-        shown.scene.render_azimuth, shown.scene.render_elevation = _FROM_LEFT
-        return shown
+        widget.load_volumes(volumes)
+        widget.scene.crosshair_pos = self._crosshair()
+        widget.scene.render_azimuth, widget.scene.render_elevation = _AZIMUTH_ELEVATION_DEG
+        return widget
 
     @cached_property
     def _voxels(self) -> dict[str, npt.NDArray[Any]]:
@@ -205,46 +205,46 @@ class ScanView:
         return [] if self._label is None else list(shown_vertebrae(self._scan.attributes))
 
     @cached_property
-    def _together(self) -> Any:  # noqa: ANN401  an extra's
-        """The widget with the names of the vertebrae and a line about the clicked voxel."""
+    def _widget_with_text(self) -> Any:  # noqa: ANN401  of an extra
+        """The widget, the names of the vertebrae, and a line that describes the clicked voxel."""
         import ipywidgets  # noqa: PLC0415  comes with the extra
 
-        place = ipywidgets.HTML(self._described(self._middle_mm()))
+        text = ipywidgets.HTML(self._voxel_text(self._middle_mm()))
         self.widget.on_location_change(
-            lambda found: setattr(place, "value", self._described(found["mm"][:3]))
+            lambda location: setattr(text, "value", self._voxel_text(location["mm"][:3]))
         )
-        return ipywidgets.VBox([self.widget, place, ipywidgets.HTML(_legend(self._vertebrae))])
+        return ipywidgets.VBox([self.widget, text, ipywidgets.HTML(_legend(self._vertebrae))])
 
-    def _described(self, mm: Sequence[float]) -> str:
+    def _voxel_text(self, mm: Sequence[float]) -> str:
         """Describe the voxel at a position, x, y, z in RAS+ mm, as HTML."""
         to_voxel = np.linalg.inv(self.level.affine)
         x, y, z = np.rint((to_voxel @ (*mm, 1.0))[:3]).astype(int).tolist()
         text = "x {:.1f}, y {:.1f}, z {:.1f} mm".format(*mm)
-        inside = zip((z, y, x), self.level.shape_zyx, strict=True)
-        if all(0 <= at < n for at, n in inside):
+        index_and_size = zip((z, y, x), self.level.shape_zyx, strict=True)
+        if all(0 <= index < n for index, n in index_and_size):
             text += f" · {self._voxels['image'][z, y, x]:.4g} HU"
             value = self._voxels["label"][z, y, x] if "label" in self._voxels else 0
-            names = [one.name for one in self._vertebrae if one.value == value]
+            names = [vertebra.name for vertebra in self._vertebrae if vertebra.value == value]
             text += "".join(f" · {name}" for name in names)
         level = self.level
         if level.level:
             text += f" (of {' x '.join(map(str, level.factor_zyx))} voxels)"
         return escape(to_printable(text))
 
-    def _middle(self) -> list[float]:
-        """Return where the planes cross, as fractions of the volume along x, y and z."""
+    def _crosshair(self) -> list[float]:
+        """Return the point where the planes cross, as fractions of the volume along x, y and z."""
         middle = middle_of_spine(self._scan, self._engine)
-        covered = zip(middle, self.level.factor_zyx, self.level.shape_zyx, strict=True)
-        return [(at + 0.5) / (factor * n) for at, factor, n in covered][::-1]
+        axes = zip(middle, self.level.factor_zyx, self.level.shape_zyx, strict=True)
+        return [(index + 0.5) / (factor * n) for index, factor, n in axes][::-1]
 
     def _middle_mm(self) -> list[float]:
         z, y, x = middle_of_spine(self._scan, self._engine)
-        found: list[float] = (self._scan.affine[:3] @ (x, y, z, 1)).tolist()
-        return found
+        position: list[float] = (self._scan.affine[:3] @ (x, y, z, 1)).tolist()
+        return position
 
     def _repr_mimebundle_(
         self,
-        include: object = None,  # noqa: ARG002  notebooks choose
+        include: object = None,  # noqa: ARG002  notebooks choose the form
         exclude: object = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         picture = BytesIO()
@@ -256,11 +256,18 @@ class ScanView:
         if not _is_notebook():
             return forms
         try:
-            found = self._together._repr_mimebundle_()
+            bundle = self._widget_with_text._repr_mimebundle_()
         except UsageError:
             return {**forms, "text/plain": f"{self!r}\n{_INSTALL}"}
-        of_widget = found[0] if isinstance(found, tuple) else found
-        return {**forms, **{kind: form for kind, form in of_widget.items() if kind not in forms}}
+        widget_forms = bundle[0] if isinstance(bundle, tuple) else bundle
+        return {
+            **forms,
+            **{
+                mime_type: form
+                for mime_type, form in widget_forms.items()
+                if mime_type not in forms
+            },
+        }
 
 
 def _nifti(voxels_zyx: npt.NDArray[Any], level: Level) -> bytes:
@@ -273,7 +280,7 @@ def _nifti(voxels_zyx: npt.NDArray[Any], level: Level) -> bytes:
     return data
 
 
-def _niivue() -> Any:  # noqa: ANN401  an extra's
+def _niivue() -> Any:  # noqa: ANN401  of an extra
     try:
         import ipyniivue  # noqa: PLC0415  an extra
     except ImportError as problem:
@@ -281,26 +288,29 @@ def _niivue() -> Any:  # noqa: ANN401  an extra's
     return ipyniivue
 
 
-def _legend(shown: list[VertebraModel]) -> str:
+def _legend(vertebrae: list[VertebraModel]) -> str:
     """Return the names of the shown structures with their colors, as HTML."""
     return " ".join(
-        f'<span style="white-space:nowrap;margin-right:.8em"><span style="color:{one.color}">'
-        f"&#9632;</span> {escape(to_printable(one.name))}</span>"
-        for one in shown
+        f'<span style="white-space:nowrap;margin-right:.8em"><span style="color:{vertebra.color}">'
+        f"&#9632;</span> {escape(to_printable(vertebra.name))}</span>"
+        for vertebra in vertebrae
     )
 
 
-def _colors(shown: list[VertebraModel]) -> dict[str, list[Any]]:
+def _colors(vertebrae: list[VertebraModel]) -> dict[str, list[Any]]:
     """Return a label map for NiiVue: value, color, opacity, name; background is transparent."""
-    rgb = [[int(one.color[at : at + 2], 16) for at in (1, 3, 5)] for one in shown]
+    rgb = [
+        [int(vertebra.color[start : start + 2], 16) for start in (1, 3, 5)]
+        for vertebra in vertebrae
+    ]
     red, green, blue = ([0, *(color[part] for color in rgb)] for part in range(3))
     return {
         "R": red,
         "G": green,
         "B": blue,
-        "A": [0, *[255] * len(shown)],
-        "I": [0, *(one.value for one in shown)],
-        "labels": ["", *(one.name for one in shown)],
+        "A": [0, *[255] * len(vertebrae)],
+        "I": [0, *(vertebra.value for vertebra in vertebrae)],
+        "labels": ["", *(vertebra.name for vertebra in vertebrae)],
     }
 
 
@@ -308,6 +318,6 @@ def _is_notebook() -> bool:
     """Whether a Jupyter kernel runs this code, which can show widgets."""
     if "IPython" not in sys.modules:
         return False
-    from IPython import get_ipython  # noqa: PLC0415  is there already
+    from IPython import get_ipython  # noqa: PLC0415  already imported
 
     return getattr(get_ipython(), "kernel", None) is not None

@@ -1,4 +1,4 @@
-"""Which Hounsfield units become black and white?"""
+"""Which Hounsfield units (HU) are drawn as black and white?"""
 
 import re
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def parse_window(text: str) -> WindowHU:
     Raises
     ------
     UsageError
-        If it is neither; the message lists the presets.
+        If it is neither. The message lists the presets.
 
     Examples
     --------
@@ -46,20 +46,22 @@ def parse_window(text: str) -> WindowHU:
     preset = WINDOWS_HU.get(text)
     if preset is not None:
         return preset
-    found = _WINDOW.fullmatch(text)
-    if found is None:
+    match = _WINDOW.fullmatch(text)
+    if match is None:
         raise UsageError(
-            f"window: is {', '.join(WINDOWS_HU)}, or the HU that are black and white, e.g. "
+            f"window: must be {', '.join(WINDOWS_HU)}, or the HU of black and white, such as "
             "-160,240."
         )
-    low, high = float(found[1]), float(found[2])
+    low, high = float(match[1]), float(match[2])
     if not low < high:
-        raise UsageError(f"window: black, {found[1]} HU, must be below white, {found[2]} HU.")
+        raise UsageError(f"window: black, {match[1]} HU, must be below white, {match[2]} HU.")
     return low, high
 
 
 def gray_of(values_hu: npt.NDArray[np.generic], window_hu: WindowHU) -> npt.NDArray[np.uint8]:
-    """Return shades of gray from 0 to 255, halves rounded to even; NaN is black.
+    """Return shades of gray from 0 to 255, in the shape of ``values_hu``. NaN is black.
+
+    Halves are rounded to even.
 
     Examples
     --------

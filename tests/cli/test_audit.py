@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import spinezarr
-from spinezarr.cli.console import SHOWN
+from spinezarr.cli.console import MAX_ROWS
 from spinezarr.cli.main import app
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -166,7 +166,7 @@ def test_a_store_named_twice_is_audited_once(sound):
 
 
 def test_long_tables_are_shortened(tmp_path):
-    values = range(40, 40 + SHOWN + 3)
+    values = range(40, 40 + MAX_ROWS + 3)
     write_scan(tmp_path / "raw", "a", seed=0, values=values)
     url = ingest(tmp_path / "raw", tmp_path / "a.zarr")
     output = run("audit", url, "--severity", "error", code=1).output
@@ -179,7 +179,7 @@ def test_a_store_without_findings_says_so(tmp_path):
     write_nifti(raw / "a_ct.nii", phantom.image, phantom.affine_xyz, NiftiForm())
     write_nifti(raw / "a_seg.nii", phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
     url = ingest(raw, tmp_path / "a.zarr")
-    assert "Nothing was found" in run("audit", url).output
+    assert "The audit found nothing" in run("audit", url).output
     assert verdicts(url) == {"a": "ok"}
 
 

@@ -53,7 +53,7 @@ def test_a_folder_of_several_series_is_one_scan_unless_each_is_requested(hospita
 
 def test_the_scan_id_option_is_accepted_only_with_pairs(hospital):
     words = ["ingest", "rsna2022", "--raw", hospital, "--scan-id", "{scan}"]
-    assert "--scan-id go with the dataset 'pairs' only" in run(*words, code=2).output
+    assert "--scan-id need the dataset 'pairs'" in run(*words, code=2).output
 
 
 def test_a_raw_folder_without_a_ct_exits_with_0(hospital, tmp_path):

@@ -93,7 +93,7 @@ def test_help_names_each_command_with_its_first_sentence():
     names = [name for name, _ in rows]
     assert {*COMMANDS, "audit", "verify", "serve", "export"} == {*names}
     assert dict(rows)["init"] == "Write a starter catalog of datasets, ready to edit."
-    assert dict(rows)["export"] == "Give scans back as files of other formats."
+    assert dict(rows)["export"] == "Write scans as files of other formats."
 
 
 def test_help_lists_options_under_their_headings():
@@ -180,7 +180,7 @@ def test_dry_run_shows_found_unpaired_and_ignored_and_writes_nothing(pairs, tmp_
         (["ingest", "ctspine1k", "--raw", "missing"], "Layouts that the recipe"),
         (["ingest", "nothing", "--raw", "."], "Shipped recipes: ctspine1k"),
         (["ingest", "pairs", "--raw", ".", "--out", "x"], "needs --image"),
-        (["ingest", "ctspine1k", "--raw", ".", "--image", "x"], "go with the dataset 'pairs'"),
+        (["ingest", "ctspine1k", "--raw", ".", "--image", "x"], "need the dataset 'pairs'"),
         (["ingest", "x.yaml", "--raw", "."], "no such recipe file"),
         (["info", "nowhere"], "nowhere"),
         (["info", "--catalog", "nowhere.yaml", "x"], "no such catalog file"),
@@ -334,7 +334,7 @@ def test_preview_of_a_damaged_store_exits_with_1(pairs, tmp_path):
 
 def test_demo_does_not_touch_a_folder_that_it_did_not_create(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
-    assert "no demo made it" in run("demo", "--out", tmp_path, code=2).stderr
+    assert "is not the folder of a demo" in run("demo", "--out", tmp_path, code=2).stderr
     assert (tmp_path / "mine.txt").exists()
 
 

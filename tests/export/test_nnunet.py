@@ -287,7 +287,7 @@ def test_dataset_json_is_written_only_once_every_scan_is_there(
     words = ("export", "nnunet", broken, "--out", tmp_path / "raw")
     output = run(*words, code=1).output
     assert "label chunk" in output
-    assert "No dataset.json" in output
+    assert "dataset.json was not written" in output
     folder = tmp_path / "raw/Dataset501_CTSpine1K"
     assert {"dataset.json", "splits_final.json"}.isdisjoint(files(folder))
     assert "labelsTr/liver_0.nii.gz" not in files(folder)

@@ -280,7 +280,7 @@ def test_the_map_may_lie_anywhere_but_in_the_store(raw, tmp_path, monkeypatch):
 def test_errors_of_the_command_explain_the_problem(raw, tmp_path):
     words = [tmp_path / "hidden.yaml", "--raw", raw, "--out", tmp_path / "s.zarr"]
     alone = command(*words, "--pseudonyms", tmp_path / "m.csv")
-    assert (alone.returncode, "goes with --pseudonymize" in alone.stderr) == (2, True)
+    assert (alone.returncode, "needs --pseudonymize" in alone.stderr) == (2, True)
     inside = command(*words, "--pseudonymize", "--pseudonyms", tmp_path / "s.zarr" / "m.csv")
     assert (inside.returncode, "lies inside the store" in inside.stderr) == (2, True)
     assert not (tmp_path / "s.zarr").exists()

@@ -304,7 +304,7 @@ def test_worker_counts_that_would_mix_groups_are_refused(in_groups, expected):
         assert digests(loader) == expected
     error = error_of(DataLoader(dataset, batch_size=None, num_workers=2))
     assert isinstance(error, UsageError)
-    assert "workers would mix their order: use spinezarr.loaders.torch.PatchLoader" in str(error)
+    assert "workers would change their order. Use spinezarr.loaders.torch.PatchLoader" in str(error)
 
 
 # Samples by number

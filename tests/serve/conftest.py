@@ -1,3 +1,4 @@
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -5,11 +6,34 @@ import pytest
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.serve import bucket, served_files
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 
 RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="pairs")
+
+
+class Clock:
+    """A monotonic clock that a test can advance."""
+
+    def __init__(self):
+        self._advance_s = 0.0
+
+    def advance(self, seconds):
+        self._advance_s += seconds
+
+    def monotonic(self):
+        return time.monotonic() + self._advance_s
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return the clock by which servers in this process check stores again."""
+    clock = Clock()
+    for module in (bucket, served_files):
+        monkeypatch.setattr(module, "monotonic", clock.monotonic)
+    return clock
 
 
 @pytest.fixture

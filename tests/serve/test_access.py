@@ -28,7 +28,7 @@ from spinezarr.cli.main import app
 from spinezarr.errors import StoreNotFoundError, UsageError
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.serve.signing import path_behind, session_name, signed_url
+from spinezarr.serve.signing import session_name, signed_path, signed_url
 from spinezarr.serve.tokens import Tokens, make_key, new_token
 
 SCAN = "liver_0"
@@ -283,7 +283,7 @@ def test_a_session_ends_with_its_token_and_its_key(own):
     assert ask(read, authorization=f"Bearer {own.token}")[0] == 200
     own.key().write_text("nonsense")
     assert ask(read, cookie=cookie)[0] == 401
-    with pytest.raises(UsageError, match="is no key"):
+    with pytest.raises(UsageError, match="holds no signing key"):
         make_key(own.file)
     own.key().write_text(key)
     assert ask(read, cookie=cookie)[0] == 200  # as after a restart, and in each process
@@ -337,7 +337,7 @@ def test_answers_to_a_token_are_private_to_the_client(lab):
 
 def test_the_login_page_of_an_open_server_says_that_no_token_is_needed(ctspine1k_url):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
-        assert ask(f"{server.url}/login")[2] == b"No token is needed here.\n"
+        assert ask(f"{server.url}/login")[2] == b"This server needs no token.\n"
         assert ask(f"{server.url}/login", host="evil.example")[0] == 421
         # A client with an old signed URL must not take the answer for background.
         assert ask(f"{server.url}/signed/1.2.a.{'A' * 43}/zarr/ctspine1k/zarr.json")[0] == 401
@@ -568,16 +568,16 @@ def test_a_signed_path_opens_itself_and_paths_below(lab, signed, asked):
     url = f"http://lab/zarr/{'/'.join(urllib.parse.quote(x) for x in signed)}"
     wanted = "/".join(["zarr", *signed]).rstrip("/").split("/")
     if {"", ".", ".."} & set(wanted) or len(wanted) == 1:
-        with pytest.raises(UsageError, match="is no URL of a store"):
+        with pytest.raises(UsageError, match="is not the URL of a store"):
             signed_url(tokens, url, "anna", 60)
         return
     found = urllib.parse.unquote(signed_url(tokens, url, "anna", 60).removeprefix("http://lab"))
-    assert path_behind(tokens, found) == "/" + "/".join(wanted)
+    assert signed_path(tokens, found) == "/" + "/".join(wanted)
     ticket = found.split("/")[2]
     for segments in (["zarr", *asked], wanted + asked, wanted[:-1] + asked):
         opens = segments[: len(wanted)] == wanted and not {"", ".", ".."} & set(segments)
         path = "/" + "/".join(segments)
-        assert path_behind(tokens, f"/signed/{ticket}{path}") == (path if opens else None)
+        assert signed_path(tokens, f"/signed/{ticket}{path}") == (path if opens else None)
 
 
 # The command
@@ -603,9 +603,9 @@ def test_the_command_signs_a_url_for_the_given_time(own):
     [
         (["--sign", "{url}"], "give the --token-file"),
         (["--sign", "{url}", "--token-file", "{file}"], "--as NAME"),
-        (["--sign", "{url}", "--token-file", "{file}", "--as", "ben"], "there are: anna"),
-        (["--sign", "{url}", "--token-file", "{file}", "--as", ""], "there are: anna"),
-        (["--sign", "http://lab", "--token-file", "{file}", "--as", "anna"], "is no URL of a"),
+        (["--sign", "{url}", "--token-file", "{file}", "--as", "ben"], "The tokens are: anna"),
+        (["--sign", "{url}", "--token-file", "{file}", "--as", ""], "The tokens are: anna"),
+        (["--sign", "http://lab", "--token-file", "{file}", "--as", "anna"], "is not the URL of a"),
         (["--as", "anna"], "Give it (--sign URL)"),
         (["--for", "7d"], "Give it (--sign URL)"),
         *(

@@ -13,7 +13,7 @@ from asking import ask
 import spinezarr
 from spinezarr.geometry import Box
 from spinezarr.serve.http import accepts_gzip
-from spinezarr.serve.levels import LevelQuery, _found
+from spinezarr.serve.levels import LevelQuery, _select
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
@@ -161,7 +161,7 @@ def test_damaged_levels_are_an_error(ctspine1k_url, tmp_path):
 def test_the_mask_levels_of_a_scan_without_a_mask_are_404(ctspine1k_url):
     scan = replace(spinezarr.open(ctspine1k_url)._reader.scan("liver_0"), label=None)
     with pytest.raises(RefusedError) as refused:
-        _found(scan, "0", LevelQuery(array="label"), LIMITS)
+        _select(scan, "0", LevelQuery(array="label"), LIMITS)
     assert refused.value.answer.status == 422
 
 

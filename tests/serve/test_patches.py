@@ -286,15 +286,15 @@ def test_a_store_is_opened_again_only_if_a_scan_has_changed(tmp_path, ingest_ver
     store = tmp_path / "own.zarr"
     ingest_version("before", store)
     source = ServedStores([str(store)]).patches("own")
-    first, _ = source.opened(["a"])
-    assert source.opened(["a"])[0] is first
-    assert source.opened(["absent"])[0] is first  # reading the scan raises the error
+    first, _ = source.reader_and_engine(["a"])
+    assert source.reader_and_engine(["a"])[0] is first
+    assert source.reader_and_engine(["absent"])[0] is first  # reading the scan raises the error
     ingest_version("after", store)
-    now, _ = source.opened(["a"])
+    now, _ = source.reader_and_engine(["a"])
     assert now is not first
     assert now.scan("a").content_checksum != first.scan("a").content_checksum
     shutil.rmtree(store / "scans/a")
-    assert source.opened(["a"])[0] is not now
+    assert source.reader_and_engine(["a"])[0] is not now
 
 
 # Single patches
@@ -430,7 +430,7 @@ def test_the_affine_of_a_nifti_patch_agrees_with_that_of_the_scan(scan_url, loca
             f"{ONE}&with_label=false&array=label",
             "application/x-npy",
             400,
-            "only read with with_label",
+            "read only with with_label",
         ),
         (f"{ONE}&flat_axis=0", "*/*", 400, "flat_axis"),
         (f"{ONE}&image_dtype=uint16", "*/*", 422, "int16"),
@@ -475,7 +475,7 @@ def test_a_patch_of_a_version_may_be_cached(scan_url, local, monkeypatch):
         ask_for(now.replace("liver_0", "HN_P001"))[1]["etag"],
     ]
     assert len({tag, *others}) == 6
-    monkeypatch.setattr(patches._Reading, "run", None)  # nothing is read for these
+    monkeypatch.setattr(patches._PatchRead, "run", None)  # nothing is read for these
     for url in (now, named):
         status, headers, body = ask_for(url, if_none_match=f'"x", W/{tag}')
         assert (status, headers["etag"], body) == (304, tag, b"")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from base64 import b64encode
 from functools import partial
 from pathlib import Path
@@ -219,7 +218,7 @@ def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
 def test_open_files_and_scans_are_limited(ctspine1k_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(DiskStorage, "room", 3)
+    monkeypatch.setattr(DiskStorage, "capacity", 3)
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path / "own.zarr"))
     folder = ServedFolder(DiskStorage(str(copy)), scans=2)
     shards = sorted((copy / "scans").glob("*/image/c/0/0/0"))
@@ -229,7 +228,7 @@ def test_open_files_and_scans_are_limited(ctspine1k_url, tmp_path, monkeypatch):
     del found
     links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
     assert sum(str(path.readlink()).startswith(str(copy)) for path in links) == 3
-    assert len(folder._scans._kept) == 2 < len(shards)
+    assert len(folder._scans._entries) == 2 < len(shards)
 
 
 @pytest.fixture
@@ -298,7 +297,7 @@ def test_metadata_of_a_version_are_never_served_from_another(ingest_version, tmp
         files.metadata("a", scan)
 
 
-def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url):
+def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url, clock):
     copy, url = own
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
     shutil.copytree(ctspine1k_url, copy.parent / "later.zarr")
@@ -306,14 +305,14 @@ def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url):
     assert spinezarr.open(f"{url}/zarr/later").table.sizes["scan"] == 6
     shutil.rmtree(copy.parent / "later.zarr")
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
-    time.sleep(0.2)  # it is no longer known
+    clock.advance(0.2)  # it is no longer known
     assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
     chunk = f"scans/{SCAN}/image/c/0/0/0"
     for key in (chunk, f"@{'0' * 32}/{chunk}"):  # a client may still read this store
         assert ask(f"{url}/zarr/later/{key}")[0] == 410
 
 
-def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tmp_path):
+def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tmp_path, clock):
     """The name stays, and nothing is served from the old folder."""
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
@@ -323,21 +322,21 @@ def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tm
     kept = stores.files("own")
     assert stores.files("own") is kept
     (folders[0] / "own.zarr").rename(folders[1] / "own.zarr")
-    time.sleep(0.2)  # it is no longer known
+    clock.advance(0.2)  # it is no longer known
     moved = stores.files("own")
     assert moved.path == str(folders[1] / "own.zarr")
     assert moved.find("scans/a/zarr.json").data
     shutil.rmtree(moved.path)
-    time.sleep(0.2)
+    clock.advance(0.2)
     assert stores.files("own") is stores.served_table("own") is None
 
 
 def test_a_store_that_vanishes_during_the_search_is_left_out(ingest_version, tmp_path, monkeypatch):
     ingest_version("before", tmp_path / "own.zarr")
     stores = ServedStores([str(tmp_path)])
-    places = stores._look()
+    places = stores._list_all()
     shutil.rmtree(tmp_path / "own.zarr")
-    monkeypatch.setattr(stores, "_look", lambda: places)
+    monkeypatch.setattr(stores, "_list_all", lambda: places)
     assert stores.files("own") is None
     assert stores.patches("own") is None
 
@@ -460,7 +459,7 @@ def test_an_overlong_token_is_refused_before_it_is_hashed(tmp_path):
             request = Request(
                 "GET", "/zarr/own/zarr.json", headers={"authorization": authorization}
             )
-            assert (guard.refused(request) is None) is expected
+            assert (guard.refusal(request) is None) is expected
             assert guard.name_of(request) == (f"of-{size}" if expected else None)
 
 
@@ -469,7 +468,7 @@ def test_only_requests_with_a_token_may_read(ctspine1k_url, tmp_path):
     token, other = new_token(file, "lab"), new_token(file, "other")
     assert token not in file.read_text()
     assert file.stat().st_mode & 0o077 == 0
-    with pytest.raises(UsageError, match="has a token 'lab' already"):
+    with pytest.raises(UsageError, match="already has a token 'lab'"):
         new_token(file, "lab")
     settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(file))
     with BackgroundServer(settings) as server:
@@ -578,8 +577,8 @@ def test_clients_with_slow_heads_are_disconnected_while_others_are_served(ctspin
         (["--host", "0.0.0.0", "{store}"], "Give --token-file"),  # noqa: S104
         (["--new-token", "x", "{store}"], "give the --token-file"),
         (["--token-file", "{absent}", "{store}"], "cannot be read"),
-        (["--token-file", "{bad}", "{store}"], "line 1: is no token"),
-        (["{store}", "{store}"], "would both be served"),
+        (["--token-file", "{bad}", "{store}"], "line 1: is not a token"),
+        (["{store}", "{store}"], "both would be served"),
         ([], "Give a store"),
     ],
 )

@@ -96,9 +96,9 @@ def test_a_slice_may_be_cached_until_the_scan_is_replaced(served, local):
     ("query", "status", "text"),
     [
         ("plane=oblique", 400, "plane: "),
-        ("window=bones", 400, "window: is bone, soft_tissue, lung, or the HU"),
+        ("window=bones", 400, "window: must be bone, soft_tissue, lung, or the HU"),
         ("window=5,5", 400, "window: black, 5 HU, must be below white, 5 HU."),
-        ("labels=L9", 400, "labels: is true, false, or some of C1, C2, "),
+        ("labels=L9", 400, "labels: must be true, false, or names separated by commas, of C1, C2, "),
         ("size_px=0", 400, "size_px: "),
         ("size_px=2049", 400, "size_px: "),
         ("mm=far", 400, "mm: "),
@@ -108,8 +108,8 @@ def test_a_slice_may_be_cached_until_the_scan_is_replaced(served, local):
             400,
             "The parameters are plane, mm, window, labels, size_px, content_checksum.",
         ),
-        ("mm=1e9", 422, "mm: x of this scan runs from "),
-        ("plane=axial&mm=-1e9", 422, "mm: z of this scan runs from "),
+        ("mm=1e9", 422, "mm: x of this scan is between "),
+        ("plane=axial&mm=-1e9", 422, "mm: z of this scan is between "),
     ],
 )
 def test_invalid_slices_are_refused(served, query, status, text):

@@ -15,7 +15,7 @@ import spinezarr
 from spinezarr.serve import tables
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
-from spinezarr.serve.statistics import _counted
+from spinezarr.serve.statistics import _statistics_model
 from spinezarr.serve.tables import RowModel, ServedTable
 from spinezarr.stats.statistics import compute_statistics
 from spinezarr.store.table import with_audit_results
@@ -276,10 +276,10 @@ def test_statistics_of_no_scan_are_empty(served):
 
 def test_statistics_leave_out_levels_named_only_by_points(ctspine1k_url):
     table = spinezarr.open(ctspine1k_url).table.copy(deep=True)
-    before = _counted(table)
+    before = _statistics_model(table)
     table.annotated_centroid_zyx_mm.loc[{"vertebra": "S1"}] = 1.0
     assert "S1" in compute_statistics(table).vertebrae
-    assert _counted(table) == before
+    assert _statistics_model(table) == before
 
 
 def test_a_process_that_ends_while_it_prepares_tables_says_nothing():

@@ -612,7 +612,7 @@ def test_a_missing_or_changed_source_is_a_fault(pristine, tmp_path):
 def test_a_store_without_faults_exits_with_0(pristine):
     assert "Every byte is as it was written" in run("verify", pristine / "noise.zarr").output
     help_text = " ".join(run("verify", "--help").output.split())
-    assert "Exit code 0: the store is whole; 1: it is not; 2: wrong usage." in help_text
+    assert "Exit code 0: the store is intact; 1: it is not; 2: wrong usage." in help_text
 
 
 def test_faults_exit_with_1_and_name_scan_file_and_remedy(copied):

@@ -101,7 +101,7 @@ def test_labels_become_modes(shape, factor, n_values, data):
 def test_many_mixed_blocks_are_counted_in_parts():
     voxels = np.random.default_rng(0).integers(0, 5, (16, 18, 22), np.uint8)
     whole = levels._modes(voxels, (2, 2, 2))
-    assert (levels._modes(voxels, (2, 2, 2), at_once=64) == whole).all()
+    assert (levels._modes(voxels, (2, 2, 2), voxels_at_once=64) == whole).all()
 
 
 @given(
@@ -240,7 +240,7 @@ def test_threads_that_request_the_same_piece_compute_it_once(odd, monkeypatch):
     scan = reader.scan("plain")
     engine = Engine(fetcher_for(reader.objects))
     level, kept, made = coarse(scan, (2, 2, 2)), LevelCache(1 << 22), []
-    together, real = Barrier(4), LevelReader._make
+    together, real = Barrier(4), LevelReader._compute
 
     def count(self, *parts):
         made.append(parts[2])
@@ -250,7 +250,7 @@ def test_threads_that_request_the_same_piece_compute_it_once(odd, monkeypatch):
         together.wait()
         return LevelReader(engine, "odd", kept).read(scan.image, level)
 
-    monkeypatch.setattr(LevelReader, "_make", count)
+    monkeypatch.setattr(LevelReader, "_compute", count)
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(read, range(4))
     assert all((other == first).all() for other in others)

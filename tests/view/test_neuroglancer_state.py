@@ -13,14 +13,14 @@ import spinezarr
 from spinezarr.scaling import Scaling
 from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
 from spinezarr.view.neuroglancer_state import (
-    StatePlaces,
+    LayerUrls,
     neuroglancer_state,
     segment_properties,
     state_fragment,
 )
 from spinezarr.view.windows import WINDOWS_HU
 
-PLACES = StatePlaces("http://h/i", "http://h/l", "http://h/s")
+LAYER_URLS = LayerUrls("http://h/i", "http://h/l", "http://h/s")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def placed(scan, affine):
 
 
 def layers_of(scan):
-    return {layer["name"]: layer for layer in neuroglancer_state(scan, PLACES, "t")["layers"]}
+    return {layer["name"]: layer for layer in neuroglancer_state(scan, LAYER_URLS, "t")["layers"]}
 
 
 angles = st.floats(-30, 30)
@@ -83,21 +83,21 @@ RIGHT, ANTERIOR, SUPERIOR = np.eye(3)
     ids=["axial", "sagittal", "coronal"],
 )
 def test_planes_have_the_radiological_orientation(scan, column, row, to_the_right, down):
-    layout = neuroglancer_state(scan, PLACES, "t")["layout"]
+    layout = neuroglancer_state(scan, LAYER_URLS, "t")["layout"]
     quaternion = layout["children"][column]["children"][row]["crossSectionOrientation"]["value"]
     np.testing.assert_allclose(turned(quaternion, [1.0, 0, 0]), to_the_right, atol=1e-12)
     np.testing.assert_allclose(turned(quaternion, [0, 1.0, 0]), down, atol=1e-12)
 
 
 def test_the_3d_view_is_from_the_front(scan):
-    inward = turned(neuroglancer_state(scan, PLACES, "t")["projectionOrientation"], [0, 0, 1.0])
+    inward = turned(neuroglancer_state(scan, LAYER_URLS, "t")["projectionOrientation"], [0, 0, 1.0])
     assert inward @ -ANTERIOR > 0.8
     assert inward @ RIGHT > 0.3
     assert inward @ -SUPERIOR > 0.3
 
 
 def test_the_planes_cross_in_a_vertebra_near_the_middle(scan):
-    state = neuroglancer_state(scan, PLACES, "t")
+    state = neuroglancer_state(scan, LAYER_URLS, "t")
     centers = np.array(
         [scan.affine[:3] @ (*v.centroid_zyx[::-1], 1) for v in scan.attributes.vertebrae.values()]
     )
@@ -109,7 +109,7 @@ def test_the_planes_cross_in_a_vertebra_near_the_middle(scan):
 
 def test_a_scan_without_vertebrae_is_shown_whole(scan):
     facts = scan.attributes.model_copy(update={"vertebrae": {}, "centroids": {}})
-    state = neuroglancer_state(replace(scan, attributes=facts, label=None), PLACES, "t")
+    state = neuroglancer_state(replace(scan, attributes=facts, label=None), LAYER_URLS, "t")
     assert [layer["name"] for layer in state["layers"]] == ["CT"]
     corners = (
         scan.affine[:3] @ np.array([(0, 0, 0, 1), (*np.array(scan.image.shape_zyx)[::-1] - 1, 1)]).T

@@ -222,7 +222,7 @@ def test_the_slice_nearest_to_a_position_in_mm_is_drawn(labeled, scan_id, plane)
             assert slice_at(scan, labeled._engine, plane, mm + off) == index
     for mm in (at_mm[0] - 2.1, at_mm[-1] + 2.1, 1e9, -1e9):
         first, last = at_mm[0] - 2, at_mm[-1] + 2
-        text = f"^mm: {COORDINATE[plane]} of this scan runs from {first:.2f} to {last:.2f} mm.$"
+        text = f"^mm: {COORDINATE[plane]} of this scan is between {first:.2f} and {last:.2f} mm.$"
         with pytest.raises(UsageError, match=text):
             slice_at(scan, labeled._engine, plane, mm)
 
@@ -279,7 +279,7 @@ def test_a_window_is_a_name_or_two_numbers():
 def test_labels_are_chosen_by_name():
     assert parse_labels("T13,C1,coccyx") == {VALUE_OF_NAME[n] for n in ("T13", "C1", "coccyx")}
     for text in ("", "L1,", "L9", "l1", "20", "L1, L2", "True", "true,L1"):
-        with pytest.raises(UsageError, match=r"^labels: is true, false, or some of C1, C2, "):
+        with pytest.raises(UsageError, match=r"^labels: must be true, false, or names separated by commas, of C1, C2, "):
             parse_labels(text)
 
 

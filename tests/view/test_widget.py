@@ -28,7 +28,7 @@ from spinezarr.serve.tokens import new_token
 from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
 from spinezarr.view import widget as widget_module
 from spinezarr.view.levels import LevelReader, levels_of
-from spinezarr.view.widget import MOST_BYTES, ScanView, finest_that_fits
+from spinezarr.view.widget import MAX_BYTES, ScanView, finest_that_fits
 
 SCAN = "liver_0"
 
@@ -81,12 +81,12 @@ def test_the_planes_cross_in_the_spine(store):
     x, y, z = (np.array(view.widget.scene.crosshair_pos) * shape_xyz - 0.5).round().astype(int)
     label = store.scan(SCAN).label.values
     assert label[z, :, x].any()
-    described = view._described(view._middle_mm())
+    described = view._voxel_text(view._middle_mm())
     value = label[z, y, x]
     assert f"{store.scan(SCAN).image.values[z, y, x]} HU" in described
     names = {one.value: one.name for one in view._vertebrae}
     assert not value or described.endswith(names[value])
-    assert "HU" not in view._described([1e4, 0, 0])
+    assert "HU" not in view._voxel_text([1e4, 0, 0])
 
 
 def test_the_options_mask_window_and_level_are_applied_and_checked(store):
@@ -123,7 +123,7 @@ def test_the_finest_level_within_the_byte_limit_is_shown(store, shape_zyx, facto
     large = replace(scan, attributes=facts, image=replace(scan.image, shape_zyx=shape_zyx))
     level = finest_that_fits(large)
     assert level.factor_zyx == factor
-    assert np.prod(level.shape_zyx) * 2 <= MOST_BYTES
+    assert np.prod(level.shape_zyx) * 2 <= MAX_BYTES
 
 
 def test_a_coarse_level_in_the_widget_has_its_voxels_and_affine(store):

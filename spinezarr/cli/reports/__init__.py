@@ -1,1 +1,4 @@
-"""What do the commands print? A command imports its report when it has run."""
+"""What do the commands print?
+
+A command imports its report after it has run.
+"""

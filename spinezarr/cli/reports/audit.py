@@ -7,8 +7,8 @@ from spinezarr.audit.finding import Finding
 from spinezarr.audit.run import StoreAudit, severity_rank
 from spinezarr.cli.console import (
     ERR,
+    MAX_ROWS,
     OUT,
-    SHOWN,
     Table,
     print_capped,
     print_heading,
@@ -25,34 +25,34 @@ _STYLES: Final = {"error": "bold red", "warning": "yellow", "info": None}
 
 def print_audits(audits: Sequence[StoreAudit], severity: Severity, *, as_json: bool) -> None:
     """Print the findings of this severity and worse."""
-    for found in audits:
-        if found.not_written:
-            ERR.say(found.not_written)
+    for audit in audits:
+        if audit.not_written:
+            ERR.say(audit.not_written)
     if as_json:
-        print_json([found.at_least(severity).to_json() for found in audits])
+        print_json([audit.at_least(severity).to_json() for audit in audits])
     else:
-        for found in audits:
-            _print(found, severity)
+        for audit in audits:
+            _print(audit, severity)
 
 
-def _print(found: StoreAudit, severity: Severity) -> None:
-    print_heading(f"Audit of {redact_url(found.url)}: {count_noun(len(found.scans), 'scan')}")
+def _print(audit: StoreAudit, severity: Severity) -> None:
+    print_heading(f"Audit of {redact_url(audit.url)}: {count_noun(len(audit.scans), 'scan')}")
     counts = Table("", "rule", *reversed(SEVERITIES), right=SEVERITIES)
-    for rule, by_severity in found.counts.items():
+    for rule, by_severity in audit.counts.items():
         counts.add_row(rule, *(str(by_severity.get(name, 0)) for name in reversed(SEVERITIES)))
-    if not found.findings:
-        OUT.say("Nothing was found.")
+    if not audit.findings:
+        OUT.say("The audit found nothing.")
         return
     OUT.print(counts)
-    shown = sorted(found.at_least(severity).findings, key=severity_rank)
-    if not shown:
+    listed = sorted(audit.at_least(severity).findings, key=severity_rank)
+    if not listed:
         return
     table = Table(
-        "", "scan", "severity", "what (rule)", MultilineText("mm (x y z)", "voxel (z y x)")
+        "", "scan", "severity", "finding (rule)", MultilineText("mm (x y z)", "voxel (z y x)")
     )
-    for finding in shown[:SHOWN]:
+    for finding in listed[:MAX_ROWS]:
         table.add_row(*_row(finding), style=_STYLES[finding.severity])
-    print_capped(table, len(shown))
+    print_capped(table, len(listed))
 
 
 def _row(finding: Finding) -> tuple[str, str, str, str]:

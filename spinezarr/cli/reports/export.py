@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spinezarr.cli.console import OUT, SHOWN, Table, print_capped
+from spinezarr.cli.console import MAX_ROWS, OUT, Table, print_capped
 from spinezarr.export.nifti import ExportedScan
 from spinezarr.text import count_noun
 from spinezarr.verbs.export import ExportReport
@@ -24,13 +24,13 @@ def print_files(report: ExportReport) -> None:
     _print_notes_and_failures("files", report)
 
 
-def _print_notes_and_failures(things: str, report: ExportReport) -> None:
-    _print_rows("Notes", (things, "note"), _grouped(report.done))
+def _print_notes_and_failures(column: str, report: ExportReport) -> None:
+    _print_rows("Notes", (column, "note"), _grouped(report.done))
     _print_rows("Failed", ("scan", "reason"), list(report.failed.items()))
 
 
 def _grouped(done: Sequence[ExportedScan]) -> list[tuple[str, str]]:
-    """Return each note once with its file, or the number of its files, the rarest first."""
+    """Return each note once, with its file or the number of its files. Rare notes come first."""
     files: dict[str, list[str]] = {}
     for exported in done:
         for note in exported.notes:
@@ -47,6 +47,6 @@ def _print_rows(title: str, columns: tuple[str, str], rows: Sequence[tuple[str, 
     if not rows:
         return
     table = Table(title, *columns)
-    for row in rows[:SHOWN]:
+    for row in rows[:MAX_ROWS]:
         table.add_row(*row)
     print_capped(table, len(rows))

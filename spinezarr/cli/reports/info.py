@@ -14,7 +14,7 @@ from spinezarr.text import count_noun, to_printable
 __all__ = ["print_summary"]
 
 _LONGEST_TEXT: Final = 300
-"""Number of characters of a title or license that are shown. Some licenses are whole texts."""
+"""Most characters of a title or license that are shown, because some licenses are whole texts."""
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -58,7 +58,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     if centroids:
         _print_counts("Scans that annotate the center of each vertebra", centroids)
     if summary["other_label_voxels"]:
-        OUT.say(f"{summary['other_label_voxels']} mask voxels lie outside the label scheme.")
+        OUT.say(
+            f"{summary['other_label_voxels']} mask voxels have values outside the label scheme."
+        )
     audit = ", ".join(
         f"{n} {verdict or 'not audited'}"
         for verdict, n in sorted(summary["scans_by_audit"].items())
@@ -67,7 +69,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def _print_counts(title: str, counts: dict[str, int]) -> None:
-    """Print numbers of scans by vertebra in columns, each number beside its vertebra."""
+    """Print the number of scans of each vertebra, in columns."""
     OUT.say(title, style="bold")
     pairs = [(f"{name:>3} ", StyledText(str(n), "bold")) for name, n in counts.items()]
     if pairs:

@@ -1,4 +1,4 @@
-"""What does an ingest print, and what does a dry run?"""
+"""What do an ingest and a dry run print?"""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from spinezarr.cli.console import (
+    MAX_ROWS,
     OUT,
-    SHOWN,
     Table,
     megabytes,
     print_capped,
@@ -44,8 +44,8 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
     if report.from_earlier_runs:
         n_scans = count_noun(len(report.from_earlier_runs), "scan")
         OUT.say(
-            f"Not in the raw folder, and kept in the store: {n_scans} from earlier runs. For a "
-            "store without them, choose another path."
+            f"The store keeps {n_scans} from earlier runs, which the raw folder does not have. For "
+            "a store without them, choose another path."
         )
     if report.done:
         share = report.stored_bytes / report.source_bytes
@@ -68,86 +68,88 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
         "note",
         [(scan_id, MultilineText(*texts)) for scan_id, texts in report.notes.items()],
     )
-    _print_left_out(report)
+    _print_leftovers(report)
 
 
 def _print_by_scan(title: str, column: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print a table of texts about single scans, if there are any."""
     if rows:
         table = Table(title, "scan", column)
-        for scan_id, text in rows[:SHOWN]:
+        for scan_id, text in rows[:MAX_ROWS]:
             table.add_row(scan_id, MultilineText(*text.split("\n")))
         print_capped(table, len(rows))
 
 
-def _print_left_out(found: Discovery | IngestReport) -> None:
+def _print_leftovers(report: Discovery | IngestReport) -> None:
     """Print which files, listed scans and rows of tables belong to no scan."""
-    for note in found.unlisted[:SHOWN]:
+    for note in report.unlisted[:MAX_ROWS]:
         OUT.say(f"{note.path}: {note.reason}.", style="bold red")
-    if len(found.unlisted) > SHOWN:
-        OUT.say(f"... and {len(found.unlisted) - SHOWN} more; --json lists them all.")
-    if found.without_image:
-        first = ", ".join(note.path for note in found.without_image[:_EXAMPLES])
-        count = count_noun(len(found.without_image), "mask")
-        if found.orphans_expected:
-            text = f"{count} without an image, as the recipe expects of partial downloads"
-            OUT.say(f"{text}, e.g. {first}.")
+    if len(report.unlisted) > MAX_ROWS:
+        OUT.say(f"... and {len(report.unlisted) - MAX_ROWS} more; --json lists them all.")
+    if report.without_image:
+        examples = ", ".join(note.path for note in report.without_image[:_EXAMPLES])
+        count = count_noun(len(report.without_image), "mask")
+        if report.orphans_expected:
+            sentence = f"{count} without an image, as the recipe expects of partial downloads"
+            OUT.say(f"{sentence}, e.g. {examples}.")
         else:
             advice = "Get the images, or move the masks away."
-            OUT.say(f"{count} without an image, e.g. {first}. {advice}", style="bold red")
-    if found.absent:
-        OUT.say(f"Listed in a split and not here: {count_noun(len(found.absent), 'scan')}.")
-    for use in found.tables:
+            OUT.say(f"{count} without an image, e.g. {examples}. {advice}", style="bold red")
+    if report.absent:
+        OUT.say(f"Listed in a split and not here: {count_noun(len(report.absent), 'scan')}.")
+    for use in report.tables:
         if use.unmatched:
             rows = count_noun(use.rows - use.matched, "row")
             OUT.say(f"Table {use.name}: {rows} of {use.rows} without a scan here.")
-    if found.ignored:
-        _print_notes(found.ignored)
+    if report.ignored:
+        _print_notes(report.ignored)
 
 
 def _print_notes(notes: Sequence[PathNote]) -> None:
-    """Print files grouped by why they belong to no scan, with an example of each."""
+    """Print files, grouped by the reason why they belong to no scan, with an example of each."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for note in notes:
         by_reason[note.reason].append(note.path)
     title = f"Ignored: {count_noun(len(notes), 'file')}"
-    table = Table(title, "files", "why", "for example", right=("files",))
+    table = Table(title, "files", "reason", "example", right=("files",))
     # Files that may belong to a scan come before files that do not.
-    ranked = sorted(by_reason, key=lambda why: (not why.startswith(NEARLY), why != UNMATCHED))
-    for reason in ranked[:SHOWN]:
+    reasons = sorted(
+        by_reason, key=lambda reason: (not reason.startswith(NEARLY), reason != UNMATCHED)
+    )
+    for reason in reasons[:MAX_ROWS]:
         paths = by_reason[reason]
         table.add_row(str(len(paths)), reason, paths[0])
     print_capped(table, len(by_reason))
 
 
 def print_discovery(discovery: Discovery, *, as_json: bool) -> None:
-    """Print what an ingest would do; with ``as_json`` all of it, for programs."""
+    """Print what an ingest would do; with ``as_json``, print the whole discovery as JSON."""
     if as_json:
-        # Records of headers are for the next run; their results are in the scans and notes.
+        # Records of headers are only for the next run. Scans and notes hold their results.
         print_json(replace(discovery, raw=redact_url(discovery.raw), folders={}))
         return
     scans = discovery.scans
     splits = sorted({scan.split for scan in scans})
     failing = f", {len(discovery.failing)} more will fail" if discovery.failing else ""
-    found = f"{count_noun(len(scans), 'scan')} found{failing}"
-    print_heading(f"{discovery.title} in {redact_url(discovery.raw)}: {found}")
+    counts_text = f"{count_noun(len(scans), 'scan')} found{failing}"
+    print_heading(f"{discovery.title} in {redact_url(discovery.raw)}: {counts_text}")
     headings = tuple(split or "(no split)" for split in splits)
     table = Table("", "source", *headings, "scans", "size", right=(*headings, "scans", "size"))
     sources = sorted({scan.source for scan in scans})
     for source in (*sources, None) if len(sources) != 1 else sources:
-        own = [scan for scan in scans if source in (None, scan.source)]
-        counts = Counter(scan.split for scan in own)
-        size = sum(scan.size_bytes for scan in own)
+        source_scans = [scan for scan in scans if source in (None, scan.source)]
+        counts = Counter(scan.split for scan in source_scans)
+        size = sum(scan.size_bytes for scan in source_scans)
         row = [str(counts[split]) for split in splits]
         name = "all" if source is None else source or "(one)"
-        table.add_row(name, *row, str(len(own)), megabytes(size))
+        table.add_row(name, *row, str(len(source_scans)), megabytes(size))
     OUT.print(table)
     _print_patterns(discovery)
     _print_tables(discovery)
     if any(splits):
         OUT.say(f"Splits from: {discovery.split_file or 'the recipe'}.")
     _print_by_scan("Scans that will fail", "reason", discovery.failing)
-    _print_left_out(discovery)
+    _print_leftovers(discovery)
 
 
 def _print_patterns(discovery: Discovery) -> None:
@@ -158,8 +160,8 @@ def _print_patterns(discovery: Discovery) -> None:
     patterns = Table(
         "Patterns", "layout", "images", "kind", "pattern", "files", right=("images", "files")
     )
-    shown = [use for use in discovery.patterns if use.layout in discovery.layouts]
-    for use in shown:
+    used_patterns = [use for use in discovery.patterns if use.layout in discovery.layouts]
+    for use in used_patterns:
         patterns.add_row(
             use.layout,
             str(discovery.layouts[use.layout]) if use.kind == "image" else "",
@@ -169,13 +171,13 @@ def _print_patterns(discovery: Discovery) -> None:
             style="bold red" if use.unread else None if use.files else "yellow",
         )
     images = sum(discovery.layouts.values())
-    patterns.add_row("all", str(images), "", "", str(sum(use.files for use in shown)))
+    patterns.add_row("all", str(images), "", "", str(sum(use.files for use in used_patterns)))
     OUT.print(patterns)
-    for use in shown:
+    for use in used_patterns:
         if use.unread:
             files = count_noun(use.unread, "file")
-            text = f"Not read: {files} of {use.pattern}. {use.unread_advice}"
-            OUT.say(text, style="bold red")
+            sentence = f"Not read: {files} of {use.pattern}. {use.unread_advice}"
+            OUT.say(sentence, style="bold red")
     for layout in dict.fromkeys(part.layout for part in discovery.parts):
         parts = [part for part in discovery.parts if part.layout == layout]
         total = count_noun(parts[0].scans_with + parts[0].scans_without, "scan")

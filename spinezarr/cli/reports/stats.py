@@ -1,4 +1,4 @@
-"""What do the figures of a dataset print, and a comparison with its card?"""
+"""How are the figures of a dataset, and a comparison with its card, printed?"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,9 +47,9 @@ _NARROW: Final = {
 }
 """Shorter headings for a terminal of 80 columns."""
 _NARROW_FIGURES: Final = {" detection rate (%)": " rate %", " volume (cm³)": " cm³", " (mm)": " mm"}
-"""Shorter ends of figures' names for such a terminal."""
-_NOTED: Final = 3
-"""Number of figures that are named beside a note that several share."""
+"""Shorter ends of the names of figures, for a terminal of 80 columns."""
+_MAX_NAMED_FIGURES: Final = 3
+"""Most figures that are named with a note that they share."""
 _STATISTICS_AS: Final[dict[Format, Callable[[Statistics], str]]] = {
     Format.MARKDOWN: statistics_markdown,
     Format.JSON: statistics_json,
@@ -75,7 +75,7 @@ def print_statistics(statistics: Statistics, output: Format) -> None:
 
 
 def print_comparison(comparison: Comparison, output: Format) -> None:
-    """Print in a format how each figure compares with that of the card."""
+    """Print the comparison of each figure with that of the card, in a format."""
     if output is not Format.TABLE:
         print_document(_COMPARISON_AS[output](comparison))
         return
@@ -90,10 +90,14 @@ def print_comparison(comparison: Comparison, output: Format) -> None:
     for figure, line in zip(figures, comparison.lines, strict=True):
         if line.note:
             notes.setdefault(line.note, []).append(figure)
-    for note, noted in notes.items():
-        more = f" and {len(noted) - _NOTED} more" if len(noted) > _NOTED else ""
-        named = f"{', '.join(noted[:_NOTED])}{more}"
-        OUT.say(StyledText("Note:", "bold"), f" {named}: {note}")
+    for note, noted_figures in notes.items():
+        more = (
+            f" and {len(noted_figures) - _MAX_NAMED_FIGURES} more"
+            if len(noted_figures) > _MAX_NAMED_FIGURES
+            else ""
+        )
+        names = f"{', '.join(noted_figures[:_MAX_NAMED_FIGURES])}{more}"
+        OUT.say(StyledText("Note:", "bold"), f" {names}: {note}")
     for text in comparison.caveats:
         OUT.say(StyledText("Doubt:", "bold"), f" {text}")
     OUT.say(verdict_line(comparison))
@@ -109,6 +113,6 @@ def _print_sheet(sheet: TextTable, styles: list[str] | None = None) -> None:
     columns = [_NARROW.get(column, column) for column in sheet.columns]
     right = tuple(_NARROW.get(column, column) for column in sheet.numeric)
     table = Table(sheet.title, *columns, right=right)
-    for at, row in enumerate(sheet.rows):
-        table.add_row(*row, style=styles[at] if styles else None)
+    for row_number, row in enumerate(sheet.rows):
+        table.add_row(*row, style=styles[row_number] if styles else None)
     OUT.print(table)

@@ -1,7 +1,7 @@
 /* Functions that the list page and the scan page share. */
 
-/** An answer with an error status; its message is for a person. */
-export class AnswerError extends Error {
+/** A response with an error status. Its message is a text for the user. */
+export class ResponseError extends Error {
   constructor(status, text) {
     super(text.trim() || `The server answered with status ${status}.`);
     this.status = status;
@@ -9,75 +9,75 @@ export class AnswerError extends Error {
 }
 
 /**
- * Fetch a path from this server.
+ * Request a path from this server.
  * @param {string} path on the server
  * @param {RequestInit} options of `fetch`
- * @returns {Promise<Response>} a successful answer
+ * @returns {Promise<Response>} a successful response
  */
-export async function ask(path, options = {}) {
+export async function request(path, options = {}) {
   const response = await fetch(path, { credentials: "same-origin", ...options });
   if (response.ok) return response;
   if (response.status === 401) {
     location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
   }
-  throw new AnswerError(response.status, await response.text());
+  throw new ResponseError(response.status, await response.text());
 }
 
-/** Fetch JSON from this server. */
-export async function askJson(path, options = {}) {
-  return (await ask(path, options)).json();
+/** Request JSON from this server. */
+export async function requestJson(path, options = {}) {
+  return (await request(path, options)).json();
 }
 
 /**
  * Make an element.
  * @param {string} tag e.g. "button"
- * @param {Object<string, *>} fields attributes; "on…" listen, "class" and data-… as in HTML;
- *   false, null and undefined leave an attribute out
+ * @param {Object<string, *>} fields attributes as in HTML; the names of listeners begin with "on";
+ *   values that are false, null or undefined are left out
  * @param {...(Node|string)} children in order
  */
 export function element(tag, fields = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(fields)) {
     if (value === false || value === null || value === undefined) continue;
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else made.setAttribute(name, value === true ? "" : value);
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
-  return made;
+  node.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
+  return node;
 }
 
-/** A square in the color of a vertebra. The page's policy forbids style attributes, so CSSOM sets it. */
+/** Make a square in a color. The policy of the page forbids style attributes, so CSSOM sets it. */
 export function swatch(color) {
-  const made = element("span", { class: "swatch", "aria-hidden": "true" });
-  made.style.backgroundColor = color;
-  return made;
+  const node = element("span", { class: "swatch", "aria-hidden": "true" });
+  node.style.backgroundColor = color;
+  return node;
 }
 
 /** Format a number of bytes for people. */
 export function bytesText(count) {
   const units = ["B", "kB", "MB", "GB", "TB"];
-  let at = 0;
+  let power = 0;
   let value = count;
-  while (value >= 1000 && at < units.length - 1) {
+  while (value >= 1000 && power < units.length - 1) {
     value /= 1000;
-    at += 1;
+    power += 1;
   }
-  return `${at === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)} ${units[at]}`;
+  return `${power === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)} ${units[power]}`;
 }
 
-/** Format a number with a sensible number of digits. */
+/** Format a number with at most some digits after the point. */
 export function numberText(value, digits = 2) {
-  if (!FORMS.has(digits)) FORMS.set(digits, new Intl.NumberFormat("en", { maximumFractionDigits: digits }));
-  return FORMS.get(digits).format(Number(value.toFixed(digits)));
+  if (!FORMATS.has(digits)) FORMATS.set(digits, new Intl.NumberFormat("en", { maximumFractionDigits: digits }));
+  return FORMATS.get(digits).format(Number(value.toFixed(digits)));
 }
-const FORMS = new Map();
+const FORMATS = new Map();
 
 const THEMES = ["system", "light", "dark"];
 
-/** Add the choice of light or dark mode to the bar; the browser remembers it. */
+/** Add a button for the theme to the bar. The browser remembers the theme. */
 export function addThemeButton(bar) {
-  const kept = localStorage.getItem("theme");
-  let theme = THEMES.includes(kept) ? kept : "system";
+  const stored = localStorage.getItem("theme");
+  let theme = THEMES.includes(stored) ? stored : "system";
   const button = element("button", { type: "button", id: "theme" });
   const show = () => {
     if (theme === "system") delete document.documentElement.dataset.theme;

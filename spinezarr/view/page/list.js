@@ -1,16 +1,16 @@
 /* The page of stores and their scans. */
 
-import { AnswerError, addThemeButton, askJson, element } from "./common.js";
+import { ResponseError, addThemeButton, requestJson, element } from "./common.js";
 import { Charts } from "./list_charts.js";
 import { Filters } from "./list_filters.js";
 import { ScanIndex, formatState, isAll, parseState } from "./list_state.js";
 import { closePopovers, storeCards, storeHeader, storesText } from "./list_stores.js";
 import { ScanTable } from "./list_table.js";
 
-/** Delay of URL changes: browsers refuse a change at each key press. */
-const URL_REST_MS = 200;
+/** Delay of URL changes, because browsers refuse a change at each key press. */
+const URL_DELAY_MS = 200;
 /** Delay before a progress text is shown, so that it does not flicker. */
-const PATIENCE_MS = 400;
+const PROGRESS_DELAY_MS = 400;
 const NARROW = "(max-width: 1100px)";
 const main = document.getElementById("main");
 const skip = document.querySelector(".skip");
@@ -23,54 +23,54 @@ start();
 async function start() {
   const state = parseState(location.search);
   main.setAttribute("aria-busy", "true");
-  const slow = setTimeout(() => {
+  const progressTimer = setTimeout(() => {
     main.replaceChildren(element("p", { class: "message quiet", role: "status" }, "Reading the scan table …"));
-  }, PATIENCE_MS);
+  }, PROGRESS_DELAY_MS);
   try {
     // If the URL names the store, both requests are sent at once.
-    const [{ stores }, early] = await Promise.all([
-      told("/v1/stores"),
+    const [{ stores }, earlyRows] = await Promise.all([
+      requestExplained("/v1/stores"),
       state.store ? scansOf(state.store).catch((problem) => problem) : null,
     ]);
-    await showStores(stores, state, early);
+    await showStores(stores, state, earlyRows);
   } catch (problem) {
     showProblem(problem);
   } finally {
-    clearTimeout(slow);
+    clearTimeout(progressTimer);
     main.setAttribute("aria-busy", "false");
   }
 }
 
 async function scansOf(store) {
-  return (await told(`/v1/${encodeURIComponent(store)}/scans`)).scans;
+  return (await requestExplained(`/v1/${encodeURIComponent(store)}/scans`)).scans;
 }
 
-/** Fetch JSON; also describe a lost connection in words. */
-async function told(path) {
+/** Request JSON. A lost connection is an error with a text for the user. */
+async function requestExplained(path) {
   try {
-    return await askJson(path);
+    return await requestJson(path);
   } catch (problem) {
-    if (problem instanceof AnswerError) throw problem;
-    throw new AnswerError(0, "The server does not answer. It may be stopped, or the network is down.");
+    if (problem instanceof ResponseError) throw problem;
+    throw new ResponseError(0, "The server does not answer. It may be stopped, or the network is down.");
   }
 }
 
-async function showStores(stores, state, early) {
-  const picked = state.store || (stores.length === 1 ? stores[0].name : "");
-  const store = stores.find(({ name }) => name === picked);
+async function showStores(stores, state, earlyRows) {
+  const storeName = state.store || (stores.length === 1 ? stores[0].name : "");
+  const store = stores.find(({ name }) => name === storeName);
   if (!stores.length) {
-    message("No stores", "This server serves no store now. A store that is ingested into a folder that it serves is listed here.");
-  } else if (!picked) {
+    message("No stores", "This server serves no store now. Stores appear here when they are ingested into a folder that it serves.");
+  } else if (!storeName) {
     main.replaceChildren(storeCards(stores));
   } else if (!store) {
-    message("No such store", `No store is named ${picked}.`, allStores(stores));
+    message("No such store", `No store is named ${storeName}.`, allStores(stores));
   } else if (store.error !== undefined) {
     if (stores.length > 1) message(store.name, `This store is not shown: ${store.error}.`, allStores(stores));
     else main.replaceChildren(storeCards(stores));
   } else {
-    const rows = early ?? await scansOf(picked);
+    const rows = earlyRows ?? await scansOf(storeName);
     if (rows instanceof Error) throw rows;
-    showScans(store, stores, rows, { ...state, store: state.store ? picked : "" });
+    showScans(store, stores, rows, { ...state, store: state.store ? storeName : "" });
   }
 }
 
@@ -83,33 +83,33 @@ function message(title, text, ...actions) {
     element("h1", {}, title), element("p", {}, text), ...actions));
 }
 
-/** Show an error in words; if a token is missing, lead to the page to sign in. */
+/** Show an error in words. If a token is missing, the page to sign in is already being opened. */
 function showProblem(problem) {
   if (problem.status === 401) return;
-  if (!(problem instanceof AnswerError)) console.error(problem);
-  const text = problem instanceof AnswerError ? problem.message : `This page failed: ${problem.message}`;
+  if (!(problem instanceof ResponseError)) console.error(problem);
+  const text = problem instanceof ResponseError ? problem.message : `This page failed: ${problem.message}`;
   const retry = element("button", { type: "button", onclick: () => start() }, "Try again");
   main.replaceChildren(element("section", { class: "message", role: "alert" },
     element("h1", {}, "The stores cannot be shown"), element("p", { class: "error" }, text), retry));
 }
 
-function showScans(store, stores, rows, first) {
+function showScans(store, stores, rows, firstState) {
   const index = new ScanIndex(rows);
-  let state = first;
-  let resting = 0;
+  let state = firstState;
+  let saveTimer = 0;
 
   const change = (changed) => {
     state = { ...state, ...changed };
     draw();
-    clearTimeout(resting);
-    resting = setTimeout(keep, URL_REST_MS);
+    clearTimeout(saveTimer);
+    saveTimer = setTimeout(saveState, URL_DELAY_MS);
   };
   /** Put the state and the scroll position into the URL. */
-  const keep = () => {
-    clearTimeout(resting);
-    const asked = formatState(state);
+  const saveState = () => {
+    clearTimeout(saveTimer);
+    const query = formatState(state);
     const place = { top: table.top, active: table.active };
-    history.replaceState(place, "", asked ? `/?${asked}` : "/");
+    history.replaceState(place, "", query ? `/?${query}` : "/");
   };
   const sortBy = (column) => {
     if (state.sort !== column) change({ sort: column, isDescending: false });
@@ -121,17 +121,17 @@ function showScans(store, stores, rows, first) {
   const charts = new Charts(index, pick);
   const table = new ScanTable(store.name, index, {
     onsort: sortBy,
-    onmove: (isNow) => {
-      clearTimeout(resting);
-      if (isNow) keep();
-      else resting = setTimeout(keep, URL_REST_MS);
+    onmove: (isImmediate) => {
+      clearTimeout(saveTimer);
+      if (isImmediate) saveState();
+      else saveTimer = setTimeout(saveState, URL_DELAY_MS);
     },
   });
   const draw = () => {
-    const found = index.select(state);
-    filters.show(state, found.length);
-    charts.show(found, state);
-    table.show(found, state, formatState(state, false), nothing(rows, state));
+    const positions = index.select(state);
+    filters.show(state, positions.length);
+    charts.show(positions, state);
+    table.show(positions, state, formatState(state, false), emptyMessage(rows, state));
   };
 
   document.title = `${store.title || store.name} – spinezarr`;
@@ -142,18 +142,18 @@ function showScans(store, stores, rows, first) {
   const place = history.state;
   draw();
   if (place && Number.isFinite(place.top)) table.restore(place.top, place.active);
-  listen(filters, table, keep);
+  addKeys(filters, table, saveState);
 }
 
-/** What is shown if no row matches. */
-function nothing(rows, state) {
+/** Return the elements that are shown if no row matches. */
+function emptyMessage(rows, state) {
   if (!rows.length) {
-    return [element("h2", {}, "No scans yet"), element("p", { class: "quiet" }, "Scans are listed when an ingest run has written the store’s table.")];
+    return [element("h2", {}, "No scans yet"), element("p", { class: "quiet" }, "Scans appear when an ingest run has written the table of the store.")];
   }
   return isAll(state) ? [] : [element("h2", {}, "No scan fits"), element("p", { class: "quiet" }, "Remove a filter, or search for fewer words.")];
 }
 
-/** Charts are beside the list. In a narrow window they are above it, and only on request. */
+/** Charts are next to the list. In a narrow window, they cover it, and only on request. */
 function chartsButton(charts) {
   const narrow = matchMedia(NARROW);
   const button = element("button", { type: "button", class: "charts-button", "aria-controls": "charts" }, "Charts");
@@ -168,7 +168,7 @@ function chartsButton(charts) {
   return button;
 }
 
-function listen(filters, table, keep) {
+function addKeys(filters, table, saveState) {
   skip.hidden = false;
   skip.addEventListener("click", (event) => {
     event.preventDefault();
@@ -186,5 +186,5 @@ function listen(filters, table, keep) {
       table.focus();
     }
   });
-  window.addEventListener("pagehide", keep);
+  window.addEventListener("pagehide", saveState);
 }

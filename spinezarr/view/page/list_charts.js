@@ -5,37 +5,37 @@ import { VERTEBRAE, colorOf } from "./vertebrae.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const STEPS_MM = [0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 2.5, 5, 10, 25, 50, 100];
-const MOST_BINS = 24;
+const MAX_BINS = 24;
 const WIDTH = 120;
 const HEIGHT = 56;
 const AXES = [
-  { title: "Spacing z", key: "z", note: "Between voxels along z", of: (row) => row.spacing_zyx_mm[0] },
+  { title: "Spacing z", key: "z", note: "Distance between voxels along z", of: (row) => row.spacing_zyx_mm[0] },
   {
-    title: "Spacing yx", key: "yx", note: "Between voxels along y and x, the coarser of both",
+    title: "Spacing yx", key: "yx", note: "Distance between voxels along y or x, whichever is larger",
     of: (row) => Math.max(row.spacing_zyx_mm[1], row.spacing_zyx_mm[2]),
   },
 ];
 
 function svg(tag, fields) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(fields)) made.setAttribute(name, value);
-  return made;
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(fields)) node.setAttribute(name, value);
+  return node;
 }
 
-/** Charts of an index; `onvertebra` is called with the name of a clicked vertebra. */
+/** Charts of the scans of an index. `onvertebra` is called with the name of a clicked vertebra. */
 export class Charts {
   constructor(index, onvertebra) {
     this._index = index;
     this._histograms = AXES.map((axis) => new Histogram(index.rows, axis));
     this._rates = new Rates(index, onvertebra);
-    this.element = element("aside", { id: "charts", class: "charts", "aria-label": "Figures of the scans shown" },
+    this.element = element("aside", { id: "charts", class: "charts", "aria-label": "Charts of the shown scans" },
       element("div", { class: "pair" }, ...this._histograms.map((histogram) => histogram.element)), this._rates.element);
   }
 
   /** Draw the charts of the shown scans. */
-  show(found, state) {
-    for (const histogram of this._histograms) histogram.show(found);
-    this._rates.show(found, state.vertebra);
+  show(positions, state) {
+    for (const histogram of this._histograms) histogram.show(positions);
+    this._rates.show(positions, state.vertebra);
   }
 }
 
@@ -43,11 +43,11 @@ export class Charts {
 class Histogram {
   constructor(rows, axis) {
     const values = rows.map(axis.of);
-    const most = values.reduce((a, b) => Math.max(a, b), 0);
-    const least = values.reduce((a, b) => Math.min(a, b), rows.length ? Infinity : 0);
-    const binsOf = (step) => binOf(most, step) - binOf(least, step) + 1;
-    this._step = STEPS_MM.find((step) => binsOf(step) <= MOST_BINS) ?? most;
-    this._first = binOf(least, this._step);
+    const largest = values.reduce((a, b) => Math.max(a, b), 0);
+    const smallest = values.reduce((a, b) => Math.min(a, b), rows.length ? Infinity : 0);
+    const binsOf = (step) => binOf(largest, step) - binOf(smallest, step) + 1;
+    this._step = STEPS_MM.find((step) => binsOf(step) <= MAX_BINS) ?? largest;
+    this._first = binOf(smallest, this._step);
     this._bins = values.map((mm) => binOf(mm, this._step) - this._first);
     this._all = this._count(values.keys(), binsOf(this._step));
     this._top = Math.max(...this._all, 1);
@@ -71,8 +71,8 @@ class Histogram {
       this._details);
   }
 
-  show(found) {
-    const counts = this._count(found, this._all.length);
+  show(positions) {
+    const counts = this._count(positions, this._all.length);
     counts.forEach((count, bin) => {
       for (const [name, value] of Object.entries(this._place(bin, count))) {
         this._bars[bin].setAttribute(name, value);
@@ -82,7 +82,7 @@ class Histogram {
     if (this._details.open) this._list();
   }
 
-  /** Write the table of the figures; it is made when a person opens it. */
+  /** Fill the table of the counts, which happens only while it is open. */
   _list() {
     const counts = this._counts;
     this._body.replaceChildren(...this._all.flatMap((all, bin) => (all ? [this._row(bin, counts[bin], all)] : [])));
@@ -98,9 +98,9 @@ class Histogram {
     return numberText((this._first + bin) * this._step);
   }
 
-  _count(found, bins) {
+  _count(positions, bins) {
     const counts = new Array(bins).fill(0);
-    for (const at of found) counts[this._bins[at]] += 1;
+    for (const position of positions) counts[this._bins[position]] += 1;
     return counts;
   }
 
@@ -112,17 +112,17 @@ class Histogram {
   }
 }
 
-/** A length on the edge of two bins belongs to the upper bin, despite rounding errors. */
+/** Number of the bin of a length. On the edge of two bins it is the upper one, despite rounding. */
 function binOf(mm, step) {
   return Math.floor(mm / step + 1e-6);
 }
 
-/** Percentage of scans that show each vertebra; each bar is a button that filters by it. */
+/** Percentage of scans that show each vertebra. Each bar is a button that filters by its vertebra. */
 class Rates {
   constructor(index, onvertebra) {
     this._index = index;
     const present = VERTEBRAE.map((name, order) => [name, order])
-      .filter(([, order]) => index.rows.some((_, at) => index.shows(at, order)));
+      .filter(([, order]) => index.rows.some((_, position) => index.shows(position, order)));
     this._bars = present.map(([name, order]) => {
       const fill = element("span", { class: "fill" });
       fill.style.backgroundColor = colorOf(name);
@@ -135,19 +135,19 @@ class Rates {
       ? element("ul", { class: "rates" }, ...this._bars.map((bar) => element("li", {}, bar.button)))
       : element("p", { class: "quiet" }, "No mask shows a vertebra.");
     this.element = element("section", { class: "chart", id: "rates" },
-      element("h2", { title: "Share of the scans whose mask shows the vertebra; click to filter" }, "Scans that show a vertebra"), body);
+      element("h2", { title: "Share of the scans whose mask shows the vertebra. Click to filter." }, "Scans that show a vertebra"), body);
   }
 
-  show(found, picked) {
+  show(positions, selected) {
     for (const { name, order, fill, percent, button } of this._bars) {
       let count = 0;
-      for (const at of found) count += this._index.shows(at, order);
-      const share = found.length ? 100 * count / found.length : 0;
+      for (const position of positions) count += this._index.shows(position, order);
+      const share = positions.length ? 100 * count / positions.length : 0;
       const text = share > 0 && share < 1 ? "<1 %" : `${share > 99 && share < 100 ? 99 : Math.round(share)} %`;
       fill.style.width = `${share}%`;
       percent.textContent = text;
-      button.setAttribute("aria-pressed", String(picked === name));
-      button.title = `${name}: ${count.toLocaleString("en")} of ${found.length.toLocaleString("en")} scans`;
+      button.setAttribute("aria-pressed", String(selected === name));
+      button.title = `${name}: ${count.toLocaleString("en")} of ${positions.length.toLocaleString("en")} scans`;
     }
   }
 }

@@ -5,16 +5,16 @@ import { FILTERS, NONE, SOME, VERDICTS, isAll } from "./list_state.js";
 import { scansText } from "./list_stores.js";
 import { VERTEBRAE, orderOf } from "./vertebrae.js";
 
-const MOST_TEXTS = 60;
+const MAX_TEXTS = 60;
 const NAMES = {
   split: "Split", source: "Source", vertebra: "Vertebra", anomaly: "Anomaly", erratum: "Erratum", audit: "Audit",
 };
-const NOTHING = {
+const WITHOUT = {
   split: "No split", source: "No source", anomaly: "Without anomaly", erratum: "Without erratum", audit: "Not audited",
 };
-const counted = (text, count) => `${text} (${count.toLocaleString("en")})`;
+const withCount = (text, count) => `${text} (${count.toLocaleString("en")})`;
 
-/** Controls of the filters; `onchange` is called with the changed part of the state. */
+/** Controls of the filters. `onchange` is called with the changed part of the state. */
 export class Filters {
   constructor(index, onchange) {
     this._index = index;
@@ -41,12 +41,12 @@ export class Filters {
   show(state, shown) {
     if (this.search.value !== state.q) this.search.value = state.q;
     for (const [name, select] of this._selects) {
-      const wanted = state[name];
-      if (wanted && ![...select.options].some((option) => option.value === wanted)) {
-        select.append(element("option", { value: wanted }, wanted));
+      const selected = state[name];
+      if (selected && ![...select.options].some((option) => option.value === selected)) {
+        select.append(element("option", { value: selected }, selected));
       }
-      select.value = wanted;
-      select.classList.toggle("set", wanted !== "");
+      select.value = selected;
+      select.classList.toggle("set", selected !== "");
     }
     this._clear.disabled = isAll(state);
     const all = this._index.rows.length;
@@ -64,22 +64,22 @@ export class Filters {
   _options(name) {
     if (name === "vertebra") return this._vertebrae();
     const values = this._index.valuesOf(name);
-    const without = values.filter(([value]) => value === "").map(([, count]) => [NONE, counted(NOTHING[name], count)]);
+    const without = values.filter(([value]) => value === "").map(([, count]) => [NONE, withCount(WITHOUT[name], count)]);
     const texts = values.filter(([value]) => value !== "");
     if (name === "audit") {
       texts.sort(([a], [b]) => VERDICTS.indexOf(b) - VERDICTS.indexOf(a));
-      return [...texts.map(([value, count]) => [value, counted(`Audit: ${value}`, count)]), ...without];
+      return [...texts.map(([value, count]) => [value, withCount(`Audit: ${value}`, count)]), ...without];
     }
     const isMark = name === "anomaly" || name === "erratum";
     const total = texts.reduce((sum, [, count]) => sum + count, 0);
-    const some = isMark && total ? [[SOME, counted(`With ${name}`, total)]] : [];
-    const listed = isMark && texts.length > MOST_TEXTS ? [] : texts;
-    return [...some, ...without, ...listed.map(([value, count]) => [value, counted(value, count)])];
+    const some = isMark && total ? [[SOME, withCount(`With ${name}`, total)]] : [];
+    const listed = isMark && texts.length > MAX_TEXTS ? [] : texts;
+    return [...some, ...without, ...listed.map(([value, count]) => [value, withCount(value, count)])];
   }
 
   _vertebrae() {
     const { rows } = this._index;
     const counts = VERTEBRAE.map((name) => rows.reduce((n, _, at) => n + this._index.shows(at, orderOf(name)), 0));
-    return VERTEBRAE.flatMap((name, order) => (counts[order] ? [[name, counted(name, counts[order])]] : []));
+    return VERTEBRAE.flatMap((name, order) => (counts[order] ? [[name, withCount(name, counts[order])]] : []));
   }
 }

@@ -1,10 +1,11 @@
-/* Which scans the list shows, in which order; the URL holds it. No element of the page is touched here. */
+/* The state of the list: which scans it shows, and in which order. The URL holds it. This module
+changes no element of the page. */
 
 import { orderOf } from "./vertebrae.js";
 
 /** Filters of scans, besides the words of the search. */
 export const FILTERS = Object.freeze(["split", "source", "vertebra", "anomaly", "erratum", "audit"]);
-/** Filters of a text column: with any text, or without. */
+/** Values of the filter of a text column, for rows with any text and for rows without text. */
 export const SOME = "true";
 export const NONE = "false";
 /** Severities of the audit, from good to bad; a scan without an audit has "". */
@@ -19,30 +20,30 @@ const SORTED = Object.freeze([
  * @property {string} q words of the search
  * @property {string} sort column; "" for the order of the store's table
  * @property {boolean} isDescending
- * @property {string} split and the other names of FILTERS: "" for all
+ * @property {string} split as for the other names of FILTERS: "" for all
  */
 
-/** Parse the query of a URL; unknown parameters are ignored. */
+/** Parse the query of a URL. Unknown parameters are ignored. */
 export function parseState(search) {
-  const asked = new URLSearchParams(search);
-  const sort = asked.get("sort") ?? "";
+  const params = new URLSearchParams(search);
+  const sort = params.get("sort") ?? "";
   const column = sort.replace(/^-/, "");
   const isKnown = SORTED.includes(column);
-  const state = { store: asked.get("store") ?? "", q: asked.get("q") ?? "" };
-  for (const name of FILTERS) state[name] = asked.get(name) ?? "";
+  const state = { store: params.get("store") ?? "", q: params.get("q") ?? "" };
+  for (const name of FILTERS) state[name] = params.get(name) ?? "";
   state.sort = isKnown ? column : "";
   state.isDescending = isKnown && sort.startsWith("-");
   return state;
 }
 
-/** Write the query that `parseState` reads, without "?"; `withStore` false leaves the store out. */
+/** Write the query that `parseState` reads, without "?", and with or without the store. */
 export function formatState(state, withStore = true) {
-  const asked = new URLSearchParams();
-  if (withStore && state.store) asked.set("store", state.store);
-  if (state.q) asked.set("q", state.q);
-  for (const name of FILTERS) if (state[name]) asked.set(name, state[name]);
-  if (state.sort) asked.set("sort", (state.isDescending ? "-" : "") + state.sort);
-  return asked.toString();
+  const params = new URLSearchParams();
+  if (withStore && state.store) params.set("store", state.store);
+  if (state.q) params.set("q", state.q);
+  for (const name of FILTERS) if (state[name]) params.set(name, state[name]);
+  if (state.sort) params.set("sort", (state.isDescending ? "-" : "") + state.sort);
+  return params.toString();
 }
 
 /** Whether all scans are shown. */
@@ -72,9 +73,9 @@ export class ScanIndex {
     this._keys = new Map();
   }
 
-  /** Whether the mask of a row shows a vertebra, by its order. */
-  shows(at, order) {
-    return (this._masks[at] >> order & 1) === 1;
+  /** Whether the mask of the row at a position shows the vertebra with a rank. */
+  shows(position, order) {
+    return (this._masks[position] >> order & 1) === 1;
   }
 
   /** Values of a column of texts in natural order, each with its number of scans. */
@@ -88,43 +89,43 @@ export class ScanIndex {
   select(state) {
     const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     const tests = FILTERS.filter((name) => state[name]).map((name) => this._test(name, state[name]));
-    const found = [];
-    for (let at = 0; at < this.rows.length; at += 1) {
-      if (words.every((word) => this._texts[at].includes(word)) && tests.every((test) => test(at))) {
-        found.push(at);
+    const positions = [];
+    for (let position = 0; position < this.rows.length; position += 1) {
+      if (words.every((word) => this._texts[position].includes(word)) && tests.every((test) => test(position))) {
+        positions.push(position);
       }
     }
-    return this._sorted(found, state);
+    return this._sorted(positions, state);
   }
 
-  _test(name, wanted) {
+  _test(name, value) {
     if (name === "vertebra") {
-      const order = orderOf(wanted);
-      return order < 0 ? () => false : (at) => this.shows(at, order);
+      const order = orderOf(value);
+      return order < 0 ? () => false : (position) => this.shows(position, order);
     }
-    if (wanted === SOME) return (at) => this.rows[at][name] !== "";
-    if (wanted === NONE) return (at) => this.rows[at][name] === "";
-    return (at) => this.rows[at][name] === wanted;
+    if (value === SOME) return (position) => this.rows[position][name] !== "";
+    if (value === NONE) return (position) => this.rows[position][name] === "";
+    return (position) => this.rows[position][name] === value;
   }
 
-  _sorted(found, state) {
-    if (state.sort === "" || state.sort === "scan") return state.isDescending ? found.reverse() : found;
+  _sorted(positions, state) {
+    if (state.sort === "" || state.sort === "scan") return state.isDescending ? positions.reverse() : positions;
     const keys = this._keysOf(state.sort);
     const sign = state.isDescending ? -1 : 1;
-    return found.sort((a, b) => {
+    return positions.sort((a, b) => {
       if (keys[a] === keys[b]) return a - b;
       if (keys[a] === Infinity || keys[b] === Infinity) return keys[a] - keys[b];
       return sign * (keys[a] - keys[b]);
     });
   }
 
-  /** Numbers that sort a column: for texts their rank, and rows without a text come last. */
+  /** Numbers by which a column is sorted. For texts it is their rank; rows without a text come last. */
   _keysOf(column) {
     if (!this._keys.has(column)) {
       const number = NUMBERS[column];
       if (number) this._keys.set(column, Float64Array.from(this.rows, number));
       else {
-        const places = new Map(this.valuesOf(column).map(([value], at) => [value, value ? at : Infinity]));
+        const places = new Map(this.valuesOf(column).map(([value], position) => [value, value ? position : Infinity]));
         this._keys.set(column, Float64Array.from(this.rows, (row) => places.get(row[column])));
       }
     }

@@ -2,19 +2,19 @@
 
 import { bytesText, element } from "./common.js";
 
-const wholeText = (count) => count.toLocaleString("en");
+const countText = (count) => count.toLocaleString("en");
 
 /** "1 scan", "1,005 scans". */
 export function scansText(count) {
-  return `${wholeText(count)} ${count === 1 ? "scan" : "scans"}`;
+  return `${countText(count)} ${count === 1 ? "scan" : "scans"}`;
 }
 
 /** "1 store", "3 stores". */
 export function storesText(count) {
-  return `${wholeText(count)} ${count === 1 ? "store" : "stores"}`;
+  return `${countText(count)} ${count === 1 ? "store" : "stores"}`;
 }
 
-/** Copy a text. Pages without TLS cannot use the Clipboard API, so a selection is copied. */
+/** Copy a text. Pages without TLS cannot use the Clipboard API; there, a selection is copied. */
 async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
   const area = element("textarea", { class: "hidden-text", "aria-hidden": "true" });
@@ -25,19 +25,19 @@ async function copyText(text) {
   const isCopied = document.execCommand("copy");
   area.remove();
   focused?.focus();
-  if (!isCopied) throw new Error("the browser does not let pages copy");
+  if (!isCopied) throw new Error("the browser does not allow pages to copy");
 }
 
 function copyButton(text) {
   const button = element("button", { type: "button", class: "small copy" }, "Copy citation");
   button.addEventListener("click", async () => {
-    let said = "Copied";
+    let message = "Copied";
     try {
       await copyText(text);
     } catch {
-      said = "Not copied";
+      message = "Not copied";
     }
-    button.textContent = said;
+    button.textContent = message;
     setTimeout(() => { button.textContent = "Copy citation"; }, 1600);
   });
   return button;
@@ -49,7 +49,7 @@ function homepageLink(store) {
     "a", { href: store.homepage, rel: "noopener noreferrer", class: "homepage" }, "Homepage");
 }
 
-/** Splits of a store in the order in which they are used. */
+/** Splits of a store: train, validation and test come first. */
 function splitsOf(store) {
   const usual = ["train", "validation", "test"];
   const place = (name) => (usual.includes(name) ? usual.indexOf(name) : usual.length);
@@ -57,7 +57,7 @@ function splitsOf(store) {
 }
 
 function splitsText(store) {
-  return splitsOf(store).map(([name, count]) => `${name || "no split"} ${wholeText(count)}`).join(" · ");
+  return splitsOf(store).map(([name, count]) => `${name || "no split"} ${countText(count)}`).join(" · ");
 }
 
 function sizesText(store) {
@@ -89,7 +89,7 @@ function storeCard(store) {
       element("h2", {}, store.name),
       element("p", { class: "error" }, `This store is not shown: ${store.error}.`),
       element("p", { class: "quiet" },
-        "The server says more in its log; ", element("code", {}, "spinezarr verify"), " says what is damaged."));
+        "The log of the server has details. Run ", element("code", {}, "spinezarr verify"), " to find the damage."));
   }
   return element("li", { class: "card" },
     element("h2", {}, element("a", { href: storeUrl(store.name) }, store.title || store.name)),

@@ -1,11 +1,11 @@
-/* The list of scans. Only the visible rows are in the page, however many scans there are. */
+/* The list of scans. Only the visible rows are in the page, for any number of scans. */
 
 import { bytesText, element, numberText } from "./common.js";
 import { VERTEBRAE, colorOf, orderOf, rangesText } from "./vertebrae.js";
 
 const ROW_PX = 48;
 const SPARE_ROWS = 6;
-/** Pictures are requested when scrolling stops: rows that scroll past need none. */
+/** Pictures are requested when scrolling stops, because rows that scroll past need none. */
 const REST_MS = 90;
 const PICTURE_PX = 96;
 const SVG = "http://www.w3.org/2000/svg";
@@ -30,25 +30,25 @@ const COLUMNS = [
 ];
 const AUDIT_MARKS = { ok: "✓", info: "i", warning: "!", error: "✕" };
 
-/** URL of the page of a scan; `order` is the query string of the list that it is opened from. */
+/** URL of the page of a scan. `order` is the query string of the list from which it is opened. */
 export function scanUrl(store, scanId, order) {
   const path = `/scan/${encodeURIComponent(store)}/${encodeURIComponent(scanId)}`;
   return order ? `${path}?${new URLSearchParams({ list: order })}` : path;
 }
 
 function pictureUrl(store, row) {
-  const asked = new URLSearchParams({
+  const params = new URLSearchParams({
     plane: "sagittal", size_px: PICTURE_PX, content_checksum: row.content_checksum,
   });
-  return `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(row.scan_id)}/slice.png?${asked}`;
+  return `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(row.scan_id)}/slice.png?${params}`;
 }
 
-/** A strip with a slot for each vertebra from head to tail, so that the strips of all rows align. */
+/** Draw a strip with a slot for each vertebra from head to tail, so the strips of all rows align. */
 function strip(names) {
-  const made = document.createElementNS(SVG, "svg");
-  made.setAttribute("class", "strip");
-  made.setAttribute("viewBox", `0 0 ${SLOT_PX * VERTEBRAE.length} ${STRIP_PX}`);
-  made.setAttribute("aria-hidden", "true");
+  const picture = document.createElementNS(SVG, "svg");
+  picture.setAttribute("class", "strip");
+  picture.setAttribute("viewBox", `0 0 ${SLOT_PX * VERTEBRAE.length} ${STRIP_PX}`);
+  picture.setAttribute("aria-hidden", "true");
   for (const name of names) {
     const slot = document.createElementNS(SVG, "rect");
     const title = document.createElementNS(SVG, "title");
@@ -56,13 +56,13 @@ function strip(names) {
     for (const [key, value] of Object.entries(fields)) slot.setAttribute(key, value);
     title.textContent = name;
     slot.append(title);
-    made.append(slot);
+    picture.append(slot);
   }
-  return made;
+  return picture;
 }
 
-/** A name that is shortened in the middle: ids differ at their ends. */
-function cutInTheMiddle(name) {
+/** Split a name so that CSS can shorten its middle, because ids differ at their ends. */
+function shortenedName(name) {
   if (name.length <= END_CHARACTERS) return [name];
   return [
     element("span", { class: "start" }, name.slice(0, -END_CHARACTERS)),
@@ -89,7 +89,7 @@ export class ScanTable {
     this._store = store;
     this._index = index;
     this._onmove = onmove;
-    this._found = [];
+    this._positions = [];
     this._order = "";
     this._active = 0;
     this._rows = new Map();
@@ -110,13 +110,13 @@ export class ScanTable {
     new ResizeObserver(() => {
       this._height = this.element.clientHeight;
       this._render();
-      this._rest();
+      this._afterRest();
     }).observe(this.element);
   }
 
   /** The scan that keys act on; undefined if no row is shown. */
   get active() {
-    return this._index.rows[this._found[this._active]]?.scan_id;
+    return this._index.rows[this._positions[this._active]]?.scan_id;
   }
 
   /** Height of the rows above the window, in pixels. */
@@ -126,42 +126,42 @@ export class ScanTable {
 
   /**
    * Show rows.
-   * @param {number[]} found positions in the index
-   * @param {ListState} state that chose them
+   * @param {number[]} positions of the rows in the index
+   * @param {ListState} state by which they were selected
    * @param {string} order query string of that state, for the pages of the scans
-   * @param {Node[]} empty what is shown if there are no rows
+   * @param {Node[]} empty elements that are shown if there are no rows
    */
-  show(found, state, order, empty) {
+  show(positions, state, order, empty) {
     const active = this.active;
     const top = this.element.scrollTop;
-    const isOther = this._found.length !== found.length || found.some((at, n) => at !== this._found[n]);
-    this._found = found;
+    const hasChanged = this._positions.length !== positions.length || positions.some((position, n) => position !== this._positions[n]);
+    this._positions = positions;
     this._order = order;
     for (const [key, head] of this._heads) {
       const isSorted = key === state.sort;
       if (isSorted) head.setAttribute("aria-sort", state.isDescending ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
     }
-    this._table.setAttribute("aria-rowcount", found.length + 1);
-    this._body.style.height = `${found.length * ROW_PX}px`;
-    this._table.hidden = found.length === 0;
-    this._empty.hidden = found.length !== 0;
-    this._empty.replaceChildren(...(found.length ? [] : empty));
-    if (isOther) {
-      this._active = Math.max(0, found.findIndex((at) => this._index.rows[at].scan_id === active));
+    this._table.setAttribute("aria-rowcount", positions.length + 1);
+    this._body.style.height = `${positions.length * ROW_PX}px`;
+    this._table.hidden = positions.length === 0;
+    this._empty.hidden = positions.length !== 0;
+    this._empty.replaceChildren(...(positions.length ? [] : empty));
+    if (hasChanged) {
+      this._active = Math.max(0, positions.findIndex((position) => this._index.rows[position].scan_id === active));
       if (top) this.element.scrollTop = 0;
       if (this._active * ROW_PX > this._height) this._active = 0;
     }
     for (const row of this._rows.values()) this._drop(row);
     this._rows.clear();
-    this._render(isOther ? 0 : top);
-    this._rest();
+    this._render(hasChanged ? 0 : top);
+    this._afterRest();
   }
 
   /** Restore the scroll position and the active row. */
   restore(top, active) {
     this.element.scrollTop = top;
-    const at = this._found.findIndex((row) => this._index.rows[row].scan_id === active);
+    const at = this._positions.findIndex((row) => this._index.rows[row].scan_id === active);
     if (at >= 0) this._setActive(at);
     this._render();
     if (at >= 0) this._link(at)?.focus({ preventScroll: true });
@@ -169,7 +169,7 @@ export class ScanTable {
 
   /** Give the focus to the active row. */
   focus() {
-    if (this._found.length) this._go(this._active);
+    if (this._positions.length) this._go(this._active);
   }
 
   _head({ key, title, unit, sorts, isHidden }, column, onsort) {
@@ -185,57 +185,57 @@ export class ScanTable {
 
   _scrolled() {
     this._render();
-    this._rest(this._onmove);
+    this._afterRest(this._onmove);
   }
 
-  /** Request pictures when nothing has changed for a moment. */
-  _rest(then = () => {}) {
-    clearTimeout(this._resting);
-    this._resting = setTimeout(() => {
-      this._draw();
+  /** Request pictures when nothing has changed for a moment, then call a function. */
+  _afterRest(then = () => {}) {
+    clearTimeout(this._restTimer);
+    this._restTimer = setTimeout(() => {
+      this._requestPictures();
       then();
     }, REST_MS);
   }
 
   /** Put the visible rows and the active row into the page. */
   _render(top = this.element.scrollTop) {
-    const last = this._found.length - 1;
+    const last = this._positions.length - 1;
     const first = Math.floor(top / ROW_PX) - SPARE_ROWS;
-    const wanted = new Set();
-    for (let at = Math.max(0, first); at <= Math.min(last, first + this._windowRows + 2 * SPARE_ROWS); at += 1) wanted.add(at);
-    if (last >= 0) wanted.add(this._active);
+    const needed = new Set();
+    for (let at = Math.max(0, first); at <= Math.min(last, first + this._windowRows + 2 * SPARE_ROWS); at += 1) needed.add(at);
+    if (last >= 0) needed.add(this._active);
     for (const [at, row] of this._rows) {
-      if (!wanted.has(at)) {
+      if (!needed.has(at)) {
         this._drop(row);
         this._rows.delete(at);
       }
     }
-    const made = [...wanted].filter((at) => !this._rows.has(at)).sort((a, b) => a - b);
-    for (const at of made) this._rows.set(at, this._row(at));
-    if (made.length) this._place(made);
+    const added = [...needed].filter((at) => !this._rows.has(at)).sort((a, b) => a - b);
+    for (const at of added) this._rows.set(at, this._row(at));
+    if (added.length) this._insert(added);
   }
 
   get _windowRows() {
     return Math.ceil((this._height || window.innerHeight) / ROW_PX);
   }
 
-  /** Keep the rows of the page in order, for screen readers. */
-  _place(made) {
-    const standing = [...this._rows.keys()].sort((a, b) => a - b);
-    const isMade = new Set(made);
+  /** Insert rows in their order, for screen readers. */
+  _insert(added) {
+    const rendered = [...this._rows.keys()].sort((a, b) => a - b);
+    const isAdded = new Set(added);
     let next = null;
-    for (const at of standing.reverse()) {
+    for (const at of rendered.reverse()) {
       const row = this._rows.get(at);
-      if (isMade.has(at)) this._body.insertBefore(row, next);
+      if (isAdded.has(at)) this._body.insertBefore(row, next);
       next = row;
     }
   }
 
   _row(at) {
-    const row = this._index.rows[this._found[at]];
+    const row = this._index.rows[this._positions[at]];
     const isActive = at === this._active;
-    const shown = rangesText(row.vertebrae);
-    const made = element("tr", {
+    const vertebraText = rangesText(row.vertebrae);
+    const node = element("tr", {
       role: "row", "aria-rowindex": at + 2, "data-at": at, class: isActive ? "active" : null,
     },
     cell("picture", 1, element("span", { class: "tile" })),
@@ -243,37 +243,37 @@ export class ScanTable {
       element("a", {
         href: scanUrl(this._store, row.scan_id, this._order), tabindex: isActive ? 0 : -1,
         title: row.scan_id, "aria-label": row.scan_id,
-      }, ...cutInTheMiddle(row.scan_id))),
+      }, ...shortenedName(row.scan_id))),
     cell("source", 3, element("span", { title: row.source }, row.source)),
     cell("split", 4, row.split),
-    cell("vertebrae", 5, strip(row.vertebrae), element("span", { title: row.vertebrae.join(", ") }, shown || "no vertebra")),
+    cell("vertebrae", 5, strip(row.vertebrae), element("span", { title: row.vertebrae.join(", ") }, vertebraText || "no vertebra")),
     cell("shape", 6, row.shape_zyx.join(TIMES)),
     cell("spacing", 7, row.spacing_zyx_mm.map((mm) => numberText(mm)).join(TIMES)),
     cell("anomaly", 8, row.anomaly && element("span", { title: row.anomaly }, row.anomaly)),
     cell("erratum", 9, row.erratum && element("span", { title: row.erratum }, row.erratum)),
     cell("audit", 10, this._verdict(row.audit)),
     cell("size", 11, bytesText(row.stored_bytes)));
-    made.style.transform = `translateY(${at * ROW_PX}px)`;
-    return made;
+    node.style.transform = `translateY(${at * ROW_PX}px)`;
+    return node;
   }
 
   _verdict(verdict) {
-    if (!verdict) return element("span", { class: "quiet", title: "It was not audited." }, "–");
+    if (!verdict) return element("span", { class: "quiet", title: "This scan was not audited." }, "–");
     return element("span", { class: `verdict ${verdict}` },
       element("span", { class: "mark", "aria-hidden": "true" }, AUDIT_MARKS[verdict] ?? "?"), verdict);
   }
 
   /** Request the pictures of the visible rows. */
-  _draw() {
+  _requestPictures() {
     const first = Math.floor(this.element.scrollTop / ROW_PX);
     const last = first + this._windowRows;
-    for (const [at, made] of this._rows) {
-      const tile = made.querySelector(".tile");
+    for (const [at, node] of this._rows) {
+      const tile = node.querySelector(".tile");
       if (tile.firstChild || at < first - 1 || at > last + 1) continue;
       const image = element("img", { alt: "", loading: "lazy", decoding: "async" });
       image.addEventListener("error", () => tile.classList.add("failed"));
       image.addEventListener("load", () => tile.classList.add("drawn"));
-      image.src = pictureUrl(this._store, this._index.rows[this._found[at]]);
+      image.src = pictureUrl(this._store, this._index.rows[this._positions[at]]);
       tile.append(image);
     }
   }
@@ -315,7 +315,7 @@ export class ScanTable {
 
   _pressed(event) {
     if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    const last = this._found.length - 1;
+    const last = this._positions.length - 1;
     const page = Math.max(1, this._windowRows - 2);
     const places = {
       ArrowDown: this._active + 1, ArrowUp: this._active - 1, PageDown: this._active + page,

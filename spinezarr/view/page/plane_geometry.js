@@ -1,9 +1,9 @@
-/* Where voxels of the three planes are on the screen; both views draw by it.
+/* The positions of the voxels of three planes on the screen. Both views use them.
 
-Positions are voxel indices (x, y, z) of level 0, whole numbers at the centers of voxels. The axes
-point to the right, to anterior and to superior. Planes are shown as radiologists hang them: the patient's right on the
-left, anterior up or on the left, head up. So both axes of each plane run against those of the
-screen. */
+Positions are voxel indices (x, y, z) of level 0, which are whole numbers at the centers of voxels.
+The axes point to the right, to anterior and to superior. Planes have radiological display: the head
+is up, the patient's right is on the left, and anterior is up or on the left. So both axes of each
+plane have the opposite direction to those of the screen. */
 
 /** The three planes: the axis across each, its axes on the screen, and the names of its sides. */
 export const PLANES = {
@@ -13,14 +13,14 @@ export const PLANES = {
 };
 export const PLANE_NAMES = Object.keys(PLANES);
 export const AXIS_NAMES = ["x", "y", "z"];
-const LEAST_ZOOM = 1;
-const LARGEST_ZOOM = 40;
+const MIN_ZOOM = 1;
+const MAX_ZOOM = 40;
 
-/** The grid of level 0: how many voxels, how large, and where they are in the body. */
+/** The grid of level 0: number, size and position of its voxels. */
 export class Grid {
   /**
    * @param {number[]} shapeXyz voxels along each axis
-   * @param {number[]} spacingXyzMm between them
+   * @param {number[]} spacingXyzMm distance between neighboring voxels
    * @param {number[][]} affine 4 x 4, voxel (x, y, z, 1) to RAS+ mm
    */
   constructor(shapeXyz, spacingXyzMm, affine) {
@@ -28,7 +28,7 @@ export class Grid {
     this.spacing = spacingXyzMm;
     this.affine = affine;
     this.sizeMm = shapeXyz.map((n, axis) => n * spacingXyzMm[axis]);
-    this.inverse = inverted(affine);
+    this.inverse = inverse3x3(affine);
   }
 
   /** Position of a voxel in RAS+ mm. */
@@ -36,10 +36,10 @@ export class Grid {
     return this.affine.slice(0, 3).map((row) => dot(row, voxel) + row[3]);
   }
 
-  /** The voxel nearest to a position in RAS+ mm; positions outside give a voxel at the edge. */
+  /** The voxel nearest to a position in RAS+ mm. For a position outside, it is a voxel at the edge. */
   voxelAt(mm) {
-    const moved = mm.map((value, axis) => value - this.affine[axis][3]);
-    return this.nearest(this.inverse.map((row) => dot(row, moved)));
+    const offset = mm.map((value, axis) => value - this.affine[axis][3]);
+    return this.nearest(this.inverse.map((row) => dot(row, offset)));
   }
 
   /** The nearest voxel inside of the volume. */
@@ -49,7 +49,7 @@ export class Grid {
     );
   }
 
-  /** Coordinate of a voxel along an axis in mm, as the server computes it; exact unless axes are oblique. */
+  /** Coordinate of a voxel along an axis in mm, as the server computes it. It is not exact on oblique axes. */
   positionMm(axis, index) {
     return this.affine[axis][3] + this.spacing[axis] * index;
   }
@@ -70,8 +70,8 @@ export class Camera {
   /** Zoom, and keep a voxel in its place on the screen. */
   zoomAt(factor, plane, voxel) {
     const before = this.zoom;
-    this.zoom = Math.min(LARGEST_ZOOM, Math.max(LEAST_ZOOM, before * factor));
-    if (this.zoom === LEAST_ZOOM) return this.reset();
+    this.zoom = Math.min(MAX_ZOOM, Math.max(MIN_ZOOM, before * factor));
+    if (this.zoom === MIN_ZOOM) return this.reset();
     for (const axis of PLANES[plane].axes) {
       const mm = (voxel[axis] + 0.5) * this.grid.spacing[axis];
       this.centerMm[axis] = mm + ((this.centerMm[axis] - mm) * before) / this.zoom;
@@ -91,7 +91,7 @@ export class Camera {
 
   /** Center a voxel, if only a part of the plane is visible. */
   centerOn(voxel) {
-    if (this.zoom === LEAST_ZOOM) return;
+    if (this.zoom === MIN_ZOOM) return;
     this.centerMm = voxel.map((index, axis) => (index + 0.5) * this.grid.spacing[axis]);
     this.#stayInside();
   }
@@ -116,7 +116,7 @@ export class PlaneOnScreen {
       Math.min(width / grid.sizeMm[u], height / grid.sizeMm[v]) * camera.zoom;
   }
 
-  /** Position of the center of a voxel; edges are at half voxels. */
+  /** Position of the center of a voxel in pixels. Edges of voxels are at half voxels. */
   pixelOf(voxel) {
     const { grid, centerMm } = this.camera;
     const [right, down] = PLANES[this.plane].axes.map(
@@ -125,19 +125,19 @@ export class PlaneOnScreen {
     return [this.width / 2 + right, this.height / 2 + down];
   }
 
-  /** Voxel position of a pixel, with fractions; across the plane it is that of the given voxel. */
+  /** Voxel position of a pixel, with fractions. Across the plane, it is that of `voxel`. */
   voxelAt(x, y, voxel) {
     const { grid, centerMm } = this.camera;
-    const found = [...voxel];
-    const moved = [x - this.width / 2, y - this.height / 2];
+    const position = [...voxel];
+    const offset = [x - this.width / 2, y - this.height / 2];
     PLANES[this.plane].axes.forEach((axis, i) => {
-      const mm = centerMm[axis] - moved[i] / this.pixelsPerMm;
-      found[axis] = mm / grid.spacing[axis] - 0.5;
+      const mm = centerMm[axis] - offset[i] / this.pixelsPerMm;
+      position[axis] = mm / grid.spacing[axis] - 0.5;
     });
-    return found;
+    return position;
   }
 
-  /** Edges of the whole plane on the screen: left, top, width, height. */
+  /** Left, top, width and height of the whole plane on the screen, in pixels. */
   rectangle() {
     const { grid } = this.camera;
     const [u, v] = PLANES[this.plane].axes;
@@ -167,7 +167,7 @@ function dot(row, vector) {
 }
 
 /** Invert the 3 x 3 part of an affine. */
-function inverted(m) {
+function inverse3x3(m) {
   const [[a, b, c], [d, e, f], [g, h, i]] = m;
   const determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);
   return [

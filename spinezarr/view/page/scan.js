@@ -1,6 +1,6 @@
 /* The page of one scan. */
 
-import { AnswerError, addThemeButton, askJson, bytesText, element, numberText } from "./common.js";
+import { ResponseError, addThemeButton, requestJson, bytesText, element, numberText } from "./common.js";
 import { PLANES } from "./plane_geometry.js";
 import { Panel } from "./scan_panel.js";
 import { Stage } from "./scan_stage.js";
@@ -11,41 +11,41 @@ const WINDOW_TITLES = { bone: "Bone", soft_tissue: "Soft tissue", lung: "Lung" }
 const ZOOM_STEP = 1.25;
 const PAGE_SLICES = 10;
 const READ_AFTER_MS = 120;
-const TOLD_MS = 1500;
-const find = (id) => document.getElementById(id);
+const COPIED_MS = 1500;
+const byId = (id) => document.getElementById(id);
 
 addThemeButton(document.querySelector(".bar"));
 const [, , store, scanId] = location.pathname.split("/").map(decodeURIComponent);
 
-/** Show an error in words, with the next step. */
-function explain(problem, isWhole = false) {
+/** Show an error in words, with links to the next step. */
+function showProblem(problem, isWhole = false) {
   if (problem.name === "AbortError") return;
-  const notice = find("notice");
+  const notice = byId("notice");
   const reload = element("button", { type: "button", onclick: () => location.reload() }, "Reload");
   const back = element("a", { href: "/" }, "All scans");
   const [text, ...actions] = {
     404: [`There is no scan ${scanId} in ${store}.`, back],
     410: ["The scan was replaced by another version since this page was opened.", reload],
-    503: ["The server could not read the scan: it is damaged, or out of reach.", reload],
+    503: ["The server cannot read the scan. It is damaged, or cannot be reached.", reload],
   }[problem.status] ?? [
     problem instanceof LostError
-      ? `The connection to the server is lost. (${problem.message})`
+      ? `The connection to the server is lost (${problem.message}).`
       : problem.message,
     reload,
   ];
-  if (!(problem instanceof LostError || problem instanceof AnswerError)) console.error(problem);
+  if (!(problem instanceof LostError || problem instanceof ResponseError)) console.error(problem);
   notice.replaceChildren(element("span", {}, text), ...actions);
   notice.classList.toggle("whole", isWhole);
   notice.hidden = false;
 }
 
 /** Show the stored values of the voxel where the planes cross. */
-function follow(source, state) {
-  const status = find("status");
-  const names = new Map(source.vertebrae.map((found) => [found.value, found.name]));
+function showVoxelValues(source, state) {
+  const status = byId("status");
+  const names = new Map(source.vertebrae.map((vertebra) => [vertebra.value, vertebra.name]));
   let reading = null;
-  let told = "";
-  const tell = (hu, label) => {
+  let shownPlace = "";
+  const showText = (hu, label) => {
     const [i, j, k] = state.voxel;
     status.replaceChildren(
       element("b", { class: "hu" }, hu),
@@ -56,7 +56,7 @@ function follow(source, state) {
   };
   const read = async () => {
     const place = String(state.voxel);
-    if (place === told) return;
+    if (place === shownPlace) return;
     reading?.abort();
     reading = new AbortController();
     const { signal } = reading;
@@ -65,39 +65,39 @@ function follow(source, state) {
       if (signal.aborted) return;
       const { hu, label } = await source.valuesAt(state.voxel, signal);
       if (signal.aborted) return;
-      told = place;
+      shownPlace = place;
       const huText = Number.isFinite(hu) ? `${numberText(hu, 2)} HU` : `${hu}`;
-      tell(huText, label ? (names.get(label) ?? `value ${label}`) : "");
+      showText(huText, label ? (names.get(label) ?? `value ${label}`) : "");
       status.dataset.voxel = place;
     } catch (problem) {
       if (problem.name === "AbortError") return;
-      tell("not read", "");
-      explain(problem);
+      showText("not read", "");
+      showProblem(problem);
     }
   };
   state.addEventListener("change", () => {
-    if (String(state.voxel) === told) return;
+    if (String(state.voxel) === shownPlace) return;
     delete status.dataset.voxel;
-    told = "";
-    tell("\u2026", "");
+    shownPlace = "";
+    showText("\u2026", "");
     read();
   });
-  tell("\u2026", "");
+  showText("\u2026", "");
   read();
 }
 
-/** Toolbar above the planes: windows, layouts, zoom, detail. */
+/** Fill the toolbar above the planes: windows, layouts, zoom. */
 function addTools(source, state, stage) {
   const windows = Object.keys(source.facts.windows).map((name, i) => {
-    const made = element(
+    const button = element(
       "button",
       { type: "button", "data-window": name, title: `${source.facts.windows[name].join(" to ")} HU (${i + 1})` },
       WINDOW_TITLES[name] ?? name,
     );
-    made.addEventListener("click", () => state.setWindow(name));
-    return made;
+    button.addEventListener("click", () => state.setWindow(name));
+    return button;
   });
-  find("windows").append(...windows);
+  byId("windows").append(...windows);
   const layouts = Object.entries(LAYOUTS).map(([name, title]) =>
     element(
       "button",
@@ -105,49 +105,49 @@ function addTools(source, state, stage) {
       title,
     ),
   );
-  find("layouts").append(...layouts);
-  const [low, high] = [find("window-low"), find("window-high")];
-  const limits = () => {
+  byId("layouts").append(...layouts);
+  const [low, high] = [byId("window-low"), byId("window-high")];
+  const setWindow = () => {
     const window = [Number(low.value), Number(high.value)];
-    const isRight = window[0] < window[1];
-    high.setCustomValidity(isRight ? "" : "White must be above black.");
-    if (isRight) state.set({ window, windowName: null });
+    const isValid = window[0] < window[1];
+    high.setCustomValidity(isValid ? "" : "The HU of white must be above the HU of black.");
+    if (isValid) state.set({ window, windowName: null });
     else high.reportValidity();
   };
-  low.addEventListener("change", limits);
-  high.addEventListener("change", limits);
-  find("smooth").addEventListener("click", () => state.set({ isNearest: !state.isNearest }));
-  find("zoom-in").addEventListener("click", () => stage.zoom(ZOOM_STEP));
-  find("zoom-out").addEventListener("click", () => stage.zoom(1 / ZOOM_STEP));
-  find("zoom-fit").addEventListener("click", () => stage.zoomFit());
+  low.addEventListener("change", setWindow);
+  high.addEventListener("change", setWindow);
+  byId("smooth").addEventListener("click", () => state.set({ isNearest: !state.isNearest }));
+  byId("zoom-in").addEventListener("click", () => stage.zoom(ZOOM_STEP));
+  byId("zoom-out").addEventListener("click", () => stage.zoom(1 / ZOOM_STEP));
+  byId("zoom-fit").addEventListener("click", () => stage.zoomFit());
   stage.addEventListener("shown", () => {
-    find("zoom-fit").textContent = `${Math.round(100 * stage.camera.zoom)} %`;
+    byId("zoom-fit").textContent = `${Math.round(100 * stage.camera.zoom)} %`;
   });
   const show = () => {
-    for (const made of windows) {
-      made.setAttribute("aria-pressed", String(made.dataset.window === state.windowName));
+    for (const button of windows) {
+      button.setAttribute("aria-pressed", String(button.dataset.window === state.windowName));
     }
-    for (const made of layouts) {
-      made.setAttribute("aria-pressed", String(made.dataset.layout === state.layout));
+    for (const button of layouts) {
+      button.setAttribute("aria-pressed", String(button.dataset.layout === state.layout));
     }
-    find("smooth").setAttribute("aria-pressed", String(!state.isNearest));
+    byId("smooth").setAttribute("aria-pressed", String(!state.isNearest));
     [low.value, high.value] = state.window.map(String);
   };
   state.addEventListener("change", show);
   show();
 }
 
-/** The shown level, and the button for full detail. */
+/** Show the level, and the button for full detail. */
 function addDetail(source, state, stage) {
-  const full = find("full");
-  const progress = find("progress");
+  const full = byId("full");
+  const progress = byId("progress");
   const show = () => {
     const level = stage.volume?.levelIndex;
     if (level === null || level === undefined) return;
-    find("detail").hidden = false;
+    byId("detail").hidden = false;
     const { spacing } = source.levels[level];
     const size = spacing.map((mm) => numberText(mm, 1)).join(" \u00d7 ");
-    find("level").textContent =
+    byId("level").textContent =
       level === 0 ? "All voxels" : `Level ${level}: ${size} mm`;
     const finest = stage.finestLevel;
     full.hidden = level === finest;
@@ -170,28 +170,28 @@ async function loadFull(state, stage) {
     await stage.loadLevel(level);
     state.set({ level: String(level) });
   } catch (problem) {
-    explain(problem);
+    showProblem(problem);
   }
 }
 
-/** The scans of the list that led here, in its order; null without a list. */
-async function listed(state) {
+/** Ids of the scans of the list from which this page was opened, in its order; null without a list. */
+async function listedScanIds(state) {
   if (state.list === null) return null;
   const { ScanIndex, parseState } = await import("./list_state.js");
-  const { scans } = await askJson(`/v1/${encodeURIComponent(store)}/scans`);
+  const { scans } = await requestJson(`/v1/${encodeURIComponent(store)}/scans`);
   const ids = new ScanIndex(scans).select(parseState(state.list)).map((at) => scans[at].scan_id);
   return ids.includes(scanId) ? ids : null;
 }
 
-/** Links to the previous and next scan, which keep the state of the view. */
+/** Set the links to the previous and next scan, which keep the state of the view. */
 async function addNeighbors(source, state) {
-  // Without a list, the order of the server counts.
-  const ids = await listed(state).catch(() => null);
+  // Without a list, the order is that of the server.
+  const ids = await listedScanIds(state).catch(() => null);
   const at = ids?.indexOf(scanId);
   const neighbors = ids ? { previous: ids[at - 1], next: ids[at + 1] } : source.facts;
   for (const id of ["previous", "next"]) {
     const scan = neighbors[id];
-    const link = find(id);
+    const link = byId(id);
     link.hidden = false;
     if (!scan) {
       link.setAttribute("aria-disabled", "true");
@@ -210,9 +210,9 @@ async function addNeighbors(source, state) {
     link.title += `: ${scan}`;
     state.addEventListener("change", () => (link.href = address()));
   }
-  if (ids) find("position").textContent = `${at + 1} of ${ids.length}`;
+  if (ids) byId("position").textContent = `${at + 1} of ${ids.length}`;
   if (state.list !== null) {
-    find("store").href = `/?store=${encodeURIComponent(store)}&${state.list}`;
+    byId("store").href = `/?store=${encodeURIComponent(store)}&${state.list}`;
   }
 }
 
@@ -222,7 +222,7 @@ async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without a secure context there is no Clipboard API; a selection can still be copied.
+    // Pages without TLS have no Clipboard API, but a selection can be copied.
     const field = element("textarea", { class: "hidden-text" });
     field.value = text;
     document.body.append(field);
@@ -231,47 +231,47 @@ async function copy(text, button) {
     field.remove();
   }
   button.textContent = "Copied";
-  setTimeout(() => (button.textContent = before), TOLD_MS);
+  setTimeout(() => (button.textContent = before), COPIED_MS);
 }
 
-/** Other programs that open this scan. */
+/** Fill the menu of other programs that open this scan. */
 async function addOpenIn(source) {
-  const list = find("open-in-list");
-  const button = find("open-in-button");
-  const { ways } = await askJson(`${source.path}/open-in`);
-  for (const way of ways) {
-    const isLink = way.kind === "link";
-    const take = element("button", { type: "button" }, "Copy");
-    take.addEventListener("click", () => copy(way.text, take));
-    const act = isLink ? element("a", { class: "button", href: way.text }, "Open") : take;
-    const name = element("div", { class: "name" }, way.name, element("span", { class: "space" }), act);
-    const text = isLink ? null : element("pre", { tabindex: "0" }, way.text);
-    list.append(element("div", {}, name, element("p", { class: "quiet" }, way.hint), text));
+  const list = byId("open-in-list");
+  const button = byId("open-in-button");
+  const { options } = await requestJson(`${source.path}/open-in`);
+  for (const option of options) {
+    const isLink = option.kind === "link";
+    const copyButton = element("button", { type: "button" }, "Copy");
+    copyButton.addEventListener("click", () => copy(option.text, copyButton));
+    const action = isLink ? element("a", { class: "button", href: option.text }, "Open") : copyButton;
+    const name = element("div", { class: "name" }, option.name, element("span", { class: "space" }), action);
+    const text = isLink ? null : element("pre", { tabindex: "0" }, option.text);
+    list.append(element("div", {}, name, element("p", { class: "quiet" }, option.hint), text));
   }
-  find("open-in").hidden = ways.length === 0;
+  byId("open-in").hidden = options.length === 0;
   const toggle = (isOpen) => {
     list.hidden = !isOpen;
     button.setAttribute("aria-expanded", String(isOpen));
   };
   button.addEventListener("click", () => toggle(list.hidden));
   document.addEventListener("pointerdown", (event) => {
-    if (!find("open-in").contains(event.target)) toggle(false);
+    if (!byId("open-in").contains(event.target)) toggle(false);
   });
-  find("open-in").addEventListener("keydown", (event) => {
+  byId("open-in").addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     toggle(false);
     button.focus();
   });
 }
 
-/** Keys of the whole page. */
+/** Add the keys of the whole page. */
 function addKeys(source, state, stage) {
   const windows = Object.keys(source.facts.windows);
-  const follow = (id) => () => find(id).href && find(id).click();
+  const clickLink = (id) => () => byId(id).href && byId(id).click();
   const slices = (count) => () => state.step(PLANES[state.plane].flat, count);
   const keys = {
-    n: follow("next"),
-    p: follow("previous"),
+    n: clickLink("next"),
+    p: clickLink("previous"),
     o: () => state.set({ hasOutlines: !state.hasOutlines }),
     l: () => state.set({ areLabelsOn: !state.areLabelsOn }),
     i: () => state.set({ isNearest: !state.isNearest }),
@@ -280,7 +280,7 @@ function addKeys(source, state, stage) {
     "=": () => stage.zoom(ZOOM_STEP),
     "-": () => stage.zoom(1 / ZOOM_STEP),
     0: () => stage.zoomFit(),
-    "?": () => find("help").showModal(),
+    "?": () => byId("help").showModal(),
     ArrowUp: slices(1),
     ArrowRight: slices(1),
     ArrowDown: slices(-1),
@@ -291,7 +291,7 @@ function addKeys(source, state, stage) {
   windows.forEach((name, i) => (keys[i + 1] = () => state.setWindow(name)));
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    if (find("help").open) return;
+    if (byId("help").open) return;
     const { target } = event;
     const isRange = target.type === "range";
     const isMoving = event.key.startsWith("Arrow") || event.key.startsWith("Page");
@@ -302,38 +302,38 @@ function addKeys(source, state, stage) {
     event.preventDefault();
     act();
   });
-  find("help-button").addEventListener("click", () => find("help").showModal());
+  byId("help-button").addEventListener("click", () => byId("help").showModal());
 }
 
 async function main() {
-  find("title").textContent = scanId;
-  find("store").textContent = store;
-  find("store").href = `/?store=${encodeURIComponent(store)}`;
+  byId("title").textContent = scanId;
+  byId("store").textContent = store;
+  byId("store").href = `/?store=${encodeURIComponent(store)}`;
   document.title = `${scanId} \u2013 ${store}`;
   let source;
   try {
     source = await openScan(store, scanId);
   } catch (problem) {
-    explain(problem, true);
+    showProblem(problem, true);
     return;
   }
   performance.mark("facts");
   const state = new ScanState(source, new URLSearchParams(location.search));
-  find("scan").hidden = false;
-  const stage = new Stage(find("stage"), source, state);
-  const panel = new Panel(find("panel"), source, state);
+  byId("scan").hidden = false;
+  const stage = new Stage(byId("stage"), source, state);
+  const panel = new Panel(byId("panel"), source, state);
   addTools(source, state, stage);
   addDetail(source, state, stage);
   addNeighbors(source, state);
   addKeys(source, state, stage);
-  find("copy").addEventListener("click", () => copy(location.href, find("copy")));
+  byId("copy").addEventListener("click", () => copy(location.href, byId("copy")));
   const remember = () => history.replaceState(null, "", `?${state.query}`);
   state.addEventListener("change", remember);
   remember();
-  stage.addEventListener("problem", ({ detail }) => explain(detail));
+  stage.addEventListener("problem", ({ detail }) => showProblem(detail));
   await stage.firstView;
-  follow(source, state);
-  addOpenIn(source).catch(explain);
+  showVoxelValues(source, state);
+  addOpenIn(source).catch(showProblem);
   if (!Stage.canDrawVolumes) {
     stage.lackVolumes();
     panel.leaveLooksToServer();
@@ -342,7 +342,7 @@ async function main() {
   try {
     await stage.startVolumes();
   } catch (problem) {
-    explain(problem);
+    showProblem(problem);
   }
 }
 

@@ -1,9 +1,9 @@
-/* Beside the planes: the vertebrae, what the audit found, and the facts of the scan. */
+/* The panel next to the planes: vertebrae, findings of the audit, and facts of the scan. */
 
 import { element, numberText, swatch } from "./common.js";
 import { placeText } from "./source.js";
 
-/** The panel; it changes the state and follows it. */
+/** The panel. It changes the state, and shows its changes. */
 export class Panel {
   /**
    * @param {HTMLElement} root
@@ -19,16 +19,16 @@ export class Panel {
     this.#update();
   }
 
-  /** Hide the controls that pictures of the server cannot follow. */
-  leaveLooksToServer() {
+  /** Hide the controls that have no effect on pictures of the server. */
+  hideLabelControls() {
     if (!this.source.hasMask) return;
     this.outlines.hidden = true;
     this.opacity.parentElement.hidden = true;
   }
 
   /** Go to a vertebra, and choose it. */
-  choose(found) {
-    this.state.goTo(this.source.grid.voxelAt(found.centroid_xyz_mm), { vertebra: found.name });
+  choose(vertebra) {
+    this.state.goTo(this.source.grid.voxelAt(vertebra.centroid_xyz_mm), { vertebra: vertebra.name });
   }
 
   #vertebrae() {
@@ -41,7 +41,7 @@ export class Panel {
       return section;
     }
     if (source.facts.masks.length > 1) {
-      // Choice between several masks; one is drawn at a time.
+      // Only the first of several masks is drawn.
       section.append(element("p", { class: "quiet" }, `Mask ${source.facts.masks[0].name}`));
     }
     title.append(element("span", { class: "quiet" }, ` ${source.vertebrae.length}`));
@@ -108,16 +108,16 @@ export class Panel {
     return section;
   }
 
-  #row(found) {
+  #row(vertebra) {
     const { state, source } = this;
-    const notes = source.facts.findings.filter((note) => note.vertebra === found.name);
+    const notes = source.facts.findings.filter((note) => note.vertebra === vertebra.name);
     const box = element("input", {
       type: "checkbox",
-      "aria-label": `Show ${found.name}`,
+      "aria-label": `Show ${vertebra.name}`,
       onchange: () => {
         const visible = new Set(state.visible);
-        if (box.checked) visible.add(found.value);
-        else visible.delete(found.value);
+        if (box.checked) visible.add(vertebra.value);
+        else visible.delete(vertebra.value);
         state.set({ visible, areLabelsOn: true });
       },
     });
@@ -134,48 +134,48 @@ export class Panel {
       {
         type: "button",
         class: "go",
-        disabled: found.centroid_xyz_mm === null,
-        title: found.centroid_xyz_mm ? `Go to ${found.name}` : null,
-        onclick: () => this.choose(found),
+        disabled: vertebra.centroid_xyz_mm === null,
+        title: vertebra.centroid_xyz_mm ? `Go to ${vertebra.name}` : null,
+        onclick: () => this.choose(vertebra),
       },
-      swatch(found.color),
-      element("b", {}, found.name),
+      swatch(vertebra.color),
+      element("b", {}, vertebra.name),
       flag,
-      element("span", { class: "ml" }, numberText(found.volume_ml, 1)),
+      element("span", { class: "ml" }, numberText(vertebra.volume_ml, 1)),
     );
     const only = element(
       "button",
       {
         type: "button",
         class: "only",
-        "aria-label": `Show ${found.name} only`,
-        onclick: () => state.set({ visible: new Set([found.value]), areLabelsOn: true }),
+        "aria-label": `Show ${vertebra.name} only`,
+        onclick: () => state.set({ visible: new Set([vertebra.value]), areLabelsOn: true }),
       },
       "only",
     );
     const more = element(
       "p",
       { class: "more", hidden: true },
-      found.centroid_xyz_mm ? `centroid ${placeText(found.centroid_xyz_mm)} mm` : "",
+      vertebra.centroid_xyz_mm ? `centroid ${placeText(vertebra.centroid_xyz_mm)} mm` : "",
       ...notes.flatMap((note) => [element("br"), note.text]),
     );
     const row = element(
       "li",
-      { class: "vertebra", "data-name": found.name },
+      { class: "vertebra", "data-name": vertebra.name },
       element("label", { class: "shown" }, box),
       go,
       only,
       more,
     );
-    this.rows.set(found.name, { row, box, go, more, found });
+    this.rows.set(vertebra.name, { row, box, go, more, vertebra });
     return row;
   }
 
   #filter(text) {
     const words = text.toLowerCase().split(/[\s,]+/).filter(Boolean);
     let count = 0;
-    for (const { row, found } of this.rows.values()) {
-      row.hidden = words.length > 0 && !words.some((word) => found.name.toLowerCase().startsWith(word));
+    for (const { row, vertebra } of this.rows.values()) {
+      row.hidden = words.length > 0 && !words.some((word) => vertebra.name.toLowerCase().startsWith(word));
       if (!row.hidden) count += 1;
     }
     this.empty.hidden = count > 0;
@@ -187,7 +187,7 @@ export class Panel {
     section.append(element("h2", { id: "findings-title" }, "Audit"));
     if (findings.length === 0) {
       const text =
-        audit === "" ? "This version was not audited: run spinezarr audit." : "Nothing was found.";
+        audit === "" ? "This version was not audited. Run spinezarr audit." : "The audit found nothing.";
       section.append(element("p", { class: "quiet" }, text));
       return section;
     }
@@ -223,7 +223,7 @@ export class Panel {
       ["Source", facts.source],
       ["Shape", `${grid.shape.join(" \u00d7 ")} voxels (x, y, z)`],
       ["Spacing", `${grid.spacing.map((mm) => numberText(mm, 3)).join(" \u00d7 ")} mm`],
-      ["Axes", facts.is_oblique ? `tilted by ${numberText(facts.oblique_deg, 1)}\u00b0: planes are of its grid` : null],
+      ["Axes", facts.is_oblique ? `tilted by ${numberText(facts.oblique_deg, 1)}\u00b0; the planes follow the voxel grid` : null],
       ["Values", facts.image_range_hu ? `${facts.image_range_hu.map((hu) => numberText(hu, 1)).join(" to ")} HU` : null],
       ["Not finite", facts.image_nan_voxels + facts.image_infinite_voxels || null],
       ["Mask", facts.label_state],
@@ -245,12 +245,12 @@ export class Panel {
     this.labels?.setAttribute("aria-pressed", String(state.areLabelsOn));
     this.outlines?.setAttribute("aria-pressed", String(state.hasOutlines));
     if (this.opacity) this.opacity.value = String(state.opacity);
-    for (const { row, box, more, found } of this.rows.values()) {
-      const isChosen = state.vertebra === found.name;
+    for (const { row, box, more, vertebra } of this.rows.values()) {
+      const isChosen = state.vertebra === vertebra.name;
       row.classList.toggle("chosen", isChosen);
-      row.classList.toggle("off", !state.shownValues.has(found.value));
+      row.classList.toggle("off", !state.shownValues.has(vertebra.value));
       more.hidden = !isChosen;
-      box.checked = state.visible.has(found.value);
+      box.checked = state.visible.has(vertebra.value);
     }
   }
 }

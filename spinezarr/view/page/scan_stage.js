@@ -12,7 +12,7 @@ const TURN_DEG_PER_S = 24;
 const TURN_STEP_DEG = 30;
 /** Most voxels of the level that is shown first. */
 const FIRST_VOXELS = 3e6;
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** Follows two fingers on the screen. */
 class Pinch {
@@ -35,7 +35,7 @@ class Pinch {
   }
 }
 
-/** Draws planes and 3D into their tiles; reports problems and the shown level. */
+/** Draws planes and 3D into their tiles. Its events report problems and the shown level. */
 export class Stage extends EventTarget {
   /**
    * @param {HTMLElement} root
@@ -55,7 +55,7 @@ export class Stage extends EventTarget {
     this.loading = null;
     /** Resolves when everything visible is drawn. */
     this.firstView = new Promise((resolve) => {
-      this.isThere = resolve;
+      this.resolveFirstView = resolve;
     });
     for (const plane of PLANE_NAMES) this.#addPlane(plane);
     this.#addRender();
@@ -65,18 +65,18 @@ export class Stage extends EventTarget {
     this.#update();
   }
 
-  /** Whether the browser can draw the planes; finding out takes a while. */
+  /** Whether the browser can draw volumes. The first check takes a while. */
   static get canDrawVolumes() {
     return hasNiivue && VolumeView.isPossible;
   }
 
-  /** Show what is missing in place of 3D. */
-  lackVolumes() {
+  /** Explain in the tile of 3D what is missing. */
+  explainMissingVolumes() {
     this.rotate.remove();
-    this.tiles.render.picture.replaceChildren(this.#lacking());
+    this.tiles.render.picture.replaceChildren(this.#missingVolumesMessage());
   }
 
-  /** Draw the state, at most once a frame. */
+  /** Draw the state, at most once in each frame. */
   update() {
     if (this.isWaiting) return;
     this.isWaiting = true;
@@ -100,12 +100,12 @@ export class Stage extends EventTarget {
   async startVolumes() {
     const fitting = VolumeView.fitting(this.source.levels);
     const first = fitting.find(({ voxels }) => voxels <= FIRST_VOXELS) ?? fitting.at(-1);
-    const asked = fitting.find(({ level }) => String(level) === this.state.level);
+    const requested = fitting.find(({ level }) => String(level) === this.state.level);
     if (!first) return;
     this.volume = new VolumeView(this.source, this.canvas, this.renderCanvas);
-    this.canvas.addEventListener("webglcontextlost", () => this.#lose(), { once: true });
+    this.canvas.addEventListener("webglcontextlost", () => this.#onContextLost(), { once: true });
     this.volume.show(this.#shown());
-    await this.loadLevel((asked ?? first).level, { isQuiet: true });
+    await this.loadLevel((requested ?? first).level, { isQuiet: true });
     await this.#startRender();
   }
 
@@ -116,13 +116,13 @@ export class Stage extends EventTarget {
     this.loading = loading;
     const total = this.bytesOf(level);
     let bytes = 0;
-    const tell = (share) =>
+    const report = (share) =>
       this.dispatchEvent(new CustomEvent("progress", { detail: { level, share, isQuiet } }));
-    tell(0);
+    report(0);
     try {
       await this.volume.load(level, {
         signal: loading.signal,
-        onBytes: (count) => tell(Math.min(1, (bytes += count) / total)),
+        onBytes: (count) => report(Math.min(1, (bytes += count) / total)),
       });
       if (level === this.finestLevel) this.slices.hide();
       for (const plane of PLANE_NAMES) this.#drawn(plane, null);
@@ -131,11 +131,11 @@ export class Stage extends EventTarget {
       this.update();
     } finally {
       if (this.loading === loading) this.loading = null;
-      tell(null);
+      report(null);
     }
   }
 
-  /** Approximate bytes of a level; masks are sent compressed. */
+  /** Approximate size of a level in bytes. Masks are sent compressed. */
   bytesOf(level) {
     return this.source.levels[level].voxels * (this.source.hasMask ? 3 : 2);
   }
@@ -145,19 +145,19 @@ export class Stage extends EventTarget {
     return VolumeView.fitting(this.source.levels)[0]?.level ?? null;
   }
 
-  /** Request again what failed. */
+  /** Request the pictures again. */
   retry() {
     this.slices.retry();
   }
 
   /** Go back to the server's pictures. */
-  #lose() {
+  #onContextLost() {
     this.loading?.abort();
     this.volume = null;
     this.slices.showAgain();
     delete this.root.dataset.level;
     this.update();
-    const text = "The graphics memory is exhausted: the server draws the planes until you reload.";
+    const text = "The graphics memory is exhausted. The server draws the planes until you reload the page.";
     this.dispatchEvent(new CustomEvent("problem", { detail: new Error(text) }));
   }
 
@@ -186,8 +186,8 @@ export class Stage extends EventTarget {
       opacity: state.opacity,
       hasOutlines: state.hasOutlines,
       isNearest: state.isNearest,
-      isBacked: this.volume?.levelIndex != null,
-      isAsPictures: state.isAsPictures,
+      hasLevel: this.volume?.levelIndex != null,
+      matchesPictures: state.matchesPictures,
       isRenderShown: !this.tiles.render.tile.hidden,
       stage: { width: Math.round(stage.width), height: Math.round(stage.height) },
       planes,
@@ -235,13 +235,13 @@ export class Stage extends EventTarget {
     if (problem !== null) this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
   }
 
-  /** Everything visible is drawn; start loading the rest. */
+  /** Note that everything visible is drawn, so that loading of the rest starts. */
   #firstView() {
     if (this.isFirstShown) return;
     this.isFirstShown = true;
     performance.mark("first-view");
     this.root.dataset.first = "true";
-    this.isThere();
+    this.resolveFirstView();
   }
 
   #enlarge(name) {
@@ -249,8 +249,8 @@ export class Stage extends EventTarget {
       "button",
       {
         type: "button",
-        title: "Show only this, or all",
-        "aria-label": `${name === "render" ? "3D" : PLANES[name].title} alone`,
+        title: "Show only this tile, or all",
+        "aria-label": `${name === "render" ? "3D" : PLANES[name].title} only`,
         onclick: () => this.state.set({ layout: this.state.layout === name ? "all" : name }),
       },
       "\u2922",
@@ -283,7 +283,7 @@ export class Stage extends EventTarget {
     const lines = {};
     // The horizontal line shows the plane across the vertical axis, and vice versa.
     for (const [name, axis] of [["down", axes[0]], ["across", axes[1]]]) {
-      const other = PLANE_NAMES.find((one) => PLANES[one].flat === axis);
+      const other = PLANE_NAMES.find((name) => PLANES[name].flat === axis);
       lines[name] = element("div", { class: `line ${name}`, "data-of": other });
       lines[name].style.setProperty("--of", `var(--line-${other})`);
       picture.append(lines[name]);
@@ -309,7 +309,7 @@ export class Stage extends EventTarget {
       const { width, height } = picture.getBoundingClientRect();
       return new PlaneOnScreen(plane, this.camera, Math.floor(width), Math.floor(height));
     };
-    const under = (event) => {
+    const voxelUnder = (event) => {
       const box = picture.getBoundingClientRect();
       const at = [event.clientX - box.left, event.clientY - box.top];
       return onScreen().voxelAt(...at, this.state.voxel);
@@ -317,7 +317,7 @@ export class Stage extends EventTarget {
     let drag = null;
     const fingers = new Map();
     const pinch = new Pinch();
-    let placeBefore = null;
+    let voxelBefore = null;
     picture.addEventListener("pointerdown", (event) => {
       slider.focus({ preventScroll: true });
       event.preventDefault();
@@ -325,26 +325,26 @@ export class Stage extends EventTarget {
       if (event.pointerType === "touch") fingers.set(event.pointerId, event);
       if (fingers.size > 1) {
         // The first finger has moved the planes, but two fingers only zoom.
-        if (drag === "place") this.state.goTo(placeBefore, { plane });
+        if (drag === "place") this.state.goTo(voxelBefore, { plane });
         drag = "pinch";
         pinch.begin(fingers);
         return;
       }
-      placeBefore = [...this.state.voxel];
+      voxelBefore = [...this.state.voxel];
       drag = event.button === 0 && !event.shiftKey ? "place" : "pan";
-      if (drag === "place") this.state.goTo(under(event), { plane });
+      if (drag === "place") this.state.goTo(voxelUnder(event), { plane });
     });
     picture.addEventListener("pointermove", (event) => {
       if (fingers.has(event.pointerId)) fingers.set(event.pointerId, event);
       if (drag === "pinch" && fingers.size > 1) {
-        const voxel = under(pinch.middle);
+        const voxel = voxelUnder(pinch.middle);
         const { factor, moved } = pinch.move(fingers);
         this.camera.zoomAt(factor, plane, voxel);
         const { pixelsPerMm } = onScreen();
         if (this.camera.zoom > 1) this.camera.pan(plane, moved[0] / pixelsPerMm, moved[1] / pixelsPerMm);
         this.update();
       }
-      if (drag === "place") this.state.goTo(under(event), { plane });
+      if (drag === "place") this.state.goTo(voxelUnder(event), { plane });
       if (drag === "pan" && this.camera.zoom > 1) {
         const { pixelsPerMm } = onScreen();
         this.camera.pan(plane, event.movementX / pixelsPerMm, event.movementY / pixelsPerMm);
@@ -360,21 +360,21 @@ export class Stage extends EventTarget {
       });
     }
     picture.addEventListener("contextmenu", (event) => event.preventDefault());
-    let wheeled = 0;
+    let wheelPx = 0;
     picture.addEventListener(
       "wheel",
       (event) => {
         event.preventDefault();
         if (event.ctrlKey) {
-          const voxel = under(event);
+          const voxel = voxelUnder(event);
           this.camera.zoomAt(ZOOM_STEP ** (-event.deltaY / 100), plane, voxel);
           this.update();
           return;
         }
-        wheeled += event.deltaMode === 0 ? event.deltaY : event.deltaY * WHEEL_PX;
-        const count = Math.trunc(wheeled / WHEEL_PX);
+        wheelPx += event.deltaMode === 0 ? event.deltaY : event.deltaY * WHEEL_PX;
+        const count = Math.trunc(wheelPx / WHEEL_PX);
         if (count === 0) return;
-        wheeled -= count * WHEEL_PX;
+        wheelPx -= count * WHEEL_PX;
         this.state.plane = plane;
         this.state.step(flat, -Math.sign(count) * Math.min(3, Math.abs(count)));
       },
@@ -386,10 +386,10 @@ export class Stage extends EventTarget {
     this.renderCanvas = element("canvas", {
       id: "render",
       role: "img",
-      "aria-label": "The vertebrae in 3D. Their list is beside it.",
+      "aria-label": "The vertebrae in 3D. The panel lists them.",
     });
     const picture = element("div", { class: "picture" });
-    this.rendering = element("div", { class: "waiting" }, "3D comes after the planes");
+    this.rendering = element("div", { class: "waiting" }, "3D is loaded after the planes");
     picture.append(this.renderCanvas, this.rendering);
     const rotate = element(
       "button",
@@ -411,7 +411,7 @@ export class Stage extends EventTarget {
     const tile = element("div", { class: "tile", "data-plane": "render" }, picture, strip);
     this.tiles.render = { tile, picture, enlarge };
     this.root.append(tile);
-    if (!hasNiivue || !this.source.hasMask) this.lackVolumes();
+    if (!hasNiivue || !this.source.hasMask) this.explainMissingVolumes();
     let isDragging = false;
     picture.addEventListener("pointerdown", (event) => {
       isDragging = true;
@@ -433,24 +433,24 @@ export class Stage extends EventTarget {
     );
   }
 
-  #lacking() {
-    const what = !this.source.hasMask
+  #missingVolumesMessage() {
+    const content = !this.source.hasMask
       ? [element("h3", {}, "No mask"), "This scan has no vertebra mask, so there is nothing to show in 3D."]
       : !hasNiivue
         ? [
             element("h3", {}, "3D is not part of this build"),
-            "spinezarr was built where the npm registry could not be reached, so NiiVue, which draws " +
-              "volumes, is missing. The planes are drawn by the server. For 3D and a smooth zoom, " +
-              "install a wheel from PyPI, or build again where ",
+            "NiiVue draws volumes. It is missing, because spinezarr was built without access to the npm " +
+              "registry. The server draws the planes. For 3D and a smooth zoom, install a wheel from " +
+              "PyPI, or build again on a machine where ",
             element("code", {}, "npm view @niivue/niivue"),
             " answers.",
           ]
         : [
             element("h3", {}, "3D needs WebGL 2"),
             "This browser offers no WebGL 2. Switch hardware acceleration on in its settings, or use " +
-              "a current Firefox, Chrome, Edge or Safari. Until then the planes are drawn by the server.",
+              "a current Firefox, Chrome, Edge or Safari. Until then, the server draws the planes.",
           ];
-    return element("div", { class: "lacking" }, ...what);
+    return element("div", { class: "lacking" }, ...content);
   }
 
   async #startRender() {
@@ -478,7 +478,7 @@ export class Stage extends EventTarget {
   }
 
   #rotate(button) {
-    if (calm.matches) {
+    if (reducedMotion.matches) {
       this.#turn(TURN_STEP_DEG, 0);
       return;
     }

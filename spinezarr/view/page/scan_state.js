@@ -1,4 +1,4 @@
-/* The state of the page of a scan; the URL holds it. */
+/* The state of the page of a scan. The URL holds it. */
 
 import { PLANE_NAMES } from "./plane_geometry.js";
 
@@ -10,11 +10,11 @@ export const LAYOUTS = {
   render: "3D",
 };
 const DEFAULT_WINDOW = "bone";
-/** Windows of the server's pictures. */
+/** Opacity of labels in the server's pictures. */
 export const PICTURE_OPACITY = 0.4;
 
 /**
- * State of the page; it sends the event `change`.
+ * State of the page. It dispatches the event `change`.
  */
 export class ScanState extends EventTarget {
   /**
@@ -25,19 +25,19 @@ export class ScanState extends EventTarget {
     super();
     this.source = source;
     const { windows } = source.facts;
-    const named = source.vertebrae.find((found) => found.name === query.get("vertebra"));
-    const asked = numbers(query.get("at_mm"), 3);
-    const mm = asked ?? named?.centroid_xyz_mm ?? source.facts.middle_mm;
+    const namedVertebra = source.vertebrae.find((vertebra) => vertebra.name === query.get("vertebra"));
+    const requestedMm = parseNumbers(query.get("at_mm"), 3);
+    const mm = requestedMm ?? namedVertebra?.centroid_xyz_mm ?? source.facts.middle_mm;
     this.voxel = source.grid.voxelAt(mm);
-    this.vertebra = named?.name ?? null;
+    this.vertebra = namedVertebra?.name ?? null;
     this.windowName = Object.hasOwn(windows, query.get("window")) ? query.get("window") : null;
-    const limits = numbers(query.get("window"), 2);
+    const limits = parseNumbers(query.get("window"), 2);
     const isWindow = limits && limits[0] < limits[1];
     if (!isWindow) this.windowName ??= DEFAULT_WINDOW;
     this.window = this.windowName ? windows[this.windowName] : limits;
     this.areLabelsOn = query.get("labels") !== "false";
-    this.visible = this.#named(query.get("labels"));
-    this.opacity = within(query.get("opacity"), PICTURE_OPACITY);
+    this.visible = this.#valuesOf(query.get("labels"));
+    this.opacity = parseFraction(query.get("opacity"), PICTURE_OPACITY);
     this.hasOutlines = query.get("outlines") !== "false";
     this.isNearest = query.get("interpolation") === "nearest";
     this.layout = Object.hasOwn(LAYOUTS, query.get("layout")) ? query.get("layout") : "all";
@@ -52,7 +52,7 @@ export class ScanState extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** Go to a voxel, or the nearest one inside of the volume. */
+  /** Go to a voxel, or to the nearest one inside the volume. */
   goTo(voxel, fields = {}) {
     this.set({ voxel: this.source.grid.nearest(voxel), ...fields });
   }
@@ -74,17 +74,17 @@ export class ScanState extends EventTarget {
     return this.areLabelsOn ? this.visible : new Set();
   }
 
-  /** The shown labels, as the query of the server's pictures has them. */
+  /** The shown labels, as in the query of the server's pictures. */
   get labelsText() {
     const shown = this.shownValues;
     if (shown.size === 0) return "false";
     if (shown.size === this.source.vertebrae.length) return "true";
-    const names = this.source.vertebrae.filter((found) => shown.has(found.value) && found.centroid_xyz_mm);
-    return names.map((found) => found.name).join(",") || "false";
+    const names = this.source.vertebrae.filter((vertebra) => shown.has(vertebra.value) && vertebra.centroid_xyz_mm);
+    return names.map((vertebra) => vertebra.name).join(",") || "false";
   }
 
-  /** Whether pictures of the server can show the labels in this way. */
-  get isAsPictures() {
+  /** Whether pictures of the server show the labels in the same way. */
+  get matchesPictures() {
     return (this.opacity === PICTURE_OPACITY && this.hasOutlines) || this.shownValues.size === 0;
   }
 
@@ -106,7 +106,7 @@ export class ScanState extends EventTarget {
     return query.toString().replaceAll("%2C", ",");
   }
 
-  #named(text) {
+  #valuesOf(text) {
     const { vertebrae } = this.source;
     const names = text && text !== "true" && text !== "false" ? text.split(",") : null;
     const shown = vertebrae.filter(({ name }) => names === null || names.includes(name));
@@ -114,12 +114,12 @@ export class ScanState extends EventTarget {
   }
 }
 
-function numbers(text, count) {
-  const found = (text ?? "").split(",").map((part) => (part.trim() === "" ? NaN : Number(part)));
-  return found.length === count && found.every(Number.isFinite) ? found : null;
+function parseNumbers(text, count) {
+  const values = (text ?? "").split(",").map((part) => (part.trim() === "" ? NaN : Number(part)));
+  return values.length === count && values.every(Number.isFinite) ? values : null;
 }
 
-function within(text, otherwise) {
-  const value = numbers(text, 1)?.[0];
-  return value === undefined ? otherwise : Math.min(1, Math.max(0, value));
+function parseFraction(text, fallback) {
+  const value = parseNumbers(text, 1)?.[0];
+  return value === undefined ? fallback : Math.min(1, Math.max(0, value));
 }

@@ -1,5 +1,5 @@
-/* Shows the planes as pictures that the server draws: at once, without WebGL, and sharp where only a
-coarse level of the volume is here. */
+/* Shows the planes as pictures that the server draws. They need neither time to load voxels nor
+WebGL, and they are sharp while the browser has only a coarse level of the volume. */
 
 import { PLANES, PLANE_NAMES } from "./plane_geometry.js";
 
@@ -8,7 +8,7 @@ const LARGEST_PX = 2048;
 const REST_MS = 150;
 
 /**
- * Draws planes from pictures of the server; `VolumeView` draws them in the browser.
+ * Draws planes from pictures of the server; `VolumeView` draws planes in the browser.
  *
  * `show` is called with the whole state at each change.
  */
@@ -21,9 +21,9 @@ export class SliceView {
     this.source = source;
     this.onDrawn = onDrawn;
     this.isHidden = false;
-    this.isBacked = false;
+    this.hasLevel = false;
     this.planes = Object.fromEntries(
-      PLANE_NAMES.map((plane) => [plane, { image: null, wanted: "", drawn: "", isBusy: false }]),
+      PLANE_NAMES.map((plane) => [plane, { image: null, requested: "", drawn: "", isBusy: false }]),
     );
   }
 
@@ -53,21 +53,21 @@ export class SliceView {
       const pixels = Math.max(width, height) * (globalThis.devicePixelRatio || 1);
       const sizePx = Math.min(LARGEST_PX, Math.ceil(pixels / SIZE_STEP_PX) * SIZE_STEP_PX);
       const index = shown.voxel[PLANES[plane].flat];
-      state.wanted = this.source.slicePath(plane, index, {
+      state.requested = this.source.slicePath(plane, index, {
         window: shown.window,
         labels: shown.labelsText,
         sizePx: Math.max(SIZE_STEP_PX, sizePx),
       });
-      const isThere = state.wanted === state.drawn && !state.hasFailed;
-      state.image.hidden = shown.isBacked ? !isThere || !shown.isAsPictures : state.image.hidden;
-      this.isBacked = shown.isBacked;
+      const isDrawn = state.requested === state.drawn && !state.hasFailed;
+      state.image.hidden = shown.hasLevel ? !isDrawn || !shown.matchesPictures : state.image.hidden;
+      this.hasLevel = shown.hasLevel;
       clearTimeout(state.timer);
-      if (!shown.isBacked) this.#bring(plane);
-      else if (shown.isAsPictures) state.timer = setTimeout(() => this.#bring(plane), REST_MS);
+      if (!shown.hasLevel) this.#request(plane);
+      else if (shown.matchesPictures) state.timer = setTimeout(() => this.#request(plane), REST_MS);
     }
   }
 
-  /** Remove the pictures: the other view draws the planes as sharply. */
+  /** Hide the pictures, because the other view draws the planes as sharply. */
   hide() {
     this.isHidden = true;
     for (const { image, timer } of Object.values(this.planes)) {
@@ -76,34 +76,34 @@ export class SliceView {
     }
   }
 
-  /** Request the latest wanted picture. A plane has one request at a time, and skips the ones between. */
-  async #bring(plane) {
+  /** Fetch the latest requested picture. A plane fetches one at a time, and skips older ones. */
+  async #request(plane) {
     const state = this.planes[plane];
-    if (state.isBusy || state.wanted === state.drawn || this.isHidden) return;
+    if (state.isBusy || state.requested === state.drawn || this.isHidden) return;
     state.isBusy = true;
-    const { wanted } = state;
+    const { requested } = state;
     try {
       const next = state.image.cloneNode();
-      next.src = URL.createObjectURL(await this.source.picture(wanted));
+      next.src = URL.createObjectURL(await this.source.picture(requested));
       await next.decode();
       next.style.cssText = state.image.style.cssText;
-      // An older picture is still nearer to the wanted one than none.
-      next.hidden = this.isHidden || (this.isBacked && state.wanted !== wanted);
+      // An older picture is better than none.
+      next.hidden = this.isHidden || (this.hasLevel && state.requested !== requested);
       URL.revokeObjectURL(state.image.src);
       state.image.replaceWith(next);
       state.image = next;
-      state.drawn = wanted;
+      state.drawn = requested;
       state.hasFailed = false;
       this.onDrawn(plane, null);
     } catch (problem) {
-      // The wanted picture is missing, so nothing is shown in its place.
+      // No other picture is shown in place of the missing one.
       state.image.hidden = true;
-      state.drawn = wanted;
+      state.drawn = requested;
       state.hasFailed = true;
       this.onDrawn(plane, problem);
     } finally {
       state.isBusy = false;
-      if (state.wanted !== wanted) this.#bring(plane);
+      if (state.requested !== requested) this.#request(plane);
     }
   }
 
@@ -113,11 +113,11 @@ export class SliceView {
     this.retry();
   }
 
-  /** Request again what failed. */
+  /** Request the pictures again. */
   retry() {
     for (const [plane, state] of Object.entries(this.planes)) {
       state.drawn = "";
-      this.#bring(plane);
+      this.#request(plane);
     }
   }
 }

@@ -1,6 +1,6 @@
 /* A scan on the server: its facts, the voxels of its levels, and slices that the server draws. */
 
-import { ask, askJson } from "./common.js";
+import { request, requestJson } from "./common.js";
 import { AXIS_NAMES, Grid, PLANES } from "./plane_geometry.js";
 
 const ARRAYS = { int16: Int16Array, float32: Float32Array, uint8: Uint8Array };
@@ -8,7 +8,7 @@ const ARRAYS = { int16: Int16Array, float32: Float32Array, uint8: Uint8Array };
 /** The server did not answer, or the answer ended early. */
 export class LostError extends Error {}
 
-/** A scan on the server; `openScan` makes it. */
+/** A scan on the server. `openScan` makes it. */
 export class ScanSource {
   /**
    * @param {string} store
@@ -28,7 +28,7 @@ export class ScanSource {
     this.path = `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(facts.scan_id)}`;
   }
 
-  /** All named values of the masks, with the names of the first mask. */
+  /** Vertebrae and other structures of the first mask; empty without a mask. */
   get vertebrae() {
     return this.facts.masks.length ? this.facts.masks[0].vertebrae : [];
   }
@@ -50,13 +50,13 @@ export class ScanSource {
   }
 
   /**
-   * Fetch a box of a level: voxels with x fastest, zero where the box leaves the level.
+   * Fetch a box of a level: voxels with x fastest. Voxels outside the level are zero.
    * @param {"image"|"label"} array
    * @param {{levelIndex: number, texOrigin: number[], texDims: number[]}} chunk x, y, z
    * @param {{signal: AbortSignal=, onBytes: function(number)=}} options
    */
   async fetchChunk(array, chunk, options = {}) {
-    return heard(() => this.#fetchChunk(array, chunk, options));
+    return withLostError(() => this.#fetchChunk(array, chunk, options));
   }
 
   async #fetchChunk(array, { levelIndex, texOrigin, texDims }, options) {
@@ -71,11 +71,11 @@ export class ScanSource {
       size_zyx: [...size].reverse().join(","),
       content_checksum: this.facts.content_checksum,
     });
-    const response = await ask(`${this.path}/levels/${levelIndex}?${query}`, {
+    const response = await request(`${this.path}/levels/${levelIndex}?${query}`, {
       signal: options.signal,
     });
     const Voxels = ARRAYS[response.headers.get("x-spinezarr-dtype")];
-    const bytes = await allBytes(response, options.onBytes);
+    const bytes = await readBytes(response, options.onBytes);
     const expected = size.reduce((a, b) => a * b, Voxels.BYTES_PER_ELEMENT);
     if (bytes.byteLength !== expected) throw new LostError("The answer ended early.");
     const voxels = new Voxels(bytes);
@@ -83,7 +83,7 @@ export class ScanSource {
     return isWhole ? voxels : padded(voxels, size, first, texOrigin, texDims);
   }
 
-  /** Fetch the stored values of one voxel, independent of the shown level. */
+  /** Fetch the stored values of one voxel, for any shown level. */
   async valuesAt(voxel, signal) {
     const chunk = { levelIndex: 0, texOrigin: voxel, texDims: [1, 1, 1] };
     const arrays = this.hasMask ? ["image", "label"] : ["image"];
@@ -114,31 +114,31 @@ export class ScanSource {
 
   /** Fetch a picture of a slice. */
   async picture(path) {
-    return heard(async () => (await ask(path)).blob());
+    return withLostError(async () => (await request(path)).blob());
   }
 }
 
 /** Fetch the facts of a scan. */
 export async function openScan(store, scanId) {
   const path = `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(scanId)}/view`;
-  return new ScanSource(store, await heard(() => askJson(path)));
+  return new ScanSource(store, await withLostError(() => requestJson(path)));
 }
 
-/** Format the index of a voxel. */
+/** Format a position (x, y, z) in mm. */
 export function placeText(mm) {
   return mm.map((value, axis) => `${AXIS_NAMES[axis]} ${value.toFixed(1)}`).join(", ");
 }
 
-/** Distinguish errors of a lost connection from faults of the page. */
-async function heard(act) {
+/** Call a function; throw a `LostError` if the connection is lost. */
+async function withLostError(fetchIt) {
   try {
-    return await act();
+    return await fetchIt();
   } catch (problem) {
     throw problem instanceof TypeError ? new LostError(problem.message) : problem;
   }
 }
 
-async function allBytes(response, onBytes) {
+async function readBytes(response, onBytes) {
   if (!onBytes || !response.body) return response.arrayBuffer();
   const parts = [];
   let count = 0;
@@ -150,26 +150,26 @@ async function allBytes(response, onBytes) {
     onBytes(value.byteLength);
   }
   const all = new Uint8Array(count);
-  let at = 0;
+  let offset = 0;
   for (const part of parts) {
-    all.set(part, at);
-    at += part.byteLength;
+    all.set(part, offset);
+    offset += part.byteLength;
   }
   return all.buffer;
 }
 
 /** Copy voxels into a larger box of zeros. */
 function padded(voxels, size, first, origin, dims) {
-  const whole = new voxels.constructor(dims[0] * dims[1] * dims[2]);
+  const box = new voxels.constructor(dims[0] * dims[1] * dims[2]);
   for (let z = 0; z < size[2]; z += 1) {
     for (let y = 0; y < size[1]; y += 1) {
-      const from = (z * size[1] + y) * size[0];
-      const to =
+      const source = (z * size[1] + y) * size[0];
+      const target =
         ((z + first[2] - origin[2]) * dims[1] + y + first[1] - origin[1]) * dims[0] +
         first[0] -
         origin[0];
-      whole.set(voxels.subarray(from, from + size[0]), to);
+      box.set(voxels.subarray(source, source + size[0]), target);
     }
   }
-  return whole;
+  return box;
 }

@@ -31,7 +31,7 @@ export function colorOf(name) {
 }
 
 /**
- * Vertebrae in short, e.g. "T9–L5" or "C2–T3, T5–L5 + T13".
+ * Format vertebrae as ranges, e.g. "T9–L5" or "C2–T3, T5–L5 + T13".
  * @param {string[]} names from head to tail
  */
 export function rangesText(names) {

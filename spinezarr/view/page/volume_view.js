@@ -1,9 +1,9 @@
-/* Shows the planes and the spine in 3D with NiiVue 0.69: the only file that uses NiiVue.
+/* Shows the planes and the spine in 3D with NiiVue 0.69. This is the only file that uses NiiVue.
 
-A volume comes from `{levels, fetchChunk}`, as `loadChunkedVolume` of NiiVue 1.0 wants it, which
-fetches the chunks that it shows; 0.69 gets a whole level here. NiiVue is told that the volume lies
-straight at the origin, and where each plane is shown: places in the body, tilted grids, zoom and
-what a mouse does are the page's. */
+The source of a volume has the form `{levels, fetchChunk}`, as for `loadChunkedVolume` of NiiVue
+1.0, which fetches only the chunks that it shows. Version 0.69 gets a whole level here. NiiVue gets
+an unrotated volume at the origin, and the region of each plane. The page itself handles positions
+in the body, oblique grids, zoom and pointers. */
 
 import { AXIS_NAMES, PLANES } from "./plane_geometry.js";
 
@@ -14,12 +14,12 @@ const N_LABELS = 256;
 /** Slice types of NiiVue. */
 const SLICE_TYPES = { axial: 0, coronal: 1, sagittal: 2 };
 const RENDER = 4;
-/** Bytes of memory per shown voxel: color, gradient, label. */
+/** Bytes of graphics memory for each voxel: color, gradient, label. */
 const TEXTURE_BYTES = 12;
-const LARGEST_TEXTURE_BYTES = 1.5e9;
-/** Requests that are sent at once. */
+const MAX_TEXTURE_BYTES = 1.5e9;
+/** Most voxels of one request. */
 const SLAB_VOXELS = 16e6;
-/** Voxels in which the spine is rendered. */
+/** Most voxels of the box in which the spine is rendered. */
 const RENDER_VOXELS = 3e6;
 const ILLUMINATION = 0.6;
 const FIRST_RENDER_ZOOM = 0.8;
@@ -92,29 +92,29 @@ export class VolumeView {
     return largestTextureAxis() > 0;
   }
 
-  /** Return which levels fit this machine. */
+  /** Return the levels that fit the textures and the graphics memory. */
   static fitting(levels) {
     return levels.filter(
       ({ shape, voxels }) =>
         Math.max(...shape) <= largestTextureAxis() &&
-        voxels * TEXTURE_BYTES <= LARGEST_TEXTURE_BYTES,
+        voxels * TEXTURE_BYTES <= MAX_TEXTURE_BYTES,
     );
   }
 
   async #attach(canvas) {
     this.niivue = await loadNiivue();
-    this.niivue.NVImage.prototype.calMinMax = calibrated;
-    const planes = await attached(this.niivue, canvas);
+    this.niivue.NVImage.prototype.calMinMax = windowOfHeader;
+    const planes = await createNiivue(this.niivue, canvas);
     // The page decides which part of a plane is visible.
-    const whole = planes.screenFieldOfViewExtendedVox.bind(planes);
-    planes.screenFieldOfViewExtendedVox = (sliceType) => this.#region(sliceType, whole);
+    const wholeRegion = planes.screenFieldOfViewExtendedVox.bind(planes);
+    planes.screenFieldOfViewExtendedVox = (sliceType) => this.#region(sliceType, wholeRegion);
     planes.calculateWidthHeight = (_sliceType, _scale, width, height) => [width, height];
     leaveOutGradients(planes);
     this.planes = planes;
   }
 
   /**
-   * Fetch and show a level; on failure the shown level stays.
+   * Fetch and show a level. If that fails, the shown level stays.
    * @param {number} levelIndex
    * @param {{signal: AbortSignal=, onBytes: function(number)=}} options
    */
@@ -128,10 +128,10 @@ export class VolumeView {
     const { shape, spacing } = level;
     const volumes = [this.#volume(image, shape, spacing, "gray", this.shown.window)];
     if (label) volumes.push(this.#volume(label, shape, spacing, "gray", [0, N_LABELS - 1]));
-    const made = await Promise.all(volumes);
+    const loaded = await Promise.all(volumes);
     this.label = label ?? null;
-    this.#color(made, this.shown);
-    put(this.planes, made);
+    this.#color(loaded, this.shown);
+    setVolumes(this.planes, loaded);
     this.levelIndex = levelIndex;
     this.level = level;
     this.coarseLabel ??= label;
@@ -190,17 +190,17 @@ export class VolumeView {
     if (this.render || this.isRenderLoading || !this.source.hasMask) return;
     this.isRenderLoading = true;
     try {
-      const box = occupied(this.coarseLabel, this.coarseLevel, this.source.grid);
+      const box = nonEmptyBoxMm(this.coarseLabel, this.coarseLevel, this.source.grid);
       if (box === null) return;
       const chunk = this.#renderChunk(box);
       const label = await this.source.chunked("label").fetchChunk(chunk, { signal });
       const { spacing } = this.source.levels[chunk.levelIndex];
       const volume = await this.#volume(label, chunk.texDims, spacing, "gray", [0, 255]);
       volume.setColormapLabel(this.lookup);
-      volume.img = kept(label, this.source.vertebrae, this.shown.visible);
-      const render = await attached(this.niivue, this.renderCanvas);
+      volume.img = withoutHidden(label, this.source.vertebrae, this.shown.visible);
+      const render = await createNiivue(this.niivue, this.renderCanvas);
       render.opts.sliceType = RENDER;
-      put(render, [volume]);
+      setVolumes(render, [volume]);
       render.updateGLVolume();
       await render.setVolumeRenderIllumination(ILLUMINATION);
       render.setCrosshairWidth(0);
@@ -219,7 +219,7 @@ export class VolumeView {
     if (labels !== this.drawnRenderLabels) {
       this.drawnRenderLabels = labels;
       const { vertebrae } = this.source;
-      this.render.volumes[0].img = kept(this.renderLabel, vertebrae, this.shown.visible);
+      this.render.volumes[0].img = withoutHidden(this.renderLabel, vertebrae, this.shown.visible);
       this.render.refreshLayers(this.render.volumes[0], 0);
     }
     this.render.scene.renderAzimuth = this.turn.azimuth;
@@ -228,7 +228,7 @@ export class VolumeView {
     this.render.drawScene();
   }
 
-  /** The finest level in which the box has few enough voxels. */
+  /** Return the chunk of the box in the finest level in which it has few enough voxels. */
   #renderChunk(boxMm) {
     const chunks = this.source.levels.map((level, levelIndex) => {
       const origin = boxMm.map(([low], axis) => Math.floor(low / level.spacing[axis]) - 1);
@@ -241,20 +241,20 @@ export class VolumeView {
     return chunks.find(small) ?? chunks.at(-1);
   }
 
-  /** The view of a plane in NiiVue's numbers, in mm from the edge of the volume. */
-  #region(sliceType, whole) {
-    const all = whole(sliceType);
+  /** Return the visible region of a plane as NiiVue describes it, in mm. */
+  #region(sliceType, wholeRegion) {
+    const region = wholeRegion(sliceType);
     const plane = Object.keys(SLICE_TYPES).find((name) => SLICE_TYPES[name] === sliceType);
     const onScreen = this.shown?.planes[plane];
-    if (!onScreen) return all;
+    if (!onScreen) return region;
     const origin = this.planes.volumes[0].extentsMinOrtho;
     onScreen.rangesMm().forEach(([low, high], i) => {
       const edge = origin[PLANES[plane].axes[i]];
-      all.mnMM[i] = edge + low;
-      all.mxMM[i] = edge + high;
-      all.fovMM[i] = high - low;
+      region.mnMM[i] = edge + low;
+      region.mxMM[i] = edge + high;
+      region.fovMM[i] = high - low;
     });
-    return all;
+    return region;
   }
 
   #color(volumes, shown) {
@@ -264,7 +264,7 @@ export class VolumeView {
     if (label) {
       label.setColormapLabel(this.lookup);
       // NiiVue also outlines transparent values, so hidden values are removed from the voxels.
-      label.img = kept(this.label, this.source.vertebrae, shown.visible);
+      label.img = withoutHidden(this.label, this.source.vertebrae, shown.visible);
       label._opacity = shown.opacity;
       this.planes.opts.atlasOutline = shown.hasOutlines ? 1 : 0;
       this.drawnLabels = labelsKey(shown);
@@ -277,34 +277,34 @@ export class VolumeView {
   }
 }
 
-/** Colors of all values of a mask; values without a name are transparent. */
+/** Make the color table of a mask. Values without a name are transparent. */
 function lookupTable(vertebrae) {
   const table = { R: [], G: [], B: [], A: [], I: [], labels: [] };
-  const byValue = new Map(vertebrae.map((found) => [found.value, found]));
+  const byValue = new Map(vertebrae.map((vertebra) => [vertebra.value, vertebra]));
   for (let value = 0; value < N_LABELS; value += 1) {
-    const found = byValue.get(value);
-    const color = Number.parseInt((found?.color ?? "#000000").slice(1), 16);
+    const vertebra = byValue.get(value);
+    const color = Number.parseInt((vertebra?.color ?? "#000000").slice(1), 16);
     table.R.push(color >> 16);
     table.G.push((color >> 8) & 255);
     table.B.push(color & 255);
-    table.A.push(found ? 255 : 0);
+    table.A.push(vertebra ? 255 : 0);
     table.I.push(value);
-    table.labels.push(found?.name ?? "");
+    table.labels.push(vertebra?.name ?? "");
   }
   return table;
 }
 
-/** A mask without its hidden values. */
-function kept(label, vertebrae, visible) {
+/** Return a mask without its hidden values. */
+function withoutHidden(label, vertebrae, visible) {
   if (vertebrae.every(({ value }) => visible.has(value))) return label;
   const shown = new Uint8Array(N_LABELS);
   for (const value of visible) shown[value] = value;
   return label.map((value) => shown[value]);
 }
 
-/** A NiiVue that only draws, without its own mouse and keys. */
-async function attached(niivue, canvas) {
-  const made = new niivue.Niivue({
+/** Make a NiiVue that only draws, and does not handle mouse and keys. */
+async function createNiivue(niivue, canvas) {
+  const viewer = new niivue.Niivue({
     interactive: false,
     dragAndDropEnabled: false,
     logLevel: "error",
@@ -319,14 +319,14 @@ async function attached(niivue, canvas) {
     show3Dcrosshair: false,
     loadingText: "",
   });
-  await made.attachToCanvas(canvas, false);
-  return made;
+  await viewer.attachToCanvas(canvas, false);
+  return viewer;
 }
 
 /**
- * Skip the gradients, which only 3D needs: they cost more than the rest of drawing planes.
+ * Skip the gradients, which only 3D needs. They take longer than all other steps of drawing planes.
  *
- * NiiVue computes them for as many voxels as the header names, so the header names one.
+ * NiiVue computes them for as many voxels as the header states, so the header states one.
  */
 function leaveOutGradients(planes) {
   const texture = planes.rgbaTex.bind(planes);
@@ -345,13 +345,13 @@ function leaveOutGradients(planes) {
 }
 
 /** Replace all volumes at once, and draw once. */
-function put(drawn, volumes) {
+function setVolumes(drawn, volumes) {
   [drawn.back, ...drawn.overlays] = volumes;
   drawn.volumes = volumes;
 }
 
-/** Replaces NiiVue's search for a window, because the page sets it. */
-function calibrated() {
+/** Replaces the search of NiiVue for a window, because the page sets the window. */
+function windowOfHeader() {
   const { cal_min: low, cal_max: high } = this.hdr;
   Object.assign(this, { cal_min: low, cal_max: high, robust_min: low, robust_max: high });
   Object.assign(this, { global_min: low, global_max: high });
@@ -362,8 +362,8 @@ function labelsKey(shown) {
   return `${[...shown.visible]} ${shown.opacity} ${shown.hasOutlines}`;
 }
 
-/** The non-empty part of a mask, in mm from the edge of the volume along each axis; or null. */
-function occupied(label, level, grid) {
+/** Return the box of a mask, in mm from the edge of the volume along each axis; null if it is empty. */
+function nonEmptyBoxMm(label, level, grid) {
   const [nx, ny, nz] = level.shape;
   const low = [nx, ny, nz];
   const high = [-1, -1, -1];
@@ -381,14 +381,14 @@ function occupied(label, level, grid) {
     }
   }
   if (high[0] < 0) return null;
-  // Thin parts may lie beside the blocks in which they are the most frequent value.
+  // A thin part is not the most frequent value of all blocks that it reaches.
   return AXIS_NAMES.map((_, axis) => [
     Math.max(0, (low[axis] - 1) * level.spacing[axis]),
     Math.min(grid.sizeMm[axis], (high[axis] + 2) * level.spacing[axis]),
   ]);
 }
 
-/** A NIfTI file in memory, with its first edge at the origin. */
+/** Make a NIfTI file in memory. The first edge of its volume is at the origin. */
 function niftiFile(voxels, shape, spacing, [low, high]) {
   const file = new ArrayBuffer(HEADER_BYTES + voxels.byteLength);
   const header = new DataView(file);

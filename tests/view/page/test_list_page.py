@@ -479,7 +479,9 @@ def test_signing_in_leads_to_the_requested_list(tab, folder, tmp_path):
         assert tab.locator("select[name=split]").input_value() == "test"
         assert urlsplit(tab.url).query == "split=test"
         tab.context.clear_cookies()
-        tab.evaluate("import('/page/common.js').then(m => m.askJson('/v1/stores')).catch(() => 0)")
+        tab.evaluate(
+            "import('/page/common.js').then(m => m.requestJson('/v1/stores')).catch(() => 0)"
+        )
         tab.wait_for_url("**/login?next=*")
         assert parse_qs(urlsplit(tab.url).query)["next"] == ["/?split=test"]
     tab.complaints = [said for said in tab.complaints if "401" not in said]

@@ -323,12 +323,14 @@ def test_the_menu_lists_other_programs(quick, small):
     button.click()
     assert button.get_attribute("aria-expanded") == "true"
     message = quick.locator("#open-in-list").inner_text()
-    ways = json.loads(ask(f"{small.url}/v1/small/scans/b/open-in")[2])["ways"]
-    for way in ways:
-        assert way["name"] in message
-        assert way["hint"] in message
+    options = json.loads(ask(f"{small.url}/v1/small/scans/b/open-in")[2])["options"]
+    for option in options:
+        assert option["name"] in message
+        assert option["hint"] in message
     links = quick.locator("#open-in-list a").evaluate_all("all => all.map(a => a.pathname)")
-    assert links == [urlsplit(way["text"]).path for way in ways if way["kind"] == "link"]
+    assert links == [
+        urlsplit(option["text"]).path for option in options if option["kind"] == "link"
+    ]
     quick.keyboard.press("Escape")
     assert quick.locator("#open-in-list").is_hidden()
 
@@ -434,7 +436,7 @@ def test_the_page_names_an_unknown_scan(page, small):
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(503, "damaged, or out of reach"), (410, "replaced"), (None, "connection")],
+    [(503, "damaged, or cannot be reached"), (410, "replaced"), (None, "connection")],
 )
 def test_a_scan_that_cannot_be_read_draws_nothing(page, small, status, message):
     def refuse(route):

@@ -128,7 +128,7 @@ def test_a_notebook_shows_scans_of_one_slice_or_one_voxel(images, name):
     np.testing.assert_array_equal(np.asanyarray(image.dataobj), voxels[name])
     assert np.asanyarray(label.dataobj)[0, 0, 0] == LABEL
     np.testing.assert_allclose(image.affine, np.diag([*SPACING_XYZ, 1]))
-    assert f"{voxels[name][0, 0, 0]} HU · L1" in view._described([0, 0, 0])
+    assert f"{voxels[name][0, 0, 0]} HU · L1" in view._voxel_text([0, 0, 0])
     assert len(view.figure.axes) >= len(PLANES)
 
 
