@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import ingested, machine, phantom_pair, spread
+from common import ingest_pair, machine, phantom_pair, spread
 from rich.console import Console
 from rich.table import Table
 from scans import add_scans
@@ -191,7 +191,7 @@ def main() -> None:
     kinds = [(kind, int(n)) for kind, n in (text.split(":") for text in options.kinds)]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        one = ingested(*(options.pair or phantom_pair(work)), work)
+        one = ingest_pair(*(options.pair or phantom_pair(work)), work)
         rows = measure(spinezarr.open(one), kinds, options.rounds, options.batches)
         add_scans(work / "many", range(options.scans))
         ingest_many(work / "many", work / "many.zarr")

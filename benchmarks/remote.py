@@ -37,11 +37,11 @@ from typing import Any
 from urllib.request import urlopen
 
 from common import machine, phantom_pair
-from patches import pair_of
+from patches import choose_pair
 from peers.data import Data
 from peers.ours import store_of
 from peers.parent import Child, PeerError, environment, python_module
-from peers.remote import OUR_NAME, WAYS, Place, RemoteWay
+from peers.remote import OUR_NAME, CONFIGS, Place, RemoteConfig
 from peers.remote_child import BATCH, KINDS
 from peers.zarr_stores import LAYOUTS, write_layout
 from peers.zarr_stores import OURS as OUR_STORE
@@ -81,7 +81,7 @@ COLD_BATCH = 2
 
 
 SHORT_SHAPE = (80, 160, 160)
-WITH_LAYOUTS = sorted({way.peer for way in WAYS if way.has_layouts})
+WITH_LAYOUTS = sorted({config.peer for config in CONFIGS if config.has_layouts})
 """Peers that read Zarr, in several layouts."""
 
 
@@ -143,10 +143,10 @@ def ours(shuffle: str, reader: str = "", **limits: int | str) -> Setup:
     return Setup(name, shuffle, ("spinezarr", shuffle, *named))
 
 
-def peer(way: RemoteWay, layout: str) -> Setup:
+def peer(config: RemoteConfig, layout: str) -> Setup:
     """Return the setup of a peer on a store."""
-    text = f"{layout}, {way.setting}" if way.has_layouts else way.setting
-    return Setup(way.peer, text, (way.name, store_name(layout)))
+    text = f"{layout}, {config.setting}" if config.has_layouts else config.setting
+    return Setup(config.peer, text, (config.name, store_name(layout)))
 
 
 class Bench:
@@ -213,7 +213,7 @@ class Bench:
         self.link.set(conditions if setup.is_ours else DIRECT)
         command = [*python_module("peers.remote_child"), str(self.data.folder), *setup.arguments]
         child = Child(f"{setup.reader}, {setup.setting}", command, self.data.folder, self.variables)
-        child.ask("warm")
+        child.call("warm")
         return child
 
     def reader(self, setup: Setup, conditions: Conditions) -> Child:
@@ -223,7 +223,7 @@ class Bench:
             child = self._stack.enter_context(self.fresh(setup, conditions))
             for kind in self.options.kinds:
                 asked = {"kind": kind, "epoch": 0, "n": COMPARED, "in_flight": COMPARED}
-                found = child.ask("compare", **asked, patience_s=self.options.patience)
+                found = child.call("compare", **asked, patience_s=self.options.patience)
                 if found["wrong"] or found["failed"]:
                     raise PeerError(f"{setup.reader}, {setup.setting}, {kind}: {found}")
             self._open[key] = child
@@ -235,7 +235,7 @@ class Bench:
         self.link.set(conditions)
         self.link.reset()
         seconds = self.options.seconds if number else self.options.seconds / 3
-        done = child.ask(
+        done = child.call(
             "rate", kind=kind, epoch=number + 1, seconds=seconds, in_flight=entry.in_flight,
             guess=entry.guess, patience_s=self.options.patience,
         )  # fmt: skip
@@ -248,16 +248,16 @@ def say(text: str) -> None:
     CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text}", style="dim")
 
 
-def present(bench: Bench) -> list[RemoteWay]:
-    """Return the ways of the chosen peers that are installed; report the others."""
-    ways = [way for way in WAYS if way.peer in bench.options.peers or not bench.options.peers]
-    for way in ways:
-        if find_spec(way.needs) is None:
-            bench.left_out.append(f"{way.name}: {way.needs} is not installed")
-    ways = [way for way in ways if find_spec(way.needs) is not None]
+def present(bench: Bench) -> list[RemoteConfig]:
+    """Return the configs of the chosen peers that are installed; report the others."""
+    configs = [config for config in CONFIGS if config.peer in bench.options.peers or not bench.options.peers]
+    for config in configs:
+        if find_spec(config.package) is None:
+            bench.left_out.append(f"{config.name}: {config.package} is not installed")
+    configs = [config for config in configs if find_spec(config.package) is not None]
     if bench.options.quick:
-        ways = list({way.peer: way for way in reversed(ways)}.values())[::-1]
-    return ways
+        configs = list({config.peer: config for config in reversed(configs)}.values())[::-1]
+    return configs
 
 
 def best_of(bench: Bench, entries: Iterable[Entry], kind: str, link: str) -> Entry | None:
@@ -287,24 +287,24 @@ def guessed(bench: Bench, entry: Entry, kind: str, link: str) -> Entry | None:
     return found
 
 
-def choose_layouts(bench: Bench, ways: Sequence[RemoteWay], kind: str) -> dict[str, str]:
+def choose_layouts(bench: Bench, configs: Sequence[RemoteConfig], kind: str) -> dict[str, str]:
     """Try every layout on one link; return the fastest of each peer."""
     chosen: dict[str, str] = {}
     link = TRIED_AT if TRIED_AT in bench.options.links else bench.options.links[0]
-    with_layouts = [way for way in ways if way.has_layouts]
+    with_layouts = [config for config in configs if config.has_layouts]
     if len(bench.options.layouts) == 1:
         (layout,) = bench.options.layouts
         bench.provide(layout)
-        return {way.peer: layout for way in with_layouts}
-    for way in {way.peer: way for way in reversed(with_layouts)}.values():
+        return {config.peer: layout for config in with_layouts}
+    for config in {config.peer: config for config in reversed(with_layouts)}.values():
         tried = []
         for layout in bench.layouts():
             bench.provide(layout)
-            tried.append(Entry(way.peer, peer(way, layout), way.in_flight[0], 0.0))
+            tried.append(Entry(config.peer, peer(config, layout), config.in_flight[0], 0.0))
         best = best_of(bench, tried, kind, link)
         if best is not None:
-            chosen[way.peer] = best.setup.setting.split(",")[0]
-            say(f"{kind}: the layout of {way.peer} is {chosen[way.peer]}")
+            chosen[config.peer] = best.setup.setting.split(",")[0]
+            say(f"{kind}: the layout of {config.peer} is {chosen[config.peer]}")
     return chosen
 
 
@@ -312,28 +312,28 @@ def own_setups(bench: Bench) -> list[Setup]:
     """Return the readers of spinezarr that take turns."""
     setups = [ours("exact"), ours("window")]
     if bench.options.serve:
-        ways = ("patches", "ranges")
-        setups += [ours("exact", f"{OURS}, {way}", transfer=way) for way in ways]
+        configs = ("patches", "ranges")
+        setups += [ours("exact", f"{OURS}, {config}", transfer=config) for config in configs]
     return setups
 
 
 def choose_settings(
-    bench: Bench, ways: Sequence[RemoteWay], layouts: dict[str, str], kind: str, link: str
+    bench: Bench, configs: Sequence[RemoteConfig], layouts: dict[str, str], kind: str, link: str
 ) -> list[Entry]:
     """Try each peer's settings on its layout and on spinezarr's store; return the fastest."""
     entries = [
         guessed(bench, Entry(setup.reader, setup, 0, 1.0), kind, link)
         for setup in own_setups(bench)
     ]
-    for name in dict.fromkeys(way.peer for way in ways):
-        of_peer = [way for way in ways if way.peer == name]
+    for name in dict.fromkeys(config.peer for config in configs):
+        of_peer = [config for config in configs if config.peer == name]
         own = [layouts[name]] if name in layouts else []
         for layout in dict.fromkeys([*own, OUR_STORE]) if own else [""]:
             reader = f"{name}, {OUR_STORE}" if own and layout == OUR_STORE else name
             tried = [
-                Entry(reader, peer(way, layout or OUR_STORE), in_flight, 0.0)
-                for way in of_peer
-                for in_flight in way.in_flight[: 1 if bench.options.quick else None]
+                Entry(reader, peer(config, layout or OUR_STORE), in_flight, 0.0)
+                for config in of_peer
+                for in_flight in config.in_flight[: 1 if bench.options.quick else None]
             ]
             best = best_of(bench, tried, kind, link)
             entries.append(best)
@@ -344,13 +344,13 @@ def choose_settings(
 
 def measure_table(bench: Bench) -> Iterator[list[Row]]:
     """Measure all readers on every link and kind; yield the rows so far."""
-    ways = present(bench)
+    configs = present(bench)
     rows: list[Row] = []
     for kind in bench.options.kinds:
-        layouts = choose_layouts(bench, ways, kind)
+        layouts = choose_layouts(bench, configs, kind)
         bench.close()  # closes readers that were only tried
         for link in bench.options.links:
-            entries = choose_settings(bench, ways, layouts, kind, link)
+            entries = choose_settings(bench, configs, layouts, kind, link)
             turns = take_turns(bench, entries, kind, link)
             rows += [row_of(entry, kind, link, turns[entry.reader], turns.get(OURS, []))
                      for entry in entries if turns[entry.reader]]  # fmt: skip
@@ -417,22 +417,22 @@ def fault_setups(bench: Bench, rows: Sequence[Row], kind: str) -> Iterator[tuple
     """Yield the readers with their numbers of patches in flight and in all."""
     yield ours("exact"), 0, bench.options.fault_patches
     measured = {row.reader: row for row in rows if (row.kind, row.link) == (kind, TRIED_AT)}
-    for name in dict.fromkeys(way.peer for way in present(bench)):
+    for name in dict.fromkeys(config.peer for config in present(bench)):
         for reader in (name, f"{name}, {OUR_STORE}")[: 1 if bench.options.quick else None]:
-            way = next(way for way in WAYS if way.peer == name)
+            config = next(config for config in CONFIGS if config.peer == name)
             layout = OUR_STORE if reader != name else USUAL
-            in_flight = way.in_flight[0]
+            in_flight = config.in_flight[0]
             if reader in measured:
                 row = measured[reader]
-                layout = row.setting.split(",")[0] if way.has_layouts else ""
+                layout = row.setting.split(",")[0] if config.has_layouts else ""
                 in_flight = row.in_flight
-                way = next(w for w in WAYS if peer(w, layout or USUAL).setting == row.setting
+                config = next(w for w in CONFIGS if peer(w, layout or USUAL).setting == row.setting
                            and w.peer == name)  # fmt: skip
-            if not way.has_layouts and reader != name:
+            if not config.has_layouts and reader != name:
                 continue
-            if way.has_layouts:
+            if config.has_layouts:
                 bench.provide(layout)
-            setup = replace(peer(way, layout or OUR_STORE), reader=reader)
+            setup = replace(peer(config, layout or OUR_STORE), reader=reader)
             yield setup, in_flight, bench.options.peer_fault_patches
 
 
@@ -447,7 +447,7 @@ def through_faults(
             faulty = replace(LINKS[TRIED_AT], fault_rate=rate, stall_s=bench.options.stall)
             bench.link.set(faulty)
             bench.link.reset()
-            done = child.ask(
+            done = child.call(
                 "compare", kind=bench.options.fault_kind, epoch=1, n=n, in_flight=in_flight,
                 patience_s=bench.options.patience,
             )  # fmt: skip
@@ -470,7 +470,7 @@ def measure_ranks(bench: Bench, count: int = 2, link: str = CAP) -> dict[str, An
         def ask(what: str) -> list[dict[str, Any]]:
             with ThreadPoolExecutor(count) as pool:
                 asked = [
-                    pool.submit(child.ask, what, kind=kind, index=rank, count=count, n=n)
+                    pool.submit(child.call, what, kind=kind, index=rank, count=count, n=n)
                     for rank, child in enumerate(children)
                 ]
                 return [item.result() for item in asked]
@@ -701,7 +701,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", default=["128^3", "64^3"], choices=KINDS)
     parser.add_argument("--links", nargs="+", default=[], choices=LINKS)
     parser.add_argument("--layouts", nargs="*", default=list(LAYOUTS), choices=[*LAYOUTS])
-    parser.add_argument("--peers", nargs="+", default=[], choices=sorted({w.peer for w in WAYS}))
+    parser.add_argument("--peers", nargs="+", default=[], choices=sorted({w.peer for w in CONFIGS}))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="seconds of each reader per round"
@@ -771,7 +771,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             work = Path(folder)
             small = options.short and not options.pair
-            pair = phantom_pair(work, SHORT_SHAPE) if small else pair_of(options, work)
+            pair = phantom_pair(work, SHORT_SHAPE) if small else choose_pair(options, work)
             data = Data.make(work / "data", *pair, options.scans)
             with served(options, data) as bench:
                 for result in measure(bench, parts_of(options)):

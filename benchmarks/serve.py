@@ -30,8 +30,8 @@ from random import Random
 from typing import Protocol
 
 import psutil
-from common import ingested, machine, spread
-from patches import pair_of
+from common import ingest_pair, machine, spread
+from patches import choose_pair
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +53,7 @@ TARGETS = (
 SHARD = "scans/scan/image/c/0/0/0"
 PATH = f"/zarr/one/{SHARD}"
 CONNECTIONS = 16
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 _COMPARED = 8
 """Number of ranges per size and server that are compared before timing."""
 _PARTIAL = 206
@@ -282,7 +282,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """End a server and its workers."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
-    process.wait(_PATIENCE_S)
+    process.wait(_TIMEOUT_S)
     for one in children:
         if one.is_running():
             one.kill()
@@ -290,7 +290,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def wait_for(server: Server, work: Path) -> None:
     """Wait until a server answers."""
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < until and server.process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", server.port)).close()
@@ -308,7 +308,7 @@ def compare(server: Server, data: bytes, sizes: Sequence[str]) -> None:
         first = draw.randrange(len(data) - size + 1)
         about = {"Range": f"bytes={first}-{first + size - 1}"}
         request = urllib.request.Request(server.url, headers=about)  # noqa: S310
-        with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
             if (answer.status, answer.read()) != (_PARTIAL, data[first : first + size]):
                 raise SystemExit(f"{server.name}: gave other bytes.")
 
@@ -417,7 +417,7 @@ def main() -> None:
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         work = Path(folder)
-        store = ingested(*pair_of(options, work), work)
+        store = ingest_pair(*choose_pair(options, work), work)
         data = (store / SHARD).read_bytes()
         clients: list[Client] = [Load(work, len(data))] if "load.c" in options.clients else []
         if "wrk" in options.clients and shutil.which("wrk"):

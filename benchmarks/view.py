@@ -23,8 +23,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from common import ingested, machine, spread
-from patches import pair_of
+from common import ingest_pair, machine, spread
+from patches import choose_pair
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 from rich.table import Table
@@ -177,14 +177,14 @@ def main() -> None:
         raise SystemExit("Chromium is not installed. On Debian: apt-get install chromium")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         work = Path(folder)
-        image, label = pair_of(options, work)
+        image, label = choose_pair(options, work)
         stores = []
         for name, pair in (
             ("short", (image, label)),
             ("long", stacked(image, label, work, options.slices)),
         ):
             (work / name).mkdir()
-            stores.append(ingested(*pair, work / name).rename(work / f"{name}.zarr"))
+            stores.append(ingest_pair(*pair, work / name).rename(work / f"{name}.zarr"))
         with serving(*stores) as server, sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=_FLAGS)
             n_slices = {"short": nib.load(image).shape[2], "long": options.slices}

@@ -42,11 +42,11 @@ class OddImages:
 
 def read_zyx(path):
     """Read a file with nibabel, in the axis order of a store."""
-    turned = nib.as_closest_canonical(nib.load(path, mmap=False))
-    return np.asanyarray(turned.dataobj).transpose(2, 1, 0)
+    image = nib.as_closest_canonical(nib.load(path, mmap=False))
+    return np.asanyarray(image.dataobj).transpose(2, 1, 0)
 
 
-def _numbers(rng, form):
+def _draw_values(rng, form):
     dtype = np.dtype(form.dtype)
     if dtype.kind == "f":
         return rng.normal(0, 700, SHAPE).astype(dtype)
@@ -63,7 +63,7 @@ def odd(tmp_path_factory):
     label[20:40, 10:30, 10:40], label[41:60, 10:30, 10:40] = 20, 19
     for name, form in (SCALED | HOLES).items():
         slope, inter = form.slope or 1.0, form.inter or 0.0
-        values = _numbers(rng, form) * slope + inter
+        values = _draw_values(rng, form) * slope + inter
         if name in HOLES:
             for hole in (np.nan, np.inf, -np.inf):
                 values[rng.random(SHAPE) < 0.01] = hole

@@ -120,7 +120,7 @@ class Tensorstore:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteWay:
+class RemoteConfig:
     """A peer with one setting."""
 
     peer: str
@@ -129,7 +129,7 @@ class RemoteWay:
     """Function that opens the peer from the place, the data and the name of the store."""
     in_flight: tuple[int, ...]
     """Numbers of reads in flight to choose from; the first is tried with every layout."""
-    needs: str
+    package: str
     """Name of the package that it needs."""
     has_layouts: bool = True
     """Whether the peer reads Zarr, and so can use several layouts, including ours."""
@@ -252,16 +252,16 @@ def _crop(draw: Draw, file: Any, dtype: np.dtype[Any]) -> Voxels:  # noqa: ANN40
     return np.array(values[draw.box.slices], dtype, order="C")
 
 
-WAYS = (
+CONFIGS = (
     *(
-        RemoteWay("tensorstore", setting, partial(_tensorstore, requests, batched), (32, 8, 64),
+        RemoteConfig("tensorstore", setting, partial(_tensorstore, requests, batched), (32, 8, 64),
             "tensorstore")
         for setting, requests, batched in (
             ("32 requests", 32, False), ("128 requests", 128, False), ("128, batched", 128, True)
         )
     ),
     *(
-        RemoteWay(
+        RemoteConfig(
             f"zarr-python, {over}",
             "128 at once",
             partial(_zarr, over),
@@ -271,7 +271,7 @@ WAYS = (
         for over in ("obstore", "fsspec")
     ),
     *(
-        RemoteWay("whole files", over, partial(_whole_files, over), (4, 2, 8), over,
+        RemoteConfig("whole files", over, partial(_whole_files, over), (4, 2, 8), over,
             has_layouts=False)
         for over in ("obstore", "fsspec")
     ),

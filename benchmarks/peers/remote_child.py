@@ -1,6 +1,6 @@
 """How does a child process answer its parent about one reader of a remote store?
 
-All readers read the boxes that spinezarr draws. Outside of timed turns all voxels are compared.
+All readers read the boxes that spinezarr draws. Outside of timed turns, all voxels are compared.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import spinezarr
 from peers.child import serve
 from peers.data import DTYPES, Data
 from peers.reader import Pair
-from peers.remote import OUR_NAME, WAYS, Peer, Place
+from peers.remote import OUR_NAME, CONFIGS, Peer, Place
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.remote.settings import RemoteSettings
 from spinezarr.stream.batch import Batch
@@ -348,9 +348,9 @@ def start() -> PeerServer | OurServer:
         limits = {key: int(value) for key, value in named.items()}
         return OurServer(place, data, shuffle, limits, transfer)
     (store,) = rest
-    way = next(way for way in WAYS if way.name == name)
-    peer = way.open(place, data, store)
-    return PeerServer(peer, data, has_indices=way.has_layouts)
+    config = next(config for config in CONFIGS if config.name == name)
+    peer = config.open(place, data, store)
+    return PeerServer(peer, data, has_indices=config.has_layouts)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import forked
+import fork_server
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -120,7 +120,7 @@ def test_the_installed_command_exits_with_2_for_wrong_usage():
 
 
 def test_a_letter_outside_the_encoding_of_the_terminal_becomes_a_question_mark(ctspine1k_url):
-    command = [forked.command(), "stats", ctspine1k_url]
+    command = [fork_server.command(), "stats", ctspine1k_url]
     variables = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, check=False, env=variables)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -6,7 +6,7 @@ import stat
 import string
 import subprocess
 
-import forked
+import fork_server
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -91,7 +91,7 @@ def lines_of(place):
 
 
 def command(*arguments, cwd=None):
-    words = [forked.command(), "ingest", *map(str, arguments)]
+    words = [fork_server.command(), "ingest", *map(str, arguments)]
     return subprocess.run(words, capture_output=True, check=False, text=True, cwd=cwd)
 
 

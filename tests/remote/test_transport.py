@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 from raw_server import RawServer
 
 from spinezarr.errors import UsageError
@@ -941,7 +941,7 @@ def test_forked_and_spawned_processes_read(server, kind, way, tmp_path):
     options |= GENERAL[kind] if way == "fsspec" else {}
     url = "s3://bucket/a" if kind == "s3" else f"{server.url}/a"
     command = [sys.executable, str(program), repr((url, options))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.stderr == ""
     assert done.stdout == f"{[DATA[5:9]] * 6}\n"
 
@@ -959,5 +959,5 @@ def test_our_own_client_imports_few_modules(server, kind):
         f"print([name for name in {slow!r}.split() if name in sys.modules])\n"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     assert done.stdout == f"{DATA[5:9]}\n[]\n"
