@@ -140,7 +140,7 @@ def tune(run: Run, children: Children, configs: Iterable[ReaderConfig]) -> None:
     best: dict[tuple[str, str], Entry] = {}
     for config in configs:
         try:
-            with children.fresh(config.name) as child:
+            with children.start(config.name) as child:
                 stored = child.call("stored")["bytes"]
                 for kind in (kind for kind in config.kinds if kind in run.options.kinds):
                     child.call("check", kind=kind)
@@ -206,7 +206,7 @@ def measure_cold(children: Children, entries: list[Entry], patches: int) -> list
     for entry in entries:
         if entry.kind not in COLD_KINDS.get(entry.peer, ()):
             continue
-        with children.fresh(entry.config) as child:
+        with children.start(entry.config) as child:
             result = child.call("cold", kind=entry.kind, seed=3, patches=patches)
         rows.append(
             {
@@ -230,7 +230,7 @@ def measure_memory(
     for entry in entries:
         if not entry.peer.startswith(OURS) or entry.kind not in {"128^3", "axial"}:
             continue
-        with children.fresh(entry.config) as child:
+        with children.start(entry.config) as child:
             rate(child.call, entry.kind, entry.calls, 1, seconds)
             result = child.call("memory", kind=entry.kind, **asdict(entry.calls))
         other = result["peak_bytes"] - result["batch_bytes"] - result["cache_bytes"]
@@ -348,9 +348,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one setting of each peer")
     parser.add_argument("--cold", type=int, default=12, help="patches read with a cold cache")
     parser.add_argument("--many", type=int, default=FULL_SCANS, help="scans of the large store")
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--png", type=Path, help="where to draw them")
+    parser.add_argument("--folder", type=Path, help="folder for the data (default: a temporary folder)")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--png", type=Path, help="file for the chart")
     return parser.parse_args()
 
 

@@ -62,12 +62,12 @@ def _monai(samples: int, workers: int, data: Data) -> StreamReader:
 
     def locate(batch: Any) -> list[LocatedPatch]:  # noqa: ANN401  a dictionary of tensors
         image, label = (batch[key] for key in keys)
-        found = []
+        patches = []
         for i, affine in enumerate(np.asarray(image.affine)):  # from voxels of the cached volume
             x, y, z = (round(float(n)) for n in affine[:3, 3])
             pair = (np.asarray(values[i, 0]).transpose(2, 1, 0) for values in (image, label))
-            found.append(LocatedPatch((z, y, x), *pair))
-        return found
+            patches.append(LocatedPatch((z, y, x), *pair))
+        return patches
 
     return StreamReader(
         data, start, lambda batch: len(batch["image"]), locate,
@@ -98,12 +98,12 @@ def _torchio(samples: int, data: Data) -> StreamReader:
         return iter(tio.SubjectsLoader(queue, batch_size=min(_BATCH, samples), num_workers=0))
 
     def locate(batch: Any) -> list[LocatedPatch]:  # noqa: ANN401  a dictionary of tensors
-        found = []
+        patches = []
         for i, location in enumerate(np.asarray(batch["location"])):
             x, y, z = (int(n) for n in location[:3])
             pair = (np.asarray(batch[key]["data"][i, 0]).transpose(2, 1, 0) for key in DTYPES)
-            found.append(LocatedPatch((z, y, x), *pair))
-        return found
+            patches.append(LocatedPatch((z, y, x), *pair))
+        return patches
 
     return StreamReader(
         data, start, lambda batch: len(batch["location"]), locate,

@@ -27,8 +27,8 @@ def store_of(data: Data, profile: str) -> Path:
 
     def make(path: Path) -> None:
         recipe = Recipe.from_pairs("{scan}_image.nii.gz", "{scan}_label.nii.gz", name="bench")
-        found = discover(recipe, str(data.folder / "raw"))
-        report = ingest(recipe, found, str(path), codec=profile)
+        discovered = discover(recipe, str(data.folder / "raw"))
+        report = ingest(recipe, discovered, str(path), codec=profile)
         if report.failed:
             raise SystemExit(report.failed[0].reason)
 

@@ -133,10 +133,10 @@ class Children:
     def __getitem__(self, name: str) -> Child:
         """Return the child of a configuration; start it if it is not running."""
         if name not in self._open:
-            self._open[name] = self._stack.enter_context(self.fresh(name))
+            self._open[name] = self._stack.enter_context(self.start(name))
         return self._open[name]
 
-    def fresh(self, name: str) -> Child:
+    def start(self, name: str) -> Child:
         """Start another child of a configuration, which the caller closes."""
         module, config = self._modules[name]
         command = [*python_module("peers.child"), str(self._data.folder), module, config.name]

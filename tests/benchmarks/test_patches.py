@@ -76,7 +76,7 @@ def test_a_reader_that_returns_other_voxels_is_refused_before_it_is_timed(tmp_pa
         from peers.reader import BoxReader
         data = Data.make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
         image, label = (np.array(values) for values in data.voxels())
-        def told(change):
+        def result_of(change):
             def read(draws):
                 boxes = [draw.box.slices for draw in draws]
                 return [change(image[box].copy(), label[box].copy()) for box in boxes]
@@ -90,21 +90,23 @@ def test_a_reader_that_returns_other_voxels_is_refused_before_it_is_timed(tmp_pa
             return image, label
         shared = image.copy(), label.copy()
         print(json.dumps([
-            told(lambda image, label: (image, label)),
-            told(off_by_one),
-            told(lambda image, label: (image, label.astype("i4"))),
-            told(lambda image, label: (np.asfortranarray(image), label)),
-            told(lambda *_: shared),
+            result_of(lambda image, label: (image, label)),
+            result_of(off_by_one),
+            result_of(lambda image, label: (image, label.astype("i4"))),
+            result_of(lambda image, label: (np.asfortranarray(image), label)),
+            result_of(lambda *_: shared),
         ]))
     """
-    right, voxels, dtype, order, same = run_python(code, tmp_path / "data", *phantom_pair(tmp_path))
-    assert right is None
+    correct, voxels, dtype, order, shared = run_python(
+        code, tmp_path / "data", *phantom_pair(tmp_path)
+    )
+    assert correct is None
     assert "image" in voxels
     assert "other voxels" in voxels
     assert "label" in dtype
     assert "int32" in dtype
     assert "not contiguous" in order
-    assert "share an array" in same
+    assert "share an array" in shared
 
 
 @pytest.fixture
