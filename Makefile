@@ -52,7 +52,7 @@ flips: $(VENV)/.installed
 # takes about 20 minutes on two cores.
 test-crash: $(VENV)/.installed
 	$(BIN)/python tests/crash/long.py --json build/crash.json
-	CRASH_ROUNDS=10 $(BIN)/python -m pytest -n 2 tests/crash/test_together.py tests/crash/test_faults.py
+	CRASH_ROUNDS=10 $(BIN)/python -m pytest -n 2 tests/crash/test_concurrent_commands.py tests/crash/test_faults.py
 
 # Other readers of OME-Zarr run in an environment of their own, because they need an old pydantic.
 test-ome:

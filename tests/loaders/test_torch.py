@@ -387,7 +387,7 @@ def test_a_loader_can_be_resumed_with_any_number_of_workers(stream, before, afte
 
 
 @pytest.mark.parametrize("kind", [PatchDataset, PatchLoader])
-def test_another_epoch_forgets_a_state(stream, expected, kind):
+def test_another_epoch_discards_a_state(stream, expected, kind):
     first = PatchLoader(stream)
     next(iter(first))
     made = kind(stream)

@@ -260,7 +260,7 @@ FEW = ["endless range", "endless chunks", "endless error", "redirect to a file",
         for way in WAYS
     ],
 )
-def test_a_lie_is_an_error_in_bounded_memory(liar, way, lie):
+def test_a_misleading_answer_is_an_error_in_bounded_memory(liar, way, lie):
     server = liar(LIES[lie])
     transport, path = opened(server, way)
     for span in (SPAN, (None, None, MOST_BYTES)):
@@ -321,7 +321,7 @@ def test_the_error_of_a_stalled_answer_says_so(liar, way, lie):
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_opening_a_store_on_a_lying_server_is_an_error(liar, lie):
+def test_opening_a_store_on_a_misleading_server_is_an_error(liar, lie):
     server = liar(LIES[lie])
     with memory_bounded(), pytest.raises((SpinezarrError, OSError)) as caught:
         spinezarr.open(f"{server.url}/store.zarr", remote=IMPATIENT)

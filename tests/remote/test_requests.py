@@ -484,7 +484,7 @@ def test_a_stall_ends_both_requests_without_a_third(scripted):
     assert len(transport.asked) == 2
 
 
-def test_at_most_a_quarter_more_requests_are_second_ones(scripted):
+def test_second_requests_add_at_most_a_quarter(scripted):
     has_all = asyncio.Event()
 
     async def answer(_number, _path, start, stop):

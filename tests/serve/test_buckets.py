@@ -178,7 +178,7 @@ def changing(s3_server, serving, ingest_version_into_bucket):
 
 
 @pytest.mark.long
-def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing):
+def test_each_shard_is_the_old_or_the_new_one_during_a_replacement(changing):
     ingest_version, url, _ = changing
     shards = itertools.cycle(
         [f"{url}/zarr/own/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")]

@@ -252,7 +252,7 @@ def test_clients_that_leave_in_the_middle_leave_nothing_behind(large, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("reads", [True, False])
-def test_at_shutdown_answers_are_finished_within_five_seconds(large, tmp_path, reads):
+def test_answers_are_finished_within_five_seconds_at_shutdown(large, tmp_path, reads):
     bodies = {}
     with server_process(tmp_path, large) as server, ExitStack() as stack:
         window = None if reads else 4096

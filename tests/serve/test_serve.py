@@ -242,7 +242,7 @@ def changing(ingest_version, tmp_path):
         yield partial(ingest_version, store=store), f"{server.url}/zarr/own"
 
 
-def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing):
+def test_each_shard_is_the_old_or_the_new_one_during_a_replacement(changing):
     ingest_version, url = changing
     # A new version is written next to the old one, under keys of the other form.
     shards = itertools.cycle([f"{url}/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")])

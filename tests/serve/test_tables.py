@@ -282,7 +282,7 @@ def test_statistics_leave_out_levels_named_only_by_points(ctspine1k_url):
     assert _counted(table) == before
 
 
-def test_a_process_that_ends_while_it_prepares_tables_says_nothing():
+def test_a_process_that_ends_while_it_prepares_tables_prints_no_error():
     code = "from spinezarr.serve.tables import prepare_tables; prepare_tables()"
     process = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True

@@ -349,7 +349,7 @@ def test_all_connections_together_stay_below_the_rate_limit(served):
     assert found == [LARGE[n : n + n_bytes] for n in range(n_connections)]
 
 
-def test_idle_time_is_not_made_up_for_at_a_rate_limit(served):
+def test_a_rate_limit_grants_no_bytes_for_idle_time(served):
     served.set(Conditions(bytes_per_s=1e6))
     with connected(served.url) as connection:
         send(connection, "/small")

@@ -130,7 +130,7 @@ def test_a_view_of_an_old_version_opens_in_the_current_one(served):
 
 
 @pytest.mark.parametrize("found", [None, "no client"])
-def test_without_neuroglancer_a_page_names_the_package_to_install(
+def test_a_page_names_the_package_to_install_if_neuroglancer_is_missing(
     served, monkeypatch, tmp_path, found
 ):
     class Spec:
