@@ -39,7 +39,7 @@ AT_ONCE = 16
 WAIT_S = 30.0
 GRACE_S = 0.2
 MOST_BYTES = 512 << 20
-"""Most resident memory above that of the warm server: kept buffers, and an answer."""
+"""Maximum growth of the warm server's resident memory: kept buffers, and an answer."""
 MOST_FILES = 8
 IDLE_S = 6.0
 """Time after which the server closes unused connections."""

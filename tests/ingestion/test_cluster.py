@@ -343,7 +343,7 @@ def test_worker_processes_of_a_killed_client_end(raw, tmp_path):
 
 @pytest.mark.parametrize("filtered", [False, True])
 def test_an_interrupt_before_a_call_begins_is_not_logged(filtered, caplog):
-    """Ctrl-C at that moment would be chance, so the test creates the moment."""
+    """Ctrl-C rarely arrives at that moment, so the test creates it."""
     logger, interrupts = logging.getLogger("tornado.application"), cluster_module._INTERRUPTS
     runner = LoopRunner(asynchronous=False)
     runner.start()

@@ -95,7 +95,7 @@ def receive_all(one):
     ],
 )
 def test_a_faulty_body_is_never_taken_for_a_request(server, lines, body, status):
-    """The part of a body before a fault is a request that no client made."""
+    """The part of a body before a fault looks like a request, but no client made it."""
     with connected(server) as one:
         one.sendall(head("Connection: close", *lines) + body)
         assert receive_all(one).startswith(b"HTTP/1.1 %d" % status)

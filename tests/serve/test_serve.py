@@ -399,7 +399,7 @@ OUTSIDE = [
 
 @pytest.fixture(scope="module")
 def beside_secrets(ctspine1k_url, tmp_path_factory):
-    """Serve a copy of the store that has files of others in it and beside it."""
+    """Serve a copy of the store that has files of others in it and next to it."""
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path_factory.mktemp("outside") / "of/own.zarr"))
     (copy.parent / "outside").write_text("canary")
     for folder in (copy, copy / "table", copy / "table/scan"):
@@ -442,7 +442,7 @@ def test_methods_that_write_are_refused(served):
 
 
 def test_an_overlong_token_is_refused_before_it_is_hashed(tmp_path):
-    """Hashing would take the longer, the more a client sends."""
+    """The time of hashing grows with what a client sends."""
     file = tmp_path / "tokens"
     lines = []
     for size in (1, 512, 513):
