@@ -1,10 +1,10 @@
 """Compares random patches and slices per second of one scan: spinezarr and all its peers.
 
 Every reader is opened in a child process of its own; all get the same seeded draws. First each
-peer's settings are tried, and the best one for each kind of patch is kept. Then the readers take
-turns, round after round, while all others wait, so that a slow moment of a shared machine affects
-all of them; the results are ratios within a round. The data are a CT and its mask as NIfTI, else
-the scan in the folder ``shared`` next to the checkout, else a phantom.
+peer's settings are tried, and the best one for each kind of patch is kept. Then one reader reads at
+a time, in rounds, so that a slow moment of a shared machine affects all of them; the results are
+ratios within a round. The data are a CT and its mask as NIfTI. If no files are given, the scan in
+the folder ``shared`` next to the checkout is read, or a phantom.
 """
 
 import argparse
