@@ -124,9 +124,7 @@ def measure(
     for kind, batch_size in kinds:
         options = {"batch_size": batch_size, "n_samples": batch_size * n_batches}
         stream = (
-            store.patches(int(kind), **options)
-            if kind.isdigit()
-            else store.slices(kind, **options)
+            store.patches(int(kind), **options) if kind.isdigit() else store.slices(kind, **options)
         )
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in LOADERS}
         for turn in range(rounds + 1):  # the first turn is for warming up

@@ -348,7 +348,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one setting of each peer")
     parser.add_argument("--cold", type=int, default=12, help="patches read with a cold cache")
     parser.add_argument("--many", type=int, default=FULL_SCANS, help="scans of the large store")
-    parser.add_argument("--folder", type=Path, help="folder for the data (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the data (default: a temporary folder)"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--png", type=Path, help="file for the chart")
     return parser.parse_args()

@@ -41,7 +41,7 @@ from patches import choose_pair
 from peers.data import Data
 from peers.ours import store_of
 from peers.parent import Child, PeerError, environment, python_module
-from peers.remote import OUR_NAME, CONFIGS, Place, RemoteConfig
+from peers.remote import CONFIGS, OUR_NAME, Place, RemoteConfig
 from peers.remote_child import BATCH, KINDS
 from peers.zarr_stores import LAYOUTS, write_layout
 from peers.zarr_stores import OURS as OUR_STORE
@@ -313,8 +313,10 @@ def our_setups(bench: Bench) -> list[Setup]:
     """Return the readers of spinezarr in the table."""
     setups = [our_setup("exact"), our_setup("window")]
     if bench.options.serve:
-        for transfer in ("patches", "ranges"):
-            setups.append(our_setup("exact", f"{OURS}, {transfer}", transfer=transfer))
+        setups += [
+            our_setup("exact", f"{OURS}, {transfer}", transfer=transfer)
+            for transfer in ("patches", "ranges")
+        ]
     return setups
 
 
@@ -806,7 +808,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             work = Path(folder)
             use_phantom = options.short and not options.pair
-            pair = phantom_pair(work, SHORT_SHAPE_ZYX) if use_phantom else choose_pair(options, work)
+            pair = (
+                phantom_pair(work, SHORT_SHAPE_ZYX) if use_phantom else choose_pair(options, work)
+            )
             data = Data.make(work / "data", *pair, options.scans)
             with open_bench(options, data) as bench:
                 for result in measure(bench, parts_of(options)):

@@ -93,9 +93,7 @@ _Target = tuple[str, float, float, bool, str]
 def _targets_of_rows(result: dict[str, Any]) -> Iterator[_Target]:
     for kind, ours in product(_KINDS, (OURS, f"{OURS}, window")):
         name = f"{kind}{ours.removeprefix(OURS)}"
-        rows = [
-            row for row in result["rows"] if (row["kind"], row["link"]) == (kind, _TARGET_LINK)
-        ]
+        rows = [row for row in result["rows"] if (row["kind"], row["link"]) == (kind, _TARGET_LINK)]
         our_row = next((row for row in rows if row["reader"] == ours), None)
         if our_row is not None:
             text = f"{name}, requests a patch and array, {_TARGET_LINK}"

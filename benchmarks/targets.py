@@ -151,7 +151,9 @@ TARGETS = (
     Target("exact slices, worst plane", 1.5, None, _worst_plane),
     Target("to tensorstore on our store, worst kind", 1.3, 2, _same_store),
     Target("window 128³, to the best peer", 4, None, _ratio_to_best("128^3", _WINDOW, _ALL)),
-    Target("window 128³, to the upper bound", 0, 0.5, _ratio_to_best("128^3", _WINDOW, (UPPER_BOUND,))),
+    Target(
+        "window 128³, to the upper bound", 0, 0.5, _ratio_to_best("128^3", _WINDOW, (UPPER_BOUND,))
+    ),
     Target("window axial, to Arrow 2D", 1.5, 3, _ratio_to_best("axial", _WINDOW, ("Arrow 2D",))),
     Target(
         "PyTorch loader 128³, to the stream",

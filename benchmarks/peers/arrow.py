@@ -71,6 +71,8 @@ def _arrow(volumes: bool, data: Data) -> BoxReader:  # noqa: FBT001  bound by pa
 
 
 CONFIGS = (
-    ReaderConfig("Arrow 2D", ("Arrow 2D",), partial(_arrow, False), ("axial",), packages=("datasets",)),
+    ReaderConfig(
+        "Arrow 2D", ("Arrow 2D",), partial(_arrow, False), ("axial",), packages=("datasets",)
+    ),
     ReaderConfig("Arrow 3D", ("Arrow 3D",), partial(_arrow, True), KINDS, packages=("datasets",)),
 )

@@ -14,7 +14,7 @@ from draws import draws
 
 from peers.cold import cached_bytes, disk_bytes, evict
 from peers.data import Data, files_below
-from peers.reader import BoxReader, Reader, CallPattern, ReaderConfig
+from peers.reader import BoxReader, CallPattern, Reader, ReaderConfig
 
 
 def find_config(module: str, name: str) -> ReaderConfig:

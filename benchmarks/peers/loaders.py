@@ -9,7 +9,7 @@ from draws import KINDS, size_zyx
 from targets import GROUPED
 
 from peers.data import DTYPES, Data, files_below
-from peers.reader import LocatedPatch, StreamReader, CallPattern, ReaderConfig
+from peers.reader import CallPattern, LocatedPatch, ReaderConfig, StreamReader
 
 _BATCH = 4
 _ENDLESS = 10**7
@@ -121,8 +121,10 @@ CONFIGS = (
         for workers in (0, _WORKERS)
     ),
     *(
-        ReaderConfig(peer, (peer,), partial(_torchio, samples), ("128^3", "96^3", "axial"), (CallPattern(),),
-            ("torchio",), slow=True)
+        ReaderConfig(
+            peer, (peer,), partial(_torchio, samples), ("128^3", "96^3", "axial"),
+            (CallPattern(),), ("torchio",), slow=True,
+        )
         for peer, samples in (("TorchIO", 1), (GROUPED[1], 10))
     ),
 )  # fmt: skip

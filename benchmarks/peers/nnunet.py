@@ -8,7 +8,7 @@ import numpy as np
 from draws import KINDS, Draw
 
 from peers.data import ARRAYS, Data
-from peers.reader import BoxReader, Pair, CallPattern, ReaderConfig
+from peers.reader import BoxReader, CallPattern, Pair, ReaderConfig
 
 BLOCK_ZYX = (64, 32, 32)
 """Block shape of 128 KiB of int16, the largest that nnU-Net 2.8 allows."""
@@ -63,7 +63,9 @@ def _blosc(setting: str, threads: int, data: Data) -> BoxReader:
 
 CONFIGS = (
     *(
-        ReaderConfig(f"blosc2, {name}", ("blosc2",), partial(_blosc, name, 1), KINDS, packages=("blosc2",))
+        ReaderConfig(
+            f"blosc2, {name}", ("blosc2",), partial(_blosc, name, 1), KINDS, packages=("blosc2",)
+        )
         for name in SETTINGS
     ),
     ReaderConfig(

@@ -12,7 +12,7 @@ from draws import KINDS, SIDES, Draw, size_zyx
 
 import spinezarr
 from peers.data import Data
-from peers.reader import BoxReader, LocatedPatch, Pair, StreamReader, CallPattern, ReaderConfig
+from peers.reader import BoxReader, CallPattern, LocatedPatch, Pair, ReaderConfig, StreamReader
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
@@ -127,11 +127,17 @@ def _configs() -> Iterator[ReaderConfig]:
     for threads, call_patterns in ((1, _SIDE_BY_SIDE), (2, _ONE_CALLER)):
         for profile, peer in (("balanced", "spinezarr"), ("fast", "spinezarr, fast")):
             name = f"engine, {profile}, {threads} threads a call"
-            yield ReaderConfig(name, (peer,), partial(_engine, profile, threads), KINDS, call_patterns)
-    yield ReaderConfig("stream", ("spinezarr, stream",), partial(_stream, {}, {}), KINDS, (CallPattern(),))
+            yield ReaderConfig(
+                name, (peer,), partial(_engine, profile, threads), KINDS, call_patterns
+            )
+    yield ReaderConfig(
+        "stream", ("spinezarr, stream",), partial(_stream, {}, {}), KINDS, (CallPattern(),)
+    )
     if "shuffle" in inspect.signature(spinezarr.Store.patches).parameters:
         opener = partial(_stream, {"shuffle": "window"}, _WINDOW)
-        yield ReaderConfig("window", ("spinezarr, window",), opener, ("128^3", "96^3", "axial"), (CallPattern(),))
+        yield ReaderConfig(
+            "window", ("spinezarr, window",), opener, ("128^3", "96^3", "axial"), (CallPattern(),)
+        )
     if (Path(spinezarr.__file__).parent / "loaders" / "torch.py").exists():
         yield ReaderConfig(
             "PyTorch loader", ("spinezarr, PyTorch",), _torch, ("128^3", "96^3"), (CallPattern(),),

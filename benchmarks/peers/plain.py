@@ -6,7 +6,7 @@ import numpy as np
 from draws import KINDS, Draw
 
 from peers.data import DTYPES, Data, load_nifti
-from peers.reader import BoxReader, Pair, CallPattern, ReaderConfig
+from peers.reader import BoxReader, CallPattern, Pair, ReaderConfig
 
 
 def _npy(data: Data) -> BoxReader:

@@ -22,7 +22,7 @@ import spinezarr
 from peers.child import serve
 from peers.data import DTYPES, Data
 from peers.reader import Pair
-from peers.remote import OUR_NAME, CONFIGS, Peer, Place
+from peers.remote import CONFIGS, OUR_NAME, Peer, Place
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.remote.settings import RemoteSettings
 from spinezarr.stream.batch import Batch

@@ -10,7 +10,7 @@ from draws import KINDS, Draw
 
 from peers.data import ARRAYS, Data
 from peers.ours import array_folders
-from peers.reader import BoxReader, Pair, CallPattern, ReaderConfig
+from peers.reader import BoxReader, CallPattern, Pair, ReaderConfig
 
 OURS = "our store"
 CODECS: dict[str, dict[str, Any]] = {

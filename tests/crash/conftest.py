@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from killing.bucket import Bucket, serve_bucket
 from killing.driver import Driver
-from killing.kills import BucketPlace, FolderPlace, Place, CrashData
+from killing.kills import BucketPlace, CrashData, FolderPlace, Place
 from killing.memory import in_memory
 
 

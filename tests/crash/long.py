@@ -26,9 +26,9 @@ from killing.driver import Driver
 from killing.kills import (
     BucketPlace,
     Counts,
+    CrashData,
     FolderPlace,
     Place,
-    CrashData,
     count_baseline,
     count_kills,
 )

@@ -83,7 +83,9 @@ def test_an_ingest_and_an_audit_at_once_give_a_valid_store(crash_data, place, ro
 
 def test_the_error_of_a_second_ingest_names_the_first(crash_data, disk):
     url = disk.new(crash_data.stores["version 1"])
-    first = crash_data.driver.start(crash_data.words(url), url, Plan(pause_at="open scans/new/image"))
+    first = crash_data.driver.start(
+        crash_data.words(url), url, Plan(pause_at="open scans/new/image")
+    )
     first.wait_until_paused()
     code, second = crash_data.driver.run(crash_data.words(url), url)
     assert code in {1, 2}

@@ -83,7 +83,9 @@ def test_a_full_disk_fails_single_scans_and_the_next_run_succeeds(crash_data, wo
         write_folder(before, out)
         used = shutil.disk_usage(work / "disk").used
         remount(f"size={(used >> 10) + 500}k")
-        code, run = crash_data.driver.run(words(crash_data, crash_data.folder / "raw2", out), str(out))
+        code, run = crash_data.driver.run(
+            words(crash_data, crash_data.folder / "raw2", out), str(out)
+        )
         assert code == 1, run.output
         failed = failures(run)
         assert failed
@@ -114,7 +116,9 @@ def test_a_read_only_target_is_a_usage_error(crash_data, work, start):
         out = work / "disk" / "s.zarr"
         write_folder(before, out)
         remount("ro")
-        code, run = crash_data.driver.run(words(crash_data, crash_data.folder / "raw2", out), str(out))
+        code, run = crash_data.driver.run(
+            words(crash_data, crash_data.folder / "raw2", out), str(out)
+        )
         assert code == 2, run.output
         assert "Traceback" not in run.output
         assert f"{out}: cannot be written" in run.output
@@ -126,7 +130,9 @@ def test_a_target_without_write_permission_is_a_usage_error(crash_data, disk):
     url = disk.new(crash_data.stores[REFERENCE])
     plan = Plan(plain_user=True)
     with closed(url):
-        code, run = crash_data.driver.run(words(crash_data, crash_data.folder / "raw2", url), url, plan)
+        code, run = crash_data.driver.run(
+            words(crash_data, crash_data.folder / "raw2", url), url, plan
+        )
     assert code == 2, run.output
     assert "Traceback" not in run.output
     assert f"{url}: cannot be written" in run.output
@@ -138,7 +144,9 @@ def test_a_scan_folder_without_write_permission_fails_that_scan(crash_data, disk
     url = disk.new(crash_data.stores[REFERENCE])
     plan = Plan(plain_user=True)
     with closed(f"{url}/scans/other-voxels"):
-        code, run = crash_data.driver.run(words(crash_data, crash_data.folder / "raw2", url), url, plan)
+        code, run = crash_data.driver.run(
+            words(crash_data, crash_data.folder / "raw2", url), url, plan
+        )
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {"other-voxels"}

@@ -27,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("support", "hostile")]
 
-from http_client import fetch  # noqa: E402
 from attacks import IMAGE_KEYS, KINDS, Attack, Target, attack  # noqa: E402
+from http_client import fetch  # noqa: E402
 from killing.memory import in_memory  # noqa: E402
 from server_process import ServerProcess, server_process  # noqa: E402
 

@@ -165,7 +165,9 @@ READ_AGAIN = {
     "change",
     [pytest.param(c, marks=[pytest.mark.long] if n % 2 else []) for n, c in enumerate(AMENDED)],
 )
-def test_changes_that_affect_no_voxel_only_amend_the_metadata(change, raw, tmp_path, differing_files):
+def test_changes_that_affect_no_voxel_only_amend_the_metadata(
+    change, raw, tmp_path, differing_files
+):
     edit, replaced = AMENDED[change]
     out, fresh = tmp_path / "s.zarr", tmp_path / "fresh.zarr"
     run(raw, out)

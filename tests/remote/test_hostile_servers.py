@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 import fsspec
 import psutil
 import pytest
-from timeouts import TIMEOUT_S
 from raw_server import RawServer
+from timeouts import TIMEOUT_S
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError

@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
-from timeouts import TIMEOUT_S
 from raw_server import RawServer
+from timeouts import TIMEOUT_S
 
 from spinezarr.errors import UsageError
 from spinezarr.redaction import redact_url

@@ -180,7 +180,8 @@ def test_signing_in_never_redirects_to_another_server(lab, onward):
     query = urllib.parse.urlencode(form)
     assert ask_once(f"{lab.url}/login?{query}")[1]["location"] == "/"
     assert (
-        onward not in fetch(f"{lab.url}/login?{urllib.parse.urlencode({'next': onward})}")[2].decode()
+        onward
+        not in fetch(f"{lab.url}/login?{urllib.parse.urlencode({'next': onward})}")[2].decode()
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from http_client import fetch, fetch_patches
-from timeouts import TIMEOUT_S, wait_until
 from psutil import net_connections
+from timeouts import TIMEOUT_S, wait_until
 
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer

@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from http_client import fetch
-from timeouts import TIMEOUT_S, wait_until
 from server_process import server_process
+from timeouts import TIMEOUT_S, wait_until
 
 import spinezarr
 from spinezarr.serve.limits import ServeLimits

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 import safetensors.numpy
 import SimpleITK
-from http_client import fetch, fetch_patches
 from google_crc32c import extend
+from http_client import fetch, fetch_patches
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc

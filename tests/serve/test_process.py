@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 import pytest
 from http_client import fetch, fetch_patches
-from timeouts import TIMEOUT_S, wait_until
 from server_process import server_process
+from timeouts import TIMEOUT_S, wait_until
 
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest

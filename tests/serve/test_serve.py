@@ -108,7 +108,9 @@ def test_every_file_of_readers_is_served_unchanged_and_no_other(served, ctspine1
         assert tag[0] == tag[-1] == '"'
         assert headers["cache-control"] == "no-cache"
         assert "content-encoding" not in headers
-        assert fetch(f"{served}/zarr/ctspine1k/{key}", "HEAD")[1]["content-length"] == str(len(body))
+        assert fetch(f"{served}/zarr/ctspine1k/{key}", "HEAD")[1]["content-length"] == str(
+            len(body)
+        )
         assert fetch(f"{served}/zarr/ctspine1k/{key}", if_none_match=tag)[0] == 304
         assert fetch(f"{served}/zarr/ctspine1k/{key}", if_match='"other"')[0] == 412
         status, part, found = fetch(f"{served}/zarr/ctspine1k/{key}", range="bytes=1-3")

@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import nbformat
-from server_process import free_port
 from playwright.sync_api import sync_playwright
+from server_process import free_port
 
 _DESCRIPTION = ".jp-OutputArea .widget-html-content"
 """Selector of the line that describes the clicked voxel."""

@@ -136,7 +136,9 @@ def test_many_faults_are_repaired_in_one_run(folder, pristine, differing_files):
     assert_repaired(folder, pristine, differing_files, audited=False)
 
 
-def test_an_ingest_without_repair_restores_the_group_of_all_scans(folder, pristine, differing_files):
+def test_an_ingest_without_repair_restores_the_group_of_all_scans(
+    folder, pristine, differing_files
+):
     DAMAGES["flipped"](folder / "mended.zarr/scans/zarr.json", np.random.default_rng())
     ingest(RECIPE, discover(RECIPE, str(folder / "raw")), str(folder / "mended.zarr"))
     assert_repaired(folder, pristine, differing_files, audited=True)
@@ -155,7 +157,9 @@ def test_scans_whose_source_is_missing_are_reported_and_kept(folder):
     assert verify_store(str(url)).damaged_scans == {"b"}
 
 
-def test_a_flipped_digit_of_the_format_version_is_damage_and_repaired(folder, pristine, differing_files):
+def test_a_flipped_digit_of_the_format_version_is_damage_and_repaired(
+    folder, pristine, differing_files
+):
     path = folder / "mended.zarr/zarr.json"
     path.write_bytes(path.read_bytes().replace(b'"format_version": ', b'"format_version": 1'))
     repair(folder)

@@ -102,7 +102,9 @@ def test_a_transfer_with_a_poor_estimate_is_not_tried():
 @given(
     st.integers(1, 16), st.floats(0.2, 5), st.floats(0, 0.5), st.integers(0, 1000), st.booleans()
 )
-def test_the_faster_transfer_is_chosen_despite_noisy_measurements(in_flight, times, noise, seed, cold):
+def test_the_faster_transfer_is_chosen_despite_noisy_measurements(
+    in_flight, times, noise, seed, cold
+):
     link = Link(100 * times, 100, noise, seed)
     link.read(in_flight, in_flight, slower=30.0 if cold else 1.0, estimates=(1e3, 2e3))
     link.read(500, in_flight, estimates=(1e3, 2e3))

@@ -272,7 +272,9 @@ def count_kills(crash_data: CrashData, place: Place, kills: int, *, seed: int) -
     return counts
 
 
-def _draw_points(crash_data: CrashData, place: Place, rng: np.random.Generator) -> Iterator[KillPoint]:
+def _draw_points(
+    crash_data: CrashData, place: Place, rng: np.random.Generator
+) -> Iterator[KillPoint]:
     """Draw points evenly: by time, and by stage and change, from each start in turn."""
     starts = list(crash_data.stores)
     profiles = {start: _profile(crash_data, place, start) for start in starts}
@@ -284,7 +286,9 @@ def _draw_points(crash_data: CrashData, place: Place, rng: np.random.Generator) 
             yield place.point_at_change(start, int(rng.choice(by_stage[stage])), rng.random())
 
 
-def _profile(crash_data: CrashData, place: Place, start: Start) -> tuple[float, dict[str, list[int]]]:
+def _profile(
+    crash_data: CrashData, place: Place, start: Start
+) -> tuple[float, dict[str, list[int]]]:
     """Measure how long an undisturbed run takes, and number its changes by stage."""
     url = place.new(crash_data.stores[start])
     began = time.monotonic()

@@ -4,8 +4,8 @@ import shutil
 from urllib.parse import urlsplit
 
 import pytest
-from timeouts import TIMEOUT_S
 from playwright.sync_api import expect, sync_playwright
+from timeouts import TIMEOUT_S
 
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings

@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from http_client import fetch
-from timeouts import wait_until
 from PIL import Image
+from timeouts import wait_until
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover

@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from http_client import fetch
-from timeouts import wait_until
 from playwright.sync_api import expect
 from scan_page import (
     PLANES,
@@ -22,6 +21,7 @@ from scan_page import (
     wait_for_volume,
     without_niivue,
 )
+from timeouts import wait_until
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover

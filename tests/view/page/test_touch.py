@@ -5,8 +5,8 @@ from urllib.parse import parse_qs, urlsplit
 import nibabel as nib
 import numpy as np
 import pytest
-from timeouts import TIMEOUT_S
 from scan_page import PLANES, picture, wait_for_volume, without_niivue
+from timeouts import TIMEOUT_S
 
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest

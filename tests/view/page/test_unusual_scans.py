@@ -5,8 +5,8 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
-from timeouts import TIMEOUT_S, wait_until
 from scan_page import PLANES, SHADE_ERROR, assert_drawn, picture, wait_for_volume, without_niivue
+from timeouts import TIMEOUT_S, wait_until
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
