@@ -1,4 +1,4 @@
-"""What tests and doctests share: one small ingested dataset, a web server and an S3 server."""
+"""Fixtures of tests and doctests: one small ingested dataset, a web server and an S3 server."""
 
 import ctypes
 import gc
@@ -20,7 +20,7 @@ from threading import Thread
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import forked
+import fork_server
 import numpy as np
 import proxy
 import pytest
@@ -42,7 +42,7 @@ from spinezarr.testing import WrittenScan, write_ctspine1k
 if TYPE_CHECKING:
     import SimpleITK
 
-# Programs of their own, which the tests beside them start.
+# These files are programs, which the tests in their folder start.
 collect_ignore = [
     "tests/hostile/fuzz.py",
     "tests/hostile/server_fuzz.py",
@@ -57,10 +57,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_configure() -> None:
-    """Take interrupts, and write to memory.
+    """Accept interrupts, and write temporary files to memory.
 
-    A shell starts jobs in the background so that they and their children ignore interrupts. Stores
-    are forced to disk file by file, which takes long.
+    Background jobs of a shell, and their children, ignore interrupts. Stores are forced to disk
+    file by file, which takes long.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -70,26 +70,26 @@ def pytest_configure() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """End the process that forked commands."""
-    forked.end()
+    """End the fork server of the commands."""
+    fork_server.stop()
 
 
 def pytest_collection_finish() -> None:
-    """Keep the collector of garbage from going through all modules and tests each time."""
+    """Exclude all modules and tests from the garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _frozen_after_each_module() -> Iterator[None]:
-    """Do the same for what a module of tests has imported."""
+def _freeze_after_each_module() -> Iterator[None]:
+    """Exclude the imports of each test module from the garbage collection."""
     yield
     gc.collect()
     gc.freeze()
 
 
-class NotingFetcher(Fetcher):
-    """Hands on what another fetches, and notes what it was asked for, call by call."""
+class RecordingFetcher(Fetcher):
+    """Fetches through another fetcher, and records the requested ranges, call by call."""
 
     def __init__(self, fetch: Fetcher | None = None) -> None:
         self.calls: list[ByteRanges] = []
@@ -102,21 +102,21 @@ class NotingFetcher(Fetcher):
 
     @property
     def fetched(self) -> list[ByteRange]:
-        """What it was asked for, in one list."""
+        """The requested ranges of all calls."""
         return [item for call in self.calls for item in call]
 
 
 @pytest.fixture(scope="session")
-def noting_fetcher() -> type[NotingFetcher]:
-    """Make a fetcher that notes what it fetches."""
-    return NotingFetcher
+def recording_fetcher() -> type[RecordingFetcher]:
+    """Return the class of a fetcher that records the requested ranges."""
+    return RecordingFetcher
 
 
 @pytest.fixture(scope="session")
 def ctspine1k_raw(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, tuple[WrittenScan, ...]]:
-    """Raw folder in the official layout, and what was written there; not to be changed."""
+    """Return a raw folder in the official layout, and its scans; no test may change it."""
     raw = tmp_path_factory.mktemp("raw") / "CTSpine1K"
     return raw, write_ctspine1k(raw, scale=0.25)
 
@@ -125,7 +125,7 @@ def ctspine1k_raw(
 def ctspine1k_url(
     ctspine1k_raw: tuple[Path, tuple[WrittenScan, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    """Store of that folder; not to be changed."""
+    """Return the path of the store of that folder; no test may change it."""
     recipe = Recipe.load("ctspine1k")
     url = str(tmp_path_factory.mktemp("store") / "ctspine1k.zarr")
     report = ingest(recipe, discover(recipe, str(ctspine1k_raw[0])), url)
@@ -148,7 +148,7 @@ def _doctest_store(doctest_namespace: dict[str, object], request: pytest.Fixture
 
 
 def give_up_capabilities() -> Callable[[], None]:
-    """Leave user 0 with what the modes of files allow their owner; give what takes it back.
+    """Limit user 0 to the permissions of file modes; return a function that ends the limit.
 
     The thread, and those it starts, give up their effective capabilities (``capset(2)``).
     """
@@ -156,24 +156,24 @@ def give_up_capabilities() -> Callable[[], None]:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
     held = (ctypes.c_uint32 * 6)()
     assert not libc.capget(header, held)
-    # Twice effective, permitted and inheritable.
+    # The array holds the effective, permitted and inheritable capabilities, twice.
     assert not libc.capset(header, (ctypes.c_uint32 * 6)(0, *held[1:3], 0, *held[4:]))
 
-    def take_back() -> None:
+    def restore() -> None:
         assert not libc.capset(header, held)
 
-    return take_back
+    return restore
 
 
 @pytest.fixture
 def plain_user() -> Iterator[None]:
-    """Leave user 0 with what the modes of files allow their owner, while a test runs."""
+    """Limit user 0 to the permissions of file modes while a test runs."""
     if os.geteuid():
         yield
         return
-    take_back = give_up_capabilities()
+    restore = give_up_capabilities()
     yield
-    take_back()
+    restore()
 
 
 class _FolderServer(ThreadingHTTPServer):
@@ -199,21 +199,21 @@ class _RangeHandler(BaseHTTPRequestHandler):
 
     def answer(self, *, with_body: bool) -> None:
         path = self.server.folder / self.path.lstrip("/")
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        self.server.requests.append((self.path, bool(asked)))
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.server.requests.append((self.path, bool(byte_range)))
         data = path.read_bytes() if path.is_file() else b""
         status = HTTPStatus.OK if path.is_file() else HTTPStatus.NOT_FOUND
-        whole = len(data)
-        if asked and status == HTTPStatus.OK:
-            first, last = int(asked[1]), min(int(asked[2]), whole - 1)
+        file_bytes = len(data)
+        if byte_range and status == HTTPStatus.OK:
+            first, last = int(byte_range[1]), min(int(byte_range[2]), file_bytes - 1)
             data = data[first : last + 1]
             outside = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-            status = HTTPStatus.PARTIAL_CONTENT if first < whole else outside
+            status = HTTPStatus.PARTIAL_CONTENT if first < file_bytes else outside
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Accept-Ranges", "bytes")
         if status == HTTPStatus.PARTIAL_CONTENT:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
+            self.send_header("Content-Range", f"bytes {first}-{last}/{file_bytes}")
         self.end_headers()
         if with_body:
             self.wfile.write(data)
@@ -224,7 +224,10 @@ class _RangeHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Path], tuple[str, list[tuple[str, bool]]]]]:
-    """Serve folders over HTTP: gives the URL of one, and the requests (path, ranged) so far."""
+    """Return a function that serves a folder over HTTP.
+
+    It returns the URL, and the list of requests so far: path, and whether it was for a range.
+    """
     with ExitStack() as running:
 
         def start(folder: Path) -> tuple[str, list[tuple[str, bool]]]:
@@ -246,12 +249,12 @@ class S3Server:
     access_key: str
     secret_key: str
     client: Any
-    """From boto3."""
+    """Client of boto3."""
     buckets: list[str] = field(default_factory=list)
 
     @property
     def storage_options(self) -> dict[str, str]:
-        """What opens its URLs in Python."""
+        """Storage options for its URLs in Python."""
         return {
             "endpoint_url": self.endpoint_url,
             "key": self.access_key,
@@ -260,10 +263,10 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the command line needs to reach it, with nothing of the user's own."""
-        own = {name: text for name, text in os.environ.items() if not name.startswith("AWS_")}
+        """Environment of a command that uses it, without AWS settings of the user."""
+        others = {name: text for name, text in os.environ.items() if not name.startswith("AWS_")}
         return {
-            **own,
+            **others,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_CONFIG_FILE": os.devnull,
@@ -282,7 +285,7 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """Run an S3 server: moto's, or Ceph's where ``SPINEZARR_TEST_S3=ceph`` asks for it."""
+    """Run an S3 server: moto's, or Ceph's if ``SPINEZARR_TEST_S3`` is ``ceph``."""
     import boto3  # noqa: PLC0415  takes long, and few tests need it
 
     running = _ceph if os.environ.get("SPINEZARR_TEST_S3") == "ceph" else _moto
@@ -298,17 +301,17 @@ def _moto() -> Iterator[tuple[str, str, str]]:
     """Run moto's server in a process of its own, on a port that it chooses."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
-        said = ""
+        output = ""
         for line in process.stderr:
-            said += line
-            if found := re.search(r"Running on (http://\S+)", line):
+            output += line
+            if url := re.search(r"Running on (http://\S+)", line):
                 break
         else:
-            raise RuntimeError(f"moto did not start: {said}")
-        # It reports every request: read on, or it waits for room to do so.
+            raise RuntimeError(f"moto did not start: {output}")
+        # moto writes a line for every request, and would block once the pipe is full.
         drain = Thread(target=process.stderr.read)
         drain.start()
-        yield found[1], "test", "test"
+        yield url[1], "test", "test"
         process.terminate()
         drain.join()
 
@@ -316,7 +319,7 @@ def _moto() -> Iterator[tuple[str, str, str]]:
 @contextmanager
 def _ceph() -> Iterator[tuple[str, str, str]]:
     """Run Ceph's gateway."""
-    from ceph import ceph_gateway  # noqa: PLC0415  only where it is asked for
+    from ceph import ceph_gateway  # noqa: PLC0415  rarely needed
 
     with ceph_gateway() as gateway:
         yield gateway.endpoint_url, gateway.access_key, gateway.secret_key
@@ -324,12 +327,12 @@ def _ceph() -> Iterator[tuple[str, str, str]]:
 
 @pytest.fixture(scope="session")
 def proxies() -> ModuleType:
-    """Give the module of the proxy that adds latency, a bandwidth cap and faults."""
+    """Return the module of the proxy that adds latency, a bandwidth limit and faults."""
     return proxy
 
 
-def _canonical(store: Path) -> dict[str, object]:
-    """Return what a store holds, whichever of the two kinds of chunk keys its groups use."""
+def _comparable_files(store: Path) -> dict[str, object]:
+    """Return the files of a store in a form that does not depend on the kind of chunk keys."""
     files = {
         str(path.relative_to(store)): path.read_bytes()
         for path in store.rglob("*")
@@ -360,15 +363,16 @@ def _plain_metadata(data: bytes) -> object:
     return metadata
 
 
-def _differing(a: Path, b: Path) -> list[str]:
-    ours, theirs = _canonical(a), _canonical(b)
-    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+def _differing_files(a: Path, b: Path) -> list[str]:
+    first, second = _comparable_files(a), _comparable_files(b)
+    keys = first.keys() | second.keys()
+    return sorted(key for key in keys if first.get(key) != second.get(key))
 
 
 @pytest.fixture(scope="session")
-def differing() -> Callable[[Path, Path], list[str]]:
-    """Name the files whose content differs between two stores, or that are in one alone."""
-    return _differing
+def differing_files() -> Callable[[Path, Path], list[str]]:
+    """Return a function that names the files that differ between two stores."""
+    return _differing_files
 
 
 def _shard_entry(shard: bytes, n_chunks: int) -> ShardEntry:
@@ -387,12 +391,15 @@ def _shard_entry(shard: bytes, n_chunks: int) -> ShardEntry:
 
 @pytest.fixture(scope="session")
 def shard_entry() -> Callable[[bytes, int], ShardEntry]:
-    """Return what a manifest says of a shard with room for so many chunks."""
+    """Return a function that makes the manifest entry of a shard with room for ``n`` chunks."""
     return _shard_entry
 
 
 def _affine_of_itk(image: "SimpleITK.Image") -> np.ndarray:
-    """Return where SimpleITK places voxels ``(i, j, k, 1)``, in RAS+ mm; ITK's are LPS+."""
+    """Return the affine by which SimpleITK places voxels ``(i, j, k, 1)``, in RAS+ mm.
+
+    ITK itself uses LPS+.
+    """
     to_ras = np.diag([-1.0, -1.0, 1.0])
     affine = np.eye(4)
     directions = np.array(image.GetDirection()).reshape(3, 3)
@@ -403,7 +410,7 @@ def _affine_of_itk(image: "SimpleITK.Image") -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def affine_of_itk() -> "Callable[[SimpleITK.Image], np.ndarray]":
-    """Give where SimpleITK places an image's voxels, in RAS+ mm."""
+    """Return a function that returns the affine of a SimpleITK image, in RAS+ mm."""
     return _affine_of_itk
 
 
@@ -436,10 +443,10 @@ def _assert_read_alike(path: Path | str, apart_mm: float = 0.01) -> None:
 
 @pytest.fixture(scope="session")
 def assert_read_alike() -> Callable[..., None]:
-    """Give the check that programs read a NIfTI file alike."""
+    """Return the check that programs read a NIfTI file alike."""
     return _assert_read_alike
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the pages, which take longest: at the end, other processes would wait for one."""
+    """Run the tests of the pages first, because they take longest."""
     items.sort(key=lambda item: item.path.name != "test_docs.py")

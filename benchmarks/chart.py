@@ -6,11 +6,11 @@ from typing import Any
 from draws import KINDS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from targets import OURS, ROOF
+from targets import OURS, UPPER_BOUND
 
-_COLORS = {OURS: "#08519c", ROOF: "#bdbdbd"}
-_OTHER = "#fd8d3c"
-_LEAST = 0.1
+_COLORS = {OURS: "#08519c", UPPER_BOUND: "#bdbdbd"}
+_OTHER_COLOR = "#fd8d3c"
+_LOWEST_RATE = 0.1
 """Rate at which all bars begin."""
 _TITLES = {"128^3": "128³", "96^3": "96³"}
 
@@ -44,7 +44,7 @@ def draw_bars(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
         [row["per_s_median"] - row["per_s_min"] for row in rows],
         [row["per_s_max"] - row["per_s_median"] for row in rows],
     ]
-    colors = [_COLORS.get(row["reader"].split(",")[0], _OTHER) for row in rows]
+    colors = [_COLORS.get(row["reader"].split(",")[0], _OTHER_COLOR) for row in rows]
     axes.barh(
         range(len(rows)), values, color=colors, xerr=spread, error_kw={"lw": 0.8, "ecolor": "0.3"}
     )
@@ -56,7 +56,7 @@ def draw_bars(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [row["reader"] for row in rows], fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlim(_LEAST, max(row["per_s_max"] for row in rows) * 3)
+    axes.set_xlim(_LOWEST_RATE, max(row["per_s_max"] for row in rows) * 3)
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)

@@ -1,11 +1,11 @@
 """Compares size, decoding speed and patch speed of chunk codecs and chunk shapes, on CT and mask.
 
 Every candidate encodes the chunks of the same scans, which are read back and compared voxel by
-voxel. Then the candidates take turns, round after round: each decodes all chunks and reads the same
-random patches. Speeds are those of one core: bytes of the volume, or patches, per processor time of
-the thread, which a busy machine changes less than wall time. The results are ratios to the default
-codec in the same turn. As in a store, background chunks of masks are not stored, and the crc32c of
-every chunk is checked before it is decoded.
+voxel. Then each candidate decodes all chunks and reads the same random patches once in each round.
+Speeds are those of one core: bytes of the volume, or patches, per processor time of the thread,
+which a busy machine changes less than wall time. The results are ratios to the default codec in the
+same round. As in a store, background chunks of masks are not stored, and the crc32c of every chunk
+is checked before it is decoded.
 """
 
 import argparse
@@ -65,7 +65,7 @@ BLOSC: tuple[tuple[Any, ...], ...] = (
     ("zstd", 7, "shuffle", 0), ("zstd", 8, "shuffle", 128 * KIB), ("zstd", 9, "shuffle", 0),
     ("zstd", 5, "bitshuffle", 1024 * KIB), ("zstd", 8, "noshuffle", 0),
 )  # fmt: skip
-"""Compressor, level, shuffle and block size in bytes; 0: chosen by Blosc."""
+"""Compressor, level, shuffle, and block size in bytes; Blosc chooses the size if it is 0."""
 SPECIFIED = frozenset({"blosc lz4", "blosc lz4hc", "blosc zstd", "zstd", "gzip"})
 """Codec families in the Zarr v3 specification."""
 SHUFFLES = {"noshuffle": "-", "shuffle": "byte", "bitshuffle": "bit"}
@@ -73,7 +73,7 @@ SHUFFLES = {"noshuffle": "-", "shuffle": "byte", "bitshuffle": "bit"}
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A way to encode a chunk."""
+    """Functions that encode and decode a chunk."""
 
     name: str
     family: str
@@ -87,7 +87,7 @@ def blosc_name(spec: BloscCodecSpec) -> str:
     return f"blosc {spec.cname} {spec.clevel} {SHUFFLES[spec.shuffle]}{size}"
 
 
-def of_blosc(spec: BloscCodecSpec) -> Codec:
+def blosc_codec(spec: BloscCodecSpec) -> Codec:
     """Return a candidate of C-Blosc 1."""
     shuffle = list(SHUFFLES).index(spec.shuffle)
     codec = Blosc(spec.cname, spec.clevel, shuffle, spec.blocksize)
@@ -104,13 +104,13 @@ def chain(name: str, family: str, *codecs: Any) -> Codec:  # noqa: ANN401
         return bytes(data)
 
     def decode(data: bytes, out: Voxels) -> None:
-        packed: Any = data
+        value: Any = data
         for codec in codecs[:0:-1]:
-            packed = codec.decode(packed)
+            value = codec.decode(value)
         if len(codecs) > 1:
-            out.reshape(-1)[...] = np.asarray(codecs[0].decode(packed)).view(out.dtype).reshape(-1)
+            out.reshape(-1)[...] = np.asarray(codecs[0].decode(value)).view(out.dtype).reshape(-1)
         else:
-            codecs[0].decode(packed, out)
+            codecs[0].decode(value, out)
 
     return Codec(name, family, encode, decode)
 
@@ -118,13 +118,13 @@ def chain(name: str, family: str, *codecs: Any) -> Codec:  # noqa: ANN401
 def candidates(itemsize: int, *, quick: bool) -> list[Codec]:
     """Return all candidates for voxels of ``itemsize`` bytes, the reference first."""
     chosen = [
-        *(of_blosc(spec) for spec in dict.fromkeys(_profile_codecs())),
-        of_blosc(BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * KIB)),
-        of_blosc(BloscCodecSpec("zstd", 5, "noshuffle", 0)),
+        *(blosc_codec(spec) for spec in dict.fromkeys(_profile_codecs())),
+        blosc_codec(BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * KIB)),
+        blosc_codec(BloscCodecSpec("zstd", 5, "noshuffle", 0)),
         chain("zstd 3", "zstd", Zstd(3)),
     ]
     if not quick:
-        chosen += [of_blosc(BloscCodecSpec(*numbers)) for numbers in BLOSC]
+        chosen += [blosc_codec(BloscCodecSpec(*values)) for values in BLOSC]
         chosen += [
             chain("gzip 6", "gzip", GZip(6)),
             chain("zstd 9", "zstd", Zstd(9)),
@@ -167,31 +167,31 @@ def load(scan: str, array: str, path: Path) -> Source:
     return Source(scan, array, np.ascontiguousarray(voxels, dtype), path.stat().st_size)
 
 
-def cut(source: Source, shape_zyx: ShapeZYX) -> Iterator[tuple[ShapeZYX, Voxels]]:
+def cut_chunks(source: Source, shape_zyx: ShapeZYX) -> Iterator[tuple[ShapeZYX, Voxels]]:
     """Yield the chunks that a store holds, with its padding."""
     fill = fill_value(source.array, source.voxels.dtype)
     for index in product(*map(range, chunk_grid(source.voxels.shape, shape_zyx))):
-        at = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, shape_zyx, strict=True))
-        inside = source.voxels[at]
-        if source.array == "label" and not inside.any():
+        slices = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, shape_zyx, strict=True))
+        voxels = source.voxels[slices]
+        if source.array == "label" and not voxels.any():
             continue
         chunk = np.full(shape_zyx, fill, source.voxels.dtype)
-        chunk[tuple(slice(0, n) for n in inside.shape)] = inside
+        chunk[tuple(slice(0, n) for n in voxels.shape)] = voxels
         yield index, chunk
 
 
-class Packed:
+class EncodedArray:
     """A source encoded by one codec with one chunk shape."""
 
     def __init__(self, source: Source, shape_zyx: ShapeZYX, codec: Codec) -> None:
         self.codec = codec
         self._source = source
-        chunks = list(cut(source, shape_zyx))
+        chunks = list(cut_chunks(source, shape_zyx))
         started = time.thread_time()
-        packed = [codec.encode(chunk) for _, chunk in chunks]
+        encoded = [codec.encode(chunk) for _, chunk in chunks]
         self.encode_s = time.thread_time() - started
         self._chunks = {
-            index: (data, crc32c(data)) for (index, _), data in zip(chunks, packed, strict=True)
+            index: (data, crc32c(data)) for (index, _), data in zip(chunks, encoded, strict=True)
         }
         shape = source.voxels.shape
         shard = tuple(n * c for n, c in zip(chunk_grid(shape, shape_zyx), shape_zyx, strict=True))
@@ -200,10 +200,10 @@ class Packed:
         )
         self._out = np.empty(shape_zyx, source.voxels.dtype)
         n_chunks = int(np.prod(chunk_grid(shape, shape_zyx)))
-        self.stored_bytes = sum(len(data) + 4 for data in packed) + index_bytes(n_chunks)
+        self.stored_bytes = sum(len(data) + 4 for data in encoded) + index_bytes(n_chunks)
         whole = Box((0, 0, 0), shape)
         if not np.array_equal(self.read(whole), source.voxels):
-            raise AssertionError(f"{codec.name} does not give the voxels back")
+            raise AssertionError(f"{codec.name} does not decode to the same voxels")
 
     def _decode(self, index: ShapeZYX) -> Voxels:
         data, checksum = self._chunks[index]
@@ -220,21 +220,21 @@ class Packed:
         return time.thread_time() - started
 
     def read(self, box: Box) -> Voxels:
-        """Read a box in a way that suits any codec: plan, decode whole chunks, copy parts."""
+        """Read a box with any codec: plan, decode whole chunks, copy parts."""
         out = np.empty(box.shape_zyx, self._source.voxels.dtype)
         plan = plan_reads([(self._spec, box)])
         for chunk in range(len(plan)):
             index = plan.chunk_index(chunk)
             ((_, within_chunk, within_box),) = plan.pieces(chunk)
-            present = index in self._chunks
-            part = self._decode(index)[within_chunk.slices] if present else 0
-            out[within_box.slices] = part
+            is_stored = index in self._chunks
+            values = self._decode(index)[within_chunk.slices] if is_stored else 0
+            out[within_box.slices] = values
         return out
 
-    def read_all(self, wanted: Iterable[Box]) -> float:
-        """Read some patches, and return the processor time in seconds."""
+    def read_all(self, patches: Iterable[Box]) -> float:
+        """Read patches, and return the processor time in seconds."""
         started = time.thread_time()
-        for box in wanted:
+        for box in patches:
             self.read(box)
         return time.thread_time() - started
 
@@ -248,38 +248,38 @@ def spread(seconds: list[float], amount: float) -> dict[str, float]:
 def measure(
     source: Source, shape_zyx: ShapeZYX, codecs: list[Codec], rounds: int
 ) -> list[dict[str, Any]]:
-    """Measure all codecs in turn, round after round, on one source and chunk shape."""
-    packed = [Packed(source, shape_zyx, codec) for codec in codecs]
-    decode_s: list[list[float]] = [[] for _ in packed]
-    patch_s: list[dict[str, list[float]]] = [{kind: [] for kind in KINDS} for _ in packed]
+    """Measure all codecs once in each round, on one source and chunk shape."""
+    arrays = [EncodedArray(source, shape_zyx, codec) for codec in codecs]
+    decode_s: list[list[float]] = [[] for _ in arrays]
+    patch_s: list[dict[str, list[float]]] = [{kind: [] for kind in KINDS} for _ in arrays]
     for turn in range(rounds):
-        for each, seconds in zip(packed, decode_s, strict=True):
-            seconds.append(each.decode_all())
+        for array, seconds in zip(arrays, decode_s, strict=True):
+            seconds.append(array.decode_all())
         for kind, n in KINDS.items():
-            wanted = boxes(kind, source.voxels.shape, turn, n)
-            for each, by_kind in zip(packed, patch_s, strict=True):
-                by_kind[kind].append(each.read_all(wanted))
-    first = statistics.median(decode_s[0])
+            patches = boxes(kind, source.voxels.shape, turn, n)
+            for array, by_kind in zip(arrays, patch_s, strict=True):
+                by_kind[kind].append(array.read_all(patches))
+    reference_s = statistics.median(decode_s[0])
     return [
         {
             "scan": source.scan,
             "array": source.array,
             "chunk_shape_zyx": shape_zyx,
-            "codec": each.codec.name,
-            "family": each.codec.family,
-            "specified": each.codec.family in SPECIFIED,
-            "stored_bytes": each.stored_bytes,
+            "codec": array.codec.name,
+            "family": array.codec.family,
+            "specified": array.codec.family in SPECIFIED,
+            "stored_bytes": array.stored_bytes,
             "source_bytes": source.source_bytes,
-            "encode_mb_s": source.voxels.nbytes / 1e6 / each.encode_s,
+            "encode_mb_s": source.voxels.nbytes / 1e6 / array.encode_s,
             "decode_mb_s": spread(seconds, source.voxels.nbytes / 1e6),
-            "decode_times_first": first / statistics.median(seconds),
-            "patches_s": {kind: spread(found, KINDS[kind]) for kind, found in by_kind.items()},
+            "decode_times_reference": reference_s / statistics.median(seconds),
+            "patches_s": {kind: spread(times, KINDS[kind]) for kind, times in by_kind.items()},
         }
-        for each, seconds, by_kind in zip(packed, decode_s, patch_s, strict=True)
+        for array, seconds, by_kind in zip(arrays, decode_s, patch_s, strict=True)
     ]
 
 
-def together(rows: list[dict[str, Any]], scan: str) -> list[dict[str, Any]]:
+def join_rows(rows: list[dict[str, Any]], scan: str) -> list[dict[str, Any]]:
     """Join each image row of a scan with that of its mask; bytes and times add up."""
     label_rows = {
         (tuple(row["chunk_shape_zyx"]), row["codec"]): row
@@ -287,21 +287,21 @@ def together(rows: list[dict[str, Any]], scan: str) -> list[dict[str, Any]]:
         if (row["scan"], row["array"]) == (scan, "label")
     }
     return [
-        _joined(row, label_rows, row["codec"])
+        _join(row, label_rows, row["codec"])
         for row in rows
         if (row["scan"], row["array"]) == (scan, "image")
     ]
 
 
-def _joined(
+def _join(
     image: dict[str, Any], label_rows: dict[tuple[ShapeZYX, str], dict[str, Any]], mask_codec: str
 ) -> dict[str, Any]:
     shape = tuple(image["chunk_shape_zyx"])
     label = label_rows.get((shape, mask_codec), label_rows.get((shape, MASK_CODEC)))
-    parts = [image] if label is None else [image, label]
+    rows = [image] if label is None else [image, label]
 
-    def rate(pick: Callable[[dict[str, Any]], float]) -> float:
-        return 1 / sum(1 / pick(part) for part in parts)
+    def joint_rate(rate: Callable[[dict[str, Any]], float]) -> float:
+        return 1 / sum(1 / rate(row) for row in rows)
 
     return {
         "codec": image["codec"],
@@ -309,11 +309,12 @@ def _joined(
         "family": image["family"],
         "specified": image["specified"],
         "chunk_shape_zyx": shape,
-        "size": sum(p["stored_bytes"] for p in parts) / sum(p["source_bytes"] for p in parts),
+        "size": sum(r["stored_bytes"] for r in rows) / sum(r["source_bytes"] for r in rows),
         "encode_mb_s": image["encode_mb_s"],
         "decode_mb_s": image["decode_mb_s"]["median"],
         "patches_s": {
-            kind: rate(lambda part, kind=kind: part["patches_s"][kind]["median"]) for kind in KINDS
+            kind: joint_rate(lambda row, kind=kind: row["patches_s"][kind]["median"])
+            for kind in KINDS
         },
     }
 
@@ -321,23 +322,23 @@ def _joined(
 def frontier(points: list[dict[str, Any]], speed: Callable[[dict[str, Any]], float]) -> list[int]:
     """Return the points for which no other is both smaller and faster, smallest first."""
     order = sorted(range(len(points)), key=lambda i: (points[i]["size"], -speed(points[i])))
-    best, kept = 0.0, []
+    fastest, indices = 0.0, []
     for i in order:
-        if speed(points[i]) > best:
-            best = speed(points[i])
-            kept.append(i)
-    return kept
+        if speed(points[i]) > fastest:
+            fastest = speed(points[i])
+            indices.append(i)
+    return indices
 
 
 def profile_names(points: list[dict[str, Any]]) -> dict[int, str]:
-    """Return which points are the image codecs of the project's profiles."""
-    found: dict[int, list[str]] = {}
+    """Return the names of the profiles whose image codecs are points, by index of the point."""
+    names_by_point: dict[int, list[str]] = {}
     for profile in PROFILES.values():
-        wanted = (blosc_name(profile.image), profile.chunk_shape_zyx)
+        key = (blosc_name(profile.image), profile.chunk_shape_zyx)
         for i, point in enumerate(points):
-            if (point["codec"], point["chunk_shape_zyx"]) == wanted:
-                found.setdefault(i, []).append(profile.name)
-    return {i: " = ".join(names) for i, names in found.items()}
+            if (point["codec"], point["chunk_shape_zyx"]) == key:
+                names_by_point.setdefault(i, []).append(profile.name)
+    return {i: " = ".join(names) for i, names in names_by_point.items()}
 
 
 def parse_scan(text: str) -> tuple[str, Path, Path | None]:
@@ -348,11 +349,12 @@ def parse_scan(text: str) -> tuple[str, Path, Path | None]:
 
 
 def measure_scan(
-    name: str, image: Path, label: Path | None, options: argparse.Namespace, *, first: bool
+    name: str, image: Path, label: Path | None, options: argparse.Namespace, *, is_first: bool
 ) -> list[dict[str, Any]]:
-    """Measure a scan: the first with every chunk shape, others with those of the profiles."""
-    own = tuple(dict.fromkeys(profile.chunk_shape_zyx for profile in PROFILES.values()))
-    shapes = tuple(dict.fromkeys((*own, *SHAPES))) if first and not options.quick else own
+    """Measure the first scan with every chunk shape, and others with those of the profiles."""
+    of_profiles = tuple(dict.fromkeys(profile.chunk_shape_zyx for profile in PROFILES.values()))
+    all_shapes = tuple(dict.fromkeys((*of_profiles, *SHAPES)))
+    shapes = all_shapes if is_first and not options.quick else of_profiles
     sources = [load(name, "image", image)]
     if label is not None:
         sources.append(load(name, "label", label))
@@ -360,7 +362,7 @@ def measure_scan(
     for source, shape in product(sources, shapes):
         CONSOLE.log(f"{name} {source.array} {shape}")
         codecs = candidates(source.voxels.itemsize, quick=options.quick)
-        if shape not in own:
+        if shape not in of_profiles:
             codecs = [codec for codec in codecs if codec.name not in SLOW]
         rows += measure(source, shape, codecs, options.rounds)
     return rows
@@ -396,57 +398,57 @@ def draw(points: list[dict[str, Any]], scan: str, path: Path) -> None:
         panels[1], points, lambda p: p["patches_s"]["128^3"], "128³ patches a second of one core"
     )
     panels[0].legend(loc="upper left", fontsize=8, title="large: chunk shape of the profiles")
-    figure.suptitle(f"{scan}, image and mask: fewer bytes to the left, faster upwards", fontsize=11)
+    figure.suptitle(f"{scan}, image and mask: smaller to the left, faster to the top", fontsize=11)
     figure.savefig(path)
 
 
 def _draw_panel(
     axes: Axes, points: list[dict[str, Any]], speed: Callable[[dict[str, Any]], float], text: str
 ) -> None:
-    own = {profile.chunk_shape_zyx for profile in PROFILES.values()}
+    profile_shapes = {profile.chunk_shape_zyx for profile in PROFILES.values()}
     for family, color in COLORS.items():
-        for large in (True, False):
+        for is_large in (True, False):
             chosen = [
                 p
                 for p in points
-                if p["family"] == family and (p["chunk_shape_zyx"] in own) == large
+                if p["family"] == family and (p["chunk_shape_zyx"] in profile_shapes) == is_large
             ]
             axes.scatter(
                 [p["size"] for p in chosen],
                 [speed(p) for p in chosen],
-                s=38 if large else 10,
-                alpha=0.9 if large else 0.4,
+                s=38 if is_large else 10,
+                alpha=0.9 if is_large else 0.4,
                 color=color,
                 linewidths=0,
-                label=family if large and chosen else None,
+                label=family if is_large and chosen else None,
             )
-    edge = frontier(points, speed)
-    xs, ys = [points[i]["size"] for i in edge], [speed(points[i]) for i in edge]
+    on_frontier = frontier(points, speed)
+    xs, ys = [points[i]["size"] for i in on_frontier], [speed(points[i]) for i in on_frontier]
     axes.step(xs, ys, where="post", color="0.55", linewidth=1, zorder=0)
     for i, name in profile_names(points).items():
-        at = (points[i]["size"], speed(points[i]))
-        axes.scatter(*at, s=190, marker="*", color="black", zorder=4)
+        xy = (points[i]["size"], speed(points[i]))
+        axes.scatter(*xy, s=190, marker="*", color="black", zorder=4)
         axes.annotate(
             name,
-            at,
+            xy,
             (12, -4),
             textcoords="offset points",
             weight="bold",
             fontsize=11,
             path_effects=HALO,
         )
-    room = max(ys) / 28
-    taken = [speed(points[i]) for i in profile_names(points)]
-    for i in edge:
+    line_height = max(ys) / 28
+    label_ys = [speed(points[i]) for i in profile_names(points)]
+    for i in on_frontier:
         point = points[i]
         z, y, x = point["chunk_shape_zyx"]
-        at = (point["size"], speed(point))
-        if any(abs(at[1] - other) < room for other in taken):
+        xy = (point["size"], speed(point))
+        if any(abs(xy[1] - label_y) < line_height for label_y in label_ys):
             continue
-        taken.append(at[1])
+        label_ys.append(xy[1])
         axes.annotate(
             f"{point['codec'].removeprefix('blosc ')}, {z}·{y}·{x}",
-            at,
+            xy,
             (7, -3),
             textcoords="offset points",
             fontsize=8,
@@ -465,14 +467,14 @@ def main() -> None:
     """Measure, print a table, write JSON and a plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "scans", nargs="*", help="CT.nii.gz,MASK.nii.gz or CT.nii.gz; else a phantom"
+        "scans", nargs="*", help="CT.nii.gz,MASK.nii.gz or CT.nii.gz (default: a phantom)"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--quick", action="store_true", help="measure few candidates and one chunk shape"
     )
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--png", type=Path, help="where to draw the first scan's frontier")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--png", type=Path, help="file for the chart of the first scan")
     parser.add_argument("--again", type=Path, help="show the figures of an earlier --json")
     options = parser.parse_args()
     blosc.set_nthreads(1)
@@ -481,7 +483,7 @@ def main() -> None:
     else:
         rows = measure_scans([parse_scan(text) for text in options.scans], options)
     first = rows[0]["scan"]
-    points = together(rows, first)
+    points = join_rows(rows, first)
     print_points(points, first)
     if options.png:
         draw(points, first, options.png)
@@ -496,7 +498,7 @@ def measure_scans(
         if not options.quick or not scans:
             scans.append(("phantom", *phantom_pair(Path(folder))))
         for name, image, label in scans:
-            rows += measure_scan(name, image, label, options, first=name == scans[0][0])
+            rows += measure_scan(name, image, label, options, is_first=name == scans[0][0])
             if options.json:
                 options.json.write_text(json.dumps({**machine(), "rows": rows}, indent=1))
     return rows

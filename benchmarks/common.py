@@ -84,8 +84,8 @@ def folder_bytes(*folders: Path) -> int:
     return sum(f.stat().st_size for d in folders for f in d.rglob("*") if f.is_file())
 
 
-def ingested(image: Path, label: Path, work: Path) -> Path:
-    """Ingest one scan."""
+def ingest_pair(image: Path, label: Path, work: Path) -> Path:
+    """Ingest one scan; return its store."""
     raw, out = work / "raw", work / "one.zarr"
     raw.mkdir()
     (raw / "scan_ct.nii.gz").symlink_to(image.resolve())

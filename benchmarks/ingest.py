@@ -1,6 +1,6 @@
 """Compares the ingest of one CT and its mask with building the Hugging Face Arrow form.
 
-All ways use the same files and take turns within a round, so that a slow moment of a shared machine
+All methods use the same files and run once in each round, so that a slow moment of a shared machine
 affects all of them; the results are ratios. The lower bound of any ingest into this format is to
 inflate both files with isal and encode every chunk with the store's codec, on two threads.
 """
@@ -34,12 +34,12 @@ THREADS = 2
 PATTERNS = ("{scan}_ct.nii.gz", "{scan}_seg.nii.gz")
 
 
-def measured(call: Callable[[], object], out: Path | None = None) -> Cost:
-    """Run ``call`` in this process."""
+def measure_call(call: Callable[[], object], out: Path | None = None) -> Cost:
+    """Run ``call`` in this process, and return its cost."""
     wall, core = time.perf_counter(), time.process_time()
     call()
-    seconds, core_s = time.perf_counter() - wall, time.process_time() - core
-    return Cost(seconds, core_s, written_bytes=None if out is None else folder_bytes(out))
+    wall_s, core_s = time.perf_counter() - wall, time.process_time() - core
+    return Cost(wall_s, core_s, written_bytes=None if out is None else folder_bytes(out))
 
 
 def build_arrow(raw: Path, out: Path) -> None:
@@ -101,16 +101,16 @@ def cut_chunks(path: Path, array: str) -> list[np.ndarray]:
     chunks = []
     for index in np.ndindex(BALANCED.chunk_grid(voxels.shape)):
         shape = BALANCED.chunk_shape_zyx
-        at = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, shape, strict=True))
+        slices = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, shape, strict=True))
         chunk = np.full(shape, fill_value(array, voxels.dtype), voxels.dtype)
-        chunk[tuple(map(slice, voxels[at].shape))] = voxels[at]
+        chunk[tuple(map(slice, voxels[slices].shape))] = voxels[slices]
         if array == IMAGE or chunk.any():
             chunks.append(chunk)
     return chunks
 
 
-def ways(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Cost]]:
-    """Return every way by name; each starts with an empty folder."""
+def methods(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Cost]]:
+    """Return every method by name; each starts with an empty folder."""
     raw = work / "raw"
     raw.mkdir()
     for copy in range(copies):
@@ -124,11 +124,11 @@ def ways(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Co
         for chunk in cut_chunks(path, array)
     ]
 
-    def fresh(name: str) -> Path:
+    def clear(name: str) -> Path:
         shutil.rmtree(work / name, ignore_errors=True)
         return work / name
 
-    def bound() -> None:
+    def inflate_and_encode() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             jobs = [pool.submit(inflate, path) for path in pair * copies]
             jobs += [pool.submit(encode_chunk, *chunk) for chunk in chunks * copies]
@@ -136,7 +136,7 @@ def ways(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Co
                 job.result()
 
     def spinezarr_process() -> Cost:
-        out = fresh("p.zarr")
+        out = clear("p.zarr")
         image, label = PATTERNS
         cli = ["-c", "from spinezarr.cli.main import main; main()", "ingest", "pairs"]
         options = ["--raw", str(raw), "--image", image, "--label", label, "--out", str(out)]
@@ -144,38 +144,38 @@ def ways(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[], Co
         return replace(cost, written_bytes=folder_bytes(out))
 
     def arrow_process() -> Cost:
-        out = fresh("p.arrow")
+        out = clear("p.arrow")
         cost = run_process([__file__, "--build-arrow", str(raw), str(out)])
         return replace(cost, written_bytes=folder_bytes(out))
 
-    def spinezarr_here() -> Cost:
-        out = fresh("h.zarr")
-        return measured(lambda: ingest_pair(raw, out), out)
+    def spinezarr_in_process() -> Cost:
+        out = clear("h.zarr")
+        return measure_call(lambda: ingest_pair(raw, out), out)
 
-    def arrow_here() -> Cost:
-        out = fresh("h.arrow")
-        return measured(lambda: build_arrow(raw, out), out)
+    def arrow_in_process() -> Cost:
+        out = clear("h.arrow")
+        return measure_call(lambda: build_arrow(raw, out), out)
 
     return {
         "spinezarr, whole process": spinezarr_process,
         "Arrow, whole process": arrow_process,
-        "spinezarr": spinezarr_here,
-        "Arrow": arrow_here,
-        "bound: inflate + encode alone": lambda: measured(bound),
-        "inflate alone": lambda: measured(lambda: [inflate(path) for path in pair * copies]),
-        "encode alone": lambda: measured(
+        "spinezarr": spinezarr_in_process,
+        "Arrow": arrow_in_process,
+        "bound: inflate + encode alone": lambda: measure_call(inflate_and_encode),
+        "inflate alone": lambda: measure_call(lambda: [inflate(path) for path in pair * copies]),
+        "encode alone": lambda: measure_call(
             lambda: [encode_chunk(*chunk) for chunk in chunks * copies]
         ),
     }
 
 
 def measure(pair: list[Path], copies: int, rounds: int, work: Path) -> dict[str, object]:
-    """Run every way once per round, in turns, after one round of warming up."""
-    run = ways(pair, copies, work)
-    costs: dict[str, list[Cost]] = {name: [] for name in run}
+    """Run every method once in each round, after one round of warming up."""
+    run_by_name = methods(pair, copies, work)
+    costs: dict[str, list[Cost]] = {name: [] for name in run_by_name}
     for turn in range(rounds + 1):
-        for name, way in run.items():
-            cost = way()
+        for name, run in run_by_name.items():
+            cost = run()
             if turn:
                 costs[name].append(cost)
 
@@ -191,15 +191,15 @@ def measure(pair: list[Path], copies: int, rounds: int, work: Path) -> dict[str,
     return {
         "rows": [
             {
-                "way": name,
+                "method": name,
                 "wall_s_median": median(name, "wall_s"),
-                "wall_s_min": min(cost.wall_s for cost in found),
-                "wall_s_max": max(cost.wall_s for cost in found),
+                "wall_s_min": min(cost.wall_s for cost in of_method),
+                "wall_s_max": max(cost.wall_s for cost in of_method),
                 "core_s_median": median(name, "core_s"),
-                "peak_mb": max((cost.peak_mb or 0 for cost in found), default=0) or None,
-                "written_bytes": found[-1].written_bytes,
+                "peak_mb": max((cost.peak_mb or 0 for cost in of_method), default=0) or None,
+                "written_bytes": of_method[-1].written_bytes,
             }
-            for name, found in costs.items()
+            for name, of_method in costs.items()
         ],
         "times_faster_than_arrow": {
             "whole process": ratio("Arrow, whole process", "spinezarr, whole process", "wall_s"),
@@ -213,12 +213,12 @@ def measure(pair: list[Path], copies: int, rounds: int, work: Path) -> dict[str,
     }
 
 
-def show(result: dict[str, object]) -> None:
+def print_report(result: dict[str, object]) -> None:
     """Print the figures."""
     table = Table("", "wall s", "min to max", "core s", "peak MB", "written MB")
     for row in result["rows"]:
         table.add_row(
-            row["way"], f"{row['wall_s_median']:.2f}",
+            row["method"], f"{row['wall_s_median']:.2f}",
             f"{row['wall_s_min']:.2f} to {row['wall_s_max']:.2f}", f"{row['core_s_median']:.2f}",
             "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
             "" if row["written_bytes"] is None else f"{row['written_bytes'] / 1e6:.1f}",
@@ -241,7 +241,7 @@ def main() -> None:
         default=1,
         help="number of copies of the pair, as scans of one dataset",
     )
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--build-arrow", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.build_arrow:
@@ -257,7 +257,7 @@ def main() -> None:
         **machine("datasets", "pyarrow"),
         **result,
     }
-    show(result)
+    print_report(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))
 

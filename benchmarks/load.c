@@ -1,10 +1,11 @@
-/* Requests random ranges of one file over connections that stay open, and prints what came.
+/* Requests random ranges of one file over connections that stay open, and prints figures.
  *
  * load PORT CONNECTIONS SECONDS PATH FILE_BYTES RANGE_BYTES SEED [HEADER...]
  *
- * It is one thread with epoll and a large buffer, so that it leaves the processor cores to the
- * server. Each answer must be 206 with as many bytes as were asked for. Prints requests,
- * bytes of bodies, seconds, and microseconds of the median and of the slowest hundredth.
+ * The program is one thread with epoll and a large buffer, so that it leaves the processor cores to
+ * the server. Each answer must have status 206 and the requested number of bytes. The program
+ * prints the number of requests, the bytes of bodies, the seconds, and the median and the 99th
+ * percentile of the times of requests in microseconds.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,14 +21,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEAD = 8192, BUFFER = 1 << 18, MOST = 1 << 23 };
+enum { HEAD = 8192, BUFFER = 1 << 18, MAX_TIMES = 1 << 23 };
 
 typedef struct {
     int fd;
     char head[HEAD];
-    size_t head_size; /* of what has come of the head */
-    int64_t left;     /* of the body; -1 until the head is whole */
-    double asked_at;
+    size_t head_size;  /* received bytes of the head */
+    int64_t remaining; /* bytes of the body still to receive; -1 until the head is complete */
+    double sent_at;
 } Connection;
 
 static double now(void) {
@@ -36,8 +37,8 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void fail(const char *what) {
-    fprintf(stderr, "load: %s\n", what);
+static void fail(const char *problem) {
+    fprintf(stderr, "load: %s\n", problem);
     exit(1);
 }
 
@@ -54,18 +55,18 @@ static const char *path;
 static char headers[4096];
 static int64_t file_bytes, range_bytes;
 
-static void ask(Connection *c) {
+static void send_request(Connection *c) {
     char text[HEAD];
-    int64_t places = file_bytes - range_bytes + 1;
-    int64_t start = (int64_t)(next_random() % (uint64_t)places);
+    int64_t n_starts = file_bytes - range_bytes + 1;
+    int64_t start = (int64_t)(next_random() % (uint64_t)n_starts);
     int size = snprintf(text, sizeof text,
                         "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nRange: bytes=%lld-%lld\r\n%s\r\n",
                         path, (long long)start, (long long)(start + range_bytes - 1), headers);
     if (size >= (int)sizeof text || send(c->fd, text, (size_t)size, MSG_NOSIGNAL) != size)
         fail("a request could not be sent");
     c->head_size = 0;
-    c->left = -1;
-    c->asked_at = now();
+    c->remaining = -1;
+    c->sent_at = now();
 }
 
 /* Reads the head of an answer from the received bytes; the bytes after it count as body. */
@@ -79,9 +80,9 @@ static void read_head(Connection *c) {
     if (strncmp(c->head, "HTTP/1.1 206", 12)) fail("an answer is not 206");
     char *length = strcasestr(c->head, "\r\ncontent-length:");
     if (length == NULL || length > end || strtoll(length + 17, NULL, 10) != range_bytes)
-        fail("an answer is not as long as was asked for");
-    c->left = range_bytes - (int64_t)(c->head_size - (size_t)(end + 4 - c->head));
-    if (c->left < 0) fail("an answer is longer than it says");
+        fail("an answer is not as long as the requested range");
+    c->remaining = range_bytes - (int64_t)(c->head_size - (size_t)(end + 4 - c->head));
+    if (c->remaining < 0) fail("an answer is longer than its Content-Length");
 }
 
 static int by_size(const void *a, const void *b) {
@@ -102,55 +103,57 @@ int main(int argc, char **argv) {
         strcat(headers, "\r\n");
     }
     if (range_bytes < 1 || range_bytes > file_bytes) fail("no such range");
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1]))};
-    inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)atoi(argv[1]))};
+    inet_pton(AF_INET, "127.0.0.1", &address.sin_addr);
     int poll = epoll_create1(0);
-    Connection *all = calloc((size_t)n, sizeof *all);
+    Connection *connections = calloc((size_t)n, sizeof *connections);
     char *buffer = malloc(BUFFER);
-    float *took = malloc(MOST * sizeof *took);
-    if (all == NULL || buffer == NULL || took == NULL) fail("no memory");
+    float *times = malloc(MAX_TIMES * sizeof *times);
+    if (connections == NULL || buffer == NULL || times == NULL) fail("no memory");
     for (int i = 0; i < n; i++) {
-        int one = 1;
-        all[i].fd = socket(AF_INET, SOCK_STREAM, 0);
-        setsockopt(all[i].fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        if (connect(all[i].fd, (struct sockaddr *)&to, sizeof to)) fail("no server answers");
-        struct epoll_event about = {.events = EPOLLIN, .data.ptr = &all[i]};
-        epoll_ctl(poll, EPOLL_CTL_ADD, all[i].fd, &about);
+        Connection *c = &connections[i];
+        int enabled = 1;
+        c->fd = socket(AF_INET, SOCK_STREAM, 0);
+        setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &enabled, sizeof enabled);
+        if (connect(c->fd, (struct sockaddr *)&address, sizeof address)) fail("no server answers");
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
+        epoll_ctl(poll, EPOLL_CTL_ADD, c->fd, &event);
     }
-    double began = now(), ends = began + seconds;
-    for (int i = 0; i < n; i++) ask(&all[i]);
+    double started = now(), deadline = started + seconds;
+    for (int i = 0; i < n; i++) send_request(&connections[i]);
     int64_t answers = 0, bytes = 0;
-    while (now() < ends) {
-        struct epoll_event ready[64];
-        int found = epoll_wait(poll, ready, 64, 1000);
-        for (int i = 0; i < found; i++) {
-            Connection *c = ready[i].data.ptr;
-            ssize_t got;
-            if (c->left < 0) {
-                got = recv(c->fd, c->head + c->head_size, HEAD - 1 - c->head_size, 0);
-                if (got > 0) {
-                    c->head_size += (size_t)got;
+    while (now() < deadline) {
+        struct epoll_event events[64];
+        int n_events = epoll_wait(poll, events, 64, 1000);
+        for (int i = 0; i < n_events; i++) {
+            Connection *c = events[i].data.ptr;
+            ssize_t received;
+            if (c->remaining < 0) {
+                received = recv(c->fd, c->head + c->head_size, HEAD - 1 - c->head_size, 0);
+                if (received > 0) {
+                    c->head_size += (size_t)received;
                     read_head(c);
                 }
             } else {
-                size_t most = c->left < BUFFER ? (size_t)c->left : BUFFER;
-                got = recv(c->fd, buffer, most, 0);
-                if (got > 0) c->left -= got;
+                size_t size = c->remaining < BUFFER ? (size_t)c->remaining : BUFFER;
+                received = recv(c->fd, buffer, size, 0);
+                if (received > 0) c->remaining -= received;
             }
-            if (got <= 0 && errno != EINTR) fail("a connection ended");
-            if (c->left) continue;
-            if (answers < MOST) took[answers] = (float)(now() - c->asked_at);
+            if (received <= 0 && errno != EINTR) fail("a connection ended");
+            if (c->remaining) continue;
+            if (answers < MAX_TIMES) times[answers] = (float)(now() - c->sent_at);
             answers++;
             bytes += range_bytes;
-            ask(c);
+            send_request(c);
         }
     }
-    double wall = now() - began;
+    double wall = now() - started;
     if (answers == 0) fail("nothing was answered");
-    size_t known = answers < MOST ? (size_t)answers : MOST;
-    qsort(took, known, sizeof *took, by_size);
+    size_t n_times = answers < MAX_TIMES ? (size_t)answers : MAX_TIMES;
+    qsort(times, n_times, sizeof *times, by_size);
     printf("{\"requests\": %lld, \"bytes\": %lld, \"seconds\": %.6f, \"p50_us\": %.0f, \"p99_us\": %.0f}\n",
-           (long long)answers, (long long)bytes, wall, 1e6 * took[known / 2],
-           1e6 * took[(size_t)(0.99 * (double)known)]);
+           (long long)answers, (long long)bytes, wall, 1e6 * times[n_times / 2],
+           1e6 * times[(size_t)(0.99 * (double)n_times)]);
     return 0;
 }

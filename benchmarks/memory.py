@@ -66,21 +66,21 @@ def write_huge(
     shape_ijk = [shape_zyx[axis_map.source_axis_zyx.index(axis)] for axis in range(3)]
     affine = np.eye(4)
     affine[:3, :3] = 0
-    for stored, (axis, flip) in enumerate(
+    for store_axis, (source_axis, flip) in enumerate(
         zip(axis_map.source_axis_zyx, axis_map.flip_zyx, strict=True)
     ):
-        affine[2 - stored, axis] = -0.5 if flip else 0.5
+        affine[2 - store_axis, source_axis] = -0.5 if flip else 0.5
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape_ijk)
     header.set_sform(affine, code=1)
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
-    with igzip.open(path, "wb", compresslevel=1) as packed:
-        packed.write(header.binaryblock + bytes(4))
+    with igzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header.binaryblock + bytes(4))
         shape_kji = (shape_ijk[2], shape_ijk[1], shape_ijk[0])
         for plane in mask_planes(shape_kji) if mask else planes(shape_kji, dtype):
-            packed.write(plane.tobytes())
+            file.write(plane.tobytes())
 
 
 def measure(
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="int16")
     parser.add_argument("--mask", action="store_true", help="ingest a mask with the image")
     parser.add_argument("--folder", type=Path, help="folder with 15 GB of free space")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     rows = []
     for axcodes in options.axcodes:

@@ -1,10 +1,10 @@
 """Compares random patches and slices per second of one scan: spinezarr and all its peers.
 
 Every reader is opened in a child process of its own; all get the same seeded draws. First each
-peer's settings are tried, and the best one for each kind of patch is kept. Then the readers take
-turns, round after round, while all others wait, so that a slow moment of a shared machine affects
-all of them; the results are ratios within a round. The data are a CT and its mask as NIfTI, else
-the scan in the folder ``shared`` next to the checkout, else a phantom.
+peer's settings are tried, and the best one for each kind of patch is kept. Then one reader reads at
+a time, in rounds, so that a slow moment of a shared machine affects all of them; the results are
+ratios within a round. The data are a CT and its mask as NIfTI. If no files are given, the scan in
+the folder ``shared`` next to the checkout is read, or a phantom.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,23 @@ from peers.data import Data
 from peers.parent import (
     Children,
     PeerError,
-    all_ways,
+    all_configs,
     environment,
     missing,
     python_module,
 )
-from peers.reader import Turn, Way
+from peers.reader import CallPattern, ReaderConfig
 from rich.console import Console
 from rich.table import Table
 from scans import add_scans, ingest
-from targets import OURS, TARGETS, Figures, Measured
+from targets import OURS, TARGETS, Figures, PeerRates
 
 CONSOLE = Console(width=150)
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "real" / "lidc-idri"
-TOOLS = ("tensorstore", "zarrs", "blosc2", "datasets", "torch", "monai", "torchio")
+PEER_PACKAGES = ("tensorstore", "zarrs", "blosc2", "datasets", "torch", "monai", "torchio")
 FULL_SCANS = 1005
 """Number of scans of CTSpine1K."""
-COLD = {
+COLD_KINDS = {
     "spinezarr": ("128^3", "axial"),
     "tensorstore, our store": ("128^3", "axial"),
     "blosc2": ("128^3", "axial"),
@@ -58,9 +59,9 @@ class Entry:
 
     kind: str
     peer: str
-    way: str
-    turn: Turn
-    tried: float
+    config: str
+    calls: CallPattern
+    trial_rate: float
     """Patches per second when the settings were tried."""
     slow: bool
     stored_bytes: int
@@ -69,8 +70,8 @@ class Entry:
     failed: bool = False
 
 
-def pair_of(options: argparse.Namespace, work: Path) -> tuple[Path, Path]:
-    """Return the scan to read."""
+def choose_pair(options: argparse.Namespace, work: Path) -> tuple[Path, Path]:
+    """Return image and mask of the scan to read."""
     if options.pair:
         image, label = options.pair
         return image, label
@@ -78,21 +79,21 @@ def pair_of(options: argparse.Namespace, work: Path) -> tuple[Path, Path]:
     return shared if all(path.exists() for path in shared) else phantom_pair(work)
 
 
-def chosen_ways(peers: Sequence[str], quick: bool, left_out: list[str]) -> list[Way]:  # noqa: FBT001  a plain switch
-    """Return the ways to measure; append those that are left out to ``left_out``."""
-    ways = []
-    for _, way in all_ways():
-        absent = missing(way)
-        if peers and not set(way.peers) & set(peers):
+def choose_configs(peers: Sequence[str], quick: bool, left_out: list[str]) -> list[ReaderConfig]:  # noqa: FBT001  a plain switch
+    """Return the configurations to measure; append those that are left out to ``left_out``."""
+    configs = []
+    for _, config in all_configs():
+        absent = missing(config)
+        if peers and not set(config.peers) & set(peers):
             continue
         if absent:
-            left_out.append(f"{way.name}: {', '.join(absent)} is not installed")
-        elif not quick or set(way.peers) - {peer for other in ways for peer in other.peers}:
-            ways.append(way)
-    return ways
+            left_out.append(f"{config.name}: {', '.join(absent)} is not installed")
+        elif not quick or set(config.peers) - {peer for other in configs for peer in other.peers}:
+            configs.append(config)
+    return configs
 
 
-def say(text: str) -> None:
+def log_progress(text: str) -> None:
     """Print the progress of the run."""
     CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text}", style="dim")
 
@@ -104,7 +105,7 @@ class Run:
     options: argparse.Namespace
     data: Data
     entries: list[Entry] = field(default_factory=list)
-    tried: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
     """Rates of every setting that was tried."""
     cold: list[dict[str, Any]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
@@ -114,84 +115,86 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Return the results as plain values."""
-        measured = [Measured(e.kind, e.peer, e.rates) for e in self.entries if e.rates]
-        figures = Figures(measured, self.memory, self.first_batch)
+        rates = [PeerRates(e.kind, e.peer, e.rates) for e in self.entries if e.rates]
+        figures = Figures(rates, self.memory, self.first_batch)
         ours = {entry.kind: entry.rates for entry in self.entries if entry.peer == OURS}
         return {
             "data": self.data.image.name,
             "shape_zyx": self.data.shape_zyx,
             "scans": self.data.scans,
-            **machine(*(tool for tool in TOOLS if tool_is_there(tool))),
+            **machine(*(name for name in PEER_PACKAGES if is_installed(name))),
             "load": self.load,
             "seconds": self.options.seconds,
             "rows": [row_of(e, ours.get(e.kind, ())) for e in self.entries if e.rates],
-            "targets": [asdict(target.reach(figures)) for target in TARGETS],
+            "targets": [asdict(target.evaluate(figures)) for target in TARGETS],
             "cold": self.cold,
             "memory": self.memory,
             "first_batch": self.first_batch,
             "left_out": self.left_out,
-            "tried": self.tried,
+            "trials": self.trials,
         }
 
 
-def tune(run: Run, children: Children, ways: Iterable[Way]) -> None:
+def tune(run: Run, children: Children, configs: Iterable[ReaderConfig]) -> None:
     """Try every setting once on each kind, and keep the fastest of each peer."""
     best: dict[tuple[str, str], Entry] = {}
-    for way in ways:
+    for config in configs:
         try:
-            with children.fresh(way.name) as child:
-                stored = child.ask("stored")["bytes"]
-                for kind in (kind for kind in way.kinds if kind in run.options.kinds):
-                    child.ask("check", kind=kind)
-                    for turn in way.turns:
+            with children.start(config.name) as child:
+                stored = child.call("stored")["bytes"]
+                for kind in (kind for kind in config.kinds if kind in run.options.kinds):
+                    child.call("check", kind=kind)
+                    for calls in config.call_patterns:
                         seconds = run.options.seconds / 3
-                        tried = 0.0 if way.slow else rate(child.ask, kind, turn, 0, seconds)
-                        run.tried.append(
-                            {"setting": way.name, "kind": kind, **asdict(turn), "per_s": tried}
+                        per_s = 0.0 if config.slow else rate(child.call, kind, calls, 0, seconds)
+                        run.trials.append(
+                            {"setting": config.name, "kind": kind, **asdict(calls), "per_s": per_s}
                         )
-                        for peer in way.peers:
-                            entry = Entry(kind, peer, way.name, turn, tried, way.slow, stored)
-                            if (kind, peer) not in best or tried > best[kind, peer].tried:
+                        for peer in config.peers:
+                            entry = Entry(
+                                kind, peer, config.name, calls, per_s, config.slow, stored
+                            )
+                            if (kind, peer) not in best or per_s > best[kind, peer].trial_rate:
                                 best[kind, peer] = entry
         except PeerError as problem:
             run.left_out.append(str(problem))
-        say(f"tried {way.name}")
+        log_progress(f"tried {config.name}")
     run.entries = list(best.values())
 
 
 def rate(
-    ask: Callable[..., dict[str, Any]], kind: str, turn: Turn, seed: int, seconds: float
+    call: Callable[..., dict[str, Any]], kind: str, calls: CallPattern, seed: int, seconds: float
 ) -> float:
     """Let a child read for a while; return its patches per second."""
-    done = ask("rate", kind=kind, seed=seed, seconds=seconds, **asdict(turn))
-    return float(done["patches"] / done["seconds"])
+    result = call("rate", kind=kind, seed=seed, seconds=seconds, **asdict(calls))
+    return float(result["patches"] / result["seconds"])
 
 
 def take_turns(run: Run, children: Children) -> Iterator[None]:
     """Measure all peers, kind after kind, round after round; yield after each kind."""
     for kind in run.options.kinds:
-        some = [entry for entry in run.entries if entry.kind == kind]
+        entries = [entry for entry in run.entries if entry.kind == kind]
         for number in range(run.options.rounds + 1):
-            known: dict[tuple[str, Turn], float | None] = {}
-            for entry in some if number % 2 else some[::-1]:
-                key = entry.way, entry.turn
+            rates: dict[tuple[str, CallPattern], float | None] = {}
+            for entry in entries if number % 2 else entries[::-1]:
+                key = entry.config, entry.calls
                 if entry.failed or (entry.slow and not 1 <= number <= SLOW_ROUNDS):
                     continue
-                if key not in known:
-                    known[key] = turn_of(run, children, entry, number)
-                found = known[key]
-                entry.failed = found is None
-                if number and found is not None:
-                    entry.rates.append(found)
-        say(f"measured {kind}")
+                if key not in rates:
+                    rates[key] = measure_turn(run, children, entry, number)
+                per_s = rates[key]
+                entry.failed = per_s is None
+                if number and per_s is not None:
+                    entry.rates.append(per_s)
+        log_progress(f"measured {kind}")
         yield
 
 
-def turn_of(run: Run, children: Children, entry: Entry, number: int) -> float | None:
+def measure_turn(run: Run, children: Children, entry: Entry, number: int) -> float | None:
     """Measure a reader once, if it still works; round 0 opens it and warms it up."""
     seconds = run.options.seconds if number else run.options.seconds / 4
     try:
-        return rate(children[entry.way].ask, entry.kind, entry.turn, number, seconds)
+        return rate(children[entry.config].call, entry.kind, entry.calls, number, seconds)
     except PeerError as problem:
         run.left_out.append(f"{problem}, {entry.kind}, round {number}")
         return None
@@ -201,19 +204,19 @@ def measure_cold(children: Children, entries: list[Entry], patches: int) -> list
     """Count the bytes that a patch reads from disk when nothing is in memory."""
     rows = []
     for entry in entries:
-        if entry.kind not in COLD.get(entry.peer, ()):
+        if entry.kind not in COLD_KINDS.get(entry.peer, ()):
             continue
-        with children.fresh(entry.way) as child:
-            found = child.ask("cold", kind=entry.kind, seed=3, patches=patches)
+        with children.start(entry.config) as child:
+            result = child.call("cold", kind=entry.kind, seed=3, patches=patches)
         rows.append(
             {
                 "kind": entry.kind,
                 "peer": entry.peer,
-                "way": entry.way,
-                "disk_bytes": statistics.mean(found["disk"]),
-                "cached_bytes": statistics.mean(found["cached"]),
-                "left_bytes": max(found["left"]),
-                "seconds": statistics.median(found["seconds"]),
+                "setting": entry.config,
+                "disk_bytes": statistics.mean(result["disk"]),
+                "cached_bytes": statistics.mean(result["cached"]),
+                "left_bytes": max(result["left"]),
+                "seconds": statistics.median(result["seconds"]),
             }
         )
     return rows
@@ -227,11 +230,11 @@ def measure_memory(
     for entry in entries:
         if not entry.peer.startswith(OURS) or entry.kind not in {"128^3", "axial"}:
             continue
-        with children.fresh(entry.way) as child:
-            rate(child.ask, entry.kind, entry.turn, 1, seconds)
-            found = child.ask("memory", kind=entry.kind, **asdict(entry.turn))
-        beside = found["peak_bytes"] - found["batch_bytes"] - found["cache_bytes"]
-        rows.append({"kind": entry.kind, "peer": entry.peer, "beside_bytes": beside, **found})
+        with children.start(entry.config) as child:
+            rate(child.call, entry.kind, entry.calls, 1, seconds)
+            result = child.call("memory", kind=entry.kind, **asdict(entry.calls))
+        other = result["peak_bytes"] - result["batch_bytes"] - result["cache_bytes"]
+        rows.append({"kind": entry.kind, "peer": entry.peer, "other_bytes": other, **result})
     return rows
 
 
@@ -242,11 +245,11 @@ def measure_first_batch(work: Path, scans: int, rounds: int) -> list[dict[str, f
     add_scans(raw, range(scans))
     ingest(raw, store)
     command = [*python_module("peers.first_batch"), str(store)]
-    done = [
+    runs = [
         subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment())  # noqa: S603
         for _ in range(rounds)
     ]
-    return [json.loads(run.stdout) for run in done]
+    return [json.loads(run.stdout) for run in runs]
 
 
 def row_of(entry: Entry, ours: Sequence[float]) -> dict[str, Any]:
@@ -255,8 +258,8 @@ def row_of(entry: Entry, ours: Sequence[float]) -> dict[str, Any]:
     return {
         "kind": entry.kind,
         "reader": entry.peer,
-        "setting": entry.way,
-        **asdict(entry.turn),
+        "setting": entry.config,
+        **asdict(entry.calls),
         "per_s": entry.rates,
         "per_s_median": statistics.median(entry.rates),
         "per_s_min": min(entry.rates),
@@ -270,8 +273,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the rates kind by kind, the fastest first."""
     table = Table("kind", "reader", "a second", "min to max", "spinezarr is", "MB", "setting")
     for kind in KINDS:
-        some = [row for row in rows if row["kind"] == kind]
-        for row in sorted(some, key=lambda row: -row["per_s_median"]):
+        of_kind = [row for row in rows if row["kind"] == kind]
+        for row in sorted(of_kind, key=lambda row: -row["per_s_median"]):
             ratio = row["spinezarr_over_this"]
             table.add_row(
                 kind, row["reader"], f"{row['per_s_median']:.1f}",
@@ -283,9 +286,9 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     CONSOLE.print(table)
 
 
-def print_rest(result: dict[str, Any]) -> None:
+def print_targets(result: dict[str, Any]) -> None:
     """Print the targets, and the results that are no rates."""
-    table = Table("row", "reached", "must reach", "aim", "beside")
+    table = Table("row", "reached", "must reach", "aim", "compared with")
     for line in result["targets"]:
         reached = line["reached"]
         met = reached is not None and (
@@ -294,8 +297,8 @@ def print_rest(result: dict[str, Any]) -> None:
         style = "dim" if reached is None else "green" if met else "red"
         table.add_row(
             line["row"], "not measured" if reached is None else f"{reached:.2f}",
-            f"{'≤' if line['less'] else ''}{line['must']}", str(line["aim"] or ""), line["beside"],
-            style=style,
+            f"{'≤' if line['less'] else ''}{line['must']}", str(line["aim"] or ""),
+            line["compared_with"], style=style,
         )  # fmt: skip
     CONSOLE.print(table)
     for row in result["cold"]:
@@ -309,10 +312,10 @@ def print_rest(result: dict[str, Any]) -> None:
 
 def measure(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
     """Measure everything that the options select; yield the results so far after each step."""
-    image, label = pair_of(options, work)
+    image, label = choose_pair(options, work)
     run = Run(options, Data.make(work / "data", image, label, options.scans))
     with Children(run.data) as children:
-        tune(run, children, chosen_ways(options.peers, options.quick, run.left_out))
+        tune(run, children, choose_configs(options.peers, options.quick, run.left_out))
         run.load.append(os.getloadavg()[0])
         for _ in take_turns(run, children):
             run.load.append(os.getloadavg()[0])
@@ -326,9 +329,9 @@ def measure(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
         yield run.result()
 
 
-def tool_is_there(name: str) -> bool:
+def is_installed(package: str) -> bool:
     """Return whether a peer's package is installed."""
-    return not missing(Way(name, (), lambda _: NotImplemented, (), needs=(name,)))
+    return find_spec(package) is not None
 
 
 def parse() -> argparse.Namespace:
@@ -345,9 +348,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one setting of each peer")
     parser.add_argument("--cold", type=int, default=12, help="patches read with a cold cache")
     parser.add_argument("--many", type=int, default=FULL_SCANS, help="scans of the large store")
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--png", type=Path, help="where to draw them")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the data (default: a temporary folder)"
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--png", type=Path, help="file for the chart")
     return parser.parse_args()
 
 
@@ -360,7 +365,7 @@ def main() -> None:
             if options.json:  # a stopped run keeps its results
                 options.json.write_text(json.dumps(result, indent=1))
     print_rows(result["rows"])
-    print_rest(result)
+    print_targets(result)
     if options.png:
         draw_rates(result, options.png)
 

@@ -28,20 +28,18 @@ LINKS = {
 MB = 1e6
 _ARRAYS = 2
 """Number of arrays: image and mask."""
-_AT = "20 ms"
-_ZARR = ("zarr-python, obstore", "zarr-python, fsspec")
-_TENSORSTORE = ("tensorstore",)
-_BESIDE = {
-    "zarr-python": (_ZARR, 15.0),
-    "tensorstore": (_TENSORSTORE, 1.5),
+_TARGET_LINK = "20 ms"
+_MIN_RATIOS = {
+    "zarr-python": (("zarr-python, obstore", "zarr-python, fsspec"), 15.0),
+    "tensorstore": (("tensorstore",), 1.5),
 }
-"""Readers, and the factor by which spinezarr must be faster at 20 ms."""
+"""Readers of each peer, and the factor by which spinezarr must be faster at 20 ms."""
 _KINDS = ("128^3", "64^3")
-_REQUESTS = 1.5
-_LINK_SHARE = 0.9
-_RATE_WITHOUT_ERRORS = 0.03
-_COLD_REQUESTS = 8
-_COLD_S = 1.0
+_MAX_REQUESTS_EACH_ARRAY = 1.5
+_MIN_LINK_SHARE = 0.9
+_FAULT_RATE_WITHOUT_ERRORS = 0.03
+_MAX_COLD_REQUESTS = 8
+_MAX_COLD_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +55,14 @@ class Row:
     per_s: Sequence[float]
     """Patches per second, by round."""
     requests_each: float
-    """Bytes of a patch, image and mask together."""
+    """Requests per patch, image and mask together."""
     bytes_each: float
+    """Bytes per patch, image and mask together."""
     bytes_per_s: float
     ours_over_this: float | None
     """Median of the ratios within a round."""
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the row with derived figures."""
         cap = LINKS[self.link].bytes_per_s
         return {
@@ -80,65 +79,58 @@ def targets_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Return targets and results; targets that were not measured are left out."""
     return [
         {"row": text, "reached": reached, "must": must, "met": reached <= must if less else
-         reached >= must, "less": less, "beside": beside}
-        for text, reached, must, less, beside in (*_of_rows(result), *_of_parts(result))
+         reached >= must, "less": less, "compared_with": compared_with}
+        for text, reached, must, less, compared_with in (
+            *_targets_of_rows(result), *_targets_of_parts(result)
+        )
     ]  # fmt: skip
 
 
-_Found = tuple[str, float, float, bool, str]
+_Target = tuple[str, float, float, bool, str]
+"""Name, result, limit, whether less is better, and what the result is compared with."""
 
 
-def _of_rows(result: dict[str, Any]) -> Iterator[_Found]:
+def _targets_of_rows(result: dict[str, Any]) -> Iterator[_Target]:
     for kind, ours in product(_KINDS, (OURS, f"{OURS}, window")):
         name = f"{kind}{ours.removeprefix(OURS)}"
-        at = [row for row in result["rows"] if (row["kind"], row["link"]) == (kind, _AT)]
-        own = next((row for row in at if row["reader"] == ours), None)
-        if own is not None:
-            each = own["requests_each_array"]
-            yield f"{name}, requests a patch and array, {_AT}", each, _REQUESTS, True, ""
-            for peer, (readers, must) in _BESIDE.items():
-                some = [row for row in at if row["reader"] in readers]
-                if some:
-                    best = max(some, key=lambda row: row["per_s_median"])
-                    ratio = own["per_s_median"] / best["per_s_median"]
-                    yield f"{name} to {peer}, {_AT}", ratio, must, False, best["setting"]
+        rows = [row for row in result["rows"] if (row["kind"], row["link"]) == (kind, _TARGET_LINK)]
+        our_row = next((row for row in rows if row["reader"] == ours), None)
+        if our_row is not None:
+            text = f"{name}, requests a patch and array, {_TARGET_LINK}"
+            yield text, our_row["requests_each_array"], _MAX_REQUESTS_EACH_ARRAY, True, ""
+            for peer, (readers, must) in _MIN_RATIOS.items():
+                peer_rows = [row for row in rows if row["reader"] in readers]
+                if peer_rows:
+                    best = max(peer_rows, key=lambda row: row["per_s_median"])
+                    ratio = our_row["per_s_median"] / best["per_s_median"]
+                    yield f"{name} to {peer}, {_TARGET_LINK}", ratio, must, False, best["setting"]
         for row in result["rows"]:
             if (row["kind"], row["link"], row["reader"]) == (kind, CAP, ours):
                 share = row["share_of_link"]
-                yield f"{name}, share of a link of {CAP}", share, _LINK_SHARE, False, ""
+                yield f"{name}, share of a link of {CAP}", share, _MIN_LINK_SHARE, False, ""
 
 
-def _of_parts(result: dict[str, Any]) -> Iterator[_Found]:
+def _targets_of_parts(result: dict[str, Any]) -> Iterator[_Target]:
     ours = [row for row in result["faults"] if row["reader"] == OURS]
     if ours:
         wrong = sum(row["wrong"] for row in ours)
-        yield "wrong through faults", wrong, 0, True, f"{sum(r['asked'] for r in ours)} patches"
-        few = [row for row in ours if row["rate"] <= _RATE_WITHOUT_ERRORS]
-        failed = sum(row["failed"] for row in few)
-        asked = sum(row["asked"] for row in few)
-        text = f"failed through faults, up to {_RATE_WITHOUT_ERRORS:.0%}"
-        yield text, failed, 0, True, f"{asked} patches"
+        patches = sum(row["patches"] for row in ours)
+        yield "wrong through faults", wrong, 0, True, f"{patches} patches"
+        low_rate = [row for row in ours if row["rate"] <= _FAULT_RATE_WITHOUT_ERRORS]
+        failed = sum(row["failed"] for row in low_rate)
+        patches = sum(row["patches"] for row in low_rate)
+        text = f"failed through faults, up to {_FAULT_RATE_WITHOUT_ERRORS:.0%}"
+        yield text, failed, 0, True, f"{patches} patches"
     ranks, cold = result["two_ranks"], result["cold"]
     if ranks:
-        yield (
-            "two ranks: samples in both, or missing",
-            ranks["in_both"] + ranks["missing"],
-            0,
-            (True),
-            f"of {ranks['samples']}",
-        )
-        yield "two ranks: share of the link", ranks["share_of_link"], _LINK_SHARE, False, ""
+        text = "two ranks: repeated or missing samples"
+        yield text, ranks["repeated"] + ranks["missing"], 0, True, f"of {ranks['samples']}"
+        yield "two ranks: share of the link", ranks["share_of_link"], _MIN_LINK_SHARE, False, ""
     if cold:
         text = f"first batch of {cold['scans']} scans, cold"
-        yield f"{text}: requests", max(cold["requests"]), _COLD_REQUESTS, True, ""
-        imports = statistics.median(cold["import_s"])
-        yield (
-            f"{text}: s",
-            statistics.median(cold["open_s"]),
-            _COLD_S,
-            True,
-            (f"and {imports:.2f} s to import"),
-        )
+        yield f"{text}: requests", max(cold["requests"]), _MAX_COLD_REQUESTS, True, ""
+        imports = f"and {statistics.median(cold['import_s']):.2f} s to import"
+        yield f"{text}: s", statistics.median(cold["open_s"]), _MAX_COLD_S, True, imports
 
 
 def print_report(result: dict[str, Any], console: Console) -> None:
@@ -148,24 +140,27 @@ def print_report(result: dict[str, Any], console: Console) -> None:
     _print_faults(result["faults"], console)
     for name in ("two_ranks", "cold"):
         if result[name]:
-            some = {key: value for key, value in result[name].items() if key != "asked"}
-            console.print(name.replace("_", " "), some)
+            figures = {key: value for key, value in result[name].items() if key != "latest"}
+            console.print(name.replace("_", " "), figures)
     _print_trainers(result["trainers"], console)
     _print_targets(result["targets"], console)
     for line in dict.fromkeys(result["left_out"]):
         console.print(f"left out: {line}")
 
 
-def _print_trainers(found: Sequence[dict[str, Any]], console: Console) -> None:
-    if not found:
+def _print_trainers(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    if not rows:
         return
-    table = Table("kind", "link", "trainers", "patches/s", "MB a patch", "of the link", "each")
-    for one in found:
+    table = Table(
+        "kind", "link", "trainers", "patches/s", "MB a patch", "of the link", "samples of each"
+    )
+    for row in rows:
+        samples = row["samples_by_rank"]
         table.add_row(
-            one["kind"], one["link"], str(len(one["of_each"])), f"{one['per_s']:.1f}",
-            f"{one['body_bytes'] / one['samples'] / MB:.2f}", f"{one['share_of_link']:.0%}",
-            f"{min(one['of_each'])} to {max(one['of_each'])}; {one['in_both']} twice, "
-            f"{one['missing']} missing, {one['wrong']} wrong",
+            row["kind"], row["link"], str(len(samples)), f"{row['per_s']:.1f}",
+            f"{row['body_bytes'] / row['samples'] / MB:.2f}", f"{row['share_of_link']:.0%}",
+            f"{min(samples)} to {max(samples)}; {row['repeated']} repeated, "
+            f"{row['missing']} missing, {row['wrong']} wrong",
         )  # fmt: skip
     console.print(table)
 
@@ -179,8 +174,8 @@ def _print_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:
     )  # fmt: skip
     for kind in dict.fromkeys(row["kind"] for row in rows):
         for link in LINKS:
-            some = [row for row in rows if (row["kind"], row["link"]) == (kind, link)]
-            for row in sorted(some, key=lambda row: -row["per_s_median"]):
+            of_link = [row for row in rows if (row["kind"], row["link"]) == (kind, link)]
+            for row in sorted(of_link, key=lambda row: -row["per_s_median"]):
                 ratio, share = row["ours_over_this"], row["share_of_link"]
                 table.add_row(
                     kind, link, row["reader"], f"{row['per_s_median']:.1f}",
@@ -204,7 +199,7 @@ def _print_faults(rows: Sequence[dict[str, Any]], console: Console) -> None:
     for row in rows:
         slow = row["slow_down"]
         table.add_row(
-            row["reader"], f"{row['rate']:.0%}", str(row["asked"]), str(row["wrong"]),
+            row["reader"], f"{row['rate']:.0%}", str(row["patches"]), str(row["wrong"]),
             str(row["failed"]), f"{row['seconds']:.1f}", "" if slow is None else f"{slow:.2f} x",
             row["setting"], row["problems"][0][:60] if row["problems"] else "",
             style="red" if row["wrong"] else None,
@@ -213,11 +208,11 @@ def _print_faults(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 def _print_targets(targets: Sequence[dict[str, Any]], console: Console) -> None:
-    table = Table("row", "reached", "must reach", "beside")
+    table = Table("row", "reached", "must reach", "compared with")
     for line in targets:
         table.add_row(
             line["row"], f"{line['reached']:.2f}", f"{'≤ ' if line['less'] else ''}{line['must']}",
-            line["beside"], style="green" if line["met"] else "red",
+            line["compared_with"], style="green" if line["met"] else "red",
         )  # fmt: skip
     console.print(table)
 
@@ -233,9 +228,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(len(kinds), len(links), squeeze=False)
     for line, kind in zip(panels, kinds, strict=True):
         for axes, link in zip(line, links, strict=True):
-            some = [row for row in rows if (row["kind"], row["link"]) == (kind, link)]
-            if some:
-                draw_bars(axes, f"{kind.replace('^3', '³')}, {_titled(link)}", some)
+            of_link = [row for row in rows if (row["kind"], row["link"]) == (kind, link)]
+            if of_link:
+                draw_bars(axes, f"{kind.replace('^3', '³')}, {_link_title(link)}", of_link)
     figure.suptitle(
         f"{result['data'].removesuffix('.nii.gz')} over {result['place'].upper()}: patches of "
         f"image and mask a second, {result['cpus']} cores; median, and min to max",
@@ -244,5 +239,5 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _titled(link: str) -> str:
+def _link_title(link: str) -> str:
     return f"a link of {link}" if LINKS[link].bytes_per_s else f"{link} a request"

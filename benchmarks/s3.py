@@ -1,9 +1,9 @@
 """Compares ingest from and to a bucket, and patches from it, with the same on disk.
 
 The bucket is on a Ceph gateway which this script starts and ends; requests and bytes are counted
-from the gateway's access log. Disk and bucket take turns, so that a slow moment of a shared machine
-affects both; the result is the ratio. The data are a CT and its mask as NIfTI, linked as several
-scans, or a phantom if none is given.
+from the gateway's access log. Each round measures disk and bucket, so that a slow moment of a
+shared machine affects both; the result is the ratio. The data are a CT and its mask as NIfTI,
+linked as several scans, or a phantom if no files are given.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from ceph import Gateway, MissingProgramsError, Request, ceph_gateway
 BUCKET = "bench"
 RECIPE = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
 KINDS = {"128^3": (128, 128, 128), "96^3": (96, 96, 96), "64^3": (64, 64, 64)}
-BATCH = 4
+BATCH_SIZE = 4
 PLACES = {False: "disk", True: "bucket"}
 
 
@@ -44,8 +44,8 @@ PLACES = {False: "disk", True: "bucket"}
 class Row:
     """The results of one action over all rounds."""
 
-    what: str
-    where: str
+    action: str
+    place: str
     unit: str
     amount: float
     """Amount of one round: MB of source, or patches."""
@@ -94,7 +94,7 @@ class Bench:
 
     def measure(self, row: Row, action: Callable[[], object]) -> None:
         """Time an action, and record its requests."""
-        row = self.rows.setdefault((row.what, row.where), row)
+        row = self.rows.setdefault((row.action, row.place), row)
         before = len(self.gateway.requests())
         started = time.perf_counter()
         action()
@@ -103,26 +103,29 @@ class Bench:
 
     def _requests_after(self, before: int) -> list[Request]:
         """Return the requests in the log, which is written with a delay."""
-        found = self.gateway.requests()
+        requests = self.gateway.requests()
         while True:
             time.sleep(0.3)
-            again = self.gateway.requests()
-            if len(again) == len(found):
-                return again[before:]
-            found = again
+            latest = self.gateway.requests()
+            if len(latest) == len(requests):
+                return latest[before:]
+            requests = latest
 
     def url(self, name: str, *, in_bucket: bool) -> str:
         """Return the URL of a raw folder or store of this name."""
         return f"s3://{BUCKET}/{name}" if in_bucket else str(self.work / name)
 
-    def of(self, url: str) -> dict[str, Any]:
+    def storage_options(self, url: str) -> dict[str, Any]:
         """Return the storage options of a URL."""
         return self.options if "://" in url else {}
 
     def ingest(self, raw: str, out: str) -> IngestReport:
         """Ingest, and exit on failure."""
-        found = discover(RECIPE, raw, self.of(raw))
-        report = ingest(RECIPE, found, out, raw_options=self.of(raw), out_options=self.of(out))
+        raw_options = self.storage_options(raw)
+        report = ingest(
+            RECIPE, discover(RECIPE, raw, raw_options), out, raw_options=raw_options,
+            out_options=self.storage_options(out),
+        )  # fmt: skip
         if report.exit_code:
             raise SystemExit(f"{report.failed} {report.problem}")
         return report
@@ -150,41 +153,42 @@ def measure_ingests(bench: Bench, turn: int, scans: int, megabytes: float) -> No
     for from_bucket, to_bucket in ((False, False), (False, True), (True, False), (True, True)):
         source = bench.url("raw", in_bucket=from_bucket)
         store = bench.url(f"store{turn}-{from_bucket}.zarr", in_bucket=to_bucket)
-        way = f"{PLACES[from_bucket]} to {PLACES[to_bucket]}"
-        again = ["ingest again, nothing new"] if from_bucket == to_bucket else []
-        for what in ("ingest", *again):
-            row = Row(what, way, "MB/s of source", megabytes, scans)
+        place = f"{PLACES[from_bucket]} to {PLACES[to_bucket]}"
+        repeated = ["ingest again, nothing new"] if from_bucket == to_bucket else []
+        for action in ("ingest", *repeated):
+            row = Row(action, place, "MB/s of source", megabytes, scans)
             bench.measure(row, lambda a=source, b=store: bench.ingest(a, b))
 
 
 def measure_reads(bench: Bench, turn: int, patches: int) -> None:
     """Open the stores of this turn, and stream patches from them."""
-    opened: dict[bool, spinezarr.Store] = {}
-    for in_bucket, where in PLACES.items():
+    stores: dict[bool, spinezarr.Store] = {}
+    for in_bucket, place in PLACES.items():
         url = bench.url(f"store{turn}-{in_bucket}.zarr", in_bucket=in_bucket)
-        opened[in_bucket] = spinezarr.open(url, storage_options=bench.of(url))
-        row = Row("open, read the table", where, "a second", 1, 1)
-        bench.measure(row, lambda u=url: spinezarr.open(u, storage_options=bench.of(u)).table)
+        options = bench.storage_options(url)
+        stores[in_bucket] = spinezarr.open(url, storage_options=options)
+        row = Row("open, read the table", place, "a second", 1, 1)
+        bench.measure(row, lambda u=url, o=options: spinezarr.open(u, storage_options=o).table)
     for kind, size in KINDS.items():
-        for in_bucket, where in PLACES.items():
-            store = opened[in_bucket]
-            stream = store.patches(size, batch_size=BATCH, n_samples=patches, seed=turn)
+        for in_bucket, place in PLACES.items():
+            store = stores[in_bucket]
+            stream = store.patches(size, batch_size=BATCH_SIZE, n_samples=patches, seed=turn)
             for _ in stream.at_epoch(1):  # metadata are read once, before the clock starts
                 pass
-            row = Row(f"{kind} patches", where, "patches/s", patches, patches)
+            row = Row(f"{kind} patches", place, "patches/s", patches, patches)
             bench.measure(row, lambda s=stream: sum(1 for _ in s))
 
 
-def show(rows: Sequence[Row]) -> None:
+def print_table(rows: Sequence[Row]) -> None:
     """Print a table."""
-    first = {row.what: row.rate for row in reversed(rows)}
-    table = Table("what", "where", "rate", "of disk", "requests for each scan or patch")
+    disk_rates = {row.action: row.rate for row in reversed(rows)}
+    table = Table("action", "place", "rate", "of disk", "requests for each scan or patch")
     for row in rows:
-        each = ", ".join(f"{kind} {n:.1f}" for kind, n in row.requests_each().items())
-        each += f"; {row.megabytes_each():.2f} MB" if each else "none"
+        requests = ", ".join(f"{kind} {n:.1f}" for kind, n in row.requests_each().items())
+        requests += f"; {row.megabytes_each():.2f} MB" if requests else "none"
         table.add_row(
-            row.what, row.where, f"{row.rate:.1f} {row.unit}",
-            f"{row.rate / first[row.what]:.2f} x", each,
+            row.action, row.place, f"{row.rate:.1f} {row.unit}",
+            f"{row.rate / disk_rates[row.action]:.2f} x", requests,
         )  # fmt: skip
     Console(width=140).print(table)
 
@@ -200,7 +204,7 @@ def main() -> None:
     parser.add_argument(
         "--patches", type=int, default=64, help="number of patches per kind and round"
     )
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-s3: ended"))  # ends Ceph, too
     try:
@@ -212,7 +216,7 @@ def main() -> None:
     except MissingProgramsError as problem:
         sys.exit(f"bench-s3: {problem}")
     rows = list(bench.rows.values())
-    show(rows)
+    print_table(rows)
     if options.json:
         figures = [row.to_json() for row in rows]
         result = {"data": pair[0].name, "scans": options.scans, **machine(), "rows": figures}

@@ -1,7 +1,7 @@
 """Measures opening the table, opening a scan and adding a scan in stores of very many tiny scans.
 
-Stores of different sizes take turns within a round; the results are ratios. Adding a scan is
-measured as a whole process over the whole raw folder, as a user runs it.
+Each round adds a scan to every store; the results are ratios. Adding a scan is measured as a whole
+process over the whole raw folder, as a user runs it.
 """
 
 import argparse
@@ -29,26 +29,26 @@ PATTERNS = ("{scan}_ct.nii.gz", "{scan}_seg.nii.gz")
 CLI = ["-c", "from spinezarr.cli.main import main; main()"]
 
 
-class Handler(SimpleHTTPRequestHandler):
-    """A web server that counts its requests."""
+class RecordingHandler(SimpleHTTPRequestHandler):
+    """Handles requests for files, and records their paths."""
 
     protocol_version = "HTTP/1.1"
-    asked: list[str]
+    paths: list[str]
 
     def log_message(self, *_: object) -> None:
-        """Count the request instead."""
-        self.asked.append(self.path)
+        """Record the path instead."""
+        self.paths.append(self.path)
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve a folder; yield its URL and the list of requests."""
-    asked: list[str] = []
-    handler = functools.partial(type("Counting", (Handler,), {"asked": asked}), directory=folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def serve_folder(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve a folder; yield its URL and the paths of all requests."""
+    paths: list[str] = []
+    handler = type("Handler", (RecordingHandler,), {"paths": paths})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", paths
     finally:
         server.shutdown()
 
@@ -76,20 +76,20 @@ def ingest(raw: Path, out: Path) -> float:
     return run_process([*CLI, *words, "--out", str(out)]).wall_s
 
 
-def opening(store: Path) -> dict[str, float]:
+def measure_opening(store: Path) -> dict[str, float]:
     """Count requests and seconds of opening a store, from a web server and from disk."""
     figures: dict[str, float] = {}
-    with served(store.parent) as (url, asked):
-        opened = spinezarr.open(f"{url}/{store.name}")
-        opened.scan("scan3")
-        figures["requests_scan"] = len(asked)
-        figures["requests_of_other_scans"] = sum("/scans/scan3/" not in p for p in asked) - 2
-        asked.clear()
+    with serve_folder(store.parent) as (url, paths):
+        remote_store = spinezarr.open(f"{url}/{store.name}")
+        remote_store.scan("scan3")
+        figures["requests_scan"] = len(paths)
+        figures["requests_of_other_scans"] = sum("/scans/scan3/" not in p for p in paths) - 2
+        paths.clear()
         xr.open_zarr(f"{url}/{store.name}/scans/scan4", zarr_format=3, consolidated=True)
-        figures["requests_scan_by_xarray"] = len(asked)
-        asked.clear()
-        len(opened.table)
-        figures["requests_table"] = len(asked)
+        figures["requests_scan_by_xarray"] = len(paths)
+        paths.clear()
+        len(remote_store.table)
+        figures["requests_table"] = len(paths)
     for name, call in (
         ("table_s", lambda: len(spinezarr.open(store).table)),
         ("table_by_xarray_s", lambda: xr.open_zarr(store / "table").load()),
@@ -104,27 +104,27 @@ def opening(store: Path) -> dict[str, float]:
 
 
 def measure(sizes: list[int], rounds: int, work: Path) -> list[dict[str, float]]:
-    """Make a store of each size, then add scans to all of them in turns."""
-    places = {size: (work / f"raw{size}", work / f"{size}.zarr") for size in sizes}
-    built = {}
-    for size, (raw, out) in places.items():
+    """Make a store of each size, then add one scan to every store in each round."""
+    paths = {size: (work / f"raw{size}", work / f"{size}.zarr") for size in sizes}
+    ingest_s = {}
+    for size, (raw, out) in paths.items():
         add_scans(raw, range(size))
-        built[size] = ingest(raw, out)
-    added: dict[int, list[float]] = {size: [] for size in sizes}
+        ingest_s[size] = ingest(raw, out)
+    add_one_s: dict[int, list[float]] = {size: [] for size in sizes}
     for turn in range(rounds):
-        for size, (raw, out) in places.items():
+        for size, (raw, out) in paths.items():
             add_scans(raw, range(size + turn, size + turn + 1))
-            added[size].append(ingest(raw, out))
-    smallest = statistics.median(added[sizes[0]])
+            add_one_s[size].append(ingest(raw, out))
+    smallest = statistics.median(add_one_s[sizes[0]])
     return [
         {
             "scans": size,
-            "ingest_s": built[size],
-            **opening(places[size][1]),
-            "add_one_s_median": statistics.median(added[size]),
-            "add_one_s_min": min(added[size]),
-            "add_one_s_max": max(added[size]),
-            "add_one_times_smallest": statistics.median(added[size]) / smallest,
+            "ingest_s": ingest_s[size],
+            **measure_opening(paths[size][1]),
+            "add_one_s_median": statistics.median(add_one_s[size]),
+            "add_one_s_min": min(add_one_s[size]),
+            "add_one_s_max": max(add_one_s[size]),
+            "add_one_times_smallest": statistics.median(add_one_s[size]) / smallest,
         }
         for size in sizes
     ]
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 1005, 10_000])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options.sizes, options.rounds, Path(folder))

@@ -1,8 +1,8 @@
 """Compares ``spinezarr serve`` with other file servers, on random ranges of a shard.
 
-Each server is a process of its own, with as many workers as ours, and all take turns: one is asked
-while the others wait. 16 open connections request ranges of one size, drawn anew each turn. The
-client is a program of ours in C (``load.c``), which takes little of the servers' cores, or wrk.
+Each server is a process of its own, with as many workers as ours. One server is measured at a time,
+while the others wait. 16 open connections request random ranges of one size, which differ in each
+round. The client is our program ``load.c``, which takes little of the servers' cores, or wrk.
 Before anything is timed, every server's bytes are compared with the file. The results are ratios
 within a round, by requests per second and by the core time of the server's processes per request,
 which is the better measure on a shared machine.
@@ -30,8 +30,8 @@ from random import Random
 from typing import Protocol
 
 import psutil
-from common import ingested, machine, spread
-from patches import pair_of
+from common import ingest_pair, machine, spread
+from patches import choose_pair
 from rich.console import Console
 from rich.table import Table
 
@@ -53,12 +53,12 @@ TARGETS = (
 SHARD = "scans/scan/image/c/0/0/0"
 PATH = f"/zarr/one/{SHARD}"
 CONNECTIONS = 16
-_PATIENCE_S = 30.0
-_COMPARED = 8
+_TIMEOUT_S = 30.0
+_N_COMPARED = 8
 """Number of ranges per size and server that are compared before timing."""
-_PARTIAL = 206
-_WITH_HEADS = 1.1
-"""Largest ratio of read bytes to those of bodies: heads add about 1 %, and a whole file more."""
+_PARTIAL_CONTENT = 206
+_MAX_OVERHEAD = 1.1
+"""Largest ratio of read bytes to body bytes: headers add about 1 %, and a whole file adds more."""
 
 # nginx uses sendfile. A body that fits into the socket buffer is sent at once.
 _NGINX = """
@@ -84,10 +84,10 @@ http {{
 """
 
 _LUA = """
-local size, places = tonumber(os.getenv("SIZE")), tonumber(os.getenv("PLACES"))
+local size, n_starts = tonumber(os.getenv("SIZE")), tonumber(os.getenv("N_STARTS"))
 function init(args) math.randomseed(tonumber(os.getenv("SEED"))) end
 function request()
-    local first = math.random(0, places - 1)
+    local first = math.random(0, n_starts - 1)
     local range = string.format("bytes=%d-%d", first, first + size - 1)
     return wrk.format("GET", nil, {["Range"] = range, ["Host"] = "127.0.0.1"})
 end
@@ -118,8 +118,9 @@ class Server:
     def core_s(self) -> float:
         """Return the core time of its processes in seconds."""
         root = psutil.Process(self.process.pid)
-        times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
-        return sum(one.user + one.system for one in times)
+        processes = (root, *root.children(recursive=True))
+        times = [process.cpu_times() for process in processes]
+        return sum(time.user + time.system for time in times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +142,13 @@ class Client(Protocol):
 
     name: str
 
-    def ask(self, server: Server, size: int, seconds: float, seed: int) -> Mapping[str, float]:
+    def run(self, server: Server, size: int, seconds: float, seed: int) -> Mapping[str, float]:
         """Return requests, bytes, seconds, and the median and 99th percentile of times."""
         ...
 
 
-class Load:
-    """Our client: every answer must be 206 and have the requested length."""
+class LoadClient:
+    """Our client, which requires status 206 and the requested length of every answer."""
 
     name = "load.c"
 
@@ -157,13 +158,13 @@ class Load:
         command = [*compiler, "-O2", str(FOLDER / "load.c"), "-o", str(self._program)]
         subprocess.run(command, check=True)  # noqa: S603
 
-    def ask(self, server: Server, size: int, seconds: float, seed: int) -> Mapping[str, float]:
-        """Ask."""
-        numbers = (server.port, CONNECTIONS, seconds, PATH, self._file_bytes, size, seed)
-        return said(server, [str(self._program), *map(str, numbers)])
+    def run(self, server: Server, size: int, seconds: float, seed: int) -> Mapping[str, float]:
+        """See :class:`Client`."""
+        arguments = (server.port, CONNECTIONS, seconds, PATH, self._file_bytes, size, seed)
+        return run_client(server, [str(self._program), *map(str, arguments)])
 
 
-class Wrk:
+class WrkClient:
     """The client wrk of Debian, in one thread. It reads bodies in pieces of 8 KiB."""
 
     name = "wrk"
@@ -172,21 +173,20 @@ class Wrk:
         self._script, self._file_bytes = work / "ranges.lua", file_bytes
         self._script.write_text(_LUA)
 
-    def ask(self, server: Server, size: int, seconds: float, seed: int) -> Mapping[str, float]:
-        """Ask."""
-        places = self._file_bytes - size + 1
-        told = {"SIZE": str(size), "PLACES": str(places), "SEED": str(seed)}
-        words = ["-t1", f"-c{CONNECTIONS}", f"-d{math.ceil(seconds)}s", "-s", str(self._script)]
-        found = said(server, ["wrk", *words, server.url], told)
-        most = (
-            _WITH_HEADS * size * (found["requests"] + CONNECTIONS)
-        )  # some requests are still in flight
-        if found["bad"] or not size * found["requests"] <= found["bytes"] <= most:
-            raise SystemExit(f"{server.name}: did not answer {self.name} with ranges: {found}")
-        return {**found, "bytes": found["requests"] * size}
+    def run(self, server: Server, size: int, seconds: float, seed: int) -> Mapping[str, float]:
+        """See :class:`Client`."""
+        n_starts = self._file_bytes - size + 1
+        variables = {"SIZE": str(size), "N_STARTS": str(n_starts), "SEED": str(seed)}
+        options = ["-t1", f"-c{CONNECTIONS}", f"-d{math.ceil(seconds)}s", "-s", str(self._script)]
+        figures = run_client(server, ["wrk", *options, server.url], variables)
+        # One request of each connection may still be in flight.
+        max_bytes = _MAX_OVERHEAD * size * (figures["requests"] + CONNECTIONS)
+        if figures["bad"] or not size * figures["requests"] <= figures["bytes"] <= max_bytes:
+            raise SystemExit(f"{server.name}: did not answer {self.name} with ranges: {figures}")
+        return {**figures, "bytes": figures["requests"] * size}
 
 
-def said(
+def run_client(
     server: Server, command: Sequence[str], variables: Mapping[str, str] | None = None
 ) -> Mapping[str, float]:
     """Run a program, and return the figures in the last line of its output."""
@@ -196,14 +196,14 @@ def said(
     )
     if done.returncode:
         raise SystemExit(f"{server.name}: {done.stderr}")
-    found: dict[str, float] = json.loads(done.stderr or done.stdout)
-    return found
+    figures: dict[str, float] = json.loads(done.stderr or done.stdout)
+    return figures
 
 
 def free_port() -> int:
     """Return a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
         return port
 
 
@@ -229,9 +229,10 @@ def commands(
     else:
         for name, app in ((GRANIAN_FILES, "file_response"), (STATIC_FILES, "static_files")):
             port = free_port()
-            words = ["--factory", "--interface", "asgi", "--workers", n, "--port", str(port)]
-            quiet = ["--no-ws", "--log-level", "error", f"peers.file_apps:{app}"]
-            yield name, port, [sys.executable, "-m", "granian", *words, *quiet]
+            flags = ["--factory", "--interface", "asgi", "--workers", n, "--port", str(port)]
+            flags += ["--no-ws", "--log-level", "error"]
+            granian = [sys.executable, "-m", "granian", *flags]
+            yield name, port, [*granian, f"peers.file_apps:{app}"]
         port = free_port()
         yield (
             UVICORN_FILES,
@@ -251,12 +252,12 @@ def commands(
 
 def uvicorn(app: str, port: int, processes: str) -> list[str]:
     """Return the command of an application under uvicorn, with its installed extras."""
-    words = ["--factory", "--workers", processes, "--port", str(port)]
-    return ["-m", "uvicorn", app, *words, "--no-access-log", "--log-level", "error"]
+    flags = ["--factory", "--workers", processes, "--port", str(port)]
+    return ["-m", "uvicorn", app, *flags, "--no-access-log", "--log-level", "error"]
 
 
 @contextmanager
-def servers(
+def start_servers(
     options: argparse.Namespace, store: Path, work: Path, left_out: list[str]
 ) -> Iterator[list[Server]]:
     """Start all servers, and end them afterward."""
@@ -264,34 +265,34 @@ def servers(
         log = stack.enter_context((work / "servers.log").open("wb"))
         paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = {"SERVED": str(store), "PYTHONPATH": os.pathsep.join(paths)}
-        found = []
+        servers = []
         for name, port, command in commands(options, store, work, left_out):
             if options.servers and name not in {OURS, *options.servers}:
                 continue
             process = subprocess.Popen(  # noqa: S603
                 command, stdout=log, stderr=log, env={**os.environ, **variables}
             )
-            stack.callback(end, process)
-            found.append(Server(name, port, process))
-        for one in found:
-            wait_for(one, work)
-        yield found
+            stack.callback(stop, process)
+            servers.append(Server(name, port, process))
+        for server in servers:
+            wait_for_server(server, work)
+        yield servers
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a server and its workers."""
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server and its workers."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
-    process.wait(_PATIENCE_S)
-    for one in children:
-        if one.is_running():
-            one.kill()
+    process.wait(_TIMEOUT_S)
+    for child in children:
+        if child.is_running():
+            child.kill()
 
 
-def wait_for(server: Server, work: Path) -> None:
+def wait_for_server(server: Server, work: Path) -> None:
     """Wait until a server answers."""
-    until = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < until and server.process.poll() is None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline and server.process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", server.port)).close()
         except OSError:
@@ -303,52 +304,53 @@ def wait_for(server: Server, work: Path) -> None:
 
 def compare(server: Server, data: bytes, sizes: Sequence[str]) -> None:
     """Compare some ranges of a server with the file."""
-    draw = Random(0)  # noqa: S311  no secret
-    for size in (SIZES[name] for name in sizes for _ in range(_COMPARED)):
-        first = draw.randrange(len(data) - size + 1)
-        about = {"Range": f"bytes={first}-{first + size - 1}"}
-        request = urllib.request.Request(server.url, headers=about)  # noqa: S310
-        with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:  # noqa: S310
-            if (answer.status, answer.read()) != (_PARTIAL, data[first : first + size]):
+    random = Random(0)  # noqa: S311  no secret
+    for size in (SIZES[name] for name in sizes for _ in range(_N_COMPARED)):
+        start = random.randrange(len(data) - size + 1)
+        headers = {"Range": f"bytes={start}-{start + size - 1}"}
+        request = urllib.request.Request(server.url, headers=headers)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            if (answer.status, answer.read()) != (_PARTIAL_CONTENT, data[start : start + size]):
                 raise SystemExit(f"{server.name}: gave other bytes.")
 
 
-def measured(client: Client, server: Server, size: str, seconds: float, seed: int) -> Turn:
-    """Let a client send requests to a server, and return the turn."""
+def measure_turn(client: Client, server: Server, size: str, seconds: float, seed: int) -> Turn:
+    """Let a client send requests to a server, and return the results."""
     before = server.core_s()
-    found = client.ask(server, SIZES[size], seconds, seed)
-    core_us = 1e6 * (server.core_s() - before) / found["requests"]
-    per_s = found["requests"] / found["seconds"]
-    gb = found["bytes"] / found["seconds"] / 1e9
+    figures = client.run(server, SIZES[size], seconds, seed)
+    core_us = 1e6 * (server.core_s() - before) / figures["requests"]
+    per_s = figures["requests"] / figures["seconds"]
+    gb_per_s = figures["bytes"] / figures["seconds"] / 1e9
     return Turn(
-        server.name, client.name, size, per_s, gb, core_us, found["p50_us"], found["p99_us"]
-    )
+        server.name, client.name, size, per_s, gb_per_s, core_us, figures["p50_us"],
+        figures["p99_us"],
+    )  # fmt: skip
 
 
 def measure(
-    options: argparse.Namespace, clients: Sequence[Client], all_servers: Sequence[Server]
+    options: argparse.Namespace, clients: Sequence[Client], servers: Sequence[Server]
 ) -> Iterator[dict[str, object]]:
-    """Measure all servers in turn, round after round; yield a row per client and size."""
+    """Measure all servers once in each round; yield a row per client, size and server."""
     for client in clients:
         for size in options.sizes:
-            turns: dict[str, list[Turn]] = {one.name: [] for one in all_servers}
+            turns_by_server: dict[str, list[Turn]] = {server.name: [] for server in servers}
             for n in range(options.rounds + 1):  # the first round is for warming up
-                k = n % len(all_servers)
-                for server in (*all_servers[k:], *all_servers[:k]):
-                    turn = measured(client, server, size, options.seconds, 1 + n)
+                k = n % len(servers)
+                for server in (*servers[k:], *servers[:k]):
+                    turn = measure_turn(client, server, size, options.seconds, 1 + n)
                     if n:
-                        turns[server.name].append(turn)
-            for name, found in turns.items():
-                pairs = list(zip(turns[OURS], found, strict=True))
-                rates = [a.requests_per_s / b.requests_per_s for a, b in pairs]
+                        turns_by_server[server.name].append(turn)
+            for name, turns in turns_by_server.items():
+                pairs = list(zip(turns_by_server[OURS], turns, strict=True))
+                ratios = [a.requests_per_s / b.requests_per_s for a, b in pairs]
                 yield {
                     "client": client.name, "size": size, "server": name,
-                    **spread("requests_per_s", [one.requests_per_s for one in found]),
-                    **spread("gb_per_s", [one.gb_per_s for one in found]),
-                    **spread("core_us", [one.core_us for one in found]),
-                    **spread("p50_us", [one.p50_us for one in found]),
-                    **spread("p99_us", [one.p99_us for one in found]),
-                    **spread("ours_over_this", rates),
+                    **spread("requests_per_s", [turn.requests_per_s for turn in turns]),
+                    **spread("gb_per_s", [turn.gb_per_s for turn in turns]),
+                    **spread("core_us", [turn.core_us for turn in turns]),
+                    **spread("p50_us", [turn.p50_us for turn in turns]),
+                    **spread("p99_us", [turn.p99_us for turn in turns]),
+                    **spread("ours_over_this", ratios),
                     **spread("by_core_time", [b.core_us / max(a.core_us, 0.01) for a, b in pairs]),
                 }  # fmt: skip
 
@@ -357,11 +359,11 @@ def targets_of(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
     """Compare the rows with the targets."""
     return [
         {
-            "size": size, "client": row["client"], "beside": peer,
+            "size": size, "client": row["client"], "compared_with": peer,
             "reached": row["ours_over_this_median"], "by_core_time": row["by_core_time_median"],
-            "must_reach": wanted, "met": row["ours_over_this_median"] >= wanted,  # type: ignore[operator]
+            "must_reach": must, "met": row["ours_over_this_median"] >= must,  # type: ignore[operator]
         }
-        for peer, size, wanted in TARGETS
+        for peer, size, must in TARGETS
         for row in rows
         if (row["server"], row["size"]) == (peer, size)
     ]  # fmt: skip
@@ -396,12 +398,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="CT.nii.gz and MASK.nii.gz")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--servers", nargs="+", default=[], choices=PEERS, help="beside ours")
+    parser.add_argument(
+        "--servers", nargs="+", default=[], choices=PEERS, help="servers to compare with ours"
+    )
     parser.add_argument(
         "--clients", nargs="+", default=["load.c", "wrk"], choices=("load.c", "wrk")
     )
     parser.add_argument(
-        "--zarr-http-server", metavar="COMMAND", help="command of a Python that has it"
+        "--zarr-http-server",
+        metavar="COMMAND",
+        help="command of a Python in which zarr-http-server is installed",
     )
     parser.add_argument(
         "--processes",
@@ -410,29 +416,36 @@ def main() -> None:
         help="number of workers of each server",
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="seconds of each server per round"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the data (default: a temporary folder)"
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         work = Path(folder)
-        store = ingested(*pair_of(options, work), work)
+        store = ingest_pair(*choose_pair(options, work), work)
         data = (store / SHARD).read_bytes()
-        clients: list[Client] = [Load(work, len(data))] if "load.c" in options.clients else []
+        clients: list[Client] = []
+        if "load.c" in options.clients:
+            clients.append(LoadClient(work, len(data)))
         if "wrk" in options.clients and shutil.which("wrk"):
-            clients.append(Wrk(work, len(data)))
+            clients.append(WrkClient(work, len(data)))
         elif "wrk" in options.clients:
             left_out.append("wrk: is not installed (Debian: wrk)")
-        with servers(options, store, work, left_out) as all_servers:
-            for server in all_servers:
+        with start_servers(options, store, work, left_out) as servers:
+            for server in servers:
                 compare(server, data, options.sizes)
-            rows = list(measure(options, clients, all_servers))
+            rows = list(measure(options, clients, servers))
     result = {"rows": rows, "targets": targets_of(rows), "left_out": left_out}
     print_tables(result)
     if options.json:
-        about = {**machine("granian", "uvicorn"), "load": os.getloadavg()[0]}
-        options.json.write_text(json.dumps({**about, "shard_bytes": len(data), **result}, indent=1))
+        environment = {**machine("granian", "uvicorn"), "load": os.getloadavg()[0]}
+        figures = {**environment, "shard_bytes": len(data), **result}
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

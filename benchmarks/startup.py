@@ -1,7 +1,7 @@
-"""How long do commands and a first batch take in a fresh interpreter, to what peers only import?
+"""Measures commands and a first batch in a new interpreter, compared with the import of peers.
 
-Rows take turns. The least processor time of each counts, as others on the machine can only add to
-it.
+Every program runs once in each round. The least processor time of each counts, because other
+processes on the machine can only add to it.
 """
 
 import argparse
@@ -26,15 +26,16 @@ PEERS = ("numpy", "zarr", "xarray", "tensorstore", "torch", "torchio", "monai")
 
 def programs(store: Path, side: int) -> dict[str, str]:
     """Return the programs by the names of their rows."""
-    commands = (["--help"], ["--version"], ["ingest", "--help"], ["info", str(store)])
-    shown = {"info": "info STORE"}
+    commands = {
+        "--help": ["--help"],
+        "--version": ["--version"],
+        "ingest --help": ["ingest", "--help"],
+        "info STORE": ["info", str(store)],
+    }
     return {
         "python -c pass": "pass",
         "import typer": "import typer",
-        **{
-            f"spinezarr {shown.get(words[0], ' '.join(words))}": COMMAND.format(words=words)
-            for words in commands
-        },
+        **{f"spinezarr {name}": COMMAND.format(words=words) for name, words in commands.items()},
         "import spinezarr": "import spinezarr",
         "open a store, first batch": FIRST_BATCH.format(store=str(store), side=side),
         **{f"import {name}": f"import {name}" for name in PEERS if find_spec(name)},
@@ -57,21 +58,21 @@ def measure(shape_zyx: tuple[int, int, int], rounds: int) -> list[dict[str, obje
     """Run every program once in each round."""
     with tempfile.TemporaryDirectory() as work:
         store = make_store(Path(work), shape_zyx)
-        found = programs(store, min(64, *shape_zyx))
-        costs = {name: [] for name in found}
+        code_by_name = programs(store, min(64, *shape_zyx))
+        costs_by_name = {name: [] for name in code_by_name}
         for number in range(1 + rounds):
-            for name, program in found.items():
-                cost = run_process(["-c", program])
-                if number:  # the first compiles modules
-                    costs[name].append(cost)
+            for name, code in code_by_name.items():
+                cost = run_process(["-c", code])
+                if number:  # the first round compiles modules
+                    costs_by_name[name].append(cost)
     return [
         {
             "row": name,
-            "core_s": min(cost.core_s for cost in of_row),
-            "wall_s": min(cost.wall_s for cost in of_row),
-            "peak_mb": min(cost.peak_mb for cost in of_row),
+            "core_s": min(cost.core_s for cost in costs),
+            "wall_s": min(cost.wall_s for cost in costs),
+            "peak_mb": min(cost.peak_mb for cost in costs),
         }
-        for name, of_row in costs.items()
+        for name, costs in costs_by_name.items()
     ]
 
 
@@ -93,8 +94,8 @@ def main() -> None:
         table.add_row(row["row"], *times, f"{row['peak_mb']:.0f}", ratio)
     Console().print(table)
     if options.json:
-        found = {"machine": machine("typer", "pydantic"), "rows": rows}
-        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        result = {"machine": machine("typer", "pydantic"), "rows": rows}
+        options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Measures time and bytes until a browser shows a scan, compared with downloading it.
 
-A server in its own process serves a scan, and one of 600 slices that is stacked from it. Debian's
-Chromium, without a screen or a GPU, opens the page of each scan with an empty cache. The page
-itself marks the times from the navigation until the three planes are drawn, until a volume replaces
-them, and until the spine is shown in 3D. The ``.nii.gz`` files are downloaded from the same server;
-the time to open them in a viewer is not included.
+A server in its own process serves a scan, and a scan of 600 slices that is made by repeating it.
+Debian's Chromium, without a screen or a GPU, opens the page of each scan with an empty cache. The
+page itself marks the times from the navigation until the three planes are drawn, until a volume
+replaces them, and until the spine is shown in 3D. The ``.nii.gz`` files are downloaded from the
+same server; the time to open them in a viewer is not included.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from common import ingested, machine, spread
-from patches import pair_of
+from common import ingest_pair, machine, spread
+from patches import choose_pair
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 from rich.table import Table
@@ -53,22 +53,22 @@ class Download:
     n_bytes: int
 
 
-def stacked(image: Path, label: Path, work: Path, n_slices: int) -> tuple[Path, Path]:
-    """Write a scan of more slices, by repeating the scan and its mirror image."""
-    made = []
+def make_long_scan(image: Path, label: Path, work: Path, n_slices: int) -> tuple[Path, Path]:
+    """Write a scan of ``n_slices`` slices, by repeating the scan and its mirror image."""
+    paths = []
     for path, name in ((image, "long_ct.nii.gz"), (label, "long_seg.nii.gz")):
-        read = nib.load(path)
-        voxels = np.asanyarray(read.dataobj)
-        times = -(-n_slices // voxels.shape[2])
-        parts = [voxels[..., ::-1] if i % 2 else voxels for i in range(times)]
-        long = np.concatenate(parts, axis=2)[..., :n_slices]
-        nib.save(nib.Nifti1Image(long, read.affine), work / name)
-        made.append(work / name)
-    return made[0], made[1]
+        source = nib.load(path)
+        voxels = np.asanyarray(source.dataobj)
+        n_repeats = -(-n_slices // voxels.shape[2])
+        parts = [voxels[..., ::-1] if i % 2 else voxels for i in range(n_repeats)]
+        long_voxels = np.concatenate(parts, axis=2)[..., :n_slices]
+        nib.save(nib.Nifti1Image(long_voxels, source.affine), work / name)
+        paths.append(work / name)
+    return paths[0], paths[1]
 
 
 @contextmanager
-def serving(*stores: Path) -> Iterator[str]:
+def serve(*stores: Path) -> Iterator[str]:
     """Serve stores in a process of its own; yield the URL."""
     program = (
         "import sys, time\n"
@@ -87,7 +87,7 @@ def serving(*stores: Path) -> Iterator[str]:
         process.wait()
 
 
-def visited(browser: Browser, url: str) -> Visit:
+def visit(browser: Browser, url: str) -> Visit:
     """Open the page in a context of its own, and wait until it is complete."""
     context = browser.new_context(viewport={"width": 1280, "height": 720})
     tab = context.new_page()
@@ -97,46 +97,46 @@ def visited(browser: Browser, url: str) -> Visit:
     marks = tab.evaluate(
         "() => performance.getEntriesByType('mark').map(m => [m.name, m.startTime])"
     )
-    loaded = tab.evaluate(
+    transfers = tab.evaluate(
         "() => [...performance.getEntriesByType('navigation'),"
         " ...performance.getEntriesByType('resource')].map(r => [r.responseEnd, r.transferSize])"
     )
     context.close()
     ms = {
-        what: next(at for name, at in marks if name.startswith(start))
-        for what, start in MARKS.items()
+        key: next(time_ms for name, time_ms in marks if name.startswith(prefix))
+        for key, prefix in MARKS.items()
     }
-    first = sum(size for end, size in loaded if end <= ms["first_view"])
-    return Visit(ms, first, sum(size for _, size in loaded))
+    first_view_bytes = sum(size for end, size in transfers if end <= ms["first_view"])
+    return Visit(ms, first_view_bytes, sum(size for _, size in transfers))
 
 
-def downloaded(scan_url: str) -> Download:
+def download(scan_url: str) -> Download:
     """Download image and mask, and discard them."""
-    started, count = time.perf_counter(), 0
+    started, n_bytes = time.perf_counter(), 0
     for array in ("image", "label"):
         with urllib.request.urlopen(f"{scan_url}/{array}.nii.gz") as answer:  # noqa: S310
             while part := answer.read(1 << 20):
-                count += len(part)
-    return Download(1000 * (time.perf_counter() - started), count)
+                n_bytes += len(part)
+    return Download(1000 * (time.perf_counter() - started), n_bytes)
 
 
-def measured(browser: Browser, server: str, store: str, rounds: int) -> dict[str, object]:
-    """Open the page and download the files in turns; the first turn warms the server up."""
+def measure(browser: Browser, server: str, store: str, rounds: int) -> dict[str, object]:
+    """Open the page several times, then download the files; the first visit is not counted."""
     page, scan = f"{server}/scan/{store}/scan", f"{server}/v1/{store}/scans/scan"
-    visits = [visited(browser, page) for _ in range(rounds + 1)][1:]
-    downloads = [downloaded(scan) for _ in range(rounds)]
-    found: dict[str, object] = {
+    visits = [visit(browser, page) for _ in range(rounds + 1)][1:]  # the first warms the server up
+    downloads = [download(scan) for _ in range(rounds)]
+    figures: dict[str, object] = {
         "first_view_bytes": round(statistics.median(v.first_view_bytes for v in visits)),
         "page_bytes": round(statistics.median(v.all_bytes for v in visits)),
         "nii_gz_bytes": downloads[0].n_bytes,
         **spread("nii_gz_ms", [d.ms for d in downloads]),
     }
-    for what in MARKS:
-        found |= spread(f"{what}_ms", [v.ms[what] for v in visits])
-    return found
+    for key in MARKS:
+        figures |= spread(f"{key}_ms", [v.ms[key] for v in visits])
+    return figures
 
 
-def shown(results: dict[str, dict[str, object]]) -> Table:
+def make_table(results: dict[str, dict[str, object]]) -> Table:
     """Return the figures as a table."""
     table = Table(title="Milliseconds from the navigation on, and megabytes")
     for column in (
@@ -150,15 +150,15 @@ def shown(results: dict[str, dict[str, object]]) -> Table:
         ".nii.gz MB",
     ):
         table.add_column(column, justify="left" if column == "scan" else "right")
-    for name, found in results.items():
-        times = [f"{found[f'{what}_ms_median']:,.0f}" for what in MARKS]
+    for name, figures in results.items():
+        times = [f"{figures[f'{key}_ms_median']:,.0f}" for key in MARKS]
         table.add_row(
             name,
             *times,
-            f"{found['first_view_bytes'] / 1e6:.1f}",  # type: ignore[operator]
-            f"{found['page_bytes'] / 1e6:.1f}",  # type: ignore[operator]
-            f"{found['nii_gz_ms_median']:,.0f}",
-            f"{found['nii_gz_bytes'] / 1e6:.1f}",  # type: ignore[operator]
+            f"{figures['first_view_bytes'] / 1e6:.1f}",  # type: ignore[operator]
+            f"{figures['page_bytes'] / 1e6:.1f}",  # type: ignore[operator]
+            f"{figures['nii_gz_ms_median']:,.0f}",
+            f"{figures['nii_gz_bytes'] / 1e6:.1f}",  # type: ignore[operator]
         )
     return table
 
@@ -167,7 +167,9 @@ def main() -> None:
     """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="image and mask")
-    parser.add_argument("--folder", type=Path, help="where to work; else a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the data (default: a temporary folder)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slices", type=int, default=SLICES)
     parser.add_argument("--json", type=Path)
@@ -177,26 +179,26 @@ def main() -> None:
         raise SystemExit("Chromium is not installed. On Debian: apt-get install chromium")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         work = Path(folder)
-        image, label = pair_of(options, work)
+        image, label = choose_pair(options, work)
         stores = []
         for name, pair in (
             ("short", (image, label)),
-            ("long", stacked(image, label, work, options.slices)),
+            ("long", make_long_scan(image, label, work, options.slices)),
         ):
             (work / name).mkdir()
-            stores.append(ingested(*pair, work / name).rename(work / f"{name}.zarr"))
-        with serving(*stores) as server, sync_playwright() as driver:
+            stores.append(ingest_pair(*pair, work / name).rename(work / f"{name}.zarr"))
+        with serve(*stores) as server, sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=_FLAGS)
             n_slices = {"short": nib.load(image).shape[2], "long": options.slices}
             results = {
-                f"{n} slices": measured(browser, server, name, options.rounds)
+                f"{n} slices": measure(browser, server, name, options.rounds)
                 for name, n in n_slices.items()
             }
             browser.close()
-    Console().print(shown(results))
+    Console().print(make_table(results))
     if options.json:
-        told = {"machine": machine(), "rounds": options.rounds, "results": results}
-        options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        figures = {"machine": machine(), "rounds": options.rounds, "results": results}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ KINDS = {"128^3": (128, 128, 128), "96^3": (96, 96, 96), "64^3": (64, 64, 64)}
 PLANES = {"axial": 0, "sagittal": 2}
 VOXEL_BYTES = 3
 """Bytes of a voxel of image and mask together."""
-MIXED = 1000
+N_SUCCESSIVE = 1000
 """Number of successive samples whose scans are counted."""
-POINTS = 2000
-"""Number of voxels of each scan for which the samples that show them are counted."""
+N_POINTS = 2000
+"""Number of random voxels of each scan that are looked for in the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class EqualVolumes:
     def prefetch_scans(self, scan_ids: Iterable[str]) -> None:
         """Do nothing, because there are no files."""
 
-    def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:  # noqa: ARG002  all have one
+    def chunk_shape_zyx(self, scan_id: str) -> ShapeZYX:  # noqa: ARG002  all have the same
         """Return the chunk shape of the default profile."""
         return BALANCED.chunk_shape_zyx
 
@@ -83,38 +83,35 @@ def chunks_of(box: Box) -> set[ShapeZYX]:
     return {(i, j, k) for i in z for j in y for k in x}
 
 
-def overlap(one: Box, other: Box) -> float:
-    """Return the voxels in both boxes, as a fraction of those in either."""
-    both = one.intersect(other)
-    shared = 0 if both is None else int(np.prod(both.shape_zyx))
-    return shared / (2 * int(np.prod(one.shape_zyx)) - shared)
+def overlap(a: Box, b: Box) -> float:
+    """Return the intersection of two boxes of one shape over their union."""
+    intersection = a.intersect(b)
+    shared = 0 if intersection is None else int(np.prod(intersection.shape_zyx))
+    return shared / (2 * int(np.prod(a.shape_zyx)) - shared)
 
 
-def seen_once(requests: list[PatchRequest], shape_zyx: ShapeZYX) -> float:
+def distinct_fraction(requests: list[PatchRequest], shape_zyx: ShapeZYX) -> float:
     """Return the number of different voxels in samples, as a fraction of all their voxels."""
-    points = np.random.default_rng(0).integers(0, shape_zyx, (POINTS, 3))
-    shown: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(POINTS, int))
+    points = np.random.default_rng(0).integers(0, shape_zyx, (N_POINTS, 3))
+    n_samples: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(N_POINTS, int))
     for request in requests:
         inside = (points >= request.box.start_zyx) & (points < request.box.stop_zyx)
-        shown[request.scan_id] += inside.all(axis=1)
-    counts = np.stack(list(shown.values()))
+        n_samples[request.scan_id] += inside.all(axis=1)
+    counts = np.stack(list(n_samples.values()))
     return float((counts > 0).sum() / counts.sum())
 
 
 def figures(groups: list[list[PatchRequest]], shape_zyx: ShapeZYX) -> dict[str, float]:
     """Return the figures of samples; those of a group are read together."""
-    in_turn = sorted((r for group in groups for r in group), key=lambda request: request.index)
-    voxels = int(np.prod(in_turn[0].box.shape_zyx))
-    decoded = sum(len(set().union(*(chunks_of(r.box) for r in group))) for group in groups)
+    ordered = sorted((r for group in groups for r in group), key=lambda request: request.index)
+    voxels = len(ordered) * int(np.prod(ordered[0].box.shape_zyx))
+    chunks = sum(len(set().union(*(chunks_of(r.box) for r in group))) for group in groups)
     pairs = [pair for group in groups for pair in combinations(group, 2)]
     return {
-        "decoded_per_voxel": decoded
-        * int(np.prod(BALANCED.chunk_shape_zyx))
-        / voxels
-        / len(in_turn),
+        "decoded_per_voxel": chunks * int(np.prod(BALANCED.chunk_shape_zyx)) / voxels,
         "overlap_of_two": float(np.mean([overlap(a.box, b.box) for a, b in pairs] or [0.0])),
-        "different_voxels": seen_once(in_turn, shape_zyx),
-        "scans_in_1000": len({request.scan_id for request in in_turn[:MIXED]}),
+        "different_voxels": distinct_fraction(ordered, shape_zyx),
+        "scans_in_1000": len({request.scan_id for request in ordered[:N_SUCCESSIVE]}),
     }
 
 
@@ -129,7 +126,7 @@ def measure(
     one_scan = sampler_of(size_zyx, shape_zyx, 1)
     pairs = [[one_scan.draw(0, 2 * i + j, no_voxel).box for j in (0, 1)] for i in range(n_samples)]
     rows[0]["overlap_of_two"] = float(np.mean([overlap(*pair) for pair in pairs]))
-    chosen = window_sampler(
+    default = window_sampler(
         sampler, EqualVolumes(), shuffle="window", window_scans=None, samples_per_scan=None,
         voxel_bytes=VOXEL_BYTES,
     ).samples_per_scan  # fmt: skip
@@ -141,42 +138,43 @@ def measure(
         groups: dict[tuple[int, int], list[PatchRequest]] = defaultdict(list)
         for i in range(n_samples // windows.n_samples * windows.n_samples):
             groups[i // windows.n_samples, i % windows.n_neighborhoods].append(windows.draw(0, i))
-        about = {"samples_per_scan": samples_per_scan, "default": samples_per_scan == chosen}
-        rows.append(about | figures(list(groups.values()), shape_zyx))
+        row = {"samples_per_scan": samples_per_scan, "default": samples_per_scan == default}
+        rows.append(row | figures(list(groups.values()), shape_zyx))
     return rows
 
 
 def core_s(stream: PatchStream, n_samples: int) -> float:
     """Return the core time of one sample in seconds, from about ``n_samples``."""
-    stream.read_group(0)  # memory and shard indices are there from now on
-    started, done, unit = time.thread_time(), 0, 0
-    while done < n_samples:
-        unit += 1
-        done += sum(map(len, stream.read_group(unit)))
-    return (time.thread_time() - started) / done
+    stream.read_group(0)  # allocates memory and loads shard indices
+    started, n_read, group = time.thread_time(), 0, 0
+    while n_read < n_samples:
+        group += 1
+        n_read += sum(map(len, stream.read_group(group)))
+    return (time.thread_time() - started) / n_read
 
 
 def core_times(
     url: str, kinds: list[str], rounds: int, n_samples: int
 ) -> dict[str, dict[int, float]]:
-    """Measure the core time of samples of a store against that of exact draws, by kind."""
+    """Measure the core time of a sample relative to an exact draw, by kind and samples per scan."""
     store = spinezarr.open(url)
-    found: dict[str, dict[int, float]] = {}
+    ratios: dict[str, dict[int, float]] = {}
     for kind in kinds:
-        wanted = {"batch_size": 8, "n_samples": 1 << 20}
         times = defaultdict(list)
         for _ in range(rounds):
             for k in (1, *SAMPLES):
-                how = {"shuffle": "window", "samples_per_scan": k} if k > 1 else {}
+                options = {"batch_size": 8, "n_samples": 1 << 20}
+                if k > 1:
+                    options |= {"shuffle": "window", "samples_per_scan": k}
                 stream = (
-                    store.slices(kind, **wanted, **how)
+                    store.slices(kind, **options)
                     if kind in PLANES
-                    else store.patches(KINDS[kind], **wanted, **how)
+                    else store.patches(KINDS[kind], **options)
                 )
                 times[k].append(core_s(stream, n_samples))
         median = {k: statistics.median(of_k) for k, of_k in times.items()}
-        found[kind] = {k: median[k] / median[1] for k in median}
-    return found
+        ratios[kind] = {k: median[k] / median[1] for k in median}
+    return ratios
 
 
 def main() -> None:
@@ -187,12 +185,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4096)
     kinds = [*KINDS, *PLANES]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
-    parser.add_argument("--store", help="read samples of this store, too")
+    parser.add_argument("--store", help="store whose samples are read and timed, too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--read", type=int, default=128, help="number of samples per round and kind"
     )
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     shape_zyx = tuple(options.shape)
     sizes = {kind: tuple(map(min, size, shape_zyx)) for kind, size in KINDS.items()}

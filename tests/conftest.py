@@ -12,7 +12,7 @@ from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti
 
-SHAPE = (70, 52, 50)
+SHAPE_ZYX = (70, 52, 50)
 """Shape of an image with two chunks along each axis."""
 AFFINE = np.array([[0.8, 0, 0, -20], [0, 0.9, 0, 30.5], [0, 0, 2.5, -600], [0, 0, 0, 1]])
 SCALED = {
@@ -22,7 +22,7 @@ SCALED = {
     "thin": NiftiForm("ASL", "float32", slope=1 / 3, inter=0.1),
     "down": NiftiForm("LAS", "int8", slope=-1.7, inter=3),
 }
-HOLES = {
+NONFINITE = {
     "holes": NiftiForm("LPS", "float32"),
     "sieve": NiftiForm("PIR", "float32", slope=0.5, inter=1),
 }
@@ -42,16 +42,16 @@ class OddImages:
 
 def read_zyx(path):
     """Read a file with nibabel, in the axis order of a store."""
-    turned = nib.as_closest_canonical(nib.load(path, mmap=False))
-    return np.asanyarray(turned.dataobj).transpose(2, 1, 0)
+    image = nib.as_closest_canonical(nib.load(path, mmap=False))
+    return np.asanyarray(image.dataobj).transpose(2, 1, 0)
 
 
-def _numbers(rng, form):
+def _draw_values(rng, form):
     dtype = np.dtype(form.dtype)
     if dtype.kind == "f":
-        return rng.normal(0, 700, SHAPE).astype(dtype)
+        return rng.normal(0, 700, SHAPE_ZYX).astype(dtype)
     limits = np.iinfo(dtype)
-    return rng.integers(limits.min, limits.max, SHAPE, endpoint=True)
+    return rng.integers(limits.min, limits.max, SHAPE_ZYX, endpoint=True)
 
 
 @pytest.fixture(scope="session")
@@ -59,19 +59,19 @@ def odd(tmp_path_factory):
     """Write and ingest the files; no test may change them."""
     folder, rng = tmp_path_factory.mktemp("odd"), np.random.default_rng(12)
     raw = folder / "raw"
-    label = np.zeros(SHAPE, np.uint8)
+    label = np.zeros(SHAPE_ZYX, np.uint8)
     label[20:40, 10:30, 10:40], label[41:60, 10:30, 10:40] = 20, 19
-    for name, form in (SCALED | HOLES).items():
+    for name, form in (SCALED | NONFINITE).items():
         slope, inter = form.slope or 1.0, form.inter or 0.0
-        values = _numbers(rng, form) * slope + inter
-        if name in HOLES:
-            for hole in (np.nan, np.inf, -np.inf):
-                values[rng.random(SHAPE) < 0.01] = hole
+        values = _draw_values(rng, form) * slope + inter
+        if name in NONFINITE:
+            for value in (np.nan, np.inf, -np.inf):
+                values[rng.random(SHAPE_ZYX) < 0.01] = value
             values[30, 20, 20:23] = np.nan, np.inf, -np.inf
         write_nifti(raw / f"{name}_ct.nii", values, AFFINE, form)
-    plain = rng.integers(-1024, 3071, SHAPE).astype(np.int16)
+    plain = rng.integers(-1024, 3071, SHAPE_ZYX).astype(np.int16)
     write_nifti(raw / "plain_ct.nii", plain, AFFINE, NiftiForm("LPS"))
-    for name in (*SCALED, *HOLES, "plain"):
+    for name in (*SCALED, *NONFINITE, "plain"):
         write_nifti(raw / f"{name}_seg.nii", label, AFFINE, NiftiForm("LPS", "uint8"))
     recipe = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="odd")
     report = ingest(recipe, discover(recipe, str(raw)), str(folder / "odd.zarr"))

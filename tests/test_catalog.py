@@ -30,7 +30,7 @@ def entry(tmp_path, **values):
     return load_catalog(write_catalog(tmp_path / "home" / "c.yaml", **values)).get("spine")
 
 
-def test_without_a_catalog_file_no_catalog_is_loaded():
+def test_no_catalog_is_loaded_if_there_is_no_catalog_file():
     assert find_catalog() is None
     assert load_catalog() is None
 

@@ -7,12 +7,12 @@ import sys
 import tomllib
 from pathlib import Path
 
-import forked
+import fork_server
 import nibabel as nib
 import numpy as np
 import pytest
-from asking import ask
-from running import running
+from http_client import fetch
+from server_process import server_process
 
 import spinezarr
 from spinezarr.geometry import Box
@@ -56,9 +56,9 @@ def run_bash(code, folder, tools):
 def run_server(code, folder):
     """Run a block that serves, at another port; request its page, and stop it."""
     command = code.partition("#")[0].split()
-    with running(folder, *command[2:]) as server:
+    with server_process(folder, *command[2:]) as server:
         for path in ("/", "/v1/stores"):
-            status, _, body = ask(f"{server.url}{path}")
+            status, _, body = fetch(f"{server.url}{path}")
             assert status == 200
         assert json.loads(body)["stores"], "the server must list a store"
 
@@ -67,7 +67,7 @@ def run_server(code, folder):
 def tools():
     """Return the search path of programs, with a ``spinezarr`` that starts quickly."""
     return os.pathsep.join(
-        [str(forked.command().parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        [str(fork_server.command().parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     )
 
 

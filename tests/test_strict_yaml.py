@@ -59,7 +59,7 @@ def refusal(path, text):
     return str(caught.value).replace(str(path), "FILE")
 
 
-def test_a_good_file_becomes_its_model(path):
+def test_a_valid_file_becomes_its_model(path):
     house = load(path, GOOD)
     assert house == House(
         name="home",

@@ -1,1 +1,1 @@
-"""Which readers does ``patches.py`` compare? Each is opened in a child process of its own."""
+"""The readers that ``patches.py`` compares. Each is opened in a child process of its own."""

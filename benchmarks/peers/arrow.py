@@ -9,7 +9,7 @@ import numpy as np
 from draws import KINDS, Draw
 
 from peers.data import Data, Voxels, files_below
-from peers.reader import BoxReader, Pair, Way
+from peers.reader import BoxReader, Pair, ReaderConfig
 
 STORED = (np.dtype(np.float32), np.dtype(np.int32))
 READ = (np.dtype(np.float32), np.dtype(np.int64))
@@ -23,7 +23,7 @@ def _write(data: Data, volumes: bool, folder: Path) -> None:  # noqa: FBT001  bo
     datasets.disable_progress_bars()
     plane = data.shape_zyx[1:]
     image, label = data.voxels()
-    form = datasets.Array3D if volumes else datasets.Array2D
+    array_type = datasets.Array3D if volumes else datasets.Array2D
     shape = (None, *plane) if volumes else plane
 
     def rows() -> Iterator[dict[str, object]]:
@@ -35,8 +35,8 @@ def _write(data: Data, volumes: bool, folder: Path) -> None:  # noqa: FBT001  bo
             }
 
     features = datasets.Features(
-        image=form(shape, "float32"),
-        segmentation=form(shape, "int32"),
+        image=array_type(shape, "float32"),
+        segmentation=array_type(shape, "int32"),
         patient_id=datasets.Value("string"),
     )
     datasets.Dataset.from_generator(
@@ -44,7 +44,7 @@ def _write(data: Data, volumes: bool, folder: Path) -> None:  # noqa: FBT001  bo
     )
 
 
-def _own(values: Voxels) -> Voxels:
+def _writable(values: Voxels) -> Voxels:
     return np.require(values, requirements=("C", "W"))
 
 
@@ -61,16 +61,18 @@ def _arrow(volumes: bool, data: Data) -> BoxReader:  # noqa: FBT001  bound by pa
         pairs = []
         for draw in draws:
             if volumes:
-                row, at = table[0], draw.box.slices
+                row, slices = table[0], draw.box.slices
             else:
-                row, at = table[draw.box.start_zyx[0]], (None, *draw.box.slices[1:])
-            pairs.append((_own(row["image"][at]), _own(row["segmentation"][at])))
+                row, slices = table[draw.box.start_zyx[0]], (None, *draw.box.slices[1:])
+            pairs.append((_writable(row["image"][slices]), _writable(row["segmentation"][slices])))
         return pairs
 
     return BoxReader(data, read, files, READ)
 
 
-WAYS = (
-    Way("Arrow 2D", ("Arrow 2D",), partial(_arrow, False), ("axial",), needs=("datasets",)),
-    Way("Arrow 3D", ("Arrow 3D",), partial(_arrow, True), KINDS, needs=("datasets",)),
+CONFIGS = (
+    ReaderConfig(
+        "Arrow 2D", ("Arrow 2D",), partial(_arrow, False), ("axial",), packages=("datasets",)
+    ),
+    ReaderConfig("Arrow 3D", ("Arrow 3D",), partial(_arrow, True), KINDS, packages=("datasets",)),
 )

@@ -14,13 +14,13 @@ from draws import draws
 
 from peers.cold import cached_bytes, disk_bytes, evict
 from peers.data import Data, files_below
-from peers.reader import BoxReader, Reader, Turn, Way
+from peers.reader import BoxReader, CallPattern, Reader, ReaderConfig
 
 
-def find_way(module: str, name: str) -> Way:
-    """Return a way by its module and its name."""
-    ways: tuple[Way, ...] = importlib.import_module(f"peers.{module}").WAYS
-    return next(way for way in ways if way.name == name)
+def find_config(module: str, name: str) -> ReaderConfig:
+    """Return a configuration by its module and its name."""
+    configs: tuple[ReaderConfig, ...] = importlib.import_module(f"peers.{module}").CONFIGS
+    return next(config for config in configs if config.name == name)
 
 
 class Server:
@@ -37,9 +37,10 @@ class Server:
     def rate(
         self, kind: str, seed: int, seconds: float, callers: int, per_call: int
     ) -> dict[str, Any]:
-        """Read for a while, and return the rate."""
-        patches, took = self._reader.rate(kind, seed, seconds, Turn(callers, per_call))
-        return {"patches": patches, "seconds": took}
+        """Read for a while; return the number of patches and the seconds."""
+        calls = CallPattern(callers, per_call)
+        patches, elapsed_s = self._reader.rate(kind, seed, seconds, calls)
+        return {"patches": patches, "seconds": elapsed_s}
 
     def memory(self, kind: str, callers: int, per_call: int) -> dict[str, Any]:
         """Return the peak memory of the process, and the parts for patches and cache."""
@@ -52,8 +53,8 @@ class Server:
         return {
             "peak_bytes": kib["VmHWM"] * 1024,
             "file_bytes": kib["RssFile"] * 1024,
-            "batch_bytes": self._reader.batch_bytes(kind, Turn(callers, per_call)),
-            "cache_bytes": self._reader.kept_bytes,
+            "batch_bytes": self._reader.batch_bytes(kind, CallPattern(callers, per_call)),
+            "cache_bytes": self._reader.cache_bytes,
         }
 
     def stored(self) -> dict[str, Any]:
@@ -68,10 +69,10 @@ class Server:
             raise TypeError("a stream reads ahead: it cannot be measured patch by patch")
         data = reader.data
         files = files_below(list(reader.files))
-        wanted = draws(kind, data.shape_zyx, 1, seed, patches + 1)
-        reader.read(wanted[:1])  # loads shard indices, which are read only once
+        drawn = draws(kind, data.shape_zyx, 1, seed, patches + 1)
+        reader.read(drawn[:1])  # loads shard indices, which are read only once
         disk, cached, left, seconds = [], [], [], []
-        for draw in wanted[1:]:
+        for draw in drawn[1:]:
             evict(files)
             left.append(cached_bytes(files))
             before, started = disk_bytes(), time.perf_counter()
@@ -94,8 +95,8 @@ def serve(start: Callable[[], object]) -> None:
 
     answer({})
     for line in sys.stdin:
-        do, arguments = json.loads(line)
-        method: Callable[..., dict[str, Any]] = getattr(server, do)
+        name, arguments = json.loads(line)
+        method: Callable[..., dict[str, Any]] = getattr(server, name)
         try:
             answer(method(**arguments))
         except Exception as problem:  # noqa: BLE001  the parent says which reader it was
@@ -106,7 +107,7 @@ def serve(start: Callable[[], object]) -> None:
 def main() -> None:
     """Open a reader, and serve it."""
     folder, module, name = sys.argv[1:]
-    serve(lambda: Server(find_way(module, name).open(Data.open(Path(folder)))))
+    serve(lambda: Server(find_config(module, name).open(Data.open(Path(folder)))))
 
 
 if __name__ == "__main__":

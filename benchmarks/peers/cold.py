@@ -1,4 +1,4 @@
-"""Measures reads when none of the file is in memory: evicts files, and counts bytes from disk."""
+"""Measures reads of files that are not in memory: evicts files, and counts bytes from disk."""
 
 import ctypes
 import mmap

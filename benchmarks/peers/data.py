@@ -82,11 +82,11 @@ def load_nifti(path: Path, dtype: np.dtype[Any]) -> Voxels:
 
 
 def files_below(paths: Sequence[Path]) -> list[Path]:
-    """Return all files of some files and folders, each only once despite links."""
-    found: set[Path] = set()
+    """Return all files in some files and folders, each only once despite links."""
+    files: set[Path] = set()
     for path in paths:
         if path.is_file():
-            found.add(path.resolve())
+            files.add(path.resolve())
         for folder, _, names in os.walk(path):
-            found.update((Path(folder) / name).resolve() for name in names)
-    return sorted(found)
+            files.update((Path(folder) / name).resolve() for name in names)
+    return sorted(files)

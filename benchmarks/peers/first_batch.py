@@ -11,7 +11,7 @@ import time
 def main() -> None:
     """Open the given store, and read one batch of two 128³ patches."""
     began, (store, *epoch) = time.perf_counter(), sys.argv[1:]
-    import spinezarr.api  # noqa: PLC0415  what is timed; its parts come when they are used
+    import spinezarr.api  # noqa: PLC0415  the import is timed
 
     imported = time.perf_counter()
     stream = spinezarr.open(store).patches(128, batch_size=2, n_samples=int(*epoch or [64]))

@@ -9,7 +9,7 @@ from draws import KINDS, size_zyx
 from targets import GROUPED
 
 from peers.data import DTYPES, Data, files_below
-from peers.reader import Located, StreamReader, Turn, Way
+from peers.reader import CallPattern, LocatedPatch, ReaderConfig, StreamReader
 
 _BATCH = 4
 _ENDLESS = 10**7
@@ -60,14 +60,14 @@ def _monai(samples: int, workers: int, data: Data) -> StreamReader:
             )
         )  # fmt: skip
 
-    def locate(batch: Any) -> list[Located]:  # noqa: ANN401  a dictionary of tensors
+    def locate(batch: Any) -> list[LocatedPatch]:  # noqa: ANN401  a dictionary of tensors
         image, label = (batch[key] for key in keys)
-        found = []
+        patches = []
         for i, affine in enumerate(np.asarray(image.affine)):  # from voxels of the cached volume
             x, y, z = (round(float(n)) for n in affine[:3, 3])
             pair = (np.asarray(values[i, 0]).transpose(2, 1, 0) for values in (image, label))
-            found.append(Located((z, y, x), *pair))
-        return found
+            patches.append(LocatedPatch((z, y, x), *pair))
+        return patches
 
     return StreamReader(
         data, start, lambda batch: len(batch["image"]), locate,
@@ -97,32 +97,34 @@ def _torchio(samples: int, data: Data) -> StreamReader:
         )  # fmt: skip
         return iter(tio.SubjectsLoader(queue, batch_size=min(_BATCH, samples), num_workers=0))
 
-    def locate(batch: Any) -> list[Located]:  # noqa: ANN401  a dictionary of tensors
-        found = []
+    def locate(batch: Any) -> list[LocatedPatch]:  # noqa: ANN401  a dictionary of tensors
+        patches = []
         for i, location in enumerate(np.asarray(batch["location"])):
             x, y, z = (int(n) for n in location[:3])
             pair = (np.asarray(batch[key]["data"][i, 0]).transpose(2, 1, 0) for key in DTYPES)
-            found.append(Located((z, y, x), *pair))
-        return found
+            patches.append(LocatedPatch((z, y, x), *pair))
+        return patches
 
     return StreamReader(
         data, start, lambda batch: len(batch["location"]), locate,
-        [data.image, data.label], ahead=0, least=length, anew=True,
+        [data.image, data.label], ahead=0, min_patches=length, restarts=True,
     )  # fmt: skip
 
 
-WAYS = (
+CONFIGS = (
     *(
-        Way(
+        ReaderConfig(
             f"{peer}, {workers} workers", (peer,), partial(_monai, samples, workers), KINDS,
-            (Turn(),), ("monai",),
+            (CallPattern(),), ("monai",),
         )
         for peer, samples in (("MONAI", 1), (GROUPED[0], 4))
         for workers in (0, _WORKERS)
     ),
     *(
-        Way(peer, (peer,), partial(_torchio, samples), ("128^3", "96^3", "axial"), (Turn(),),
-            ("torchio",), slow=True)
+        ReaderConfig(
+            peer, (peer,), partial(_torchio, samples), ("128^3", "96^3", "axial"),
+            (CallPattern(),), ("torchio",), slow=True,
+        )
         for peer, samples in (("TorchIO", 1), (GROUPED[1], 10))
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from draws import KINDS, Draw
 
 from peers.data import ARRAYS, Data
-from peers.reader import BoxReader, Pair, Turn, Way
+from peers.reader import BoxReader, CallPattern, Pair, ReaderConfig
 
 BLOCK_ZYX = (64, 32, 32)
 """Block shape of 128 KiB of int16, the largest that nnU-Net 2.8 allows."""
@@ -61,13 +61,15 @@ def _blosc(setting: str, threads: int, data: Data) -> BoxReader:
     return BoxReader(data, read, files)
 
 
-WAYS = (
+CONFIGS = (
     *(
-        Way(f"blosc2, {name}", ("blosc2",), partial(_blosc, name, 1), KINDS, needs=("blosc2",))
+        ReaderConfig(
+            f"blosc2, {name}", ("blosc2",), partial(_blosc, name, 1), KINDS, packages=("blosc2",)
+        )
         for name in SETTINGS
     ),
-    Way(
+    ReaderConfig(
         "blosc2, LZ4HC 5, bytes shuffled, 2 decoding threads", ("blosc2",),
-        partial(_blosc, "LZ4HC 5, bytes shuffled", 2), KINDS, (Turn(1),), ("blosc2",),
+        partial(_blosc, "LZ4HC 5, bytes shuffled", 2), KINDS, (CallPattern(1),), ("blosc2",),
     ),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from draws import KINDS, SIDES, Draw, size_zyx
 
 import spinezarr
 from peers.data import Data
-from peers.reader import BoxReader, Located, Pair, StreamReader, Turn, Way
+from peers.reader import BoxReader, CallPattern, LocatedPatch, Pair, ReaderConfig, StreamReader
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
@@ -27,8 +27,8 @@ def store_of(data: Data, profile: str) -> Path:
 
     def make(path: Path) -> None:
         recipe = Recipe.from_pairs("{scan}_image.nii.gz", "{scan}_label.nii.gz", name="bench")
-        found = discover(recipe, str(data.folder / "raw"))
-        report = ingest(recipe, found, str(path), codec=profile)
+        discovered = discover(recipe, str(data.folder / "raw"))
+        report = ingest(recipe, discovered, str(path), codec=profile)
         if report.failed:
             raise SystemExit(report.failed[0].reason)
 
@@ -71,19 +71,19 @@ def _patches(data: Data, kind: str, **options: Any) -> Any:  # noqa: ANN401  a s
     return store.slices(kind, batch_size=_BATCH, n_samples=_ENDLESS, **options)
 
 
-def _locate(kind: str, batch: Any) -> list[Located]:  # noqa: ANN401  a batch of any form
+def _locate(kind: str, batch: Any) -> list[LocatedPatch]:  # noqa: ANN401  a batch of any form
     starts = np.asarray(batch.start_zyx)
     pairs = zip(np.asarray(batch.image), np.asarray(batch.label), strict=True)
     axis = {"axial": 0, "coronal": 1, "sagittal": 2}.get(kind)
     return [
-        Located(tuple(int(n) for n in start), *(
+        LocatedPatch(tuple(int(n) for n in start), *(
             values if axis is None else np.expand_dims(values, axis) for values in pair
         ))
         for start, pair in zip(starts, pairs, strict=True)
     ]  # fmt: skip
 
 
-def _stream(options: dict[str, Any], kept: dict[str, int], data: Data) -> StreamReader:
+def _stream(options: dict[str, Any], limits: dict[str, int], data: Data) -> StreamReader:
     """Iterate over ``store.patches`` and ``store.slices``."""
     kinds: list[str] = []
 
@@ -93,7 +93,7 @@ def _stream(options: dict[str, Any], kept: dict[str, int], data: Data) -> Stream
 
     return StreamReader(
         data, start, len, lambda batch: _locate(kinds[0], batch),
-        array_folders(data, "balanced"), **{"ahead": 8, **kept},
+        array_folders(data, "balanced"), **{"ahead": 8, **limits},
     )  # fmt: skip
 
 
@@ -101,10 +101,10 @@ def _torch(data: Data) -> StreamReader:
     """Iterate over the PyTorch loader. Batches are tensors with a channel axis."""
     loaders: Any = importlib.import_module(_TORCH)
 
-    def locate(batch: dict[str, Any]) -> list[Located]:
+    def locate(batch: dict[str, Any]) -> list[LocatedPatch]:
         starts, images, labels = (np.asarray(batch[k]) for k in ("start_zyx", "image", "label"))
         return [
-            Located(tuple(start.tolist()), image[0], label[0])
+            LocatedPatch(tuple(start.tolist()), image[0], label[0])
             for start, image, label in zip(starts, images, labels, strict=True)
         ]
 
@@ -117,26 +117,32 @@ def _torch(data: Data) -> StreamReader:
 _TORCH = "spinezarr.loaders.torch"
 _PREFETCH_BYTES = 512 << 20
 """Default limit of the bytes that a stream reads ahead."""
-_WINDOW = {"ahead": 64, "least": 256, "kept_bytes": _PREFETCH_BYTES}
+_WINDOW = {"ahead": 64, "min_patches": 256, "cache_bytes": _PREFETCH_BYTES}
 """Samples of a turn: a turn consists of whole windows of 8 scans with at most 32 samples each."""
-_SIDE_BY_SIDE = (Turn(1), Turn(2), Turn(2, 4))
-_ONE_CALLER = (Turn(1), Turn(1, 4), Turn(1, 8))
+_SIDE_BY_SIDE = (CallPattern(1), CallPattern(2), CallPattern(2, 4))
+_ONE_CALLER = (CallPattern(1), CallPattern(1, 4), CallPattern(1, 8))
 
 
-def _ways() -> Iterator[Way]:
-    for threads, turns in ((1, _SIDE_BY_SIDE), (2, _ONE_CALLER)):
+def _configs() -> Iterator[ReaderConfig]:
+    for threads, call_patterns in ((1, _SIDE_BY_SIDE), (2, _ONE_CALLER)):
         for profile, peer in (("balanced", "spinezarr"), ("fast", "spinezarr, fast")):
             name = f"engine, {profile}, {threads} threads a call"
-            yield Way(name, (peer,), partial(_engine, profile, threads), KINDS, turns)
-    yield Way("stream", ("spinezarr, stream",), partial(_stream, {}, {}), KINDS, (Turn(),))
+            yield ReaderConfig(
+                name, (peer,), partial(_engine, profile, threads), KINDS, call_patterns
+            )
+    yield ReaderConfig(
+        "stream", ("spinezarr, stream",), partial(_stream, {}, {}), KINDS, (CallPattern(),)
+    )
     if "shuffle" in inspect.signature(spinezarr.Store.patches).parameters:
         opener = partial(_stream, {"shuffle": "window"}, _WINDOW)
-        yield Way("window", ("spinezarr, window",), opener, ("128^3", "96^3", "axial"), (Turn(),))
+        yield ReaderConfig(
+            "window", ("spinezarr, window",), opener, ("128^3", "96^3", "axial"), (CallPattern(),)
+        )
     if (Path(spinezarr.__file__).parent / "loaders" / "torch.py").exists():
-        yield Way(
-            "PyTorch loader", ("spinezarr, PyTorch",), _torch, ("128^3", "96^3"), (Turn(),),
+        yield ReaderConfig(
+            "PyTorch loader", ("spinezarr, PyTorch",), _torch, ("128^3", "96^3"), (CallPattern(),),
             ("torch",),
         )  # fmt: skip
 
 
-WAYS = tuple(_ways())
+CONFIGS = tuple(_configs())

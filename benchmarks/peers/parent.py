@@ -1,4 +1,4 @@
-"""Readers in child processes, which the parent starts, asks one after the other, and ends."""
+"""Readers in child processes, which the parent starts, uses one after the other, and ends."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from peers import arrow, loaders, nnunet, ours, plain, zarr_stores
 from peers.data import Data
-from peers.reader import Way
+from peers.reader import ReaderConfig
 
 _MODULES = (ours, plain, arrow, nnunet, zarr_stores, loaders)
 _FOLDER = Path(__file__).parents[1]
@@ -22,16 +22,16 @@ class PeerError(Exception):
     """A reader failed, or returned other voxels."""
 
 
-def all_ways() -> Iterator[tuple[str, Way]]:
-    """Yield every way to read, with its module."""
+def all_configs() -> Iterator[tuple[str, ReaderConfig]]:
+    """Yield every configuration, with its module."""
     for module in _MODULES:
-        for way in module.WAYS:
-            yield module.__name__.rpartition(".")[2], way
+        for config in module.CONFIGS:
+            yield module.__name__.rpartition(".")[2], config
 
 
-def missing(way: Way) -> list[str]:
-    """Return the packages that a way needs and that are not installed."""
-    return [name for name in way.needs if importlib.util.find_spec(name) is None]
+def missing(config: ReaderConfig) -> list[str]:
+    """Return the packages that a configuration needs and that are not installed."""
+    return [name for name in config.packages if importlib.util.find_spec(name) is None]
 
 
 def environment() -> dict[str, str]:
@@ -82,12 +82,12 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401  JSON
-        """Let the child do something while all others wait."""
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401  JSON
+        """Call a method of the child's server, and return the result."""
         if self._process.stdin is None:
             raise PeerError(f"{self._name}: has no input")
         try:
-            self._process.stdin.write(f"{json.dumps([do, arguments])}\n")
+            self._process.stdin.write(f"{json.dumps([method, arguments])}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the child has ended, so no answer follows
@@ -116,11 +116,11 @@ class Child:
 
 
 class Children:
-    """The running children, by the names of their ways."""
+    """The running children, by the names of their configurations."""
 
     def __init__(self, data: Data) -> None:
         self._data = data
-        self._modules = {way.name: (module, way) for module, way in all_ways()}
+        self._modules = {config.name: (module, config) for module, config in all_configs()}
         self._open: dict[str, Child] = {}
         self._stack = ExitStack()
 
@@ -131,13 +131,13 @@ class Children:
         self._stack.close()
 
     def __getitem__(self, name: str) -> Child:
-        """Return the child of a way; start it if it is not running."""
+        """Return the child of a configuration; start it if it is not running."""
         if name not in self._open:
-            self._open[name] = self._stack.enter_context(self.fresh(name))
+            self._open[name] = self._stack.enter_context(self.start(name))
         return self._open[name]
 
-    def fresh(self, name: str) -> Child:
-        """Start another child of a way, which the caller closes."""
-        module, way = self._modules[name]
-        command = [*python_module("peers.child"), str(self._data.folder), module, way.name]
+    def start(self, name: str) -> Child:
+        """Start another child of a configuration, which the caller closes."""
+        module, config = self._modules[name]
+        command = [*python_module("peers.child"), str(self._data.folder), module, config.name]
         return Child(name, command, self._data.folder)

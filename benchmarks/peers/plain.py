@@ -6,7 +6,7 @@ import numpy as np
 from draws import KINDS, Draw
 
 from peers.data import DTYPES, Data, load_nifti
-from peers.reader import BoxReader, Pair, Turn, Way
+from peers.reader import BoxReader, CallPattern, Pair, ReaderConfig
 
 
 def _npy(data: Data) -> BoxReader:
@@ -37,7 +37,7 @@ def _nifti(data: Data) -> BoxReader:
     return BoxReader(data, read, [data.image, data.label])
 
 
-WAYS = (
-    Way(".npy", (".npy (roof)",), _npy, KINDS),
-    Way(".nii.gz", (".nii.gz",), _nifti, KINDS, (Turn(2),), slow=True),
+CONFIGS = (
+    ReaderConfig(".npy", (".npy (upper bound)",), _npy, KINDS),
+    ReaderConfig(".nii.gz", (".nii.gz",), _nifti, KINDS, (CallPattern(2),), slow=True),
 )

@@ -19,8 +19,8 @@ _DRAWN = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """The way in which a reader is called."""
+class CallPattern:
+    """How a reader is called."""
 
     callers: int = 1
     """Number of threads that read in parallel."""
@@ -29,8 +29,8 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """A patch that a stream has drawn."""
+class LocatedPatch:
+    """A patch that a stream has drawn, with its position."""
 
     start_zyx: tuple[int, ...]
     image: Voxels
@@ -47,25 +47,25 @@ class BoxReader:
     files: Sequence[Path]
     """Files that are read; their size is that of the stored scan."""
     dtypes: tuple[Any, Any] = (DTYPES["image"], DTYPES["label"])
-    kept_bytes: int = 0
-    """Bound of its cache."""
+    cache_bytes: int = 0
+    """Limit of its cache."""
 
-    def rate(self, kind: str, seed: int, seconds: float, turn: Turn) -> tuple[int, float]:
+    def rate(self, kind: str, seed: int, seconds: float, calls: CallPattern) -> tuple[int, float]:
         """Read for about ``seconds``; return patches and seconds."""
-        wanted = draws(kind, self.data.shape_zyx, self.data.scans, seed, _DRAWN)
-        tickets = itertools.count()
-        done = [0] * turn.callers
+        drawn = draws(kind, self.data.shape_zyx, self.data.scans, seed, _DRAWN)
+        call_numbers = itertools.count()
+        done = [0] * calls.callers
         started = time.perf_counter()
 
         def work(caller: int) -> None:
             while True:
-                first = next(tickets) * turn.per_call % _DRAWN
-                self.read(wanted[first : first + turn.per_call])
-                done[caller] += turn.per_call
+                first = next(call_numbers) * calls.per_call % _DRAWN
+                self.read(drawn[first : first + calls.per_call])
+                done[caller] += calls.per_call
                 if time.perf_counter() - started >= seconds:
                     return
 
-        _together(work, turn.callers)
+        _run_in_threads(work, calls.callers)
         return sum(done), time.perf_counter() - started
 
     def check(self, kind: str) -> None:
@@ -73,21 +73,21 @@ class BoxReader:
         shape = self.data.shape_zyx
         drawn = draws(kind, shape, self.data.scans, 7, 2)
         size = size_zyx(kind, shape)
-        far = type(drawn[0].box).at(tuple(np.subtract(shape, size).tolist()), size)
-        wanted = [Draw(self.data.scans - 1, far), *drawn, drawn[0]]
+        last_corner = type(drawn[0].box).at(tuple(np.subtract(shape, size).tolist()), size)
+        checked = [Draw(self.data.scans - 1, last_corner), *drawn, drawn[0]]
         expected = self.data.voxels()
-        found = list(self.read(wanted))
-        for draw, pair in zip(wanted, found, strict=True):
+        pairs = list(self.read(checked))
+        for draw, pair in zip(checked, pairs, strict=True):
             for name, values, truth, dtype in zip(ARRAYS, pair, expected, self.dtypes, strict=True):
                 _compare(f"{name} at {draw.box}", values, truth[draw.box.slices], dtype)
-        if np.shares_memory(found[1][0], found[-1][0]):
+        if np.shares_memory(pairs[1][0], pairs[-1][0]):
             raise AssertionError("two reads share an array")
 
-    def batch_bytes(self, kind: str, turn: Turn) -> int:
+    def batch_bytes(self, kind: str, calls: CallPattern) -> int:
         """Return the bytes of the patches that the callers hold at once."""
         voxels = int(np.prod(size_zyx(kind, self.data.shape_zyx)))
         each = sum(np.dtype(dtype).itemsize for dtype in self.dtypes)
-        return voxels * each * turn.callers * turn.per_call
+        return voxels * each * calls.callers * calls.per_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,33 +103,33 @@ class StreamReader:
     """Function that starts an endless stream of batches of a kind."""
     count: Callable[[Any], int]
     """Function that returns the number of patches in a batch."""
-    locate: Callable[[Any], Sequence[Located]]
+    locate: Callable[[Any], Sequence[LocatedPatch]]
     """Function that returns the positions of the patches of a batch, for the check."""
     files: Sequence[Path]
     ahead: int
     """Number of batches that may be ready when a turn begins."""
-    least: int = 1
+    min_patches: int = 1
     """Fewest patches of a turn: those that are read together."""
-    anew: bool = False
+    restarts: bool = False
     """Whether each turn starts another stream."""
-    held: int = 4
+    n_batches_held: int = 4
     """Number of batches in memory at once, to account for memory."""
-    kept_bytes: int = 0
-    """Bound of its cache."""
+    cache_bytes: int = 0
+    """Limit of its cache."""
     running: dict[str, Iterator[Any]] = field(default_factory=dict)
 
-    def rate(self, kind: str, seed: int, seconds: float, turn: Turn) -> tuple[int, float]:  # noqa: ARG002  it draws for itself
+    def rate(self, kind: str, seed: int, seconds: float, calls: CallPattern) -> tuple[int, float]:  # noqa: ARG002  it draws for itself
         """Read batches for about ``seconds``; return patches and seconds."""
-        if self.anew:
+        if self.restarts:
             self.running.clear()
         started = time.perf_counter()
         stream = self._stream(kind)
         for _ in range(self.ahead):
             next(stream)
         done = 0
-        if not self.anew:
+        if not self.restarts:
             started = time.perf_counter()
-        while done < self.least or time.perf_counter() - started < seconds:
+        while done < self.min_patches or time.perf_counter() - started < seconds:
             done += self.count(next(stream))
         return done, time.perf_counter() - started
 
@@ -144,11 +144,12 @@ class StreamReader:
             ):
                 _compare(f"{name} at {patch.start_zyx}", values, truth[at], values.dtype, own=False)
 
-    def batch_bytes(self, kind: str, turn: Turn) -> int:  # noqa: ARG002  it has callers of its own
+    def batch_bytes(self, kind: str, calls: CallPattern) -> int:  # noqa: ARG002  it has callers of its own
         """Return the bytes of the batches that are in memory at once."""
         voxels = int(np.prod(size_zyx(kind, self.data.shape_zyx)))
         batch = self.count(next(self._stream(kind)))
-        return voxels * sum(dtype.itemsize for dtype in DTYPES.values()) * batch * self.held
+        voxel_bytes = sum(dtype.itemsize for dtype in DTYPES.values())
+        return voxels * voxel_bytes * batch * self.n_batches_held
 
     def _stream(self, kind: str) -> Iterator[Any]:
         if kind not in self.running:
@@ -161,17 +162,17 @@ Reader = BoxReader | StreamReader
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to read: a reader with one setting, in a process of its own."""
+class ReaderConfig:
+    """A reader with one setting, which runs in a process of its own."""
 
     name: str
     peers: tuple[str, ...]
-    """Peer whose settings compete, of which this is one."""
+    """Peers of which this is a setting; the settings of a peer compete."""
     open: Callable[[Data], Reader]
     kinds: tuple[str, ...]
-    turns: tuple[Turn, ...] = (Turn(1), Turn(2))
-    """Ways to call the reader, of which the fastest counts."""
-    needs: tuple[str, ...] = ()
+    call_patterns: tuple[CallPattern, ...] = (CallPattern(1), CallPattern(2))
+    """Call patterns to try; the fastest counts."""
+    packages: tuple[str, ...] = ()
     """Module names of the required packages."""
     slow: bool = False
     """Whether its turns take seconds; it is then not tried before, and has at most two turns."""
@@ -184,7 +185,7 @@ def _compare(what: str, values: Voxels, truth: Voxels, dtype: Any, *, own: bool 
         raise AssertionError(f"{what}: not contiguous and writable")
 
 
-def _together(work: Callable[[int], None], callers: int) -> None:
+def _run_in_threads(work: Callable[[int], None], callers: int) -> None:
     """Run ``work`` in several threads, of which the first is this one."""
     problems: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""How do peers read patches over HTTP and S3, with the best settings of each?
+"""Peers that read patches over HTTP and S3, with several settings of each.
 
 All keep their arrays open. The settings below, and several numbers of reads in flight, are tried
 under every condition.
@@ -9,8 +9,8 @@ zarr-python
     threads read. Both fsspec (aiohttp, s3fs) and obstore are measured.
 tensorstore
     One cache pool of 64 MB keeps the shard indices; metadata and indices are not checked again. Two
-    threads copy. The limit of requests is the default of 32, or 128. 8, 32 or 64 patches are in
-    flight as futures; image and mask are in one batch, or not.
+    threads copy. The limit of requests is the default of 32, or 128. The number of patches in
+    flight, as futures, is 8, 32 or 64. Image and mask are in one batch, or not.
 whole files
     Both ``.nii.gz`` files of the scan are fetched in parallel over obstore or fsspec, with 2, 4
     or 8 scans in flight. They are inflated by igzip (three times as fast as zlib), read by nibabel
@@ -39,7 +39,7 @@ OUR_NAME = "balanced.zarr"
 _INDICES_BYTES = 64_000_000
 _CORES = 2
 _THREADS = 128
-"""Most threads that read: more than reads in flight, because a hanging one is abandoned."""
+"""Maximum of reading threads; it exceeds the reads in flight, as hanging reads are abandoned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +108,19 @@ class Tensorstore:
         image, label = (array[draw.box.slices].read(batch=batch) for array in arrays)
         if batch is not None:
             batch.submit()
-        left = itertools.count(1)
+        n_done = itertools.count(1)
 
-        def count(_: object) -> None:
-            if next(left) == len(arrays):
+        def count_done(_: object) -> None:
+            if next(n_done) == len(arrays):
                 done()
 
         for future in (image, label):
-            future.add_done_callback(count)
+            future.add_done_callback(count_done)
         return lambda: (image.result(), label.result())
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteWay:
+class RemoteConfig:
     """A peer with one setting."""
 
     peer: str
@@ -129,7 +129,7 @@ class RemoteWay:
     """Function that opens the peer from the place, the data and the name of the store."""
     in_flight: tuple[int, ...]
     """Numbers of reads in flight to choose from; the first is tried with every layout."""
-    needs: str
+    package: str
     """Name of the package that it needs."""
     has_layouts: bool = True
     """Whether the peer reads Zarr, and so can use several layouts, including ours."""
@@ -148,23 +148,23 @@ def _array_path(store: str, scan: int, name: str) -> str:
 def _obstore(place: Place) -> Any:  # noqa: ANN401  a store of any kind
     from obstore.store import HTTPStore, S3Store  # noqa: PLC0415  only the benchmark has it
 
-    plain: dict[str, Any] = {"allow_http": True}
+    client_options: dict[str, Any] = {"allow_http": True}
     if not place.is_bucket:
-        return HTTPStore.from_url(place.url, client_options=plain)
+        return HTTPStore.from_url(place.url, client_options=client_options)
     return S3Store(
         place.bucket, endpoint=place.endpoint_url, access_key_id=place.key,
-        secret_access_key=place.secret, region="us-east-1", client_options=plain,
+        secret_access_key=place.secret, region="us-east-1", client_options=client_options,
     )  # fmt: skip
 
 
-def _zarr(over: str, place: Place, data: Data, store: str) -> Peer:
+def _zarr(library: str, place: Place, data: Data, store: str) -> Peer:
     import zarr  # noqa: PLC0415  its settings are those of the process
     from zarr.storage import FsspecStore, ObjectStore  # noqa: PLC0415
 
     zarr.config.set({"async.concurrency": 128, "threading.max_workers": _CORES})
     source: Any = (
         ObjectStore(_obstore(place), read_only=True)
-        if over == "obstore"
+        if library == "obstore"
         else FsspecStore.from_url(place.url, storage_options=place.options, read_only=True)
     )
     arrays: list[list[Any]] = [
@@ -198,7 +198,7 @@ def _tensorstore(
         f"{kind}_request_concurrency": {"limit": requests},
     })  # fmt: skip
 
-    def opened(scan: int, name: str) -> Any:  # noqa: ANN401  it ships no types
+    def open_array(scan: int, name: str) -> Any:  # noqa: ANN401  it ships no types
         path = _array_path(store, scan, name)
         kvstore: dict[str, Any] = {"driver": "http", "base_url": f"{place.url}/{path}/"}
         if place.is_bucket:
@@ -215,19 +215,19 @@ def _tensorstore(
         }
         return ts.open(spec, context=context, read=True, open=True).result()
 
-    arrays = [[opened(i, name) for name in ARRAYS] for i in range(data.scans)]
+    arrays = [[open_array(i, name) for name in ARRAYS] for i in range(data.scans)]
     return Tensorstore(arrays, batched)
 
 
-def _whole_files(over: str, place: Place, data: Data, store: str) -> Peer:  # noqa: ARG001  files are no store
-    if over == "obstore":
+def _whole_files(library: str, place: Place, data: Data, store: str) -> Peer:  # noqa: ARG001  files are no store
+    if library == "obstore":
         source = _obstore(place)
 
         def get(path: str) -> bytes:
             return bytes(source.get(path).bytes())
 
     else:
-        import fsspec  # noqa: PLC0415  beside obstore
+        import fsspec  # noqa: PLC0415  an alternative to obstore
 
         fs, root = fsspec.url_to_fs(place.url, **place.options)
 
@@ -252,27 +252,27 @@ def _crop(draw: Draw, file: Any, dtype: np.dtype[Any]) -> Voxels:  # noqa: ANN40
     return np.array(values[draw.box.slices], dtype, order="C")
 
 
-WAYS = (
+CONFIGS = (
     *(
-        RemoteWay("tensorstore", setting, partial(_tensorstore, requests, batched), (32, 8, 64),
+        RemoteConfig("tensorstore", setting, partial(_tensorstore, requests, batched), (32, 8, 64),
             "tensorstore")
         for setting, requests, batched in (
             ("32 requests", 32, False), ("128 requests", 128, False), ("128, batched", 128, True)
         )
     ),
     *(
-        RemoteWay(
-            f"zarr-python, {over}",
+        RemoteConfig(
+            f"zarr-python, {library}",
             "128 at once",
-            partial(_zarr, over),
+            partial(_zarr, library),
             (16, 8, 32),
-            over,
+            library,
         )
-        for over in ("obstore", "fsspec")
+        for library in ("obstore", "fsspec")
     ),
     *(
-        RemoteWay("whole files", over, partial(_whole_files, over), (4, 2, 8), over,
+        RemoteConfig("whole files", library, partial(_whole_files, library), (4, 2, 8), library,
             has_layouts=False)
-        for over in ("obstore", "fsspec")
+        for library in ("obstore", "fsspec")
     ),
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""How does a child process answer its parent about one reader of a remote store?
+"""Child process that reads a remote store with one reader, and answers its parent.
 
-All readers read the boxes that spinezarr draws. Outside of timed turns all voxels are compared.
+All readers read the boxes that spinezarr draws. Voxels are compared outside of timed turns.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import spinezarr
 from peers.child import serve
 from peers.data import DTYPES, Data
 from peers.reader import Pair
-from peers.remote import OUR_NAME, WAYS, Peer, Place
+from peers.remote import CONFIGS, OUR_NAME, Peer, Place
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.remote.settings import RemoteSettings
 from spinezarr.stream.batch import Batch
@@ -37,11 +37,11 @@ SIZES: dict[str, ShapeZYX] = {
 AXIAL = "axial"
 KINDS = (*SIZES, AXIAL)
 BATCH = 4
-_DRAWN = 4096
-"""Number of patches drawn for a turn; further ones repeat them."""
+_N_DRAWS = 4096
+"""Number of patches drawn for a turn; a longer turn repeats them."""
 _SHARD_PLANES = 128
 """Planes of a shard in our store; in those of the peers a shard is a whole array."""
-_TOLD = 3
+_N_PROBLEMS = 3
 """Number of problems whose text is kept."""
 
 
@@ -65,8 +65,8 @@ class Truth:
     def __init__(self, data: Data) -> None:
         self._arrays = data.voxels()
 
-    def has(self, box: Box, pair: Pair) -> bool:
-        """Return whether a patch is right, including its type and shape."""
+    def matches(self, box: Box, pair: Pair) -> bool:
+        """Return whether a patch has the true voxels, dtypes and shape."""
         return all(
             values.dtype == dtype and np.array_equal(values, truth[box.slices])
             for values, truth, dtype in zip(pair, self._arrays, DTYPES.values(), strict=True)
@@ -81,15 +81,15 @@ class Tally:
         self._counts = {"read": 0, "wrong": 0, "failed": 0}
         self._problems: list[str] = []
 
-    def add(self, right: bool) -> None:  # noqa: FBT001  what was found
+    def add(self, *, is_correct: bool) -> None:
         """Count a patch that was read."""
         self._counts["read"] += 1
-        self._counts["wrong"] += not right
+        self._counts["wrong"] += not is_correct
 
     def fail(self, problem: Exception, n: int = 1) -> None:
         """Count patches that failed."""
         self._counts["failed"] += n
-        if len(self._problems) < _TOLD:
+        if len(self._problems) < _N_PROBLEMS:
             self._problems.append(f"{type(problem).__name__}: {problem}"[:300])
 
     def result(self) -> dict[str, Any]:
@@ -98,39 +98,39 @@ class Tally:
         return {**self._counts, "seconds": seconds, "problems": self._problems}
 
 
-def in_flow(
-    peer: Peer, draws: Iterable[Draw], in_flight: int, patience_s: float
+def read_all(
+    peer: Peer, draws: Iterable[Draw], in_flight: int, timeout_s: float
 ) -> Iterator[tuple[Draw, Pair | Exception]]:
     """Keep reads in flight, and yield each at its end; one that takes too long is an error."""
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     running: dict[int, tuple[Draw, float, Any]] = {}
-    waiting = enumerate(draws)
+    pending = enumerate(draws)
     while True:
-        for number, draw in itertools.islice(waiting, in_flight - len(running)):
+        for number, draw in itertools.islice(pending, in_flight - len(running)):
             started = time.perf_counter()
-            take = peer.start(draw, lambda number=number: ended.put(number))
-            running[number] = draw, started, take
+            get_result = peer.start(draw, lambda number=number: ended.put(number))
+            running[number] = draw, started, get_result
         if not running:
             return
         oldest = next(iter(running))
-        left = running[oldest][1] + patience_s - time.perf_counter()
+        remaining_s = running[oldest][1] + timeout_s - time.perf_counter()
         try:
-            number = ended.get(timeout=max(left, 0))
+            number = ended.get(timeout=max(remaining_s, 0))
         except queue.Empty:
-            yield running.pop(oldest)[0], TimeoutError(f"no answer in {patience_s:.0f} s")
+            yield running.pop(oldest)[0], TimeoutError(f"no answer in {timeout_s:.0f} s")
             continue
         if number not in running:
             continue  # the read was given up
-        draw, _, take = running.pop(number)
+        draw, _, get_result = running.pop(number)
         try:
-            found: Pair | Exception = take()
+            result: Pair | Exception = get_result()
         except Exception as problem:  # noqa: BLE001  of any peer
-            found = problem
-        yield draw, found
+            result = problem
+        yield draw, result
 
 
 class PeerServer:
-    """Lets a peer read the boxes of our exact draws."""
+    """Lets a peer read the boxes that spinezarr draws with exact shuffling."""
 
     def __init__(self, peer: Peer, data: Data, *, has_indices: bool) -> None:
         self._peer = peer
@@ -153,37 +153,37 @@ class PeerServer:
         epoch: int,
         seconds: float,
         in_flight: int,
-        guess: float,
-        patience_s: float,
+        estimated_rate: float,
+        timeout_s: float,
     ) -> dict[str, Any]:
-        """Read for about ``seconds``; ``guess`` is not needed."""
-        del guess
-        draws = list(self._draws(kind, epoch, _DRAWN))
+        """Read for about ``seconds``; ``estimated_rate`` is not needed."""
+        del estimated_rate
+        draws = list(self._draws(kind, epoch, _N_DRAWS))
         started = time.perf_counter()
-        until = started + seconds
-        first = itertools.count()
-        timed = itertools.takewhile(
-            lambda _: next(first) < in_flight or time.perf_counter() < until,
+        deadline = started + seconds
+        n_started = itertools.count()
+        timed_draws = itertools.takewhile(
+            lambda _: next(n_started) < in_flight or time.perf_counter() < deadline,
             itertools.cycle(draws),
         )
         patches = 0
-        for _, found in in_flow(self._peer, timed, in_flight, patience_s):
-            if isinstance(found, Exception):
-                raise found
+        for _, result in read_all(self._peer, timed_draws, in_flight, timeout_s):
+            if isinstance(result, Exception):
+                raise result
             patches += 1
         return {"patches": patches, "seconds": time.perf_counter() - started}
 
     def compare(
-        self, kind: str, epoch: int, n: int, in_flight: int, patience_s: float
+        self, kind: str, epoch: int, n: int, in_flight: int, timeout_s: float
     ) -> dict[str, Any]:
         """Read ``n`` patches; return how many are wrong and how many failed."""
         tally = Tally()
         draws = self._draws(kind, epoch, n)
-        for draw, found in in_flow(self._peer, draws, in_flight, patience_s):
-            if isinstance(found, Exception):
-                tally.fail(found)
+        for draw, result in read_all(self._peer, draws, in_flight, timeout_s):
+            if isinstance(result, Exception):
+                tally.fail(result)
             else:
-                tally.add(self._truth.has(draw.box, found))
+                tally.add(is_correct=self._truth.matches(draw.box, result))
         return tally.result()
 
     def _draws(self, kind: str, epoch: int, n: int) -> Iterator[Draw]:
@@ -220,12 +220,12 @@ class OurServer:
     def warm(self) -> dict[str, Any]:
         """Read a plane across all shards of every scan."""
 
-        def see(scan: int) -> None:
+        def read_plane(scan: int) -> None:
             for _ in self._store.slices("sagittal", n_samples=1, scans=[f"scan{scan}"]):
                 pass
 
         with ThreadPoolExecutor(16) as threads:
-            list(threads.map(see, range(self._data.scans)))
+            list(threads.map(read_plane, range(self._data.scans)))
         return {}
 
     def rate(
@@ -235,44 +235,44 @@ class OurServer:
         epoch: int,
         seconds: float,
         in_flight: int,
-        guess: float,
-        patience_s: float,
+        estimated_rate: float,
+        timeout_s: float,
     ) -> dict[str, Any]:
-        """Read as many batches as take about ``seconds``, in whole windows."""
+        """Read whole windows for about ``seconds``, at the estimated rate."""
         del in_flight  # our reader limits itself
         stream = self._stream(kind, epoch, 1 << 20)
-        unit = stream.batches_per_group * BATCH
-        n = max(1, round(seconds * guess / unit)) * unit
+        group_size = stream.batches_per_group * BATCH
+        n = max(1, round(seconds * estimated_rate / group_size)) * group_size
         started = time.perf_counter()
         patches = 0
-        for found in _given(replace(stream, n_samples=n), patience_s):
-            if isinstance(found, Exception):
-                raise found
-            patches += len(found)
+        for result in _iterate(replace(stream, n_samples=n), timeout_s):
+            if isinstance(result, Exception):
+                raise result
+            patches += len(result)
         return {"patches": patches, "seconds": time.perf_counter() - started}
 
     def compare(
-        self, kind: str, epoch: int, n: int, in_flight: int, patience_s: float
+        self, kind: str, epoch: int, n: int, in_flight: int, timeout_s: float
     ) -> dict[str, Any]:
         """Read ``n`` patches; return how many are wrong and how many failed."""
         del in_flight  # our reader limits itself
         tally = Tally()
         stream = self._stream(kind, epoch, n)
-        given = 0
-        while given < len(stream):
-            share = stream.partition.after(given, stream.batch_groups)
-            for found in _given(replace(stream, partition=share), patience_s):
-                if isinstance(found, TimeoutError):
-                    tally.fail(found, n - given * BATCH)
+        n_done = 0
+        while n_done < len(stream):
+            remaining = stream.partition.after(n_done, stream.batch_groups)
+            for result in _iterate(replace(stream, partition=remaining), timeout_s):
+                if isinstance(result, TimeoutError):
+                    tally.fail(result, n - n_done * BATCH)
                     return tally.result()
-                if isinstance(found, Exception):
-                    lost = stream.batches_per_group - given % stream.batches_per_group
-                    lost = min(lost, len(stream) - given)
-                    tally.fail(found, min(lost * BATCH, n - given * BATCH))
-                    given += lost
+                if isinstance(result, Exception):
+                    lost = stream.batches_per_group - n_done % stream.batches_per_group
+                    lost = min(lost, len(stream) - n_done)
+                    tally.fail(result, min(lost * BATCH, n - n_done * BATCH))
+                    n_done += lost
                     break
-                self._compare(kind, found, tally)
-                given += 1
+                self._compare(kind, result, tally)
+                n_done += 1
         return tally.result()
 
     def rank(self, kind: str, index: int, count: int, n: int) -> dict[str, Any]:
@@ -302,30 +302,31 @@ class OurServer:
             if kind == AXIAL:
                 pair = (image[None], label[None])
             z, y, x = start.tolist()
-            tally.add(self._truth.has(Box.at((z, y, x), pair[0].shape), pair))
+            box = Box.at((z, y, x), pair[0].shape)
+            tally.add(is_correct=self._truth.matches(box, pair))
 
 
-def _given(stream: PatchStream, patience_s: float) -> Iterator[Batch | Exception]:
+def _iterate(stream: PatchStream, timeout_s: float) -> Iterator[Batch | Exception]:
     """Iterate in a thread; yield also the error that ends it, or one if a batch takes too long."""
-    found: queue.SimpleQueue[Batch | Exception | None] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Batch | Exception | None] = queue.SimpleQueue()
     room = threading.Semaphore(1)
 
-    def iterate() -> None:
+    def put_batches() -> None:
         try:
             for batch in stream:
-                found.put(batch)
+                results.put(batch)
                 room.acquire()  # unread batches must not pile up
         except Exception as problem:  # noqa: BLE001  the caller counts it
-            found.put(problem)
+            results.put(problem)
         else:
-            found.put(None)
+            results.put(None)
 
-    threading.Thread(target=iterate, daemon=True).start()
+    threading.Thread(target=put_batches, daemon=True).start()
     while True:
         try:
-            item = found.get(timeout=patience_s)
+            item = results.get(timeout=timeout_s)
         except queue.Empty:
-            yield TimeoutError(f"no batch in {patience_s:.0f} s")
+            yield TimeoutError(f"no batch in {timeout_s:.0f} s")
             return
         if item is None:
             return
@@ -338,19 +339,19 @@ def _given(stream: PatchStream, patience_s: float) -> Iterator[Batch | Exception
 def start() -> PeerServer | OurServer:
     """Open the reader that the parent names."""
     data = Data.open(Path(sys.argv[1]))
-    account = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    place = Place(os.environ["REMOTE_URL"], *(os.environ.get(name, "") for name in account))
+    credentials = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    place = Place(os.environ["REMOTE_URL"], *(os.environ.get(name, "") for name in credentials))
     name, *rest = sys.argv[2:]
     if name == "spinezarr":
         shuffle, *options = rest
-        named = dict(option.split("=") for option in options)
-        transfer = cast("Transfer", named.pop("transfer", "auto"))
-        limits = {key: int(value) for key, value in named.items()}
+        values = dict(option.split("=") for option in options)
+        transfer = cast("Transfer", values.pop("transfer", "auto"))
+        limits = {key: int(value) for key, value in values.items()}
         return OurServer(place, data, shuffle, limits, transfer)
     (store,) = rest
-    way = next(way for way in WAYS if way.name == name)
-    peer = way.open(place, data, store)
-    return PeerServer(peer, data, has_indices=way.has_layouts)
+    config = next(config for config in CONFIGS if config.name == name)
+    peer = config.open(place, data, store)
+    return PeerServer(peer, data, has_indices=config.has_layouts)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from draws import KINDS, Draw
 
 from peers.data import ARRAYS, Data
 from peers.ours import array_folders
-from peers.reader import BoxReader, Pair, Turn, Way
+from peers.reader import BoxReader, CallPattern, Pair, ReaderConfig
 
 OURS = "our store"
 CODECS: dict[str, dict[str, Any]] = {
@@ -112,26 +112,26 @@ def _tensorstore(layout: str, cache: str, kvstore: dict[str, Any], data: Data) -
         futures = [[a[draw.box.slices].read() for a in arrays[draw.scan]] for draw in draws]
         return [(image.result(), label.result()) for image, label in futures]
 
-    return BoxReader(data, read, _folders(data, layout), kept_bytes=CACHES[cache])
+    return BoxReader(data, read, _folders(data, layout), cache_bytes=CACHES[cache])
 
 
-def _python_ways(
+def _python_configs(
     peer: str, module: str, settings: dict[str, dict[str, Any]], pipeline: dict[str, str]
-) -> Iterator[Way]:
+) -> Iterator[ReaderConfig]:
     """Return all layouts with the defaults, and all settings on the important layouts."""
     for layout, setting in product((*LAYOUTS, OURS), settings):
         if setting != "defaults" and layout not in TRIED_FURTHER:
             continue
-        yield Way(
+        yield ReaderConfig(
             f"{peer}, {layout}, {setting}",
             (peer,),
             partial(_zarr, layout, {**pipeline, **settings[setting]}),
             KINDS,
-            needs=(module,),
+            packages=(module,),
         )
 
 
-def _tensorstore_ways() -> Iterator[Way]:
+def _tensorstore_configs() -> Iterator[ReaderConfig]:
     for layout, cache in product((*LAYOUTS, OURS), CACHES):
         peers = ("tensorstore", "tensorstore, our store") if layout == OURS else ("tensorstore",)
         mapped: dict[str, Any] = {"file_io_mode": {"mode": "memmap"}}
@@ -141,16 +141,16 @@ def _tensorstore_ways() -> Iterator[Way]:
             if kvstore and cache != SMALL_CACHE:
                 continue
             opener: Callable[[Data], BoxReader] = partial(_tensorstore, layout, cache, kvstore)
-            yield Way(
+            yield ReaderConfig(
                 f"tensorstore, {layout}, {cache}{text}", peers, opener, KINDS,
-                (Turn(2, 1), Turn(1, 8)), ("tensorstore",),
+                (CallPattern(2, 1), CallPattern(1, 8)), ("tensorstore",),
             )  # fmt: skip
 
 
-WAYS = (
-    *_python_ways("zarr-python", "zarr", ZARR_SETTINGS, {}),
-    *_python_ways(
+CONFIGS = (
+    *_python_configs("zarr-python", "zarr", ZARR_SETTINGS, {}),
+    *_python_configs(
         "zarrs", "zarrs", ZARRS_SETTINGS, {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
     ),
-    *_tensorstore_ways(),
+    *_tensorstore_configs(),
 )

@@ -489,7 +489,7 @@ def columns(store):
     return dict(zip(table.scan.to_numpy(), table.audit.to_numpy(), strict=True))
 
 
-def test_before_an_audit_the_column_is_empty(store):
+def test_the_column_is_empty_before_an_audit(store):
     assert set(store.table.audit.to_numpy()) == {""}
     assert set(store.table.audit_findings.to_numpy()) == {""}
 

@@ -820,7 +820,7 @@ def real(request):
 
 
 class TestRealMasks:
-    """There only where the real files are."""
+    """These tests run only where the real files are."""
 
     __test__ = bool(REAL_MASKS)
 

@@ -48,7 +48,7 @@ def test_the_benchmark_of_codecs_reports_the_stored_bytes_of_a_store(tmp_path):
         for array in ("image", "label"):
             (shard,) = (out / "scans/a" / array / "c").rglob("0/0/0")
             assert sizes[array, name_of(getattr(profile, array))] == shard.stat().st_size
-    drawn = tmp_path / "again.png"
-    run("--again", figures, "--png", drawn)
-    assert drawn.read_bytes() == png.read_bytes()
+    second_png = tmp_path / "again.png"
+    run("--again", figures, "--png", second_png)
+    assert second_png.read_bytes() == png.read_bytes()
     assert png.read_bytes().startswith(b"\x89PNG")

@@ -24,17 +24,17 @@ def test_the_ingest_the_arrow_form_and_the_lower_bound_are_measured(tmp_path):
     write_nifti(pair[1], phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
     run("ingest.py", *pair, "--rounds", "1", "--copies", "2", "--json", tmp_path / "out.json")
     result = json.loads((tmp_path / "out.json").read_text())
-    rows = {row["way"]: row for row in result["rows"]}
+    rows = {row["method"]: row for row in result["rows"]}
     assert len(rows) == 7
     assert all(row["wall_s_median"] > 0 for row in rows.values())
-    # Two rows of float32 and int32, and a little overhead of Arrow.
-    arrow = rows["Arrow"]["written_bytes"] / (2 * phantom.image.size * 8)
-    assert 1 <= arrow < 1.1
+    # Arrow writes two rows of float32 and int32, with a little overhead.
+    overhead = rows["Arrow"]["written_bytes"] / (2 * phantom.image.size * 8)
+    assert 1 <= overhead < 1.1
     assert rows["spinezarr"]["written_bytes"] < rows["Arrow"]["written_bytes"] / 3
-    for way in ("spinezarr, whole process", "Arrow, whole process"):
-        assert 50 < rows[way]["peak_mb"] < 2000
-        here = rows[way.split(",")[0]]["written_bytes"]
-        assert rows[way]["written_bytes"] == pytest.approx(here, rel=0.01)
+    for method in ("spinezarr, whole process", "Arrow, whole process"):
+        assert 50 < rows[method]["peak_mb"] < 2000
+        in_process = rows[method.split(",")[0]]["written_bytes"]
+        assert rows[method]["written_bytes"] == pytest.approx(in_process, rel=0.01)
     assert result["times_faster_than_arrow"]["in process"] > 0
     assert 0 < result["share_of_bound"]["core seconds"] < 1
     assert result["versions"]["datasets"]

@@ -12,7 +12,7 @@ from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 pytestmark = pytest.mark.long
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PEERS = ["spinezarr", ".npy (roof)", "zarr-python"]
+PEERS = ["spinezarr", ".npy (upper bound)", "zarr-python"]
 
 
 def phantom_pair(folder):
@@ -76,7 +76,7 @@ def test_a_reader_that_returns_other_voxels_is_refused_before_it_is_timed(tmp_pa
         from peers.reader import BoxReader
         data = Data.make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
         image, label = (np.array(values) for values in data.voxels())
-        def told(change):
+        def result_of(change):
             def read(draws):
                 boxes = [draw.box.slices for draw in draws]
                 return [change(image[box].copy(), label[box].copy()) for box in boxes]
@@ -90,21 +90,23 @@ def test_a_reader_that_returns_other_voxels_is_refused_before_it_is_timed(tmp_pa
             return image, label
         shared = image.copy(), label.copy()
         print(json.dumps([
-            told(lambda image, label: (image, label)),
-            told(off_by_one),
-            told(lambda image, label: (image, label.astype("i4"))),
-            told(lambda image, label: (np.asfortranarray(image), label)),
-            told(lambda *_: shared),
+            result_of(lambda image, label: (image, label)),
+            result_of(off_by_one),
+            result_of(lambda image, label: (image, label.astype("i4"))),
+            result_of(lambda image, label: (np.asfortranarray(image), label)),
+            result_of(lambda *_: shared),
         ]))
     """
-    right, voxels, dtype, order, same = run_python(code, tmp_path / "data", *phantom_pair(tmp_path))
-    assert right is None
+    correct, voxels, dtype, order, shared = run_python(
+        code, tmp_path / "data", *phantom_pair(tmp_path)
+    )
+    assert correct is None
     assert "image" in voxels
     assert "other voxels" in voxels
     assert "label" in dtype
     assert "int32" in dtype
     assert "not contiguous" in order
-    assert "share an array" in same
+    assert "share an array" in shared
 
 
 @pytest.fixture
@@ -143,22 +145,22 @@ def test_ratios_are_computed_within_each_round():
     code = """if True:
         import json
         from dataclasses import asdict
-        from targets import TARGETS, Figures, Measured
-        measured = [
-            Measured("128^3", "spinezarr", [200.0, 20.0, 300.0]),
-            Measured("128^3", "tensorstore", [100.0, 10.0, 50.0]),
-            Measured("128^3", "MONAI, 4 a volume", [900.0, 900.0, 900.0]),
-            Measured("128^3", ".npy (roof)", [1000.0, 1000.0, 1000.0]),
-            Measured("128^3", "spinezarr, window", [500.0, 600.0, 600.0]),
+        from targets import TARGETS, Figures, PeerRates
+        rates = [
+            PeerRates("128^3", "spinezarr", [200.0, 20.0, 300.0]),
+            PeerRates("128^3", "tensorstore", [100.0, 10.0, 50.0]),
+            PeerRates("128^3", "MONAI, 4 a volume", [900.0, 900.0, 900.0]),
+            PeerRates("128^3", ".npy (upper bound)", [1000.0, 1000.0, 1000.0]),
+            PeerRates("128^3", "spinezarr, window", [500.0, 600.0, 600.0]),
         ]
-        memory = [{"kind": "128^3", "peer": "spinezarr", "beside_bytes": 2e8}]
-        figures = Figures(measured, memory, [{"import_s": 0.5, "open_s": 0.25}])
-        print(json.dumps([asdict(target.reach(figures)) for target in TARGETS]))
+        memory = [{"kind": "128^3", "peer": "spinezarr", "other_bytes": 2e8}]
+        figures = Figures(rates, memory, [{"import_s": 0.5, "open_s": 0.25}])
+        print(json.dumps([asdict(target.evaluate(figures)) for target in TARGETS]))
     """
-    reached = {row["row"]: (row["reached"], row["beside"]) for row in run_python(code)}
+    reached = {row["row"]: (row["reached"], row["compared_with"]) for row in run_python(code)}
     assert reached["exact 128³, to the best peer"] == (2.0, "tensorstore")
     assert reached["exact 96³, to the best peer"] == (None, "")
     assert reached["window 128³, to the best peer"] == (600 / 900, "MONAI, 4 a volume")
-    assert reached["window 128³, to the roof"] == (0.6, ".npy (roof)")
-    assert reached["MB beside batches and cache"] == (200.0, "spinezarr, 128^3")
+    assert reached["window 128³, to the upper bound"] == (0.6, ".npy (upper bound)")
+    assert reached["MB without batches and cache"] == (200.0, "spinezarr, 128^3")
     assert reached["s to the first batch of a large store"][0] == 0.25

@@ -45,8 +45,8 @@ def measure(tmp_path, *options):
 
 
 def test_the_short_form_measures_every_part(tmp_path):
-    some = ["--peers", "zarr-python, fsspec", "whole files"]
-    result = measure(tmp_path, "--short", *some)
+    peers = ["--peers", "zarr-python, fsspec", "whole files"]
+    result = measure(tmp_path, "--short", *peers)
     rows = {(row["link"], row["reader"]): row for row in result["rows"]}
     assert set(rows) == {
         (link, reader) for link in ("0 ms", "20 ms") for reader in OURS | ZARR | WHOLE
@@ -60,13 +60,13 @@ def test_the_short_form_measures_every_part(tmp_path):
     assert rows["0 ms", "spinezarr"]["ours_over_this"] == 1
     faults = {row["reader"]: row for row in result["faults"]}
     assert set(faults) == {"spinezarr", "zarr-python, fsspec", "whole files"}
-    assert all(row["read"] + row["failed"] == row["asked"] for row in faults.values())
+    assert all(row["read"] + row["failed"] == row["patches"] for row in faults.values())
     assert faults["spinezarr"]["wrong"] == 0
     ranks = result["two_ranks"]
-    assert ranks["of_each"] == [8, 8]
-    assert ranks["in_both"] == ranks["missing"] == ranks["wrong"] == 0
+    assert ranks["samples_by_rank"] == [8, 8]
+    assert ranks["repeated"] == ranks["missing"] == ranks["wrong"] == 0
     assert ranks["body_bytes"] > 0
-    assert result["cold"]["requests"][0] == len(result["cold"]["asked"]) > 0
+    assert result["cold"]["requests"][0] == len(result["cold"]["latest"]) > 0
     assert result["left_out"] == []
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
@@ -93,12 +93,12 @@ def test_wrong_failed_and_hung_reads_are_distinguished(tmp_path, kind):
         data = Data.make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
         store_of(data, "balanced")
         image, label = (np.array(values) for values in data.voxels())
-        seen = []
+        draws = []
         def read(draw):
-            seen.append(draw)
+            draws.append(draw)
             box = draw.box.slices
             pair = image[box].copy(), label[box].copy()
-            match len(seen):
+            match len(draws):
                 case 2: pair[0][-1, -1, -1] ^= 1
                 case 3: pair[1][0, 0, 0] ^= 1
                 case 4: raise OSError("gone")
@@ -106,47 +106,47 @@ def test_wrong_failed_and_hung_reads_are_distinguished(tmp_path, kind):
                 case 6: threading.Event().wait()
             return pair
         server = PeerServer(Threaded(read), data, has_indices=False)
-        asked = {"kind": sys.argv[4], "epoch": 0, "patience_s": 0.5}
-        found = server.compare(**asked, n=12, in_flight=1)
-        again = server.compare(**asked, n=30, in_flight=4)
-        drawn = len({(draw.scan, draw.box) for draw in seen})
-        print(json.dumps([found, again, drawn]), flush=True)
+        arguments = {"kind": sys.argv[4], "epoch": 0, "timeout_s": 0.5}
+        first = server.compare(**arguments, n=12, in_flight=1)
+        second = server.compare(**arguments, n=30, in_flight=4)
+        n_boxes = len({(draw.scan, draw.box) for draw in draws})
+        print(json.dumps([first, second, n_boxes]), flush=True)
         import os
         os._exit(0)
     """
-    found, again, drawn = run_python(code, tmp_path / "data", *phantom_pair(tmp_path), kind)
-    del found["seconds"]
-    assert found == {
+    first, second, n_boxes = run_python(code, tmp_path / "data", *phantom_pair(tmp_path), kind)
+    del first["seconds"]
+    assert first == {
         "read": 10, "wrong": 3, "failed": 2,
         "problems": ["OSError: gone", "TimeoutError: no answer in 0 s"],
     }  # fmt: skip
-    assert (again["read"], again["wrong"], again["failed"]) == (30, 0, 0)
-    assert drawn > 12
+    assert (second["read"], second["wrong"], second["failed"]) == (30, 0, 0)
+    assert n_boxes > 12
 
 
-def test_training_through_our_server_is_measured_in_both_ways(tmp_path):
+def test_training_through_our_server_is_measured_with_patches_and_with_ranges(tmp_path):
     result = measure(
         tmp_path, "--short", "--serve", "--table", "--faults", "--peers", "tensorstore"
     )
     readers = {row["reader"] for row in result["rows"]}
-    ways = {f"spinezarr, {way}" for way in ("patches", "ranges")}
-    assert readers == OURS | ways | {"tensorstore", "tensorstore, our store"}
+    transfers = {f"spinezarr, {transfer}" for transfer in ("patches", "ranges")}
+    assert readers == OURS | transfers | {"tensorstore", "tensorstore, our store"}
     for row in result["rows"]:
         assert row["per_s_min"] > 0
-        # A reader of ranges may have cached all of so few scans.
+        # A reader of ranges may have cached these few scans completely.
         assert row["bytes_each"] > 0 or row["reader"] != "spinezarr, patches"
     faults = {row["reader"]: row for row in result["faults"]}
-    assert faults["spinezarr"]["read"] == faults["spinezarr"]["asked"] > 0
+    assert faults["spinezarr"]["read"] == faults["spinezarr"]["patches"] > 0
     assert faults["spinezarr"]["wrong"] == 0
 
 
 @pytest.mark.long
 def test_trainers_that_share_a_link_are_measured(tmp_path):
-    few = ["--rank-patches", "24", "--scans", "2", "--kinds", "64^3", "--links", "12 MB/s"]
-    (found,) = measure(tmp_path, "--serve", "--trainers", "3", *few)["trainers"]
-    assert (found["link"], found["of_each"]) == ("12 MB/s", [8, 8, 8])
-    assert found["in_both"] == found["missing"] == found["wrong"] == 0
-    assert 0 < found["share_of_link"] < 1.1
+    options = ["--rank-patches", "24", "--scans", "2", "--kinds", "64^3", "--links", "12 MB/s"]
+    (row,) = measure(tmp_path, "--serve", "--trainers", "3", *options)["trainers"]
+    assert (row["link"], row["samples_by_rank"]) == ("12 MB/s", [8, 8, 8])
+    assert row["repeated"] == row["missing"] == row["wrong"] == 0
+    assert 0 < row["share_of_link"] < 1.1
 
 
 def test_a_stream_continues_after_a_failed_batch(tmp_path):
@@ -163,15 +163,15 @@ def test_a_stream_continues_after_a_failed_batch(tmp_path):
         with proxy(folder=data.folder) as link:
             server = OurServer(Place(link.url), data, "exact", {})
             server.warm()
-            asked = {"kind": "64^3", "epoch": 0, "in_flight": 0, "patience_s": 60}
-            whole = server.compare(**asked, n=25)
+            arguments = {"kind": "64^3", "epoch": 0, "in_flight": 0, "timeout_s": 60}
+            intact = server.compare(**arguments, n=25)
             shards = data.folder / OUR_NAME / "scans" / "scan1" / "image" / "c"
             for path in filter(Path.is_file, shards.rglob("*")):
                 path.write_bytes(bytes(path.stat().st_size))
-            print(json.dumps([whole, server.compare(**asked, n=25)]))
+            print(json.dumps([intact, server.compare(**arguments, n=25)]))
     """
-    whole, damaged = run_python(code, tmp_path / "data", *phantom_pair(tmp_path))
-    assert (whole["read"], whole["wrong"], whole["failed"]) == (25, 0, 0)
+    intact, damaged = run_python(code, tmp_path / "data", *phantom_pair(tmp_path))
+    assert (intact["read"], intact["wrong"], intact["failed"]) == (25, 0, 0)
     assert damaged["read"] + damaged["failed"] == 25
     assert damaged["wrong"] == 0
     assert damaged["failed"] >= 4
@@ -183,7 +183,7 @@ def test_targets_compare_with_the_fastest_store_of_a_peer():
         import json
         from remote_report import CAP, Row, targets_of
         def row(reader, link, rates, ratio, bytes_per_s=0.0):
-            return Row("128^3", link, reader, "", 8, rates, 6.0, 1e6, bytes_per_s, ratio).plain()
+            return Row("128^3", link, reader, "", 8, rates, 6.0, 1e6, bytes_per_s, ratio).to_json()
         rows = [
             row("spinezarr", "20 ms", [90.0, 100.0, 300.0], 1.0),
             row("zarr-python, obstore", "20 ms", [5.0], 20.0),
@@ -193,11 +193,11 @@ def test_targets_compare_with_the_fastest_store_of_a_peer():
             row("spinezarr", CAP, [80.0], 1.0, 95e6),
         ]
         faults = [
-            {"reader": "spinezarr", "rate": 0.03, "asked": 10, "wrong": 0, "failed": 0},
-            {"reader": "spinezarr", "rate": 0.1, "asked": 10, "wrong": 1, "failed": 2},
-            {"reader": "tensorstore", "rate": 0.03, "asked": 10, "wrong": 5, "failed": 5},
+            {"reader": "spinezarr", "rate": 0.03, "patches": 10, "wrong": 0, "failed": 0},
+            {"reader": "spinezarr", "rate": 0.1, "patches": 10, "wrong": 1, "failed": 2},
+            {"reader": "tensorstore", "rate": 0.03, "patches": 10, "wrong": 5, "failed": 5},
         ]
-        ranks = {"in_both": 1, "missing": 2, "samples": 8, "share_of_link": 0.5}
+        ranks = {"repeated": 1, "missing": 2, "samples": 8, "share_of_link": 0.5}
         cold = {"scans": 5, "requests": [7, 9], "open_s": [0.5], "import_s": [1.0]}
         result = {"rows": rows, "faults": faults, "two_ranks": ranks, "cold": cold}
         print(json.dumps([rows[0]["per_s_median"], targets_of(result)]))
@@ -210,7 +210,7 @@ def test_targets_compare_with_the_fastest_store_of_a_peer():
         "128^3, share of a link of 100 MB/s": (0.95, True),
         "wrong through faults": (1, False),
         "failed through faults, up to 3%": (0, True),
-        "two ranks: samples in both, or missing": (3, False),
+        "two ranks: repeated or missing samples": (3, False),
         "two ranks: share of the link": (0.5, False),
         "first batch of 5 scans, cold: requests": (9, False),
         "first batch of 5 scans, cold: s": (0.5, True),

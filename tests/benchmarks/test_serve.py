@@ -14,20 +14,20 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serve.py"
 OURS = "spinezarr serve"
 
 
-def measured(tmp_path):
+def run_benchmark(tmp_path):
     phantom = make_phantom(PhantomSpec(shape_zyx=(40, 160, 160), spacing_zyx_mm=(4.0, 2.0, 2.0)))
     pair = tmp_path / "ct.nii.gz", tmp_path / "seg.nii.gz"
     write_nifti(pair[0], phantom.image, phantom.affine_xyz, NiftiForm())
     write_nifti(pair[1], phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
-    few = ["--sizes", "64 KiB", "--rounds", "2", "--seconds", "0.2", "--clients", "load.c"]
-    command = [sys.executable, SCRIPT, *pair, *few, "--json", tmp_path / "out.json"]
+    options = ["--sizes", "64 KiB", "--rounds", "2", "--seconds", "0.2", "--clients", "load.c"]
+    command = [sys.executable, SCRIPT, *pair, *options, "--json", tmp_path / "out.json"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((tmp_path / "out.json").read_text())
 
 
 def test_every_installed_server_is_measured_in_turn(tmp_path):
-    result = measured(tmp_path)
+    result = run_benchmark(tmp_path)
     rows = {row["server"]: row for row in result["rows"]}
     missing = {line.partition(":")[0] for line in result["left_out"]}
     assert OURS in rows
@@ -42,7 +42,7 @@ def test_every_installed_server_is_measured_in_turn(tmp_path):
         assert row["gb_per_s_median"] == pytest.approx(rate * 65536 / 1e9, rel=0.2)
         assert row["p50_us_median"] <= row["p99_us_median"]
     assert rows[OURS]["ours_over_this_median"] == rows[OURS]["by_core_time_median"] == 1
-    assert {target["beside"] for target in result["targets"]} <= rows.keys()
+    assert {target["compared_with"] for target in result["targets"]} <= rows.keys()
 
 
 @pytest.mark.parametrize(("status", "length"), [("200 OK", 16), ("206 Partial Content", 15)])
@@ -60,11 +60,11 @@ def test_the_client_of_the_benchmark_refuses_wrong_answers(tmp_path, status, len
             head = "HTTP/1.1 {status}\\r\\nContent-Length: {length}\\r\\n\\r\\n"
             connection.sendall(head.encode() + bytes({length}))
     """
-    liar = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    with liar:
-        port = liar.stdout.readline().strip()
-        words = [port, "1", "0.2", "/x", "1000", "16", "1"]
-        done = subprocess.run([program, *words], check=False, capture_output=True, text=True)
-        liar.kill()
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with server:
+        port = server.stdout.readline().strip()
+        arguments = [port, "1", "0.2", "/x", "1000", "16", "1"]
+        done = subprocess.run([program, *arguments], check=False, capture_output=True, text=True)
+        server.kill()
     assert done.returncode == 1
     assert "load: an answer is not" in done.stderr

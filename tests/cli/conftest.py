@@ -13,16 +13,16 @@ from spinezarr.cli import main as cli
 def run(monkeypatch, capfdbinary, tmp_path):
     """Return a function that runs ``spinezarr``, checks its exit code and returns its output."""
 
-    def start(*words, code=None):
+    def run_command(*words, code=None):
         monkeypatch.setattr(sys, "argv", ["spinezarr", *map(str, words)])
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         monkeypatch.setattr(logging, "lastResort", logging.lastResort)
         capfdbinary.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        said = capfdbinary.readouterr()
-        assert (ended.value.code or 0) in ({0, 1, 2} if code is None else {code}), said
-        return said
+        output = capfdbinary.readouterr()
+        assert (ended.value.code or 0) in ({0, 1, 2} if code is None else {code}), output
+        return output
 
     monkeypatch.chdir(tmp_path)
-    return start
+    return run_command

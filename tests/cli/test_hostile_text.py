@@ -17,7 +17,7 @@ import warnings
 import hostile_text as hostile
 import numpy as np
 import pytest
-from hostile_text import EVIL, TOLD, forbidden
+from hostile_text import EVIL, PRINTABLE_EVIL, forbidden
 from markdown_it import MarkdownIt
 
 import spinezarr
@@ -93,7 +93,7 @@ COMMANDS = [
     ["info", "{odd}", "--json"],
     ["info", EVIL],
     ["info", EVIL, "--catalog", "{catalog}"],
-    ["info", TOLD, "--catalog", "{catalog}"],
+    ["info", PRINTABLE_EVIL, "--catalog", "{catalog}"],
     ["info", "neither", "--catalog", "{refused}"],
     ["info", "good", "--catalog", "{catalog}"],
     ["info", "neither", "--catalog", "{catalog}"],
@@ -155,7 +155,7 @@ COMMANDS = [
     ["ingest", "{yaml}", "--raw", "{raw}", "--dry-run"],
     ["ingest", EVIL, "--raw", "{raw}", "--dry-run"],
     ["ingest", "good", "--catalog", "{catalog}", "--raw", "{raw}", "--dry-run"],
-    ["ingest", TOLD, "--catalog", "{catalog}"],
+    ["ingest", PRINTABLE_EVIL, "--catalog", "{catalog}"],
     ["ingest", "pairs", "--raw", "{raw}", "--image", EVIL, "--dry-run"],
     ["ingest", "pairs", "--raw", "{raw}", "--image", "{{scan}}{{x:**}}", "--dry-run"],
     ["init", "{card}"],

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import forked
+import fork_server
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -70,7 +70,7 @@ def test_help_shows_an_example(command):
     ("words", "code"),
     [("--help", 0), ("ingest --help", 0), ("info", 2), ("verfy", 2)],
 )
-def test_help_and_wrong_usage_import_nothing_that_a_command_does(words, code):
+def test_help_and_wrong_usage_do_not_import_the_packages_of_commands(words, code):
     # The modules are named on the last line of standard error.
     program = (
         "import atexit, sys; from spinezarr.cli.main import main; "
@@ -103,7 +103,7 @@ def test_help_lists_options_under_their_headings():
 
 
 @pytest.mark.parametrize("words", [[], ["info"], ["export"], ["export", "nifti"]], ids=" ".join)
-def test_without_what_must_be_given_help_is_shown(words):
+def test_a_command_without_required_arguments_shows_its_help(words):
     assert run(*words, code=2).output == run(*words, "--help").output
 
 
@@ -120,7 +120,7 @@ def test_the_installed_command_exits_with_2_for_wrong_usage():
 
 
 def test_a_letter_outside_the_encoding_of_the_terminal_becomes_a_question_mark(ctspine1k_url):
-    command = [forked.command(), "stats", ctspine1k_url]
+    command = [fork_server.command(), "stats", ctspine1k_url]
     variables = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, check=False, env=variables)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from unicodedata import normalize
 
-import forked
+import fork_server
 import nibabel as nib
 import numpy as np
 import pytest
@@ -360,7 +360,7 @@ def test_the_error_names_a_folder_in_place_of_a_map_or_its_key(raw, tmp_path, wh
 def test_json_holds_names_that_the_terminal_shortens(raw, tmp_path, encoding):
     name = normalize("NFD", "Ünpaired 日本\u202e")
     (raw / f"{name}.txt").touch()
-    command = [forked.command(), "ingest", "pairs", "--raw", raw]
+    command = [fork_server.command(), "ingest", "pairs", "--raw", raw]
     command += [*PATTERNS, "--out", tmp_path / "s.zarr", "--json"]
     variables = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, check=True, env=variables)

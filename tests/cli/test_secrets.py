@@ -150,7 +150,7 @@ class _Server(ThreadingHTTPServer):
     status = None
 
     def handle_error(self, *_):
-        """Say nothing: commands close connections early."""
+        """Print nothing, because commands close connections early."""
 
 
 @contextmanager

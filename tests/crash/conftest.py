@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from killing.bucket import Bucket, serve_bucket
 from killing.driver import Driver
-from killing.kills import BucketPlace, FolderPlace, Place, Workshop
+from killing.kills import BucketPlace, CrashData, FolderPlace, Place
 from killing.memory import in_memory
 
 
 @pytest.fixture(scope="session")
-def workshop() -> Iterator[Workshop]:
+def crash_data() -> Iterator[CrashData]:
     """Return raw folders of two versions, and their stores, which no test may change."""
     with tempfile.TemporaryDirectory(dir=in_memory()) as name, Driver(Path(name)) as driver:
-        yield Workshop.of(Path(name), driver)
+        yield CrashData.create(Path(name), driver)
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def bucket() -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def disk(work: Path, workshop: Workshop) -> FolderPlace:
+def disk(work: Path, crash_data: CrashData) -> FolderPlace:
     """Return a place for stores on disk."""
-    return FolderPlace(work, workshop.driver)
+    return FolderPlace(work, crash_data.driver)
 
 
 @pytest.fixture(params=["disk", "S3"])
-def place(request: pytest.FixtureRequest, work: Path, workshop: Workshop) -> Place:
+def place(request: pytest.FixtureRequest, work: Path, crash_data: CrashData) -> Place:
     """Return a place for stores: on disk, then in a bucket."""
     if request.param == "disk":
-        return FolderPlace(work, workshop.driver)
-    return BucketPlace(request.getfixturevalue("bucket"), workshop.driver)
+        return FolderPlace(work, crash_data.driver)
+    return BucketPlace(request.getfixturevalue("bucket"), crash_data.driver)

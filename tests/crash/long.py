@@ -26,9 +26,9 @@ from killing.driver import Driver
 from killing.kills import (
     BucketPlace,
     Counts,
+    CrashData,
     FolderPlace,
     Place,
-    Workshop,
     count_baseline,
     count_kills,
 )
@@ -100,11 +100,11 @@ def run_part(work: Path, name: str, kills: int, seed: int) -> Counts:
     work.mkdir()
     try:
         with Driver(work) as driver, ExitStack() as stack:
-            workshop = Workshop.of(work, driver)
+            crash_data = CrashData.create(work, driver)
             place: Place = FolderPlace(work, driver)
             if name == "S3":
                 place = BucketPlace(stack.enter_context(serve_bucket()), driver)
-            return count_kills(workshop, place, kills, seed=seed)
+            return count_kills(crash_data, place, kills, seed=seed)
     finally:
         shutil.rmtree(work)
 

@@ -19,18 +19,18 @@ REFERENCE = "version 1"
 
 
 @pytest.fixture
-def raw(workshop, work):
+def raw(crash_data, work):
     """Copy the files of the second version, to damage them."""
-    return shutil.copytree(workshop.folder / "raw2", work / "raw")
+    return shutil.copytree(crash_data.folder / "raw2", work / "raw")
 
 
-def words(workshop, raw, url):
-    return ["ingest", workshop.folder / "recipe.yaml", "--raw", raw, "--out", url, "--json"]
+def words(crash_data, raw, url):
+    return ["ingest", crash_data.folder / "recipe.yaml", "--raw", raw, "--out", url, "--json"]
 
 
-def judge(files, url, workshop):
+def judge(files, url, crash_data):
     """Check that nothing is lost, mixed or left over after a run with a fault."""
-    assert harm_after_kill(files, url, workshop.references[REFERENCE]) == []
+    assert harm_after_kill(files, url, crash_data.references[REFERENCE]) == []
     assert left_over(files) == []
 
 
@@ -43,12 +43,12 @@ def failures(run):
     return {scan["scan_id"]: scan["reason"] for scan in report["failed"]}
 
 
-def runs_well(workshop, url, files, plan=None, raw=None):
-    code, run = workshop.driver.run(
-        words(workshop, raw or workshop.folder / "raw2", url), url, plan
+def runs_well(crash_data, url, files, plan=None, raw=None):
+    code, run = crash_data.driver.run(
+        words(crash_data, raw or crash_data.folder / "raw2", url), url, plan
     )
     assert code == 0, run.output
-    assert faults_at_end(files(), url, workshop.references[REFERENCE]) == []
+    assert faults_at_end(files(), url, crash_data.references[REFERENCE]) == []
 
 
 @contextmanager
@@ -76,45 +76,49 @@ def closed(place):
         folder.chmod(0o755)
 
 
-def test_a_full_disk_fails_single_scans_and_the_next_run_succeeds(workshop, work):
-    before = workshop.stores[REFERENCE]
+def test_a_full_disk_fails_single_scans_and_the_next_run_succeeds(crash_data, work):
+    before = crash_data.stores[REFERENCE]
     with mounted(work / "disk", "size=64m") as remount:
         out = work / "disk" / "s.zarr"
         write_folder(before, out)
         used = shutil.disk_usage(work / "disk").used
         remount(f"size={(used >> 10) + 500}k")
-        code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", out), str(out))
+        code, run = crash_data.driver.run(
+            words(crash_data, crash_data.folder / "raw2", out), str(out)
+        )
         assert code == 1, run.output
         failed = failures(run)
         assert failed
         message = f"{out}/scans/.*: No space left on device. Free some space there"
         assert all(re.match(message, reason) for reason in failed.values())
-        judge(folder_files(out), str(out), workshop)
+        judge(folder_files(out), str(out), crash_data)
         remount("size=64m")
-        runs_well(workshop, str(out), lambda: folder_files(out))
+        runs_well(crash_data, str(out), lambda: folder_files(out))
 
 
-def test_a_limit_of_file_sizes_fails_single_scans(workshop, disk):
-    url = disk.new(workshop.stores[REFERENCE])
+def test_a_limit_of_file_sizes_fails_single_scans(crash_data, disk):
+    url = disk.new(crash_data.stores[REFERENCE])
     plan = Plan(largest_file_bytes=100_000)
-    code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", url), url, plan)
+    code, run = crash_data.driver.run(words(crash_data, crash_data.folder / "raw2", url), url, plan)
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {"new", "new-wide-values", "other-voxels", "no-mask-now"}
     message = f"{url}/scans/.*: File too large. Raise the limit of file sizes"
     assert all(re.match(message, reason) for reason in failed.values())
-    judge(disk.files(url), url, workshop)
-    runs_well(workshop, url, lambda: disk.files(url))
+    judge(disk.files(url), url, crash_data)
+    runs_well(crash_data, url, lambda: disk.files(url))
 
 
 @pytest.mark.parametrize("start", ["nothing", REFERENCE])
-def test_a_read_only_target_is_a_usage_error(workshop, work, start):
-    before = workshop.stores[start]
+def test_a_read_only_target_is_a_usage_error(crash_data, work, start):
+    before = crash_data.stores[start]
     with mounted(work / "disk", "size=64m") as remount:
         out = work / "disk" / "s.zarr"
         write_folder(before, out)
         remount("ro")
-        code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", out), str(out))
+        code, run = crash_data.driver.run(
+            words(crash_data, crash_data.folder / "raw2", out), str(out)
+        )
         assert code == 2, run.output
         assert "Traceback" not in run.output
         assert f"{out}: cannot be written" in run.output
@@ -122,66 +126,70 @@ def test_a_read_only_target_is_a_usage_error(workshop, work, start):
         assert folder_files(out) == before
 
 
-def test_a_target_without_write_permission_is_a_usage_error(workshop, disk):
-    url = disk.new(workshop.stores[REFERENCE])
+def test_a_target_without_write_permission_is_a_usage_error(crash_data, disk):
+    url = disk.new(crash_data.stores[REFERENCE])
     plan = Plan(plain_user=True)
     with closed(url):
-        code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", url), url, plan)
+        code, run = crash_data.driver.run(
+            words(crash_data, crash_data.folder / "raw2", url), url, plan
+        )
     assert code == 2, run.output
     assert "Traceback" not in run.output
     assert f"{url}: cannot be written" in run.output
-    assert disk.files(url) == workshop.stores[REFERENCE]
-    runs_well(workshop, url, lambda: disk.files(url))
+    assert disk.files(url) == crash_data.stores[REFERENCE]
+    runs_well(crash_data, url, lambda: disk.files(url))
 
 
-def test_a_scan_folder_without_write_permission_fails_that_scan(workshop, disk):
-    url = disk.new(workshop.stores[REFERENCE])
+def test_a_scan_folder_without_write_permission_fails_that_scan(crash_data, disk):
+    url = disk.new(crash_data.stores[REFERENCE])
     plan = Plan(plain_user=True)
     with closed(f"{url}/scans/other-voxels"):
-        code, run = workshop.driver.run(words(workshop, workshop.folder / "raw2", url), url, plan)
+        code, run = crash_data.driver.run(
+            words(crash_data, crash_data.folder / "raw2", url), url, plan
+        )
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {"other-voxels"}
     assert "Permission denied" in failed["other-voxels"]
     assert "scans/other-voxels" in failed["other-voxels"]
-    judge(disk.files(url), url, workshop)
-    runs_well(workshop, url, lambda: disk.files(url))
+    judge(disk.files(url), url, crash_data)
+    runs_well(crash_data, url, lambda: disk.files(url))
 
 
 @pytest.mark.parametrize("name", ["new_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_without_read_permission_fails_its_scan(workshop, disk, raw, name):
-    url = disk.new(workshop.stores[REFERENCE])
+def test_a_source_without_read_permission_fails_its_scan(crash_data, disk, raw, name):
+    url = disk.new(crash_data.stores[REFERENCE])
     (raw / name).chmod(0)
     plan = Plan(plain_user=True)
-    code, run = workshop.driver.run(words(workshop, raw, url), url, plan)
+    code, run = crash_data.driver.run(words(crash_data, raw, url), url, plan)
     assert code == 1, run.output
     failed = failures(run)
     assert set(failed) == {name.partition("_")[0]}
     ((reason,)) = failed.values()
     assert name in reason
     assert "Permission denied" in reason
-    judge(disk.files(url), url, workshop)
+    judge(disk.files(url), url, crash_data)
     (raw / name).chmod(0o644)
-    runs_well(workshop, url, lambda: disk.files(url), plan, raw)
+    runs_well(crash_data, url, lambda: disk.files(url), plan, raw)
 
 
 @pytest.mark.parametrize("name", ["new_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_that_vanishes_fails_its_scan(workshop, disk, raw, name):
-    url = disk.new(workshop.stores[REFERENCE])
-    run = workshop.driver.start(
-        words(workshop, raw, url), url, Plan(pause_at="open scans/fewer-shards")
+def test_a_source_that_vanishes_fails_its_scan(crash_data, disk, raw, name):
+    url = disk.new(crash_data.stores[REFERENCE])
+    run = crash_data.driver.start(
+        words(crash_data, raw, url), url, Plan(pause_at="open scans/fewer-shards")
     )
     run.wait_until_paused()
     (raw / name).rename(raw.parent / name)
-    run.go_on()
+    run.resume()
     assert run.wait() == 1, run.output
     failed = failures(run)
     assert set(failed) == {name.partition("_")[0]}
     ((reason,)) = failed.values()
     assert name in reason
-    judge(disk.files(url), url, workshop)
+    judge(disk.files(url), url, crash_data)
     (raw.parent / name).rename(raw / name)
-    runs_well(workshop, url, lambda: disk.files(url), raw=raw)
+    runs_well(crash_data, url, lambda: disk.files(url), raw=raw)
 
 
 def cut_short(path):
@@ -202,15 +210,15 @@ def emptied(path):
 
 @pytest.mark.parametrize("change", [cut_short, made_longer, emptied])
 @pytest.mark.parametrize("name", ["other-voxels_ct.nii.gz", "other-voxels_seg.nii.gz"])
-def test_a_source_that_changes_while_it_is_read_fails_its_scan(workshop, disk, raw, name, change):
-    url = disk.new(workshop.stores[REFERENCE])
+def test_a_source_that_changes_while_it_is_read_fails_its_scan(crash_data, disk, raw, name, change):
+    url = disk.new(crash_data.stores[REFERENCE])
     # While the image's first shard is written, its file is open and the mask's header was read.
     plan = Plan(pause_at="open scans/other-voxels/image")
-    run = workshop.driver.start(words(workshop, raw, url), url, plan)
+    run = crash_data.driver.start(words(crash_data, raw, url), url, plan)
     run.wait_until_paused()
     whole = (raw / name).read_bytes()
     change(raw / name)
-    run.go_on()
+    run.resume()
     code = run.wait()
     failed = failures(run)
     # The file may have been read completely before the change.
@@ -219,41 +227,41 @@ def test_a_source_that_changes_while_it_is_read_fails_its_scan(workshop, disk, r
     if change is made_longer and not failed:  # the scan's metadata have the file's new size
         assert left_over(disk.files(url)) == []
     else:
-        judge(disk.files(url), url, workshop)
+        judge(disk.files(url), url, crash_data)
     (raw / name).write_bytes(whole)
-    runs_well(workshop, url, lambda: disk.files(url), raw=raw)
+    runs_well(crash_data, url, lambda: disk.files(url), raw=raw)
 
 
-def test_a_mask_replaced_while_its_scan_is_read_is_never_mixed(workshop, disk, raw):
-    url = disk.new(workshop.stores[REFERENCE])
+def test_a_mask_replaced_while_its_scan_is_read_is_never_mixed(crash_data, disk, raw):
+    url = disk.new(crash_data.stores[REFERENCE])
     name = "other-voxels_seg.nii.gz"
     ours = raw / name
-    other = shutil.copy(workshop.folder / "raw1" / name, raw.parent / "other")
+    other = shutil.copy(crash_data.folder / "raw1" / name, raw.parent / "other")
     shutil.copy(ours, raw.parent / "kept")
     plan = Plan(pause_at="open scans/other-voxels/image")
-    run = workshop.driver.start(words(workshop, raw, url), url, plan)
+    run = crash_data.driver.start(words(crash_data, raw, url), url, plan)
     run.wait_until_paused()
     Path(other).replace(ours)
-    run.go_on()
+    run.resume()
     run.wait()
     assert set(failures(run)) <= {"other-voxels"}
     assert left_over(disk.files(url)) == []
     (raw.parent / "kept").replace(ours)
-    runs_well(workshop, url, lambda: disk.files(url), raw=raw)
+    runs_well(crash_data, url, lambda: disk.files(url), raw=raw)
 
 
 @pytest.fixture
-def store(workshop, bucket):
+def store(crash_data, bucket):
     """Return the store of the first version in a bucket."""
-    place = BucketPlace(bucket, workshop.driver)
-    return place, place.new(workshop.stores[REFERENCE])
+    place = BucketPlace(bucket, crash_data.driver)
+    return place, place.new(crash_data.stores[REFERENCE])
 
 
-def run_in_bucket(workshop, bucket, url, before):
-    bucket.rule(before)
+def run_in_bucket(crash_data, bucket, url, before):
+    bucket.set_rule(before)
     plan = Plan(environment=bucket.environment)
-    ended = workshop.driver.run(words(workshop, workshop.folder / "raw2", url), url, plan)
-    bucket.rule()
+    ended = crash_data.driver.run(words(crash_data, crash_data.folder / "raw2", url), url, plan)
+    bucket.set_rule()
     return ended
 
 
@@ -261,11 +269,11 @@ def run_in_bucket(workshop, bucket, url, before):
     ("action", "message"), [("refuse", "access is denied"), ("fail", "internal error")]
 )
 def test_a_bucket_that_refuses_writes_of_one_scan_fails_only_that_scan(
-    workshop, bucket, store, action, message
+    crash_data, bucket, store, action, message
 ):
     place, url = store
     code, run = run_in_bucket(
-        workshop,
+        crash_data,
         bucket,
         url,
         lambda _, change: action if change[0] == "PUT" and "scans/new/" in change[1] else "pass",
@@ -275,8 +283,8 @@ def test_a_bucket_that_refuses_writes_of_one_scan_fails_only_that_scan(
     assert set(failed) == {"new"}
     assert "scans/new/" in failed["new"]
     assert message in failed["new"]
-    judge(place.files(url), url, workshop)
-    runs_well(workshop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+    judge(place.files(url), url, crash_data)
+    runs_well(crash_data, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
 @pytest.mark.parametrize(
@@ -289,23 +297,23 @@ def test_a_bucket_that_refuses_writes_of_one_scan_fails_only_that_scan(
     ],
 )
 def test_a_bucket_that_refuses_writes_after_publication_loses_nothing(
-    workshop, bucket, store, refused
+    crash_data, bucket, store, refused
 ):
     place, url = store
     code, run = run_in_bucket(
-        workshop,
+        crash_data,
         bucket,
         url,
         lambda _, change: "refuse" if re.match(refused, " ".join(change)) else "pass",
     )
     assert code == 1, run.output
     failures(run)
-    assert harm_after_kill(place.files(url), url, workshop.references[REFERENCE]) == []
-    runs_well(workshop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+    assert harm_after_kill(place.files(url), url, crash_data.references[REFERENCE]) == []
+    runs_well(crash_data, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
 @pytest.mark.parametrize("scan", ["new", "other-voxels"])
-def test_a_lost_answer_to_the_last_write_does_no_harm(workshop, bucket, store, scan):
+def test_a_lost_answer_to_the_last_write_does_no_harm(crash_data, bucket, store, scan):
     place, url = store
     cut = []
 
@@ -316,36 +324,36 @@ def test_a_lost_answer_to_the_last_write_does_no_harm(workshop, bucket, store, s
             return "pass then cut"
         return "pass"
 
-    code, run = run_in_bucket(workshop, bucket, url, before)
+    code, run = run_in_bucket(crash_data, bucket, url, before)
     assert cut
     assert code in {0, 1}, run.output
     assert set(failures(run)) <= {scan}
-    assert harm_after_kill(place.files(url), url, workshop.references[REFERENCE]) == []
-    runs_well(workshop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+    assert harm_after_kill(place.files(url), url, crash_data.references[REFERENCE]) == []
+    runs_well(crash_data, url, lambda: place.files(url), Plan(environment=bucket.environment))
 
 
-def test_occasional_faults_of_a_bucket_do_no_harm(workshop, bucket, store):
+def test_occasional_faults_of_a_bucket_do_no_harm(crash_data, bucket, store):
     place, url = store
     code, run = run_in_bucket(
-        workshop, bucket, url, lambda number, _: "fail" if number % 20 == 7 else "pass"
+        crash_data, bucket, url, lambda number, _: "fail" if number % 20 == 7 else "pass"
     )
     assert code == 0, run.output
-    assert faults_at_end(place.files(url), url, workshop.references[REFERENCE]) == []
+    assert faults_at_end(place.files(url), url, crash_data.references[REFERENCE]) == []
 
 
-def test_a_bucket_that_refuses_all_writes_is_an_error_and_unchanged(workshop, bucket, store):
+def test_a_bucket_that_refuses_all_writes_is_an_error_and_unchanged(crash_data, bucket, store):
     place, url = store
     code, run = run_in_bucket(
-        workshop, bucket, url, lambda number, _: "refuse" if number else "pass"
+        crash_data, bucket, url, lambda number, _: "refuse" if number else "pass"
     )
     assert code == 2, run.output
     assert "Traceback" not in run.output
     assert f"{url}: cannot be written" in run.output
-    assert place.files(url) == workshop.stores[REFERENCE]
+    assert place.files(url) == crash_data.stores[REFERENCE]
 
 
 @pytest.mark.parametrize("number_of_cut", [1, 30, 100])
-def test_a_cut_network_is_an_error_and_does_no_harm(workshop, bucket, store, number_of_cut):
+def test_a_cut_network_is_an_error_and_does_no_harm(crash_data, bucket, store, number_of_cut):
     place, url = store
     cut = []
 
@@ -354,9 +362,9 @@ def test_a_cut_network_is_an_error_and_does_no_harm(workshop, bucket, store, num
             cut.append(number)
         return "cut" if cut else "pass"
 
-    code, run = run_in_bucket(workshop, bucket, url, before)
+    code, run = run_in_bucket(crash_data, bucket, url, before)
     assert code in {1, 2}, run.output
     assert "Traceback" not in run.output
     assert "Please report this" not in run.output
-    assert harm_after_kill(place.files(url), url, workshop.references[REFERENCE]) == []
-    runs_well(workshop, url, lambda: place.files(url), Plan(environment=bucket.environment))
+    assert harm_after_kill(place.files(url), url, crash_data.references[REFERENCE]) == []
+    runs_well(crash_data, url, lambda: place.files(url), Plan(environment=bucket.environment))

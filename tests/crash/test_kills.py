@@ -15,8 +15,8 @@ LONG = Path(__file__).parent / "long.py"
 
 @pytest.mark.long
 @pytest.mark.parametrize(("place", "kills"), [("disk", 12), ("S3", 3)], indirect=["place"])
-def test_kills_do_no_harm(workshop, place, kills):
-    counts = count_kills(workshop, place, kills, seed=1)
+def test_kills_do_no_harm(crash_data, place, kills):
+    counts = count_kills(crash_data, place, kills, seed=1)
     assert counts.kills == kills
     assert set(counts.faults) <= {MIXED}, counts.examples
 
@@ -39,39 +39,39 @@ def test_kills_do_no_harm(workshop, place, kills):
         "ingest.lock",
     ],
 )
-def test_a_kill_when_a_scan_or_the_table_is_published_does_no_harm(workshop, disk, start, change):
-    url = disk.new(workshop.stores[start])
-    words = workshop.words(url)
-    run = workshop.driver.start(words, url, Plan(pause_at=change))
+def test_a_kill_when_a_scan_or_the_table_is_published_does_no_harm(crash_data, disk, start, change):
+    url = disk.new(crash_data.stores[start])
+    words = crash_data.words(url)
+    run = crash_data.driver.start(words, url, Plan(pause_at=change))
     run.wait_until_paused()
     run.kill()
     assert run.wait() == -9
-    reference = workshop.references[start]
+    reference = crash_data.references[start]
     assert harm_after_kill(disk.files(url), url, reference) == []
-    code, run = workshop.driver.run(words, url)
+    code, run = crash_data.driver.run(words, url)
     assert code == 0, run.output
     assert faults_at_end(disk.files(url), url, reference) == []
 
 
 @pytest.mark.long
-def test_leftovers_survive_an_audit_and_are_removed_by_the_next_ingest(workshop, disk):
-    url = disk.new(workshop.stores["version 1"])
-    words = workshop.words(url)
-    run = workshop.driver.start(words, url, Plan(pause_at="open scans/new/label"))
+def test_leftovers_survive_an_audit_and_are_removed_by_the_next_ingest(crash_data, disk):
+    url = disk.new(crash_data.stores["version 1"])
+    words = crash_data.words(url)
+    run = crash_data.driver.start(words, url, Plan(pause_at="open scans/new/label"))
     run.wait_until_paused()
     run.kill()
     assert run.wait() == -9
-    code, run = workshop.driver.run(["audit", url], url)
+    code, run = crash_data.driver.run(["audit", url], url)
     assert code == 1, run.output  # random voxels have findings
     assert left_over(disk.files(url))  # the audit does not remove leftovers
-    files = [workshop.folder / "raw2" / f"new_{kind}.nii.gz" for kind in ("ct", "seg")]
+    files = [crash_data.folder / "raw2" / f"new_{kind}.nii.gz" for kind in ("ct", "seg")]
     for file in files:
-        file.rename(workshop.folder / file.name)
+        file.rename(crash_data.folder / file.name)
     try:
-        code, run = workshop.driver.run(words, url)
+        code, run = crash_data.driver.run(words, url)
     finally:
         for file in files:
-            (workshop.folder / file.name).rename(file)
+            (crash_data.folder / file.name).rename(file)
     assert code == 0, run.output
     assert left_over(disk.files(url)) == []
 

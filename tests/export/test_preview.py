@@ -64,7 +64,7 @@ def test_centers_are_drawn_in_the_planes_of_their_voxels(msr, scan_id):
 
 
 @pytest.mark.parametrize("scan_id", ["2804506", "2805012", "4533808", "4511471"])
-def test_without_a_mask_the_planes_pass_through_the_annotated_centers(msr, scan_id):
+def test_planes_of_a_scan_without_a_mask_pass_through_the_annotated_centers(msr, scan_id):
     store, written = msr
     voxels = np.array(list(voxels_of(store, written[scan_id]).values()))
     first, spacing = positions(store, scan_id)

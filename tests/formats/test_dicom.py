@@ -441,7 +441,7 @@ def test_the_class_outside_the_data_set_is_enough(tmp_path):
     np.testing.assert_array_equal(read(tmp_path)[1], VALUES)
 
 
-def test_without_any_class_a_file_is_refused(tmp_path):
+def test_a_file_without_any_class_is_refused(tmp_path):
     path = write(tmp_path)[2]
     dataset = pydicom.dcmread(path)
     del dataset.SOPClassUID

@@ -49,7 +49,7 @@ def test_integers_and_empty_arrays_are_accepted():
         round_labels(np.array([300], np.int32), 255)
 
 
-def test_the_rounding_of_parts_adds_up():
+def test_roundings_of_parts_are_summed():
     total = Rounding(2, 1e-5)
     total.add(Rounding(3, 4e-4))
     total.add(Rounding())

@@ -32,7 +32,7 @@ from spinezarr.recipe import Recipe
 
 SLAB_BYTES = 8 << 20
 INGEST_EVERY = 20
-"""One in so many mutants goes through a whole ingest; the others are only read."""
+"""Number of mutants of which one goes through a whole ingest; the others are only read."""
 
 
 def read_volume(path: str) -> str:

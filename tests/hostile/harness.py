@@ -17,13 +17,13 @@ from typing import Any
 KILL_CPU_S, KILL_S = 20.0, 120.0
 """Generous time limits, because machines are shared."""
 IDLE_S = 10.0
-"""A process that uses no processor time for so long is considered as hanging."""
+"""Seconds without processor time after which a process is considered as hanging."""
 LOOK_S = 0.5
 _TICKS = os.sysconf("SC_CLK_TCK")
 MOST_BYTES = 512 << 20
-"""Most resident memory above that of the process before."""
+"""Maximum growth of resident memory."""
 ADDRESS_BYTES = 4 << 30
-"""Most address space above that before: np.empty may reserve more than it touches."""
+"""Maximum growth of address space; np.empty may reserve more than it touches."""
 FULL, DONE = 77, 78
 """Exit codes of a child that has answered its number of requests, and of one told to end."""
 

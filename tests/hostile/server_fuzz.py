@@ -27,10 +27,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("support", "hostile")]
 
-from asking import ask  # noqa: E402
 from attacks import IMAGE_KEYS, KINDS, Attack, Target, attack  # noqa: E402
+from http_client import fetch  # noqa: E402
 from killing.memory import in_memory  # noqa: E402
-from running import Running, running  # noqa: E402
+from server_process import ServerProcess, server_process  # noqa: E402
 
 CANARY = b"canary-5f0d21"
 SENT = b"injected"
@@ -39,7 +39,7 @@ AT_ONCE = 16
 WAIT_S = 30.0
 GRACE_S = 0.2
 MOST_BYTES = 512 << 20
-"""Most resident memory above that of the warm server: kept buffers, and an answer."""
+"""Maximum growth of the warm server's resident memory: kept buffers, and an answer."""
 MOST_FILES = 8
 IDLE_S = 6.0
 """Time after which the server closes unused connections."""
@@ -136,7 +136,7 @@ class Known:
     bodies: Mapping[str, bytes]
 
 
-def look(server: Running, place: Place) -> Known:
+def look(server: ServerProcess, place: Place) -> Known:
     """Request everything that is served, and compare it with the disk."""
     bodies, keys = {}, []
     chunks = re.compile(r"(.*/(?:image|label))/c/")
@@ -144,7 +144,7 @@ def look(server: Running, place: Place) -> Known:
         key = path.relative_to(place.store).as_posix()
         if path.is_symlink() or not path.is_file() or key.startswith(("ingest", "scans/lying")):
             continue
-        status, headers, body = ask(f"{server.url}/zarr/own/{key}")
+        status, headers, body = fetch(f"{server.url}/zarr/own/{key}")
         if status != 200:
             assert CANARY not in body
             continue
@@ -156,13 +156,13 @@ def look(server: Running, place: Place) -> Known:
         if match := chunks.match(key):
             names = [f"{match[1]}/c/{z}/{y}/{x}" for z in (0, 1) for y in (0, 1) for x in (0, 1)]
         for name in names:
-            status, headers, part = ask(f"{server.url}/flat/own/{name}")
+            status, headers, part = fetch(f"{server.url}/flat/own/{name}")
             if status == 200:
                 assert flat or part in body, name
                 bodies[headers["ETag" if "ETag" in headers else "etag"]] = part
     scans = {}
     for path in sorted((place.store / "scans").iterdir()):
-        status, _, body = ask(f"{server.url}/v1/own/scans/{path.name}")
+        status, _, body = fetch(f"{server.url}/v1/own/scans/{path.name}")
         if status == 200:
             scans[path.name] = json.loads(body)["content_checksum"]
     bodies |= _images(server, scans)
@@ -171,11 +171,11 @@ def look(server: Running, place: Place) -> Known:
     return Known(Target("own", (*keys, *lying), scans, str(place.root)), bodies)
 
 
-def _images(server: Running, scans: Iterable[str]) -> dict[str, bytes]:
+def _images(server: ServerProcess, scans: Iterable[str]) -> dict[str, bytes]:
     """Request scans as OME-Zarr images."""
     found = {}
     for scan, key, variant in product(scans, IMAGE_KEYS, ("", "itk/")):
-        status, headers, body = ask(f"{server.url}/ome/own/{variant}{scan}.ome.zarr/{key}")
+        status, headers, body = fetch(f"{server.url}/ome/own/{variant}{scan}.ome.zarr/{key}")
         if status == 200:
             found[headers["ETag" if "ETag" in headers else "etag"]] = body
     return found
@@ -346,7 +346,7 @@ def judged(made: Attack, known: Known, data: bytes, *, is_over: bool) -> Result:
 # All attacks
 
 
-async def _all(numbers: Sequence[int], known: Known, server: Running) -> list[Result]:
+async def _all(numbers: Sequence[int], known: Known, server: ServerProcess) -> list[Result]:
     """Try attacks in parallel, with honest requests between them."""
     results: list[Result] = []
     left = iter(numbers)
@@ -357,7 +357,7 @@ async def _all(numbers: Sequence[int], known: Known, server: Running) -> list[Re
         for number in left:
             results.append(await tried(attack(number, known.target), known, server.port))
             if number % 25 == 0:
-                _, headers, whole = await asyncio.to_thread(ask, server.url + honest)
+                _, headers, whole = await asyncio.to_thread(fetch, server.url + honest)
                 assert known.bodies[headers["etag"]] == whole
 
     assert whole
@@ -366,14 +366,14 @@ async def _all(numbers: Sequence[int], known: Known, server: Running) -> list[Re
 
 
 @contextmanager
-def served(store: Path | None) -> Iterator[tuple[Running, Known]]:
+def served(store: Path | None) -> Iterator[tuple[ServerProcess, Known]]:
     """Serve a store that is surrounded by files that must not be served."""
     with tempfile.TemporaryDirectory(prefix="hostile-", dir=in_memory()) as folder:
         root = Path(folder)
         if store is None:
             store = _made(root / "sound")
         place = make_place(root / "place", store)
-        with running(root, place.served) as server:
+        with server_process(root, place.served) as server:
             yield server, look(server, place)
 
 

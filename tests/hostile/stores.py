@@ -300,7 +300,7 @@ class Node:
 
 @dataclass
 class Draft:
-    """A store into which lies are being put."""
+    """A store that is being forged."""
 
     base: Base
     rng: Rng

@@ -63,11 +63,11 @@ FILE_BYTES = 1 << 30
 READS, WRITES = 5, 1
 """Number of verbs of either kind that are tried on a store."""
 SERVED_EVERY = 8
-"""One in so many stores is read from a web server."""
+"""Number of stores of which one is read from a web server."""
 TWICE_EVERY = 3
-"""Of one in so many stores the voxels are read twice."""
+"""Number of stores of which one has its voxels read twice."""
 ELSEWHERE_EVERY = 40
-"""One in so many pairs is also tried in another process."""
+"""Number of pairs of which one is also tried in another process."""
 PER_CHILD = 50
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and newline, characters that change text direction, and surrogates."""

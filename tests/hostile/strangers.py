@@ -35,7 +35,7 @@ CPU_S = 20
 """Generous time limit, because machines are shared and an ingest compresses."""
 WALL_S = 120
 MOST_BYTES = 512 << 20
-"""Most resident memory above that of the process before."""
+"""Maximum growth of resident memory."""
 ADDRESS_BYTES = 4 << 30
 SECRET = "of-the-user-alone"  # noqa: S105  looked for in what is printed
 NAME = "a" * 60 + "_" * 60

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.long
 
 
-def test_mutants_are_read_whole_or_refused_by_our_own_errors(tmp_path):
+def test_mutants_are_read_completely_or_refused_with_our_own_errors(tmp_path):
     report = tmp_path / "report.json"
     command = [Path(__file__).with_name("fuzz.py"), "--count", "400", "--processes", "1"]
     done = subprocess.run(

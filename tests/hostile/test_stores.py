@@ -20,7 +20,7 @@ def run(script, report, *arguments):
 @pytest.mark.parametrize(
     ("first", "pairs"), [(0, 10), pytest.param(0, 330, marks=pytest.mark.long)]
 )
-def test_lying_stores_are_read_or_refused_by_our_own_errors(tmp_path, first, pairs):
+def test_forged_stores_are_read_or_refused_with_our_own_errors(tmp_path, first, pairs):
     which = ["--short", "--first", str(first), "--count", str(pairs)]
     code, found = run(FUZZ, tmp_path / "report.json", *which)
     assert not found["failed"], found["failed"]

@@ -31,7 +31,7 @@ def report_of(tmp_path, *words):
         pytest.param(400, 200, marks=pytest.mark.long),
     ],
 )
-def test_lies_are_refused_and_do_nothing_else(tmp_path, first, count):
+def test_misleading_documents_are_refused_without_side_effects(tmp_path, first, count):
     found, code = report_of(tmp_path, "--first", str(first), "--count", str(count))
     assert not found["failed"], found["failed"]
     assert code == 0

@@ -316,7 +316,7 @@ def test_few_scans_are_in_flight_and_the_dashboard_lists_them(cluster, raw, expe
     assert 1 <= len(named) <= 4
 
 
-def test_after_a_killed_client_the_next_run_completes_the_store(cluster, raw, expected, tmp_path):
+def test_the_run_after_a_killed_client_completes_the_store(cluster, raw, expected, tmp_path):
     out = tmp_path / "s.zarr"
     process = begin(raw, out, "--scheduler", cluster.address)
     _, name = cluster.catch(out, process)
@@ -392,7 +392,7 @@ def test_a_lost_lock_ends_the_run(cluster, raw, tmp_path):
         run(raw, out, DaskWorkers(cluster.client), listener=takes)
 
 
-def test_errors_of_a_scheduler_without_workers_and_one_that_stops(raw, tmp_path):
+def test_a_scheduler_without_workers_or_that_stops_is_an_error(raw, tmp_path):
     with ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.comm.timeouts.connect": "1s"}))
         doomed = Cluster(tmp_path, n_workers=0)

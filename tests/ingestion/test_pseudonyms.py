@@ -6,7 +6,7 @@ import stat
 import string
 import subprocess
 
-import forked
+import fork_server
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -91,7 +91,7 @@ def lines_of(place):
 
 
 def command(*arguments, cwd=None):
-    words = [forked.command(), "ingest", *map(str, arguments)]
+    words = [fork_server.command(), "ingest", *map(str, arguments)]
     return subprocess.run(words, capture_output=True, check=False, text=True, cwd=cwd)
 
 
@@ -99,7 +99,7 @@ def pieces(texts, size=6):
     return {text[at : at + size] for text in texts for at in range(len(text) - size + 1)}
 
 
-def test_no_piece_of_thirty_names_is_in_the_store(tmp_path, text_of_store):
+def test_the_store_contains_no_part_of_thirty_original_names(tmp_path, text_of_store):
     numbers = np.random.default_rng(3)
     words = ["".join(numbers.choice(list("QXZJKVWqxzjkvw"), 9)) for _ in range(50)]
     scans = [(words[at // 2], words[20 + at]) for at in range(30)]

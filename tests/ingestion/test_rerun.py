@@ -165,7 +165,9 @@ READ_AGAIN = {
     "change",
     [pytest.param(c, marks=[pytest.mark.long] if n % 2 else []) for n, c in enumerate(AMENDED)],
 )
-def test_changes_that_affect_no_voxel_only_amend_the_metadata(change, raw, tmp_path, differing):
+def test_changes_that_affect_no_voxel_only_amend_the_metadata(
+    change, raw, tmp_path, differing_files
+):
     edit, replaced = AMENDED[change]
     out, fresh = tmp_path / "s.zarr", tmp_path / "fresh.zarr"
     run(raw, out)
@@ -178,13 +180,13 @@ def test_changes_that_affect_no_voxel_only_amend_the_metadata(change, raw, tmp_p
     assert again.done == ()
     assert bool(again.updated) == (change != "homepage")
     run(raw, fresh, text)
-    assert differing(out, fresh) == []
+    assert differing_files(out, fresh) == []
     assert times_of_shards(out) == written
     assert run(raw, out, text).skipped == ("a", "b")
 
 
 @pytest.mark.parametrize("change", READ_AGAIN)
-def test_changes_that_affect_voxels_read_the_scan_again(change, raw, tmp_path, differing):
+def test_changes_that_affect_voxels_read_the_scan_again(change, raw, tmp_path, differing_files):
     edit, replaced = READ_AGAIN[change]
     out, fresh = tmp_path / "s.zarr", tmp_path / "fresh.zarr"
     run(raw, out)
@@ -196,11 +198,11 @@ def test_changes_that_affect_voxels_read_the_scan_again(change, raw, tmp_path, d
     assert "a" in again.done
     assert ("b" in again.done) == (replaced is not None)
     run(raw, fresh, text)
-    assert differing(out, fresh) == []
+    assert differing_files(out, fresh) == []
     assert run(raw, out, text).skipped == ("a", "b")
 
 
-def test_mask_parts_with_other_values_are_read_again(raw, tmp_path, differing):
+def test_mask_parts_with_other_values_are_read_again(raw, tmp_path, differing_files):
     parts = RECIPE.replace(
         '    label: "{patient}_{scan}_seg.nii"\n',
         '    label_parts: {file: "{scan}_{part}.nii", values: {one: L1, two: L2}}\n',
@@ -214,12 +216,12 @@ def test_mask_parts_with_other_values_are_read_again(raw, tmp_path, differing):
     changed = parts.replace("one: L1, two: L2", "two: L2, one: L3")
     assert run(raw, tmp_path / "s.zarr", changed).done == ("a", "b")
     run(raw, tmp_path / "fresh.zarr", changed)
-    assert differing(tmp_path / "s.zarr", tmp_path / "fresh.zarr") == []
+    assert differing_files(tmp_path / "s.zarr", tmp_path / "fresh.zarr") == []
     stored = spinezarr.open(tmp_path / "s.zarr").scan("a").label.to_numpy()
     np.testing.assert_array_equal(stored == 22, PHANTOM.label == 19)
 
 
-def test_centroids_of_another_convention_are_read_again(raw, tmp_path, differing):
+def test_centroids_of_another_convention_are_read_again(raw, tmp_path, differing_files):
     for scan in "ab":
         (raw / f"{scan}.json").write_text('[{"label": 20, "X": 90, "Y": 80, "Z": 70}]')
     text = RECIPE.replace("convention: verse", "convention: verse-2019-challenge")
@@ -227,7 +229,7 @@ def test_centroids_of_another_convention_are_read_again(raw, tmp_path, differing
     text = text.replace("2019", "2020")
     assert run(raw, tmp_path / "s.zarr", text).done == ("a", "b")
     run(raw, tmp_path / "fresh.zarr", text)
-    assert differing(tmp_path / "s.zarr", tmp_path / "fresh.zarr") == []
+    assert differing_files(tmp_path / "s.zarr", tmp_path / "fresh.zarr") == []
 
 
 def test_structures_are_renamed_where_labels_are_described(raw, tmp_path):

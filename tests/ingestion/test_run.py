@@ -274,7 +274,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
     assert_same_files(tmp_path / "1.zarr", tmp_path / "2.zarr")
 
 
-def test_a_repeated_run_redoes_missing_and_replaced_scans(tmp_path, differing):
+def test_a_repeated_run_redoes_missing_and_replaced_scans(tmp_path, differing_files):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("a", "b", "c", "d"):
         write_pair(raw, name)
@@ -288,7 +288,7 @@ def test_a_repeated_run_redoes_missing_and_replaced_scans(tmp_path, differing):
     shard.write_bytes(shard.read_bytes()[:-1])
     again = run(raw, out, find_damaged=lambda: verify_store(str(out)).damaged_scans)
     assert (again.done, again.skipped) == (("a", "b", "c"), ("d",))
-    assert differing(out, complete) == []
+    assert differing_files(out, complete) == []
     write_pair(raw, "d", image=PHANTOM.image // 2)
     assert run(raw, out).done == ("d",)
     stored = spinezarr.open(out).scan("d").image
@@ -297,7 +297,7 @@ def test_a_repeated_run_redoes_missing_and_replaced_scans(tmp_path, differing):
     assert run(raw, out).done == ("a",)
 
 
-def test_a_touched_source_is_read_again_only_if_its_content_differs(tmp_path, differing):
+def test_a_touched_source_is_read_again_only_if_its_content_differs(tmp_path, differing_files):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     raw.mkdir()
     for name in ("a", "b", "c"):  # uncompressed, so other voxels have the same size
@@ -315,8 +315,8 @@ def test_a_touched_source_is_read_again_only_if_its_content_differs(tmp_path, di
     again = run(raw, out, recipe)
     assert (again.done, again.skipped) == (("a", "b"), ("c",))
     run(raw, tmp_path / "fresh.zarr", recipe)
-    assert differing(out, tmp_path / "fresh.zarr") == []
-    assert differing(out, before) != []
+    assert differing_files(out, tmp_path / "fresh.zarr") == []
+    assert differing_files(out, before) != []
     assert run(raw, out, recipe).skipped == ("a", "b", "c")
 
 
@@ -336,7 +336,7 @@ def test_unchanged_sources_are_not_opened(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
-def test_a_lost_ledger_is_written_again(damage, tmp_path, differing):
+def test_a_lost_ledger_is_written_again(damage, tmp_path, differing_files):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("a", "b"):
         write_pair(raw, name)
@@ -348,10 +348,10 @@ def test_a_lost_ledger_is_written_again(damage, tmp_path, differing):
     else:
         ledger.write_bytes(damage)
     assert run(raw, out).skipped == ("a", "b")
-    assert differing(out, before) == []
+    assert differing_files(out, before) == []
 
 
-def test_adding_scans_gives_the_table_of_a_fresh_ingest(tmp_path, differing):
+def test_adding_scans_gives_the_table_of_a_fresh_ingest(tmp_path, differing_files):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("b", "d"):
         write_pair(raw, name)
@@ -360,7 +360,7 @@ def test_adding_scans_gives_the_table_of_a_fresh_ingest(tmp_path, differing):
         write_pair(raw, name, label=np.roll(PHANTOM.label, 2, 0))
     assert run(raw, out).done == ("a10", "a9", "c")
     run(raw, tmp_path / "fresh.zarr")
-    assert differing(out, tmp_path / "fresh.zarr") == []
+    assert differing_files(out, tmp_path / "fresh.zarr") == []
 
 
 def test_a_changed_split_list_updates_the_splits(tmp_path):
@@ -410,7 +410,7 @@ class StopsAt:
         pass
 
 
-def test_an_interrupted_ingest_keeps_finished_scans_and_can_be_continued(tmp_path, differing):
+def test_an_interrupted_ingest_keeps_finished_scans_and_can_be_continued(tmp_path, differing_files):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     for name in ("a", "b", "c"):
         write_pair(raw, name)
@@ -422,11 +422,11 @@ def test_an_interrupted_ingest_keeps_finished_scans_and_can_be_continued(tmp_pat
     report = run(raw, out)
     assert (report.done, report.skipped) == (("b", "c"), ("a",))
     run(raw, tmp_path / "fresh.zarr")
-    assert differing(out, tmp_path / "fresh.zarr") == []
+    assert differing_files(out, tmp_path / "fresh.zarr") == []
 
 
 @pytest.mark.long
-def test_a_killed_ingest_shows_only_whole_scans_and_can_be_continued(tmp_path, differing):
+def test_a_killed_ingest_shows_only_whole_scans_and_can_be_continued(tmp_path, differing_files):
     raw, out = tmp_path / "raw", tmp_path / "s.zarr"
     names = [f"scan{i:02}" for i in range(40)]
     for name in names:
@@ -451,7 +451,7 @@ def test_a_killed_ingest_shows_only_whole_scans_and_can_be_continued(tmp_path, d
     assert set(json.loads(done.stdout)["skipped"]) == set(visible)
     fresh = tmp_path / "fresh" / "s.zarr"
     subprocess.run([*command[:-1], str(fresh)], capture_output=True, check=True)
-    assert differing(out, fresh) == []
+    assert differing_files(out, fresh) == []
 
 
 def test_a_store_that_cannot_be_written_is_a_usage_error(tmp_path):

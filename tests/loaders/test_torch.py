@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -189,7 +189,7 @@ def test_a_loader_left_early_leaves_no_thread_behind(stream, expected):
             assert digest(batch) == expected[0]
             break
     gc.collect()
-    until = time.monotonic() + PATIENCE_S  # threads of torch's own queues end a little later
+    until = time.monotonic() + TIMEOUT_S  # threads of torch's own queues end a little later
     while set(threading.enumerate()) - before and time.monotonic() < until:
         time.sleep(0.01)
     assert not set(threading.enumerate()) - before
@@ -387,7 +387,7 @@ def test_a_loader_can_be_resumed_with_any_number_of_workers(stream, before, afte
 
 
 @pytest.mark.parametrize("kind", [PatchDataset, PatchLoader])
-def test_another_epoch_forgets_a_state(stream, expected, kind):
+def test_another_epoch_discards_a_state(stream, expected, kind):
     first = PatchLoader(stream)
     next(iter(first))
     made = kind(stream)
@@ -438,7 +438,7 @@ def test_an_interrupt_ends_the_workers(stream):
             signal.raise_signal(signal.SIGINT)
     assert len(workers) == 2
     for worker in workers:
-        worker.join(PATIENCE_S)
+        worker.join(TIMEOUT_S)
         assert not worker.is_alive()
 
 
@@ -452,7 +452,7 @@ def test_a_training_program_ends_promptly_on_an_interrupt(ctspine1k_url, num_wor
         try:
             assert process.stdout.readline() == "reading\n"
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=PATIENCE_S)
+            process.communicate(timeout=TIMEOUT_S)
         finally:
             process.kill()
     assert process.returncode == -signal.SIGINT
@@ -551,7 +551,7 @@ def test_two_ranks_train_together(store):
         (seen, weights), (others_seen, others_weights) = (receive.recv() for receive, _ in pipes)
     finally:
         for process in processes:
-            process.join(PATIENCE_S)
+            process.join(TIMEOUT_S)
             process.kill()
     stream = store.patches(12, batch_size=2, n_samples=16, foreground=0.5)
     expected = [digest(as_tensors(b)) for epoch in range(2) for b in stream.at_epoch(epoch)]

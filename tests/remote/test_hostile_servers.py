@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 import fsspec
 import psutil
 import pytest
-from patience import PATIENCE_S
 from raw_server import RawServer
+from timeouts import TIMEOUT_S
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, SpinezarrError
@@ -182,7 +182,7 @@ IMPATIENT = RemoteSettings(
     first_patience_s=0.5,
 )
 """Settings that wait for seconds where users wait for minutes."""
-PATIENT = replace(IMPATIENT, stall_window_s=PATIENCE_S, s3_first_byte_s=PATIENCE_S)
+PATIENT = replace(IMPATIENT, stall_window_s=TIMEOUT_S, s3_first_byte_s=TIMEOUT_S)
 """Settings for servers that answer: s3fs takes seconds until it sends its first request."""
 
 
@@ -241,7 +241,7 @@ def memory_bounded():
 
 def asked(transport, path, *span):
     async def ask():
-        return await asyncio.wait_for(transport.get(path, *span), PATIENCE_S)
+        return await asyncio.wait_for(transport.get(path, *span), TIMEOUT_S)
 
     return bytes(asyncio.run(ask()))
 
@@ -260,7 +260,7 @@ FEW = ["endless range", "endless chunks", "endless error", "redirect to a file",
         for way in WAYS
     ],
 )
-def test_a_lie_is_an_error_in_bounded_memory(liar, way, lie):
+def test_a_misleading_answer_is_an_error_in_bounded_memory(liar, way, lie):
     server = liar(LIES[lie])
     transport, path = opened(server, way)
     for span in (SPAN, (None, None, MOST_BYTES)):
@@ -321,7 +321,7 @@ def test_the_error_of_a_stalled_answer_says_so(liar, way, lie):
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_opening_a_store_on_a_lying_server_is_an_error(liar, lie):
+def test_opening_a_store_on_a_misleading_server_is_an_error(liar, lie):
     server = liar(LIES[lie])
     with memory_bounded(), pytest.raises((SpinezarrError, OSError)) as caught:
         spinezarr.open(f"{server.url}/store.zarr", remote=IMPATIENT)
@@ -375,7 +375,7 @@ def test_a_slow_server_is_waited_for(liar, way):
 
     server = liar(lie)
     # s3fs takes seconds to make a client, which later transports share.
-    prepared, path = opened(server, way, replace(IMPATIENT, stall_window_s=PATIENCE_S))
+    prepared, path = opened(server, way, replace(IMPATIENT, stall_window_s=TIMEOUT_S))
     asked(prepared, f"{path}/a", 0, 5 * part)
     transport, path = opened(server, way)
     assert asked(transport, f"{path}/slow", 0, 5 * part) == bytes(5 * part)

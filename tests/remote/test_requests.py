@@ -13,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patience import PATIENCE_S, wait_until
+from timeouts import TIMEOUT_S, wait_until
 
 from spinezarr.remote import requests as remote
 from spinezarr.remote.errors import StalledResponseError
@@ -136,7 +136,7 @@ def test_objects_are_read_after_pickling_and_in_forked_processes(proxy):
     for method in ("fork", "spawn"):
         with multiprocessing.get_context(method).Pool(1) as pool:
             asked = pool.apply_async(_read, (again, wanted))
-            assert asked.get(PATIENCE_S) == DATA[7:99]
+            assert asked.get(TIMEOUT_S) == DATA[7:99]
 
 
 def _read(objects, wanted):
@@ -156,7 +156,7 @@ def test_a_process_forked_while_threads_read_can_read(proxy):
         running = [threads.submit(read_on) for _ in range(2)]
         wait_until(lambda: proxy.counts().requests > len(wanted))
         with multiprocessing.get_context("fork").Pool(2) as pool:
-            found = pool.starmap_async(_read, [(objects, wanted[:1])] * 4).get(PATIENCE_S)
+            found = pool.starmap_async(_read, [(objects, wanted[:1])] * 4).get(TIMEOUT_S)
         done.set()
         for thread in running:
             thread.result()
@@ -345,9 +345,9 @@ def test_abandoned_requests_end_and_release_all_room(scripted):
         wait_until(lambda: transport.under_way == 2)
         objects.abandon([ident])
         with pytest.raises(CancelledError):
-            waiting.result(PATIENCE_S)
+            waiting.result(TIMEOUT_S)
         # The background thread still works.
-        assert thread.submit(read_each, 7).result(PATIENCE_S) == [[DATA[7:457]], [DATA[8:458]]]
+        assert thread.submit(read_each, 7).result(TIMEOUT_S) == [[DATA[7:457]], [DATA[8:458]]]
     wait_until(lambda: transport.left == 2)
     objects.abandon([12345])
 
@@ -484,7 +484,7 @@ def test_a_stall_ends_both_requests_without_a_third(scripted):
     assert len(transport.asked) == 2
 
 
-def test_at_most_a_quarter_more_requests_are_second_ones(scripted):
+def test_second_requests_add_at_most_a_quarter(scripted):
     has_all = asyncio.Event()
 
     async def answer(_number, _path, start, stop):

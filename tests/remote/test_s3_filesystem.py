@@ -129,7 +129,7 @@ def test_a_private_bucket_refuses_anonymous_requests(fs, bucket, s3_server):
     assert "profile" in text
 
 
-def test_without_credentials_the_error_says_how_to_give_them(s3_server, monkeypatch):
+def test_the_error_of_missing_credentials_says_how_to_give_them(s3_server, monkeypatch):
     for name, text in s3_server.environment.items():
         monkeypatch.setenv(name, text)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")

@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
-from patience import PATIENCE_S
 from raw_server import RawServer
+from timeouts import TIMEOUT_S
 
 from spinezarr.errors import UsageError
 from spinezarr.redaction import redact_url
@@ -79,15 +79,15 @@ class Server(RawServer):
 
     def __init__(self, context=None):
         self.answers = {}
-        self.asked = Event()
-        self.gone = Event()
+        self.received = Event()
+        self.closed = Event()
         super().__init__(context)
 
-    def left(self):
-        self.gone.set()
+    def on_close(self):
+        self.closed.set()
 
     def answer(self, connection, head):
-        self.asked.set()
+        self.received.set()
         plan = self._plan(head)
         if plan is self.STALL:
             return
@@ -101,20 +101,20 @@ class Server(RawServer):
 
     def _plan(self, head):
         name = head.split()[1].partition("?")[0].rpartition("/")[2]
-        found = self.answers.get(name)
-        if callable(found):
-            found = found(head)
-        if found is self.STALL or isinstance(found, tuple):
-            return found
-        if found is not None:
-            return found, False
-        asked = re.search(r"(?im)^range: bytes=(\d+)-(\d*)", head)
-        if not asked:
+        plan = self.answers.get(name)
+        if callable(plan):
+            plan = plan(head)
+        if plan is self.STALL or isinstance(plan, tuple):
+            return plan
+        if plan is not None:
+            return plan, False
+        range_ = re.search(r"(?im)^range: bytes=(\d+)-(\d*)", head)
+        if not range_:
             return answer("200 OK", DATA), False
-        first = int(asked[1])
+        first = int(range_[1])
         if first >= len(DATA):
             return answer("416 x", b"", f"Content-Range: bytes */{len(DATA)}"), False
-        last = min(int(asked[2] or len(DATA)), len(DATA) - 1)
+        last = min(int(range_[2] or len(DATA)), len(DATA) - 1)
         return part(first, last + 1), False
 
 
@@ -130,8 +130,8 @@ def server(lasting):
     """Share one server between tests, because s3fs takes long to connect to a new one."""
     lasting.answers.clear()
     lasting.heads.clear()
-    lasting.asked.clear()
-    lasting.gone.clear()
+    lasting.received.clear()
+    lasting.closed.clear()
     return lasting
 
 
@@ -220,15 +220,15 @@ def versioned(tag, written="Sun, 06 Nov 1994 08:49:37 GMT"):
     """Return an answer of a server that has one version of an object and supports If-Match."""
 
     def play(head):
-        asked = re.search(r"(?im)^if-match: (.*?)\r?$", head)
-        if asked and asked[1] != tag:
+        if_match = re.search(r"(?im)^if-match: (.*?)\r?$", head)
+        if if_match and if_match[1] != tag:
             return answer("412 x", code("PreconditionFailed")), False
-        asked = re.search(r"(?im)^if-none-match: (.*?)\r?$", head)
-        about = (f"ETag: {tag}", f"Last-Modified: {written}")
-        if asked and asked[1] == tag:
-            return answer("304 Not Modified", b"", *about, length=N), False
+        if_none_match = re.search(r"(?im)^if-none-match: (.*?)\r?$", head)
+        headers = (f"ETag: {tag}", f"Last-Modified: {written}")
+        if if_none_match and if_none_match[1] == tag:
+            return answer("304 Not Modified", b"", *headers, length=N), False
         if "range:" not in head.lower():
-            return answer("200 OK", DATA, *about), False
+            return answer("200 OK", DATA, *headers), False
         head = f"HTTP/1.1 206 x\r\nETag: {tag}\r\nLast-Modified: {written}\r\n".encode()
         return head + part(5, 9).partition(b"\r\n")[2], False
 
@@ -442,9 +442,9 @@ def test_a_bucket_in_another_region_is_found(own_server, way):
     )
     transport, path = opened(own_server, "s3", way)
     assert get(transport, f"{path}/a", 3, 9) == DATA[3:9]
-    asked = len(own_server.heads)
+    n_requests = len(own_server.heads)
     assert get(transport, f"{path}/a", 3, 9) == DATA[3:9]
-    assert len(own_server.heads) == asked + 1
+    assert len(own_server.heads) == n_requests + 1
 
 
 @pytest.mark.parametrize("way", ["direct", "fsspec"])
@@ -469,11 +469,11 @@ def test_cancelling_frees_the_connection(place, server):
 
     async def leave():
         task = asyncio.create_task(transport.get(f"{path}/a", 0, 10))
-        await asyncio.to_thread(server.asked.wait, 30)
+        await asyncio.to_thread(server.received.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(server.gone.wait, 30)
+        assert await asyncio.to_thread(server.closed.wait, 30)
         return bytes(await transport.get(f"{path}/b", 0, 10))
 
     assert asyncio.run(leave()) == DATA[:10]
@@ -599,13 +599,13 @@ ESCAPES = st.sampled_from(
 )
 def test_a_path_is_requested_as_fsspec_requests_it(server_for_paths, segments):
     url = f"{server_for_paths.url}/{'/'.join(segments)}"
-    asked = []
+    request_lines = []
     for options in ({}, GENERAL["http"]):
         server_for_paths.heads.clear()
         transport, _ = open_transport(f"{server_for_paths.url}/x", options)
         get(transport, url)
-        asked.append(server_for_paths.heads[0].split("\r\n")[0])
-    assert asked[0] == asked[1]
+        request_lines.append(server_for_paths.heads[0].split("\r\n")[0])
+    assert request_lines[0] == request_lines[1]
 
 
 @pytest.fixture(scope="module")
@@ -941,7 +941,7 @@ def test_forked_and_spawned_processes_read(server, kind, way, tmp_path):
     options |= GENERAL[kind] if way == "fsspec" else {}
     url = "s3://bucket/a" if kind == "s3" else f"{server.url}/a"
     command = [sys.executable, str(program), repr((url, options))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.stderr == ""
     assert done.stdout == f"{[DATA[5:9]] * 6}\n"
 
@@ -959,5 +959,5 @@ def test_our_own_client_imports_few_modules(server, kind):
         f"print([name for name in {slow!r}.split() if name in sys.modules])\n"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     assert done.stdout == f"{DATA[5:9]}\n[]\n"

@@ -17,10 +17,10 @@ import tensorstore
 import xarray as xr
 import zarr
 import zarr.storage
-from asking import ask, ask_for_patches
+from http_client import fetch, fetch_patches
 from hypothesis import given
 from hypothesis import strategies as st
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 from typer.testing import CliRunner
 
 import spinezarr
@@ -78,7 +78,7 @@ def own(lab, tmp_path):
 def ask_once(url, method="GET", form=None, **headers):
     """Send a request, and follow no redirect."""
     parts = urllib.parse.urlsplit(url)
-    connection = HTTPConnection(parts.netloc, timeout=PATIENCE_S)
+    connection = HTTPConnection(parts.netloc, timeout=TIMEOUT_S)
     body = None if form is None else urllib.parse.urlencode(form)
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     if form is not None:
@@ -116,24 +116,24 @@ def test_signing_in_once_with_a_token_opens_a_session(lab, way):
     assert lab.token not in cookie
     assert Tokens(lab.file).hash_of("anna") not in cookie
     assert Tokens(lab.file).key not in cookie
-    assert ask(f"{lab.url}/v1/stores", cookie=cookie)[0] == 200
-    assert ask(f"{lab.url}/zarr/ct/zarr.json", cookie=f"other=1; {cookie}; x")[0] == 200
+    assert fetch(f"{lab.url}/v1/stores", cookie=cookie)[0] == 200
+    assert fetch(f"{lab.url}/zarr/ct/zarr.json", cookie=f"other=1; {cookie}; x")[0] == 200
     wanted = {"items": [{"scan_id": SCAN, "start_zyx": [0, 0, 0]}], "size_zyx": [4, 4, 4]}
-    assert ask_for_patches(f"{lab.url}/v1/ct/batch", wanted, cookie=cookie)[0] == 200
-    page = ask(f"{lab.url}/login", cookie=cookie)[2].decode()
+    assert fetch_patches(f"{lab.url}/v1/ct/batch", wanted, cookie=cookie)[0] == 200
+    page = fetch(f"{lab.url}/login", cookie=cookie)[2].decode()
     assert "Signed in as anna" in page
 
 
 def test_a_browser_without_a_session_gets_the_login_page_with_status_401(lab):
-    status, said, body = ask(f"{lab.url}/v1/stores?x=1&token=abc", accept="text/html,*/*")
+    status, said, body = fetch(f"{lab.url}/v1/stores?x=1&token=abc", accept="text/html,*/*")
     page = body.decode()
     assert status == 401  # a client would take 200 or 303 for the file
     assert said["www-authenticate"].startswith("Bearer")
     assert 'name="next" value="/v1/stores?x=1"' in page
     assert "http-equiv" not in page
-    led = ask(f"{lab.url}/v1/stores", accept="text/html", sec_fetch_site="cross-site")[2].decode()
+    led = fetch(f"{lab.url}/v1/stores", accept="text/html", sec_fetch_site="cross-site")[2].decode()
     assert '<meta http-equiv="refresh" content="0;url=/v1/stores">' in led
-    status, said, body = ask(f"{lab.url}/login")
+    status, said, body = fetch(f"{lab.url}/login")
     assert (status, said["cache-control"]) == (200, "no-store")
     for text in (page, body.decode()):
         assert "<script" not in text
@@ -144,7 +144,7 @@ def test_a_browser_without_a_session_gets_the_login_page_with_status_401(lab):
     assert "frame-ancestors 'none'" in policy
     assert "form-action 'self'" in policy
     assert "unsafe" not in policy
-    assert ask(f"{lab.url}/v1/stores", accept="*/*")[1]["content-type"].startswith("text/plain")
+    assert fetch(f"{lab.url}/v1/stores", accept="*/*")[1]["content-type"].startswith("text/plain")
 
 
 def test_a_wrong_token_opens_no_session(lab):
@@ -180,17 +180,18 @@ def test_signing_in_never_redirects_to_another_server(lab, onward):
     query = urllib.parse.urlencode(form)
     assert ask_once(f"{lab.url}/login?{query}")[1]["location"] == "/"
     assert (
-        onward not in ask(f"{lab.url}/login?{urllib.parse.urlencode({'next': onward})}")[2].decode()
+        onward
+        not in fetch(f"{lab.url}/login?{urllib.parse.urlencode({'next': onward})}")[2].decode()
     )
 
 
 def test_the_login_page_escapes_the_requested_path(lab):
     onward = "/'\"><script>alert(1)</script>"
-    page = ask(f"{lab.url}/login?{urllib.parse.urlencode({'next': onward})}")[2].decode()
+    page = fetch(f"{lab.url}/login?{urllib.parse.urlencode({'next': onward})}")[2].decode()
     assert "<script" not in page
     assert html.unescape(re.search(r'name="next" value="([^"]*)"', page)[1]) == onward
     asked = urllib.parse.quote("/zarr/'\"><script>")
-    assert "<script" not in ask(f"{lab.url}{asked}", accept="text/html")[2].decode()
+    assert "<script" not in fetch(f"{lab.url}{asked}", accept="text/html")[2].decode()
 
 
 def test_a_login_link_on_another_site_works(lab):
@@ -198,7 +199,7 @@ def test_a_login_link_on_another_site_works(lab):
     status, said, body = ask_once(link, accept="text/html", sec_fetch_site="cross-site")
     assert (status, said["referrer-policy"]) == (200, "no-referrer")
     assert '<meta http-equiv="refresh" content="0;url=/v1/stores">' in body.decode()
-    assert ask(f"{lab.url}/v1/stores", cookie=said["set-cookie"].partition(";")[0])[0] == 200
+    assert fetch(f"{lab.url}/v1/stores", cookie=said["set-cookie"].partition(";")[0])[0] == 200
 
 
 def test_signing_out_works_only_from_pages_of_this_server(lab):
@@ -248,11 +249,11 @@ def test_signing_out_works_only_from_pages_of_this_server(lab):
     ],
 )
 def test_a_session_counts_only_for_pages_of_this_server(lab, headers, counts):
-    found, said, _ = ask(f"{lab.url}/v1/stores", cookie=signed_in(lab), **headers)
+    found, said, _ = fetch(f"{lab.url}/v1/stores", cookie=signed_in(lab), **headers)
     assert found == (200 if counts else 401)
     credentials = said.get("access-control-allow-credentials")
     assert credentials == ("true" if headers.get("origin") == VIEWER else None)
-    assert ask(f"{lab.url}/v1/stores", authorization=f"Bearer {lab.token}", **headers)[0] == 200
+    assert fetch(f"{lab.url}/v1/stores", authorization=f"Bearer {lab.token}", **headers)[0] == 200
 
 
 def test_the_cookie_is_secure_behind_tls(lab):
@@ -267,26 +268,26 @@ def test_a_session_ends_with_its_token_and_its_key(own):
     cookie = signed_in(own)
     bens = signed_in(Lab(own.url, own.file, other))
     read = f"{own.url}/zarr/ct/zarr.json"
-    assert ask(read, cookie=cookie)[0] == 200
+    assert fetch(read, cookie=cookie)[0] == 200
     lines = own.file.read_text()
     own.file.write_text("".join(x for x in lines.splitlines(True) if not x.startswith("anna")))
-    assert ask(read, cookie=cookie)[0] == 401
-    assert ask(read, cookie=bens)[0] == 200
+    assert fetch(read, cookie=cookie)[0] == 401
+    assert fetch(read, cookie=bens)[0] == 200
     new_token(own.file, "anna")
-    assert ask(read, cookie=cookie)[0] == 401  # the name has another token now
+    assert fetch(read, cookie=cookie)[0] == 401  # the name has another token now
     own.file.write_text(lines)
-    assert ask(read, cookie=cookie)[0] == 200
+    assert fetch(read, cookie=cookie)[0] == 200
     key = own.key().read_text()
     own.key().unlink()
-    assert ask(read, cookie=cookie)[0] == 401
+    assert fetch(read, cookie=cookie)[0] == 401
     assert ask_once(f"{own.url}/login", "POST", {"token": own.token})[0] == 503
-    assert ask(read, authorization=f"Bearer {own.token}")[0] == 200
+    assert fetch(read, authorization=f"Bearer {own.token}")[0] == 200
     own.key().write_text("nonsense")
-    assert ask(read, cookie=cookie)[0] == 401
+    assert fetch(read, cookie=cookie)[0] == 401
     with pytest.raises(UsageError, match="holds no signing key"):
         make_key(own.file)
     own.key().write_text(key)
-    assert ask(read, cookie=cookie)[0] == 200  # as after a restart, and in each process
+    assert fetch(read, cookie=cookie)[0] == 200  # as after a restart, and in each process
 
 
 def test_a_session_expires_and_cannot_be_forged(lab, monkeypatch):
@@ -329,7 +330,7 @@ def test_answers_to_a_token_are_private_to_the_client(lab):
     path = f"/ct/@{checksum}/scans/{scan}/zarr.json"
     for tree in ("zarr", "flat"):
         for url in (f"{lab.url}/{tree}{path}", lab.sign(f"/{tree}{path}")):
-            status, said, _ = ask(url, authorization=f"Bearer {lab.token}")
+            status, said, _ = fetch(url, authorization=f"Bearer {lab.token}")
             assert status == 200
             assert "private" in said["cache-control"]
             assert "immutable" in said["cache-control"]
@@ -337,10 +338,10 @@ def test_answers_to_a_token_are_private_to_the_client(lab):
 
 def test_the_login_page_of_an_open_server_says_that_no_token_is_needed(ctspine1k_url):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
-        assert ask(f"{server.url}/login")[2] == b"This server needs no token.\n"
-        assert ask(f"{server.url}/login", host="evil.example")[0] == 421
+        assert fetch(f"{server.url}/login")[2] == b"This server needs no token.\n"
+        assert fetch(f"{server.url}/login", host="evil.example")[0] == 421
         # A client with an old signed URL must not take the answer for background.
-        assert ask(f"{server.url}/signed/1.2.a.{'A' * 43}/zarr/ctspine1k/zarr.json")[0] == 401
+        assert fetch(f"{server.url}/signed/1.2.a.{'A' * 43}/zarr/ctspine1k/zarr.json")[0] == 401
 
 
 # Signed URLs
@@ -394,35 +395,35 @@ def test_our_reader_reads_a_signed_url(lab, expected):
 
 def test_a_signed_url_of_a_store_opens_its_patches_and_facts(lab):
     url = lab.sign("/v1/ct")
-    assert json.loads(ask(f"{url}/scans/{SCAN}")[2])["scan_id"] == SCAN
+    assert json.loads(fetch(f"{url}/scans/{SCAN}")[2])["scan_id"] == SCAN
     wanted = {"items": [{"scan_id": SCAN, "start_zyx": [0, 0, 0]}], "size_zyx": [4, 4, 4]}
-    assert ask_for_patches(f"{url}/batch", wanted)[0] == 200
+    assert fetch_patches(f"{url}/batch", wanted)[0] == 200
     scans = lab.sign("/v1/ct/scans")
-    assert ask(scans)[0] == 200
-    assert ask_for_patches(scans.replace("/ct/scans", "/ct/batch"), wanted)[0] == 401
+    assert fetch(scans)[0] == 200
+    assert fetch_patches(scans.replace("/ct/scans", "/ct/batch"), wanted)[0] == 401
     # A signature of the whole store permits batches; one of a single scan does not.
     whole, scan = lab.sign("/zarr/ct"), lab.sign(f"/zarr/ct/scans/{SCAN}")
-    assert ask_for_patches(whole.replace("/zarr/ct", "/v1/ct/batch"), wanted)[0] == 200
-    assert ask(f"{url}/zarr.json".replace("/v1/", "/zarr/"))[0] == 401
-    assert ask(scan.replace("/zarr/", "/v1/"))[0] == 401
-    assert ask(f"{lab.sign('/v1/stores')}?x=1")[0] == 200
+    assert fetch_patches(whole.replace("/zarr/ct", "/v1/ct/batch"), wanted)[0] == 200
+    assert fetch(f"{url}/zarr.json".replace("/v1/", "/zarr/"))[0] == 401
+    assert fetch(scan.replace("/zarr/", "/v1/"))[0] == 401
+    assert fetch(f"{lab.sign('/v1/stores')}?x=1")[0] == 200
 
 
 def test_statuses_of_a_signed_url_equal_those_of_other_urls(lab):
     url = lab.sign("/zarr/ct")
     ticket = url.split("/")[4]
-    status, said, body = ask(f"{url}/zarr.json", range="bytes=-9")
+    status, said, body = fetch(f"{url}/zarr.json", range="bytes=-9")
     assert (status, len(body)) == (206, 9)
     assert said["referrer-policy"] == "no-referrer"
     assert ticket not in str(said)
-    assert ask(f"{url}/zarr.json", if_none_match=said["etag"])[0] == 304
-    assert ask(f"{url}/none")[0] == 404
-    assert ask(f"{url}/scans/none/image/c/0/0/0")[0] == 410
-    assert ask(f"{url}/zarr.json", "PUT")[0] == 405
+    assert fetch(f"{url}/zarr.json", if_none_match=said["etag"])[0] == 304
+    assert fetch(f"{url}/none")[0] == 404
+    assert fetch(f"{url}/scans/none/image/c/0/0/0")[0] == 410
+    assert fetch(f"{url}/zarr.json", "PUT")[0] == 405
     asks = {"origin": VIEWER, "access_control_request_method": "GET"}
-    assert ask(f"{url}/zarr.json", "OPTIONS", **asks)[0] == 204
+    assert fetch(f"{url}/zarr.json", "OPTIONS", **asks)[0] == 204
     # A 401 cannot be taken for background, unlike 404.
-    status, said, body = ask(f"{url.replace('.2.anna.', '.2.ben.')}/none", accept="text/html")
+    status, said, body = fetch(f"{url.replace('.2.anna.', '.2.ben.')}/none", accept="text/html")
     assert (status, said["content-type"]) == (401, "text/plain; charset=utf-8")
 
 
@@ -495,7 +496,7 @@ BEYOND = [
 def status_of(url, path):
     """Send a path unchanged, and return the status of the answer."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as connection:
         head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode("latin-1"))
         return int(connection.recv(64).split()[1])
@@ -528,33 +529,33 @@ def test_a_signature_opens_only_paths_below_the_signed_one(lab):
 def test_a_cookie_is_not_accepted_as_a_signature_nor_the_reverse(lab):
     name, _, value = signed_in(lab).partition("=")
     expires, _, signature = value.split(".")
-    assert ask(f"{lab.url}/signed/{expires}.2.anna.{signature}/zarr/ct/zarr.json")[0] == 401
+    assert fetch(f"{lab.url}/signed/{expires}.2.anna.{signature}/zarr/ct/zarr.json")[0] == 401
     ticket = lab.sign("/zarr/ct").split("/")[4]
     for wrong in (ticket, f"{ticket.split('.')[0]}.anna.{ticket.split('.')[3]}"):
-        assert ask(f"{lab.url}/zarr/ct/zarr.json", cookie=f"{name}={wrong}")[0] == 401
-        assert ask(f"{lab.url}/zarr/ct/zarr.json", authorization=f"Bearer {wrong}")[0] == 401
+        assert fetch(f"{lab.url}/zarr/ct/zarr.json", cookie=f"{name}={wrong}")[0] == 401
+        assert fetch(f"{lab.url}/zarr/ct/zarr.json", authorization=f"Bearer {wrong}")[0] == 401
 
 
 def test_a_signed_url_ends_with_its_time_its_token_and_its_key(own, monkeypatch):
     new_token(own.file, "ben")
     url, bens = (f"{own.sign('/zarr/ct', name, 60)}/zarr.json" for name in ("anna", "ben"))
-    assert [ask(x)[0] for x in (url, bens)] == [200, 200]
+    assert [fetch(x)[0] for x in (url, bens)] == [200, 200]
     settings = ServeSettings(paths=(str(own.file.parent),), token_file=str(own.file))
     with BackgroundServer(settings) as other:  # stands for another process, or a restart
-        assert ask(url.replace(own.url, other.url))[0] == 404  # it serves no such store
+        assert fetch(url.replace(own.url, other.url))[0] == 404  # it serves no such store
     now = time.time()
     with monkeypatch.context() as later:
         later.setattr(time, "time", lambda: now + 61)
-        assert ask(url)[0] == 401
+        assert fetch(url)[0] == 401
     lines = own.file.read_text()
     own.file.write_text("".join(x for x in lines.splitlines(True) if not x.startswith("anna")))
-    assert [ask(x)[0] for x in (url, bens)] == [401, 200]
+    assert [fetch(x)[0] for x in (url, bens)] == [401, 200]
     new_token(own.file, "anna")
-    assert ask(url)[0] == 401
+    assert fetch(url)[0] == 401
     own.key().unlink()
-    assert ask(bens)[0] == 401
+    assert fetch(bens)[0] == 401
     make_key(own.file)
-    assert ask(bens)[0] == 401
+    assert fetch(bens)[0] == 401
 
 
 SEGMENT = st.sampled_from(
@@ -595,7 +596,7 @@ def test_the_command_signs_a_url_for_the_given_time(own):
         (url,) = done.stdout.splitlines()
         left = int(url.split("/")[4].partition(".")[0]) - time.time()
         assert seconds - 20 < left <= seconds
-        assert ask(f"{url}/zarr.json")[0] == 200
+        assert fetch(f"{url}/zarr.json")[0] == 200
 
 
 @pytest.mark.parametrize(

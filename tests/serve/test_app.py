@@ -8,9 +8,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from asking import ask, ask_for_patches
-from patience import PATIENCE_S, wait_until
+from http_client import fetch, fetch_patches
 from psutil import net_connections
+from timeouts import TIMEOUT_S, wait_until
 
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.run import BackgroundServer
@@ -30,13 +30,13 @@ def test_incomplete_request_bodies_are_limited(serve_within):
     served = serve_within(bodies_bytes=1 << 20)
     host, _, port = served.removeprefix("http://").partition(":")
     head = f"POST /v1/ctspine1k/batch HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4000000\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as one:
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as one:
         one.sendall(head.encode() + bytes(900_000))
         large = json.dumps(SMALL).encode().ljust(300_000)
-        wait_until(lambda: ask_for_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 429)
-        assert ask_for_patches(f"{served}/v1/ctspine1k/batch", SMALL)[0] == 200
+        wait_until(lambda: fetch_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 429)
+        assert fetch_patches(f"{served}/v1/ctspine1k/batch", SMALL)[0] == 200
     # The bytes of the closed connection are free again.
-    wait_until(lambda: ask_for_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 200)
+    wait_until(lambda: fetch_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 200)
 
 
 def is_reset(one):
@@ -59,7 +59,7 @@ def stalled(url, window=4096):
     body = json.dumps({"items": [ITEM], "size_zyx": [200, 300, 400]}).encode()
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-    one.settimeout(PATIENCE_S)
+    one.settimeout(TIMEOUT_S)
     one.connect((host, int(port)))
     head = f"POST /v1/ctspine1k/batch HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}"
     one.sendall(f"{head}\r\n\r\n".encode() + body)
@@ -71,15 +71,15 @@ def test_unread_answers_are_limited(serve_within):
     url = f"{served}/v1/ctspine1k/batch"
     with stalled(served) as one:
         assert one.recv(12) == b"HTTP/1.1 200"
-        assert ask_for_patches(url, SMALL)[0] == 429
-    wait_until(lambda: ask_for_patches(url, SMALL)[0] == 200)
+        assert fetch_patches(url, SMALL)[0] == 429
+    wait_until(lambda: fetch_patches(url, SMALL)[0] == 200)
 
 
 def test_a_client_that_does_not_read_is_disconnected_and_delays_no_other(serve_within):
     url = serve_within(batches_at_once=1, unread_s=1.0)
     with stalled(url) as one, stalled(url) as other:
         assert one.recv(12) == other.recv(12) == b"HTTP/1.1 200"
-        assert ask_for_patches(f"{url}/v1/ctspine1k/batch", SMALL)[0] == 200
+        assert fetch_patches(f"{url}/v1/ctspine1k/batch", SMALL)[0] == 200
         # The next read of the client shows it.
         wait_until(lambda: is_reset(one))
         with pytest.raises(ConnectionResetError):
@@ -91,11 +91,11 @@ def test_long_answers_are_sent_in_parts(serve_within, ctspine1k_url):
     served = serve_within(part_at_once_bytes=1000, part_bytes=300)
     for key in ("zarr.json", "scans/liver_0/image/c/0/0/0", "scans/liver_0/label/c/0/0/0"):
         url, data = f"{served}/zarr/ctspine1k/{key}", (Path(ctspine1k_url) / key).read_bytes()
-        assert ask(url)[2] == data
-        assert ask(url, range="bytes=7-5000")[2] == data[7:5001]
-        assert ask(url, "HEAD")[2] == b""
-    in_parts = ask_for_patches(f"{served}/v1/ctspine1k/batch", body)
-    assert ask_for_patches(f"{serve_within()}/v1/ctspine1k/batch", body)[2] == in_parts[2]
+        assert fetch(url)[2] == data
+        assert fetch(url, range="bytes=7-5000")[2] == data[7:5001]
+        assert fetch(url, "HEAD")[2] == b""
+    in_parts = fetch_patches(f"{served}/v1/ctspine1k/batch", body)
+    assert fetch_patches(f"{serve_within()}/v1/ctspine1k/batch", body)[2] == in_parts[2]
 
 
 def test_a_file_cut_while_it_is_sent_ends_the_answer_early(ctspine1k_url, tmp_path, capfd):
@@ -105,10 +105,10 @@ def test_a_file_cut_while_it_is_sent_ends_the_answer_early(ctspine1k_url, tmp_pa
     key = "scans/liver_0/image/c/0/0/0"
     size = (copy / key).stat().st_size
     with BackgroundServer(ServeSettings(paths=(str(copy),), limits=limits)) as server:
-        assert ask(f"{server.url}/zarr/own/{key}")[0] == 200
+        assert fetch(f"{server.url}/zarr/own/{key}")[0] == 200
         os.truncate(copy / key, size // 2)
         host, _, port = server.url.removeprefix("http://").partition(":")
-        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as one:
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as one:
             one.sendall(f"GET /zarr/own/{key} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             found = receive_all(one)
     head, _, body = found.partition(b"\r\n\r\n")
@@ -122,7 +122,7 @@ def test_a_request_with_two_lengths_is_refused(served):
     inner = f"GET /zarr/ctspine1k/zarr.json HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
     for method, path in (("POST", "/v1/ctspine1k/batch"), ("GET", "/zarr/ctspine1k/zarr.json")):
         head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\n"
-        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as one:
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as one:
             one.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + inner)
             found = receive_all(one)
         assert found.startswith(b"HTTP/1.1 400")

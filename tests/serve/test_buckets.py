@@ -18,8 +18,9 @@ import safetensors.numpy
 import tensorstore
 import xarray as xr
 import zarr
-from asking import ask, ask_for_patches, wait_for_server
-from patience import PATIENCE_S, wait_until
+from http_client import fetch, fetch_patches
+from server_process import wait_for_server
+from timeouts import TIMEOUT_S, wait_until
 from typer.testing import CliRunner
 
 import spinezarr
@@ -99,7 +100,7 @@ def test_buckets_serve_coarse_levels_and_ome_images(served, ctspine1k_url):
             place = f"{'labels/vertebrae/' if array.name == 'label' else ''}{level.level}"
             assert (root[place][:] == expected).all()
             path = f"v1/ctspine1k/scans/{SCAN}/levels/{level.level}?array={array.name}"
-            assert ask(f"{served}/{path}")[2] == expected.tobytes()
+            assert fetch(f"{served}/{path}")[2] == expected.tobytes()
 
 
 @pytest.mark.parametrize("tree", ["zarr", "flat"])
@@ -128,8 +129,8 @@ def test_patches_and_facts_equal_those_of_the_store_on_disk(served, ctspine1k_ur
     wanted = {"items": [{"scan_id": SCAN, "start_zyx": (0, 0, 0)}], "size_zyx": shape}
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as disk:
         for path in ("/v1/stores", "/v1/ctspine1k/scans", f"/v1/ctspine1k/scans/{SCAN}"):
-            assert ask(f"{served}{path}")[2] == ask(f"{disk.url}{path}")[2]
-        answers = [ask_for_patches(f"{url}/v1/ctspine1k/batch", wanted)
+            assert fetch(f"{served}{path}")[2] == fetch(f"{disk.url}{path}")[2]
+        answers = [fetch_patches(f"{url}/v1/ctspine1k/batch", wanted)
                    for url in (served, disk.url)]  # fmt: skip
     assert [status for status, *_ in answers] == [200, 200]
     assert answers[0][2] == answers[1][2]
@@ -151,13 +152,13 @@ def test_answers_equal_those_of_the_store_on_disk(served, ctspine1k_url):
         for key, headers in itertools.product(keys, asked):
             found = []
             for url in (served, disk.url):
-                status, said, body = ask(f"{url}/zarr/ctspine1k/{key}", **headers)
+                status, said, body = fetch(f"{url}/zarr/ctspine1k/{key}", **headers)
                 found.append((status, body, {name: said.get(name) for name in kept}))
             assert found[0] == found[1], (key, headers)
             if "etag" in said and not headers:
                 url = f"{served}/zarr/ctspine1k/{key}"
-                assert ask(url, if_none_match=said["etag"])[0] == 304
-                assert ask(url, "HEAD")[1]["content-length"] == str(len(body))
+                assert fetch(url, if_none_match=said["etag"])[0] == 304
+                assert fetch(url, "HEAD")[1]["content-length"] == str(len(body))
 
 
 # Scans that are replaced
@@ -176,7 +177,7 @@ def changing(s3_server, serving, ingest_version_into_bucket):
 
 
 @pytest.mark.long
-def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing):
+def test_each_shard_is_the_old_or_the_new_one_during_a_replacement(changing):
     ingest_version, url, _ = changing
     shards = itertools.cycle(
         [f"{url}/zarr/own/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")]
@@ -185,7 +186,7 @@ def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing)
 
     def look():
         while not is_over.is_set():
-            status, headers, body = ask(next(shards))
+            status, headers, body = fetch(next(shards))
             statuses.add(status)
             if status == 200:
                 bodies.setdefault(headers["etag"], set()).add(hashlib.sha256(body).digest())
@@ -212,19 +213,19 @@ def test_a_replaced_scan_is_served_within_a_second(changing, clock):
     ingest_version, url, _ = changing
     shard = f"{url}/zarr/own/scans/a/image/c/0/0/0"
     patch = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
-    status, headers, _ = ask(shard)
+    status, headers, _ = fetch(shard)
     assert status == 200
-    before = safetensors.numpy.load(ask_for_patches(f"{url}/v1/own/batch", patch)[2])["image"]
-    told = json.loads(ask(f"{url}/v1/own/scans")[2])["scans"][0]["content_checksum"]
+    before = safetensors.numpy.load(fetch_patches(f"{url}/v1/own/batch", patch)[2])["image"]
+    told = json.loads(fetch(f"{url}/v1/own/scans")[2])["scans"][0]["content_checksum"]
     assert headers["etag"].startswith(f'"{told}')
     ingest_version("after")
     clock.advance(FRESH_S)
-    assert ask(shard)[0] == 410
-    assert ask(shard, if_match=headers["etag"])[0] == 410
-    assert ask(f"{url}/zarr/own/@{told}/scans/a/zarr.json")[0] == 410
-    assert ask(shard.replace("c/0/0/0", "c.0.0.0"))[0] == 200
-    assert json.loads(ask(f"{url}/v1/own/scans")[2])["scans"][0]["content_checksum"] != told
-    after = safetensors.numpy.load(ask_for_patches(f"{url}/v1/own/batch", patch)[2])["image"]
+    assert fetch(shard)[0] == 410
+    assert fetch(shard, if_match=headers["etag"])[0] == 410
+    assert fetch(f"{url}/zarr/own/@{told}/scans/a/zarr.json")[0] == 410
+    assert fetch(shard.replace("c/0/0/0", "c.0.0.0"))[0] == 200
+    assert json.loads(fetch(f"{url}/v1/own/scans")[2])["scans"][0]["content_checksum"] != told
+    after = safetensors.numpy.load(fetch_patches(f"{url}/v1/own/batch", patch)[2])["image"]
     assert (after != before).sum() == 1
 
 
@@ -235,27 +236,27 @@ def test_an_overwritten_object_is_never_served_as_the_old_one(changing, s3_serve
     key = f"{prefix}/scans/a/image/c/0/0/0"
     data = s3_server.client.get_object(Bucket=name, Key=key)["Body"].read()
     shard = f"{url}/zarr/own/scans/a/image/c/0/0/0"
-    assert ask(shard, range="bytes=0-9")[2] == data[:10]
+    assert fetch(shard, range="bytes=0-9")[2] == data[:10]
     other = bytes([data[0] ^ 1]) + data[1:]
     s3_server.client.put_object(Bucket=name, Key=key, Body=other)
     for _ in range(2):  # first conditional on the old tag, then compared again
-        status, headers, _ = ask(shard, range="bytes=0-9")
+        status, headers, _ = fetch(shard, range="bytes=0-9")
         assert (status, headers["retry-after"], headers["cache-control"]) == (503, "1", "no-store")
     s3_server.client.delete_object(Bucket=name, Key=key)
-    assert ask(shard)[0] == 503
+    assert fetch(shard)[0] == 503
     s3_server.client.put_object(Bucket=name, Key=key, Body=data)
-    assert ask(shard, range="bytes=0-9")[2] == data[:10]
+    assert fetch(shard, range="bytes=0-9")[2] == data[:10]
     about = {"Bucket": name, "Key": key}  # the same bytes get another tag
     upload = s3_server.client.create_multipart_upload(**about)["UploadId"]
     part = s3_server.client.upload_part(**about, UploadId=upload, PartNumber=1, Body=data)
     parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
     s3_server.client.complete_multipart_upload(**about, UploadId=upload, MultipartUpload=parts)
-    assert ask(shard, range="bytes=0-9")[0] == 503
-    assert ask(shard, range="bytes=0-9")[2] == data[:10]
+    assert fetch(shard, range="bytes=0-9")[0] == 503
+    assert fetch(shard, range="bytes=0-9")[2] == data[:10]
     for wrong in (data[:-1], data + b"x"):
         s3_server.client.put_object(Bucket=name, Key=key, Body=wrong)
         for _ in range(2):
-            assert ask(shard, range="bytes=0-9")[0] == 503
+            assert fetch(shard, range="bytes=0-9")[0] == 503
 
 
 # Buckets that fail
@@ -302,11 +303,11 @@ PATHS = [
 )
 def test_a_failing_bucket_is_answered_with_503_and_never_404(failing, kind, is_known):
     url, set_conditions, _ = failing
-    known = {path: {ask(f"{url}/{path}")[0]} for path in PATHS if is_known}
+    known = {path: {fetch(f"{url}/{path}")[0]} for path in PATHS if is_known}
     assert not is_known or set.union(*known.values()) == {200, 410}
     set_conditions(fault_rate=1.0, fault_kinds=(kind,))
     answers = {}
-    asking = [Thread(target=lambda path=path: answers.update({path: ask(f"{url}/{path}")}))
+    asking = [Thread(target=lambda path=path: answers.update({path: fetch(f"{url}/{path}")}))
               for path in PATHS]  # fmt: skip
     for one in asking:
         one.start()
@@ -317,25 +318,25 @@ def test_a_failing_bucket_is_answered_with_503_and_never_404(failing, kind, is_k
         assert status in may, path
         assert status != 503 or headers["retry-after"] == "1"
     with ThreadPoolExecutor(len(PATHS)) as pool:  # by now recent answers have expired
-        assert {*pool.map(lambda path: ask(f"{url}/{path}")[0], PATHS)} == {503}
+        assert {*pool.map(lambda path: fetch(f"{url}/{path}")[0], PATHS)} == {503}
     item = {"scan_id": SCAN, "start_zyx": (0, 0, 0)}
     batch = {"items": [item] * 3, "size_zyx": (4, 4, 4)}
-    status, headers, _ = ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)
+    status, headers, _ = fetch_patches(f"{url}/v1/ctspine1k/batch", batch)
     assert (status, headers["retry-after"]) == (503, "1")
     # If a bucket serves only metadata, no scan may be reported as damaged.
     set_conditions(fault_rate=1.0, fault_kinds=(kind,), fault_paths="/image/c[/.]")
-    assert ask(f"{url}/{PATHS[1]}")[0] == 200
-    assert ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 503
+    assert fetch(f"{url}/{PATHS[1]}")[0] == 200
+    assert fetch_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 503
     set_conditions()
-    assert {ask(f"{url}/{path}")[0] for path in PATHS} == {200, 410}
-    assert ask_for_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 200
+    assert {fetch(f"{url}/{path}")[0] for path in PATHS} == {200, 410}
+    assert fetch_patches(f"{url}/v1/ctspine1k/batch", batch)[0] == 200
 
 
 def test_clients_that_wait_for_the_same_object_fail_together(failing):
     url, set_conditions, proxy = failing
     set_conditions(fault_rate=1.0, fault_kinds=("stall",))
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda _: ask(f"{url}/{PATHS[2]}")[0], range(8))
+        found = pool.map(lambda _: fetch(f"{url}/{PATHS[2]}")[0], range(8))
         assert {*found} == {503}
     assert proxy.counts().faults["stall"] < 8, "one of them asks the bucket"
 
@@ -353,21 +354,21 @@ def test_a_hanging_bucket_does_not_delay_stores_on_disk(
         settings = ServeSettings(
             paths=(str(tmp_path), there),
             storage_options=options,
-            limits=ServeLimits(bucket_s=PATIENCE_S, bucket_reader_s=PATIENCE_S),
+            limits=ServeLimits(bucket_s=TIMEOUT_S, bucket_reader_s=TIMEOUT_S),
         )
         with BackgroundServer(settings) as server, ThreadPoolExecutor(40) as pool:
             url = server.url
-            assert ask(f"{url}/{PATHS[0]}")[0] == ask(f"{url}/zarr/here/zarr.json")[0] == 200
+            assert fetch(f"{url}/{PATHS[0]}")[0] == fetch(f"{url}/zarr/here/zarr.json")[0] == 200
             proxy.set(proxies.Conditions(fault_rate=1.0, fault_kinds=("stall",), stall_s=3.0))
-            hung = [pool.submit(ask, f"{url}/{path}") for path in PATHS * 2]
+            hung = [pool.submit(fetch, f"{url}/{path}") for path in PATHS * 2]
             hung += [
-                pool.submit(ask_for_patches, f"{url}/v1/ctspine1k/batch", batch) for _ in range(12)
+                pool.submit(fetch_patches, f"{url}/v1/ctspine1k/batch", batch) for _ in range(12)
             ]
             wait_until(lambda: proxy.counts().faults.get("stall", 0) > 2)
-            assert ask(f"{url}/healthz")[0] == 200
-            assert ask(f"{url}/{PATHS[2].replace('ctspine1k', 'here')}")[0] == 200
-            assert ask(f"{url}/v1/here/scans")[0] == 200
-            assert ask_for_patches(f"{url}/v1/here/batch", batch)[0] == 200
+            assert fetch(f"{url}/healthz")[0] == 200
+            assert fetch(f"{url}/{PATHS[2].replace('ctspine1k', 'here')}")[0] == 200
+            assert fetch(f"{url}/v1/here/scans")[0] == 200
+            assert fetch_patches(f"{url}/v1/here/batch", batch)[0] == 200
             assert sum(one.done() for one in hung) < len(hung) / 2
             proxy.set(proxies.Conditions())
             assert {one.result()[0] for one in hung} <= {200, 410, 503}
@@ -393,11 +394,11 @@ def test_a_bucket_that_refuses_access_is_answered_with_503_and_never_404(
         about = {"Bucket": name, "Key": f"x.zarr/{key}", "ACL": "public-read"}
         s3_server.client.copy_object(CopySource=source, **about)
     url = serving(f"s3://{name}/x.zarr", key=None, secret=None, anon=True)
-    assert ask(f"{url}/zarr/x/zarr.json")[0] == 200
+    assert fetch(f"{url}/zarr/x/zarr.json")[0] == 200
     s3_server.client.put_object_acl(Bucket=name, Key="x.zarr/zarr.json", ACL="private")
     clock.advance(FRESH_S)
     for path in ("zarr/x/zarr.json", "zarr/x/scans/a/zarr.json", "zarr/x/scans/a/image/c/0/0/0"):
-        status, headers, body = ask(f"{url}/{path}")
+        status, headers, body = fetch(f"{url}/{path}")
         assert (status, headers["retry-after"]) == (503, "1"), path
         assert name.encode() not in body
 
@@ -410,15 +411,15 @@ def test_stores_of_a_bucket_come_and_go_while_the_server_runs(
 ):
     name = s3_server.new_bucket()
     url = serving(f"s3://{name}/stores")
-    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
-    assert json.loads(ask(f"{url}/v1/stores")[2]) == {"stores": []}
+    assert fetch(f"{url}/zarr/later/zarr.json")[0] == 404
+    assert json.loads(fetch(f"{url}/v1/stores")[2]) == {"stores": []}
     put(s3_server, ctspine1k_url, f"{name}/stores/later.zarr", below="no scans")
     clock.advance(FRESH_S)
-    assert ask(f"{url}/zarr/later/zarr.json")[0] == 200
-    assert [s["name"] for s in json.loads(ask(f"{url}/v1/stores")[2])["stores"]] == ["later"]
+    assert fetch(f"{url}/zarr/later/zarr.json")[0] == 200
+    assert [s["name"] for s in json.loads(fetch(f"{url}/v1/stores")[2])["stores"]] == ["later"]
     s3_server.client.delete_object(Bucket=name, Key="stores/later.zarr/zarr.json")
     clock.advance(FRESH_S)
-    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    assert fetch(f"{url}/zarr/later/zarr.json")[0] == 404
 
 
 def test_disk_and_bucket_are_served_together(s3_server, place, ctspine1k_url, tmp_path):
@@ -427,7 +428,7 @@ def test_disk_and_bucket_are_served_together(s3_server, place, ctspine1k_url, tm
     options = {there: s3_server.storage_options}
     settings = ServeSettings(paths=(str(tmp_path), there), storage_options=options)
     with BackgroundServer(settings) as server:
-        found = json.loads(ask(f"{server.url}/v1/stores")[2])["stores"]
+        found = json.loads(fetch(f"{server.url}/v1/stores")[2])["stores"]
         assert [store["name"] for store in found] == ["here", "ctspine1k"]
     settings = ServeSettings(paths=(ctspine1k_url, there), storage_options=options)
     with pytest.raises(UsageError, match="both would be served as 'ctspine1k'"):
@@ -445,8 +446,8 @@ def test_a_store_of_another_spinezarr_server_can_be_served(ctspine1k_url, serve)
             assert digests(found) == expected
             # A scan id that would lead to another path there is not requested.
             for scan_id in ("..%252f..%252fhealthz%253f", "a%253fb", "%252e%252e"):
-                assert ask(f"{url}/scans/{scan_id}/zarr.json")[0] == 503
-                assert ask(f"{second.url}/v1/ctspine1k/scans/{scan_id}")[0] == 404
+                assert fetch(f"{url}/scans/{scan_id}/zarr.json")[0] == 503
+                assert fetch(f"{second.url}/v1/ctspine1k/scans/{scan_id}")[0] == 404
         with pytest.raises(UsageError, match="there is no store, and a web server"):
             BackgroundServer(ServeSettings(paths=(f"{first.url}/zarr/other",)))
     plain, _ = serve(Path(ctspine1k_url))
@@ -465,11 +466,11 @@ def test_no_url_of_a_client_is_fetched(behind):
         for path in (f"zarr/{there}/zarr.json", f"zarr/{there}%2Fzarr.json", f"flat/{there}",
                      f"zarr/ctspine1k/{there}/zarr.json", f"v1/{there}/scans",
                      "zarr/s3:%2F%2Fother%2Fx.zarr/zarr.json"):  # fmt: skip
-            assert ask(f"{url}/{path}")[0] == 404
-        assert ask_for_patches(f"{url}/v1/{there}/batch", {})[0] == 404
+            assert fetch(f"{url}/{path}")[0] == 404
+        assert fetch_patches(f"{url}/v1/{there}/batch", {})[0] == 404
         with pytest.raises(TimeoutError):
             trap.accept()
-    assert all("/stores/ctspine1k.zarr/" in path for _, path, _ in proxy.counts().asked)
+    assert all("/stores/ctspine1k.zarr/" in path for _, path, _ in proxy.counts().latest)
 
 
 # Secrets, and starting the server
@@ -490,7 +491,7 @@ def test_no_secret_is_in_an_answer_or_a_log(proxies, s3_server, place, caplog, c
                 faults = {"fault_rate": 1.0, "fault_kinds": (kind,)} if kind else {}
                 proxy.set(proxies.Conditions(**faults))
                 paths = (*PATHS, "v1/stores", "nothing")
-                said += [str(ask(f"{server.url}/{path}")) for path in paths]
+                said += [str(fetch(f"{server.url}/{path}")) for path in paths]
     said += [caplog.text, *capfd.readouterr()]
     text = "\n".join(said)
     assert "stored_bytes" in text  # there were answers
@@ -544,7 +545,7 @@ def test_the_command_serves_a_catalog_of_buckets(s3_server, place, ctspine1k_url
         assert digests(spinezarr.open(url).scan(SCAN)) == expected
     finally:
         process.terminate()
-        said = process.communicate(timeout=PATIENCE_S)[1]
+        said = process.communicate(timeout=TIMEOUT_S)[1]
     assert f"{url}" in said
     assert "Traceback" not in said
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE_S, wait_until
+from timeouts import TIMEOUT_S, wait_until
 
 from spinezarr.serve.tokens import new_token
 
@@ -103,7 +103,7 @@ class Site:
             _NoRedirects, urllib.request.HTTPSHandler(context=self.context)
         )
         try:
-            answer = opener.open(request, timeout=PATIENCE_S)
+            answer = opener.open(request, timeout=TIMEOUT_S)
         except urllib.error.HTTPError as problem:
             answer = problem
         with answer:
@@ -159,7 +159,7 @@ def running(url, *command, **options):
             yield process
         finally:
             process.terminate()
-            process.wait(PATIENCE_S)
+            process.wait(TIMEOUT_S)
 
 
 def nginx(folder, ports, port):

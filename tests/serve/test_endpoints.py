@@ -14,8 +14,9 @@ from pathlib import Path
 
 import jsonschema_rs
 import pytest
-from asking import ask, ask_for_patches, started
-from patience import PATIENCE_S
+from http_client import fetch, fetch_patches
+from server_process import start_server
+from timeouts import TIMEOUT_S
 
 from spinezarr.errors import UsageError
 from spinezarr.serve import endpoints
@@ -47,7 +48,7 @@ def served(ctspine1k_url):
 
 @pytest.fixture(scope="module")
 def described(served):
-    return json.loads(ask(f"{served}/v1/openapi.json")[2])
+    return json.loads(fetch(f"{served}/v1/openapi.json")[2])
 
 
 # Path in the description, requested path, and what is answered.
@@ -153,10 +154,10 @@ def check_described(described, method, path, answer):
 
 @pytest.mark.parametrize(("path", "place", "headers", "status"), ASKED)
 def test_answers_to_get_follow_the_description(served, described, path, place, headers, status):
-    answer = ask(f"{served}{place}", **headers)
+    answer = fetch(f"{served}{place}", **headers)
     assert answer[0] == status
     check_described(described, "GET", path, answer)
-    head = ask(f"{served}{place}", "HEAD", **headers)
+    head = fetch(f"{served}{place}", "HEAD", **headers)
     assert head[0] == (200 if "range" in headers else status)  # ranges apply only to GET
     assert head[2] == b""
     assert (
@@ -179,7 +180,7 @@ def test_answers_to_get_follow_the_description(served, described, path, place, h
     ],
 )
 def test_answers_to_post_follow_the_description(served, described, body, headers, status):
-    answer = ask_for_patches(f"{served}/v1/ctspine1k/batch", body, **headers)
+    answer = fetch_patches(f"{served}/v1/ctspine1k/batch", body, **headers)
     assert answer[0] == status
     check_described(described, "POST", "/v1/{store}/batch", answer)
 
@@ -202,7 +203,7 @@ def test_methods_that_are_not_described_are_refused(served, op):
     path = op.path.format(store="ctspine1k", scan_id="liver_0", **parts)
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         if method != op.method:
-            status, headers, _ = ask(f"{served}{path}", method)
+            status, headers, _ = fetch(f"{served}{path}", method)
             assert status == 405
             assert headers["allow"] == ("POST" if op.method == "POST" else "GET, HEAD")
             assert headers["cache-control"] == "no-store"
@@ -210,16 +211,16 @@ def test_methods_that_are_not_described_are_refused(served, op):
 
 @pytest.mark.parametrize("path", ["/v1/stores/", "/docs/", "//docs", "/v1//stores", "/docs%2F"])
 def test_nothing_is_redirected(served, path):
-    assert ask(f"{served}{path}")[0] == 404
+    assert fetch(f"{served}{path}")[0] == 404
 
 
 def test_pages_of_other_origins_may_read_only_if_allowed(served):
-    headers = ask(f"{served}/v1/stores", origin="http://localhost:1")[1]
+    headers = fetch(f"{served}/v1/stores", origin="http://localhost:1")[1]
     assert headers["access-control-allow-origin"] == "http://localhost:1"
-    headers = ask(f"{served}/v1/stores", origin="https://evil.example")[1]
+    headers = fetch(f"{served}/v1/stores", origin="https://evil.example")[1]
     assert "access-control-allow-origin" not in headers
     asks = {"access_control_request_method": "POST", "origin": "http://localhost:1"}
-    assert ask(f"{served}/v1/ctspine1k/batch", "OPTIONS", **asks)[0] == 204
+    assert fetch(f"{served}/v1/ctspine1k/batch", "OPTIONS", **asks)[0] == 204
 
 
 # The documentation page
@@ -256,7 +257,7 @@ class Page(HTMLParser):
 def test_the_documentation_page_shows_every_route_and_loads_nothing_from_elsewhere(
     served, described
 ):
-    _, headers, body = ask(f"{served}/docs")
+    _, headers, body = fetch(f"{served}/docs")
     text = body.decode()
     found = Page(text)
     assert not found.open
@@ -339,7 +340,7 @@ def test_schemathesis_finds_no_fault(served, described, tmp_path, kind):
 
 
 def figures(url, **headers):
-    status, fields, body = ask(f"{url}/metrics", **headers)
+    status, fields, body = fetch(f"{url}/metrics", **headers)
     assert (status, fields["content-type"].partition(";")[0]) == (200, "text/plain")
     lines = (line for line in body.decode().splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
@@ -349,12 +350,12 @@ def test_metrics_count_answers_by_kind(ctspine1k_url):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         sent = 0
         for at in range(3):
-            sent += len(ask(f"{server.url}/zarr/ctspine1k/zarr.json")[2])
-            ask(f"{server.url}/zarr/ctspine1k/none{at}")
-            ask(f"{server.url}/none/{at}")
-            ask(f"{server.url}{SCAN}")
-            ask(f"{server.url}{SCAN}", "PUT")
-        ask(f"{server.url}/zarr/ctspine1k/zarr.json", host="evil.example")
+            sent += len(fetch(f"{server.url}/zarr/ctspine1k/zarr.json")[2])
+            fetch(f"{server.url}/zarr/ctspine1k/none{at}")
+            fetch(f"{server.url}/none/{at}")
+            fetch(f"{server.url}{SCAN}")
+            fetch(f"{server.url}{SCAN}", "PUT")
+        fetch(f"{server.url}/zarr/ctspine1k/zarr.json", host="evil.example")
         found = figures(server.url)
         errors = 3 * len("There is no such file.\n")
         requests = {name: n for name, n in found.items() if name.startswith("spinezarr_requests_t")}
@@ -378,24 +379,24 @@ def test_metrics_count_answers_by_kind(ctspine1k_url):
 def test_too_many_patches_are_refused_and_counted(ctspine1k_url):
     limits = ServeLimits(batches_at_once=0, waiting=0)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
-        status, headers, _ = ask(f"{server.url}{PATCH}")
+        status, headers, _ = fetch(f"{server.url}{PATCH}")
         assert (status, headers["retry-after"]) == (429, "1")
-        assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", EMPTY)[0] == 429
+        assert fetch_patches(f"{server.url}/v1/ctspine1k/batch", EMPTY)[0] == 429
         assert figures(server.url)["spinezarr_batches_refused_total"] == 2
 
 
 @pytest.mark.long
 def test_metrics_cover_all_processes(ctspine1k_url):
-    process, url = started(ctspine1k_url, "--processes", 2)
+    process, url = start_server(ctspine1k_url, "--processes", 2)
     try:
         for _ in range(40):
-            ask(f"{url}/v1/stores")
+            fetch(f"{url}/v1/stores")
         for _ in range(10):
             name = 'spinezarr_requests_total{route="/v1/stores",status="200"}'
             assert figures(url)[name] == 40
     finally:
         process.terminate()
-        process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=TIMEOUT_S)
 
 
 def test_readiness_fails_while_a_store_cannot_be_opened(ctspine1k_url, tmp_path):
@@ -403,21 +404,21 @@ def test_readiness_fails_while_a_store_cannot_be_opened(ctspine1k_url, tmp_path)
     for name in ("one", "two"):
         shutil.copytree(ctspine1k_url, tmp_path / f"{name}.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),), limits=limits)) as server:
-        assert ask(f"{server.url}/readyz", host="evil.example")[0] == 200
+        assert fetch(f"{server.url}/readyz", host="evil.example")[0] == 200
         for key in ("zarr.json", "table/zarr.json"):
             file = tmp_path / "two.zarr" / key
             before = file.read_bytes()
             file.write_bytes(before[:-9])
             if key == "table/zarr.json":
                 (tmp_path / "two.zarr/table_bundle/zarr.json").unlink()
-            status, headers, body = ask(f"{server.url}/readyz")
+            status, headers, body = fetch(f"{server.url}/readyz")
             assert (status, headers["retry-after"]) == (503, "5")
-            assert b"two" not in body  # clients without a token may ask, too
-            assert ask(f"{server.url}/healthz")[0] == 200
+            assert b"two" not in body  # clients without a token may fetch, too
+            assert fetch(f"{server.url}/healthz")[0] == 200
             file.write_bytes(before)
-            assert ask(f"{server.url}/readyz")[0] == 200
+            assert fetch(f"{server.url}/readyz")[0] == 200
         shutil.rmtree(tmp_path / "two.zarr")
-        assert ask(f"{server.url}/readyz")[0] == 200
+        assert fetch(f"{server.url}/readyz")[0] == 200
 
 
 def test_readiness_is_checked_at_most_once_a_second(ctspine1k_url, monkeypatch):
@@ -429,7 +430,7 @@ def test_readiness_is_checked_at_most_once_a_second(ctspine1k_url, monkeypatch):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         began = time.monotonic()
         for _ in range(20):
-            assert ask(f"{server.url}/readyz")[0] == 200
+            assert fetch(f"{server.url}/readyz")[0] == 200
         assert len(asked) <= 1 + time.monotonic() - began
 
 
@@ -455,11 +456,11 @@ def guarded(ctspine1k_url, tmp_path, request, capsys):
 def test_all_routes_but_health_checks_need_a_token(guarded):
     url, token, logged = guarded
     for path in ("/docs", "/v1/openapi.json", "/metrics", "/v1/stores", SCAN, PATCH, "/none"):
-        assert ask(f"{url}{path}")[0] == 401
-        status = ask(f"{url}{path}", authorization=f"Bearer {token}")[0]
+        assert fetch(f"{url}{path}")[0] == 401
+        status = fetch(f"{url}{path}", authorization=f"Bearer {token}")[0]
         assert status == (404 if path == "/none" else 200)
-    assert [ask(f"{url}{path}")[0] for path in ("/healthz", "/readyz")] == [200, 200]
-    described = json.loads(ask(f"{url}/v1/openapi.json", authorization=f"Bearer {token}")[2])
+    assert [fetch(f"{url}{path}")[0] for path in ("/healthz", "/readyz")] == [200, 200]
+    described = json.loads(fetch(f"{url}/v1/openapi.json", authorization=f"Bearer {token}")[2])
     security = described["paths"]["/metrics"]["get"]["security"]
     assert {next(iter(one)) for one in security} == {"bearer", "basic"}
     assert described["paths"]["/healthz"]["get"]["security"] == []
@@ -479,9 +480,9 @@ def test_sessions_and_signatures_are_logged_only_by_name(guarded, tmp_path):
     connection.close()
     signed = signed_url(Tokens(tmp_path / "tokens"), f"{url}/zarr/ctspine1k", "anna", 60)
     wrong = signed.replace("zarr/ctspine1k", "zarr/other")
-    assert ask(f"{url}/docs", cookie=cookie)[0] == 200
-    assert ask(f"{signed}/zarr.json")[0] == 200
-    assert ask(f"{wrong}/zarr.json")[0] == 401
+    assert fetch(f"{url}/docs", cookie=cookie)[0] == 200
+    assert fetch(f"{signed}/zarr.json")[0] == 200
+    assert fetch(f"{wrong}/zarr.json")[0] == 401
     lines = [json.loads(line) for line in logged().splitlines()]
     assert [(line["path"], line["status"], line["token"]) for line in lines] == [
         ("/login", 303, None),
@@ -507,10 +508,10 @@ def test_no_token_reaches_the_log(guarded):
         encoded = base64.b64encode(f"any:{one}".encode()).decode()
         for place in ("/zarr/ctspine1k/zarr.json", SCAN, PATCH, "/docs", "/none", "/healthz"):
             for kind in (f"Bearer {one}", f"bearer  {one}", f"Basic {encoded}", one):
-                ask(f"{url}{place}", authorization=kind, cookie=f"token={one}")
+                fetch(f"{url}{place}", authorization=kind, cookie=f"token={one}")
             mark = "&" if "?" in place else "?"
-            ask(f"{url}{place}{mark}token={one}&sig={signature}")
-            ask(f"{url}{place}{mark}{one}", authorization=f"Bearer {token}")
+            fetch(f"{url}{place}{mark}token={one}&sig={signature}")
+            fetch(f"{url}{place}{mark}{one}", authorization=f"Bearer {token}")
         for place in (
             f"/zarr/{one}/zarr.json",
             f"/zarr/ctspine1k/{one}",
@@ -522,8 +523,8 @@ def test_no_token_reaches_the_log(guarded):
             f"/signed/{signature}/zarr/ctspine1k/zarr.json",
             f"/signed/{signature}",
         ):
-            ask(f"{url}{place}")
-            ask(f"{url}{place}", authorization=f"Bearer {token}", referer=f"http://x/?t={one}")
+            fetch(f"{url}{place}")
+            fetch(f"{url}{place}", authorization=f"Bearer {token}", referer=f"http://x/?t={one}")
     text = logged()
     assert text.count("\n") > 100
     for secret in secrets:
@@ -533,10 +534,10 @@ def test_no_token_reaches_the_log(guarded):
 
 def test_a_log_line_describes_its_answer(guarded):
     url, token, logged = guarded
-    sent = ask(f"{url}/zarr/ctspine1k/zarr.json?x=1", authorization=f"Bearer {token}")[2]
-    ask(f"{url}{SCAN}", "HEAD", authorization=f"Bearer {token}")
-    ask(f"{url}/zarr/ctspine1k/%1b[2J%0aforged%e2%80%ae", authorization=f"Bearer {token}")
-    ask(f"{url}/v1/stores", authorization="Bearer no")
+    sent = fetch(f"{url}/zarr/ctspine1k/zarr.json?x=1", authorization=f"Bearer {token}")[2]
+    fetch(f"{url}{SCAN}", "HEAD", authorization=f"Bearer {token}")
+    fetch(f"{url}/zarr/ctspine1k/%1b[2J%0aforged%e2%80%ae", authorization=f"Bearer {token}")
+    fetch(f"{url}/v1/stores", authorization="Bearer no")
     text = logged()
     assert text.isascii()
     lines = [json.loads(line) for line in text.splitlines()]
@@ -558,7 +559,7 @@ def test_a_log_line_describes_its_answer(guarded):
 @pytest.mark.parametrize("guarded", [LogForm.TEXT], indirect=True)
 def test_log_lines_cannot_be_forged(guarded):
     url, token, logged = guarded
-    ask(f"{url}/%1b[2J%0a2026-01-01%20200%20GET", authorization=f"Bearer {token}")
+    fetch(f"{url}/%1b[2J%0a2026-01-01%20200%20GET", authorization=f"Bearer {token}")
     (line,) = logged().splitlines()
     assert "\x1b" not in line
     assert re.search(r" 404 GET /\\x1b\[2J\\x0a2026-01-01 200 GET 23 bytes [\d.]+ ms anna$", line)
@@ -566,18 +567,18 @@ def test_log_lines_cannot_be_forged(guarded):
 
 def test_nothing_is_logged_by_default(ctspine1k_url, capsys):
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
-        ask(f"{server.url}/v1/stores")
+        fetch(f"{server.url}/v1/stores")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.long
 def test_the_command_writes_the_log(ctspine1k_url):
-    process, url = started(ctspine1k_url, "--log", "json")
+    process, url = start_server(ctspine1k_url, "--log", "json")
     try:
-        ask(f"{url}/v1/stores")
+        fetch(f"{url}/v1/stores")
     finally:
         process.terminate()
-        said = process.communicate(timeout=PATIENCE_S)[1]
+        said = process.communicate(timeout=TIMEOUT_S)[1]
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert [line["path"] for line in lines][-1] == "/v1/stores"
 

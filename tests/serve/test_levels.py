@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import ask
+from http_client import fetch
 
 import spinezarr
 from spinezarr.geometry import Box
@@ -52,20 +52,20 @@ def test_levels_and_boxes_of_them_equal_computed_ones(served, ctspine1k_url):
         for array in scan.arrays:
             expected = made.read(array, level)
             url = f"{served}/liver_0/levels/{level.level}?array={array.name}"
-            found = voxels(ask(url))
+            found = voxels(fetch(url))
             assert found.dtype == expected.dtype == {"image": "i2", "label": "u1"}[array.name]
             assert (found == expected).all()
-            assert (voxels(ask(url, accept_encoding="br, gzip")) == expected).all()
-            status, headers, file = ask(f"{url}&pack=gzip", accept_encoding="gzip")
+            assert (voxels(fetch(url, accept_encoding="br, gzip")) == expected).all()
+            status, headers, file = fetch(f"{url}&pack=gzip", accept_encoding="gzip")
             assert (status, headers["content-type"]) == (200, "application/gzip")
             assert "content-encoding" not in headers
             assert gzip.decompress(file) == expected.tobytes()
             n = level.shape_zyx
             box = Box((n[0] // 3, n[1] // 2, 0), (n[0], n[1] // 2 + 1, n[2]))
             asked = [",".join(map(str, numbers)) for numbers in (box.start_zyx, box.shape_zyx)]
-            answer = ask(f"{url}&start_zyx={asked[0]}&size_zyx={asked[1]}")
+            answer = fetch(f"{url}&start_zyx={asked[0]}&size_zyx={asked[1]}")
             assert (voxels(answer) == expected[box.slices]).all()
-            rest = voxels(ask(f"{url}&start_zyx={asked[0]}"))
+            rest = voxels(fetch(f"{url}&start_zyx={asked[0]}"))
             start = tuple(slice(a, None) for a in box.start_zyx)
             assert (rest == expected[start]).all()
 
@@ -89,7 +89,7 @@ def test_levels_and_boxes_of_them_equal_computed_ones(served, ctspine1k_url):
     ],
 )
 def test_the_errors_of_invalid_requests_for_levels_explain_them(served, path, status, says):
-    found = ask(f"{served}/{path}")
+    found = fetch(f"{served}/{path}")
     assert found[0] == status
     assert says in found[2].decode()
 
@@ -100,25 +100,25 @@ def test_requests_above_the_limits_are_refused(ctspine1k_url):
     for bounds in (voxels, voxels | source):
         limits = LIMITS.model_copy(update=bounds)
         with BackgroundServer(ServeSettings(paths=(ctspine1k_url,), limits=limits)) as server:
-            assert ask(f"{server.url}/{path}/0?size_zyx=5,5,4")[0] == 200
-            status, _, body = ask(f"{server.url}/{path}/0?size_zyx=5,5,5")
+            assert fetch(f"{server.url}/{path}/0?size_zyx=5,5,4")[0] == 200
+            status, _, body = fetch(f"{server.url}/{path}/0?size_zyx=5,5,5")
             assert status == 413
             assert b"smaller box" in body
-            status = ask(f"{server.url}/{path}/1?size_zyx=5,5,4")[0]
+            status = fetch(f"{server.url}/{path}/1?size_zyx=5,5,4")[0]
             assert status == (413 if "level_source_bytes" in bounds else 200)
 
 
 def test_levels_of_a_version_may_be_cached(served, ctspine1k_url):
     checksum = spinezarr.open(ctspine1k_url)._reader.scan("liver_0").content_checksum
     url = f"{served}/liver_0/levels/1"
-    headers = ask(url)[1]
+    headers = fetch(url)[1]
     assert headers["cache-control"] == "no-cache"
-    named = ask(f"{url}?content_checksum={checksum}")[1]
+    named = fetch(f"{url}?content_checksum={checksum}")[1]
     assert named["cache-control"] == "private, max-age=31536000, immutable"
     assert named["etag"] == headers["etag"]
-    assert ask(url, if_none_match=headers["etag"])[0] == 304
+    assert fetch(url, if_none_match=headers["etag"])[0] == 304
     tags = {
-        ask(f"{url}?{query}", accept_encoding=coding)[1]["etag"]
+        fetch(f"{url}?{query}", accept_encoding=coding)[1]["etag"]
         for query in ("", "array=label", "start_zyx=1,0,0", "pack=gzip")
         for coding in ("gzip", "identity")
     }
@@ -130,12 +130,12 @@ def test_levels_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, ingest
     ingest_version("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),), limits=LIMITS)) as server:
         url = f"{server.url}/v1/own/scans/a/levels/1"
-        before = ask(url)
+        before = fetch(url)
         checksum = spinezarr.open(store)._reader.scan("a").content_checksum
         ingest_version("after", store)
-        after = ask(url)
+        after = fetch(url)
         assert after[1]["etag"] != before[1]["etag"]
-        status, headers, _ = ask(f"{url}?content_checksum={checksum}")
+        status, headers, _ = fetch(f"{url}?content_checksum={checksum}")
         assert (status, headers["cache-control"]) == (410, "no-store")
         own = spinezarr.open(store)
         expected = LevelReader(own._engine).read(
@@ -151,11 +151,11 @@ def test_damaged_levels_are_an_error(ctspine1k_url, tmp_path):
     with BackgroundServer(ServeSettings(paths=(str(copy),), limits=LIMITS)) as server:
         url = f"{server.url}/v1/own/scans/liver_0/levels"
         for level in (0, 1):
-            status, headers, _ = ask(f"{url}/{level}")
+            status, headers, _ = fetch(f"{url}/{level}")
             assert status == 503
             assert headers["retry-after"] == "1"
             assert headers["cache-control"] == "no-store"
-        assert ask(f"{url}/1?array=label")[0] == 200
+        assert fetch(f"{url}/1?array=label")[0] == 200
 
 
 def test_the_mask_levels_of_a_scan_without_a_mask_are_404(ctspine1k_url):
@@ -168,7 +168,7 @@ def test_the_mask_levels_of_a_scan_without_a_mask_are_404(ctspine1k_url):
 def test_levels_of_odd_images_are_float32(odd):
     with BackgroundServer(ServeSettings(paths=(odd.url,), limits=LIMITS)) as server:
         for name, image in odd.image.items():
-            found = voxels(ask(f"{server.url}/v1/odd/scans/{name}/levels/0"))
+            found = voxels(fetch(f"{server.url}/v1/odd/scans/{name}/levels/0"))
             assert found.dtype == ("i2" if name == "plain" else "f4")
             np.testing.assert_array_equal(found, image.astype(found.dtype))
 
@@ -178,8 +178,8 @@ def test_levels_need_a_token_if_the_server_requires_one(ctspine1k_url, tmp_path)
     given = {"paths": (ctspine1k_url,), "token_file": str(tmp_path / "tokens")}
     with BackgroundServer(ServeSettings(**given, limits=LIMITS)) as server:
         url = f"{server.url}/v1/ctspine1k/scans/liver_0/levels/1"
-        assert ask(url)[0] == 401
-        assert ask(url, authorization=f"Bearer {token}")[0] == 200
+        assert fetch(url)[0] == 401
+        assert fetch(url, authorization=f"Bearer {token}")[0] == 200
 
 
 def test_weights_of_accepted_encodings_are_respected():

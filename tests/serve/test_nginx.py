@@ -6,8 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from asking import ask, free_port
-from patience import wait_until
+from http_client import fetch
+from server_process import free_port
+from timeouts import wait_until
 
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
@@ -135,7 +136,7 @@ def both(ctspine1k_url, tmp_path_factory):
         def answers():
             assert process.poll() is None, (folder / "error.log").read_text()
             with suppress(OSError):
-                return ask(theirs)
+                return fetch(theirs)
 
         wait_until(answers)
         yield theirs, f"{server.url}/zarr/ctspine1k/{KEY}", (root / "file").stat().st_size
@@ -144,9 +145,9 @@ def both(ctspine1k_url, tmp_path_factory):
 
 def answer(url, method, size, fields):
     """Return the parts of an answer to compare; the text of an error page is left out."""
-    tag = {k.lower(): v for k, v in ask(url, "HEAD")[1].items()}["etag"]
+    tag = {k.lower(): v for k, v in fetch(url, "HEAD")[1].items()}["etag"]
     headers = {name: value.format(n=size, m=size - 1, etag=tag) for name, value in fields.items()}
-    status, found, body = ask(url, method, **headers)
+    status, found, body = fetch(url, method, **headers)
     found = {name.lower(): value for name, value in found.items()}
     told = {"status": status, "content-range": found.get("content-range")}
     if status in {200, 206}:

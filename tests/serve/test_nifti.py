@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import nibabel as nib
 import numpy as np
 import pytest
-from asking import ask
-from patience import PATIENCE_S, wait_until
-from running import running
+from http_client import fetch
+from server_process import server_process
+from timeouts import TIMEOUT_S, wait_until
 
 import spinezarr
 from spinezarr.serve.limits import ServeLimits
@@ -34,7 +34,7 @@ def check_alike(url, store, name, folder):
     for row in store.table.scan.to_numpy().tolist():
         store.export_nifti(out=folder, scans=row, overwrite=True).done[0]
         for array, suffix in SUFFIXES.items():
-            status, headers, body = ask(f"{url}/v1/{name}/scans/{row}/{array}.nii.gz")
+            status, headers, body = fetch(f"{url}/v1/{name}/scans/{row}/{array}.nii.gz")
             file = folder / f"{row}_{suffix}.nii.gz"
             assert status == 200
             assert headers["content-type"] == "application/gzip"
@@ -60,12 +60,12 @@ def test_scaled_and_odd_images_sent_as_nifti_equal_the_exported_files(served, od
 
 def test_nifti_of_a_version_may_be_cached_forever(served, ctspine1k_url):
     url = f"{served}/v1/ctspine1k/scans/liver_0/image.nii.gz"
-    status, headers, body = ask(url, "HEAD")
+    status, headers, body = fetch(url, "HEAD")
     assert (status, body, headers["cache-control"]) == (200, b"", "no-cache")
-    assert ask(url, if_none_match=headers["etag"])[0] == 304
+    assert fetch(url, if_none_match=headers["etag"])[0] == 304
     checksum = spinezarr.open(ctspine1k_url)._reader.scan("liver_0").content_checksum
-    assert ask(f"{url}?content_checksum={checksum}")[1]["cache-control"] == NEVER
-    assert ask(f"{url}?content_checksum={'0' * 32}")[0] == 410
+    assert fetch(f"{url}?content_checksum={checksum}")[1]["cache-control"] == NEVER
+    assert fetch(f"{url}?content_checksum={'0' * 32}")[0] == 410
 
 
 def damage(store, scan_id, part):
@@ -97,7 +97,7 @@ def long_scan(tmp_path_factory):
 
 def receive(url, path):
     """Return all bytes until the connection ends, and whether the answer was complete."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
     connection.request("GET", path)
     answer = connection.getresponse()
     try:
@@ -113,7 +113,7 @@ PATH = "/v1/long/scans/a/image.nii.gz"
 
 def test_the_mask_file_of_a_scan_without_mask_is_404(long_scan):
     with BackgroundServer(ServeSettings(paths=(str(long_scan),))) as server:
-        assert ask(f"{server.url}/v1/long/scans/a/label.nii.gz")[0] == 422
+        assert fetch(f"{server.url}/v1/long/scans/a/label.nii.gz")[0] == 422
 
 
 def check_cut(url):
@@ -132,14 +132,14 @@ def test_damage_in_the_middle_of_a_scan_ends_the_answer_unfinished(long_scan, tm
         assert receive(server.url, PATH)[2] is False
         check_cut(server.url)
         damage(store, "a", 0)
-        status, headers, _ = ask(f"{server.url}{PATH}")
+        status, headers, _ = fetch(f"{server.url}{PATH}")
         assert (status, headers["retry-after"]) == (503, "1")
 
 
 @pytest.mark.long
 def test_granian_ends_a_damaged_answer_unfinished(long_scan, tmp_path):
     store = Path(shutil.copytree(long_scan, tmp_path / "long.zarr"))
-    with running(tmp_path, store) as server:
+    with server_process(tmp_path, store) as server:
         assert len(gzip.decompress(receive(server.url, PATH)[1])) == 352 + 96 * 96 * 300 * 2
         damage(store, "a", -1)
         check_cut(server.url)
@@ -148,11 +148,11 @@ def test_granian_ends_a_damaged_answer_unfinished(long_scan, tmp_path):
 def test_too_many_files_at_once_are_refused(long_scan):
     settings = ServeSettings(paths=(str(long_scan),), limits=ServeLimits(streams=1))
     with BackgroundServer(settings) as server:
-        one = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=PATIENCE_S)
+        one = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=TIMEOUT_S)
         one.request("GET", PATH)
         answer = one.getresponse()
         assert answer.read(2) == b"\x1f\x8b"  # and then stops reading
-        status, headers, _ = ask(f"{server.url}{PATH}")
+        status, headers, _ = fetch(f"{server.url}{PATH}")
         assert (status, headers["retry-after"]) == (429, "5")
         one.close()
         for path, expected in ((PATH, 200), ("/v1/long/scans/none/image.nii.gz", 404), (PATH, 200)):
@@ -162,5 +162,5 @@ def test_too_many_files_at_once_are_refused(long_scan):
 def status_when_free(url, path):
     """Repeat a request until no other client occupies the only slot."""
     found = []
-    wait_until(lambda: found.append(ask(f"{url}{path}")[0]) or found[-1] != 429)
+    wait_until(lambda: found.append(fetch(f"{url}{path}")[0]) or found[-1] != 429)
     return found[-1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
-from asking import ask
+from http_client import fetch
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
@@ -46,7 +46,7 @@ def tree(served):
 
 
 def node(url):
-    status, headers, body = ask(f"{url}/zarr.json")
+    status, headers, body = fetch(f"{url}/zarr.json")
     assert (status, headers["content-type"]) == (200, "application/json")
     return json.loads(body)
 
@@ -63,8 +63,8 @@ def test_level_0_has_the_bytes_of_the_stored_array(served, tree):
         stored = f"{served}/zarr/ctspine1k/scans/{SCAN}/{name}"
         assert node(f"{tree}/{place}") == node(stored)
         for headers in ({}, {"range": "bytes=-100"}, {"range": "bytes=20-99"}):
-            here = ask(f"{tree}/{place}/c/0/0/0", **headers)
-            there = ask(f"{stored}/c/0/0/0", **headers)
+            here = fetch(f"{tree}/{place}/c/0/0/0", **headers)
+            there = fetch(f"{stored}/c/0/0/0", **headers)
             assert here[0] == there[0] == (206 if headers else 200)
             assert here[2] == there[2]
             for field in ("etag", "cache-control", "content-length"):
@@ -148,7 +148,7 @@ def test_images_have_names_label_colors_and_intensity_windows(tree, ctspine1k_ur
     ],
 )
 def test_absent_metadata_are_404_and_absent_chunks_410(tree, key, status):
-    assert ask(f"{tree}/{key}")[0] == status
+    assert fetch(f"{tree}/{key}")[0] == status
 
 
 @pytest.mark.parametrize(
@@ -171,20 +171,20 @@ def test_absent_metadata_are_404_and_absent_chunks_410(tree, key, status):
     ],
 )
 def test_ome_paths_of_other_scans_and_stores_have_the_expected_status(served, place, status):
-    assert ask(f"{served}/ome/{place}")[0] == status
+    assert fetch(f"{served}/ome/{place}")[0] == status
 
 
 def test_coarse_chunks_have_tags_and_ranges(tree):
     url = f"{tree}/1/c/0/0/0"
-    status, headers, body = ask(url)
+    status, headers, body = fetch(url)
     assert (status, headers["cache-control"]) == (200, "no-cache")
-    assert ask(url)[1]["etag"] == headers["etag"]
-    assert ask(url, if_none_match=headers["etag"])[0] == 304
-    assert ask(url, if_match='"x"')[0] == 412
-    status, part, data = ask(url, range="bytes=10-19")
+    assert fetch(url)[1]["etag"] == headers["etag"]
+    assert fetch(url, if_none_match=headers["etag"])[0] == 304
+    assert fetch(url, if_match='"x"')[0] == 412
+    status, part, data = fetch(url, range="bytes=10-19")
     assert (status, data) == (206, body[10:20])
     assert part["cache-control"] == "no-store"
-    assert ask(url, "HEAD")[1]["content-length"] == str(len(body))
+    assert fetch(url, "HEAD")[1]["content-length"] == str(len(body))
 
 
 def test_ome_chunks_of_a_version_may_be_cached_until_it_is_replaced(tmp_path, ingest_version):
@@ -195,16 +195,16 @@ def test_ome_chunks_of_a_version_may_be_cached_until_it_is_replaced(tmp_path, in
         about = node(f"{url}/a.ome.zarr")["attributes"]["spinezarr"]
         named = f"{url}/@{about['content_checksum']}/a.ome.zarr"
         keys = ("zarr.json", "0/c/0/0/0", "1/c/0/0/0", "labels/vertebrae/1/c/0/0/0")
-        before = {key: ask(f"{named}/{key}") for key in keys}
+        before = {key: fetch(f"{named}/{key}") for key in keys}
         for status, headers, _ in before.values():
             assert status == 200
             assert headers["cache-control"] == "private, max-age=31536000, immutable"
         ingest_version("after", store)
         for key in keys:
-            assert ask(f"{named}/{key}")[0] == 410
+            assert fetch(f"{named}/{key}")[0] == 410
         # A client with the old metadata does not get the new chunks.
         for key in keys[1:]:
-            assert ask(f"{url}/a.ome.zarr/{key}")[0] == 410
+            assert fetch(f"{url}/a.ome.zarr/{key}")[0] == 410
         fresh = zarr.open_group(f"{url}/a.ome.zarr", mode="r", zarr_format=3)
         own = spinezarr.open(store)
         scan = own._reader.scan("a")
@@ -213,8 +213,8 @@ def test_ome_chunks_of_a_version_may_be_cached_until_it_is_replaced(tmp_path, in
         assert (fresh["0"][:] == own.scan("a").image.values).all()
         shutil.rmtree(store / "scans/a")
         for key in keys[1:]:
-            assert ask(f"{url}/a.ome.zarr/{key}")[0] == 410
-        assert ask(f"{url}/a.ome.zarr/zarr.json")[0] == 404
+            assert fetch(f"{url}/a.ome.zarr/{key}")[0] == 410
+        assert fetch(f"{url}/a.ome.zarr/zarr.json")[0] == 404
 
 
 def test_damaged_ome_chunks_are_an_error_and_not_404(ctspine1k_url, tmp_path):
@@ -225,7 +225,7 @@ def test_damaged_ome_chunks_are_an_error_and_not_404(ctspine1k_url, tmp_path):
     with BackgroundServer(ServeSettings(paths=(str(copy),), limits=LIMITS)) as server:
         url = f"{server.url}/ome/own/{SCAN}.ome.zarr"
         for key in ("1/c/0/0/0", "labels/vertebrae/1/c/0/0/0"):
-            status, headers, _ = ask(f"{url}/{key}")
+            status, headers, _ = fetch(f"{url}/{key}")
             assert (status, headers["cache-control"]) == (503, "no-store")
             assert headers["retry-after"] == "1"
 
@@ -297,10 +297,10 @@ def test_a_scan_without_a_mask_has_no_labels(tmp_path):
         url = f"{server.url}/ome/own/a.ome.zarr"
         members = node(url)["consolidated_metadata"]["metadata"]
         assert all(name.isdigit() for name in members)
-        assert ask(f"{url}/labels/zarr.json")[0] == 404
-        assert ask(f"{url}/labels/vertebrae/0/zarr.json")[0] == 404
+        assert fetch(f"{url}/labels/zarr.json")[0] == 404
+        assert fetch(f"{url}/labels/vertebrae/0/zarr.json")[0] == 404
         for level in (0, 1):  # an older version may have had one
-            assert ask(f"{url}/labels/vertebrae/{level}/c/0/0/0")[0] == 410
+            assert fetch(f"{url}/labels/vertebrae/{level}/c/0/0/0")[0] == 410
 
 
 def test_ome_images_need_a_token_or_a_signed_url(ctspine1k_url, tmp_path):
@@ -310,17 +310,17 @@ def test_ome_images_need_a_token_or_a_signed_url(ctspine1k_url, tmp_path):
     with BackgroundServer(settings) as server:
         url = f"{server.url}/ome/ctspine1k/{SCAN}.ome.zarr"
         for key in ("zarr.json", "0/c/0/0/0", "1/c/0/0/0"):
-            assert ask(f"{url}/{key}")[0] == 401
-            assert ask(f"{url}/{key}", authorization=f"Bearer {token}")[0] == 200
+            assert fetch(f"{url}/{key}")[0] == 401
+            assert fetch(f"{url}/{key}", authorization=f"Bearer {token}")[0] == 200
         signed = signed_url(Tokens(file), url, "lab", 60)
         root = zarr.open_group(signed, mode="r", zarr_format=3)
         assert root["1"][:].any()
         other = signed.replace(SCAN, "HN_P001")
-        assert ask(f"{other}/zarr.json")[0] == 401
+        assert fetch(f"{other}/zarr.json")[0] == 401
 
 
 def test_pages_of_allowed_origins_may_read_ome_images(tree):
-    headers = ask(f"{tree}/1/c/0/0/0", origin="http://localhost:1")[1]
+    headers = fetch(f"{tree}/1/c/0/0/0", origin="http://localhost:1")[1]
     assert headers["access-control-allow-origin"] == "http://localhost:1"
-    headers = ask(f"{tree}/zarr.json", origin="https://evil.example")[1]
+    headers = fetch(f"{tree}/zarr.json", origin="https://evil.example")[1]
     assert "access-control-allow-origin" not in headers

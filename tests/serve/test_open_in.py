@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from asking import ask
+from http_client import fetch
 
 import spinezarr
 from spinezarr.serve.run import BackgroundServer
@@ -29,7 +29,7 @@ def server(request, ctspine1k_url, tmp_path_factory):
 
 def options_at(url, token, **headers):
     asked = {"authorization": f"Bearer {token}"} if token else {}
-    status, fields, body = ask(f"{url}{PATH}", **asked, **headers)
+    status, fields, body = fetch(f"{url}{PATH}", **asked, **headers)
     assert (status, fields["cache-control"]) == (200, "no-store")
     return {option["name"]: option for option in json.loads(body)["options"]}
 
@@ -44,7 +44,7 @@ def test_every_link_can_be_followed(server):
     for link in links:
         assert link.startswith("/")
         assert not link.startswith("//")
-        assert ask(f"{url}{link}", "HEAD", **asked)[0] in {200, 303}
+        assert fetch(f"{url}{link}", "HEAD", **asked)[0] in {200, 303}
 
 
 @pytest.mark.parametrize("name", ["Python", "xarray"])
@@ -69,7 +69,7 @@ def test_code_samples_name_the_server_by_the_requested_host(ctspine1k_url, tmp_p
         assert options["3D Slicer"]["text"] == ome.replace("liver_0", "itk/liver_0")
         assert "signed URL" in options["napari"]["hint"]
         headers = {"authorization": f"Bearer {token}", "host": "a b"}
-        assert ask(f"{running.url}{PATH}", **headers)[0] == 400
+        assert fetch(f"{running.url}{PATH}", **headers)[0] == 400
 
 
 def test_hostile_names_run_no_command_when_pasted():

@@ -12,7 +12,7 @@ import tensorstore
 import xarray as xr
 import zarr
 from obstore.store import HTTPStore
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 from zarr.storage import FsspecStore, ObjectStore
 
 import spinezarr
@@ -105,7 +105,7 @@ def zarrita(tmp_path_factory):
         asked = json.dumps({"urls": urls, "token": token, "suffix": suffix})
         command = ["node", script, asked]
         return subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=PATIENCE_S
+            command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
         )
 
     return read

@@ -14,13 +14,12 @@ import pyarrow as pa
 import pytest
 import safetensors.numpy
 import SimpleITK
-from asking import ask as ask_for
-from asking import ask_for_patches as ask
 from google_crc32c import extend
+from http_client import fetch, fetch_patches
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 
 import spinezarr
 from spinezarr.geometry import Box
@@ -79,7 +78,7 @@ def test_patches_of_the_server_equal_those_of_a_stream(
         "with_label": with_label,
         "pack": pack,
     }
-    status, headers, answer = ask(served, body)
+    status, headers, answer = fetch_patches(served, body)
     assert (status, headers["content-type"]) == (200, "application/x-safetensors")
     found, about = parsed(answer)
     stream = local.patches(size_zyx, labels=with_label)
@@ -110,7 +109,7 @@ def test_slices_and_resampled_patches_equal_those_of_a_stream(served, local):
     ):
         requests = [stream.request(index) for index in range(4)]
         wanted = [{"scan_id": r.scan_id, "start_zyx": r.box.start_zyx} for r in requests]
-        status, _, answer = ask(served, {"items": wanted, **fields})
+        status, _, answer = fetch_patches(served, {"items": wanted, **fields})
         assert status == 200
         found, about = parsed(answer)
         expected = stream.read(requests)
@@ -136,7 +135,7 @@ def test_each_item_of_a_batch_has_its_own_status(ctspine1k_url, tmp_path):
         {"scan_id": ids[2], "start_zyx": (1, 1, 1)},
     ]
     with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
-        status, _, answer = ask(
+        status, _, answer = fetch_patches(
             f"{server.url}/v1/own/batch", {"items": wanted, "size_zyx": (4, 4, 4)}
         )
     assert status == 200
@@ -188,7 +187,7 @@ def test_each_item_of_a_batch_has_its_own_status(ctspine1k_url, tmp_path):
     ],
 )
 def test_the_error_of_an_invalid_request_explains_it(served, body, status):
-    found, headers, answer = ask(served, body)
+    found, headers, answer = fetch_patches(served, body)
     assert found == status
     assert headers["cache-control"] == "no-store"
     assert status == 200 or b"Traceback" not in answer
@@ -198,11 +197,11 @@ def test_a_body_that_never_arrives_delays_no_other_request(serve_within):
     served = f"{serve_within(body_s=0.3)}/v1/ctspine1k/batch"
     host = served.removeprefix("http://").partition("/")[0]
     name, _, port = host.partition(":")
-    slow = [socket.create_connection((name, int(port)), timeout=PATIENCE_S) for _ in range(40)]
+    slow = [socket.create_connection((name, int(port)), timeout=TIMEOUT_S) for _ in range(40)]
     lines = ["POST /v1/ctspine1k/batch HTTP/1.1", f"Host: {host}", "Content-Length: 99", "", "{"]
     for one in slow:
         one.sendall("\r\n".join(lines).encode())
-    assert ask(served, {"items": [], "size_zyx": (1, 1, 1)})[0] == 200
+    assert fetch_patches(served, {"items": [], "size_zyx": (1, 1, 1)})[0] == 200
     for one in slow:
         with one:
             assert one.recv(64).startswith(b"HTTP/1.1 408")
@@ -213,12 +212,12 @@ def test_the_voxels_read_for_a_batch_are_limited(served, serve_within, local):
     scan_id = local.table.scan.to_numpy()[0]
     body = {"items": [{"scan_id": scan_id, "start_zyx": (0, 0, 0)}], "size_zyx": (9, 9, 9)}
     coarse = {**body, "spacing_zyx_mm": (20.0, 20.0, 20.0)}
-    assert [ask(served, wanted)[0] for wanted in (body, coarse)] == [200, 200]
+    assert [fetch_patches(served, wanted)[0] for wanted in (body, coarse)] == [200, 200]
     bound = f"{serve_within(batch_source_bytes=3 * 11**3)}/v1/ctspine1k/batch"
-    assert [ask(bound, wanted)[0] for wanted in (body, coarse)] == [200, 413]
+    assert [fetch_patches(bound, wanted)[0] for wanted in (body, coarse)] == [200, 413]
     alone = {**body, "size_zyx": (1, 9, 9), "flat_axis": 0}
     beside = {**alone, "neighbors": 1}
-    assert [ask(bound, wanted)[0] for wanted in (alone, beside)] == [200, 413]
+    assert [fetch_patches(bound, wanted)[0] for wanted in (alone, beside)] == [200, 413]
 
 
 def test_patches_need_a_token_if_the_server_requires_one(ctspine1k_url, tmp_path):
@@ -226,10 +225,10 @@ def test_patches_need_a_token_if_the_server_requires_one(ctspine1k_url, tmp_path
     given_paths = {"paths": (ctspine1k_url,), "token_file": str(tmp_path / "tokens")}
     with BackgroundServer(ServeSettings(**given_paths)) as server:
         url, body = f"{server.url}/v1/ctspine1k/batch", {"items": [], "size_zyx": (1, 1, 1)}
-        assert ask(url, body)[0] == 401
-        assert ask(url, body, authorization=f"Bearer {token}")[0] == 200
+        assert fetch_patches(url, body)[0] == 401
+        assert fetch_patches(url, body, authorization=f"Bearer {token}")[0] == 200
         none = f"{server.url}/v1/none/batch"
-        assert ask(none, body, authorization=f"Bearer {token}")[0] == 404
+        assert fetch_patches(none, body, authorization=f"Bearer {token}")[0] == 404
 
 
 def test_patches_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, ingest_version):
@@ -238,14 +237,14 @@ def test_patches_of_a_replaced_scan_are_those_of_the_new_version(tmp_path, inges
     body = {"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (20, 24, 16)}
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
         url = f"{server.url}/v1/own/batch"
-        before = parsed(ask(url, body)[2])[0]["image"]
+        before = parsed(fetch_patches(url, body)[2])[0]["image"]
         checksum = spinezarr.open(store).table.content_checksum.item()
         ingest_version("after", store)
-        found, about = parsed(ask(url, body)[2])
+        found, about = parsed(fetch_patches(url, body)[2])
         assert about["status"] == ["ok"]
         assert (found["image"] != before).sum() == 1
         body["items"][0]["content_checksum"] = checksum
-        assert parsed(ask(url, body)[2])[1]["status"] == ["the scan has changed"]
+        assert parsed(fetch_patches(url, body)[2])[1]["status"] == ["the scan has changed"]
 
 
 def test_cached_chunks_of_a_replaced_scan_are_not_used(tmp_path, ingest_version):
@@ -256,9 +255,9 @@ def test_cached_chunks_of_a_replaced_scan_are_not_used(tmp_path, ingest_version)
     settings = ServeSettings(paths=(str(store),), cache_bytes=100_000_000)
     with BackgroundServer(settings) as server:
         url = f"{server.url}/v1/own/batch"
-        before = parsed(ask(url, body)[2])[0]["image"]
+        before = parsed(fetch_patches(url, body)[2])[0]["image"]
         ingest_version("after", store)
-        assert (parsed(ask(url, body)[2])[0]["image"] != before).sum() == 1
+        assert (parsed(fetch_patches(url, body)[2])[0]["image"] != before).sum() == 1
 
 
 def test_a_request_for_a_version_never_gets_the_voxels_of_another(
@@ -274,9 +273,9 @@ def test_a_request_for_a_version_never_gets_the_voxels_of_another(
         item = {"scan_id": "a", "start_zyx": (0, 0, 0)}
         items = [item, {**item, "content_checksum": named}]
         body = {"items": items, "size_zyx": (20, 24, 16)}
-        before = parsed(ask(url, body)[2])[0]["image"]
+        before = parsed(fetch_patches(url, body)[2])[0]["image"]
         ingest_version("after", store)
-        found, about = parsed(ask(url, body)[2])
+        found, about = parsed(fetch_patches(url, body)[2])
         assert about["status"] == ["ok", "the scan has changed"]
         assert found["index"].tolist() == [0]
         assert (found["image"] != before[:1]).sum() == 1
@@ -315,7 +314,7 @@ SIZE, START = (12, 10, 8), (-2, 5, 7)
 
 @pytest.mark.parametrize("pack", ["none", "lz4", "zstd"])
 def test_one_patch_is_a_batch_of_one(scan_url, local, pack):
-    status, headers, body = ask_for(f"{scan_url}/patch?{ONE}&pack={pack}")
+    status, headers, body = fetch(f"{scan_url}/patch?{ONE}&pack={pack}")
     assert (status, headers["content-type"]) == (200, "application/x-safetensors")
     found, about = parsed(body)
     expected = patch_of(local.patches(SIZE), START, SIZE)
@@ -327,7 +326,7 @@ def test_one_patch_is_a_batch_of_one(scan_url, local, pack):
 def test_one_array_comes_as_npy(scan_url, local):
     expected = patch_of(local.patches(SIZE), START, SIZE)
     for array in ("image", "label"):
-        status, headers, body = ask_for(
+        status, headers, body = fetch(
             f"{scan_url}/patch?{ONE}&array={array}", accept="application/x-npy"
         )
         assert (status, headers["content-type"]) == (200, "application/x-npy")
@@ -343,8 +342,8 @@ def test_arrow_holds_the_same_arrays(served, scan_url, local, pack):
     items = [{"scan_id": scan_id, "start_zyx": start} for scan_id, start in wanted]
     body = {"items": items, "size_zyx": SIZE, "pack": pack}
     answers = [
-        ask(served, body, accept=accept),
-        ask_for(f"{scan_url}/patch?{ONE}&pack={pack}", accept=accept),
+        fetch_patches(served, body, accept=accept),
+        fetch(f"{scan_url}/patch?{ONE}&pack={pack}", accept=accept),
     ]
     for (status, headers, answer), ids in zip(answers, ([0, 2], [0]), strict=True):
         assert (status, headers["content-type"]) == (200, accept)
@@ -361,7 +360,7 @@ def test_arrow_holds_the_same_arrays(served, scan_url, local, pack):
             found = rows[name].chunk(0).to_numpy_ndarray()
             assert found.dtype == getattr(expected, name).dtype
             assert (found == getattr(expected, name)).all()
-    empty = pa.ipc.open_stream(ask(served, {**body, "items": []}, accept=accept)[2])
+    empty = pa.ipc.open_stream(fetch_patches(served, {**body, "items": []}, accept=accept)[2])
     assert empty.schema.equals(rows.schema)
     assert json.loads(empty.schema.metadata[b"status"]) == []
 
@@ -389,7 +388,7 @@ def test_arrow_holds_the_same_arrays(served, scan_url, local, pack):
 def test_the_nifti_file_of_a_patch_lies_where_the_patch_lies(
     scan_url, local, tmp_path, affine_of_itk, query, array, stream, form
 ):
-    status, headers, body = ask_for(f"{scan_url}/patch?{query}&array={array}", accept=form)
+    status, headers, body = fetch(f"{scan_url}/patch?{query}&array={array}", accept=form)
     assert (status, headers["content-type"]) == (200, form)
     ending = "nii.gz" if form == "application/gzip" else "nii"
     assert headers["content-disposition"].endswith(f"''liver_0_{array}.{ending}")
@@ -412,7 +411,7 @@ def test_the_nifti_file_of_a_patch_lies_where_the_patch_lies(
 
 def test_the_affine_of_a_nifti_patch_agrees_with_that_of_the_scan(scan_url, local):
     """A voxel of the patch has the same position in RAS+ mm as in the whole scan."""
-    _, _, body = ask_for(f"{scan_url}/patch?{ONE}", accept="application/x-nifti")
+    _, _, body = fetch(f"{scan_url}/patch?{ONE}", accept="application/x-nifti")
     patch = nibabel.Nifti1Image.from_bytes(body)
     whole = np.array(local._reader.scan("liver_0").affine)
     z, y, x = START
@@ -440,7 +439,7 @@ def test_the_affine_of_a_nifti_patch_agrees_with_that_of_the_scan(scan_url, loca
     ],
 )
 def test_the_errors_of_invalid_patches_explain_them(scan_url, query, accept, status, says):
-    found, headers, body = ask_for(f"{scan_url}/patch?{query}", accept=accept)
+    found, headers, body = fetch(f"{scan_url}/patch?{query}", accept=accept)
     assert (found, headers["content-type"]) == (status, "text/plain; charset=utf-8")
     assert says in body.decode()
 
@@ -449,37 +448,37 @@ def test_arrow_without_pyarrow_is_a_clear_error(served, scan_url, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     accept = "application/vnd.apache.arrow.stream"
     for status, _, body in (
-        ask_for(f"{scan_url}/patch?{ONE}", accept=accept),
-        ask(served, {"items": [], "size_zyx": (1, 1, 1)}, accept=accept),
+        fetch(f"{scan_url}/patch?{ONE}", accept=accept),
+        fetch_patches(served, {"items": [], "size_zyx": (1, 1, 1)}, accept=accept),
     ):
         assert status == 406
         assert b"pyarrow" in body
-    status, headers, _ = ask_for(f"{scan_url}/patch?{ONE}", accept=f"{accept}, */*;q=0.1")
+    status, headers, _ = fetch(f"{scan_url}/patch?{ONE}", accept=f"{accept}, */*;q=0.1")
     assert (status, headers["content-type"]) == (200, "application/x-safetensors")
 
 
 def test_a_patch_of_a_version_may_be_cached(scan_url, local, monkeypatch):
     checksum = local.table.content_checksum.sel(scan="liver_0").item()
     now, named = f"{scan_url}/patch?{ONE}", f"{scan_url}/patch?{ONE}&content_checksum={checksum}"
-    _, headers, _ = ask_for(now)
+    _, headers, _ = fetch(now)
     assert headers["cache-control"] == "no-cache"
     tag = headers["etag"]
-    _, kept, _ = ask_for(named)
+    _, kept, _ = fetch(named)
     assert kept["cache-control"] == "private, max-age=31536000, immutable"
     assert kept["etag"] == tag
     others = [
-        ask_for(f"{now}&with_label=false")[1]["etag"],
-        ask_for(now.replace("-2,5,7", "-2,5,6"))[1]["etag"],
-        ask_for(now, accept="application/x-npy")[1]["etag"],
-        ask_for(f"{now}&array=label", accept="application/x-npy")[1]["etag"],
-        ask_for(now.replace("liver_0", "HN_P001"))[1]["etag"],
+        fetch(f"{now}&with_label=false")[1]["etag"],
+        fetch(now.replace("-2,5,7", "-2,5,6"))[1]["etag"],
+        fetch(now, accept="application/x-npy")[1]["etag"],
+        fetch(f"{now}&array=label", accept="application/x-npy")[1]["etag"],
+        fetch(now.replace("liver_0", "HN_P001"))[1]["etag"],
     ]
     assert len({tag, *others}) == 6
     monkeypatch.setattr(patches._PatchRead, "run", None)  # nothing is read for these
     for url in (now, named):
-        status, headers, body = ask_for(url, if_none_match=f'"x", W/{tag}')
+        status, headers, body = fetch(url, if_none_match=f'"x", W/{tag}')
         assert (status, headers["etag"], body) == (304, tag, b"")
-        assert ask_for(url, if_match='"x"')[0] == 412
+        assert fetch(url, if_match='"x"')[0] == 412
 
 
 def test_a_patch_of_a_replaced_version_is_410(tmp_path, ingest_version):
@@ -487,12 +486,12 @@ def test_a_patch_of_a_replaced_version_is_410(tmp_path, ingest_version):
     ingest_version("before", store)
     with BackgroundServer(ServeSettings(paths=(str(store),))) as server:
         url = f"{server.url}/v1/own/scans/a/patch?size_zyx=20,24,16&start_zyx=0,0,0"
-        _, headers, before = ask_for(url)
+        _, headers, before = fetch(url)
         checksum = spinezarr.open(store).table.content_checksum.item()
-        assert ask_for(f"{url}&content_checksum={checksum}")[2] == before
+        assert fetch(f"{url}&content_checksum={checksum}")[2] == before
         ingest_version("after", store)
-        assert ask_for(f"{url}&content_checksum={checksum}")[0] == 410
-        status, other, after = ask_for(url, if_none_match=headers["etag"])
+        assert fetch(f"{url}&content_checksum={checksum}")[0] == 410
+        status, other, after = fetch(url, if_none_match=headers["etag"])
         assert status == 200
         assert other["etag"] != headers["etag"]
         difference = parsed(after)[0]["image"] != parsed(before)[0]["image"]
@@ -503,7 +502,7 @@ def test_a_patch_of_a_replaced_version_is_410(tmp_path, ingest_version):
         for path in [shard, *shard.rglob("*")]:
             if path.is_file():
                 path.write_bytes(b"")
-        assert ask_for(url)[0] == 503
+        assert fetch(url)[0] == 503
 
 
 def test_decoded_chunks_are_cached_if_a_limit_is_set(ctspine1k_url, tmp_path):
@@ -523,9 +522,9 @@ def test_decoded_chunks_are_cached_if_a_limit_is_set(ctspine1k_url, tmp_path):
         settings = ServeSettings(paths=(str(copy),), cache_bytes=cache_bytes)
         with BackgroundServer(settings) as server:
             url = f"{server.url}/v1/own/batch"
-            before = parsed(ask(url, body)[2])[0]
+            before = parsed(fetch_patches(url, body)[2])[0]
             damage(bytes(len(data)))
-            after, about = parsed(ask(url, body)[2])
+            after, about = parsed(fetch_patches(url, body)[2])
             damage(data)
             found.append(about["status"][0] == "ok")
             assert not found[-1] or (after["image"] == before["image"]).all()

@@ -16,9 +16,9 @@ import load
 import numpy as np
 import psutil
 import pytest
-from asking import ask, ask_for_patches
-from patience import PATIENCE_S, wait_until
-from running import running
+from http_client import fetch, fetch_patches
+from server_process import server_process
+from timeouts import TIMEOUT_S, wait_until
 
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
@@ -31,7 +31,7 @@ CHUNK = b"%x\r\n" % len(SOUND) + SOUND + b"\r\n"
 
 @pytest.fixture(scope="module")
 def server(ctspine1k_url, tmp_path_factory):
-    with running(tmp_path_factory.mktemp("server"), ctspine1k_url) as server:
+    with server_process(tmp_path_factory.mktemp("server"), ctspine1k_url) as server:
         yield server
         assert output_after_start(server) == ""
 
@@ -61,7 +61,7 @@ def connected(server, *, window=None):
     one = socket.socket()
     if window is not None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-    one.settimeout(PATIENCE_S)
+    one.settimeout(TIMEOUT_S)
     one.connect(("127.0.0.1", server.port))
     return one
 
@@ -95,7 +95,7 @@ def receive_all(one):
     ],
 )
 def test_a_faulty_body_is_never_taken_for_a_request(server, lines, body, status):
-    """The part of a body before a fault is a request that no client made."""
+    """The part of a body before a fault looks like a request, but no client made it."""
     with connected(server) as one:
         one.sendall(head("Connection: close", *lines) + body)
         assert receive_all(one).startswith(b"HTTP/1.1 %d" % status)
@@ -126,14 +126,14 @@ def test_a_request_smuggled_into_another_is_not_answered(server):
 def is_sound(found):
     assert found["wrong"] == []
     assert found["errors"] == {}
-    assert found["said"] == ""
+    assert found["output"] == ""
     assert found["sockets_left"] <= 2
     assert all(times["count"] for times in found["kinds"].values())
 
 
 def test_many_clients_get_the_bytes_of_the_disk(server, ctspine1k_url):
-    requests = load.Requests(Path(ctspine1k_url), batches=6)
-    is_sound(load.ask_for_long(server, requests, seconds=1.5, connections=16))
+    sampler = load.RequestSampler(Path(ctspine1k_url), batches=6)
+    is_sound(load.run_load(server, sampler, seconds=1.5, connections=16))
 
 
 @pytest.mark.long
@@ -176,8 +176,8 @@ def test_a_thousand_slow_clients_are_disconnected_while_others_are_served(server
     with ExitStack() as stack:
         many = open_many(stack, server, 1000, data)
         for number in range(20):
-            assert ask(f"{server.url}/zarr/ctspine1k/zarr.json")[0] == 200
-            assert ask_for_patches(f"{server.url}/v1/ctspine1k/batch", SOUND)[0] == 200
+            assert fetch(f"{server.url}/zarr/ctspine1k/zarr.json")[0] == 200
+            assert fetch_patches(f"{server.url}/v1/ctspine1k/batch", SOUND)[0] == 200
             assert number or n_ended(many) < len(many), "others wait until the slow ones are gone"
         for one in many:
             assert receive_all(one).startswith(expected)
@@ -189,7 +189,7 @@ def test_clients_that_do_not_read_take_little_memory_and_are_disconnected(large,
     body = json.dumps({"items": [{"scan_id": "a", "start_zyx": [0, 0, 0]}], "size_zyx": size})
     get = head(method="GET", path=f"/zarr/large/{SHARD}")
     post = head(f"Content-Length: {len(body)}", path="/v1/large/batch") + body.encode()
-    with running(tmp_path, large) as server, ExitStack() as stack:
+    with server_process(tmp_path, large) as server, ExitStack() as stack:
         time.sleep(1)
         before, idle, began = server.resident_bytes, server.sockets, time.monotonic()
         for data in [get] * 100 + [post] * 16:
@@ -199,13 +199,13 @@ def test_clients_that_do_not_read_take_little_memory_and_are_disconnected(large,
         # Answers in parts wait for their clients; refusals end by themselves.
         while server.sockets > idle + 4 or time.monotonic() - began < 10:
             most = max(most, server.resident_bytes)
-            assert time.monotonic() - began < PATIENCE_S
-            assert ask(f"{server.url}/zarr/large/zarr.json")[0] == 200
+            assert time.monotonic() - began < TIMEOUT_S
+            assert fetch(f"{server.url}/zarr/large/zarr.json")[0] == 200
             time.sleep(0.2)
         assert time.monotonic() - began > 20
         assert most - before < 1400 << 20
         wanted = {"items": [{"scan_id": "a", "start_zyx": [0, 0, 0]}], "size_zyx": [8, 8, 8]}
-        assert ask_for_patches(f"{server.url}/v1/large/batch", wanted)[0] == 200
+        assert fetch_patches(f"{server.url}/v1/large/batch", wanted)[0] == 200
         assert output_after_start(server) == ""
 
 
@@ -219,7 +219,7 @@ def test_clients_that_leave_in_the_middle_leave_nothing_behind(large, tmp_path):
         head("Range: bytes=0-99999", method="GET", path=f"/zarr/large/{SHARD}"),
         head(f"Content-Length: {len(body)}", path="/v1/large/batch") + body.encode(),
     ]
-    with running(tmp_path, large) as server:
+    with server_process(tmp_path, large) as server:
 
         def leave(first):
             for number in range(first, 1000, 8):
@@ -243,7 +243,7 @@ def test_clients_that_leave_in_the_middle_leave_nothing_behind(large, tmp_path):
         all_leave()
         wait_until(lambda: server.sockets <= idle + 2)
         assert server.resident_bytes < before + (100 << 20)
-        assert ask(f"{server.url}/zarr/large/zarr.json")[0] == 200
+        assert fetch(f"{server.url}/zarr/large/zarr.json")[0] == 200
         assert output_after_start(server) == ""
 
 
@@ -252,9 +252,9 @@ def test_clients_that_leave_in_the_middle_leave_nothing_behind(large, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("reads", [True, False])
-def test_at_shutdown_answers_are_finished_within_five_seconds(large, tmp_path, reads):
+def test_answers_are_finished_within_five_seconds_at_shutdown(large, tmp_path, reads):
     bodies = {}
-    with running(tmp_path, large) as server, ExitStack() as stack:
+    with server_process(tmp_path, large) as server, ExitStack() as stack:
         window = None if reads else 4096
         many = [stack.enter_context(connected(server, window=window)) for _ in range(3)]
         for one in many:
@@ -281,17 +281,17 @@ def test_at_shutdown_answers_are_finished_within_five_seconds(large, tmp_path, r
 
 @pytest.mark.long
 def test_a_killed_worker_process_is_replaced(ctspine1k_url, tmp_path):
-    with running(tmp_path, ctspine1k_url, "--processes", 2) as server:
+    with server_process(tmp_path, ctspine1k_url, "--processes", 2) as server:
         url = f"{server.url}/zarr/ctspine1k/zarr.json"
         before = {worker.pid for worker in server.workers}
         assert len(before) == 2
         killed = min(before)
         os.kill(killed, signal.SIGKILL)
         answered = failed = 0
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + TIMEOUT_S
         while time.monotonic() < until and (failed or not answered or not is_back(server, before)):
             try:
-                assert ask(url)[0] == 200
+                assert fetch(url)[0] == 200
                 answered += 1
                 failed = 0
             except OSError:  # the connection belonged to the killed process
@@ -302,7 +302,7 @@ def test_a_killed_worker_process_is_replaced(ctspine1k_url, tmp_path):
         assert killed not in now
         assert len(now) == 2
         for _ in range(50):
-            assert ask(url)[0] == 200
+            assert fetch(url)[0] == 200
 
 
 def is_back(server, before):

@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
-import forked
+import fork_server
 import numpy as np
 import pytest
 import xarray as xr
-from asking import ask, free_port, started
-from patience import PATIENCE_S
+from http_client import fetch
+from server_process import free_port, start_server
+from timeouts import TIMEOUT_S
 
 import spinezarr
 from spinezarr.errors import ScanChangedError, UsageError
@@ -62,7 +63,7 @@ def own(ctspine1k_url, tmp_path):
 def ask_raw(url, *lines, body=b""):
     """Send the head of a request unchanged, and return the whole answer."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
         connection.shutdown(socket.SHUT_WR)
         found = b""
@@ -96,7 +97,7 @@ def test_every_file_of_readers_is_served_unchanged_and_no_other(served, ctspine1
     root = Path(ctspine1k_url)
     for path in (path for path in root.rglob("*") if path.is_file()):
         key = path.relative_to(root).as_posix()
-        status, headers, body = ask(f"{served}/zarr/ctspine1k/{key}")
+        status, headers, body = fetch(f"{served}/zarr/ctspine1k/{key}")
         if key.startswith("ingest/"):
             assert status == 404  # it holds names of raw files
             continue
@@ -106,10 +107,12 @@ def test_every_file_of_readers_is_served_unchanged_and_no_other(served, ctspine1
         assert tag[0] == tag[-1] == '"'
         assert headers["cache-control"] == "no-cache"
         assert "content-encoding" not in headers
-        assert ask(f"{served}/zarr/ctspine1k/{key}", "HEAD")[1]["content-length"] == str(len(body))
-        assert ask(f"{served}/zarr/ctspine1k/{key}", if_none_match=tag)[0] == 304
-        assert ask(f"{served}/zarr/ctspine1k/{key}", if_match='"other"')[0] == 412
-        status, part, found = ask(f"{served}/zarr/ctspine1k/{key}", range="bytes=1-3")
+        assert fetch(f"{served}/zarr/ctspine1k/{key}", "HEAD")[1]["content-length"] == str(
+            len(body)
+        )
+        assert fetch(f"{served}/zarr/ctspine1k/{key}", if_none_match=tag)[0] == 304
+        assert fetch(f"{served}/zarr/ctspine1k/{key}", if_match='"other"')[0] == 412
+        status, part, found = fetch(f"{served}/zarr/ctspine1k/{key}", range="bytes=1-3")
         assert (status, found) == (206, body[1:4])
         assert part["content-range"] == f"bytes 1-3/{len(body)}"
         assert (part["cache-control"], part["etag"]) == ("no-store", tag)
@@ -131,22 +134,22 @@ def test_a_long_file_arrives_whole_from_memory_and_from_disk(
     elif in_memory == "unknown":
         monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 30, raising=False)  # no system supports it
     asked = f"{url}/zarr/ctspine1k/{path.relative_to(copy).as_posix()}"
-    assert ask(asked)[2] == path.read_bytes()
-    assert ask(asked, range="bytes=3-1500")[2] == path.read_bytes()[3:1501]
+    assert fetch(asked)[2] == path.read_bytes()
+    assert fetch(asked, range="bytes=3-1500")[2] == path.read_bytes()[3:1501]
 
 
 def test_files_of_a_version_may_be_cached_forever(own):
     copy, url = own
     checksum = spinezarr.open(copy).table.content_checksum.sel(scan=SCAN).item()
     key = f"scans/{SCAN}/image/c/0/0/0"
-    status, headers, body = ask(f"{url}/zarr/own/@{checksum}/{key}")
+    status, headers, body = fetch(f"{url}/zarr/own/@{checksum}/{key}")
     assert (status, body) == (200, (copy / key).read_bytes())
     assert "immutable" in headers["cache-control"]
-    assert ask(f"{url}/zarr/own/@{checksum}/{key}", range="bytes=0-1")[1]["cache-control"] == (
+    assert fetch(f"{url}/zarr/own/@{checksum}/{key}", range="bytes=0-1")[1]["cache-control"] == (
         "no-store"
     )
-    assert ask(f"{url}/zarr/own/@{'0' * 32}/{key}")[0] == 410
-    assert ask(f"{url}/zarr/own/@{checksum}/scans/other/zarr.json")[0] == 410
+    assert fetch(f"{url}/zarr/own/@{'0' * 32}/{key}")[0] == 410
+    assert fetch(f"{url}/zarr/own/@{checksum}/scans/other/zarr.json")[0] == 410
 
 
 @pytest.mark.parametrize("tree", ["zarr", "flat"])
@@ -155,11 +158,11 @@ def test_a_damaged_or_missing_file_is_503_and_never_404(own, tree):
     copy, url = own
     shard, flat = copy / f"scans/{SCAN}/image/c/0/0/0", "image/c/0/0/0"
     base = f"{url}/{tree}/own/scans/{SCAN}"
-    assert ask(f"{base}/{flat}")[0] == 200
+    assert fetch(f"{base}/{flat}")[0] == 200
     data = shard.read_bytes()
     (copy / "scans/other").mkdir()
-    assert ask(f"{url}/{tree}/own/scans/none/{flat}")[0] == 410
-    assert ask(f"{url}/{tree}/own/scans/other/{flat}")[0] == 410
+    assert fetch(f"{url}/{tree}/own/scans/none/{flat}")[0] == 410
+    assert fetch(f"{url}/{tree}/own/scans/other/{flat}")[0] == 410
     for damage in ("gone", "short", "link", "folder"):
         os.utime(copy / f"scans/{SCAN}/zarr.json")  # opened files are checked again
         shard.unlink()
@@ -171,7 +174,7 @@ def test_a_damaged_or_missing_file_is_503_and_never_404(own, tree):
             shard.symlink_to(copy.parent / "outside")
         elif damage == "folder":
             shard.mkdir()
-        status, headers, _ = ask(f"{base}/{flat}")
+        status, headers, _ = fetch(f"{base}/{flat}")
         assert (status, headers["cache-control"]) == (503, "no-store"), damage
         if damage == "folder":
             shard.rmdir()
@@ -181,20 +184,20 @@ def test_a_damaged_or_missing_file_is_503_and_never_404(own, tree):
     other = bytearray(data)
     other[0] ^= 1
     shard.write_bytes(other)  # later than the metadata: another version, perhaps
-    assert ask(f"{base}/{flat}")[0] == 503
+    assert fetch(f"{base}/{flat}")[0] == 503
     shard.write_bytes(data)
-    assert ask(f"{base}/{flat}")[0] == 200
+    assert fetch(f"{base}/{flat}")[0] == 200
     metadata = copy / f"scans/{SCAN}/zarr.json"
     metadata.write_bytes(metadata.read_bytes()[:-9])
-    assert ask(f"{base}/{flat}")[0] == 503
+    assert fetch(f"{base}/{flat}")[0] == 503
 
 
 @pytest.mark.parametrize("tree", ["zarr", "flat"])
 def test_a_scan_under_the_name_of_another_is_not_served(own, tree):
     copy, url = own
     shutil.copytree(copy / f"scans/{SCAN}", copy / "scans/other")
-    assert ask(f"{url}/{tree}/own/scans/{SCAN}/image/c/0/0/0")[0] == 200
-    assert ask(f"{url}/{tree}/own/scans/other/image/c/0/0/0")[0] == 503
+    assert fetch(f"{url}/{tree}/own/scans/{SCAN}/image/c/0/0/0")[0] == 200
+    assert fetch(f"{url}/{tree}/own/scans/other/image/c/0/0/0")[0] == 503
 
 
 def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
@@ -213,7 +216,7 @@ def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
         assert digests(xr.open_zarr(url, zarr_format=3)) == (
             digests(spinezarr.open(tmp_path / "few.zarr").scan("a"))
         )
-        assert ask(f"{url}/label/c/0/0/0")[0] == 404
+        assert fetch(f"{url}/label/c/0/0/0")[0] == 404
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
@@ -240,7 +243,7 @@ def changing(ingest_version, tmp_path):
         yield partial(ingest_version, store=store), f"{server.url}/zarr/own"
 
 
-def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing):
+def test_each_shard_is_the_old_or_the_new_one_during_a_replacement(changing):
     ingest_version, url = changing
     # A new version is written next to the old one, under keys of the other form.
     shards = itertools.cycle([f"{url}/scans/a/image/{key}" for key in ("c/0/0/0", "c.0.0.0")])
@@ -248,7 +251,7 @@ def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing)
 
     def look():
         while not is_over.is_set():
-            status, headers, body = ask(next(shards))
+            status, headers, body = fetch(next(shards))
             statuses.add(status)
             if status == 200:
                 bodies.setdefault(headers["etag"], set()).add(hashlib.sha256(body).digest())
@@ -269,17 +272,17 @@ def test_during_a_replacement_each_shard_is_the_old_one_or_the_new_one(changing)
 
 def test_requests_for_the_old_version_are_answered_with_410(changing):
     ingest_version, url = changing
-    tag = ask(f"{url}/scans/a/image/c/0/0/0")[1]["etag"]
+    tag = fetch(f"{url}/scans/a/image/c/0/0/0")[1]["etag"]
     checksum = spinezarr.open(url).table.content_checksum.item()
     stream = spinezarr.open(url).patches((8, 8, 8), n_samples=4, batch_size=2)
     opened = spinezarr.open(url)
     opened.table  # noqa: B018
     ingest_version("after")
-    assert ask(f"{url}/scans/a/image/c/0/0/0", if_match=tag)[0] == 410  # never 404
-    assert ask(f"{url}/scans/a/label/c/0/0/0")[0] == 410
-    assert ask(f"{url}/scans/a/z/c/0")[0] == 410
-    assert ask(f"{url}/@{checksum}/scans/a/image/c/0/0/0")[0] == 410
-    assert ask(f"{url}/@{checksum}/scans/a/zarr.json")[0] == 410
+    assert fetch(f"{url}/scans/a/image/c/0/0/0", if_match=tag)[0] == 410  # never 404
+    assert fetch(f"{url}/scans/a/label/c/0/0/0")[0] == 410
+    assert fetch(f"{url}/scans/a/z/c/0")[0] == 410
+    assert fetch(f"{url}/@{checksum}/scans/a/image/c/0/0/0")[0] == 410
+    assert fetch(f"{url}/@{checksum}/scans/a/zarr.json")[0] == 410
     with pytest.raises(ScanChangedError):
         list(stream)
     assert spinezarr.open(url).table.content_checksum.item() != checksum
@@ -299,17 +302,17 @@ def test_metadata_of_a_version_are_never_served_from_another(ingest_version, tmp
 
 def test_stores_come_and_go_while_the_server_runs(own, ctspine1k_url, clock):
     copy, url = own
-    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    assert fetch(f"{url}/zarr/later/zarr.json")[0] == 404
     shutil.copytree(ctspine1k_url, copy.parent / "later.zarr")
-    assert ask(f"{url}/zarr/later/zarr.json")[0] == 200
+    assert fetch(f"{url}/zarr/later/zarr.json")[0] == 200
     assert spinezarr.open(f"{url}/zarr/later").table.sizes["scan"] == 6
     shutil.rmtree(copy.parent / "later.zarr")
-    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    assert fetch(f"{url}/zarr/later/zarr.json")[0] == 404
     clock.advance(0.2)  # it is no longer known
-    assert ask(f"{url}/zarr/later/zarr.json")[0] == 404
+    assert fetch(f"{url}/zarr/later/zarr.json")[0] == 404
     chunk = f"scans/{SCAN}/image/c/0/0/0"
     for key in (chunk, f"@{'0' * 32}/{chunk}"):  # a client may still read this store
-        assert ask(f"{url}/zarr/later/{key}")[0] == 410
+        assert fetch(f"{url}/zarr/later/{key}")[0] == 410
 
 
 def test_a_store_moved_to_another_folder_is_served_from_there(ingest_version, tmp_path, clock):
@@ -397,7 +400,7 @@ OUTSIDE = [
 
 @pytest.fixture(scope="module")
 def beside_secrets(ctspine1k_url, tmp_path_factory):
-    """Serve a copy of the store that has files of others in it and beside it."""
+    """Serve a copy of the store that has files of others in it and next to it."""
     copy = Path(shutil.copytree(ctspine1k_url, tmp_path_factory.mktemp("outside") / "of/own.zarr"))
     (copy.parent / "outside").write_text("canary")
     for folder in (copy, copy / "table", copy / "table/scan"):
@@ -426,12 +429,12 @@ def test_malformed_keys_are_404_and_absent_chunks_410(served, tree):
         found = ask_raw(served, line, f"Host: {host}", "Connection: close")
         assert found.startswith(b"HTTP/1.1 404"), key
     for key in ("image/c/0/0/9", "label/c/0/9/0", "label/c/9/0/0"):
-        assert ask(f"{served}/{tree}/ctspine1k/scans/{SCAN}/{key}")[0] == 410, key
+        assert fetch(f"{served}/{tree}/ctspine1k/scans/{SCAN}/{key}")[0] == 410, key
 
 
 def test_methods_that_write_are_refused(served):
     for method in ("PUT", "POST", "DELETE", "PATCH", "TRACE", "PROPFIND"):
-        status, headers, _ = ask(f"{served}/zarr/ctspine1k/zarr.json", method)
+        status, headers, _ = fetch(f"{served}/zarr/ctspine1k/zarr.json", method)
         assert status == 405
         assert headers["allow"] == "GET, HEAD, OPTIONS"
 
@@ -440,7 +443,7 @@ def test_methods_that_write_are_refused(served):
 
 
 def test_an_overlong_token_is_refused_before_it_is_hashed(tmp_path):
-    """Hashing would take the longer, the more a client sends."""
+    """The time of hashing grows with what a client sends."""
     file = tmp_path / "tokens"
     lines = []
     for size in (1, 512, 513):
@@ -489,17 +492,17 @@ def test_only_requests_with_a_token_may_read(ctspine1k_url, tmp_path):
         assert digests(spinezarr.open(named).scan(SCAN)) == expected
         for wrong in ("", "Bearer", "Bearer x", f"Bearer {token}x", f"Token {token}", "Basic x",
                       f"Bearer {token} {token}", "Bearer " + "x" * 5000):  # fmt: skip
-            status, said, _ = ask(f"{url}/zarr.json", authorization=wrong)
+            status, said, _ = fetch(f"{url}/zarr.json", authorization=wrong)
             assert (status, said["cache-control"]) == (401, "no-store")
             assert said["www-authenticate"].startswith("Bearer")
-        assert ask(f"{url}/scans/none/image/c/0/0/0")[0] == 401  # 404 would be background
-        assert ask(f"{server.url}/healthz")[0] == 200
+        assert fetch(f"{url}/scans/none/image/c/0/0/0")[0] == 401  # 404 would be background
+        assert fetch(f"{server.url}/healthz")[0] == 200
         lines = [line for line in file.read_text().splitlines() if not line.startswith("lab ")]
         file.write_text("\n".join(lines))
-        assert ask(f"{url}/zarr.json", authorization=f"Bearer {token}")[0] == 401
-        assert ask(f"{url}/zarr.json", authorization=f"Bearer {other}")[0] == 200
+        assert fetch(f"{url}/zarr.json", authorization=f"Bearer {token}")[0] == 401
+        assert fetch(f"{url}/zarr.json", authorization=f"Bearer {other}")[0] == 200
         file.write_text("nonsense")
-        assert ask(f"{url}/zarr.json", authorization=f"Bearer {other}")[0] == 401
+        assert fetch(f"{url}/zarr.json", authorization=f"Bearer {other}")[0] == 401
 
 
 def test_requests_for_a_foreign_host_name_are_refused(served):
@@ -507,9 +510,9 @@ def test_requests_for_a_foreign_host_name_are_refused(served):
     for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8765", "",
                  "[::1].evil.example", "[::1]:80@evil.example", "localhost:80:evil.example",
                  "localhost/evil.example"):  # fmt: skip
-        assert ask(url, host=host)[0] == 421
+        assert fetch(url, host=host)[0] == 421
     for host in ("localhost:1", "127.0.0.1", "[::1]:8765", "LOCALHOST"):
-        assert ask(url, host=host)[0] == 200
+        assert fetch(url, host=host)[0] == 200
 
 
 def test_pages_of_this_machine_may_read_and_others_only_if_allowed(ctspine1k_url):
@@ -526,11 +529,11 @@ def test_pages_of_this_machine_may_read_and_others_only_if_allowed(ctspine1k_url
             ("http://127.0.0.1:80@evil.example", False),
             ("null", False),
         ):
-            _, headers, _ = ask(url, origin=origin)
+            _, headers, _ = fetch(url, origin=origin)
             assert (headers.get("access-control-allow-origin") == origin) is may
             assert headers["vary"] == "Origin"
         asks = {"access_control_request_method": "GET", "access_control_request_headers": "range"}
-        status, headers, _ = ask(url, "OPTIONS", origin="https://viewer.example", **asks)
+        status, headers, _ = fetch(url, "OPTIONS", origin="https://viewer.example", **asks)
         assert status == 204
         assert "Range" in headers["access-control-allow-headers"]
 
@@ -540,27 +543,27 @@ def test_pages_of_this_machine_may_read_and_others_only_if_allowed(ctspine1k_url
 
 @pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_it_gets_a_signal(ctspine1k_url, ends):
-    process, url = started(ctspine1k_url, command=[forked.command()])
+    process, url = start_server(ctspine1k_url, command=[fork_server.command()])
     try:
         expected = digests(spinezarr.open(ctspine1k_url).scan(SCAN))
         assert digests(spinezarr.open(f"{url}/zarr/ctspine1k").scan(SCAN)) == expected
-        status, headers, _ = ask(f"{url}/zarr/ctspine1k/zarr.json", "HEAD")
+        status, headers, _ = fetch(f"{url}/zarr/ctspine1k/zarr.json", "HEAD")
         assert (status, headers["content-length"] != "0") == (200, True)
     finally:
         process.send_signal(ends)
-        said = process.communicate(timeout=PATIENCE_S)[1]
+        said = process.communicate(timeout=TIMEOUT_S)[1]
     assert f"{url}/zarr/ctspine1k" in said
     assert "Traceback" not in said
 
 
 def test_clients_with_slow_heads_are_disconnected_while_others_are_served(ctspine1k_url):
-    process, url = started(ctspine1k_url, command=[forked.command()])
+    process, url = start_server(ctspine1k_url, command=[fork_server.command()])
     try:
         port = int(url.rpartition(":")[2])
         slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
         for one in slow:
             one.sendall(b"GET /zarr/ctspine1k/zarr.json HTTP/1.1\r\nHost: loc")
-        assert ask(f"{url}/zarr/ctspine1k/zarr.json")[0] == 200
+        assert fetch(f"{url}/zarr/ctspine1k/zarr.json")[0] == 200
         for one in slow:
             one.settimeout(10)
             with one:
@@ -568,7 +571,7 @@ def test_clients_with_slow_heads_are_disconnected_while_others_are_served(ctspin
                     pass
     finally:
         process.terminate()
-        process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=TIMEOUT_S)
 
 
 @pytest.mark.parametrize(
@@ -586,7 +589,7 @@ def test_wrong_options_of_serving_are_explained(ctspine1k_url, tmp_path, words, 
     (tmp_path / "bad").write_text("secret-token\n")
     names = {"store": ctspine1k_url, "absent": tmp_path / "absent", "bad": tmp_path / "bad"}
     argv = [word.format(**names) for word in words]
-    command = [forked.command(), "serve", "--port", str(free_port()), *argv]
+    command = [fork_server.command(), "serve", "--port", str(free_port()), *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert expected in " ".join(done.stderr.split())
@@ -596,7 +599,7 @@ def test_wrong_options_of_serving_are_explained(ctspine1k_url, tmp_path, words, 
 def test_the_error_names_a_port_that_is_in_use(ctspine1k_url, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = [forked.command(), "serve", "--port", port, ctspine1k_url]
+        command = [fork_server.command(), "serve", "--port", port, ctspine1k_url]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert "Choose another --port" in done.stderr
@@ -604,6 +607,6 @@ def test_the_error_names_a_port_that_is_in_use(ctspine1k_url, tmp_path):
 
 def test_metadata_of_the_flat_tree_name_no_shards(served):
     for key in (f"scans/{SCAN}/zarr.json", f"scans/{SCAN}/image/zarr.json"):
-        node = json.loads(ask(f"{served}/flat/ctspine1k/{key}")[2])
+        node = json.loads(fetch(f"{served}/flat/ctspine1k/{key}")[2])
         assert "sharding_indexed" not in json.dumps(node)
         assert "manifest" not in node["attributes"]

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from asking import ask
+from http_client import fetch
 from PIL import Image
 
 import spinezarr
@@ -34,7 +34,7 @@ def local(ctspine1k_url):
 
 
 def pixels(url):
-    status, headers, body = ask(url)
+    status, headers, body = fetch(url)
     assert (status, headers["content-type"]) == (200, "image/png"), body
     with Image.open(io.BytesIO(body)) as picture:
         assert picture.format == "PNG"
@@ -75,19 +75,19 @@ def test_a_thumbnail_shows_the_spine(served, local):
 def test_a_slice_may_be_cached_until_the_scan_is_replaced(served, local):
     checksum = local._reader.scan("liver_0").content_checksum
     asked = f"{served}{SCAN}?size_px=32"
-    _, headers, body = ask(asked)
+    _, headers, body = fetch(asked)
     assert headers["cache-control"] == "no-cache"
-    status, named, same = ask(f"{asked}&content_checksum={checksum}")
+    status, named, same = fetch(f"{asked}&content_checksum={checksum}")
     assert (status, named["cache-control"], same) == (200, NEVER, body)
     assert named["etag"] == headers["etag"]
     assert not named["etag"].startswith("W/")
     for url in (asked, f"{asked}&content_checksum={checksum}"):
-        status, again, nothing = ask(url, if_none_match=headers["etag"])
+        status, again, nothing = fetch(url, if_none_match=headers["etag"])
         assert (status, nothing, again["etag"]) == (304, b"", headers["etag"])
-        assert ask(url, if_match='"x"')[0] == 412
-    assert ask(f"{asked}&content_checksum=0")[0] == 410
+        assert fetch(url, if_match='"x"')[0] == 412
+    assert fetch(f"{asked}&content_checksum=0")[0] == 410
     others = ("", "plane=axial", "window=lung", "labels=false", "labels=L1", "size_px=33", "mm=0")
-    tags = {ask(f"{served}{SCAN}?{other}")[1].get("etag") for other in others}
+    tags = {fetch(f"{served}{SCAN}?{other}")[1].get("etag") for other in others}
     assert None not in tags
     assert len(tags | {headers["etag"]}) == 1 + len(others)
 
@@ -113,21 +113,21 @@ def test_a_slice_may_be_cached_until_the_scan_is_replaced(served, local):
     ],
 )
 def test_invalid_slices_are_refused(served, query, status, text):
-    found, headers, body = ask(f"{served}{SCAN}?{query}")
+    found, headers, body = fetch(f"{served}{SCAN}?{query}")
     assert (found, headers["cache-control"]) == (status, "no-store")
     assert body.decode().startswith(text)
 
 
 @pytest.mark.parametrize("scan_id", ["none", "..", "zarr.json", quote("a/b", safe="")])
 def test_slices_of_unknown_scans_are_404(served, scan_id):
-    assert ask(f"{served}/v1/ctspine1k/scans/{scan_id}/slice.png")[0] == 404
-    assert ask(f"{served}/v1/none/scans/liver_0/slice.png")[0] == 404
+    assert fetch(f"{served}/v1/ctspine1k/scans/{scan_id}/slice.png")[0] == 404
+    assert fetch(f"{served}/v1/none/scans/liver_0/slice.png")[0] == 404
 
 
 def test_a_large_slice_is_refused(ctspine1k_url):
     settings = ServeSettings(paths=(ctspine1k_url,), limits=ServeLimits(slice_voxels=100))
     with BackgroundServer(settings) as server:
-        assert ask(f"{server.url}{SCAN}")[0] == 413
+        assert fetch(f"{server.url}{SCAN}")[0] == 413
 
 
 def test_a_damaged_scan_is_503(ctspine1k_url, tmp_path):
@@ -135,30 +135,30 @@ def test_a_damaged_scan_is_503(ctspine1k_url, tmp_path):
     scan = tmp_path / "own.zarr" / "scans" / "liver_0"
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         url = f"{server.url}/v1/own/scans/liver_0/slice.png"
-        assert ask(url)[0] == 200
+        assert fetch(url)[0] == 200
         shards = [path for path in Path(scan / "image").rglob("*") if path.name != "zarr.json"]
         for path in shards:
             if path.is_file():
                 data = bytearray(path.read_bytes())
                 data[: len(data) // 2] = bytes(len(data) // 2)
                 path.write_bytes(data)
-        status, headers, _ = ask(url)
+        status, headers, _ = fetch(url)
         assert (status, headers["retry-after"]) == (503, "1")
         (scan / "zarr.json").write_bytes((scan / "zarr.json").read_bytes()[:-9])
-        assert ask(url)[0] == 503
+        assert fetch(url)[0] == 503
         shutil.rmtree(scan)
-        assert ask(url)[0] == 404
+        assert fetch(url)[0] == 404
 
 
 def test_a_slice_is_drawn_from_the_current_version(tmp_path, ingest_version):
     ingest_version("before", tmp_path / "own.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         url = f"{server.url}/v1/own/scans/a/slice.png?plane=axial&mm=0&labels=false"
-        before, tag = pixels(url), ask(url)[1]["etag"]
+        before, tag = pixels(url), fetch(url)[1]["etag"]
         ingest_version("after", tmp_path / "own.zarr")
         after = pixels(url)
-        assert ask(url)[1]["etag"] != tag
-        assert ask(url, if_none_match=tag)[0] == 200
+        assert fetch(url)[1]["etag"] != tag
+        assert fetch(url, if_none_match=tag)[0] == 200
         now = spinezarr.open(tmp_path / "own.zarr").scan("a").image.values[0, ::-1, ::-1]
         np.testing.assert_array_equal(after, shown(now, "bone"))
         assert after.shape == before.shape
@@ -172,7 +172,7 @@ def test_drawing_slices_does_not_delay_batches(ctspine1k_url):
     ):
         settings = ServeSettings(paths=(ctspine1k_url,), limits=limits)
         with BackgroundServer(settings) as server:
-            found = tuple(ask(f"{server.url}{path}") for path in (SCAN, patch))
+            found = tuple(fetch(f"{server.url}{path}") for path in (SCAN, patch))
             assert tuple(answer[0] for answer in found) == answers
             refused = next(answer for answer in found if answer[0] == 429)
             assert refused[1]["retry-after"] == "1"
@@ -189,5 +189,5 @@ def test_slices_are_drawn_from_buckets(s3_server, ingest_version_into_bucket):
         store = spinezarr.open(url, storage_options=options)
         expected = shown(store.scan("a").image.values[::-1, 5, ::-1], "bone")
         np.testing.assert_array_equal(found, expected)
-        (mask,) = json.loads(ask(f"{at}/view")[2])["masks"]
+        (mask,) = json.loads(fetch(f"{at}/view")[2])["masks"]
         assert [vertebra["name"] for vertebra in mask["vertebrae"]] == ["L1"]

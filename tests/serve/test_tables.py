@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import ask
+from http_client import fetch
 
 import spinezarr
 from spinezarr.serve import tables
@@ -30,7 +30,7 @@ def served(ctspine1k_url):
 
 
 def get_json(url):
-    status, headers, body = ask(url)
+    status, headers, body = fetch(url)
     assert (status, headers["content-type"]) == (200, "application/json")
     return json.loads(body)
 
@@ -144,7 +144,7 @@ def test_filters_find_unusual_scans(unusual, filters, shown):
     ["audit=bad", "audit=", "erratum=yes", "other=1", "vertebra=L9", "vertebra=", "anomaly=yes"],
 )
 def test_invalid_filters_are_refused(served, query):
-    assert ask(f"{served}/v1/ctspine1k/scans?{query}")[0] == 400
+    assert fetch(f"{served}/v1/ctspine1k/scans?{query}")[0] == 400
 
 
 def test_rows_follow_the_description(served):
@@ -155,14 +155,14 @@ def test_rows_follow_the_description(served):
 
 def test_a_list_is_compressed_and_not_sent_again_while_unchanged(served):
     url = f"{served}/v1/ctspine1k/scans"
-    _, headers, body = ask(url)
-    _, packed, data = ask(url, accept_encoding="gzip")
+    _, headers, body = fetch(url)
+    _, packed, data = fetch(url, accept_encoding="gzip")
     assert (packed["content-encoding"], gzip.decompress(data)) == ("gzip", body)
     assert len(data) < len(body) / 2
     for fields in ({}, {"accept_encoding": "gzip"}):
-        tag = ask(url, **fields)[1]["etag"]
-        assert ask(url, if_none_match=tag, **fields)[::2] == (304, b"")
-        assert ask(f"{url}?split=train", if_none_match=tag, **fields)[0] == 200
+        tag = fetch(url, **fields)[1]["etag"]
+        assert fetch(url, if_none_match=tag, **fields)[::2] == (304, b"")
+        assert fetch(f"{url}?split=train", if_none_match=tag, **fields)[0] == 200
     assert headers["etag"] != packed["etag"]
     assert headers["cache-control"] == "no-cache"
 
@@ -174,12 +174,12 @@ def test_a_list_is_built_once_for_each_version(tmp_path, ingest_version, monkeyp
     ingest_version("before", tmp_path / "own.zarr")
     with BackgroundServer(ServeSettings(paths=(str(tmp_path),))) as server:
         url = f"{server.url}/v1/own/scans"
-        before = [ask(url)[1]["etag"] for _ in range(3)]
+        before = [fetch(url)[1]["etag"] for _ in range(3)]
         assert len(made) == 1
-        ask(f"{url}?split=x")
+        fetch(f"{url}?split=x")
         assert len(made) == 2
         ingest_version("after", tmp_path / "own.zarr")
-        after = [ask(url)[1]["etag"] for _ in range(3)]
+        after = [fetch(url)[1]["etag"] for _ in range(3)]
         assert len(made) == 3
         assert len({*before, *after}) == 2
 
@@ -193,10 +193,10 @@ def test_ten_thousand_scans_are_listed(ctspine1k_url, monkeypatch):
     monkeypatch.setattr(ServedTable, "body", many)
     with BackgroundServer(ServeSettings(paths=(ctspine1k_url,))) as server:
         url = f"{server.url}/v1/ctspine1k/scans"
-        _, headers, data = ask(url, accept_encoding="gzip")
+        _, headers, data = fetch(url, accept_encoding="gzip")
         assert len(json.loads(gzip.decompress(data))["scans"]) == 10_000
         assert len(data) < 1_000_000
-        assert ask(url, accept_encoding="gzip", if_none_match=headers["etag"])[::2] == (304, b"")
+        assert fetch(url, accept_encoding="gzip", if_none_match=headers["etag"])[::2] == (304, b"")
 
 
 def test_the_facts_of_a_scan_equal_the_stored_ones(served, ctspine1k_url):
@@ -213,7 +213,7 @@ def test_the_facts_of_a_scan_equal_the_stored_ones(served, ctspine1k_url):
      "v1/ctspine1k/scans/..", "v1/ctspine1k/scans/liver_0/x", "v1/stores/scans", "v1/../zarr"],
 )  # fmt: skip
 def test_facts_of_unknown_stores_and_scans_are_404(served, path):
-    assert ask(f"{served}/{path}")[0] == 404
+    assert fetch(f"{served}/{path}")[0] == 404
 
 
 def test_the_facts_of_a_replaced_scan_are_the_new_ones(ctspine1k_url, tmp_path, ingest_version):
@@ -230,7 +230,7 @@ def test_the_facts_of_a_replaced_scan_are_the_new_ones(ctspine1k_url, tmp_path, 
         found = {s["name"]: s for s in get_json(f"{server.url}/v1/stores")["stores"]}
         assert found["own"]["error"] == "it cannot be read"
         assert found["other"]["scans"] == 6
-        assert ask(f"{server.url}/v1/own/scans")[0] == 503
+        assert fetch(f"{server.url}/v1/own/scans")[0] == 503
 
 
 # Statistics
@@ -267,11 +267,11 @@ def test_statistics_of_no_scan_are_empty(served):
         found = get_json(f"{served}/v1/ctspine1k/statistics?{query}")
         assert (found["scans"], found["vertebrae"], found["scans_by_split"]) == (0, [], {})
         assert found["spacing_mm"]["z"] == {"edges_mm": [], "scans": []}
-    assert ask(f"{served}/v1/ctspine1k/statistics?vertebra=L1")[0] == 400
-    assert ask(f"{served}/v1/none/statistics")[0] == 404
-    _, headers, _ = ask(f"{served}/v1/ctspine1k/statistics")
+    assert fetch(f"{served}/v1/ctspine1k/statistics?vertebra=L1")[0] == 400
+    assert fetch(f"{served}/v1/none/statistics")[0] == 404
+    _, headers, _ = fetch(f"{served}/v1/ctspine1k/statistics")
     tag = headers["etag"]
-    assert ask(f"{served}/v1/ctspine1k/statistics", if_none_match=tag)[::2] == (304, b"")
+    assert fetch(f"{served}/v1/ctspine1k/statistics", if_none_match=tag)[::2] == (304, b"")
 
 
 def test_statistics_leave_out_levels_named_only_by_points(ctspine1k_url):
@@ -282,7 +282,7 @@ def test_statistics_leave_out_levels_named_only_by_points(ctspine1k_url):
     assert _statistics_model(table) == before
 
 
-def test_a_process_that_ends_while_it_prepares_tables_says_nothing():
+def test_a_process_that_ends_while_it_prepares_tables_prints_no_error():
     code = "from spinezarr.serve.tables import prepare_tables; prepare_tables()"
     process = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True

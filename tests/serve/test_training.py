@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import started
-from patience import PATIENCE_S
+from server_process import start_server
+from timeouts import TIMEOUT_S
 
 import spinezarr
 
@@ -46,7 +46,7 @@ def sums_of(url, n):
 
 
 def samples_of(process):
-    out, problems = process.communicate(timeout=PATIENCE_S)
+    out, problems = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, problems
     assert not problems
     pairs = [json.loads(line) for line in out.splitlines()]
@@ -55,10 +55,10 @@ def samples_of(process):
 
 @pytest.fixture
 def server(ctspine1k_url):
-    process, url = started(ctspine1k_url, "--processes", "2")
+    process, url = start_server(ctspine1k_url, "--processes", "2")
     yield f"{url}/ctspine1k"
     process.terminate()
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate(timeout=TIMEOUT_S)
 
 
 @pytest.mark.parametrize("ranks", [2, 8])
@@ -85,7 +85,7 @@ def test_a_trainer_that_dies_or_stalls_disturbs_no_other(server, ctspine1k_url):
 
 
 def test_trainers_lose_no_sample_if_the_server_is_killed_and_restarted(ctspine1k_url):
-    process, url = started(ctspine1k_url)
+    process, url = start_server(ctspine1k_url)
     port = url.rpartition(":")[2]
     stream = spinezarr.open(f"{url}/ctspine1k", transfer="patches").patches(
         (20, 24, 28), n_samples=240, batch_size=2
@@ -100,14 +100,14 @@ def test_trainers_lose_no_sample_if_the_server_is_killed_and_restarted(ctspine1k
             if len(given) in {3, 20}:
                 process.kill()
                 process.communicate()
-                process = started(ctspine1k_url, port=port)[0] if len(given) == 3 else None
+                process = start_server(ctspine1k_url, port=port)[0] if len(given) == 3 else None
             if len(given) == 21 and process is None:
                 time.sleep(0.5)
-                process, _ = started(ctspine1k_url, port=port)
+                process, _ = start_server(ctspine1k_url, port=port)
     finally:
         if process is not None:
             process.terminate()
-            process.communicate(timeout=PATIENCE_S)
+            process.communicate(timeout=TIMEOUT_S)
     assert stream.client._refusal == ""
     assert [batch.index.tolist() for batch in given] == [b.index.tolist() for b in expected]
     for batch, right in zip(given, expected, strict=True):
@@ -138,7 +138,7 @@ def test_faults_of_the_network_change_no_sample(ctspine1k_url):
         posts = sum(method == "POST" for method, *_ in counts.asked)
         print(json.dumps([wrong, counts.faults, posts, stream.client._refusal]))
     """
-    process, url = started(ctspine1k_url)
+    process, url = start_server(ctspine1k_url)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, url, ctspine1k_url],
@@ -146,7 +146,7 @@ def test_faults_of_the_network_change_no_sample(ctspine1k_url):
         )  # fmt: skip
     finally:
         process.terminate()
-        process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=TIMEOUT_S)
     wrong, faults, posts, refused = json.loads(done.stdout)
     assert (wrong, refused) == (0, "")
     assert posts > 120

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from asking import ask
+from http_client import fetch
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError
@@ -47,7 +47,7 @@ def served(audited):
 
 
 def get_json(url):
-    status, headers, body = ask(url)
+    status, headers, body = fetch(url)
     assert (status, headers["content-type"]) == (200, "application/json"), body
     return json.loads(body)
 
@@ -105,14 +105,14 @@ def test_every_level_of_a_view_can_be_requested(served, audited, name):
     assert found["levels"][0]["affine"] == found["affine"]
     assert found["levels"][0]["factor_zyx"] == [1, 1, 1]
     for level in found["levels"]:
-        _, headers, body = ask(f"{served}/liver_0/levels/{level['level']}?array={name}")
+        _, headers, body = fetch(f"{served}/liver_0/levels/{level['level']}?array={name}")
         dtype = np.dtype(found["image_dtype"] if name == "image" else "uint8")
         assert headers["x-spinezarr-dtype"] == dtype.name
         assert len(body) == np.prod(level["shape_zyx"]) * dtype.itemsize
         sizes = np.array(level["spacing_zyx_mm"]) / found["spacing_zyx_mm"]
         np.testing.assert_allclose(sizes, level["factor_zyx"])
     with BackgroundServer(ServeSettings(paths=(audited.url,))) as server:
-        assert ask(f"{server.url}/v1/own/scans/liver_0/levels/{len(found['levels'])}")[0] == 404
+        assert fetch(f"{server.url}/v1/own/scans/liver_0/levels/{len(found['levels'])}")[0] == 404
 
 
 def test_mask_values_without_voxels_are_left_out(audited):
@@ -225,15 +225,15 @@ def test_the_view_of_an_unreadable_mask_starts_in_the_middle_of_the_scan(audited
 
 def test_views_of_unknown_scans_are_404(served):
     for scan_id in ("none", "..", "zarr.json"):
-        assert ask(f"{served}/{scan_id}/view")[0] == 404
-    assert ask(f"{served.replace('own', 'other')}/liver_0/view")[0] == 404
+        assert fetch(f"{served}/{scan_id}/view")[0] == 404
+    assert fetch(f"{served.replace('own', 'other')}/liver_0/view")[0] == 404
 
 
 def test_a_view_is_compressed_and_not_sent_again_while_unchanged(served):
     url = f"{served}/liver_0/view"
-    _, headers, body = ask(url)
+    _, headers, body = fetch(url)
     assert "content-encoding" not in headers
-    _, packed, data = ask(url, accept_encoding="br, gzip;q=0.5")
+    _, packed, data = fetch(url, accept_encoding="br, gzip;q=0.5")
     assert packed["content-encoding"] == "gzip"
     assert gzip.decompress(data) == body
     assert len(data) < len(body) / 2
@@ -241,14 +241,14 @@ def test_a_view_is_compressed_and_not_sent_again_while_unchanged(served):
     with urllib.request.urlopen(url) as answer:  # noqa: S310
         assert answer.headers.get_all("vary") == ["Accept-Encoding", "Origin"]
     for refused in ("gzip;q=0", "gzip; q=0.000", "identity", "br", "gzipped"):
-        found = ask(url, accept_encoding=refused)
+        found = fetch(url, accept_encoding=refused)
         assert (found[1]["etag"], found[2]) == (headers["etag"], body)
-    status, fields, nothing = ask(url, if_none_match=headers["etag"])
+    status, fields, nothing = fetch(url, if_none_match=headers["etag"])
     assert (status, nothing, fields["etag"]) == (304, b"", headers["etag"])
     assert "content-type" not in fields
-    assert ask(url, if_none_match=packed["etag"])[0] == 200
-    assert ask(url, accept_encoding="gzip", if_none_match=packed["etag"])[::2] == (304, b"")
-    assert ask(url, if_match='"x"')[0] == 412
+    assert fetch(url, if_none_match=packed["etag"])[0] == 200
+    assert fetch(url, accept_encoding="gzip", if_none_match=packed["etag"])[::2] == (304, b"")
+    assert fetch(url, if_match='"x"')[0] == 412
 
 
 def test_a_finding_about_two_scans_is_left_out_once_the_other_has_changed(audited):

@@ -61,9 +61,9 @@ def table_of(rows, title="Made up"):
     )
 
 
-def fill(n, least, middle, greatest):
+def values_with(n, minimum, median, maximum):
     """Return ``n`` values with a given minimum, median and maximum, in rising order."""
-    return [least, *[middle] * (n - 2), greatest]
+    return [minimum, *[median] * (n - 2), maximum]
 
 
 def rows_for(card):
@@ -72,7 +72,9 @@ def rows_for(card):
     splits = [split for split, scans in card.splits.items() for _ in range(scans)]
     patients = [f"p{at % (card.patients or n)}" for at in range(n)]
     by_axis = {
-        key: list(zip(*(fill(n, s.min[a], s.median[a], s.max[a]) for a in range(3)), strict=True))
+        key: list(
+            zip(*(values_with(n, s.min[a], s.median[a], s.max[a]) for a in range(3)), strict=True)
+        )
         for key, s in (("size", card.shape_ijk), ("spacing", card.spacing_ijk_mm))
     }
     rows = [
@@ -81,30 +83,30 @@ def rows_for(card):
             splits, patients, by_axis["size"], by_axis["spacing"], strict=True
         )
     ]
-    shorten(rows, card)
+    remove_slices(rows, card)
     for name, row in card.vertebrae.items():
         printed = row.volume_cm3.model_dump(exclude_none=True)
-        read = {
+        statistics = {
             card.volume_column_holds.get(heading, heading): cm3 for heading, cm3 in printed.items()
         }
         if row.scans:
-            least = read.get("min", read["median"])
-            volumes = fill(row.scans, least, read["median"], read["max"])
-            for made, cm3 in zip(rows, volumes, strict=False):
-                made["volumes"][name] = cm3
+            minimum = statistics.get("min", statistics["median"])
+            volumes = values_with(row.scans, minimum, statistics["median"], statistics["max"])
+            for scan, cm3 in zip(rows, volumes, strict=False):
+                scan["volumes"][name] = cm3
     return rows
 
 
-def shorten(rows, card):
+def remove_slices(rows, card):
     """Remove slices from some scans until their number is that of the card."""
     if card.slices is None:
         return
     too_many = sum(row["size"][2] for row in rows) - card.slices
-    least = card.shape_ijk.min[2]
+    minimum = card.shape_ijk.min[2]
     for row in rows[100:]:
-        cut = min(too_many, row["size"][2] - least)
-        row["size"] = (*row["size"][:2], row["size"][2] - cut)
-        too_many -= cut
+        removed = min(too_many, row["size"][2] - minimum)
+        row["size"] = (*row["size"][:2], row["size"][2] - removed)
+        too_many -= removed
         if not too_many:
             return
     raise AssertionError(f"{too_many} slices are left over")

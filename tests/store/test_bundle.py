@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError, StoreNotFoundError
@@ -178,7 +178,7 @@ def test_root_and_table_take_two_requests(copied, serve, ctspine1k_url):
 class Paired(SimpleHTTPRequestHandler):
     """Answers only once two requests wait at the same time."""
 
-    together = Barrier(2, timeout=PATIENCE_S)
+    together = Barrier(2, timeout=TIMEOUT_S)
 
     def do_GET(self):
         self.together.wait()

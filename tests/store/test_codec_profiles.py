@@ -285,7 +285,7 @@ def in_every_profile(tmp_path_factory):
 @given(st.data(), st.sampled_from(sorted(PROFILES)), st.sampled_from(["image", "label"]))
 @settings(deadline=None, max_examples=60)
 def test_every_read_path_returns_the_voxels_that_zarr_python_returns(
-    in_every_profile, noting_fetcher, data, profile, name
+    in_every_profile, recording_fetcher, data, profile, name
 ):
     scan, group = in_every_profile[profile]
     spec = getattr(scan, name)
@@ -295,7 +295,7 @@ def test_every_read_path_returns_the_voxels_that_zarr_python_returns(
     expected = group[name][box.slices]
     ways = {
         "kernel": (Engine(LocalFetcher(StoreFolder.at("/"))), kernel()),
-        "kernel on fetched bytes": (Engine(noting_fetcher()), kernel()),
+        "kernel on fetched bytes": (Engine(recording_fetcher()), kernel()),
         "numcodecs": (Engine(LocalFetcher(StoreFolder.at("/"))), None),
         "cache": (Engine(LocalFetcher(StoreFolder.at("/")), cache_bytes=1 << 24), kernel()),
     }

@@ -102,7 +102,7 @@ def test_a_file_without_read_permission_is_named(folder):
 
 
 @pytest.mark.parametrize("where", ["scans", "scans/a"])
-def test_no_link_on_the_way_is_followed(folder, where, tmp_path):
+def test_no_link_in_a_path_is_followed(folder, where, tmp_path):
     path = Path(folder.path) / where
     shutil.move(path, tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")

@@ -23,7 +23,7 @@ shapes = st.tuples(*[st.integers(1, 2000)] * 3)
 
 
 @given(shapes, st.tuples(*[st.integers(1, 70)] * 3))
-def test_blocks_cover_a_volume_and_all_meet_it(shape, block):
+def test_blocks_cover_a_volume_and_each_overlaps_it(shape, block):
     for blocks, n, size in zip(chunk_grid(shape, block), shape, block, strict=True):
         assert (blocks - 1) * size < n <= blocks * size
 

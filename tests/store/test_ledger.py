@@ -64,7 +64,7 @@ class NoWork:
         yield from ()
 
 
-def test_a_new_field_sends_no_scan_back_to_the_workers(two_versions, tmp_path):
+def test_scans_are_not_read_again_after_a_new_field_is_added(two_versions, tmp_path):
     raw, store = str(two_versions / "before"), str(tmp_path / "store.zarr")
     done = ingest(RECIPE, discover(RECIPE, raw), store).done
     report = ingest(later(), discover(later(), raw), store, workers=NoWork())

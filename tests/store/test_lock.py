@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from patience import PATIENCE_S, wait_until
+from timeouts import TIMEOUT_S, wait_until
 
 from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.store.folder import StoreFileSystem
@@ -154,7 +154,7 @@ def test_one_of_many_processes_gets_the_lock(tmp_path, stale):
     ]  # fmt: skip
     while sum(process.poll() is None for process in processes) > 1:
         time.sleep(0.05)
-    ended = [process.communicate(timeout=PATIENCE_S) for process in processes]
+    ended = [process.communicate(timeout=TIMEOUT_S) for process in processes]
     assert sorted(out for out, _ in ended) == [*[""] * 3, "held\n"]
     assert sum("StoreBusyError" in err for _, err in ended) == 3
     assert list(tmp_path.iterdir()) == []
@@ -192,7 +192,7 @@ def test_a_holder_that_lost_its_lock_stops_and_keeps_the_new_lock_file(tmp_path)
         edit(tmp_path / LOCK_FILE, run_id="another")
         with pytest.raises(LostLockError, match="another run has taken over"):
             guard(at_once=True)
-        held._renewer.join(PATIENCE_S)
+        held._renewer.join(TIMEOUT_S)
     assert json.loads((tmp_path / LOCK_FILE).read_text())["run_id"] == "another"
 
 

@@ -569,7 +569,7 @@ def test_a_new_scan_is_visible_only_once_it_is_whole(copied, source):
 
 
 @pytest.mark.long
-def test_a_scan_that_is_replaced_is_never_lost(copied, source, differing):
+def test_a_scan_that_is_replaced_is_never_lost(copied, source, differing_files):
     """A kill at any change leaves the old scan or the new one, whole; recovery removes the rest."""
     pristine = source / "whole.zarr"
     voxels = spinezarr.open(pristine).scan("liver_0").compute()
@@ -595,7 +595,7 @@ def test_a_scan_that_is_replaced_is_never_lost(copied, source, differing):
                     member = f"scans/liver_0/{name}/zarr.json"
                     assert (copied / member).read_bytes() == (pristine / member).read_bytes()
             assert len(StoreWriter(str(copied), root_of(copied)).recover()) == 6
-        assert differing(copied, pristine) == []
+        assert differing_files(copied, pristine) == []
         if survived:
             break
     assert lives > 24

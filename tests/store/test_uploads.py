@@ -4,7 +4,7 @@ import threading
 
 import fsspec
 import pytest
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.folder import StoreFileSystem
@@ -67,7 +67,7 @@ class SlowFileSystem(fsspec.get_filesystem_class("memory")):
 
     def pipe_file(self, *_args, **_options):
         self.under_way += 1
-        self.go_on.wait(PATIENCE_S)
+        self.go_on.wait(TIMEOUT_S)
 
 
 def test_only_a_few_uploads_run_at_once_and_others_wait():
@@ -86,6 +86,6 @@ def test_only_a_few_uploads_run_at_once_and_others_wait():
     assert fs.under_way == 3
 
 
-def test_on_disk_a_file_is_there_at_once(tmp_path):
+def test_a_file_on_disk_is_visible_at_once(tmp_path):
     Uploads(StoreFileSystem(str(tmp_path))).write(str(tmp_path / "a" / "b"), [b"x"])
     assert (tmp_path / "a" / "b").read_bytes() == b"x"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 from torch.utils.data import DataLoader
 
 import spinezarr
@@ -59,7 +59,7 @@ HASTY = replace(BY_RANGE, least_late_s=0.1, first_late_s=0.3)
 
 
 def chunk_requests(proxy):
-    asked = proxy.counts().asked
+    asked = proxy.counts().latest
     return [(path, span) for _, path, span in asked if re.search("/(image|label)/c", path)]
 
 
@@ -103,7 +103,7 @@ def test_workers_of_a_data_loader_read_a_remote_store(url, store, method):
             batch_size=None,
             num_workers=2,
             multiprocessing_context=method,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
         )
         return sorted(batch["image"].numpy().tobytes() for batch in loader)
 
@@ -146,7 +146,7 @@ def test_leaving_a_loop_waits_for_no_answer(proxy, proxies, url, foreground):
     reading.join(0.5)
     assert reading.is_alive()
     batches.close()
-    reading.join(PATIENCE_S)
+    reading.join(TIMEOUT_S)
     assert not reading.is_alive()
     assert not [one for one in threading.enumerate() if one.name.startswith("spinezarr-read")]
     proxy.set(proxies.Conditions())
@@ -250,7 +250,7 @@ def test_reading_again_waits_for_no_memory(proxy, proxies, url):
 
     reading = threading.Thread(target=read, daemon=True)
     reading.start()
-    reading.join(PATIENCE_S)
+    reading.join(TIMEOUT_S)
     assert not reading.is_alive()
 
 

@@ -31,7 +31,7 @@ PROGRAMS = {
 DISK_BYTES = 6 << 30
 """Size of the sparse file that holds all objects."""
 
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 _ACCESS = re.compile(rb'beast: \S+: \S+ - \S+ \[[^\]]*\] "(\w+) (\S+) HTTP/[\d.]+" (\d+) (\d+)')
 """A request in the gateway's log: method, path, status, bytes of the body."""
 
@@ -191,7 +191,7 @@ class _Cluster:
     def _run(self, program: str, *arguments: str) -> str:
         command = [program, "--conf", str(self._conf), *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
@@ -207,11 +207,12 @@ class _Cluster:
         return process
 
     def _wait(self, what: str, process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + _TIMEOUT_S
         while not ready():
             if process.poll() is not None or time.monotonic() > until:
-                said = b"\n".join(p.read_bytes() for p in self._folder.glob("*.out"))
-                raise RuntimeError(f"{what} did not start: {said.decode(errors='replace')[-2000:]}")
+                output = b"\n".join(p.read_bytes() for p in self._folder.glob("*.out"))
+                text = output.decode(errors="replace")[-2000:]
+                raise RuntimeError(f"{what} did not start: {text}")
             time.sleep(0.2)
 
 

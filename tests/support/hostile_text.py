@@ -1,4 +1,4 @@
-"""Text that is harmful when printed, and a store and a raw folder with it in every field."""
+"""Makes text that is harmful when printed, and stores and raw folders with it in every field."""
 
 import csv
 import json
@@ -29,8 +29,7 @@ EVIL = (
 EVIL_ID = "=cmd()" + "".join(
     char for char in EVIL.replace("/", "_").replace("\\", "_") if to_printable(char) == char
 )
-"""The most harmful name that a scan may have."""
-"""The same as a file name, which begins like a formula."""
+"""The most harmful name that a scan may have; it begins like a formula."""
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 IMAGE = (np.arange(16 * 16 * 16, dtype=np.int16) % 997).reshape(16, 16, 16)
 MASK = np.zeros((16, 16, 16), np.uint8)
@@ -47,8 +46,8 @@ def forbidden(text):
     }
 
 
-TOLD = "".join(char for char in EVIL if not forbidden(char) and char != "\n")
-"""Rest of that text in files that a person writes, where control characters are refused."""
+PRINTABLE_EVIL = "".join(char for char in EVIL if not forbidden(char) and char != "\n")
+"""The part of that text that is allowed in files that a person writes."""
 
 
 def write_pair(folder, name):
@@ -58,7 +57,7 @@ def write_pair(folder, name):
     nib.save(nib.Nifti1Image(MASK, AFFINE), folder / f"{name}_seg.nii.gz")
 
 
-def write_recipe(place, text=TOLD):
+def write_recipe(place, text=PRINTABLE_EVIL):
     """Write a recipe with harmful texts, as JSON, which is valid YAML."""
     recipe = {
         "name": "evil",
@@ -180,12 +179,12 @@ def write_card(place):
     """Write a card with harmful texts."""
     card = {
         "name": "evil",
-        "title": TOLD,
-        "source": TOLD,
-        "as_of": TOLD,
+        "title": PRINTABLE_EVIL,
+        "source": PRINTABLE_EVIL,
+        "as_of": PRINTABLE_EVIL,
         "scans": 3,
-        "splits": {TOLD: 1, "other" + TOLD: 1},
-        "caveats": [TOLD],
+        "splits": {PRINTABLE_EVIL: 1, "other" + PRINTABLE_EVIL: 1},
+        "caveats": [PRINTABLE_EVIL],
     }
     place.write_text(json.dumps(card), encoding="utf-8")
     return place
@@ -193,7 +192,13 @@ def write_card(place):
 
 def write_catalog(place, store: Path, recipe: Path):
     """Write a catalog with harmful names and locations."""
-    entry = {"recipe": str(recipe), "store": str(store), "license": TOLD}
-    absent = {"recipe": TOLD, "store": f"absent{TOLD}", "raw": f"absent{TOLD}", "license": TOLD}
-    place.write_text(json.dumps({"datasets": {"good": entry, TOLD: absent}}), encoding="utf-8")
+    entry = {"recipe": str(recipe), "store": str(store), "license": PRINTABLE_EVIL}
+    absent = {
+        "recipe": PRINTABLE_EVIL,
+        "store": f"absent{PRINTABLE_EVIL}",
+        "raw": f"absent{PRINTABLE_EVIL}",
+        "license": PRINTABLE_EVIL,
+    }
+    datasets = {"good": entry, PRINTABLE_EVIL: absent}
+    place.write_text(json.dumps({"datasets": datasets}), encoding="utf-8")
     return place

@@ -1,8 +1,9 @@
-"""Load test: many clients request ranges, patches and facts; each answer is compared with the disk.
+"""Loads a server with many clients that request ranges, patches and facts, and checks each answer.
 
 Run ``python tests/support/load.py --minutes 10 --json report.json``. Each of 64 connections sends
-one request after the other: 60 % for ranges, 30 % for patches, 10 % for JSON. Memory and open files
-of the server are measured once it is warm and at the end.
+one request after the other: 60 % for ranges, 30 % for patches, 10 % for JSON. Each answer is
+compared with the disk. Memory and open files of the server are measured once it is warm and at the
+end.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 import safetensors.numpy
 from killing.memory import in_memory
 from numcodecs import blosc
-from running import Running, running
+from server_process import ServerProcess, server_process
 
 import spinezarr
 from spinezarr.geometry import Box
@@ -39,8 +40,8 @@ SCANS = 6
 BATCHES = 64
 """Number of different requests for patches, whose expected answers are computed once."""
 SHARES = {"range": 0.6, "patch": 0.3, "json": 0.1}
-EVERY_S = 1.0
-WAIT_S = 60.0
+SAMPLE_EVERY_S = 1.0
+ANSWER_TIMEOUT_S = 60.0
 IDLE_S = 0.5
 """Time within which a server notices that connections have ended."""
 
@@ -70,7 +71,7 @@ def make_store(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CheckedRequest:
     """A request, and a function that checks its answer."""
 
     kind: str
@@ -82,7 +83,7 @@ def _get(path: str, *fields: str) -> bytes:
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *fields, "", ""]).encode()
 
 
-class Requests:
+class RequestSampler:
     """Draws requests for a store, whose files it has read from disk."""
 
     def __init__(self, store: Path, batches: int) -> None:
@@ -107,22 +108,22 @@ class Requests:
             ),
         }
 
-    def draw(self) -> Asked:
+    def draw(self) -> CheckedRequest:
         """Draw a request."""
         kind = self._random.choices(list(SHARES), list(SHARES.values()))[0]
         return {"range": self._range, "patch": self._patches, "json": self._json}[kind]()
 
-    def each(self) -> Iterator[Asked]:
+    def each(self) -> Iterator[CheckedRequest]:
         """Yield a request for each file, and all requests for patches."""
         for key, data in self._files.items():
-            yield Asked(
+            yield CheckedRequest(
                 "range",
                 _get(f"/zarr/{self._name}/{key}", "Range: bytes=0-0"),
                 lambda status, body, data=data: status == 206 and body == data[:1],
             )
         yield from self._batches
 
-    def _range(self) -> Asked:
+    def _range(self) -> CheckedRequest:
         key = self._random.choice(self._shards)
         data = self._files[key]
         size = min(int(2 ** self._random.uniform(4, 21)), len(data))
@@ -130,52 +131,56 @@ class Requests:
         expected = data[start : start + size]
         pinned = f"@{self._versions[key.split('/')[1]]}/" if self._random.random() < 0.3 else ""
         path = f"/zarr/{self._name}/{pinned}{key}"
-        asked = _get(path, f"Range: bytes={start}-{start + size - 1}")
-        return Asked("range", asked, lambda status, body: status == 206 and body == expected)
+        request = _get(path, f"Range: bytes={start}-{start + size - 1}")
+        return CheckedRequest(
+            "range", request, lambda status, body: status == 206 and body == expected
+        )
 
-    def _json(self) -> Asked:
+    def _json(self) -> CheckedRequest:
         if self._random.random() < 0.5:
             key = self._random.choice([key for key in self._files if key.endswith("zarr.json")])
-            whole = self._files[key]
+            data = self._files[key]
             path = f"/zarr/{self._name}/{key}"
-            return Asked("json", _get(path), lambda status, body: (status, body) == (200, whole))
+            return CheckedRequest(
+                "json", _get(path), lambda status, body: (status, body) == (200, data)
+            )
         path, holds = self._random.choice(list(self._facts.items()))
-        return Asked(
+        return CheckedRequest(
             "json", _get(path), lambda status, body: status == 200 and holds(json.loads(body))
         )
 
-    def _patches(self) -> Asked:
+    def _patches(self) -> CheckedRequest:
         return self._random.choice(self._batches)
 
-    def _batch(self, store: spinezarr.Store, ids: Sequence[str]) -> Asked:
+    def _batch(self, store: spinezarr.Store, ids: Sequence[str]) -> CheckedRequest:
         size = self._random.choice([(32, 64, 64), (64, 64, 64), (16, 128, 128)])
-        wanted = []
+        starts = []
         for scan_id in self._random.choices(ids, k=self._random.randint(1, 8)):
             start = tuple(self._random.randrange(-8, n - 8) for n in self._shapes[scan_id])
-            wanted.append((scan_id, start))
+            starts.append((scan_id, start))
         pack = self._random.choice(["none", "lz4", "zstd"])
-        items = [{"scan_id": scan_id, "start_zyx": start} for scan_id, start in wanted]
+        items = [{"scan_id": scan_id, "start_zyx": start} for scan_id, start in starts]
         body = json.dumps({"items": items, "size_zyx": size, "pack": pack}).encode()
         head = f"POST /v1/{self._name}/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
         requests = [
-            PatchRequest(at, scan_id, Box.at(start, size), None)
-            for at, (scan_id, start) in enumerate(wanted)
+            PatchRequest(index, scan_id, Box.at(start, size), None)
+            for index, (scan_id, start) in enumerate(starts)
         ]
         expected = store.patches(size).read(requests)
-        known: list[bytes] = []
+        first_answer: list[bytes] = []
 
         def is_right(status: int, answer: bytes) -> bool:
             """Compare the voxels of the first answer, and the bytes of later ones."""
             if status != 200:
                 return False
-            if not known:
-                found = _voxels(answer)
-                if not all((found[n] == getattr(expected, n)).all() for n in ("image", "label")):
+            if not first_answer:
+                voxels = _voxels(answer)
+                if not all((voxels[n] == getattr(expected, n)).all() for n in ("image", "label")):
                     return False
-                known.append(answer)
-            return answer == known[0]
+                first_answer.append(answer)
+            return answer == first_answer[0]
 
-        return Asked("patch", f"{head}{len(body)}\r\n\r\n".encode() + body, is_right)
+        return CheckedRequest("patch", f"{head}{len(body)}\r\n\r\n".encode() + body, is_right)
 
 
 def _voxels(answer: bytes) -> dict[str, Any]:
@@ -211,17 +216,17 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], by
     return int(head[0].split()[1]), headers, body
 
 
-async def client(port: int, requests: Requests, until: float, counts: Counts) -> None:
+async def client(port: int, sampler: RequestSampler, until: float, counts: Counts) -> None:
     """Send requests over one connection until the time is up."""
     writer = None
-    asked, reader = requests.draw(), None
+    request, reader = sampler.draw(), None
     while time.monotonic() < until:
         try:
             if writer is None or reader is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
             began = time.monotonic()
-            writer.write(asked.data)
-            status, headers, body = await asyncio.wait_for(_answer(reader), WAIT_S)
+            writer.write(request.data)
+            status, headers, body = await asyncio.wait_for(_answer(reader), ANSWER_TIMEOUT_S)
         except (OSError, EOFError, TimeoutError) as problem:
             counts.errors[type(problem).__name__] += 1
             writer = None
@@ -230,12 +235,12 @@ async def client(port: int, requests: Requests, until: float, counts: Counts) ->
             counts.busy += 1
             await asyncio.sleep(float(headers["retry-after"]) * random.uniform(0.5, 1))  # noqa: S311
             continue
-        if asked.is_right(status, body):
-            counts.seconds[asked.kind].append(time.monotonic() - began)
+        if request.is_right(status, body):
+            counts.seconds[request.kind].append(time.monotonic() - began)
             counts.bytes += len(body)
         else:
-            counts.wrong.append(f"{status} {asked.data[:150]!r} {body[:80]!r}")
-        asked = requests.draw()
+            counts.wrong.append(f"{status} {request.data[:150]!r} {body[:80]!r}")
+        request = sampler.draw()
     if writer is not None:
         writer.close()
         with suppress(OSError):
@@ -243,79 +248,83 @@ async def client(port: int, requests: Requests, until: float, counts: Counts) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Memory, open files and connections of the server at a time."""
+class ResourceUse:
+    """Memory and open files of the server at a time."""
 
     after_s: float
     resident_bytes: int
     descriptors: int
 
 
-async def _watch(server: Running, until: float, held: list[Held]) -> None:
+async def _watch(server: ServerProcess, until: float, samples: list[ResourceUse]) -> None:
     began = time.monotonic()
     while time.monotonic() < until:
-        held.append(Held(time.monotonic() - began, server.resident_bytes, server.descriptors))
-        await asyncio.sleep(EVERY_S)
+        after_s = time.monotonic() - began
+        samples.append(ResourceUse(after_s, server.resident_bytes, server.descriptors))
+        await asyncio.sleep(SAMPLE_EVERY_S)
 
 
-async def _all(server: Running, requests: Requests, seconds: float, connections: int) -> Any:
-    until, counts, held = time.monotonic() + seconds, Counts(), []
-    clients = [client(server.port, requests, until, counts) for _ in range(connections)]
-    await asyncio.gather(_watch(server, until, held), *clients)
-    return counts, held
+async def _run_clients(
+    server: ServerProcess, sampler: RequestSampler, seconds: float, connections: int
+) -> tuple[Counts, list[ResourceUse]]:
+    until, counts = time.monotonic() + seconds, Counts()
+    samples: list[ResourceUse] = []
+    clients = [client(server.port, sampler, until, counts) for _ in range(connections)]
+    await asyncio.gather(_watch(server, until, samples), *clients)
+    return counts, samples
 
 
 def run(store: Path, seconds: float, connections: int, processes: int = 1) -> dict[str, Any]:
     """Run a load against a new server for a time, and return the summary."""
     with (
         tempfile.TemporaryDirectory(prefix="load-") as folder,
-        running(folder, store, "--processes", processes) as server,
+        server_process(folder, store, "--processes", processes) as server,
     ):
-        return ask_for_long(server, Requests(store, BATCHES), seconds, connections)
+        return run_load(server, RequestSampler(store, BATCHES), seconds, connections)
 
 
-def ask_for_long(
-    server: Running, requests: Requests, seconds: float, connections: int
+def run_load(
+    server: ServerProcess, sampler: RequestSampler, seconds: float, connections: int
 ) -> dict[str, Any]:
-    """Run a load against a server for a time, and return the summary."""
-    asyncio.run(_once(server, [*requests.each()]))
-    idle = _settled(server)
-    counts, held = asyncio.run(_all(server, requests, seconds, connections))
-    left = _settled(server) - idle
-    said = server.output.partition("Serving at")[2].partition("\n")[2].strip()
+    """Run a load against a running server for a time, and return the summary."""
+    asyncio.run(_send_once(server, [*sampler.each()]))
+    idle = _count_sockets(server)
+    counts, samples = asyncio.run(_run_clients(server, sampler, seconds, connections))
+    left = _count_sockets(server) - idle
+    output = server.output.partition("Serving at")[2].partition("\n")[2].strip()
     return {
         "seconds": seconds,
         "connections": connections,
         "processes": len(server.workers),
-        "kinds": {kind: _times(found) for kind, found in counts.seconds.items()},
+        "kinds": {kind: _times(seconds_each) for kind, seconds_each in counts.seconds.items()},
         "requests_per_second": round(sum(map(len, counts.seconds.values())) / seconds, 1),
         "megabytes_per_second": round(counts.bytes / seconds / 1e6, 1),
         "busy": counts.busy,
         "errors": dict(counts.errors),
         "wrong": counts.wrong[:10],
-        **_growth(held),
+        **_growth(samples),
         "sockets_left": left,
-        "said": said,
+        "output": output,
     }
 
 
-def _settled(server: Running) -> int:
-    """Count open files once ended connections are closed."""
+def _count_sockets(server: ServerProcess) -> int:
+    """Count open sockets once ended connections are closed."""
     time.sleep(IDLE_S)
     return server.sockets
 
 
-async def _once(server: Running, all_asked: Sequence[Asked]) -> None:
+async def _send_once(server: ServerProcess, requests: Sequence[CheckedRequest]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 22)
-    for asked in all_asked:
-        writer.write(asked.data)
+    for request in requests:
+        writer.write(request.data)
         status, _, body = await _answer(reader)
-        assert asked.is_right(status, body), (asked.data[:200], status)
+        assert request.is_right(status, body), (request.data[:200], status)
     writer.close()
 
 
-def _times(found: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(found)
+def _times(seconds: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
     if not ordered:
         return {"count": 0}
     return {
@@ -326,18 +335,18 @@ def _times(found: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _growth(held: Sequence[Held]) -> dict[str, float]:
+def _growth(samples: Sequence[ResourceUse]) -> dict[str, float]:
     """Return the growth between the second and the last fifth of the time."""
-    n = max(len(held) // 5, 1)
+    n = max(len(samples) // 5, 1)
     warm, last = (
-        statistics.fmean(one.resident_bytes for one in part)
-        for part in (held[n : 2 * n] or held[:n], held[-n:])
+        statistics.fmean(sample.resident_bytes for sample in part)
+        for part in (samples[n : 2 * n] or samples[:n], samples[-n:])
     )
     return {
         "resident_mb_warm": round(warm / 1e6, 1),
         "resident_mb_end": round(last / 1e6, 1),
         "growth_percent": round((last / warm - 1) * 100, 1),
-        "most_descriptors": max(one.descriptors for one in held),
+        "most_descriptors": max(sample.descriptors for sample in samples),
     }
 
 
@@ -359,7 +368,7 @@ def main() -> int:
     if args.json:
         args.json.write_text(text, encoding="utf-8")
     sys.stdout.write(f"{text}\n")
-    failed = report["wrong"] or report["errors"] or report["said"] or report["sockets_left"] > 2
+    failed = report["wrong"] or report["errors"] or report["output"] or report["sockets_left"] > 2
     return 1 if failed or (args.minutes >= 5 and report["growth_percent"] >= 5) else 0
 
 

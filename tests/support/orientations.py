@@ -1,6 +1,6 @@
-"""Which orientations does a test take: twelve in 'make test', and the other 36 in 'make test-long'.
+"""Orientations for tests: twelve in 'make test', and the other 36 in 'make test-long'.
 
-The twelve have each order of the axes in one orientation and in its opposite.
+Among the twelve are two opposite orientations for each order of the axes.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Takes the screenshots of the web pages for the documentation, with a browser and a server.
+"""Takes the screenshots of the web pages for the documentation.
 
 ``python tests/support/pictures.py --out docs/pictures`` takes all of them, in some minutes. The
 scans are phantoms under the names of CTSpine1K; the table lists 1,005, of which a dozen have
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
-from many_scans import name_many
+from large_table import write_large_table
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import spinezarr
@@ -26,8 +26,8 @@ from spinezarr.serve.settings import ServeSettings
 from spinezarr.testing import PhantomSpec, ScanPlan, usual_levels, write_ctspine1k
 
 STORE = "ctspine1k"
-ONE = "/scan/{store}/{scan}"
-MANY = 1005
+SCAN_PAGE = "/scan/{store}/{scan}"
+N_SCANS = 1005
 SEED = 3
 LEVELS = (
     usual_levels("T9", "L5"),
@@ -63,17 +63,17 @@ class Picture:
     """Selector of an element that is visible once the page is ready."""
     scheme: str = "light"
     size_px: tuple[int, int] = (1280, 720)
-    act: Callable[[Page], None] = field(default=lambda _: None)
+    prepare: Callable[[Page], None] = field(default=lambda _: None)
     """Action before the screenshot is taken."""
 
 
-def _drawn(page: Page) -> None:
+def _wait_for_thumbnails(page: Page) -> None:
     """Wait for the visible thumbnails."""
     page.locator(".tile.drawn").nth(8).wait_for()
     page.wait_for_timeout(400)
 
 
-def _turned(page: Page) -> None:
+def _rotate_spine(page: Page) -> None:
     """Rotate the spine a little, by dragging it."""
     page.wait_for_selector("#stage[data-render]")
     box = page.locator(".tile[data-plane=render] .picture").bounding_box()
@@ -85,25 +85,28 @@ def _turned(page: Page) -> None:
     page.wait_for_timeout(1500)
 
 
-def _whole(page: Page) -> None:
+def _wait_for_tiles(page: Page) -> None:
     """Wait until all four tiles show the scan."""
     page.wait_for_selector("#stage[data-render]")
     page.wait_for_timeout(1500)
 
 
 PICTURES = {
-    "list": Picture(f"/?store={STORE}", ".scans-table tbody tr", act=_drawn),
+    "list": Picture(f"/?store={STORE}", ".scans-table tbody tr", prepare=_wait_for_thumbnails),
     "list-dark": Picture(
-        f"/?store={STORE}&q=50.4.00&vertebra=L4", ".scans-table tbody tr", "dark", act=_drawn
+        f"/?store={STORE}&q=50.4.00&vertebra=L4",
+        ".scans-table tbody tr",
+        "dark",
+        prepare=_wait_for_thumbnails,
     ),
-    "scan": Picture(f"{ONE}?vertebra=T8", "#stage[data-first]", act=_whole),
+    "scan": Picture(f"{SCAN_PAGE}?vertebra=T8", "#stage[data-first]", prepare=_wait_for_tiles),
     "scan-dark": Picture(
-        f"{ONE}?window=soft_tissue&vertebra=L1&layout=sagittal",
+        f"{SCAN_PAGE}?window=soft_tissue&vertebra=L1&layout=sagittal",
         "#stage[data-level]",
         "dark",
-        act=lambda page: page.wait_for_timeout(1500),
+        prepare=lambda page: page.wait_for_timeout(1500),
     ),
-    "scan-3d": Picture(f"{ONE}?layout=render", "#stage[data-first]", act=_turned),
+    "scan-3d": Picture(f"{SCAN_PAGE}?layout=render", "#stage[data-first]", prepare=_rotate_spine),
 }
 """Screenshots by file name."""
 
@@ -124,7 +127,7 @@ def make_store(folder: Path) -> Path:
     report = ingest(recipe, discover(recipe, str(raw)), str(store))
     if report.failed:
         raise SystemExit(str(report.failed))
-    name_many(store, MANY, seed=SEED)
+    write_large_table(store, N_SCANS, seed=SEED)
     return store
 
 
@@ -145,7 +148,7 @@ def ingest_pair(image: Path, label: Path, folder: Path) -> tuple[str, str]:
     return store.stem, scan
 
 
-def take(browser: Browser, url: str, picture: Picture, file: Path) -> None:
+def take_screenshot(browser: Browser, url: str, picture: Picture, file: Path) -> None:
     """Open a page, and save its screenshot."""
     width, height = picture.size_px
     context = browser.new_context(
@@ -155,7 +158,7 @@ def take(browser: Browser, url: str, picture: Picture, file: Path) -> None:
     page.set_default_timeout(120_000)
     page.goto(url)
     page.locator(picture.ready).first.wait_for()
-    picture.act(page)
+    picture.prepare(page)
     page.screenshot(path=file)
     context.close()
 
@@ -181,7 +184,7 @@ def main() -> None:
                 file = options.out / f"{name}.png"
                 picture = PICTURES[name]
                 path = picture.path.format(store=store, scan=scan)
-                take(browser, server.url + path, picture, file)
+                take_screenshot(browser, server.url + path, picture, file)
                 sys.stdout.write(f"{file}: {file.stat().st_size / 1000:.0f} kB\n")
         browser.close()
 

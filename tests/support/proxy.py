@@ -37,7 +37,7 @@ FAULTS = ("unavailable", "too_many", "cut", "stall", "short", "flip")
 """In order: 503; 429 with Retry-After; half a body, then the end of the connection; no answer, then
 its end; 200 with half of the requested bytes; a body with one wrong bit."""
 
-N_ASKED = 20_000
+N_LATEST = 20_000
 """Number of the latest requests that are listed."""
 
 _HEAD_BYTES = 1 << 16
@@ -49,7 +49,7 @@ _LEAST_PIECE_BYTES = 1 << 12
 _PIECE_S = 0.002
 """Longest turn of a connection on a slow link, unless the smallest piece takes longer."""
 _BACKLOG = 1024
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 _FIELDS = re.compile(
     rb"\r\n(?i:(range|if-match|if-range|content-length|transfer-encoding|connection)):"
     rb"[ \t]*([^\r\n]*)"
@@ -64,7 +64,7 @@ _GOOD = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What the proxy adds to requests.
+    """Latency, bandwidth limit and faults that the proxy adds.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Conditions:
     fault_paths
         Regular expression, searched in path and query; only what matches gets faults.
     stall_s
-        How long a stalled request waits for nothing.
+        Time after which a stalled request is ended without an answer.
     seed
         Seed of the faults. The same requests in the same order get the same faults.
 
@@ -124,15 +124,15 @@ class Counts:
         Number of executed faults by kind.
     statuses
         Number of answers by status; a stalled request has none.
-    asked
-        Method, path with query, and range ("" for none) of the latest `N_ASKED` requests.
+    latest
+        Method, path with query, and range ("" for none) of the latest `N_LATEST` requests.
     """
 
     requests: int
     body_bytes: int
     faults: dict[str, int]
     statuses: dict[int, int]
-    asked: tuple[tuple[str, str, str], ...]
+    latest: tuple[tuple[str, str, str], ...]
 
 
 class Proxy:
@@ -153,24 +153,24 @@ class Proxy:
 
     def set(self, conditions: Conditions) -> None:
         """Change the conditions of all requests from now on, and start the faults anew."""
-        self._tell({"set": asdict(conditions)})
+        self._send({"set": asdict(conditions)})
 
     def counts(self) -> Counts:
         """Return the counts since the last reset."""
-        told = self._tell({"counts": True})
+        answer = self._send({"counts": True})
         return Counts(
-            requests=told["requests"],
-            body_bytes=told["body_bytes"],
-            faults=told["faults"],
-            statuses={int(status): n for status, n in told["statuses"].items()},
-            asked=tuple((method, path, range_) for method, path, range_ in told["asked"]),
+            requests=answer["requests"],
+            body_bytes=answer["body_bytes"],
+            faults=answer["faults"],
+            statuses={int(status): n for status, n in answer["statuses"].items()},
+            latest=tuple((method, path, range_) for method, path, range_ in answer["latest"]),
         )
 
     def reset(self) -> None:
         """Set all counts to zero."""
-        self._tell({"reset": True})
+        self._send({"reset": True})
 
-    def _tell(self, command: dict[str, object]) -> dict[str, Any]:
+    def _send(self, command: dict[str, object]) -> dict[str, Any]:
         with self._lock:
             self._commands.write(json.dumps(command) + "\n")
             self._commands.flush()
@@ -226,7 +226,7 @@ def proxy(
 def _end(process: subprocess.Popen[str]) -> None:
     # The end is sent explicitly, too, because a child forked meanwhile holds the pipe open.
     try:
-        process.communicate(json.dumps({"end": True}) + "\n", timeout=_PATIENCE_S)
+        process.communicate(json.dumps({"end": True}) + "\n", timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
 
@@ -475,12 +475,12 @@ class _Link:
 class _Service:
     """State that all connections share."""
 
-    def __init__(self, origin: "_Origin", n_asked: int) -> None:
+    def __init__(self, origin: "_Origin", n_latest: int) -> None:
         self.origin = origin
         self.loop = asyncio.get_running_loop()
         self.link = _Link(self.loop)
         self.clients: set[_Client] = set()
-        self._asked: deque[tuple[str, str, str]] = deque(maxlen=n_asked)
+        self._latest: deque[tuple[str, str, str]] = deque(maxlen=n_latest)
         self.reset()
         self.set(Conditions())
 
@@ -495,7 +495,7 @@ class _Service:
         self.body_bytes = 0
         self.faults: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
-        self._asked.clear()
+        self._latest.clear()
 
     def counts(self) -> dict[str, object]:
         return {
@@ -503,13 +503,13 @@ class _Service:
             "body_bytes": self.body_bytes,
             "faults": self.faults,
             "statuses": self.statuses,
-            "asked": list(self._asked),
+            "latest": list(self._latest),
         }
 
     def begin(self, request: _Request) -> None:
         """Count a request, and draw its fault."""
         self._requests += 1
-        self._asked.append((request.method, request.target, request.fields.get("range", "")))
+        self._latest.append((request.method, request.target, request.fields.get("range", "")))
         conditions = self._conditions
         request.due = self.loop.time() + conditions.latency_s
         request.stall_s = conditions.stall_s
@@ -544,7 +544,7 @@ class _Client(asyncio.Protocol):
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
         self.source: _Upstream | None = None
-        """What the parts come from, while there are more."""
+        """The connection to the server that brings more parts; None if all are there."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -598,7 +598,7 @@ class _Client(asyncio.Protocol):
             self._start()
 
     def _start(self) -> None:
-        request = self._asked_for
+        request = self._current_request
         if request.fault == "unavailable":
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
         elif request.fault == "too_many":
@@ -610,16 +610,16 @@ class _Client(asyncio.Protocol):
             self._service.origin.answer(self, request)
 
     @property
-    def _asked_for(self) -> _Request:
+    def _current_request(self) -> _Request:
         return cast("_Request", self._request)
 
     def _refuse(self, status: HTTPStatus, *fields: bytes) -> None:
-        self._service.faults[self._asked_for.fault] += 1
+        self._service.faults[self._current_request.fault] += 1
         self.answer(status, fields)
 
     def answer(self, status: int, fields: Iterable[bytes], body: _Part | None = None) -> None:
         """Answer the request as a whole, with the fault of the body that was drawn for it."""
-        request = self._asked_for
+        request = self._current_request
         n_bytes = body.left if body else 0
         fault = request.fault if n_bytes and status in _GOOD else ""
         if body and fault:
@@ -640,7 +640,7 @@ class _Client(asyncio.Protocol):
     def send_head(self, status: int, fields: Iterable[bytes], *, has_body: bool) -> None:
         """Begin the answer; `send` continues it."""
         self._service.statuses[status] += 1
-        if not self._asked_for.keep_alive:
+        if not self._current_request.keep_alive:
             self._closing = True
         closing = [b"Connection: close"] if self._closing else []
         line = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}".encode()
@@ -807,23 +807,23 @@ class _Folder:
         return file
 
 
-def _matches(asked: str, etag: str) -> bool:
-    return asked == "*" or etag in (one.strip() for one in asked.split(","))
+def _matches(tags: str, etag: str) -> bool:
+    return tags == "*" or etag in (tag.strip() for tag in tags.split(","))
 
 
 def _answer_file(client: _Client, request: _Request, file: _OpenFile) -> None:
-    asked = _RANGE.fullmatch(request.fields.get("range", ""))
+    range_ = _RANGE.fullmatch(request.fields.get("range", ""))
     if (
-        asked is None
-        or asked[0] == "bytes=-"
+        range_ is None
+        or range_[0] == "bytes=-"
         or request.fields.get("if-range", file.etag) != file.etag
     ):
         client.answer(HTTPStatus.OK, file.fields, _File(file, 0, file.n_bytes))
         return
-    if asked[1]:
-        first, end = int(asked[1]), int(asked[2] or file.n_bytes) + bool(asked[2])
+    if range_[1]:
+        first, end = int(range_[1]), int(range_[2] or file.n_bytes) + bool(range_[2])
     else:
-        first, end = max(0, file.n_bytes - int(asked[2])), file.n_bytes
+        first, end = max(0, file.n_bytes - int(range_[2])), file.n_bytes
     end = min(end, file.n_bytes)
     if first >= end:
         outside = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
@@ -848,7 +848,7 @@ class _Pool:
 
     def answer(self, client: _Client, request: _Request) -> None:
         if self.idle:
-            self.idle.pop().ask(client, request)
+            self.idle.pop().send(client, request)
             return
         task = asyncio.get_running_loop().create_task(self._connect(client, request))
         self._tasks.add(task)
@@ -867,19 +867,19 @@ class _Pool:
         if client.transport.is_closing():
             upstream.abandon()
         else:
-            upstream.ask(client, request)
+            upstream.send(client, request)
 
 
 @dataclass(slots=True)
 class _Exchange:
-    """A request that was sent to the server, and the known part of its answer."""
+    """A request that was sent to the server, and the received part of its answer."""
 
     client: _Client
     request: _Request
     status: int = 0
     fields: list[bytes] = field(default_factory=list)
     framing: _Sized | _Chunked | None = None
-    """Status of the answer; None before its head."""
+    """Framing of the body of the answer; None before its head."""
     kept: list[memoryview] | None = None
     """The whole body, if a fault needs it."""
     keep_alive: bool = False
@@ -916,7 +916,7 @@ class _Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def ask(self, client: _Client, request: _Request) -> None:
+    def send(self, client: _Client, request: _Request) -> None:
         """Send a request to the server, and pass its answer back."""
         self._exchange = _Exchange(client, request)
         client.source = self
@@ -1044,9 +1044,9 @@ class _Control(asyncio.Protocol):
             if "end" in command:
                 self._stop.set()
                 return
-            _say(self._obey(command))
+            _print_json(self._execute(command))
 
-    def _obey(self, command: dict[str, Any]) -> dict[str, object]:
+    def _execute(self, command: dict[str, Any]) -> dict[str, object]:
         if "set" in command:
             kinds = tuple(command["set"].pop("fault_kinds"))
             self._service.set(Conditions(**command["set"], fault_kinds=kinds))
@@ -1060,13 +1060,13 @@ class _Control(asyncio.Protocol):
         self._stop.set()
 
 
-def _say(message: dict[str, object]) -> None:
+def _print_json(message: dict[str, object]) -> None:
     print(json.dumps(message), flush=True)
 
 
 async def _serve(options: argparse.Namespace, origin: _Origin, conditions: Conditions) -> None:
     loop = asyncio.get_running_loop()
-    service = _Service(origin, N_ASKED)
+    service = _Service(origin, N_LATEST)
     service.set(conditions)
     stop = asyncio.Event()
     try:
@@ -1077,7 +1077,7 @@ async def _serve(options: argparse.Namespace, origin: _Origin, conditions: Condi
         raise SystemExit(f"port {options.port} of {options.host}: {error}") from None
     url = f"http://{options.host}:{server.sockets[0].getsockname()[1]}"
     if options.control:
-        _say({"url": url})
+        _print_json({"url": url})
         await loop.connect_read_pipe(lambda: _Control(service, stop), sys.stdin)
     else:
         print(url, flush=True)
@@ -1107,14 +1107,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--folder", type=Path, help="serve its files")
-    origin.add_argument("--upstream", metavar="URL", help="hand requests on to http://host:port")
+    origin.add_argument("--upstream", metavar="URL", help="pass requests on to http://host:port")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 for a free one")
     parser.add_argument("--latency-ms", type=float, default=0.0)
     parser.add_argument("--megabytes-per-s", type=float, help="of all answers together")
-    parser.add_argument("--fault-rate", type=float, default=0.0, help="share of the GET requests")
+    parser.add_argument(
+        "--fault-rate", type=float, default=0.0, help="share of the GET and POST requests"
+    )
     parser.add_argument("--fault-kinds", nargs="+", choices=FAULTS, default=FAULTS)
-    parser.add_argument("--fault-paths", default="", help="regular expression of what gets faults")
+    parser.add_argument("--fault-paths", default="", help="regular expression of paths with faults")
     parser.add_argument("--stall-s", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--control", action="store_true", help=argparse.SUPPRESS)

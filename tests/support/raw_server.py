@@ -1,4 +1,4 @@
-"""A TCP server whose answers are any bytes that a test chooses."""
+"""A TCP server that answers with bytes that a test chooses."""
 
 import socket
 from contextlib import suppress
@@ -26,10 +26,10 @@ class RawServer:
         Thread(target=self._accept, daemon=True).start()
 
     def answer(self, connection, head):
-        """Send something."""
+        """Send an answer to a request with this head."""
         raise NotImplementedError
 
-    def left(self):
+    def on_close(self):
         """React to a client that has closed its connection."""
 
     def close(self):
@@ -65,6 +65,6 @@ class RawServer:
                     head, _, waiting = waiting.partition(b"\r\n\r\n")
                     self.heads.append(head.decode())
                     self.answer(connection, self.heads[-1])
-            self.left()
+            self.on_close()
         finally:
             self._connections.discard(connection)

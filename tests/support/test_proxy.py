@@ -28,13 +28,13 @@ import s3fs
 from botocore.config import Config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from proxy import FAULTS, N_ASKED, Conditions, Counts, _Chunked, proxy
+from proxy import FAULTS, N_LATEST, Conditions, Counts, _Chunked, proxy
 
 SCRIPT = Path(__file__).with_name("proxy.py")
 
 SMALL = bytes(range(256)) * 4
 LARGE = random.Random(7).randbytes(3_000_001)  # noqa: S311
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ LARGE_PATH = "/a%20b/l%C3%A4rge"
 @contextmanager
 def quiet_stderr(folder):
     """Return a function that starts proxies, which must print nothing on stderr."""
-    said = folder / "stderr"
+    stderr = folder / "stderr"
 
     def start(**options):
         own = os.dup(2)
@@ -65,15 +65,15 @@ def quiet_stderr(folder):
             os.dup2(own, 2)
             os.close(own)
 
-    with said.open("wb") as file, ExitStack() as stack:
+    with stderr.open("wb") as file, ExitStack() as stack:
         yield start
-    assert not said.read_text()
+    assert not stderr.read_text()
 
 
 @pytest.fixture(scope="module")
 def running(folder, tmp_path_factory):
     """Run one proxy that serves the folder, and another in front of it."""
-    with quiet_stderr(tmp_path_factory.mktemp("said")) as start:
+    with quiet_stderr(tmp_path_factory.mktemp("stderr")) as start:
         first = start(folder=folder)
         yield {"folder": first, "upstream": start(upstream=first.url)}
 
@@ -97,27 +97,27 @@ def served(request, running):
 @contextmanager
 def connected(url):
     parts = urlsplit(url)
-    with closing(http.client.HTTPConnection(parts.netloc, timeout=PATIENCE_S)) as connection:
+    with closing(http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT_S)) as connection:
         connection.connect()
         yield connection
 
 
-def ask(connection, path, asked="", method="GET", **fields):
+def send(connection, path, range_="", method="GET", **fields):
     headers = {name.replace("_", "-"): text for name, text in fields.items()}
-    connection.request(method, path, headers=headers | ({"Range": asked} if asked else {}))
+    connection.request(method, path, headers=headers | ({"Range": range_} if range_ else {}))
     answer = connection.getresponse()
     return answer, answer.read()
 
 
-def get(url, path, asked="", **fields):
+def get(url, path, range_="", **fields):
     with connected(url) as connection:
-        return ask(connection, path, asked, **fields)
+        return send(connection, path, range_, **fields)
 
 
-def raw(url, sent):
+def exchange(url, sent):
     """Send bytes, and return all bytes until the proxy closes the connection."""
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S) as one:
+    with socket.create_connection((parts.hostname, parts.port), timeout=TIMEOUT_S) as one:
         one.sendall(sent)
         return b"".join(iter(lambda: received(one), b""))
 
@@ -134,19 +134,19 @@ def request(path, *fields, method="GET"):
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *fields, "", ""]).encode()
 
 
-LAST = "Connection: close"
+CLOSE = "Connection: close"
 
 
-def parted(answer):
+def parse(answer):
     head, _, body = answer.partition(b"\r\n\r\n")
     line, *fields = head.decode().split("\r\n")
     named = dict(field.split(": ", 1) for field in fields)
     return int(line.split(" ")[1]), {name.lower(): text for name, text in named.items()}, body
 
 
-def until(condition):
+def wait_until(condition):
     """Wait until a condition holds."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -169,14 +169,14 @@ def test_ranges_hold_the_bytes_of_the_file(running):
         one.set(Conditions())
     with connected(running["folder"].url) as first, connected(running["upstream"].url) as second:
 
-        @given(asked=RANGES, of=st.sampled_from([first, second]))
-        @example(asked=("bytes=0-0", 0, 0), of=first)
-        @example(asked=("bytes=-0", len(SMALL), len(SMALL) - 1), of=first)
+        @given(range_=RANGES, connection=st.sampled_from([first, second]))
+        @example(range_=("bytes=0-0", 0, 0), connection=first)
+        @example(range_=("bytes=-0", len(SMALL), len(SMALL) - 1), connection=first)
         @settings(max_examples=200)
-        def holds(asked, of):
-            text, begin, last = asked
+        def holds(range_, connection):
+            text, begin, last = range_
             expected = SMALL[begin : last + 1]
-            answer, body = ask(of, "/small", text)
+            answer, body = send(connection, "/small", text)
             if expected:
                 end = begin + len(expected) - 1
                 assert (answer.status, body) == (206, expected)
@@ -190,10 +190,10 @@ def test_ranges_hold_the_bytes_of_the_file(running):
 
 
 @pytest.mark.parametrize(
-    "asked", ["", "bytes=-", "bytes=0-1,4-5", "lines=0-1", "bytes=a-b", "bytes=1"]
+    "range_", ["", "bytes=-", "bytes=0-1,4-5", "lines=0-1", "bytes=a-b", "bytes=1"]
 )
-def test_unsupported_ranges_return_the_whole_file(served, asked):
-    answer, body = get(served.url, LARGE_PATH, asked)
+def test_unsupported_ranges_return_the_whole_file(served, range_):
+    answer, body = get(served.url, LARGE_PATH, range_)
     assert (answer.status, body) == (200, LARGE)
     assert answer.headers["Accept-Ranges"] == "bytes"
     assert "Content-Range" not in answer.headers
@@ -202,22 +202,22 @@ def test_unsupported_ranges_return_the_whole_file(served, asked):
 def test_large_ranges_arrive_completely(served):
     with connected(served.url) as connection:
         for begin, end in ((0, 2_999_999), (17, 2_000_017), (65_536, 131_072)):
-            answer, body = ask(connection, LARGE_PATH, f"bytes={begin}-{end}")
+            answer, body = send(connection, LARGE_PATH, f"bytes={begin}-{end}")
             assert (answer.status, body) == (206, LARGE[begin : end + 1])
 
 
 def test_head_has_the_fields_of_get_and_no_body(served):
     with connected(served.url) as connection:
-        for path, asked in (("/small", ""), ("/small", "bytes=4-9"), ("/empty", ""), ("/no", "")):
-            head, nothing = ask(connection, path, asked, method="HEAD")
-            whole, body = ask(connection, path, asked)
+        for path, range_ in (("/small", ""), ("/small", "bytes=4-9"), ("/empty", ""), ("/no", "")):
+            head, nothing = send(connection, path, range_, method="HEAD")
+            whole, body = send(connection, path, range_)
             assert nothing == b""
             assert (head.status, head.getheaders()) == (whole.status, whole.getheaders())
             assert int(whole.headers["Content-Length"]) == len(body)
 
 
 def test_nothing_follows_the_answer_to_head(served):
-    status, fields, body = parted(raw(served.url, request("/small", LAST, method="HEAD")))
+    status, fields, body = parse(exchange(served.url, request("/small", CLOSE, method="HEAD")))
     assert (status, fields["content-length"], body) == (200, str(len(SMALL)), b"")
 
 
@@ -225,16 +225,16 @@ def test_one_connection_serves_many_requests(served):
     with connected(served.url) as connection:
         first = connection.sock
         for path in ("/small", "/no", LARGE_PATH, "/empty", "/small") * 5:
-            ask(connection, path)
+            send(connection, path)
             assert connection.sock is first
 
 
 def test_a_connection_closes_when_asked_to(served):
     for answer in (
-        raw(served.url, request("/small", LAST)),
-        raw(served.url, b"GET /small HTTP/1.0\r\n\r\n"),
+        exchange(served.url, request("/small", CLOSE)),
+        exchange(served.url, b"GET /small HTTP/1.0\r\n\r\n"),
     ):
-        status, fields, body = parted(answer)
+        status, fields, body = parse(answer)
         assert (status, fields["connection"], body) == (200, "close", SMALL)
 
 
@@ -266,7 +266,7 @@ def test_the_etag_of_a_changed_file_differs(served, folder):
 
 def test_a_folder_takes_no_uploads(running, folder):
     sent = request("/new", "Content-Length: 3", method="PUT") + b"abc"
-    assert parted(raw(running["folder"].url, sent))[0] == 405
+    assert parse(exchange(running["folder"].url, sent))[0] == 405
     assert not (folder / "new").exists()
 
 
@@ -274,7 +274,7 @@ def test_a_folder_takes_no_uploads(running, folder):
     "sent", [b"\x16\x03\x01\r\n\r\n", b"GET x HTTP/1.1\r\n\r\n", b"x" * 70_000]
 )
 def test_an_invalid_request_ends_the_connection(running, sent):
-    assert raw(running["folder"].url, sent) == b""
+    assert exchange(running["folder"].url, sent) == b""
 
 
 def test_more_files_than_are_kept_open_can_be_read(running, tmp_path):
@@ -282,21 +282,21 @@ def test_more_files_than_are_kept_open_can_be_read(running, tmp_path):
         (tmp_path / str(n)).write_text(str(n))
     with proxy(folder=tmp_path) as one, connected(one.url) as connection:
         for n in [*range(300), *range(300)]:
-            assert ask(connection, f"/{n}")[1] == str(n).encode()
+            assert send(connection, f"/{n}")[1] == str(n).encode()
         assert n_open(one) < 200
 
 
 def test_requests_sent_at_once_are_answered_in_order(served):
     ranges = [(n * 7, n * 11 + 40) for n in range(60)]
     served.set(Conditions(latency_s=0.01))
-    asked = [request("/small", f"Range: bytes={a}-{b}") for a, b in ranges]
-    answer = raw(served.url, b"".join([*asked, request("/empty", LAST)]))
+    requests = [request("/small", f"Range: bytes={a}-{b}") for a, b in ranges]
+    answer = exchange(served.url, b"".join([*requests, request("/empty", CLOSE)]))
     for begin, end in ranges:
         _, _, answer = answer.partition(b"\r\n\r\n")
         part = SMALL[begin : end + 1]
         assert answer.startswith(part)
         answer = answer[len(part) :]
-    assert parted(answer)[1]["content-length"] == "0"
+    assert parse(answer)[1]["content-length"] == "0"
 
 
 def test_many_connections_are_served_at_once(served):
@@ -323,7 +323,7 @@ def test_a_request_takes_at_least_the_latency(served):
     with connected(served.url) as connection:
         for path in ("/small", "/no", "/small"):
             begin = time.monotonic()
-            ask(connection, path)
+            send(connection, path)
             assert time.monotonic() - begin >= 0.05
 
 
@@ -332,7 +332,7 @@ def test_a_late_answer_delays_no_other(served):
     parts = urlsplit(served.url)
     with socket.create_connection((parts.hostname, parts.port)) as late:
         late.sendall(request("/small"))
-        until(lambda: served.counts().requests == 1)
+        wait_until(lambda: served.counts().requests == 1)
         served.set(Conditions())
         assert get(served.url, "/small")[1] == SMALL
         assert not select.select([late], [], [], 0)[0]
@@ -341,21 +341,21 @@ def test_a_late_answer_delays_no_other(served):
 def test_all_connections_together_stay_below_the_rate_limit(served):
     n_bytes, n_connections, rate = 300_000, 4, 4e6
     served.set(Conditions(bytes_per_s=rate))
-    asked = [f"bytes={n}-{n + n_bytes - 1}" for n in range(n_connections)]
+    ranges = [f"bytes={n}-{n + n_bytes - 1}" for n in range(n_connections)]
     begin = time.monotonic()
     with ThreadPoolExecutor(n_connections) as threads:
-        found = list(threads.map(lambda one: get(served.url, LARGE_PATH, one)[1], asked))
+        found = list(threads.map(lambda range_: get(served.url, LARGE_PATH, range_)[1], ranges))
     assert time.monotonic() - begin >= n_bytes * n_connections / rate
     assert found == [LARGE[n : n + n_bytes] for n in range(n_connections)]
 
 
-def test_idle_time_is_not_made_up_for_at_a_rate_limit(served):
+def test_a_rate_limit_grants_no_bytes_for_idle_time(served):
     served.set(Conditions(bytes_per_s=1e6))
     with connected(served.url) as connection:
-        ask(connection, "/small")
+        send(connection, "/small")
         time.sleep(0.1)
         begin = time.monotonic()
-        ask(connection, LARGE_PATH, "bytes=0-99999")
+        send(connection, LARGE_PATH, "bytes=0-99999")
         assert time.monotonic() - begin >= 0.1
 
 
@@ -370,7 +370,7 @@ def test_a_small_answer_does_not_wait_for_a_large_one(served):
     served.set(Conditions(bytes_per_s=20_000))  # the large one takes minutes
     with connected(served.url) as large:
         large.request("GET", LARGE_PATH)
-        until(lambda: served.counts().body_bytes > 0)
+        wait_until(lambda: served.counts().body_bytes > 0)
         assert get(served.url, "/small")[1] == SMALL
         assert served.counts().body_bytes < 200_000
 
@@ -379,7 +379,7 @@ def test_a_running_answer_speeds_up_when_the_rate_limit_is_removed(served):
     served.set(Conditions(bytes_per_s=1000))
     with connected(served.url) as connection:
         connection.request("GET", LARGE_PATH)
-        until(lambda: served.counts().requests == 1)
+        wait_until(lambda: served.counts().requests == 1)
         served.set(Conditions())
         assert connection.getresponse().read() == LARGE
 
@@ -393,19 +393,19 @@ def test_refused_requests_get_503_or_429(served, kind, status):
     served.set(faulty(kind))
     with connected(served.url) as connection:
         for _ in range(2):  # the connection stays open
-            answer, body = ask(connection, "/small", "bytes=0-9")
+            answer, body = send(connection, "/small", "bytes=0-9")
             assert (answer.status, body) == (status, b"")
             assert answer.headers.get("Retry-After") == ("1" if status == 429 else None)
     assert served.counts().faults == {kind: 2}
     assert served.counts().statuses == {status: 2}
 
 
-@pytest.mark.parametrize("asked", [(0, 999), (5, 5), (17, 900)])
-def test_a_cut_answer_is_half_of_the_announced_length(served, asked):
+@pytest.mark.parametrize(("first", "last"), [(0, 999), (5, 5), (17, 900)])
+def test_a_cut_answer_is_half_of_the_announced_length(served, first, last):
     served.set(faulty("cut"))
-    expected = SMALL[asked[0] : asked[1] + 1]
-    status, fields, body = parted(
-        raw(served.url, request("/small", f"Range: bytes={asked[0]}-{asked[1]}"))
+    expected = SMALL[first : last + 1]
+    status, fields, body = parse(
+        exchange(served.url, request("/small", f"Range: bytes={first}-{last}"))
     )
     assert (status, fields["content-length"]) == (206, str(len(expected)))
     assert "connection" not in fields
@@ -416,7 +416,7 @@ def test_a_cut_answer_is_half_of_the_announced_length(served, asked):
 
 def test_a_large_answer_can_be_cut(served):
     served.set(faulty("cut"))
-    _, fields, body = parted(raw(served.url, request(LARGE_PATH)))
+    _, fields, body = parse(exchange(served.url, request(LARGE_PATH)))
     assert (fields["content-length"], body) == (str(len(LARGE)), LARGE[: len(LARGE) // 2])
     with pytest.raises(http.client.IncompleteRead):
         get(served.url, LARGE_PATH)
@@ -426,7 +426,7 @@ def test_a_short_answer_announces_its_short_length(served):
     served.set(faulty("short"))
     with connected(served.url) as connection:
         for begin, end in ((0, 999), (5, 5), (17, 900)):
-            answer, body = ask(connection, "/small", f"bytes={begin}-{end}")
+            answer, body = send(connection, "/small", f"bytes={begin}-{end}")
             expected = SMALL[begin : end + 1]
             assert (answer.status, body) == (200, expected[: len(expected) // 2])
             assert answer.headers["Content-Length"] == str(len(body))
@@ -439,7 +439,7 @@ def test_a_flipped_answer_differs_by_one_bit(served):
     places = set()
     with connected(served.url) as connection:
         for _ in range(20):
-            answer, body = ask(connection, "/small", "bytes=1-1000")
+            answer, body = send(connection, "/small", "bytes=1-1000")
             differing = int.from_bytes(body) ^ int.from_bytes(SMALL[1:1001])
             assert (answer.status, len(body), differing.bit_count()) == (206, 1000, 1)
             places.add(differing)
@@ -450,7 +450,7 @@ def test_a_flipped_answer_differs_by_one_bit(served):
 def test_a_stalled_request_gets_nothing_and_then_an_end(served):
     served.set(faulty("stall", stall_s=0.1))
     parts = urlsplit(served.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S) as one:
+    with socket.create_connection((parts.hostname, parts.port), timeout=TIMEOUT_S) as one:
         begin = time.monotonic()
         one.sendall(request("/small"))
         assert received(one) == b""
@@ -462,9 +462,9 @@ def test_a_stalled_request_gets_nothing_and_then_an_end(served):
 def test_a_stalled_request_delays_no_other(folder):
     with proxy(folder=folder, conditions=faulty("stall", stall_s=3000)) as one:
         parts = urlsplit(one.url)
-        stalled = socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S)
+        stalled = socket.create_connection((parts.hostname, parts.port), timeout=TIMEOUT_S)
         stalled.sendall(request("/small"))
-        until(lambda: one.counts().faults == {"stall": 1})
+        wait_until(lambda: one.counts().faults == {"stall": 1})
         one.set(Conditions())
         assert get(one.url, "/small")[1] == SMALL
     with stalled:
@@ -478,16 +478,16 @@ def test_faults_of_a_body_do_not_apply_to_answers_without_one(served):
             answer, body = get(served.url, path)
             assert (answer.status, body) == (status, b"")
         with connected(served.url) as connection:
-            assert ask(connection, "/small", method="HEAD")[0].status == 200
+            assert send(connection, "/small", method="HEAD")[0].status == 200
     assert served.counts().faults == {}
 
 
-def outcomes(url, n, asked="bytes=0-99", path="/small"):
+def outcomes(url, n, range_="bytes=0-99", path="/small"):
     """Send a request ``n`` times, and return the outcome of each."""
     found = []
     for _ in range(n):
         try:
-            answer, body = get(url, path, asked)
+            answer, body = get(url, path, range_)
             found.append((answer.status, body))
         except (http.client.HTTPException, ConnectionError) as error:
             found.append((type(error), b""))
@@ -515,7 +515,7 @@ def test_faults_have_the_given_rate_and_kinds(served):
         for rate in (0.0, 0.03, 0.3, 1.0):
             served.set(Conditions(fault_rate=rate, fault_kinds=("unavailable", "too_many")))
             served.reset()
-            found = Counter(ask(connection, "/small")[0].status for _ in range(1000))
+            found = Counter(send(connection, "/small")[0].status for _ in range(1000))
             n_faults = found[503] + found[429]
             # Four standard deviations of a binomial distribution.
             assert abs(n_faults - 1000 * rate) <= 4 * (1000 * rate * (1 - rate)) ** 0.5
@@ -529,21 +529,21 @@ def test_faults_apply_only_to_their_paths_and_to_get(served):
     assert [get(served.url, path)[0].status for path in paths] == [200, 503, 200, 200]
     served.set(faulty("unavailable"))
     with connected(served.url) as connection:
-        assert ask(connection, "/small", method="HEAD")[0].status == 200
+        assert send(connection, "/small", method="HEAD")[0].status == 200
 
 
 def test_counts_are_exact(served):
     assert served.counts() == Counts(0, 0, {}, {}, ())
     with ThreadPoolExecutor(8) as threads:
-        asked = [f"bytes={n}-{n + 99}" for n in range(400)]
-        list(threads.map(lambda one: get(served.url, "/small", one), asked))
+        ranges = [f"bytes={n}-{n + 99}" for n in range(400)]
+        list(threads.map(lambda range_: get(served.url, "/small", range_), ranges))
     counts = served.counts()
     assert (counts.requests, counts.body_bytes) == (400, 40_000)
     assert (counts.statuses, counts.faults) == ({206: 400}, {})
-    assert sorted(counts.asked) == sorted(("GET", "/small", one) for one in asked)
+    assert sorted(counts.latest) == sorted(("GET", "/small", range_) for range_ in ranges)
     served.reset()
     with connected(served.url) as connection:
-        ask(connection, "/no?x=%20", method="HEAD")
+        send(connection, "/no?x=%20", method="HEAD")
     assert served.counts() == Counts(1, 0, {}, {404: 1}, (("HEAD", "/no?x=%20", ""),))
 
 
@@ -551,12 +551,12 @@ def test_only_the_latest_requests_are_listed(running):
     served = running["folder"]
     served.set(Conditions())
     served.reset()
-    n = N_ASKED + 7
+    n = N_LATEST + 7
     sent = [request("/no", f"Range: bytes={i}-") for i in range(n)]
-    raw(served.url, b"".join([*sent[:-1], request("/no", f"Range: bytes={n - 1}-", LAST)]))
+    exchange(served.url, b"".join([*sent[:-1], request("/no", f"Range: bytes={n - 1}-", CLOSE)]))
     counts = served.counts()
-    assert (counts.requests, len(counts.asked)) == (n, N_ASKED)
-    assert counts.asked[0][2] == "bytes=7-"
+    assert (counts.requests, len(counts.latest)) == (n, N_LATEST)
+    assert counts.latest[0][2] == "bytes=7-"
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,7 @@ with proxy(folder=Path({str(folder)!r})) as one:
         url, pid = parent.stdout.readline().split()
         assert get(url, "/small")[1] == SMALL
         parent.kill()
-    until(lambda: not Path(f"/proc/{pid}/cmdline").exists() or is_dead(pid))
+    wait_until(lambda: not Path(f"/proc/{pid}/cmdline").exists() or is_dead(pid))
 
 
 def is_dead(pid):
@@ -606,7 +606,7 @@ def test_the_context_ends_it_after_an_error_and_with_forked_children(folder):
         with proxy(folder=folder) as one:
             child = os.fork()
             if not child:
-                time.sleep(PATIENCE_S)
+                time.sleep(TIMEOUT_S)
                 os._exit(0)
             ran.extend([one, child])
             raise KeyError
@@ -643,7 +643,7 @@ def test_the_command_line_runs_the_proxy(folder, ending):
         assert time.monotonic() - begin >= 0.12
         assert get(url, "/small")[1] == SMALL[: len(SMALL) // 2]
         process.send_signal(ending)
-        assert process.communicate(timeout=PATIENCE_S) == ("", "")
+        assert process.communicate(timeout=TIMEOUT_S) == ("", "")
         assert process.returncode == 0
 
 
@@ -672,7 +672,7 @@ def scripted(*connections):
         thread = Thread(target=serve, args=[listener], daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", received
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
         assert not thread.is_alive()
 
 
@@ -706,8 +706,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 )
 def test_requests_are_passed_on_unchanged(sent):
     with scripted([OK, OK]) as (url, received), proxy(upstream=url) as one:
-        last = request("/last", LAST)
-        answer = raw(one.url, sent + last)
+        last = request("/last", CLOSE)
+        answer = exchange(one.url, sent + last)
         assert received == [sent, last]
         assert answer.startswith(OK)
 
@@ -755,7 +755,7 @@ def test_faults_apply_to_answers_of_all_framings(kind):
         assert (int.from_bytes(body) ^ int.from_bytes(LONG)).bit_count() == 1
         assert len(body) == len(LONG)
         one.set(faulty("cut"))
-        _, fields, body = parted(raw(one.url, request("/")))
+        _, fields, body = parse(exchange(one.url, request("/")))
         assert (fields["content-length"], body) == ("400000", LONG[:200_000])
 
 
@@ -776,7 +776,7 @@ def test_the_server_is_read_only_as_fast_as_the_link_carries(running, folder):
     with proxy(upstream=running["folder"].url, conditions=Conditions(bytes_per_s=2e6)) as one:
         with connected(one.url) as connection:
             connection.request("GET", "/huge")
-            until(lambda: one.counts().body_bytes > 500_000)
+            wait_until(lambda: one.counts().body_bytes > 500_000)
             # The buffers of two sockets hold at most 36 MiB here.
             assert running["folder"].counts().body_bytes < 100_000_000
             one.set(Conditions())
@@ -804,14 +804,14 @@ def test_an_upload_is_read_only_as_fast_as_the_server_reads_it():
     def serve():
         one, _ = listener.accept()
         with one:
-            go.wait(PATIENCE_S)
+            go.wait(TIMEOUT_S)
             left = len(head) + n_bytes
             while left:
                 left -= len(one.recv(1 << 20))
             taken.append(True)
             one.sendall(OK)
 
-    head = request("/x", f"Content-Length: {n_bytes}", LAST, method="PUT")
+    head = request("/x", f"Content-Length: {n_bytes}", CLOSE, method="PUT")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = Thread(target=serve, daemon=True)
         thread.start()
@@ -823,10 +823,10 @@ def test_an_upload_is_read_only_as_fast_as_the_server_reads_it():
                 sent = send_zeros(client, n_bytes)
                 assert sent < n_bytes
                 go.set()
-                client.settimeout(PATIENCE_S)
+                client.settimeout(TIMEOUT_S)
                 assert send_zeros(client, n_bytes - sent) == n_bytes - sent
-                assert parted(client.recv(1 << 16))[::2] == (200, b"ok")
-        thread.join(PATIENCE_S)
+                assert parse(client.recv(1 << 16))[::2] == (200, b"ok")
+        thread.join(TIMEOUT_S)
     assert taken == [True]
 
 
@@ -838,7 +838,7 @@ def test_a_client_that_leaves_early_delays_no_other(served):
     for _ in range(5):
         with connected(served.url) as connection:
             connection.request("GET", LARGE_PATH)
-            until(lambda: served.counts().body_bytes > 0)
+            wait_until(lambda: served.counts().body_bytes > 0)
         served.reset()
     served.set(Conditions(latency_s=0.05))
     with connected(served.url) as connection:
@@ -847,7 +847,7 @@ def test_a_client_that_leaves_early_delays_no_other(served):
     with connected(served.url) as connection:
         connection.request("GET", LARGE_PATH)  # more than the buffers of sockets need not take
     assert get(served.url, LARGE_PATH)[1] == LARGE
-    until(lambda: n_open(served) <= before + 1)  # it keeps one more file open
+    wait_until(lambda: n_open(served) <= before + 1)  # it keeps one more file open
 
 
 def test_answers_without_a_body_are_passed_back():
@@ -868,7 +868,7 @@ def test_answers_without_a_body_are_passed_back():
             ("HEAD", 200, b""),
             ("GET", 200, b"ok"),
         ):
-            answer, found = ask(connection, "/", method=method)
+            answer, found = send(connection, "/", method=method)
             assert (answer.status, found) == (status, body)
 
 
@@ -887,7 +887,7 @@ def test_a_connection_that_the_server_closed_is_not_used_again():
         connected(one.url) as connection,
     ):
         for _ in range(3):
-            assert ask(connection, "/")[1] == b"ok"
+            assert send(connection, "/")[1] == b"ok"
         assert len(received) == 3
 
 
@@ -921,8 +921,8 @@ def test_an_early_answer_ends_an_upload():
         thread.start()
         with proxy(upstream=url) as one:
             sent = request("/x", "Content-Length: 1000", "Expect: 100-continue", method="PUT")
-            assert parted(raw(one.url, sent))[::2] == (403, b"no")
-        thread.join(PATIENCE_S)
+            assert parse(exchange(one.url, sent))[::2] == (403, b"no")
+        thread.join(TIMEOUT_S)
         assert not thread.is_alive()
 
 
@@ -954,7 +954,7 @@ def bucket(s3_server):
 
 @pytest.fixture(scope="module")
 def before_s3(s3_server, tmp_path_factory):
-    with quiet_stderr(tmp_path_factory.mktemp("said")) as start:
+    with quiet_stderr(tmp_path_factory.mktemp("stderr")) as start:
         yield start(upstream=s3_server.endpoint_url)
 
 
@@ -992,7 +992,7 @@ def test_boto3_works_through_the_proxy(s3, bucket, before_s3, s3_server):
     s3.delete_object(Bucket=bucket, Key="a b/ä")
     with pytest.raises(s3.exceptions.ClientError, match="404"):
         s3.head_object(Bucket=bucket, Key="a b/ä")
-    methods = Counter(method for method, _, _ in before_s3.counts().asked)
+    methods = Counter(method for method, _, _ in before_s3.counts().latest)
     assert methods == {"PUT": 2, "GET": 4, "HEAD": 2, "DELETE": 1}
 
 
@@ -1024,7 +1024,7 @@ def test_boto3_retries_after_faults(s3, bucket, before_s3):
     kinds = ("unavailable", "stall")
     before_s3.set(Conditions(fault_rate=0.3, fault_kinds=kinds, stall_s=0.01, fault_paths="faults"))
     for n in range(8):
-        asked = f"bytes={n}-{n + 100}"
-        found = s3.get_object(Bucket=bucket, Key="faults", Range=asked)["Body"].read()
+        range_ = f"bytes={n}-{n + 100}"
+        found = s3.get_object(Bucket=bucket, Key="faults", Range=range_)["Body"].read()
         assert found == SMALL[n : n + 101]
     assert sum(before_s3.counts().faults.values()) > 0

@@ -210,7 +210,7 @@ def test_padding_fills_what_is_outside_the_circle(padding):
     assert phantom.image[:, ~outside].min() >= -1024
 
 
-def test_without_padding_noise_reaches_the_corners():
+def test_noise_reaches_the_corners_of_an_image_without_padding():
     corner = make_phantom(replace(SMALL, padding_hu=None)).image[:, :4, :4]
     assert corner.std() > 5
     assert corner.min() >= -1024

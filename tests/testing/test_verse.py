@@ -241,7 +241,7 @@ def test_one_mask_lies_a_little_off_its_image(subjects):
     assert off["verse253"] == pytest.approx(0.02, abs=1e-3)
 
 
-def test_rare_vertebrae_are_there(subjects):
+def test_rare_vertebrae_are_present(subjects):
     _, written = subjects
     values = {
         scan.scan_id: set(np.unique(np.asarray(nib.load(scan.label_path).dataobj)).astype(int))

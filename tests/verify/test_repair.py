@@ -89,10 +89,10 @@ DAMAGES = {
 }
 
 
-def assert_repaired(folder, pristine, differing, *, audited):
+def assert_repaired(folder, pristine, differing_files, *, audited):
     """Check that the store has no fault and its old bytes; ``audited``: the audit still counts."""
     assert verify_store(str(folder / "mended.zarr")).faults == ()
-    left = differing(folder / "mended.zarr", pristine / "mended.zarr")
+    left = differing_files(folder / "mended.zarr", pristine / "mended.zarr")
     of_audit = ("audit/zarr.json", "table/zarr.json", "table/audit", "table_bundle/")
     assert audited == (not left)
     assert all(name.startswith(of_audit) for name in left), left
@@ -100,15 +100,15 @@ def assert_repaired(folder, pristine, differing, *, audited):
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
 @pytest.mark.parametrize("name", WITHOUT_VOXELS)
-def test_files_without_voxels_are_written_again(folder, pristine, differing, name, damage):
+def test_files_without_voxels_are_written_again(folder, pristine, differing_files, name, damage):
     DAMAGES[damage](folder / "mended.zarr" / name, np.random.default_rng())
     report = repair(folder)
     assert (report.done, report.skipped, report.failed) == ((), ("a", "b", "c"), ())
-    assert_repaired(folder, pristine, differing, audited=name != "audit/zarr.json")
+    assert_repaired(folder, pristine, differing_files, audited=name != "audit/zarr.json")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_scans_are_read_again_from_the_source(folder, pristine, differing, damage):
+def test_damaged_scans_are_read_again_from_the_source(folder, pristine, differing_files, damage):
     url = folder / "mended.zarr"
     for names in batched(OF_VOXELS, 2):
         damaged = dict(zip("ab", names, strict=False))
@@ -117,13 +117,13 @@ def test_damaged_scans_are_read_again_from_the_source(folder, pristine, differin
         report = repair(folder)
         assert set(report.done) == set(damaged)
         assert set(report.skipped) == set("abc") - set(damaged)
-        assert_repaired(folder, pristine, differing, audited=False)
+        assert_repaired(folder, pristine, differing_files, audited=False)
         # Repaired scans have keys of the other form; the next damage meets the first form again.
         shutil.rmtree(url)
         shutil.copytree(pristine / "mended.zarr", url)
 
 
-def test_many_faults_are_repaired_in_one_run(folder, pristine, differing):
+def test_many_faults_are_repaired_in_one_run(folder, pristine, differing_files):
     rng = np.random.default_rng()
     for name in ("zarr.json", "scans/zarr.json", "table_bundle/zarr.json", "ingest/zarr.json"):
         DAMAGES["flipped"](folder / "mended.zarr" / name, rng)
@@ -133,13 +133,15 @@ def test_many_faults_are_repaired_in_one_run(folder, pristine, differing):
         folder / "mended.zarr/scans/a/label/c/0/0/0", folder / "mended.zarr/scans/b/image/c/1/0/0"
     )
     assert repair(folder).done == ("a", "b", "c")
-    assert_repaired(folder, pristine, differing, audited=False)
+    assert_repaired(folder, pristine, differing_files, audited=False)
 
 
-def test_an_ingest_without_repair_restores_the_group_of_all_scans(folder, pristine, differing):
+def test_an_ingest_without_repair_restores_the_group_of_all_scans(
+    folder, pristine, differing_files
+):
     DAMAGES["flipped"](folder / "mended.zarr/scans/zarr.json", np.random.default_rng())
     ingest(RECIPE, discover(RECIPE, str(folder / "raw")), str(folder / "mended.zarr"))
-    assert_repaired(folder, pristine, differing, audited=True)
+    assert_repaired(folder, pristine, differing_files, audited=True)
 
 
 def test_scans_whose_source_is_missing_are_reported_and_kept(folder):
@@ -155,11 +157,13 @@ def test_scans_whose_source_is_missing_are_reported_and_kept(folder):
     assert verify_store(str(url)).damaged_scans == {"b"}
 
 
-def test_a_flipped_digit_of_the_format_version_is_damage_and_repaired(folder, pristine, differing):
+def test_a_flipped_digit_of_the_format_version_is_damage_and_repaired(
+    folder, pristine, differing_files
+):
     path = folder / "mended.zarr/zarr.json"
     path.write_bytes(path.read_bytes().replace(b'"format_version": ', b'"format_version": 1'))
     repair(folder)
-    assert_repaired(folder, pristine, differing, audited=True)
+    assert_repaired(folder, pristine, differing_files, audited=True)
 
 
 def test_root_and_table_that_are_both_damaged_are_refused(folder):

@@ -78,7 +78,7 @@ def test_shards_of_level_0_are_copies_of_the_stored_ones(opened, own, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [place.name]
 
 
-def test_with_link_the_shards_are_hard_links(opened, own, tmp_path):
+def test_the_link_option_makes_hard_links_of_the_shards(opened, own, tmp_path):
     export(opened, tmp_path, link=True)
     place = tmp_path / f"{SCAN}.ome.zarr"
     check(opened, zarr.open_group(place, mode="r"))

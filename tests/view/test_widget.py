@@ -238,7 +238,7 @@ def check_picture(forms):
         assert min(picture.size) > 300
 
 
-def test_outside_a_notebook_a_picture_is_shown(store):
+def test_a_picture_is_shown_outside_a_notebook(store):
     view = store.view(SCAN)
     forms = view._repr_mimebundle_()
     assert set(forms) == {"text/plain", "image/png"}
@@ -246,7 +246,7 @@ def test_outside_a_notebook_a_picture_is_shown(store):
     assert view.figure.axes
 
 
-def test_without_the_package_a_notebook_shows_a_picture(store, monkeypatch):
+def test_a_notebook_shows_a_picture_if_the_package_is_missing(store, monkeypatch):
     monkeypatch.setattr(widget_module, "_is_notebook", lambda: True)
     monkeypatch.setitem(sys.modules, "ipyniivue", None)
     view = store.view(SCAN)

@@ -230,7 +230,7 @@ def test_a_mask_is_never_taken_for_an_image(tmp_path, tree):
     assert not any(scan.image.endswith("_seg.nii.gz") for scan in found.scans)
 
 
-def test_without_a_split_file_the_shipped_list_is_used(tmp_path):
+def test_the_shipped_list_is_used_if_there_is_no_split_file(tmp_path):
     root = write_few(tmp_path)
     (root / "data_split.txt").unlink()
     found = found_in(root)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from orientations import AXCODES
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 
 from spinezarr.errors import UsageError
 from spinezarr.formats.source_file import SourceFile
@@ -402,7 +402,7 @@ def test_a_layer_is_encoded_while_the_next_one_is_read():
     class WaitingVolume(MemoryVolume):
         def slabs(self, thicknesses, /):
             for number, slab in enumerate(super().slabs(thicknesses)):
-                assert number < 2 or first_chunk.wait(PATIENCE_S)
+                assert number < 2 or first_chunk.wait(TIMEOUT_S)
                 yield slab
 
     class TellingChunk(NameChunk):

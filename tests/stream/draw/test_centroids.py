@@ -102,7 +102,7 @@ def test_balanced_patches_are_centered_on_centroids(around, size, spacing):
                 assert abs(at - (n - 1) / 2) <= 0.5 + 1e-6
 
 
-def test_with_labels_only_scans_with_a_mask_are_drawn(around):
+def test_scans_without_a_mask_are_not_drawn_if_labels_are_read(around):
     stream = around.patches(3, foreground=1.0, centers="centroid", n_samples=200, batch_size=200)
     (batch,) = stream
     assert set(zip(batch.scan_id, batch.vertebra, strict=True)) == {

@@ -143,9 +143,9 @@ def test_batches_of_a_grid_equal_patches_cut_out_of_the_volume(several, size, ov
         grid[len(grid)]
 
 
-def test_a_grid_reads_each_chunk_once(several, noting_fetcher):
+def test_a_grid_reads_each_chunk_once(several, recording_fetcher):
     store, _, _ = several
-    fetch = noting_fetcher()
+    fetch = recording_fetcher()
     grid = store.grid("one", (50, 40, 40), overlap_zyx=(30, 20, 20), labels=True)
     for _ in replace(grid, batch_reader=replace(grid.batch_reader, engine=Engine(fetch))):
         pass

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patience import PATIENCE_S
+from timeouts import TIMEOUT_S
 
 import spinezarr
 from spinezarr.errors import UsageError
@@ -387,9 +387,9 @@ def test_invalid_limits_are_refused(stream, name):
 
 
 @pytest.fixture
-def counted(store, noting_fetcher):
+def counted(store, recording_fetcher):
     """Return a long stream of one-patch batches of 1024 bytes, and the list of its fetches."""
-    fetch = noting_fetcher()
+    fetch = recording_fetcher()
     stream = store.patches(8, n_samples=1000, labels=False, scans=["liver_0"])
     stream = with_engine(stream, Engine(fetch)).with_reading(threads=2)
     return stream, fetch.calls
@@ -427,7 +427,7 @@ def gated(stream, first):
     class Gated(PatchStream):
         def read_group(self, number):
             begun.append(number)
-            assert number < first or gate.wait(PATIENCE_S)
+            assert number < first or gate.wait(TIMEOUT_S)
             return super().read_group(number)
 
     return (
@@ -500,9 +500,9 @@ def test_an_iterator_dropped_in_one_of_its_own_threads_ends_them(stream):
     iterator._pending.clear()
     iterator._running_readers().submit(iterator._read_group, 5)
     del iterator
-    assert done.wait(PATIENCE_S)
+    assert done.wait(TIMEOUT_S)
     for thread in threads:
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
     assert not ours()
 
 
@@ -554,7 +554,7 @@ def test_a_program_ends_promptly_on_an_interrupt(ctspine1k_url, when):
         try:
             assert process.stdout.readline() == "reading\n"
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=PATIENCE_S)[1]
+            said = process.communicate(timeout=TIMEOUT_S)[1]
         finally:
             process.kill()
     assert process.returncode == -signal.SIGINT
@@ -581,10 +581,10 @@ def test_a_forked_child_goes_on_with_threads_of_its_own(stream):
     process.start()
     try:
         send.close()
-        assert receive.poll(PATIENCE_S), "the child hangs"
+        assert receive.poll(TIMEOUT_S), "the child hangs"
         assert receive.recv() == expected[2:]
         assert digests(iterator) == expected[2:]
-        process.join(PATIENCE_S)
+        process.join(TIMEOUT_S)
         assert process.exitcode == 0
     finally:
         receive.close()

@@ -125,9 +125,9 @@ def test_the_output_may_be_strided_and_wider(large, engine, data, dtype):
     assert (around[untouched] == 77).all()
 
 
-def test_a_read_requests_only_chunks(large, noting_fetcher):
+def test_a_read_requests_only_chunks(large, recording_fetcher):
     reader, _ = large
-    fetch = noting_fetcher()
+    fetch = recording_fetcher()
     engine, spec = Engine(fetch), spec_of(reader, "image", "deep")
     for z in (0, 1, 2):
         engine.read_into(spec, Box((z, 0, 0), (z + 1, 1, 1)), np.empty((1, 1, 1), np.int16))
@@ -423,9 +423,9 @@ def test_a_cache_changes_no_voxel(large, cache_bytes, data):
         assert kept == engine._cache._size_bytes
 
 
-def test_cached_chunks_are_not_fetched_again(large, noting_fetcher):
+def test_cached_chunks_are_not_fetched_again(large, recording_fetcher):
     reader, stored = large
-    fetch = noting_fetcher()
+    fetch = recording_fetcher()
     engine, spec = Engine(fetch, cache_bytes=1 << 30), spec_of(reader, "image", "deep")
     box = Box((60, 0, 40), (70, 60, 50))
     assert engine.explain([(spec, box)]).cached_chunks == 0
@@ -437,9 +437,9 @@ def test_cached_chunks_are_not_fetched_again(large, noting_fetcher):
     np.testing.assert_array_equal(out, stored["deep"]["image"][box.slices])
 
 
-def test_a_read_fetches_what_explain_announces(large, noting_fetcher):
+def test_a_read_fetches_what_explain_announces(large, recording_fetcher):
     reader, _ = large
-    fetch = noting_fetcher()
+    fetch = recording_fetcher()
     image, label = spec_of(reader, "image", "deep"), spec_of(reader, "label", "deep")
     boxes = [
         (image, Box((0, 0, 0), (70, 50, 50))),

@@ -58,7 +58,7 @@ class Link:
     ("served_per_s", "ranges_per_s", "way"),
     [(140, 100, "patches"), (30, 10, "patches"), (100, 140, "ranges"), (110, 100, "ranges")],
 )
-def test_the_faster_way_is_chosen(served_per_s, ranges_per_s, way, in_flight):
+def test_the_faster_transfer_is_chosen(served_per_s, ranges_per_s, way, in_flight):
     """The estimates say that ranges are much faster, so both are tried."""
     link = Link(served_per_s / in_flight, ranges_per_s / in_flight)
     link.read(300, in_flight, estimates=(1e3, 2e3))
@@ -84,7 +84,7 @@ def test_short_iterations_do_not_mislead_a_later_training():
     assert link.choice.measured("ranges") == pytest.approx(500, rel=0.1)
 
 
-def test_a_slower_way_is_tried_again_later():
+def test_a_slower_transfer_is_tried_again_later():
     link = Link(20, 100)
     link.read(300, 8)
     assert link.share("ranges", 200) == 1
@@ -93,7 +93,7 @@ def test_a_slower_way_is_tried_again_later():
     assert link.share("patches", 100) == 1
 
 
-def test_a_way_with_a_poor_estimate_is_not_tried():
+def test_a_transfer_with_a_poor_estimate_is_not_tried():
     link = Link(100, 10)
     link.read(1500, 8, estimates=(1e2, 1e1))
     assert link.share("patches", 1500) == 1
@@ -102,7 +102,9 @@ def test_a_way_with_a_poor_estimate_is_not_tried():
 @given(
     st.integers(1, 16), st.floats(0.2, 5), st.floats(0, 0.5), st.integers(0, 1000), st.booleans()
 )
-def test_noisy_measurements_still_lead_to_the_faster_way(in_flight, times, noise, seed, cold):
+def test_the_faster_transfer_is_chosen_despite_noisy_measurements(
+    in_flight, times, noise, seed, cold
+):
     link = Link(100 * times, 100, noise, seed)
     link.read(in_flight, in_flight, slower=30.0 if cold else 1.0, estimates=(1e3, 2e3))
     link.read(500, in_flight, estimates=(1e3, 2e3))

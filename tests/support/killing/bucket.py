@@ -47,7 +47,7 @@ class Bucket:
         self._backend.reset()
         self._backend.create_bucket(BUCKET, "us-east-1")
         self.environment: dict[str, str] = {}
-        """What a client needs to find it."""
+        """Environment variables that a client needs to find it."""
 
     def files(self, prefix: str) -> Files:
         """Read all objects below a prefix."""
@@ -60,7 +60,7 @@ class Bucket:
         for key, data in files.items():
             self._backend.put_object(BUCKET, f"{prefix}/{key}", data)
 
-    def rule(
+    def set_rule(
         self,
         before: Callable[[int, Change], Action] = _pass,
         after: Callable[[int, Change], object] = _pass,
@@ -73,7 +73,7 @@ class Bucket:
             Called with a request before it is done, and its number among those that change
             something; 0 for others.
         after
-            Called when it is done, before the client hears of that.
+            Called when it is done, before the client gets the answer.
         """
         self._before, self._after, self._changes = before, after, []
 
@@ -135,7 +135,7 @@ def serve_bucket() -> Iterator[Bucket]:
         "AWS_MAX_ATTEMPTS": "2",  # waits between more attempts would take too long
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
     }
-    known = {name: os.environ.get(name) for name in bucket.environment}
+    previous = {name: os.environ.get(name) for name in bucket.environment}
     os.environ.update(bucket.environment)
     S3.clear_instance_cache()  # a cached one may use another server
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -147,11 +147,11 @@ def serve_bucket() -> Iterator[Bucket]:
         thread.join()
         server.server_close()
         S3.clear_instance_cache()
-        _restore(known)
+        _restore(previous)
 
 
-def _restore(known: dict[str, str | None]) -> None:
-    for name, value in known.items():
+def _restore(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
         if value is None:
             os.environ.pop(name)
         else:

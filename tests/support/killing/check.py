@@ -135,15 +135,15 @@ def scan_ids(files: Files) -> list[str]:
 
 
 _Result = TypeVar("_Result")
-_Named = Callable[[Files, str], _Result]
+_ScanReader = Callable[[Files, str], _Result]
 
 
-def _remembered(read: _Named[_Result]) -> _Named[_Result]:
+def _cached(read: _ScanReader[_Result]) -> _ScanReader[_Result]:
     """Cache the reading of scans, because the next kill leaves most of them unchanged."""
     known: dict[str, _Result] = {}
 
     @wraps(read)
-    def remembered(files: Files, name: str) -> _Result:
+    def cached(files: Files, name: str) -> _Result:
         content = hashlib.sha256(name.encode())
         for key, data in sorted(_below(files, f"scans/{name}").items()):
             content.update(f"{key} {len(data)} ".encode() + data)
@@ -152,7 +152,7 @@ def _remembered(read: _Named[_Result]) -> _Named[_Result]:
             known[key] = read(files, name)
         return known[key]
 
-    return remembered
+    return cached
 
 
 def _below(files: Files, folder: str) -> Files:
@@ -165,18 +165,18 @@ def _memory(files: Files) -> MemoryStore:
     return MemoryStore({key: Buffer.from_bytes(data) for key, data in whole.items()})
 
 
-def _opened(files: Files, group: str | None = None) -> xr.Dataset:
+def _open_dataset(files: Files, group: str | None = None) -> xr.Dataset:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         options = {"chunks": None, "zarr_format": 3, "mask_and_scale": False}
         return xr.open_zarr(_memory(files), group=group, **options).load()
 
 
-@_remembered
+@_cached
 def decoded(files: Files, scan_id: str) -> list[xr.Dataset]:
     """Read a scan with xarray and zarr-python."""
     scan = _below(files, f"scans/{scan_id}")
-    root = _opened(scan)
+    root = _open_dataset(scan)
     sampling = zarr.open_group(_memory(scan), mode="r")
     if "sampling" not in sampling:
         return [root]
@@ -185,7 +185,7 @@ def decoded(files: Files, scan_id: str) -> list[xr.Dataset]:
 
 
 def _table(files: Files) -> xr.Dataset:
-    return _opened(_below(files, "table"))
+    return _open_dataset(_below(files, "table"))
 
 
 def digest(datasets: Iterable[xr.Dataset]) -> str:
@@ -241,7 +241,7 @@ def _judge_scan(files: Files, name: str, reference: Reference, faults: _Faults) 
         faults.add("unreadable", f"{name}: zarr-python: {type(problem).__name__}: {problem}")
         return
     if found not in reference.versions[name]:
-        faults.add("silently incomplete", f"{name}: zarr-python reads what no version holds")
+        faults.add("silently incomplete", f"{name}: zarr-python reads values of no version")
     for text in _manifest_faults(files, name, with_metadata=False):
         faults.add("silently incomplete", f"{name}: {text}")
     _judge_arrays(files, name, reference, faults)
@@ -264,7 +264,7 @@ def _judge_arrays(files: Files, name: str, reference: Reference, faults: _Faults
         faults.add(MIXED, f"{name}: arrays of two versions")
 
 
-@_remembered
+@_cached
 def _array_values(files: Files, name: str) -> dict[str, str]:
     group = zarr.open_group(
         _memory(_below(files, f"scans/{name}")), mode="r", use_consolidated=False
@@ -305,10 +305,10 @@ def _manifest_faults(files: Files, name: str, *, with_metadata: bool) -> list[st
             faults.append(f"{key} is not what the manifest says")
     image = metadata["consolidated_metadata"]["metadata"]["image"]
     shard = image["chunk_grid"]["configuration"]["chunk_shape"]
-    wanted = math.prod(-(-n // s) for n, s in zip(image["shape"], shard, strict=True))
+    n_shards = math.prod(-(-n // s) for n, s in zip(image["shape"], shard, strict=True))
     named = sum(key.startswith("image/c") for key in manifest)
-    if named != wanted:
-        faults.append(f"the manifest names {named} of {wanted} shards of the image")
+    if named != n_shards:
+        faults.append(f"the manifest names {named} of {n_shards} shards of the image")
     return faults
 
 
@@ -369,7 +369,7 @@ def faults_at_end(files: Files, url: str, reference: Reference) -> list[Fault]:
         elif name not in reference.end:
             faults.add("not identical", f"{name}: is there")
         elif _digest_or_none(files, name) != reference.end[name]:
-            faults.add("not identical", f"{name}: is not what a run that nobody killed makes")
+            faults.add("not identical", f"{name}: differs from that of a run that was not killed")
         else:
             for text in _manifest_faults(files, name, with_metadata=True):
                 faults.add("not identical", f"{name}: {text}")
@@ -389,7 +389,7 @@ def _judge_table_at_end(files: Files, reference: Reference, faults: _Faults) -> 
             faults.add("not identical", "the scan table")
 
 
-@_remembered
+@_cached
 def _digest(files: Files, name: str) -> str:
     return digest(decoded(files, name))
 
@@ -397,7 +397,7 @@ def _digest(files: Files, name: str) -> str:
 def _digest_or_none(files: Files, name: str) -> str | None:
     try:
         return _digest(files, name)
-    except Exception:  # noqa: BLE001  told by _judge_scan
+    except Exception:  # noqa: BLE001  _judge_scan reports it
         return None
 
 

@@ -1,4 +1,4 @@
-"""Start ``spinezarr`` as processes of their own, without paying for its imports each time.
+"""Starts ``spinezarr`` as processes of their own, without importing it each time.
 
 As a program this module is a server: it imports everything once, and forks a process for each line
 of JSON on standard input. Each process has a session of its own, runs the real command line, and
@@ -27,12 +27,12 @@ PAUSED: Final = "(paused)"
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES: Final = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
 _LONGEST_S: Final = 240.0
-"""A process that takes longer is considered as hanging."""
+"""A process that takes longer counts as hanging."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a process does at a chosen change, and its limits."""
+    """The action of a process at a chosen change, and its limits."""
 
     kill_at: int = 0
     """Number of the change before which it kills itself; 0 for none."""
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def changes(self) -> list[str]:
-        """Changes that it recorded, in order: action and path in the store."""
+        """The recorded changes, in order: action and path in the store."""
         return self._changes.read_text().splitlines()
 
     @property
@@ -72,24 +72,24 @@ class Run:
 
     def wait(self) -> int:
         """Return its exit code, or the negative number of the signal that ended it."""
-        code = self._driver.ask({"wait": self.pid})["code"]
+        code = self._driver.send({"wait": self.pid})["code"]
         if code is None:
             raise TimeoutError(f"the process did not end; it printed:\n{self.output}")
         return code
 
     def ended_within(self, seconds: float) -> bool:
         """Wait at most ``seconds``; return whether the process has ended by then."""
-        return self._driver.ask({"ended": self.pid, "within": seconds})["ended"]
+        return self._driver.send({"ended": self.pid, "within": seconds})["ended"]
 
     def wait_until_paused(self) -> None:
         """Return once the process waits before the requested change."""
         end = time.monotonic() + _LONGEST_S
         while PAUSED not in self.changes:
             if time.monotonic() > end or self.ended_within(0):
-                raise TimeoutError(f"it never paused: {self.changes}\n{self.output}")
+                raise TimeoutError(f"the process never paused: {self.changes}\n{self.output}")
             time.sleep(0.005)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """End the pause."""
         self._changes.with_suffix(".go").touch()
 
@@ -123,7 +123,7 @@ class Driver:
             server.stdin.close()
             server.wait()
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def send(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request to the server and return its answer."""
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
@@ -142,7 +142,7 @@ class Driver:
             "changes": str(changes),
             "plan": asdict(plan or Plan()),
         }
-        return Run(self, self.ask(request)["pid"], log, changes)
+        return Run(self, self.send(request)["pid"], log, changes)
 
     def run(self, words: Sequence[object], store: str, plan: Plan | None = None) -> tuple[int, Run]:
         """Start ``spinezarr``, and wait for its end."""
@@ -164,13 +164,13 @@ def _serve() -> Callable[[], None]:
         elif "ended" in request:
             answer = {"ended": _wait(request["ended"], children, request["within"]) is not None}
         else:
-            ready, told = os.pipe()
+            reader, writer = os.pipe()
             pid = os.fork()
             if not pid:
-                return lambda request=request, told=told: _child(request, told)
-            os.close(told)
-            os.read(ready, 1)  # it has a session of its own
-            os.close(ready)
+                return lambda request=request, writer=writer: _child(request, writer)
+            os.close(writer)
+            os.read(reader, 1)  # the child has a session of its own
+            os.close(reader)
             answer = {"pid": pid}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
@@ -190,7 +190,7 @@ def _wait(pid: int, children: dict[int, int | None], seconds: float) -> int | No
     return children[pid]
 
 
-def _child(request: Mapping[str, Any], told: int) -> None:
+def _child(request: Mapping[str, Any], ready: int) -> None:
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
@@ -203,8 +203,8 @@ def _child(request: Mapping[str, Any], told: int) -> None:
     sys.addaudithook(_Changes(request["store"], Path(request["changes"]), plan))
     if plan.plain_user:
         _give_up_capabilities()
-    os.write(told, b".")
-    os.close(told)
+    os.write(ready, b".")
+    os.close(ready)
     words = request["words"]
     if words[0] == "plain-zarr":
         from killing.baseline import write_array  # noqa: PLC0415  the driver's own folder

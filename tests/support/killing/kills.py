@@ -30,8 +30,8 @@ from killing.driver import Driver, Plan, Run
 __all__ = [
     "BucketPlace",
     "Counts",
+    "CrashData",
     "FolderPlace",
-    "Workshop",
     "count_baseline",
     "count_kills",
 ]
@@ -43,7 +43,7 @@ _LATER_S: Final = 0.003
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class KillPoint:
     """A point at which a run is killed."""
 
     start: Start
@@ -51,41 +51,41 @@ class Point:
     """Time from the start; None to kill at a change."""
     change: int = 0
     later_s: float = 0.0
-    answered: bool = False
-    """In a bucket: whether the server does the change before the kill."""
+    is_answered: bool = False
+    """In a bucket: whether the server makes the change before the kill."""
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class CrashData:
     """Raw folders, their stores, and the driver that made them."""
 
     folder: Path
     driver: Driver
     stores: dict[Start, Files]
-    """Files of the store at the beginning of each kind of start."""
+    """Files of the store before a run, by kind of start."""
     references: dict[Start, Reference]
 
     @classmethod
-    def of(cls, folder: Path, driver: Driver) -> "Workshop":
+    def create(cls, folder: Path, driver: Driver) -> "CrashData":
         """Write both versions of the raw folder, and make stores in runs that are not killed."""
         truth = {version: write_raw(folder / f"raw{version}", version) for version in (1, 2)}
         (folder / "recipe.yaml").write_text(RECIPE)
-        workshop = cls(folder, driver, {"nothing": {}}, {})
-        first = workshop._unkilled({}, 1, audit=True)
-        workshop.stores["version 1"] = first
-        for start, before in workshop.stores.items():
-            end = workshop._unkilled(before, 2)
+        crash_data = cls(folder, driver, {"nothing": {}}, {})
+        first = crash_data._run_to_end({}, 1, audit=True)
+        crash_data.stores["version 1"] = first
+        for start, before in crash_data.stores.items():
+            end = crash_data._run_to_end(before, 2)
             if not same_as_written(first, truth[1]) or not same_as_written(end, truth[2]):
                 raise AssertionError("a run that was not killed does not store the written voxels")
-            workshop.references[start] = Reference.of(before, end)
-        return workshop
+            crash_data.references[start] = Reference.of(before, end)
+        return crash_data
 
     def words(self, url: str, version: int = 2) -> list[str]:
         """Return the command line of an ingest."""
         raw = str(self.folder / f"raw{version}")
         return ["ingest", str(self.folder / "recipe.yaml"), "--raw", raw, "--out", url]
 
-    def _unkilled(self, before: Files, version: int, *, audit: bool = False) -> Files:
+    def _run_to_end(self, before: Files, version: int, *, audit: bool = False) -> Files:
         out = self.folder / "unkilled.zarr"
         write_folder(before, out)
         code, run = self.driver.run(self.words(str(out), version), str(out))
@@ -110,13 +110,13 @@ class Place(Protocol):
     def files(self, url: str) -> Files:
         """Read all files of a store."""
 
-    def start(self, words: Sequence[str], url: str, point: Point | None) -> Run:
+    def start(self, words: Sequence[str], url: str, point: KillPoint | None) -> Run:
         """Start a run that will be killed; one that will not without a point."""
 
     def changes(self, run: Run) -> list[str]:
-        """What a run was about to change, in order."""
+        """Return the changes that a run was about to make, in order."""
 
-    def points(self, start: Start, number: int, later: float) -> Point:
+    def point_at_change(self, start: Start, number: int, later: float) -> KillPoint:
         """Return a point at a change; ``later`` is from 0 to 1."""
 
 
@@ -139,18 +139,18 @@ class FolderPlace:
         """Read all files of a store."""
         return folder_files(Path(url))
 
-    def start(self, words: Sequence[str], url: str, point: Point | None) -> Run:
+    def start(self, words: Sequence[str], url: str, point: KillPoint | None) -> Run:
         """Start a run that will be killed; one that will not without a point."""
         plan = Plan() if point is None else Plan(kill_at=point.change, kill_delay_s=point.later_s)
         return self._driver.start(words, url, plan)
 
     def changes(self, run: Run) -> list[str]:
-        """What a run was about to change, in order."""
+        """Return the changes that a run was about to make, in order."""
         return run.changes
 
-    def points(self, start: Start, number: int, later: float) -> Point:
+    def point_at_change(self, start: Start, number: int, later: float) -> KillPoint:
         """Return a point at a change; half of them just before it."""
-        return Point(start, change=number, later_s=max(0.0, 2 * later - 1) * _LATER_S)
+        return KillPoint(start, change=number, later_s=max(0.0, 2 * later - 1) * _LATER_S)
 
 
 class BucketPlace:
@@ -171,30 +171,30 @@ class BucketPlace:
         """Read all files of a store."""
         return self._bucket.files(url.removeprefix(f"s3://{BUCKET}/"))
 
-    def start(self, words: Sequence[str], url: str, point: Point | None) -> Run:
+    def start(self, words: Sequence[str], url: str, point: KillPoint | None) -> Run:
         """Start a run that will be killed; one that will not without a point."""
-        known = Event()
+        started = Event()
         runs: list[Run] = []
 
-        def reached(number: int) -> bool:
+        def kill_at(number: int) -> bool:
             if point is None or number != point.change or number == 0:
                 return False
-            known.wait()
+            started.wait()
             runs[0].kill()
             return True
 
         def before(number: int, _change: Change) -> Action:
-            answered = point is not None and point.answered
-            return "cut" if not answered and reached(number) else "pass"
+            is_answered = point is not None and point.is_answered
+            return "cut" if not is_answered and kill_at(number) else "pass"
 
         def after(number: int, _change: Change) -> None:
-            if point is not None and point.answered:
-                reached(number)
+            if point is not None and point.is_answered:
+                kill_at(number)
 
-        self._bucket.rule(before, after)
+        self._bucket.set_rule(before, after)
         run = self._driver.start(words, url, Plan(environment=self._bucket.environment))
         runs.append(run)
-        known.set()
+        started.set()
         return run
 
     def changes(self, run: Run) -> list[str]:
@@ -202,9 +202,9 @@ class BucketPlace:
         del run
         return [f"{method} {key.partition('s.zarr/')[2]}" for method, key in self._bucket.changes]
 
-    def points(self, start: Start, number: int, later: float) -> Point:
-        """Return a point at a change; half of them after the server has done it."""
-        return Point(start, change=number, answered=later > 0.5)
+    def point_at_change(self, start: Start, number: int, later: float) -> KillPoint:
+        """Return a point at a change; half of them after the server has made it."""
+        return KillPoint(start, change=number, is_answered=later > 0.5)
 
 
 @dataclass(slots=True)
@@ -232,35 +232,35 @@ class Counts:
         """Return all counts."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
-    def note(self, point: Point, stage: str, faults: Sequence[Fault]) -> None:
+    def note(self, point: KillPoint, stage: str, faults: Sequence[Fault]) -> None:
         """Count each kind of fault once per kill."""
         for kind in {fault.kind for fault in faults}:
             self.faults[kind] += 1
         self.examples += [f"{point} at {stage!r}: {fault.kind}: {fault.text}" for fault in faults]
 
 
-def count_kills(workshop: Workshop, place: Place, kills: int, *, seed: int) -> Counts:
+def count_kills(crash_data: CrashData, place: Place, kills: int, *, seed: int) -> Counts:
     """Kill ``kills`` runs; after each, judge the store, run again, and judge it again.
 
     One in four second runs is killed too.
     """
     rng = np.random.default_rng(seed)
     counts = Counts()
-    drawn = _draw_points(workshop, place, rng)
+    drawn = _draw_points(crash_data, place, rng)
     while counts.kills < kills:
         point = next(drawn)
-        reference = workshop.references[point.start]
-        url = place.new(workshop.stores[point.start])
-        words = workshop.words(url)
-        stage = _killed(workshop, place, words, url, point)
+        reference = crash_data.references[point.start]
+        url = place.new(crash_data.stores[point.start])
+        words = crash_data.words(url)
+        stage = _kill_run(crash_data, place, words, url, point)
         if stage is None:
             continue
         counts.kills += 1
         counts.stages[stage] += 1
         faults = faults_after_kill(place.files(url), url, reference)
         if rng.random() < 0.25:
-            again = Point(point.start, after_s=rng.uniform(0.05, 0.5))
-            if (stage_again := _killed(workshop, place, words, url, again)) is not None:
+            again = KillPoint(point.start, after_s=rng.uniform(0.05, 0.5))
+            if (stage_again := _kill_run(crash_data, place, words, url, again)) is not None:
                 stage = f"{stage}, then {stage_again}"
                 counts.second_kills += 1
                 faults += faults_after_kill(place.files(url), url, reference)
@@ -272,34 +272,38 @@ def count_kills(workshop: Workshop, place: Place, kills: int, *, seed: int) -> C
     return counts
 
 
-def _draw_points(workshop: Workshop, place: Place, rng: np.random.Generator) -> Iterator[Point]:
+def _draw_points(
+    crash_data: CrashData, place: Place, rng: np.random.Generator
+) -> Iterator[KillPoint]:
     """Draw points evenly: by time, and by stage and change, from each start in turn."""
-    starts = list(workshop.stores)
-    profiles = {start: _profile(workshop, place, start) for start in starts}
+    starts = list(crash_data.stores)
+    profiles = {start: _profile(crash_data, place, start) for start in starts}
     while True:
         for start in ("version 1", "nothing", "version 1"):
             seconds, by_stage = profiles[start]
-            yield Point(start, after_s=rng.uniform(0, seconds))
+            yield KillPoint(start, after_s=rng.uniform(0, seconds))
             stage = rng.choice(sorted(by_stage))
-            yield place.points(start, int(rng.choice(by_stage[stage])), rng.random())
+            yield place.point_at_change(start, int(rng.choice(by_stage[stage])), rng.random())
 
 
-def _profile(workshop: Workshop, place: Place, start: Start) -> tuple[float, dict[str, list[int]]]:
+def _profile(
+    crash_data: CrashData, place: Place, start: Start
+) -> tuple[float, dict[str, list[int]]]:
     """Measure how long an undisturbed run takes, and number its changes by stage."""
-    url = place.new(workshop.stores[start])
-    begun = time.monotonic()
-    run = place.start(workshop.words(url), url, None)
+    url = place.new(crash_data.stores[start])
+    began = time.monotonic()
+    run = place.start(crash_data.words(url), url, None)
     if run.wait():
         raise AssertionError(run.output)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - began
     by_stage: dict[str, list[int]] = {}
     for number, change in enumerate(place.changes(run), start=1):
-        by_stage.setdefault(_stage(change, workshop.references[start].before), []).append(number)
+        by_stage.setdefault(_stage(change, crash_data.references[start].before), []).append(number)
     return seconds, by_stage
 
 
-def _killed(
-    workshop: Workshop, place: Place, words: list[str], url: str, point: Point
+def _kill_run(
+    crash_data: CrashData, place: Place, words: list[str], url: str, point: KillPoint
 ) -> str | None:
     """Kill a run at a point; return the stage, or None if it ended before."""
     run = place.start(words, url, point)
@@ -310,7 +314,7 @@ def _killed(
     if code not in {_KILLED, 0}:
         raise AssertionError(f"a run failed by itself: {code}\n{run.output}")
     changes = place.changes(run)
-    before = workshop.references[point.start].before
+    before = crash_data.references[point.start].before
     return _stage(changes[-1] if changes else "", before) if code == _KILLED else None
 
 
@@ -341,11 +345,11 @@ def count_baseline(folder: Path, driver: Driver, kills: int, *, seed: int) -> Co
     while found.total() < kills:
         shutil.rmtree(place, ignore_errors=True)
         run = driver.start(["plain-zarr", place], str(place))
-        begun = time.monotonic()
+        began = time.monotonic()
         if not run.ended_within(rng.uniform(0, seconds)):
             run.kill()
         if run.wait() == _KILLED:
             found[read_array(place)] += 1
         else:
-            seconds = time.monotonic() - begun  # draw from the time that it takes now
+            seconds = time.monotonic() - began  # draw from the time that it takes now
     return found

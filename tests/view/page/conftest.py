@@ -4,19 +4,19 @@ import shutil
 from urllib.parse import urlsplit
 
 import pytest
-from patience import PATIENCE_S
 from playwright.sync_api import expect, sync_playwright
+from timeouts import TIMEOUT_S
 
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 
 CHROMIUM = shutil.which("chromium")
-PATIENCE_MS = PATIENCE_S * 1000
+TIMEOUT_MS = TIMEOUT_S * 1000
 _FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]
 _SLOW_DRIVER = "GL Driver Message (OpenGL, Performance"
 """Warning of Chromium when a screenshot reads pixels that WebGL drew."""
 
-expect.set_options(timeout=PATIENCE_MS)
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +45,24 @@ def served(ctspine1k_url):
 def page(chromium):
     """Return a tab of 1280 x 720; its errors, and requests to other hosts, fail the test.
 
-    A test removes the errors that it expects from ``page.complaints``.
+    A test removes the errors that it expects from ``page.logged_errors``.
     """
     context = chromium.new_context(viewport={"width": 1280, "height": 720}, locale="en-US")
     tab = context.new_page()
-    tab.set_default_timeout(PATIENCE_MS)
-    tab.complaints = []
+    tab.set_default_timeout(TIMEOUT_MS)
+    tab.logged_errors = []
     tab.on(
         "console",
-        lambda said: (
-            tab.complaints.append(said.text)
-            if said.type in {"error", "warning"} and _SLOW_DRIVER not in said.text
+        lambda message: (
+            tab.logged_errors.append(message.text)
+            if message.type in {"error", "warning"} and _SLOW_DRIVER not in message.text
             else None
         ),
     )
-    tab.on("pageerror", lambda problem: tab.complaints.append(str(problem)))
+    tab.on("pageerror", lambda problem: tab.logged_errors.append(str(problem)))
     hosts = set()
-    tab.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname))
+    tab.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     yield tab
     context.close()
-    assert not tab.complaints
+    assert not tab.logged_errors
     assert hosts <= {"127.0.0.1", "", None}, hosts

@@ -8,10 +8,10 @@ from math import prod
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
-from asking import ask
+from http_client import fetch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from many_scans import name_many
+from large_table import write_large_table
 
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
@@ -43,7 +43,7 @@ def folder(ctspine1k_url, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     for name, n in (("many", MANY), ("one", 1), ("none", 0)):
         shutil.copytree(ctspine1k_url, folder / f"{name}.zarr")
-        name_many(folder / f"{name}.zarr", n)
+        write_large_table(folder / f"{name}.zarr", n)
     shutil.copytree(ctspine1k_url, folder / "torn.zarr")
     metadata = folder / "torn.zarr" / "zarr.json"
     metadata.write_bytes(metadata.read_bytes()[:-20])
@@ -60,7 +60,7 @@ def stores(folder):
 @pytest.fixture(scope="module")
 def rows(stores):
     """Return the rows of the long table, as the server lists them."""
-    return json.loads(ask(f"{stores}/v1/many/scans")[2])["scans"]
+    return json.loads(fetch(f"{stores}/v1/many/scans")[2])["scans"]
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def of_all(n, total=MANY):
 
 def test_a_single_store_is_selected_and_its_scans_are_listed(page, served):
     open_list(page, served)
-    rows = json.loads(ask(f"{served}/v1/ctspine1k/scans")[2])["scans"]
+    rows = json.loads(fetch(f"{served}/v1/ctspine1k/scans")[2])["scans"]
     assert shown(page) == [row["scan_id"] for row in rows]
     assert count(page) == f"{len(rows)} scans"
     table = page.get_by_role("table", name="Scans")
@@ -164,7 +164,7 @@ def test_a_citation_is_copied(tab, stores):
     tab.get_by_text("Citation", exact=True).click()
     tab.get_by_role("button", name="Copy citation").click()
     tab.get_by_role("button", name="Copied").wait_for()
-    stored = {one["name"]: one for one in json.loads(ask(f"{stores}/v1/stores")[2])["stores"]}
+    stored = {one["name"]: one for one in json.loads(fetch(f"{stores}/v1/stores")[2])["stores"]}
     assert tab.evaluate("navigator.clipboard.readText()") == stored["many"]["citation"]
     tab.keyboard.press("Escape")
     assert not tab.locator("details.cite[open]").count()
@@ -442,7 +442,7 @@ def test_empty_lists_are_explained(tab, stores):
     assert count(tab) == "1,005 scans"
     open_list(tab, f"{stores}/?store=nowhere")
     assert "No store is named nowhere" in tab.locator("#main").inner_text()
-    tab.complaints = [said for said in tab.complaints if "404" not in said]
+    tab.logged_errors = [text for text in tab.logged_errors if "404" not in text]
 
 
 def test_a_server_without_stores_is_explained(page, tmp_path):
@@ -462,8 +462,8 @@ def test_an_error_of_the_server_is_shown_with_a_button_to_retry(tab, stores):
     tab.route("**/v1/stores", lambda route: route.abort())
     open_list(tab, f"{stores}/?store=many")
     assert "The server does not answer" in tab.get_by_role("alert").inner_text()
-    assert all("Failed to load resource" in text for text in tab.complaints)
-    tab.complaints.clear()
+    assert all("Failed to load resource" in text for text in tab.logged_errors)
+    tab.logged_errors.clear()
 
 
 def test_signing_in_leads_to_the_requested_list(tab, folder, tmp_path):
@@ -484,7 +484,7 @@ def test_signing_in_leads_to_the_requested_list(tab, folder, tmp_path):
         )
         tab.wait_for_url("**/login?next=*")
         assert parse_qs(urlsplit(tab.url).query)["next"] == ["/?split=test"]
-    tab.complaints = [said for said in tab.complaints if "401" not in said]
+    tab.logged_errors = [text for text in tab.logged_errors if "401" not in text]
 
 
 def test_a_picture_that_cannot_be_loaded_leaves_a_tile(page, stores):
@@ -493,7 +493,7 @@ def test_a_picture_that_cannot_be_loaded_leaves_a_tile(page, stores):
     page.wait_for_selector(".tile.failed")
     tile = page.locator(".tile.failed").first
     assert tile.locator("img").evaluate("image => getComputedStyle(image).opacity") == "0"
-    page.complaints = [said for said in page.complaints if "Failed to load" not in said]
+    page.logged_errors = [text for text in page.logged_errors if "Failed to load" not in text]
 
 
 CONTRASTS = """() => {
@@ -564,9 +564,9 @@ def test_the_layout_does_not_shift_while_the_page_loads(tab, stores):
 
 def test_ten_thousand_scans_are_listed_and_filtered(tab, ctspine1k_url, tmp_path):
     shutil.copytree(ctspine1k_url, tmp_path / "large.zarr")
-    name_many(tmp_path / "large.zarr", 10_000)
+    write_large_table(tmp_path / "large.zarr", 10_000)
     with BackgroundServer(ServeSettings(paths=(str(tmp_path / "large.zarr"),))) as server:
-        listed = json.loads(ask(f"{server.url}/v1/large/scans")[2])["scans"]
+        listed = json.loads(fetch(f"{server.url}/v1/large/scans")[2])["scans"]
         open_list(tab, f"{server.url}/?sort=-spacing")
         assert count(tab) == "10,000 scans"
         tab.locator(".scans").evaluate("list => { list.scrollTop = list.scrollHeight; }")

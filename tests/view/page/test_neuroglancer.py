@@ -9,9 +9,9 @@ from urllib.parse import unquote, urlsplit
 import nibabel as nib
 import numpy as np
 import pytest
-from asking import ask
-from patience import wait_until
+from http_client import fetch
 from PIL import Image
+from timeouts import wait_until
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
@@ -33,7 +33,7 @@ LEFT, RIGHT = 20, 21
 
 def state_at(url, **headers):
     """Return the path of the client, and the state that it gets."""
-    status, fields, _ = ask(url, **headers)
+    status, fields, _ = fetch(url, **headers)
     assert status == 303
     assert fields["cache-control"] == "no-store"
     path, _, fragment = fields["location"].partition("#!")
@@ -42,7 +42,7 @@ def state_at(url, **headers):
 
 def test_the_state_refers_to_the_voxels_of_one_version(served, ctspine1k_url):
     path, state = state_at(f"{served}{HERE}")
-    status, fields, body = ask(f"{served}{path}")
+    status, fields, body = fetch(f"{served}{path}")
     assert (status, fields["content-type"]) == (200, "text/html; charset=utf-8")
     assert body.index(b"alone.js") < body.index(b"main.")
     checksum = spinezarr.open(ctspine1k_url)._reader.scan("liver_0").content_checksum
@@ -50,10 +50,10 @@ def test_the_state_refers_to_the_voxels_of_one_version(served, ctspine1k_url):
     arrays = f"{served}/flat/ctspine1k/@{checksum}/scans/liver_0"
     assert image["source"]["url"] == f"{arrays}/image/|zarr3:"
     assert label["source"][0]["url"] == f"{arrays}/label/|zarr3:"
-    assert ask(f"{arrays}/label/zarr.json")[0] == 200
+    assert fetch(f"{arrays}/label/zarr.json")[0] == 200
     place, _, kind = label["source"][1].partition("|")
     assert kind == "neuroglancer-precomputed:"
-    info = json.loads(ask(f"{place}info")[2])
+    info = json.loads(fetch(f"{place}info")[2])
     assert info["@type"] == "neuroglancer_segment_properties"
     assert set(label["segments"]) <= set(info["inline"]["ids"])
 
@@ -68,11 +68,11 @@ def test_urls_of_the_state_name_the_server_by_the_requested_host(ctspine1k_url, 
         _, state = state_at(f"{server.url}{HERE}", **asked)
         assert state["layers"][0]["source"]["url"].startswith("http://data.example.org/flat/")
         for host in ("a b", "x/y", "u@h", "h:1:2", "h?", ""):
-            status, fields, _ = ask(f"{server.url}{HERE}", **{**asked, "host": host})
+            status, fields, _ = fetch(f"{server.url}{HERE}", **{**asked, "host": host})
             assert status == 400
             assert "location" not in fields
-        assert ask(f"{server.url}{HERE}")[0] == 401
-        assert ask(f"{server.url}{CLIENT}/1/index.html")[0] == 401
+        assert fetch(f"{server.url}{HERE}")[0] == 401
+        assert fetch(f"{server.url}{CLIENT}/1/index.html")[0] == 401
 
 
 def test_the_files_of_the_client_equal_those_of_the_package(served):
@@ -85,8 +85,8 @@ def test_the_files_of_the_client_equal_those_of_the_package(served):
     client = neuroglancer._Client.installed()
     assert {"index.html"} < set(client.files)
     for name, place in client.files.items():
-        status, fields, body = ask(f"{served}{base}/{name}")
-        packed = ask(f"{served}{base}/{name}", accept_encoding="gzip")
+        status, fields, body = fetch(f"{served}{base}/{name}")
+        packed = fetch(f"{served}{base}/{name}", accept_encoding="gzip")
         assert status == 200
         is_packed = "content-encoding" in packed[1]
         assert is_packed == (len(body) >= 1024)
@@ -119,18 +119,18 @@ def test_the_files_of_the_client_equal_those_of_the_package(served):
 )
 def test_no_other_file_of_the_machine_is_sent(served, name):
     base = state_at(f"{served}{HERE}")[0].rpartition("/")[0]
-    assert ask(f"{served}{base}/{name}")[0] == 404
+    assert fetch(f"{served}{base}/{name}")[0] == 404
 
 
 def test_a_view_of_an_old_version_opens_in_the_current_one(served):
     path = state_at(f"{served}{HERE}")[0]
-    status, fields, _ = ask(f"{served}{CLIENT}/0.0/index.html")
+    status, fields, _ = fetch(f"{served}{CLIENT}/0.0/index.html")
     assert (status, fields["location"]) == (303, path)
-    assert ask(f"{served}{CLIENT}/0.0/main.js")[0] == 404
+    assert fetch(f"{served}{CLIENT}/0.0/main.js")[0] == 404
 
 
 @pytest.mark.parametrize("found", [None, "no client"])
-def test_without_neuroglancer_a_page_names_the_package_to_install(
+def test_a_page_names_the_package_to_install_if_neuroglancer_is_missing(
     served, monkeypatch, tmp_path, found
 ):
     class Spec:
@@ -139,11 +139,11 @@ def test_without_neuroglancer_a_page_names_the_package_to_install(
     monkeypatch.setattr(neuroglancer, "find_spec", lambda _: None if found is None else Spec)
     neuroglancer._Client.installed.cache_clear()
     try:
-        status, fields, body = ask(f"{served}{HERE}")
+        status, fields, body = fetch(f"{served}{HERE}")
         assert (status, fields["content-type"]) == (501, "text/html; charset=utf-8")
         assert b"pip install 'spinezarr[neuroglancer]'" in body
-        assert ask(f"{served}{CLIENT}/1/index.html")[0] == 404
-        assert ask(f"{served}/neuroglancer/ctspine1k/none")[0] == 404
+        assert fetch(f"{served}{CLIENT}/1/index.html")[0] == 404
+        assert fetch(f"{served}/neuroglancer/ctspine1k/none")[0] == 404
     finally:
         neuroglancer._Client.installed.cache_clear()
 
@@ -154,7 +154,7 @@ def test_an_image_that_neuroglancer_cannot_draw_is_refused(tmp_path):
     values = np.random.default_rng(1).normal(size=(8, 8, 8))
     nib.save(nib.Nifti1Image(values, np.eye(4)), raw / "a_ct.nii.gz")
     with serving(raw, tmp_path / "own.zarr", label=None) as server:
-        status, _, body = ask(f"{server.url}/neuroglancer/own/a")
+        status, _, body = fetch(f"{server.url}/neuroglancer/own/a")
     assert status == 422
     assert b"float64" in body
 
@@ -290,8 +290,8 @@ def expected_index(scan, state, plane, across, down):
 
 def forgive_absent_chunks(page):
     """Remove Chromium's messages about absent background chunks, and about its own drawing."""
-    page.complaints[:] = [
-        text for text in page.complaints if "404" not in text and "GL Driver Message" not in text
+    page.logged_errors[:] = [
+        text for text in page.logged_errors if "404" not in text and "GL Driver Message" not in text
     ]
 
 
@@ -389,11 +389,11 @@ def test_a_browser_session_gives_access_to_neuroglancer(page, ctspine1k_url, tmp
     settings = ServeSettings(paths=(ctspine1k_url,), token_file=str(tmp_path / "tokens"))
     with BackgroundServer(settings) as server:
         page.goto(f"{server.url}{HERE}")
-        assert any("401" in text for text in page.complaints)
-        page.complaints.clear()
+        assert any("401" in text for text in page.logged_errors)
+        page.logged_errors.clear()
         page.get_by_label("Token").fill(token)
         page.get_by_role("button", name="Sign in").click()
         page.locator(".neuroglancer-segment-list-entry-name").first.wait_for()
         wait_for_chunks(page)
-        assert not [text for text in page.complaints if "401" in text]
+        assert not [text for text in page.logged_errors if "401" in text]
         forgive_absent_chunks(page)

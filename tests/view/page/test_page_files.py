@@ -4,7 +4,7 @@ import gzip
 from importlib.resources import files
 
 import pytest
-from asking import ask
+from http_client import fetch
 
 from spinezarr.serve.http import Request
 from spinezarr.serve.page_files import answer_page_file
@@ -16,25 +16,25 @@ def test_files_equal_those_of_the_package(served):
     for path, name in [("/", "list.html"), ("/scan/any/any", "scan.html")] + [
         (f"/page/{name}", name) for name in ("page.css", "common.js", "icon.svg")
     ]:
-        status, fields, body = ask(served + path)
+        status, fields, body = fetch(served + path)
         assert (status, body) == (200, PAGE.joinpath(name).read_bytes())
-        packed = ask(served + path, accept_encoding="gzip, br")
+        packed = fetch(served + path, accept_encoding="gzip, br")
         if "content-encoding" in packed[1]:
             assert packed[1]["etag"] != fields["etag"]
             assert gzip.decompress(packed[2]) == body
         else:
             assert packed[2] == body
-        assert ask(served + path, if_none_match=fields["etag"])[0] == 304
-        assert ask(served + path, "HEAD")[2] == b""
+        assert fetch(served + path, if_none_match=fields["etag"])[0] == 304
+        assert fetch(served + path, "HEAD")[2] == b""
 
 
 @pytest.mark.parametrize("name", ["none.js", "..%2f__init__.py", "%2e%2e/facts.py", "", "__init__"])
 def test_no_other_file_is_served(served, name):
-    assert ask(f"{served}/page/{name}")[0] == 404
+    assert fetch(f"{served}/page/{name}")[0] == 404
 
 
 def test_the_policy_allows_nothing_from_other_hosts(served):
-    policy = ask(served)[1]["content-security-policy"]
+    policy = fetch(served)[1]["content-security-policy"]
     words = {part.split()[0]: part.split()[1:] for part in policy.split(";")}
     assert words["default-src"] == ["'none'"]
     assert not any(place.startswith(("http", "*")) for places in words.values() for place in places)

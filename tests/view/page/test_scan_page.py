@@ -10,8 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import nibabel as nib
 import numpy as np
 import pytest
-from asking import ask
-from patience import wait_until
+from http_client import fetch
 from playwright.sync_api import expect
 from scan_page import (
     PLANES,
@@ -22,6 +21,7 @@ from scan_page import (
     wait_for_volume,
     without_niivue,
 )
+from timeouts import wait_until
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
@@ -211,7 +211,7 @@ def test_selecting_a_vertebra_moves_the_planes_to_its_centroid(quick, small):
     quick.get_by_role("button", name="T12", exact=True).or_(
         quick.get_by_role("button", name=re.compile(r"^T12\b"))
     ).first.click()
-    facts = json.loads(ask(f"{small.url}/v1/small/scans/b/view")[2])
+    facts = json.loads(fetch(f"{small.url}/v1/small/scans/b/view")[2])
     (found,) = [v for v in facts["masks"][0]["vertebrae"] if v["name"] == "T12"]
     assert np.abs(np.array(place(quick)) - found["centroid_xyz_mm"]).max() <= max(SPACING) / 2
     assert "vertebra=T12" in quick.url
@@ -323,7 +323,7 @@ def test_the_menu_lists_other_programs(quick, small):
     button.click()
     assert button.get_attribute("aria-expanded") == "true"
     message = quick.locator("#open-in-list").inner_text()
-    options = json.loads(ask(f"{small.url}/v1/small/scans/b/open-in")[2])["options"]
+    options = json.loads(fetch(f"{small.url}/v1/small/scans/b/open-in")[2])["options"]
     for option in options:
         assert option["name"] in message
         assert option["hint"] in message
@@ -430,8 +430,8 @@ def test_the_page_names_an_unknown_scan(page, small):
     page.goto(small.page("none"))
     assert "no scan none in small" in page.get_by_role("alert").inner_text()
     assert page.locator("#scan").is_hidden()
-    assert all("404" in message for message in page.complaints)
-    page.complaints.clear()
+    assert all("404" in message for message in page.logged_errors)
+    page.logged_errors.clear()
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_a_scan_that_cannot_be_read_draws_nothing(page, small, status, message):
     assert page.locator("img.slice:visible").count() == 0
     assert page.locator(".failed:visible").count() == len(PLANES)
     assert picture(page, "render").max() < 200
-    page.complaints.clear()
+    page.logged_errors.clear()
 
 
 def test_a_level_that_cannot_be_read_keeps_the_shown_one(page, small):
@@ -461,7 +461,7 @@ def test_a_level_that_cannot_be_read_keeps_the_shown_one(page, small):
     page.get_by_role("alert").get_by_text("damaged").wait_for()
     expect(page.locator("img.slice:visible")).to_have_count(len(PLANES))
     expect(page.locator("#status")).to_contain_text("not read")
-    page.complaints.clear()
+    page.logged_errors.clear()
 
 
 def test_losing_the_webgl_context_shows_pictures_of_the_server(page, small):
@@ -474,7 +474,7 @@ def test_losing_the_webgl_context_shows_pictures_of_the_server(page, small):
     )
     page.get_by_role("alert").get_by_text("graphics memory").wait_for()
     page.locator("img.slice:visible").nth(2).wait_for()
-    page.complaints.clear()
+    page.logged_errors.clear()
 
 
 def test_a_token_opens_the_scan_page(page, folder, tmp_path):
@@ -488,7 +488,7 @@ def test_a_token_opens_the_scan_page(page, folder, tmp_path):
         page.keyboard.press("Enter")
         page.wait_for_url("**/scan/small/b**")
         page.wait_for_selector("#stage[data-level]")
-    page.complaints.clear()
+    page.logged_errors.clear()
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from urllib.parse import parse_qs, urlsplit
 import nibabel as nib
 import numpy as np
 import pytest
-from patience import PATIENCE_S
 from scan_page import PLANES, picture, wait_for_volume, without_niivue
+from timeouts import TIMEOUT_S
 
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
@@ -44,7 +44,7 @@ def url(tmp_path_factory):
 def tab(chromium):
     context = chromium.new_context(has_touch=True, viewport={"width": 1280, "height": 720})
     tab = context.new_page()
-    tab.set_default_timeout(PATIENCE_S * 1000)
+    tab.set_default_timeout(TIMEOUT_S * 1000)
     yield tab
     context.close()
 

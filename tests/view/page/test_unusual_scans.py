@@ -5,8 +5,8 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
-from patience import PATIENCE_S, wait_until
 from scan_page import PLANES, SHADE_ERROR, assert_drawn, picture, wait_for_volume, without_niivue
+from timeouts import TIMEOUT_S, wait_until
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
@@ -135,7 +135,7 @@ def test_a_notebook_shows_scans_of_one_slice_or_one_voxel(images, name):
 def test_nothing_is_animated_if_reduced_motion_is_preferred(chromium, url):
     context = chromium.new_context(reduced_motion="reduce", viewport={"width": 1280, "height": 720})
     tab = context.new_page()
-    tab.set_default_timeout(PATIENCE_S * 1000)
+    tab.set_default_timeout(TIMEOUT_S * 1000)
     tab.goto(f"{url}/scan/slice/slice")
     tab.wait_for_selector("#stage[data-render]")
     still = picture(tab, "render")

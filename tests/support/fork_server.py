@@ -2,8 +2,8 @@
 
 A new process needs about two seconds for the imports of the command line, and a forked one needs
 none. :func:`command` returns the path of a ``spinezarr`` that sends its arguments, folder,
-environment and standard files to the process that forks, and exits like the forked process. Tests
-of a fresh interpreter start one themselves.
+environment and standard files to the fork server, and exits like the forked process. Tests of a
+fresh interpreter start one themselves.
 """
 
 import json
@@ -20,10 +20,10 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-__all__ = ["command", "end"]
+__all__ = ["command", "stop"]
 
-_PARENT = []
-"""The process that forks, if it was started, with the path of the command."""
+_SERVERS = []
+"""The fork server, if it was started, with the path of the command."""
 _SCRIPT = """\
 #!/bin/sh
 exec {python} -I -S {program} {folder}/socket "$@"
@@ -34,71 +34,71 @@ _IMPORTED = (
     *(f"cli.reports.{name}" for name in ("audit", "export", "info", "ingest", "stats", "verify")),
     *(f"verbs.{name}" for name in ("audit", "export", "ingest", "preview", "stats", "verify")),
 )
-"""What commands import when they run."""
+"""Modules that commands import when they run."""
 
 
 # The command
 
 
-def _ask(address, words):
-    """Request a forked process, and return its exit code once it has ended."""
+def _run_remotely(address, words):
+    """Let the fork server run a command, and return the exit code of the command."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
-        wanted = json.dumps([words, str(Path.cwd()), dict(os.environ)]).encode()
-        socket.send_fds(connection, [_LENGTH.pack(len(wanted))], [0, 1, 2])
-        connection.sendall(wanted)
-        (child,) = _LENGTH.unpack(_received(connection, _LENGTH.size))
+        request = json.dumps([words, str(Path.cwd()), dict(os.environ)]).encode()
+        socket.send_fds(connection, [_LENGTH.pack(len(request))], [0, 1, 2])
+        connection.sendall(request)
+        (child,) = _LENGTH.unpack(_receive(connection, _LENGTH.size))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: os.kill(child, number))
-        (code,) = struct.unpack("<i", _received(connection, 4))
+        (code,) = struct.unpack("<i", _receive(connection, 4))
     return code
 
 
-def _received(connection, size):
+def _receive(connection, size):
     data = b""
     while len(data) < size:
         part = connection.recv(size - len(data))
         if not part:
-            raise ConnectionError("the process that forks has ended")
+            raise ConnectionError("the fork server has ended")
         data += part
     return data
 
 
-# The process that forks
+# The fork server
 
 
-def _fork_for_all(address):
+def _serve(address):
     """Fork a process for each request, until the standard input ends."""
-    from spinezarr.cli.main import main  # noqa: PLC0415  slow, and only wanted here
+    from spinezarr.cli.main import main  # noqa: PLC0415  slow, and needed only here
 
     for name in _IMPORTED:
         import_module(f"spinezarr.{name}")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address)
-        listening.listen(64)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
         print("ready", flush=True)
-        running = {}  # descriptor of a process: its number, and who asked for it
+        running = {}  # descriptor of a process: its number, and the connection of the command
         while True:
-            asking = {connection: end for end, (_, connection) in running.items()}
-            ready, _, _ = select.select([0, listening, *running, *asking], [], [])
+            waiting = {connection: process for process, (_, connection) in running.items()}
+            ready, _, _ = select.select([0, listener, *running, *waiting], [], [])
             if 0 in ready:
                 return None
-            for end in ready:
-                if end is listening:
-                    wanted = _forked(listening.accept()[0], running)
-                    if wanted is not None:
-                        listening.close()
-                        return _run(main, *wanted)
-                elif end in running:
-                    _ended(end, running)
-                elif asking[end] in running:
-                    os.kill(running[asking[end]][0], signal.SIGKILL)
+            for source in ready:
+                if source is listener:
+                    request = _fork(listener.accept()[0], running)
+                    if request is not None:
+                        listener.close()
+                        return _run(main, *request)
+                elif source in running:
+                    _report_exit(source, running)
+                elif waiting[source] in running:
+                    os.kill(running[waiting[source]][0], signal.SIGKILL)
 
 
-def _forked(connection, running):
+def _fork(connection, running):
     """Fork; return the request in the child, which runs it."""
     head, standard, _, _ = socket.recv_fds(connection, _LENGTH.size, 3)
-    wanted = json.loads(_received(connection, _LENGTH.unpack(head)[0]))
+    request = json.loads(_receive(connection, _LENGTH.unpack(head)[0]))
     child = os.fork()
     if child:
         for descriptor in standard:
@@ -106,20 +106,20 @@ def _forked(connection, running):
         running[os.pidfd_open(child)] = (child, connection)
         connection.sendall(_LENGTH.pack(child))
         return None
-    for end, (_, other) in running.items():
-        os.close(end)
+    for process, (_, other) in running.items():
+        os.close(process)
         other.close()
     connection.close()
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    return wanted
+    return request
 
 
-def _ended(end, running):
-    child, connection = running.pop(end)
+def _report_exit(process, running):
+    child, connection = running.pop(process)
     _, status = os.waitpid(child, 0)
-    os.close(end)
+    os.close(process)
     code = os.waitstatus_to_exitcode(status)
     with suppress(OSError):
         connection.sendall(struct.pack("<i", code if code >= 0 else 128 - code))
@@ -140,8 +140,8 @@ def _run(main, words, folder, environment):
 
 
 def command():
-    """Return the path of the command; the first call starts the process that forks."""
-    if not _PARENT:
+    """Return the path of the command; the first call starts the fork server."""
+    if not _SERVERS:
         folder = Path(tempfile.mkdtemp(prefix="spinezarr-commands-"))
         process = subprocess.Popen(
             [sys.executable, __file__, "--fork", folder / "socket"],
@@ -152,19 +152,19 @@ def command():
         path = folder / "spinezarr"
         path.write_text(_SCRIPT.format(folder=folder, python=sys.executable, program=__file__))
         path.chmod(0o755)
-        _PARENT.append((process, path))
-    return _PARENT[0][1]
+        _SERVERS.append((process, path))
+    return _SERVERS[0][1]
 
 
-def end():
-    """Stop the process that forks, if it was started."""
-    while _PARENT:
-        process, path = _PARENT.pop()
+def stop():
+    """Stop the fork server, if it was started."""
+    while _SERVERS:
+        process, path = _SERVERS.pop()
         process.communicate()
         shutil.rmtree(path.parent)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--fork"]:
-        sys.exit(_fork_for_all(sys.argv[2]))
-    sys.exit(_ask(sys.argv[1], sys.argv[2:]))
+        sys.exit(_serve(sys.argv[2]))
+    sys.exit(_run_remotely(sys.argv[1], sys.argv[2:]))

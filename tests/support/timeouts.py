@@ -2,15 +2,15 @@
 
 import time
 
-__all__ = ["PATIENCE_S", "wait_until"]
+__all__ = ["TIMEOUT_S", "wait_until"]
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 """Time limit in seconds. Even on a busy machine, only something that hangs takes this long."""
 
 
-def wait_until(is_so):
+def wait_until(condition):
     """Wait until a function returns true, and fail if it never does."""
-    end = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < end, "it never came"
+    end = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < end, f"not fulfilled in {TIMEOUT_S:.0f} s"
         time.sleep(0.005)

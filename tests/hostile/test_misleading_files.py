@@ -36,7 +36,7 @@ from spinezarr.testing import (
 )
 
 MOST_BYTES = 512 << 20
-"""Most resident memory above that of the process before."""
+"""Maximum growth of resident memory."""
 VALUES = (np.arange(20 * 18 * 3).reshape(20, 18, 3) * 37 % 2000 - 1000).astype(np.int16)
 AFFINE = np.diag([-0.8, -0.9, 2.5, 1.0])
 RESET = Path("/proc/self/clear_refs")

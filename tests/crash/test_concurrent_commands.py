@@ -23,11 +23,11 @@ def names_the_other(run, other):
     return bool(named) and "Wait until it has ended" in run.output
 
 
-def both(workshop, place, url, words):
+def both(crash_data, place, url, words):
     """Start two commands at nearly the same time and wait for them."""
     runs = [place.start(words[0], url, None)]
     time.sleep(RANDOM.choice([0, 0.05, 0.2, 0.5]))
-    runs.append(workshop.driver.start(words[1], url, Plan(environment=place.environment)))
+    runs.append(crash_data.driver.start(words[1], url, Plan(environment=place.environment)))
     codes = [run.wait() for run in runs]
     for code, run, other in zip(codes, runs, runs[::-1], strict=True):
         assert "Traceback" not in run.output
@@ -37,84 +37,86 @@ def both(workshop, place, url, words):
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_two_ingests_of_the_same_files_give_one_valid_store(workshop, place, round_):
-    url = place.new(workshop.stores["version 1"])
-    ended = both(workshop, place, url, [workshop.words(url)] * 2)
+def test_two_ingests_of_the_same_files_give_one_valid_store(crash_data, place, round_):
+    url = place.new(crash_data.stores["version 1"])
+    ended = both(crash_data, place, url, [crash_data.words(url)] * 2)
     assert 0 in {code for code, _ in ended}
-    reference = workshop.references["version 1"]
+    reference = crash_data.references["version 1"]
     assert faults_at_end(place.files(url), url, reference) == []
-    run = place.start(workshop.words(url), url, None)
+    run = place.start(crash_data.words(url), url, None)
     assert run.wait() == 0, run.output
     assert faults_at_end(place.files(url), url, reference) == []
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_two_ingests_of_different_files_never_mix_a_scan(workshop, place, round_):
+def test_two_ingests_of_different_files_never_mix_a_scan(crash_data, place, round_):
     url = place.new({})
-    ended = both(workshop, place, url, [workshop.words(url, 1), workshop.words(url, 2)])
+    ended = both(crash_data, place, url, [crash_data.words(url, 1), crash_data.words(url, 2)])
     assert 0 in {code for code, _ in ended}
     for i, (code, run) in enumerate(ended):
         assert code == 0 or names_the_other(run, ended[1 - i][1]), run.output
-    reference = replace(workshop.references["version 1"], before=frozenset(), table_before=False)
+    reference = replace(crash_data.references["version 1"], before=frozenset(), table_before=False)
     files = place.files(url)
     assert harm_after_kill(files, url, reference) == []
     assert left_over(files) == []
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_an_ingest_and_an_audit_at_once_give_a_valid_store(workshop, place, round_):
-    url = place.new(workshop.stores["version 1"])
-    words = [workshop.words(url), ["audit", url]]
+def test_an_ingest_and_an_audit_at_once_give_a_valid_store(crash_data, place, round_):
+    url = place.new(crash_data.stores["version 1"])
+    words = [crash_data.words(url), ["audit", url]]
     if RANDOM.random() < 0.5:
         words.reverse()
-    ended = both(workshop, place, url, words)
-    reference = workshop.references["version 1"]
+    ended = both(crash_data, place, url, words)
+    reference = crash_data.references["version 1"]
     for (code, run), command, (_, other) in zip(ended, words, ended[::-1], strict=True):
         findings = command[0] == "audit" and "Audit of" in run.output  # random voxels have some
         assert code == 0 or findings or names_the_other(run, other), run.output
     files = place.files(url)
     assert harm_after_kill(files, url, reference) == []
     assert left_over(files) == []
-    run = place.start(workshop.words(url), url, None)
+    run = place.start(crash_data.words(url), url, None)
     assert run.wait() == 0, run.output
     end = {fault.text for fault in faults_at_end(place.files(url), url, reference)}
     assert end <= {"the scan table"}  # the table shows the findings of the audit
 
 
-def test_the_error_of_a_second_ingest_names_the_first(workshop, disk):
-    url = disk.new(workshop.stores["version 1"])
-    first = workshop.driver.start(workshop.words(url), url, Plan(pause_at="open scans/new/image"))
+def test_the_error_of_a_second_ingest_names_the_first(crash_data, disk):
+    url = disk.new(crash_data.stores["version 1"])
+    first = crash_data.driver.start(
+        crash_data.words(url), url, Plan(pause_at="open scans/new/image")
+    )
     first.wait_until_paused()
-    code, second = workshop.driver.run(workshop.words(url), url)
+    code, second = crash_data.driver.run(crash_data.words(url), url)
     assert code in {1, 2}
     assert names_the_other(second, first), second.output
     assert second.changes == [change for change in second.changes if "ingest.lock" in change]
-    first.go_on()
+    first.resume()
     assert first.wait() == 0, first.output
-    assert faults_at_end(disk.files(url), url, workshop.references["version 1"]) == []
+    assert faults_at_end(disk.files(url), url, crash_data.references["version 1"]) == []
 
 
 @pytest.mark.parametrize("pause_at", ["open audit/zarr.json", "open table/"])
-def test_the_error_of_an_ingest_names_a_running_audit(workshop, disk, pause_at):
-    url = disk.new(workshop.stores["version 1"])
-    audit = workshop.driver.start(["audit", url], url, Plan(pause_at=pause_at))
+def test_the_error_of_an_ingest_names_a_running_audit(crash_data, disk, pause_at):
+    url = disk.new(crash_data.stores["version 1"])
+    audit = crash_data.driver.start(["audit", url], url, Plan(pause_at=pause_at))
     audit.wait_until_paused()
-    code, run = workshop.driver.run(workshop.words(url), url)
+    code, run = crash_data.driver.run(crash_data.words(url), url)
     assert code in {1, 2}
     assert names_the_other(run, audit), run.output
-    audit.go_on()
+    audit.resume()
     assert audit.wait() == 1  # random voxels have findings
-    code, run = workshop.driver.run(workshop.words(url), url)
+    code, run = crash_data.driver.run(crash_data.words(url), url)
     assert code == 0, run.output
 
 
-def test_the_error_of_an_audit_names_a_running_ingest(workshop, disk):
-    url = disk.new(workshop.stores["version 1"])
-    run = workshop.driver.start(workshop.words(url), url, Plan(pause_at="open scans/new/image"))
+def test_the_error_of_an_audit_names_a_running_ingest(crash_data, disk):
+    url = disk.new(crash_data.stores["version 1"])
+    run = crash_data.driver.start(crash_data.words(url), url, Plan(pause_at="open scans/new/image"))
     run.wait_until_paused()
-    code, audit = workshop.driver.run(["audit", url], url)
+    code, audit = crash_data.driver.run(["audit", url], url)
     assert code in {1, 2}
     assert names_the_other(audit, run), audit.output
-    run.go_on()
+    run.resume()
     assert run.wait() == 0, run.output
-    assert faults_at_end(disk.files(url), url, workshop.references["version 1"]) == []
+    assert faults_at_end(disk.files(url), url, crash_data.references["version 1"]) == []

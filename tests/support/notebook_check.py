@@ -1,11 +1,12 @@
-"""Check by hand a scan in JupyterLab: run a notebook in Chromium, click, and save a screenshot.
+"""Checks by hand how JupyterLab shows a scan: runs a notebook in Chromium, clicks into it.
 
-JupyterLab is no part of the development environment. In an environment of its own,
-``pip install jupyterlab anywidget``; then
+JupyterLab is not part of the development environment. Install it into another environment, with
+``pip install jupyterlab anywidget``. Then
 
-``python tests/support/look_at_notebook.py STORE SCAN_ID --jupyter PATH/TO/jupyter --png OUT.png``
+``python tests/support/notebook_check.py STORE SCAN_ID --jupyter PATH/TO/jupyter --png OUT.png``
 
-exits with 0 if the widget was shown, described the clicked voxel, and contacted no other host.
+saves a screenshot. It exits with 0 if the widget was shown, described the clicked voxel, and
+contacted no other host.
 """
 
 import argparse
@@ -21,13 +22,14 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import nbformat
-from asking import free_port
 from playwright.sync_api import sync_playwright
+from server_process import free_port
 
-_PLACE = ".jp-OutputArea .widget-html-content"
+_DESCRIPTION = ".jp-OutputArea .widget-html-content"
+"""Selector of the line that describes the clicked voxel."""
 
 
-def _written(folder, store, scan_id):
+def _write_notebook(folder, store, scan_id):
     """Write a notebook, and a kernel specification of this environment."""
     kernel = folder / "kernels" / "here" / "kernel.json"
     kernel.parent.mkdir(parents=True)
@@ -40,7 +42,7 @@ def _written(folder, store, scan_id):
     nbformat.write(notebook, folder / "work" / "spine.ipynb")
 
 
-def _started(folder, jupyter, port):
+def _start_jupyter(folder, jupyter, port):
     options = ("--ServerApp.token=", "--ServerApp.password=", "--LabApp.news_url=None")
     command = [jupyter, "lab", "--no-browser", "--allow-root", f"--port={port}", *options]
     environment = {**os.environ, "JUPYTER_PATH": str(folder), "JUPYTER_CONFIG_DIR": str(folder)}
@@ -56,7 +58,7 @@ def _started(folder, jupyter, port):
     raise TimeoutError("JupyterLab does not answer")
 
 
-def _looked(port, png):
+def _run_notebook(port, png):
     """Run the notebook and click into it; return contacted hosts, and the text before and after."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
@@ -64,24 +66,24 @@ def _looked(port, png):
         )
         page = browser.new_page(viewport={"width": 1280, "height": 860})
         page.set_default_timeout(180_000)
-        hosts, said = set(), []
-        page.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname))
-        page.on("console", lambda line: said.append(line.text))
+        hosts, console = set(), []
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+        page.on("console", lambda message: console.append(message.text))
         page.goto(f"http://127.0.0.1:{port}/lab/tree/spine.ipynb?reset")
         page.locator(".jp-CodeCell .cm-content").first.click()
         page.wait_for_timeout(5000)
         page.keyboard.press("Control+Enter")
         canvas = page.locator(".jp-OutputArea canvas")
         canvas.wait_for()
-        while not any("render_meshes" in line for line in said):  # this line comes last
+        while not any("render_meshes" in line for line in console):  # this line comes last
             page.wait_for_timeout(1000)
         page.wait_for_timeout(15_000)
         page.screenshot(path=png, timeout=180_000)
-        before = page.locator(_PLACE).first.inner_text()
+        before = page.locator(_DESCRIPTION).first.inner_text()
         box = canvas.bounding_box()
         page.mouse.click(box["x"] + 0.35 * box["width"], box["y"] + 0.25 * box["height"])
         page.wait_for_timeout(15_000)
-        after = page.locator(_PLACE).first.inner_text()
+        after = page.locator(_DESCRIPTION).first.inner_text()
         browser.close()
     return hosts, before, after
 
@@ -92,14 +94,14 @@ def main():
     parser.add_argument("scan_id")
     parser.add_argument("--jupyter", required=True)
     parser.add_argument("--png", default="notebook.png")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     port = free_port()
     with TemporaryDirectory() as name:
         folder = Path(name)
-        _written(folder, str(Path(asked.store).resolve()), asked.scan_id)
-        process = _started(folder, asked.jupyter, port)
+        _write_notebook(folder, str(Path(options.store).resolve()), options.scan_id)
+        process = _start_jupyter(folder, options.jupyter, port)
         try:
-            hosts, before, after = _looked(port, asked.png)
+            hosts, before, after = _run_notebook(port, options.png)
         finally:
             process.terminate()
             process.wait(30)
