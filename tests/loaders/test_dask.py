@@ -19,7 +19,7 @@ from spinezarr.stream.epoch.executor import PickledOnce
 def client():
     """Connect to a cluster of one worker process."""
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client

@@ -98,7 +98,11 @@ def test_a_slice_may_be_cached_until_the_scan_is_replaced(served, local):
         ("plane=oblique", 400, "plane: "),
         ("window=bones", 400, "window: must be bone, soft_tissue, lung, or the HU"),
         ("window=5,5", 400, "window: black, 5 HU, must be below white, 5 HU."),
-        ("labels=L9", 400, "labels: must be true, false, or names separated by commas, of C1, C2, "),
+        (
+            "labels=L9",
+            400,
+            "labels: must be true, false, or names separated by commas, of C1, ",
+        ),
         ("size_px=0", 400, "size_px: "),
         ("size_px=2049", 400, "size_px: "),
         ("mm=far", 400, "mm: "),
