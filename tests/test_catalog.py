@@ -70,7 +70,7 @@ def test_a_catalog_named_by_variable_must_have_an_absolute_path(monkeypatch):
     write_catalog(Path("c.yaml"))
     monkeypatch.setenv(CATALOG_VARIABLE, "c.yaml")
     with pytest.raises(
-        CatalogError, match=rf"c\.yaml: relative .*{CATALOG_VARIABLE}.* absolute path"
+        CatalogError, match=rf"c\.yaml: is a relative .*{CATALOG_VARIABLE}.* absolute path"
     ):
         load_catalog()
 
