@@ -90,13 +90,13 @@ def test_the_error_of_an_unknown_name_says_what_was_tried(nowhere, catalog):
     with pytest.raises(StoreNotFoundError) as problem:
         spinezarr.open("verse")
     assert str(problem.value) == (
-        "'verse' is no store: there is no such path, and as a dataset name it is unknown "
+        "'verse' is not a store: there is no such path, and no dataset of this name "
         "(no catalog was found). 'spinezarr ingest' makes a store."
     )
     with pytest.raises(StoreNotFoundError) as problem:
         spinezarr.open("verse", catalog=catalog)
     assert str(problem.value) == (
-        "'verse' is no store: there is no such path, and as a dataset name it is unknown "
+        "'verse' is not a store: there is no such path, and no dataset of this name "
         f"({catalog} names ctspine1k, absent). 'spinezarr ingest' makes a store."
     )
     catalog.write_text("datasets: {}\n")

@@ -168,13 +168,13 @@ def test_a_mislabeled_column_may_be_read_as_another(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("L6:", "L7:", "'L7' is no vertebra; known are C1, C2"),
+        ("L6:", "L7:", "'L7' is not a vertebra; the vertebrae are C1, C2"),
         ("scans: 10", "scans: 0", "line 4, scans"),
         ("scans: 10", "scans: '10'", "line 4, scans"),
         ("lumbar: 5", "sacral: 5", "regions.sacral"),
         ("[1, 1, 5]", "[1, 1]", "shape_ijk.min"),
         ("name: mine", "nome: mine", "did you mean 'name'"),
-        ("slices: 100", "volume_column_holds: {min: max}", "two volumes of L1 for one statistic"),
+        ("slices: 100", "volume_column_holds: {min: max}", "two volumes of L1 to one statistic"),
     ],
 )
 def test_the_error_of_a_wrong_card_names_its_line(tmp_path, old, new, message):

@@ -69,7 +69,9 @@ def test_a_catalog_named_by_variable_must_be_a_file(tmp_path, monkeypatch):
 def test_a_catalog_named_by_variable_must_have_an_absolute_path(monkeypatch):
     write_catalog(Path("c.yaml"))
     monkeypatch.setenv(CATALOG_VARIABLE, "c.yaml")
-    with pytest.raises(CatalogError, match=rf"c\.yaml: is a relative .*{CATALOG_VARIABLE}.* whole"):
+    with pytest.raises(
+        CatalogError, match=rf"c\.yaml: is a relative .*{CATALOG_VARIABLE}.* absolute"
+    ):
         load_catalog()
 
 
@@ -152,7 +154,9 @@ def test_a_variable_without_braces_is_refused(tmp_path, key):
 
 @pytest.mark.parametrize("written", ["a\\nb", "a" * 256, "é" * 128])
 def test_texts_that_are_no_valid_path_are_refused(tmp_path, written):
-    with pytest.raises(CatalogError, match=r"line 4, datasets\.spine\.raw: it is no path or URL"):
+    with pytest.raises(
+        CatalogError, match=r"line 4, datasets\.spine\.raw: it is not a path or URL"
+    ):
         entry(tmp_path, raw=f'"{written}"')
 
 
