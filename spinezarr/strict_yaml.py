@@ -119,7 +119,8 @@ def _bounded_number(read: Callable[[Any, yaml.ScalarNode], float]) -> Any:  # no
         if not abs(number) <= _MAX_NUMBER:
             raise _FileError(
                 _line_of(node),
-                f"holds the number {node.value[:_MAX_SHOWN]}, expected at most {_MAX_NUMBER}",
+                f"holds the number {node.value[:_MAX_SHOWN]}, expected a magnitude of at most "
+                f"{_MAX_NUMBER}",
             )
         return number
 

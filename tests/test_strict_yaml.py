@@ -59,7 +59,7 @@ def refusal(path, text):
     return str(caught.value).replace(str(path), "FILE")
 
 
-def test_a_valid_file_becomes_its_model(path):
+def test_a_good_file_becomes_its_model(path):
     house = load(path, GOOD)
     assert house == House(
         name="home",
@@ -289,15 +289,15 @@ def bomb(levels):
         ('a:\n  "\\x9b1m": b', "line 2: holds control characters"),
         (
             "name: 9007199254740993",
-            "line 1: holds the number 9007199254740993, expected at most",
+            "line 1: holds the number 9007199254740993, expected a magnitude of at most",
         ),
         ("name: 0x" + "f" * 3900, "line 1: holds the number 0xfff"),
         ("name: " + "1:" * 1900 + "1", "line 1: holds the number 1:1:1"),
         ("name: .nan", "line 1: holds the number .nan"),
         ("name: -.inf", "line 1: holds the number -.inf"),
         ("name: 1.0e+999", "line 1: holds the number 1.0e"),
-        ("name: !!binary aGk=", "holds an invalid .*value .a bytes."),
-        ("name: !!set {a}", "holds an invalid .*value .a set."),
+        ("name: !!binary aGk=", ".*invalid .*value .a bytes."),
+        ("name: !!set {a}", ".*invalid .*value .a set."),
         ("a: &a b\nc: &a d", "is not valid YAML: found duplicate anchor"),
         ("a: [\x07", "is not valid YAML: "),
     ],

@@ -335,8 +335,8 @@ async function main() {
   showVoxelValues(source, state);
   addOpenIn(source).catch(showProblem);
   if (!Stage.canDrawVolumes) {
-    stage.lackVolumes();
-    panel.leaveLooksToServer();
+    stage.explainMissingVolumes();
+    panel.hideLabelControls();
     return;
   }
   try {
