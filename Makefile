@@ -81,7 +81,7 @@ wheel: $(VENV)/.installed
 	build/wheel/venv/bin/python -m pip check
 	cd "$$(mktemp -d)" && "$(CURDIR)/build/wheel/venv/bin/python" "$(CURDIR)/.ci/use_wheel.py"
 
-$(VENV)/.installed: pyproject.toml hatch_build.py spinezarr/stream/read/kernel.c
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard spinezarr/stream/read/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)'

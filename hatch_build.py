@@ -19,8 +19,13 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("spinezarr") / "stream" / "read" / "kernel.c"
-FLAGS = ("-O3", "-g0", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+SOURCES = tuple(
+    Path("spinezarr") / "stream" / "read" / name for name in ("kernel.c", "resample.c")
+)
+FLAGS = (
+    *("-O3", "-g0", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    "-ffp-contract=off",  # interpolation rounds as NumPy does
+)
 ENDING = ".dylib" if sys.platform == "darwin" else ".so"
 NIIVUE = "@niivue/niivue@0.69.0"
 NIIVUE_SHA512 = (
@@ -47,20 +52,20 @@ def compiler() -> list[str] | None:
 
 
 def build_kernel(root: Path) -> Path:
-    """Compile the kernel beside its source.
+    """Compile the kernel beside its sources.
 
     Raises
     ------
     OSError, subprocess.CalledProcessError
         If that does not succeed.
     """
-    source = root / SOURCE
-    built = source.with_name(f"lib{source.stem}{ENDING}")
+    sources = [str(root / source) for source in SOURCES]
+    built = (root / SOURCES[0]).with_name(f"libkernel{ENDING}")
     command = compiler() or [sys.executable, "-m", "ziglang", "cc"]
     new = built.with_name(f"{built.name}.{os.getpid()}")
     try:
         # It appears at once: processes may be using the old one.
-        subprocess.run([*command, *FLAGS, str(source), "-o", str(new)], check=True)  # noqa: S603
+        subprocess.run([*command, *FLAGS, *sources, "-o", str(new)], check=True)  # noqa: S603
         new.replace(built)
     finally:
         new.unlink(missing_ok=True)

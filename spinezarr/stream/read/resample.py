@@ -1,7 +1,8 @@
 """What is the value at a position between voxels?
 
 Images are interpolated linearly along each axis, one after the other. Labels take the nearest
-voxel.
+voxel. The kernel does it, in C. What it does not know is done with NumPy, and so is all of it where
+there is no kernel; the values are the same, bit for bit.
 """
 
 import math
@@ -15,13 +16,18 @@ import numpy.typing as npt
 from spinezarr.geometry import Box
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.box_reader import BoxRead
+from spinezarr.stream.read.buffer_pool import BufferPool
+from spinezarr.stream.read.native import DONE, kernel, resampling_table
+from spinezarr.stream.read.parallel import run_in_parts
 from spinezarr.stream.spacing import Positions
 
-__all__ = ["Resampling", "SourceRegion", "resample"]
+__all__ = ["Resampling", "SourceRegion", "resample", "resample_all"]
 
 _BLOCK_VALUES: Final = 1 << 18
 """Number of values to compute at once: few enough for the processor's cache, and many enough for
 few calls of NumPy."""
+_LINEAR_COST: Final = 4
+"""Time for an interpolated value, relative to that for one of the nearest voxel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +44,7 @@ class Resampling:
     """Whether to interpolate linearly; else the nearest voxel is taken."""
 
     def run(self) -> None:
-        """Fill ``out``. Next to NaN and infinity, interpolated values are NaN or infinite too."""
+        """Fill ``out`` with NumPy; see :func:`resample_all`."""
         with np.errstate(invalid="ignore"):
             resample(self.read.out, self.positions_zyx, self.out, linear=self.linear)
 
@@ -63,13 +69,49 @@ class SourceRegion:
         return cls(box, tuple(np.asarray(at, float) - start for at, start in starts))
 
     def plan(
-        self, array: ArraySpec, out: npt.NDArray[Any], *, linear: bool
+        self, array: ArraySpec, out: npt.NDArray[Any], *, linear: bool, buffers: BufferPool
     ) -> BoxRead | Resampling:
-        """Return what fills ``out``: a read if the positions are voxels, else a resampling."""
+        """Return what fills ``out``: a read if the positions are voxels, else a resampling.
+
+        The voxels of a resampling go to memory of ``buffers``.
+        """
         if self.positions_zyx is None:
             return BoxRead(array, self.box, out)
-        read = BoxRead(array, self.box, np.empty(self.box.shape_zyx, array.dtype))
-        return Resampling(read, self.positions_zyx, out, linear)
+        voxels = buffers.empty_alike(self.box.shape_zyx, array.dtype)
+        return Resampling(BoxRead(array, self.box, voxels), self.positions_zyx, out, linear)
+
+
+def resample_all(resamplings: Sequence[Resampling], *, threads: int) -> None:
+    """Fill the outputs of some resamplings, whose voxels have been read.
+
+    Next to NaN and infinity, interpolated values are NaN or infinite too.
+
+    Parameters
+    ----------
+    resamplings
+        What to compute. No two outputs overlap.
+    threads
+        Number of threads that compute.
+    """
+    loaded, left = kernel(), resamplings
+    if loaded is not None and resamplings:
+        table = resampling_table(
+            (one.read.out, one.positions_zyx, one.out, one.linear) for one in resamplings
+        )
+
+        def fill(first: int, last: int, _: object = resamplings) -> None:
+            loaded.resample(table, first, last)
+
+        n_planes, *sides = np.array([one.out.shape for one in resamplings]).T
+        costs = np.prod(sides, axis=0) * [_LINEAR_COST if one.linear else 1 for one in resamplings]
+        run_in_parts(fill, np.repeat(costs, n_planes), threads=threads)
+        left = [
+            one
+            for one, status in zip(resamplings, table["status"], strict=True)
+            if status != DONE
+        ]
+    for one in left:
+        one.run()
 
 
 def resample(

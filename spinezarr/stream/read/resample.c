@@ -1,0 +1,444 @@
+/* Computes boxes of values at a grid of positions between voxels, without Python.
+ *
+ * Values are those of ``resample`` in resample.py, bit for bit: linear along z, then y, then x, in
+ * float32 if that holds all voxels and else in float64, and rounded half to even; or those of the
+ * nearest voxels. So this file must be compiled with -ffp-contract=off.
+ *
+ * A value needs eight voxels. The two columns around each position along x are put side by side
+ * first, once for each row of the source: all arithmetic is then between rows that lie one after the
+ * other. Two planes of such rows are kept, and two rows between them; so a box is computed in parts of
+ * a few rows, all planes of each part one after the other, and what is kept stays in the cache.
+ *
+ * The table is not trusted: a row of it whose numbers do not fit together is REFUSED. Only addresses
+ * are trusted: ``source`` and ``out``, with their strides, have their shapes, and each array of
+ * positions is as long as its axis of ``out``.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Status of a row of the table. The caller computes those that are not DONE by other means. */
+enum { DONE = 0, REFUSED = 1 };
+
+/* Types of voxels, as RESAMPLED_DTYPES in Python. Integers come first. */
+enum { INT8, UINT8, INT16, UINT16, INT32, UINT32, FLOAT32, FLOAT64, N_TYPES };
+static const int64_t itemsizes[N_TYPES] = {1, 1, 2, 2, 4, 4, 4, 8};
+
+/* Columns are counted in 32 bits. The sum of a few products of two sides fits into 64 bits easily. */
+static const int64_t MAX_SIDE = (int64_t)1 << 24;
+/* Bytes of the two planes that are kept: they fit into the second cache of most processors. */
+static const int64_t KEPT_BYTES = 1 << 18;
+enum { LINE = 64 }; /* bytes of a cache line */
+
+typedef struct {
+    const uint8_t *source;          /* first voxel */
+    uint8_t *out;                   /* first value */
+    const double *position_zyx[3];  /* of the values along each axis, in voxels of the source */
+    int64_t source_stride_zyx[3];
+    int64_t source_shape_zyx[3];
+    int64_t out_stride_zyx[3];
+    int64_t out_shape_zyx[3];
+    int64_t source_type;
+    int64_t out_type;
+    int32_t is_linear; /* else the nearest voxels are taken */
+    int32_t status;
+} Resampling;
+
+/* Loops over one row; see resample_rows.h. */
+typedef struct {
+    int64_t itemsize;
+    void (*load[N_TYPES])(const void *voxels, void *values, int64_t n);
+    void (*store[N_TYPES])(const void *values, void *out, int64_t n);
+    void (*select)(const void *values, const int32_t *columns, void *out, int64_t n);
+    void (*between_rows)(const void *low_row, const void *high_row, double weight, void *out,
+                         int64_t n);
+    void (*within_row)(const void *row, const void *weights, void *out, int64_t n);
+    void (*between_rows_and_within)(const void *low_row, const void *high_row, double weight,
+                                    const void *weights, void *out, int64_t n);
+} Loops;
+
+#define REAL float
+#define BITS uint32_t
+#define ROUND 0x1.8p23f
+#define ROUND_BITS 0x4B400000u
+#define NAME(name) name##_float
+#define TARGET
+#include "resample_rows.h"
+#undef NAME
+#undef TARGET
+#if defined(__x86_64__)
+#define NAME(name) name##_float_avx2
+#define TARGET __attribute__((target("avx2")))
+#include "resample_rows.h"
+#undef NAME
+#undef TARGET
+#endif
+#undef REAL
+#undef BITS
+#undef ROUND
+#undef ROUND_BITS
+
+#define REAL double
+#define BITS uint64_t
+#define ROUND 0x1.8p52
+#define ROUND_BITS 0x4338000000000000u
+#define NAME(name) name##_double
+#define TARGET
+#include "resample_rows.h"
+#undef NAME
+#undef TARGET
+#if defined(__x86_64__)
+#define NAME(name) name##_double_avx2
+#define TARGET __attribute__((target("avx2")))
+#include "resample_rows.h"
+#undef NAME
+#undef TARGET
+#endif
+
+static const Loops *loops_for(int64_t source_type, int is_baseline) {
+    const int is_double = source_type == INT32 || source_type == UINT32 || source_type == FLOAT64;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!is_baseline && __builtin_cpu_supports("avx2"))
+        return is_double ? &loops_double_avx2 : &loops_float_avx2;
+#else
+    (void)is_baseline;
+#endif
+    return is_double ? &loops_double : &loops_float;
+}
+
+/* Positions ---------------------------------------------------------------------------------- */
+
+/* The voxels around each position along an axis. */
+typedef struct {
+    int32_t *lower, *upper; /* the same, if the position is a voxel */
+    double *weight;         /* of the upper voxel */
+    int is_weighted;        /* whether any weight is above 0 */
+    int is_run;             /* whether the lower voxels follow each other */
+} Taps;
+
+/* Returns whether all positions lie between the first and the last voxel of a side. */
+static int find_taps(Taps *taps, const double *positions, int64_t n, int64_t side, int is_linear) {
+    taps->is_weighted = 0, taps->is_run = 1;
+    for (int64_t i = 0; i < n; i++) {
+        const double at = positions[i];
+        if (!(at >= 0 && at <= (double)(side - 1))) return 0; /* NaN is not */
+        const int32_t lower = (int32_t)(is_linear ? at : at + 0.5);
+        const double weight = is_linear ? at - lower : 0;
+        taps->lower[i] = lower, taps->upper[i] = lower + (weight > 0), taps->weight[i] = weight;
+        if (weight > 0) taps->is_weighted = 1;
+        if (lower != taps->lower[0] + i) taps->is_run = 0;
+    }
+    return 1;
+}
+
+/* The table ---------------------------------------------------------------------------------- */
+
+static int is_multiple(int64_t number, int64_t of) { return number % of == 0; }
+
+/* Returns whether a row of the table fits together, apart from its positions. */
+static int is_sound(const Resampling *row) {
+    const int64_t from = row->source_type, to = row->out_type;
+    if (from < 0 || from >= N_TYPES || to < 0 || to >= N_TYPES) return 0;
+    if (row->is_linear ? from >= FLOAT32 && to < FLOAT32 : from != to) return 0;
+    const int64_t voxel = itemsizes[from], value = itemsizes[to];
+    if (row->source_stride_zyx[2] != voxel) return 0;
+    if ((uintptr_t)row->source % (uintptr_t)voxel || (uintptr_t)row->out % (uintptr_t)value) return 0;
+    for (int axis = 0; axis < 3; axis++) {
+        const int64_t side = row->source_shape_zyx[axis], n = row->out_shape_zyx[axis];
+        if (side < 1 || side > MAX_SIDE || n < 1 || n > MAX_SIDE) return 0;
+        if (!is_multiple(row->source_stride_zyx[axis], voxel)) return 0;
+        if (!is_multiple(row->out_stride_zyx[axis], value)) return 0;
+    }
+    return 1;
+}
+
+/* Number of planes of a row: planes are counted through the whole table. */
+static int64_t n_planes(const Resampling *row) {
+    const int64_t n = row->out_shape_zyx[0];
+    return n < 1 || n > MAX_SIDE ? 0 : n;
+}
+
+/* Memory ------------------------------------------------------------------------------------- */
+
+/* Memory of a thread, of which parts are given away one after the other. */
+typedef struct {
+    uint8_t *start; /* NULL only counts */
+    int64_t used;
+} Memory;
+
+static int64_t whole_lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+
+static void *take(Memory *memory, int64_t bytes) {
+    void *const taken = memory->start ? memory->start + memory->used : NULL;
+    memory->used += whole_lines(bytes);
+    return taken;
+}
+
+/* What the computation of a row of the table has in memory. */
+typedef struct {
+    Taps zyx[3];
+    int32_t *columns;    /* the lower voxels along x, then the upper ones */
+    void *weights;       /* along x, of the type of the values */
+    void *voxels;        /* a row of the source, of the type of the values */
+    uint8_t *plane[2];   /* rows of two planes of the source, at these columns */
+    uint8_t *between[2]; /* two rows between these planes */
+    void *values;        /* a row of the output, of the type of the values */
+    void *stored;        /* the same, of the type of the output */
+    int32_t *rows;       /* numbers of the rows of the source that are in ``plane`` */
+    int64_t most_rows;   /* that there is room for */
+    int64_t row_bytes;   /* of a row of ``plane`` and ``between`` */
+} Work;
+
+/* Divides memory among the parts of ``work``, and returns how many bytes of it there must be. */
+static int64_t divide(const Resampling *row, const Loops *loops, uint8_t *scratch, Work *work) {
+    const int64_t *const n = row->out_shape_zyx;
+    const int64_t nx = n[2], item = loops->itemsize, i32 = sizeof(int32_t);
+    const int64_t before = scratch ? (int64_t)(-(uintptr_t)scratch % LINE) : LINE - 1;
+    Memory memory = {scratch, before};
+    for (int axis = 0; axis < 3; axis++) {
+        work->zyx[axis].lower = take(&memory, n[axis] * i32);
+        work->zyx[axis].upper = take(&memory, n[axis] * i32);
+        work->zyx[axis].weight = take(&memory, n[axis] * (int64_t)sizeof(double));
+    }
+    work->columns = take(&memory, 2 * nx * i32);
+    work->weights = take(&memory, nx * item);
+    work->voxels = take(&memory, row->source_shape_zyx[2] * item);
+    work->row_bytes = whole_lines(2 * nx * item);
+    int64_t most_rows = KEPT_BYTES / (2 * work->row_bytes);
+    if (most_rows > 2 * n[1]) most_rows = 2 * n[1];
+    if (most_rows < 2) most_rows = 2;
+    work->most_rows = most_rows;
+    for (int i = 0; i < 2; i++) work->plane[i] = take(&memory, most_rows * work->row_bytes);
+    for (int i = 0; i < 2; i++) work->between[i] = take(&memory, work->row_bytes);
+    work->values = take(&memory, nx * item);
+    work->stored = take(&memory, nx * itemsizes[row->out_type]);
+    work->rows = take(&memory, most_rows * i32);
+    return memory.used;
+}
+
+/* Nearest voxels ----------------------------------------------------------------------------- */
+
+#define COPY(bits)                                                                                 \
+    static void copy##bits(const uint8_t *voxels, const int32_t *columns, uint8_t *out,            \
+                           int64_t stride, int64_t n) {                                            \
+        const uint##bits##_t *const from = (const void *)voxels;                                   \
+        uint##bits##_t *const to = (void *)out;                                                    \
+        const int64_t step = stride / (bits / 8);                                                  \
+        if (step == 1)                                                                             \
+            for (int64_t i = 0; i < n; i++) to[i] = from[columns[i]];                              \
+        else                                                                                       \
+            for (int64_t i = 0; i < n; i++) to[i * step] = from[columns[i]];                       \
+    }
+COPY(8)
+COPY(16)
+COPY(32)
+COPY(64)
+
+static void copy_row(const Resampling *row, const Work *work, const uint8_t *voxels, uint8_t *out) {
+    const int64_t n = row->out_shape_zyx[2], stride = row->out_stride_zyx[2];
+    const int64_t item = itemsizes[row->out_type];
+    const int32_t *const columns = work->zyx[2].lower;
+    if (work->zyx[2].is_run && stride == item)
+        memcpy(out, voxels + columns[0] * item, (size_t)(n * item));
+    else if (item == 1)
+        copy8(voxels, columns, out, stride, n);
+    else if (item == 2)
+        copy16(voxels, columns, out, stride, n);
+    else if (item == 4)
+        copy32(voxels, columns, out, stride, n);
+    else
+        copy64(voxels, columns, out, stride, n);
+}
+
+/* Fills planes with voxels. A row that is the same as one before is copied from there. */
+static void take_voxels(const Resampling *row, const Work *work, int64_t first, int64_t last) {
+    const int64_t *const in = row->source_stride_zyx, *const to = row->out_stride_zyx;
+    const int64_t item = itemsizes[row->out_type], n_bytes = row->out_shape_zyx[2] * item;
+    const int32_t *const planes = work->zyx[0].lower, *const rows = work->zyx[1].lower;
+    const int is_dense = to[2] == item;
+    for (int64_t z = first; z < last; z++) {
+        const int same_plane = is_dense && z > first && planes[z] == planes[z - 1];
+        for (int64_t y = 0; y < row->out_shape_zyx[1]; y++) {
+            uint8_t *const out = row->out + z * to[0] + y * to[1];
+            if (same_plane)
+                memcpy(out, out - to[0], (size_t)n_bytes);
+            else if (is_dense && y > 0 && rows[y] == rows[y - 1])
+                memcpy(out, out - to[1], (size_t)n_bytes);
+            else
+                copy_row(row, work, row->source + planes[z] * in[0] + rows[y] * in[1], out);
+        }
+    }
+}
+
+/* Values between voxels ---------------------------------------------------------------------- */
+
+/* Returns in which of two places a number is. If it is in none, returns where to put it so that the
+ * other one stays. */
+static int place_of(const int64_t held[2], int64_t number, int64_t other) {
+    if (held[0] == number) return 0;
+    if (held[1] == number) return 1;
+    return held[0] == other;
+}
+
+/* Returns the place of a row among those that are kept; adds it unless it was added just before. */
+static int32_t kept_place(int32_t *rows, int64_t *n, int32_t row) {
+    for (int64_t place = *n - 1; place >= 0 && place >= *n - 2; place--)
+        if (rows[place] == row) return (int32_t)place;
+    rows[*n] = row;
+    return (int32_t)(*n)++;
+}
+
+/* Puts the kept rows of a plane of the source into memory, at their columns. */
+static void keep_plane(const Resampling *row, const Loops *loops, const Work *work, int64_t plane,
+                       int64_t n_rows, uint8_t *to) {
+    const int64_t *const stride = row->source_stride_zyx;
+    const Taps *const x = work->zyx + 2;
+    const int64_t nx = row->out_shape_zyx[2], n_columns = x->is_weighted ? 2 * nx : nx;
+    for (int64_t i = 0; i < n_rows; i++, to += work->row_bytes) {
+        const uint8_t *const voxels = row->source + plane * stride[0] + work->rows[i] * stride[1];
+        if (!x->is_weighted && x->is_run) {
+            loops->load[row->source_type](voxels + x->lower[0] * stride[2], to, nx);
+            continue;
+        }
+        loops->load[row->source_type](voxels, work->voxels, row->source_shape_zyx[2]);
+        loops->select(work->voxels, work->columns, to, n_columns);
+    }
+}
+
+/* Stores a row of values. */
+static void store_row(const Resampling *row, const Loops *loops, const Work *work,
+                      const void *values, uint8_t *out) {
+    const int64_t n = row->out_shape_zyx[2], stride = row->out_stride_zyx[2];
+    const int64_t item = itemsizes[row->out_type];
+    if (stride == item) {
+        loops->store[row->out_type](values, out, n);
+        return;
+    }
+    loops->store[row->out_type](values, work->stored, n);
+    const uint8_t *stored = work->stored;
+    for (int64_t i = 0; i < n; i++, stored += item, out += stride)
+        memcpy(out, stored, (size_t)item);
+}
+
+static void interpolate(const Resampling *row, const Loops *loops, const Work *work, int64_t first,
+                        int64_t last) {
+    const Taps *const z = work->zyx, *const y = z + 1, *const x = z + 2;
+    const int64_t ny = row->out_shape_zyx[1], nx = row->out_shape_zyx[2];
+    const int64_t n_columns = x->is_weighted ? 2 * nx : nx, row_bytes = work->row_bytes;
+    for (int64_t begin = 0, end = 0; begin < ny; begin = end) {
+        int64_t n_rows = 0;
+        for (; end < ny && n_rows <= work->most_rows - 2; end++) {
+            y->lower[end] = kept_place(work->rows, &n_rows, y->lower[end]);
+            y->upper[end] = kept_place(work->rows, &n_rows, y->upper[end]);
+        }
+        int64_t planes[2] = {-1, -1};
+        for (int64_t k = first; k < last; k++) {
+            const int64_t low_plane = z->lower[k], high_plane = z->upper[k];
+            const uint8_t *plane[2];
+            for (int high = 0; high < 2; high++) {
+                const int64_t wanted = high ? high_plane : low_plane;
+                const int at = place_of(planes, wanted, high ? low_plane : high_plane);
+                if (planes[at] != wanted)
+                    keep_plane(row, loops, work, wanted, n_rows, work->plane[at]);
+                planes[at] = wanted;
+                plane[high] = work->plane[at];
+            }
+            int64_t rows[2] = {-1, -1};
+            for (int64_t j = begin; j < end; j++) {
+                const int64_t low_row = y->lower[j], high_row = y->upper[j];
+                const uint8_t *between[2];
+                for (int high = 0; high < 2; high++) {
+                    const int64_t wanted = high ? high_row : low_row;
+                    if (!z->is_weighted) {
+                        between[high] = plane[0] + wanted * row_bytes;
+                        continue;
+                    }
+                    const int at = place_of(rows, wanted, high ? low_row : high_row);
+                    if (rows[at] != wanted)
+                        loops->between_rows(plane[0] + wanted * row_bytes,
+                                            plane[1] + wanted * row_bytes, z->weight[k],
+                                            work->between[at], n_columns);
+                    rows[at] = wanted;
+                    between[high] = work->between[at];
+                }
+                const void *values = work->values;
+                if (y->is_weighted && x->is_weighted)
+                    loops->between_rows_and_within(between[0], between[1], y->weight[j],
+                                                   work->weights, work->values, nx);
+                else if (x->is_weighted)
+                    loops->within_row(between[0], work->weights, work->values, nx);
+                else if (y->is_weighted)
+                    loops->between_rows(between[0], between[1], y->weight[j], work->values, nx);
+                else
+                    values = between[0];
+                store_row(row, loops, work, values,
+                          row->out + k * row->out_stride_zyx[0] + j * row->out_stride_zyx[1]);
+            }
+        }
+    }
+}
+
+/* Interface ---------------------------------------------------------------------------------- */
+
+/* Computes some planes of a row of the table, and returns its status. */
+static int resample(const Resampling *row, int64_t first, int64_t last, uint8_t *scratch,
+                    int64_t scratch_bytes, int is_baseline) {
+    if (!is_sound(row)) return REFUSED;
+    const Loops *const loops = loops_for(row->source_type, is_baseline);
+    Work work;
+    if (divide(row, loops, NULL, &work) > scratch_bytes) return REFUSED;
+    divide(row, loops, scratch, &work);
+    int is_weighted = 0;
+    for (int axis = 0; axis < 3; axis++) {
+        Taps *const taps = work.zyx + axis;
+        if (!find_taps(taps, row->position_zyx[axis], row->out_shape_zyx[axis],
+                       row->source_shape_zyx[axis], row->is_linear))
+            return REFUSED;
+        is_weighted |= taps->is_weighted;
+    }
+    if (!is_weighted && row->source_type == row->out_type) {
+        take_voxels(row, &work, first, last);
+        return DONE;
+    }
+    const int64_t nx = row->out_shape_zyx[2];
+    memcpy(work.columns, work.zyx[2].lower, (size_t)nx * sizeof(int32_t));
+    memcpy(work.columns + nx, work.zyx[2].upper, (size_t)nx * sizeof(int32_t));
+    loops->load[FLOAT64](work.zyx[2].weight, work.weights, nx);
+    interpolate(row, loops, &work, first, last);
+    return DONE;
+}
+
+/* Bytes of a row of the table, so that the caller can check that its structure is the same. */
+EXPORT int64_t spinezarr_resampling_bytes(void) { return (int64_t)sizeof(Resampling); }
+
+/* Bytes of ``scratch`` that spinezarr_resample needs for a table. */
+EXPORT int64_t spinezarr_resample_scratch_bytes(const Resampling *rows, int64_t n_rows) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < n_rows; i++) {
+        if (!is_sound(rows + i)) continue;
+        Work work;
+        const int64_t n = divide(rows + i, loops_for(rows[i].source_type, 1), NULL, &work);
+        if (n > most) most = n;
+    }
+    return most;
+}
+
+/* Computes planes ``first`` to ``last - 1`` of the outputs of a table, counted through all of them,
+ * and sets the status of each row whose first plane is among them. Where one is REFUSED, all calls
+ * refuse it. With ``is_baseline``, only instructions are used that every processor has. */
+EXPORT void spinezarr_resample(Resampling *rows, int64_t n_rows, int64_t first, int64_t last,
+                               uint8_t *scratch, int64_t scratch_bytes, int32_t is_baseline) {
+    if (first < 0) first = 0;
+    for (int64_t i = 0; i < n_rows && last > 0; i++) {
+        Resampling *const row = rows + i;
+        const int64_t n = n_planes(row), end = last < n ? last : n;
+        if (first < end) {
+            const int status = resample(row, first < 0 ? 0 : first, end, scratch, scratch_bytes,
+                                        is_baseline);
+            if (first <= 0) row->status = status;
+        }
+        first -= n, last -= n;
+    }
+}
