@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -121,6 +121,11 @@ bench-memory: $(VENV)/.installed
 bench-start: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/startup.py --json build/startup.json
+
+# Decoded boxes of voxels, resampled by us, scipy, PyTorch and SimpleITK. PAIR as above.
+bench-resampling: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/resampling.py $(PAIR) --json build/resampling.json
 
 # Stores of 10, 1,005 and 10,000 tiny scans: opening them, and adding one scan.
 bench-scans: $(VENV)/.installed

@@ -254,7 +254,7 @@ def simpleitk(job: Job, threads: int) -> tuple[Voxels, Voxels]:
             list(job.step_zyx[::-1]),
             np.eye(3).ravel().tolist(),
         )
-        found.append(SimpleITK.GetArrayViewFromImage(out))
+        found.append(SimpleITK.GetArrayFromImage(out))
     return found[0], found[1]
 
 

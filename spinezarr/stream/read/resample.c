@@ -16,6 +16,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#define X86 1
+#include <immintrin.h>
+#define WITH_AVX2 __attribute__((target("avx2")))
+#endif
+
 #define EXPORT __attribute__((visibility("default")))
 
 /* Status of a row of the table. The caller computes those that are not DONE by other means. */
@@ -67,9 +73,9 @@ typedef struct {
 #include "resample_rows.h"
 #undef NAME
 #undef TARGET
-#if defined(__x86_64__)
+#if X86
 #define NAME(name) name##_float_avx2
-#define TARGET __attribute__((target("avx2")))
+#define TARGET WITH_AVX2
 #include "resample_rows.h"
 #undef NAME
 #undef TARGET
@@ -88,24 +94,25 @@ typedef struct {
 #include "resample_rows.h"
 #undef NAME
 #undef TARGET
-#if defined(__x86_64__)
+#if X86
 #define NAME(name) name##_double_avx2
-#define TARGET __attribute__((target("avx2")))
+#define TARGET WITH_AVX2
 #include "resample_rows.h"
 #undef NAME
 #undef TARGET
 #endif
 
-static const Loops *loops_for(int64_t source_type, int is_baseline) {
-    const int is_double = source_type == INT32 || source_type == UINT32 || source_type == FLOAT64;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!is_baseline && __builtin_cpu_supports("avx2"))
-        return is_double ? &loops_double_avx2 : &loops_float_avx2;
+static int is_double(int64_t source_type) {
+    return source_type == INT32 || source_type == UINT32 || source_type == FLOAT64;
+}
+
+static const Loops *loops_for(int64_t source_type, int has_avx2) {
+#if X86
+    if (has_avx2) return is_double(source_type) ? &loops_double_avx2 : &loops_float_avx2;
 #else
-    (void)is_baseline;
+    (void)has_avx2;
 #endif
-    return is_double ? &loops_double : &loops_float;
+    return is_double(source_type) ? &loops_double : &loops_float;
 }
 
 /* Positions ---------------------------------------------------------------------------------- */
@@ -132,6 +139,98 @@ static int find_taps(Taps *taps, const double *positions, int64_t n, int64_t sid
     }
     return 1;
 }
+
+/* Columns ------------------------------------------------------------------------------------ */
+
+/* Most positions are close together, so several columns lie in one vector of the source, and one
+ * instruction takes them from there. A group of columns needs two such vectors. */
+enum { WINDOW = 8, GROUP = 4 };
+enum { BYTE_WINDOW = 16, BYTE_GROUP = 8 };
+
+typedef struct {
+    int32_t start[2];      /* of the vectors: the first has the first half of the group */
+    int32_t lane[2 * GROUP]; /* of the lower columns, then of the upper ones */
+} Group;
+
+typedef struct {
+    int32_t start[2];
+    uint8_t lane[2][BYTE_WINDOW];
+} ByteGroup;
+
+/* Returns the number of the first column of a group; the last group ends with the last column. */
+static int64_t first_of(int64_t group, int64_t size, int64_t n) {
+    const int64_t first = group * size;
+    return first + size > n ? n - size : first;
+}
+
+/* Divides columns into groups; returns whether each half of a group fits into a vector. */
+static int find_groups(Group *groups, const Taps *x, int64_t n, int64_t side) {
+    if (n < GROUP || side < WINDOW) return 0;
+    for (int64_t i = 0; i * GROUP < n; i++) {
+        const int64_t first = first_of(i, GROUP, n);
+        for (int half = 0; half < 2; half++) {
+            const int64_t start = x->lower[first + half * GROUP / 2];
+            groups[i].start[half] = (int32_t)(start > side - WINDOW ? side - WINDOW : start);
+        }
+        for (int k = 0; k < GROUP; k++) {
+            const int32_t start = groups[i].start[k / (GROUP / 2)];
+            const int32_t low = x->lower[first + k] - start, high = x->upper[first + k] - start;
+            if (low < 0 || high >= WINDOW) return 0;
+            groups[i].lane[k] = low, groups[i].lane[GROUP + k] = high;
+        }
+    }
+    return 1;
+}
+
+/* The same for the lower columns of bytes. */
+static int find_byte_groups(ByteGroup *groups, const Taps *x, int64_t n, int64_t side) {
+    if (n < BYTE_GROUP || side < BYTE_WINDOW) return 0;
+    for (int64_t i = 0; i * BYTE_GROUP < n; i++) {
+        const int64_t first = first_of(i, BYTE_GROUP, n);
+        memset(groups[i].lane, 0x80, sizeof(groups[i].lane)); /* which takes 0 */
+        for (int k = 0; k < BYTE_GROUP; k++) {
+            const int half = k / (BYTE_GROUP / 2);
+            const int64_t start = x->lower[first + half * BYTE_GROUP / 2];
+            groups[i].start[half] =
+                (int32_t)(start > side - BYTE_WINDOW ? side - BYTE_WINDOW : start);
+            const int32_t lane = x->lower[first + k] - groups[i].start[half];
+            if (lane < 0 || lane >= BYTE_WINDOW) return 0;
+            groups[i].lane[half][k] = (uint8_t)lane;
+        }
+    }
+    return 1;
+}
+
+#if X86
+WITH_AVX2 static void select_groups(const float *values, const Group *groups, float *low,
+                                    float *high, int64_t n) {
+    for (int64_t i = 0; i * GROUP < n; i++) {
+        const Group *const group = groups + i;
+        const int64_t first = first_of(i, GROUP, n);
+        const __m256i lanes = _mm256_loadu_si256((const __m256i *)(const void *)group->lane);
+        const __m256 a = _mm256_loadu_ps(values + group->start[0]);
+        const __m256 b = _mm256_loadu_ps(values + group->start[1]);
+        const __m256 both = _mm256_blend_ps(_mm256_permutevar8x32_ps(a, lanes),
+                                            _mm256_permutevar8x32_ps(b, lanes), 0xCC);
+        _mm_storeu_ps(low + first, _mm256_castps256_ps128(both));
+        _mm_storeu_ps(high + first, _mm256_extractf128_ps(both, 1));
+    }
+}
+
+WITH_AVX2 static void copy_byte_groups(const uint8_t *voxels, const ByteGroup *groups, uint8_t *out,
+                                       int64_t n) {
+    for (int64_t i = 0; i * BYTE_GROUP < n; i++) {
+        const ByteGroup *const group = groups + i;
+        __m128i taken[2];
+        for (int half = 0; half < 2; half++) {
+            const void *const from = voxels + group->start[half], *const lanes = group->lane[half];
+            taken[half] = _mm_shuffle_epi8(_mm_loadu_si128(from), _mm_loadu_si128(lanes));
+        }
+        void *const to = out + first_of(i, BYTE_GROUP, n);
+        _mm_storel_epi64(to, _mm_or_si128(taken[0], taken[1]));
+    }
+}
+#endif
 
 /* The table ---------------------------------------------------------------------------------- */
 
@@ -180,6 +279,9 @@ static void *take(Memory *memory, int64_t bytes) {
 typedef struct {
     Taps zyx[3];
     int32_t *columns;    /* the lower voxels along x, then the upper ones */
+    Group *groups;       /* of these columns */
+    ByteGroup *byte_groups;
+    int has_groups, has_byte_groups;
     void *weights;       /* along x, of the type of the values */
     void *voxels;        /* a row of the source, of the type of the values */
     uint8_t *plane[2];   /* rows of two planes of the source, at these columns */
@@ -203,6 +305,8 @@ static int64_t divide(const Resampling *row, const Loops *loops, uint8_t *scratc
         work->zyx[axis].weight = take(&memory, n[axis] * (int64_t)sizeof(double));
     }
     work->columns = take(&memory, 2 * nx * i32);
+    work->groups = take(&memory, (nx / GROUP + 1) * (int64_t)sizeof(Group));
+    work->byte_groups = take(&memory, (nx / BYTE_GROUP + 1) * (int64_t)sizeof(ByteGroup));
     work->weights = take(&memory, nx * item);
     work->voxels = take(&memory, row->source_shape_zyx[2] * item);
     work->row_bytes = whole_lines(2 * nx * item);
@@ -242,6 +346,10 @@ static void copy_row(const Resampling *row, const Work *work, const uint8_t *vox
     const int32_t *const columns = work->zyx[2].lower;
     if (work->zyx[2].is_run && stride == item)
         memcpy(out, voxels + columns[0] * item, (size_t)(n * item));
+#if X86
+    else if (work->has_byte_groups && stride == item)
+        copy_byte_groups(voxels, work->byte_groups, out, n);
+#endif
     else if (item == 1)
         copy8(voxels, columns, out, stride, n);
     else if (item == 2)
@@ -302,8 +410,19 @@ static void keep_plane(const Resampling *row, const Loops *loops, const Work *wo
             loops->load[row->source_type](voxels + x->lower[0] * stride[2], to, nx);
             continue;
         }
-        loops->load[row->source_type](voxels, work->voxels, row->source_shape_zyx[2]);
-        loops->select(work->voxels, work->columns, to, n_columns);
+        const void *values = voxels;
+        if (row->source_type < FLOAT32) {
+            values = work->voxels;
+            loops->load[row->source_type](voxels, work->voxels, row->source_shape_zyx[2]);
+        }
+#if X86
+        if (work->has_groups) {
+            float *const low = (void *)to;
+            select_groups(values, work->groups, low, low + nx, nx);
+            continue;
+        }
+#endif
+        loops->select(values, work->columns, to, n_columns);
     }
 }
 
@@ -386,7 +505,12 @@ static void interpolate(const Resampling *row, const Loops *loops, const Work *w
 static int resample(const Resampling *row, int64_t first, int64_t last, uint8_t *scratch,
                     int64_t scratch_bytes, int is_baseline) {
     if (!is_sound(row)) return REFUSED;
-    const Loops *const loops = loops_for(row->source_type, is_baseline);
+    int has_avx2 = 0;
+#if X86
+    __builtin_cpu_init();
+    has_avx2 = !is_baseline && __builtin_cpu_supports("avx2");
+#endif
+    const Loops *const loops = loops_for(row->source_type, has_avx2);
     Work work;
     if (divide(row, loops, NULL, &work) > scratch_bytes) return REFUSED;
     divide(row, loops, scratch, &work);
@@ -398,14 +522,19 @@ static int resample(const Resampling *row, int64_t first, int64_t last, uint8_t 
             return REFUSED;
         is_weighted |= taps->is_weighted;
     }
+    const Taps *const x = work.zyx + 2;
+    const int64_t nx = row->out_shape_zyx[2], side = row->source_shape_zyx[2];
+    work.has_groups = has_avx2 && x->is_weighted && !is_double(row->source_type) &&
+                      find_groups(work.groups, x, nx, side);
+    work.has_byte_groups = has_avx2 && itemsizes[row->source_type] == 1 &&
+                           find_byte_groups(work.byte_groups, x, nx, side);
     if (!is_weighted && row->source_type == row->out_type) {
         take_voxels(row, &work, first, last);
         return DONE;
     }
-    const int64_t nx = row->out_shape_zyx[2];
-    memcpy(work.columns, work.zyx[2].lower, (size_t)nx * sizeof(int32_t));
-    memcpy(work.columns + nx, work.zyx[2].upper, (size_t)nx * sizeof(int32_t));
-    loops->load[FLOAT64](work.zyx[2].weight, work.weights, nx);
+    memcpy(work.columns, x->lower, (size_t)nx * sizeof(int32_t));
+    memcpy(work.columns + nx, x->upper, (size_t)nx * sizeof(int32_t));
+    loops->load[FLOAT64](x->weight, work.weights, nx);
     interpolate(row, loops, &work, first, last);
     return DONE;
 }
@@ -419,7 +548,7 @@ EXPORT int64_t spinezarr_resample_scratch_bytes(const Resampling *rows, int64_t 
     for (int64_t i = 0; i < n_rows; i++) {
         if (!is_sound(rows + i)) continue;
         Work work;
-        const int64_t n = divide(rows + i, loops_for(rows[i].source_type, 1), NULL, &work);
+        const int64_t n = divide(rows + i, loops_for(rows[i].source_type, 0), NULL, &work);
         if (n > most) most = n;
     }
     return most;
@@ -434,7 +563,7 @@ EXPORT void spinezarr_resample(Resampling *rows, int64_t n_rows, int64_t first, 
     for (int64_t i = 0; i < n_rows && last > 0; i++) {
         Resampling *const row = rows + i;
         const int64_t n = n_planes(row), end = last < n ? last : n;
-        if (first < end) {
+        if (n > 0 && first < end) {
             const int status = resample(row, first < 0 ? 0 : first, end, scratch, scratch_bytes,
                                         is_baseline);
             if (first <= 0) row->status = status;

@@ -59,7 +59,10 @@ STORE_REAL(float64, double)
 static void NAME(select)(const void *values, const int32_t *columns, void *out, int64_t n) {
     const REAL *restrict from = values;
     REAL *restrict to = out;
-    for (int64_t i = 0; i < n; i++) to[i] = from[columns[i]];
+    for (int64_t i = 0; i < n; i++) {
+        to[i] = from[columns[i]];
+        __asm__ volatile(""); /* no vectors: to put columns into them takes longer */
+    }
 }
 
 /* Interpolates between two rows. */

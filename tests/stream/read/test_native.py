@@ -550,7 +550,7 @@ def build_driver(folder, name):
     source = Path(__file__).with_name(f"{name}.c")
     include = f"-I{Path(native.__file__).parent}"
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = [*compiler, *flags, *warnings, include, str(source), "-o", str(built)]
+    command = [*compiler, *flags, *warnings, include, str(source), "-lm", "-o", str(built)]
     subprocess.run(command, check=True)
     return built
 
