@@ -367,7 +367,7 @@ class Kernel:
         table = resampling_table([(source, (np.full(1, 0.3), zero, along), out, True)])
         self.resample(table, 0, 1)
         expected = low + weight * (high - low)
-        return table["status"][0] == DONE and np.array_equal(out, expected)
+        return bool(table["status"][0] == DONE) and np.array_equal(out, expected)
 
 
 @cache
@@ -385,5 +385,4 @@ def kernel() -> Kernel | None:
 
 def address(array: npt.NDArray[Any]) -> int:
     """Return the address of the first element of an array."""
-    first: int = array.__array_interface__["data"][0]
-    return first
+    return array.ctypes.data

@@ -27,7 +27,7 @@
 /* Status of a row of the table. The caller computes those that are not DONE by other means. */
 enum { DONE = 0, REFUSED = 1 };
 
-/* Types of voxels, as RESAMPLED_DTYPES in Python. Integers come first. */
+/* Types of voxels, as in native.py. Integers come first. */
 enum { INT8, UINT8, INT16, UINT16, INT32, UINT32, FLOAT32, FLOAT64, N_TYPES };
 static const int64_t itemsizes[N_TYPES] = {1, 1, 2, 2, 4, 4, 4, 8};
 
@@ -38,9 +38,9 @@ static const int64_t KEPT_BYTES = 1 << 18;
 enum { LINE = 64 }; /* bytes of a cache line */
 
 typedef struct {
-    const uint8_t *source;          /* first voxel */
-    uint8_t *out;                   /* first value */
-    const double *position_zyx[3];  /* of the values along each axis, in voxels of the source */
+    const uint8_t *source;         /* first voxel */
+    uint8_t *out;                  /* first value */
+    const double *position_zyx[3]; /* of the values along each axis, in voxels of the source */
     int64_t source_stride_zyx[3];
     int64_t source_shape_zyx[3];
     int64_t out_stride_zyx[3];
@@ -102,6 +102,17 @@ typedef struct {
 #undef TARGET
 #endif
 
+static int cpu_has_avx2(void) {
+#if defined(__AVX2__)
+    return 1; /* the compiler was told so */
+#elif X86
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") != 0;
+#else
+    return 0;
+#endif
+}
+
 static int is_double(int64_t source_type) {
     return source_type == INT32 || source_type == UINT32 || source_type == FLOAT64;
 }
@@ -146,10 +157,11 @@ static int find_taps(Taps *taps, const double *positions, int64_t n, int64_t sid
  * instruction takes them from there. A group of columns needs two such vectors. */
 enum { WINDOW = 8, GROUP = 4 };
 enum { BYTE_WINDOW = 16, BYTE_GROUP = 8 };
+enum { NO_LANE = 0x80 }; /* of bytes; it gives 0 */
 
 typedef struct {
-    int32_t start[2];      /* of the vectors: the first has the first half of the group */
-    int32_t lane[2 * GROUP]; /* of the lower columns, then of the upper ones */
+    int32_t start[2];        /* of the vectors: one for each half of the group */
+    int32_t lane[2 * GROUP]; /* in its vector, of the lower columns, then of the upper ones */
 } Group;
 
 typedef struct {
@@ -187,7 +199,7 @@ static int find_byte_groups(ByteGroup *groups, const Taps *x, int64_t n, int64_t
     if (n < BYTE_GROUP || side < BYTE_WINDOW) return 0;
     for (int64_t i = 0; i * BYTE_GROUP < n; i++) {
         const int64_t first = first_of(i, BYTE_GROUP, n);
-        memset(groups[i].lane, 0x80, sizeof(groups[i].lane)); /* which takes 0 */
+        memset(groups[i].lane, NO_LANE, sizeof(groups[i].lane));
         for (int k = 0; k < BYTE_GROUP; k++) {
             const int half = k / (BYTE_GROUP / 2);
             const int64_t start = x->lower[first + half * BYTE_GROUP / 2];
@@ -210,8 +222,10 @@ WITH_AVX2 static void select_groups(const float *values, const Group *groups, fl
         const __m256i lanes = _mm256_loadu_si256((const __m256i *)(const void *)group->lane);
         const __m256 a = _mm256_loadu_ps(values + group->start[0]);
         const __m256 b = _mm256_loadu_ps(values + group->start[1]);
-        const __m256 both = _mm256_blend_ps(_mm256_permutevar8x32_ps(a, lanes),
-                                            _mm256_permutevar8x32_ps(b, lanes), 0xCC);
+        enum { SECOND_HALVES = 0xCC }; /* of the lower and of the upper columns */
+        const __m256 both =
+            _mm256_blend_ps(_mm256_permutevar8x32_ps(a, lanes),
+                            _mm256_permutevar8x32_ps(b, lanes), SECOND_HALVES);
         _mm_storeu_ps(low + first, _mm256_castps256_ps128(both));
         _mm_storeu_ps(high + first, _mm256_extractf128_ps(both, 1));
     }
@@ -278,8 +292,9 @@ static void *take(Memory *memory, int64_t bytes) {
 /* What the computation of a row of the table has in memory. */
 typedef struct {
     Taps zyx[3];
-    int32_t *columns;    /* the lower voxels along x, then the upper ones */
-    Group *groups;       /* of these columns */
+    int32_t *columns;    /* the lower voxels along x, then the upper ones if they are needed */
+    int64_t n_columns;
+    Group *groups; /* of these columns */
     ByteGroup *byte_groups;
     int has_groups, has_byte_groups;
     void *weights;       /* along x, of the type of the values */
@@ -403,7 +418,7 @@ static void keep_plane(const Resampling *row, const Loops *loops, const Work *wo
                        int64_t n_rows, uint8_t *to) {
     const int64_t *const stride = row->source_stride_zyx;
     const Taps *const x = work->zyx + 2;
-    const int64_t nx = row->out_shape_zyx[2], n_columns = x->is_weighted ? 2 * nx : nx;
+    const int64_t nx = row->out_shape_zyx[2];
     for (int64_t i = 0; i < n_rows; i++, to += work->row_bytes) {
         const uint8_t *const voxels = row->source + plane * stride[0] + work->rows[i] * stride[1];
         if (!x->is_weighted && x->is_run) {
@@ -422,7 +437,7 @@ static void keep_plane(const Resampling *row, const Loops *loops, const Work *wo
             continue;
         }
 #endif
-        loops->select(values, work->columns, to, n_columns);
+        loops->select(values, work->columns, to, work->n_columns);
     }
 }
 
@@ -441,60 +456,63 @@ static void store_row(const Resampling *row, const Loops *loops, const Work *wor
         memcpy(out, stored, (size_t)item);
 }
 
+/* Fills rows ``begin`` to ``end - 1`` of plane ``z`` of the output from two planes of the source. */
+static void fill_rows(const Resampling *row, const Loops *loops, const Work *work,
+                      const uint8_t *const plane[2], int64_t z, int64_t begin, int64_t end) {
+    const Taps *const of_z = work->zyx, *const of_y = of_z + 1, *const of_x = of_z + 2;
+    const int64_t *const stride = row->out_stride_zyx, nx = row->out_shape_zyx[2];
+    int64_t held[2] = {-1, -1}; /* rows that are in ``between`` */
+    for (int64_t y = begin; y < end; y++) {
+        const int64_t wanted[2] = {of_y->lower[y], of_y->upper[y]};
+        const void *rows[2];
+        for (int i = 0; i < 2; i++) {
+            const int64_t offset = wanted[i] * work->row_bytes;
+            rows[i] = plane[0] + offset;
+            if (!of_z->is_weighted) continue;
+            const int place = place_of(held, wanted[i], wanted[!i]);
+            if (held[place] != wanted[i])
+                loops->between_rows(plane[0] + offset, plane[1] + offset, of_z->weight[z],
+                                    work->between[place], work->n_columns);
+            held[place] = wanted[i];
+            rows[i] = work->between[place];
+        }
+        const double weight = of_y->weight[y];
+        const void *values = work->values;
+        if (of_y->is_weighted && of_x->is_weighted)
+            loops->between_rows_and_within(rows[0], rows[1], weight, work->weights, work->values, nx);
+        else if (of_y->is_weighted)
+            loops->between_rows(rows[0], rows[1], weight, work->values, nx);
+        else if (of_x->is_weighted)
+            loops->within_row(rows[0], work->weights, work->values, nx);
+        else
+            values = rows[0];
+        store_row(row, loops, work, values, row->out + z * stride[0] + y * stride[1]);
+    }
+}
+
+/* Fills planes with interpolated values. */
 static void interpolate(const Resampling *row, const Loops *loops, const Work *work, int64_t first,
                         int64_t last) {
-    const Taps *const z = work->zyx, *const y = z + 1, *const x = z + 2;
-    const int64_t ny = row->out_shape_zyx[1], nx = row->out_shape_zyx[2];
-    const int64_t n_columns = x->is_weighted ? 2 * nx : nx, row_bytes = work->row_bytes;
+    const Taps *const of_z = work->zyx, *const of_y = of_z + 1;
+    const int64_t ny = row->out_shape_zyx[1];
     for (int64_t begin = 0, end = 0; begin < ny; begin = end) {
         int64_t n_rows = 0;
         for (; end < ny && n_rows <= work->most_rows - 2; end++) {
-            y->lower[end] = kept_place(work->rows, &n_rows, y->lower[end]);
-            y->upper[end] = kept_place(work->rows, &n_rows, y->upper[end]);
+            of_y->lower[end] = kept_place(work->rows, &n_rows, of_y->lower[end]);
+            of_y->upper[end] = kept_place(work->rows, &n_rows, of_y->upper[end]);
         }
-        int64_t planes[2] = {-1, -1};
-        for (int64_t k = first; k < last; k++) {
-            const int64_t low_plane = z->lower[k], high_plane = z->upper[k];
-            const uint8_t *plane[2];
-            for (int high = 0; high < 2; high++) {
-                const int64_t wanted = high ? high_plane : low_plane;
-                const int at = place_of(planes, wanted, high ? low_plane : high_plane);
-                if (planes[at] != wanted)
-                    keep_plane(row, loops, work, wanted, n_rows, work->plane[at]);
-                planes[at] = wanted;
-                plane[high] = work->plane[at];
+        int64_t held[2] = {-1, -1}; /* planes of the source that are in ``plane`` */
+        for (int64_t z = first; z < last; z++) {
+            const int64_t wanted[2] = {of_z->lower[z], of_z->upper[z]};
+            const uint8_t *planes[2];
+            for (int i = 0; i < 2; i++) {
+                const int place = place_of(held, wanted[i], wanted[!i]);
+                if (held[place] != wanted[i])
+                    keep_plane(row, loops, work, wanted[i], n_rows, work->plane[place]);
+                held[place] = wanted[i];
+                planes[i] = work->plane[place];
             }
-            int64_t rows[2] = {-1, -1};
-            for (int64_t j = begin; j < end; j++) {
-                const int64_t low_row = y->lower[j], high_row = y->upper[j];
-                const uint8_t *between[2];
-                for (int high = 0; high < 2; high++) {
-                    const int64_t wanted = high ? high_row : low_row;
-                    if (!z->is_weighted) {
-                        between[high] = plane[0] + wanted * row_bytes;
-                        continue;
-                    }
-                    const int at = place_of(rows, wanted, high ? low_row : high_row);
-                    if (rows[at] != wanted)
-                        loops->between_rows(plane[0] + wanted * row_bytes,
-                                            plane[1] + wanted * row_bytes, z->weight[k],
-                                            work->between[at], n_columns);
-                    rows[at] = wanted;
-                    between[high] = work->between[at];
-                }
-                const void *values = work->values;
-                if (y->is_weighted && x->is_weighted)
-                    loops->between_rows_and_within(between[0], between[1], y->weight[j],
-                                                   work->weights, work->values, nx);
-                else if (x->is_weighted)
-                    loops->within_row(between[0], work->weights, work->values, nx);
-                else if (y->is_weighted)
-                    loops->between_rows(between[0], between[1], y->weight[j], work->values, nx);
-                else
-                    values = between[0];
-                store_row(row, loops, work, values,
-                          row->out + k * row->out_stride_zyx[0] + j * row->out_stride_zyx[1]);
-            }
+            fill_rows(row, loops, work, planes, z, begin, end);
         }
     }
 }
@@ -505,11 +523,7 @@ static void interpolate(const Resampling *row, const Loops *loops, const Work *w
 static int resample(const Resampling *row, int64_t first, int64_t last, uint8_t *scratch,
                     int64_t scratch_bytes, int is_baseline) {
     if (!is_sound(row)) return REFUSED;
-    int has_avx2 = 0;
-#if X86
-    __builtin_cpu_init();
-    has_avx2 = !is_baseline && __builtin_cpu_supports("avx2");
-#endif
+    const int has_avx2 = !is_baseline && cpu_has_avx2();
     const Loops *const loops = loops_for(row->source_type, has_avx2);
     Work work;
     if (divide(row, loops, NULL, &work) > scratch_bytes) return REFUSED;
@@ -532,6 +546,7 @@ static int resample(const Resampling *row, int64_t first, int64_t last, uint8_t 
         take_voxels(row, &work, first, last);
         return DONE;
     }
+    work.n_columns = x->is_weighted ? 2 * nx : nx;
     memcpy(work.columns, x->lower, (size_t)nx * sizeof(int32_t));
     memcpy(work.columns + nx, x->upper, (size_t)nx * sizeof(int32_t));
     loops->load[FLOAT64](x->weight, work.weights, nx);
