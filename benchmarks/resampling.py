@@ -1,9 +1,9 @@
 """Compares how fast a decoded box of voxels is resampled: by the kernel, and by its peers.
 
 Each patch is drawn from a scan, and the voxels around it are decoded before the clock starts. Then
-all ways fill the same patch, image (linear) and mask (nearest), from the same voxels. They take turns
-within a round, so that a slow moment of a shared machine affects all of them; the results are ratios
-within a round. Last, whole patches are read from the store, decoding included.
+all ways fill the same patch, image (linear) and mask (nearest), from the same voxels. They take
+turns within a round, so that a slow moment of a shared machine affects all of them; the results are
+ratios within a round. Last, whole patches are read from the store, decoding included.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,7 +32,9 @@ import spinezarr
 from spinezarr.geometry import Box
 from spinezarr.stream.epoch.stream import PatchStream
 from spinezarr.stream.read import resample
+from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.resample import Resampling, SourceRegion, resample_all
+from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import grid_shape_zyx, positions_along, step_zyx
 
 OURS, BEFORE = "spinezarr", "spinezarr, NumPy"
@@ -81,9 +84,7 @@ def jobs(stream: PatchStream, target_mm: float, indices: range) -> Iterator[Job]
         engine = stream.batch_reader.engine
         for array, dtype in ((scan.image, np.int16), (scan.label, np.uint8)):
             out = np.empty(inside.shape_zyx, dtype)
-            planned = region.plan(
-                array, out, linear=array is scan.image, buffers=engine.buffers
-            )
+            planned = region.plan(array, out, linear=array is scan.image, buffers=engine.buffers)
             if not isinstance(planned, Resampling):
                 raise SystemExit("the scan has the spacing that is asked for")
             engine.read([planned.read])
@@ -138,7 +139,7 @@ def before(job: Job, threads: int) -> tuple[Voxels, Voxels]:  # noqa: ARG001  it
 
 
 def scipy_affine(job: Job, threads: int) -> tuple[Voxels, Voxels]:
-    """Resample by ``affine_transform`` with one factor for each axis; a thread fills some planes."""
+    """Resample by ``affine_transform`` with a factor for each axis; a thread fills some planes."""
 
     def fill(resampling: Resampling, part: slice) -> None:
         z, *yx = job.start_zyx
@@ -182,7 +183,7 @@ def in_planes(
     for resampling in resamplings:
         n = len(resampling.out)
         borders = [n * part // threads for part in range(threads + 1)]
-        parts = [slice(*ends) for ends in zip(borders, borders[1:], strict=False)]
+        parts = [slice(*ends) for ends in pairwise(borders)]
         if threads == 1:
             fill(resampling, parts[0])
         else:
@@ -320,15 +321,13 @@ def measure_patches(
     for turn in range(rounds + 1):
         indices = range(turn * n_patches, (turn + 1) * n_patches)
         requests = [stream.request(index) for index in indices]
-        reads = [
-            [job.image.read, job.label.read] for job in jobs(stream, target_mm, indices)
-        ]
+        reads = [[job.image.read, job.label.read] for job in jobs(stream, target_mm, indices)]
 
-        def patches(some: list[spinezarr.stream.request.PatchRequest] = requests) -> None:
+        def patches(some: list[PatchRequest] = requests) -> None:
             for request in some:
                 reading.read([request])
 
-        def decoded(some: list[list[resample.BoxRead]] = reads) -> None:
+        def decoded(some: list[list[BoxRead]] = reads) -> None:
             for boxes in some:
                 engine.read(boxes, threads=threads)
 

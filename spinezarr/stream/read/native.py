@@ -191,16 +191,18 @@ def resampling_table(
         ):
             raise ValueError(f"positions that are not those of an output of shape {out.shape}")
         known = np.can_cast(source.dtype, out.dtype)
-        rows.append((
-            address(source),
-            address(out),
-            tuple(address(along) for along in positions_zyx),
-            *(source.strides, source.shape, out.strides, out.shape),
-            _TYPES.get(source.dtype, _UNKNOWN) if known else _UNKNOWN,
-            _TYPES.get(out.dtype, _UNKNOWN),
-            linear,
-            NOT_TRIED,
-        ))
+        rows.append(
+            (
+                address(source),
+                address(out),
+                tuple(address(along) for along in positions_zyx),
+                *(source.strides, source.shape, out.strides, out.shape),
+                _TYPES.get(source.dtype, _UNKNOWN) if known else _UNKNOWN,
+                _TYPES.get(out.dtype, _UNKNOWN),
+                linear,
+                NOT_TRIED,
+            )
+        )
     return np.array(rows, RESAMPLINGS)
 
 

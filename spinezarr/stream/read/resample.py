@@ -110,9 +110,7 @@ def resample_all(resamplings: Sequence[Resampling], *, threads: int) -> None:
         worth = 1 + sum(map(operator.mul, n_planes, costs)) // _THREAD_COST
         run_in_parts(fill, np.repeat(costs, n_planes), threads=min(threads, worth))
         left = [
-            one
-            for one, status in zip(resamplings, table["status"], strict=True)
-            if status != DONE
+            one for one, status in zip(resamplings, table["status"], strict=True) if status != DONE
         ]
     for one in left:
         one.run()

@@ -2,6 +2,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from spinezarr.recipe import Recipe
 from spinezarr.stream.read import native
 from spinezarr.stream.read.batch_reader import _Work
 from spinezarr.stream.read.box_reader import BoxRead
+from spinezarr.stream.read.buffer_pool import BufferPool
 from spinezarr.stream.read.native import DONE, NOT_TRIED, RESAMPLINGS, resampling_table
-from spinezarr.stream.read.resample import Resampling, resample, resample_all
+from spinezarr.stream.read.resample import Resampling, SourceRegion, resample, resample_all
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -267,6 +269,47 @@ def test_any_number_of_threads_gives_the_same_values(kernel, monkeypatch, thread
         assert_same_bits(resampling.out, expected)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_large_patches_are_divided_among_threads(kernel, monkeypatch, threads):
+    rng, parts = np.random.default_rng(0), []
+
+    def resample_part(table, first, last):
+        parts.append((first, last))
+        kernel.resample(table, first, last)
+
+    spy = SimpleNamespace(resample=resample_part)
+    monkeypatch.setattr("spinezarr.stream.read.resample.kernel", lambda: spy)
+    cases = [resampling_of(rng, np.int16, (80, 170, 170), linear=True) for _ in range(2)]
+    cases.append(resampling_of(rng, np.uint8, (80, 170, 170), linear=False))
+    resample_all([resampling for resampling, _ in cases], threads=threads)
+    for resampling, expected in cases:
+        assert_same_bits(resampling.out, expected)
+    parts.sort()
+    assert len(parts) == threads
+    assert [first for first, _ in parts] == [0, *(last for _, last in parts[:-1])]
+    assert parts[-1][1] == 240
+
+
+def test_small_patches_are_not_divided(kernel, monkeypatch):
+    monkeypatch.setattr("spinezarr.stream.read.parallel.ThreadPoolExecutor", None)
+    rng = np.random.default_rng(0)
+    cases = [resampling_of(rng, np.int16, (32, 32, 32), linear=True) for _ in range(2)]
+    resample_all([resampling for resampling, _ in cases], threads=8)
+    for resampling, expected in cases:
+        assert_same_bits(resampling.out, expected)
+
+
+def test_voxels_to_resample_take_memory_of_the_pool():
+    buffers, along = BufferPool(), np.arange(0, 60, 1.5)
+    region = SourceRegion.of((along, along, along))
+    array = SimpleNamespace(dtype=np.dtype(np.int16))
+    planned = region.plan(array, np.empty((40,) * 3, np.int16), linear=True, buffers=buffers)
+    assert planned.read.out.shape == region.box.shape_zyx
+    n_bytes = planned.read.out.nbytes
+    del planned
+    assert buffers.free_bytes >= n_bytes
+
+
 def test_no_resampling_is_nothing_to_do():
     resample_all([], threads=2)
 
@@ -274,7 +317,7 @@ def test_no_resampling_is_nothing_to_do():
 @pytest.mark.parametrize("dtype", ["int64", "uint64", ">i2", "float16"])
 def test_dtypes_that_the_kernel_does_not_know_are_left_to_numpy(kernel, dtype):
     rng = np.random.default_rng(0)
-    resampling, expected = resampling_of(rng, np.dtype("int16"), (3, 4, 5), linear=True)
+    resampling, _ = resampling_of(rng, "int16", (3, 4, 5), linear=True)
     source = resampling.read.out.astype(dtype)
     out = np.full((3, 4, 5), 7, dtype)
     table = resampling_table([(source, resampling.positions_zyx, out, True)])
