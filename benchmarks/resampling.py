@@ -83,7 +83,7 @@ def jobs(stream: PatchStream, target_mm: float, indices: range) -> Iterator[Job]
         found = []
         engine = stream.batch_reader.engine
         for array, dtype in ((scan.image, np.int16), (scan.label, np.uint8)):
-            out = np.empty(inside.shape_zyx, dtype)
+            out = np.full(inside.shape_zyx, 0, dtype)  # pages are there, as those of a pool
             planned = region.plan(array, out, linear=array is scan.image, buffers=engine.buffers)
             if not isinstance(planned, Resampling):
                 raise SystemExit("the scan has the spacing that is asked for")

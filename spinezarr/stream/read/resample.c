@@ -31,11 +31,15 @@ enum { DONE = 0, REFUSED = 1 };
 enum { INT8, UINT8, INT16, UINT16, INT32, UINT32, FLOAT32, FLOAT64, N_TYPES };
 static const int64_t itemsizes[N_TYPES] = {1, 1, 2, 2, 4, 4, 4, 8};
 
+/* Fewer columns than this make rows along x too short, if those along y can be taken instead. */
+enum { FEW_COLUMNS = 16 };
 /* Columns are counted in 32 bits. The sum of a few products of two sides fits into 64 bits easily. */
 static const int64_t MAX_SIDE = (int64_t)1 << 24;
 /* Bytes of the two planes that are kept: they fit into the second cache of most processors. */
 static const int64_t KEPT_BYTES = 1 << 18;
 enum { LINE = 64 }; /* bytes of a cache line */
+/* Rows are too short for the processor to fetch the next ones itself. */
+enum { ROWS_AHEAD = 4 };
 
 typedef struct {
     const uint8_t *source;         /* first voxel */
@@ -256,7 +260,6 @@ static int is_sound(const Resampling *row) {
     if (from < 0 || from >= N_TYPES || to < 0 || to >= N_TYPES) return 0;
     if (row->is_linear ? from >= FLOAT32 && to < FLOAT32 : from != to) return 0;
     const int64_t voxel = itemsizes[from], value = itemsizes[to];
-    if (row->source_stride_zyx[2] != voxel) return 0;
     if ((uintptr_t)row->source % (uintptr_t)voxel || (uintptr_t)row->out % (uintptr_t)value) return 0;
     for (int axis = 0; axis < 3; axis++) {
         const int64_t side = row->source_shape_zyx[axis], n = row->out_shape_zyx[axis];
@@ -265,6 +268,38 @@ static int is_sound(const Resampling *row) {
         if (!is_multiple(row->out_stride_zyx[axis], value)) return 0;
     }
     return 1;
+}
+
+/* Returns whether all positions along x are voxels. */
+static int is_whole(const Resampling *row) {
+    for (int64_t i = 0; i < row->out_shape_zyx[2]; i++) {
+        const double at = row->position_zyx[2][i];
+        if (!(at >= 0 && at < (double)MAX_SIDE) || at != (double)(int64_t)at) return 0;
+    }
+    return 1;
+}
+
+/* Returns whether a row of the table has few columns, and nothing is interpolated along x. Then its
+ * axes may be taken in the order x, z, y: z is still interpolated before y. */
+static int is_thin(const Resampling *row) {
+    const int64_t nx = row->out_shape_zyx[2];
+    if (nx >= FEW_COLUMNS || nx >= row->out_shape_zyx[1]) return 0;
+    return !row->is_linear || is_whole(row);
+}
+
+static void turn(int64_t *zyx) {
+    const int64_t x = zyx[2];
+    zyx[2] = zyx[1], zyx[1] = zyx[0], zyx[0] = x;
+}
+
+/* Returns a row of the table with its axes in the order x, z, y. */
+static Resampling turned(Resampling row) {
+    const double *const x = row.position_zyx[2];
+    row.position_zyx[2] = row.position_zyx[1], row.position_zyx[1] = row.position_zyx[0];
+    row.position_zyx[0] = x;
+    turn(row.source_stride_zyx), turn(row.source_shape_zyx);
+    turn(row.out_stride_zyx), turn(row.out_shape_zyx);
+    return row;
 }
 
 /* Number of planes of a row: planes are counted through the whole table. */
@@ -298,7 +333,8 @@ typedef struct {
     ByteGroup *byte_groups;
     int has_groups, has_byte_groups;
     void *weights;       /* along x, of the type of the values */
-    void *voxels;        /* a row of the source, of the type of the values */
+    void *dense;         /* a row of the source, one voxel after the other */
+    void *voxels;        /* the same, of the type of the values */
     uint8_t *plane[2];   /* rows of two planes of the source, at these columns */
     uint8_t *between[2]; /* two rows between these planes */
     void *values;        /* a row of the output, of the type of the values */
@@ -308,7 +344,7 @@ typedef struct {
     int64_t row_bytes;   /* of a row of ``plane`` and ``between`` */
 } Work;
 
-/* Divides memory among the parts of ``work``, and returns how many bytes of it there must be. */
+/* Divides memory among the parts of ``work``; returns how many bytes of it there must be. */
 static int64_t divide(const Resampling *row, const Loops *loops, uint8_t *scratch, Work *work) {
     const int64_t *const n = row->out_shape_zyx;
     const int64_t nx = n[2], item = loops->itemsize, i32 = sizeof(int32_t);
@@ -323,6 +359,7 @@ static int64_t divide(const Resampling *row, const Loops *loops, uint8_t *scratc
     work->groups = take(&memory, (nx / GROUP + 1) * (int64_t)sizeof(Group));
     work->byte_groups = take(&memory, (nx / BYTE_GROUP + 1) * (int64_t)sizeof(ByteGroup));
     work->weights = take(&memory, nx * item);
+    work->dense = take(&memory, row->source_shape_zyx[2] * itemsizes[row->source_type]);
     work->voxels = take(&memory, row->source_shape_zyx[2] * item);
     work->row_bytes = whole_lines(2 * nx * item);
     int64_t most_rows = KEPT_BYTES / (2 * work->row_bytes);
@@ -337,18 +374,30 @@ static int64_t divide(const Resampling *row, const Loops *loops, uint8_t *scratc
     return memory.used;
 }
 
+/* Tells the processor that a row will be read; its address may be that of nothing. */
+static void fetch_row(uintptr_t row, int64_t n_bytes) {
+    for (int64_t at = 0; at < n_bytes; at += LINE)
+        __builtin_prefetch((const void *)(row + (uintptr_t)at), 0);
+}
+
+/* The same for a row that will be written. */
+static void fetch_row_to_write(uintptr_t row, int64_t n_bytes) {
+    for (int64_t at = 0; at < n_bytes; at += LINE)
+        __builtin_prefetch((const void *)(row + (uintptr_t)at), 1);
+}
+
 /* Nearest voxels ----------------------------------------------------------------------------- */
 
 #define COPY(bits)                                                                                 \
-    static void copy##bits(const uint8_t *voxels, const int32_t *columns, uint8_t *out,            \
-                           int64_t stride, int64_t n) {                                            \
-        const uint##bits##_t *const from = (const void *)voxels;                                   \
-        uint##bits##_t *const to = (void *)out;                                                    \
-        const int64_t step = stride / (bits / 8);                                                  \
-        if (step == 1)                                                                             \
+    static void copy##bits(const void *voxels, int64_t stride, const int32_t *columns, void *out,  \
+                           int64_t out_stride, int64_t n) {                                        \
+        const uint##bits##_t *const from = voxels;                                                 \
+        uint##bits##_t *const to = out;                                                            \
+        const int64_t step = stride / (bits / 8), out_step = out_stride / (bits / 8);              \
+        if (step == 1 && out_step == 1)                                                            \
             for (int64_t i = 0; i < n; i++) to[i] = from[columns[i]];                              \
         else                                                                                       \
-            for (int64_t i = 0; i < n; i++) to[i * step] = from[columns[i]];                       \
+            for (int64_t i = 0; i < n; i++) to[i * out_step] = from[columns[i] * step];            \
     }
 COPY(8)
 COPY(16)
@@ -356,34 +405,36 @@ COPY(32)
 COPY(64)
 
 static void copy_row(const Resampling *row, const Work *work, const uint8_t *voxels, uint8_t *out) {
-    const int64_t n = row->out_shape_zyx[2], stride = row->out_stride_zyx[2];
-    const int64_t item = itemsizes[row->out_type];
+    const int64_t n = row->out_shape_zyx[2], item = itemsizes[row->out_type];
+    const int64_t stride = row->source_stride_zyx[2], out_stride = row->out_stride_zyx[2];
+    const int is_dense = stride == item && out_stride == item;
     const int32_t *const columns = work->zyx[2].lower;
-    if (work->zyx[2].is_run && stride == item)
+    if (work->zyx[2].is_run && is_dense)
         memcpy(out, voxels + columns[0] * item, (size_t)(n * item));
 #if X86
-    else if (work->has_byte_groups && stride == item)
+    else if (work->has_byte_groups && is_dense)
         copy_byte_groups(voxels, work->byte_groups, out, n);
 #endif
     else if (item == 1)
-        copy8(voxels, columns, out, stride, n);
+        copy8(voxels, stride, columns, out, out_stride, n);
     else if (item == 2)
-        copy16(voxels, columns, out, stride, n);
+        copy16(voxels, stride, columns, out, out_stride, n);
     else if (item == 4)
-        copy32(voxels, columns, out, stride, n);
+        copy32(voxels, stride, columns, out, out_stride, n);
     else
-        copy64(voxels, columns, out, stride, n);
+        copy64(voxels, stride, columns, out, out_stride, n);
 }
 
-/* Fills planes with voxels. A row that is the same as one before is copied from there. */
-static void take_voxels(const Resampling *row, const Work *work, int64_t first, int64_t last) {
+/* Fills the output with voxels. A row that is the same as one before is copied from there. */
+static void take_voxels(const Resampling *row, const Work *work) {
     const int64_t *const in = row->source_stride_zyx, *const to = row->out_stride_zyx;
-    const int64_t item = itemsizes[row->out_type], n_bytes = row->out_shape_zyx[2] * item;
+    const int64_t *const n = row->out_shape_zyx;
+    const int64_t item = itemsizes[row->out_type], n_bytes = n[2] * item;
     const int32_t *const planes = work->zyx[0].lower, *const rows = work->zyx[1].lower;
     const int is_dense = to[2] == item;
-    for (int64_t z = first; z < last; z++) {
-        const int same_plane = is_dense && z > first && planes[z] == planes[z - 1];
-        for (int64_t y = 0; y < row->out_shape_zyx[1]; y++) {
+    for (int64_t z = 0; z < n[0]; z++) {
+        const int same_plane = is_dense && z > 0 && planes[z] == planes[z - 1];
+        for (int64_t y = 0; y < n[1]; y++) {
             uint8_t *const out = row->out + z * to[0] + y * to[1];
             if (same_plane)
                 memcpy(out, out - to[0], (size_t)n_bytes);
@@ -413,22 +464,37 @@ static int32_t kept_place(int32_t *rows, int64_t *n, int32_t row) {
     return (int32_t)(*n)++;
 }
 
+/* Returns a row of the source whose voxels lie one after the other. */
+static const uint8_t *dense_row(const Resampling *row, const Work *work, const uint8_t *voxels) {
+    const int64_t stride = row->source_stride_zyx[2], item = itemsizes[row->source_type];
+    const int64_t n = row->source_shape_zyx[2];
+    if (stride == item) {
+        const int64_t ahead = ROWS_AHEAD * row->source_stride_zyx[1];
+        fetch_row((uintptr_t)voxels + (uintptr_t)ahead, n * item);
+        return voxels;
+    }
+    uint8_t *to = work->dense;
+    for (int64_t i = 0; i < n; i++, to += item, voxels += stride) memcpy(to, voxels, (size_t)item);
+    return work->dense;
+}
+
 /* Puts the kept rows of a plane of the source into memory, at their columns. */
 static void keep_plane(const Resampling *row, const Loops *loops, const Work *work, int64_t plane,
                        int64_t n_rows, uint8_t *to) {
     const int64_t *const stride = row->source_stride_zyx;
+    const int64_t nx = row->out_shape_zyx[2], type = row->source_type;
     const Taps *const x = work->zyx + 2;
-    const int64_t nx = row->out_shape_zyx[2];
     for (int64_t i = 0; i < n_rows; i++, to += work->row_bytes) {
-        const uint8_t *const voxels = row->source + plane * stride[0] + work->rows[i] * stride[1];
+        const uint8_t *const voxels = dense_row(
+            row, work, row->source + plane * stride[0] + work->rows[i] * stride[1]);
         if (!x->is_weighted && x->is_run) {
-            loops->load[row->source_type](voxels + x->lower[0] * stride[2], to, nx);
+            loops->load[type](voxels + x->lower[0] * itemsizes[type], to, nx);
             continue;
         }
         const void *values = voxels;
-        if (row->source_type < FLOAT32) {
+        if (type < FLOAT32) {
+            loops->load[type](voxels, work->voxels, row->source_shape_zyx[2]);
             values = work->voxels;
-            loops->load[row->source_type](voxels, work->voxels, row->source_shape_zyx[2]);
         }
 #if X86
         if (work->has_groups) {
@@ -447,6 +513,8 @@ static void store_row(const Resampling *row, const Loops *loops, const Work *wor
     const int64_t n = row->out_shape_zyx[2], stride = row->out_stride_zyx[2];
     const int64_t item = itemsizes[row->out_type];
     if (stride == item) {
+        fetch_row_to_write((uintptr_t)out + (uintptr_t)(ROWS_AHEAD * row->out_stride_zyx[1]),
+                           n * item);
         loops->store[row->out_type](values, out, n);
         return;
     }
@@ -490,11 +558,10 @@ static void fill_rows(const Resampling *row, const Loops *loops, const Work *wor
     }
 }
 
-/* Fills planes with interpolated values. */
-static void interpolate(const Resampling *row, const Loops *loops, const Work *work, int64_t first,
-                        int64_t last) {
+/* Fills the output with interpolated values. */
+static void interpolate(const Resampling *row, const Loops *loops, const Work *work) {
     const Taps *const of_z = work->zyx, *const of_y = of_z + 1;
-    const int64_t ny = row->out_shape_zyx[1];
+    const int64_t nz = row->out_shape_zyx[0], ny = row->out_shape_zyx[1];
     for (int64_t begin = 0, end = 0; begin < ny; begin = end) {
         int64_t n_rows = 0;
         for (; end < ny && n_rows <= work->most_rows - 2; end++) {
@@ -502,7 +569,7 @@ static void interpolate(const Resampling *row, const Loops *loops, const Work *w
             of_y->upper[end] = kept_place(work->rows, &n_rows, of_y->upper[end]);
         }
         int64_t held[2] = {-1, -1}; /* planes of the source that are in ``plane`` */
-        for (int64_t z = first; z < last; z++) {
+        for (int64_t z = 0; z < nz; z++) {
             const int64_t wanted[2] = {of_z->lower[z], of_z->upper[z]};
             const uint8_t *planes[2];
             for (int i = 0; i < 2; i++) {
@@ -519,38 +586,48 @@ static void interpolate(const Resampling *row, const Loops *loops, const Work *w
 
 /* Interface ---------------------------------------------------------------------------------- */
 
+/* Leaves only values ``first`` to ``last - 1`` along an axis. */
+static void cut(Resampling *row, Taps *taps, int axis, int64_t first, int64_t last) {
+    row->out += first * row->out_stride_zyx[axis];
+    row->out_shape_zyx[axis] = last - first;
+    taps->lower += first, taps->upper += first, taps->weight += first;
+}
+
 /* Computes some planes of a row of the table, and returns its status. */
-static int resample(const Resampling *row, int64_t first, int64_t last, uint8_t *scratch,
+static int resample(const Resampling *of_table, int64_t first, int64_t last, uint8_t *scratch,
                     int64_t scratch_bytes, int is_baseline) {
-    if (!is_sound(row)) return REFUSED;
-    const int has_avx2 = !is_baseline && cpu_has_avx2();
-    const Loops *const loops = loops_for(row->source_type, has_avx2);
+    if (!is_sound(of_table)) return REFUSED;
+    const int has_avx2 = !is_baseline && cpu_has_avx2(), is_turned = is_thin(of_table);
+    Resampling row = is_turned ? turned(*of_table) : *of_table;
+    const Loops *const loops = loops_for(row.source_type, has_avx2);
     Work work;
-    if (divide(row, loops, NULL, &work) > scratch_bytes) return REFUSED;
-    divide(row, loops, scratch, &work);
+    if (divide(&row, loops, NULL, &work) > scratch_bytes) return REFUSED;
+    divide(&row, loops, scratch, &work);
     int is_weighted = 0;
     for (int axis = 0; axis < 3; axis++) {
         Taps *const taps = work.zyx + axis;
-        if (!find_taps(taps, row->position_zyx[axis], row->out_shape_zyx[axis],
-                       row->source_shape_zyx[axis], row->is_linear))
+        if (!find_taps(taps, row.position_zyx[axis], row.out_shape_zyx[axis],
+                       row.source_shape_zyx[axis], row.is_linear))
             return REFUSED;
         is_weighted |= taps->is_weighted;
     }
+    /* Not before: one weight is enough for all values along an axis to be interpolated. */
+    cut(&row, work.zyx + is_turned, is_turned, first, last);
     const Taps *const x = work.zyx + 2;
-    const int64_t nx = row->out_shape_zyx[2], side = row->source_shape_zyx[2];
-    work.has_groups = has_avx2 && x->is_weighted && !is_double(row->source_type) &&
-                      find_groups(work.groups, x, nx, side);
-    work.has_byte_groups = has_avx2 && itemsizes[row->source_type] == 1 &&
-                           find_byte_groups(work.byte_groups, x, nx, side);
-    if (!is_weighted && row->source_type == row->out_type) {
-        take_voxels(row, &work, first, last);
+    const int64_t nx = row.out_shape_zyx[2], side = row.source_shape_zyx[2];
+    if (!is_weighted && row.source_type == row.out_type) {
+        work.has_byte_groups = has_avx2 && itemsizes[row.source_type] == 1 &&
+                               find_byte_groups(work.byte_groups, x, nx, side);
+        take_voxels(&row, &work);
         return DONE;
     }
+    work.has_groups = has_avx2 && x->is_weighted && !is_double(row.source_type) &&
+                      find_groups(work.groups, x, nx, side);
     work.n_columns = x->is_weighted ? 2 * nx : nx;
     memcpy(work.columns, x->lower, (size_t)nx * sizeof(int32_t));
     memcpy(work.columns + nx, x->upper, (size_t)nx * sizeof(int32_t));
     loops->load[FLOAT64](x->weight, work.weights, nx);
-    interpolate(row, loops, &work, first, last);
+    interpolate(&row, loops, &work);
     return DONE;
 }
 
@@ -562,8 +639,9 @@ EXPORT int64_t spinezarr_resample_scratch_bytes(const Resampling *rows, int64_t 
     int64_t most = 0;
     for (int64_t i = 0; i < n_rows; i++) {
         if (!is_sound(rows + i)) continue;
+        const Resampling row = is_thin(rows + i) ? turned(rows[i]) : rows[i];
         Work work;
-        const int64_t n = divide(rows + i, loops_for(rows[i].source_type, 0), NULL, &work);
+        const int64_t n = divide(&row, loops_for(row.source_type, 0), NULL, &work);
         if (n > most) most = n;
     }
     return most;

@@ -18,7 +18,7 @@ from spinezarr.geometry import Box
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.buffer_pool import BufferPool
-from spinezarr.stream.read.native import DONE, kernel, resampling_table
+from spinezarr.stream.read.native import DONE, Kernel, kernel, resampling_table
 from spinezarr.stream.read.parallel import run_in_parts
 from spinezarr.stream.spacing import Positions
 
@@ -27,6 +27,8 @@ __all__ = ["Resampling", "SourceRegion", "resample", "resample_all"]
 _BLOCK_VALUES: Final = 1 << 18
 """Number of values to compute at once: few enough for the processor's cache, and many enough for
 few calls of NumPy."""
+_FEW_COLUMNS, _FEW_ROWS = 16, 1000
+"""The kernel is slower than NumPy with fewer columns than this in more rows than this."""
 _LINEAR_COST: Final = 8
 """Time for an interpolated value, relative to that for the value of the nearest voxel."""
 _THREAD_COST: Final = 1 << 23
@@ -45,6 +47,19 @@ class Resampling:
     """Array that the values go to."""
     linear: bool
     """Whether to interpolate linearly; else the nearest voxel is taken."""
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether rows along x are so short and many that NumPy is faster than the kernel.
+
+        The kernel computes row by row. It takes rows along y instead if they are dense and nothing
+        is interpolated along x, as in sagittal slices.
+        """
+        nz, ny, nx = self.out.shape
+        if not self.linear or nx >= _FEW_COLUMNS or nz * ny <= _FEW_ROWS:
+            return False
+        is_whole = not (self.positions_zyx[2] % 1).any()
+        return not (is_whole and self.out.strides[1] == self.out.itemsize)
 
     def run(self) -> None:
         """Fill ``out`` with NumPy; see :func:`resample_all`."""
@@ -96,24 +111,35 @@ def resample_all(resamplings: Sequence[Resampling], *, threads: int) -> None:
     threads
         Number of threads that compute.
     """
-    loaded, left = kernel(), resamplings
-    if loaded is not None and resamplings:
-        table = resampling_table(
-            (one.read.out, one.positions_zyx, one.out, one.linear) for one in resamplings
-        )
-
-        def fill(first: int, last: int, _: object = resamplings) -> None:
-            loaded.resample(table, first, last)
-
-        n_planes = [len(one.out) for one in resamplings]
-        costs = [one.out[:1].size * (_LINEAR_COST if one.linear else 1) for one in resamplings]
-        worth = 1 + sum(map(operator.mul, n_planes, costs)) // _THREAD_COST
-        run_in_parts(fill, np.repeat(costs, n_planes), threads=min(threads, worth))
-        left = [
-            one for one, status in zip(resamplings, table["status"], strict=True) if status != DONE
-        ]
+    loaded = kernel()
+    left = list(resamplings)
+    if loaded is not None:
+        left = [one for one in resamplings if one.is_thin]
+        others = [one for one in resamplings if not one.is_thin]
+        left += _resample_by(loaded, others, threads)
     for one in left:
         one.run()
+
+
+def _resample_by(
+    loaded: Kernel, resamplings: Sequence[Resampling], threads: int
+) -> list[Resampling]:
+    """Let the kernel fill the outputs; return the resamplings that it does not do."""
+    if not resamplings:
+        return []
+    table = resampling_table(
+        (one.read.out, one.positions_zyx, one.out, one.linear) for one in resamplings
+    )
+
+    def fill(first: int, last: int, _: object = resamplings) -> None:
+        loaded.resample(table, first, last)
+
+    n_planes = [len(one.out) for one in resamplings]
+    costs = [one.out[:1].size * (_LINEAR_COST if one.linear else 1) for one in resamplings]
+    worth = 1 + sum(map(operator.mul, n_planes, costs)) // _THREAD_COST
+    run_in_parts(fill, np.repeat(costs, n_planes), threads=min(threads, worth))
+    statuses = table["status"].tolist()
+    return [one for one, status in zip(resamplings, statuses, strict=True) if status != DONE]
 
 
 def resample(

@@ -81,7 +81,7 @@ static void make_row(Resampling *row, Owned *owned) {
     const int64_t item = itemsizes[row->source_type];
     int64_t first;
     owned->source_bytes =
-        make_strides(row->source_stride_zyx, row->source_shape_zyx, item, 1, &first);
+        make_strides(row->source_stride_zyx, row->source_shape_zyx, item, (int)below(4), &first);
     owned->source = exactly(owned->source_bytes);
     row->source = owned->source + first;
     for (int64_t at = 0; at + item <= owned->source_bytes; at += item)
@@ -116,7 +116,12 @@ static void spoil(Resampling *row, Owned *owned) {
     case 1: row->out_shape_zyx[axis] = no_side(); break;
     case 2: row->source_type = below(2) ? N_TYPES + below(9) : -1 - below(9); break;
     case 3: row->out_type = below(2) ? made_up(0) | N_TYPES : -1 - below(9); break;
-    case 4: row->source_stride_zyx[2] *= below(2) ? -1 : 2; break;
+    case 4: {
+        const int64_t item = itemsizes[row->source_type];
+        if (item == 1) row->out_type = -1;
+        else row->source_stride_zyx[axis] += 1 + below(item - 1);
+        break;
+    }
     case 5: {
         static const double numbers[] = {-1e-300, -1, -1e300, 1e300};
         const int64_t side = row->source_shape_zyx[axis];

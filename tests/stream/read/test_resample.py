@@ -233,7 +233,9 @@ def test_the_kernel_computes_the_values_of_numpy(
     positions = tuple(positions_of(rng, n, side) for n, side in zip(size, shape, strict=True))
     expected = numpy_values(source, positions, wanted, linear=linear)
     out, whole = view_of(rng, size, wanted)
-    table = resampling_table([(source, positions, out, linear)])
+    apart, _ = view_of(rng, shape, dtype)
+    apart[...] = source
+    table = resampling_table([(apart, positions, out, linear)])
     borders = [0, *np.sort(rng.integers(0, size[0] + 1, 2)).tolist(), size[0]]
     for first, last in pairwise(borders):
         kernel.resample(table, first, last, baseline=baseline)
@@ -297,6 +299,40 @@ def test_small_patches_are_not_divided(kernel, monkeypatch):
     resample_all([resampling for resampling, _ in cases], threads=8)
     for resampling, expected in cases:
         assert_same_bits(resampling.out, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "whole_x", "order", "thin"),
+    [
+        ((40, 40, 16), False, "zyx", False),
+        ((40, 40, 15), False, "zyx", True),
+        ((40, 40, 15), True, "zyx", True),
+        ((40, 40, 15), True, "xzy", False),
+        ((40, 40, 15), False, "xzy", True),
+        ((10, 10, 1), False, "zyx", False),
+    ],
+)
+@pytest.mark.parametrize("linear", [True, False])
+def test_many_short_rows_are_left_to_numpy(kernel, monkeypatch, size, whole_x, order, thin, linear):
+    tables = []
+
+    def resample_part(table, first, last):
+        tables.append(table)
+        kernel.resample(table, first, last)
+
+    spy = SimpleNamespace(resample=resample_part)
+    monkeypatch.setattr("spinezarr.stream.read.resample.kernel", lambda: spy)
+    source = source_of(np.random.default_rng(0), (30, 30, 30), "float32")
+    positions = tuple(np.linspace(0, 29, n) for n in size)
+    if whole_x:
+        positions = (*positions[:2], np.floor(positions[2]))
+    axes = ["zyx".index(name) for name in order]
+    whole = np.empty([size[axis] for axis in axes], np.float32)
+    read = BoxRead(None, Box((0, 0, 0), (30, 30, 30)), source)
+    out = whole.transpose(np.argsort(axes))
+    resample_all([Resampling(read, positions, out, linear)], threads=1)
+    assert_same_bits(out, numpy_values(source, positions, np.float32, linear=linear))
+    assert len(tables) == (not (thin and linear))
 
 
 def test_voxels_to_resample_take_memory_of_the_pool():
