@@ -55,7 +55,7 @@ from spinezarr.stream.read.native import (
 DTYPES = ("u1", "i2", "u2", "i4", "f4", "f8", "i8")
 GUARD = 64
 UNTOUCHED = 0xA5
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 
 
 @pytest.fixture(scope="module")
