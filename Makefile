@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
+.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -81,7 +81,7 @@ wheel: $(VENV)/.installed
 	build/wheel/venv/bin/python -m pip check
 	cd "$$(mktemp -d)" && "$(CURDIR)/build/wheel/venv/bin/python" "$(CURDIR)/.ci/use_wheel.py"
 
-$(VENV)/.installed: pyproject.toml hatch_build.py spinezarr/stream/read/kernel.c
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard spinezarr/stream/read/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
@@ -122,6 +122,11 @@ bench-memory: $(VENV)/.installed
 bench-start: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/startup.py --json build/startup.json
+
+# Resamples decoded boxes of voxels with spinezarr, scipy, PyTorch and SimpleITK. PAIR as above.
+bench-resampling: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/resampling.py $(PAIR) --json build/resampling.json
 
 # Opens stores of 10, 1,005 and 10,000 tiny scans, and adds one scan to each.
 bench-scans: $(VENV)/.installed

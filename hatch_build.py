@@ -19,8 +19,11 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("spinezarr") / "stream" / "read" / "kernel.c"
-FLAGS = ("-O3", "-g0", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+SOURCES = tuple(Path("spinezarr") / "stream" / "read" / name for name in ("kernel.c", "resample.c"))
+FLAGS = (
+    *("-O3", "-g0", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    "-ffp-contract=off",  # interpolation rounds as NumPy does
+)
 ENDING = ".dylib" if sys.platform == "darwin" else ".so"
 NIIVUE = "@niivue/niivue@0.69.0"
 NIIVUE_SHA512 = (
@@ -47,20 +50,20 @@ def compiler() -> list[str] | None:
 
 
 def build_kernel(root: Path) -> Path:
-    """Compile the kernel into the folder of its source.
+    """Compile the kernel into the folder of its sources.
 
     Raises
     ------
     OSError, subprocess.CalledProcessError
         If the compiler fails.
     """
-    source = root / SOURCE
-    built = source.with_name(f"lib{source.stem}{ENDING}")
+    sources = [str(root / source) for source in SOURCES]
+    built = (root / SOURCES[0]).with_name(f"libkernel{ENDING}")
     command = compiler() or [sys.executable, "-m", "ziglang", "cc"]
     new = built.with_name(f"{built.name}.{os.getpid()}")
     try:
         # The new library replaces the old one in one step, because processes may be using it.
-        subprocess.run([*command, *FLAGS, str(source), "-o", str(new)], check=True)  # noqa: S603
+        subprocess.run([*command, *FLAGS, *sources, "-o", str(new)], check=True)  # noqa: S603
         new.replace(built)
     finally:
         new.unlink(missing_ok=True)

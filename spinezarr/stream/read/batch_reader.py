@@ -19,7 +19,7 @@ from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.box_reader import BoxRead, BoxReader
 from spinezarr.stream.read.nonfinite import Nonfinite, fill_nonfinite, nonfinite_fill
-from spinezarr.stream.read.resample import Resampling, SourceRegion
+from spinezarr.stream.read.resample import Resampling, SourceRegion, resample_all
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.stream.read.summary import ReadSummary
 from spinezarr.stream.request import PatchRequest
@@ -145,8 +145,7 @@ class BatchReader:
         # NaN and infinity are replaced first, as interpolation would spread them.
         for voxels, fill in work.to_fill:
             fill_nonfinite(voxels, fill)
-        for resampling in work.resamplings:
-            resampling.run()
+        resample_all(work.resamplings, threads=threads)
         return planned
 
     def _plan(self, requests: Sequence[PatchRequest], work: "_Work") -> Batch:
@@ -233,9 +232,10 @@ class BatchReader:
             else:
                 image = np.expand_dims(image, flat)
             label = None if label is None else np.expand_dims(label, flat)
-        yield image_region.plan(scan.image, image[tuple(channels)], linear=True)
+        buffers = self.engine.buffers
+        yield image_region.plan(scan.image, image[tuple(channels)], linear=True, buffers=buffers)
         if label is not None and scan.label is not None:
-            yield label_region.plan(scan.label, label[within], linear=False)
+            yield label_region.plan(scan.label, label[within], linear=False, buffers=buffers)
 
     def _slices_around(self, scan: ScanHandle, axis: int, center: int) -> Positions:
         """Return the positions of a slice and its neighbors along an axis.

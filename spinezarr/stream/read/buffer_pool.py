@@ -66,6 +66,16 @@ class BufferPool:
         array: npt.NDArray[Any] = np.asarray(lease).view(dtype).reshape(shape)
         return array
 
+    def empty_alike(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return an array as :meth:`empty` does, out of memory that arrays of about its size share.
+
+        Its memory is up to an eighth larger. Pages that nobody touches take no memory.
+        """
+        n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        step = 1 << max(0, n_bytes.bit_length() - 4)
+        block = self.empty((-(-n_bytes // step) * step,), np.uint8)
+        return block[:n_bytes].view(dtype).reshape(shape)
+
     @property
     def free_bytes(self) -> int:
         """Bytes of free memory."""

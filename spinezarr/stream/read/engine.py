@@ -10,14 +10,11 @@ checksum. So lost or damaged data raise :class:`~spinezarr.errors.CorruptStoreEr
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
@@ -36,6 +33,7 @@ from spinezarr.stream.read.native import (
     kernel,
     output_table,
 )
+from spinezarr.stream.read.parallel import run_in_parts
 from spinezarr.stream.read.plan import ReadPlan, plan_reads
 from spinezarr.stream.read.summary import ReadSummary
 
@@ -45,12 +43,6 @@ Voxels = npt.NDArray[Any]
 _Chunk = tuple[ArraySpec, ShapeZYX]
 ChunkCache = BoundedCache[_Chunk, Voxels]
 """Keeps decoded chunks, by array and index of the chunk."""
-
-_PARALLEL_DECODING: Final = ProcessLock()
-"""Lock of the one call that decodes with several threads; such calls take turns.
-
-So the first call ends early, and the last one ends no later than if all ran at once.
-"""
 
 
 class Engine:
@@ -326,26 +318,13 @@ def _chunk_bytes(array: ArraySpec) -> int:
 def _run_kernel(loaded: Kernel, owner: object, tables: Tables, threads: int) -> None:
     """Let the kernel fill all pieces; each thread gets about the same number of encoded bytes.
 
-    The tables hold addresses of memory that ``owner`` owns. Each thread holds a reference to it, so
-    the memory lives until the last thread is done, even if the caller is interrupted.
+    The tables hold addresses of memory that ``owner`` owns.
     """
-    n_chunks = len(tables.chunks)
-    parts = min(threads, n_chunks)
-    if parts <= 1:
-        loaded.fill(tables, 0, n_chunks)
-        return
-    ends = np.cumsum(tables.chunks["size"])
-    borders = np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts).tolist()
-    borders = [0, *borders, n_chunks]
 
     def fill(first: int, last: int, _: object = owner) -> None:
         loaded.fill(tables, first, last)
 
-    with _PARALLEL_DECODING, ThreadPoolExecutor(parts - 1, "spinezarr-decode") as pool:
-        futures = [pool.submit(fill, *part) for part in pairwise(borders[1:])]
-        fill(0, borders[1])
-        for future in futures:
-            future.result()
+    run_in_parts(fill, tables.chunks["size"], threads=threads)
 
 
 def _decode(plan: ReadPlan, locations: ChunkLocations, chunk: int, data: memoryview) -> Voxels:

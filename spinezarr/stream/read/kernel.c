@@ -33,7 +33,7 @@
 
 /* Status of a chunk. The caller decodes chunks that are not DONE by other means. */
 enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
-enum { VERSION = 3, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4 };
+enum { VERSION = 4, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4 };
 enum { AT_ONCE = 64, ROWS_AHEAD = 6 };
 
 /* The header of a Blosc 1 buffer: the bytes at these offsets. */

@@ -1,14 +1,14 @@
-"""How does Python call the kernel, the C code that decodes chunks without the GIL?
+"""How does Python call the kernel, the C code that decodes and resamples without the GIL?
 
 The kernel is loaded with :mod:`ctypes`. It is used only if it has the version and the structures
-that this module expects, and decodes a few chunks as numcodecs does. Everything works without it,
-but more slowly.
+that this module expects, decodes a few chunks as numcodecs does, and interpolates a few voxels as
+NumPy does. Everything works without it, but more slowly.
 """
 
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,21 +28,23 @@ __all__ = [
     "NO_KERNEL",
     "OUTPUTS",
     "PIECES",
+    "RESAMPLINGS",
     "Kernel",
     "Tables",
     "address",
     "kernel",
     "output_table",
+    "resampling_table",
 ]
 
 NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
 """Environment variable that disables the kernel."""
-_VERSION: Final = 3
+_VERSION: Final = 4
 DONE, NOT_TRIED = 0, -1
-"""Status of a chunk whose pieces were filled, and of one that the kernel has not tried yet."""
+"""Status of a row of a table that is done, and of one that the kernel has not tried yet."""
 
-# These are the structures of kernel.c. Numbers from a store's metadata have 64 bits, as NumPy would
-# cut them to fewer bits without an error.
+# These are the structures of kernel.c and resample.c. Numbers from a store's metadata have 64 bits,
+# as NumPy would cut them to fewer bits without an error.
 CHUNKS: Final = np.dtype(
     [
         ("data", np.uintp),
@@ -76,6 +78,29 @@ OUTPUTS: Final = np.dtype(
     ],
     align=True,
 )
+RESAMPLINGS: Final = np.dtype(
+    [
+        ("source", np.uintp),
+        ("out", np.uintp),
+        ("position_zyx", np.uintp, 3),
+        ("source_stride_zyx", np.int64, 3),
+        ("source_shape_zyx", np.int64, 3),
+        ("out_stride_zyx", np.int64, 3),
+        ("out_shape_zyx", np.int64, 3),
+        ("source_type", np.int64),
+        ("out_type", np.int64),
+        ("is_linear", np.int32),
+        ("status", np.int32),
+    ],
+    align=True,
+)
+_TYPES: Final = {
+    np.dtype(name): number
+    for number, name in enumerate(("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"))
+}
+"""Numbers of the dtypes that the kernel resamples."""
+_UNKNOWN: Final = -1
+"""Number of any other dtype."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +129,12 @@ class Tables:
     def __post_init__(self) -> None:
         tables = (self.chunks, self.pieces, self.outputs)
         for table, dtype in zip(tables, (CHUNKS, PIECES, OUTPUTS), strict=True):
-            if table.dtype != dtype or table.ndim != 1 or not table.flags.c_contiguous:
-                raise ValueError(f"a table of {table.dtype}, expected one of {dtype} without gaps")
+            _check_table(table, dtype)
+
+
+def _check_table(table: npt.NDArray[np.void], dtype: np.dtype[np.void]) -> None:
+    if table.dtype != dtype or table.ndim != 1 or not table.flags.c_contiguous:
+        raise ValueError(f"a table of {table.dtype}, expected one of {dtype} without gaps")
 
 
 def output_table(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.void]:
@@ -119,12 +148,62 @@ def output_table(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.void]:
         If an array is read-only, or does not have three dimensions.
     """
     for out in outputs:
-        if out.dtype.hasobject:
-            raise TypeError(f"an output has type {out.dtype}, expected numbers")
-        if not out.flags.writeable:
-            raise ValueError("an output is read-only")
+        _check_output(out)
     rows = [(address(out), out.strides, out.shape, out.itemsize) for out in outputs]
     return np.array(rows, OUTPUTS)
+
+
+def _check_output(out: npt.NDArray[Any]) -> None:
+    if out.dtype.hasobject:
+        raise TypeError(f"an output has type {out.dtype}, expected numbers")
+    if not out.flags.writeable:
+        raise ValueError("an output is read-only")
+
+
+def resampling_table(
+    resamplings: Iterable[
+        tuple[npt.NDArray[Any], Sequence[npt.NDArray[np.float64]], npt.NDArray[Any], bool]
+    ],
+) -> npt.NDArray[np.void]:
+    """Return the table of some boxes to resample.
+
+    Parameters
+    ----------
+    resamplings
+        Source, positions along z, y and x, output, and whether to interpolate linearly; as the
+        arguments of :func:`spinezarr.stream.read.resample.resample`. They must live as long as the
+        table is used.
+
+    Raises
+    ------
+    TypeError
+        If an output holds Python objects.
+    ValueError
+        If an output is read-only, positions are not contiguous, or there are more or fewer of them
+        than values; or if an array has not three dimensions.
+    """
+    rows = []
+    for source, positions_zyx, out, linear in resamplings:
+        _check_output(out)
+        if tuple(len(along) for along in positions_zyx) != out.shape or not all(
+            along.dtype == np.float64 and along.flags.c_contiguous and along.flags.aligned
+            for along in positions_zyx
+        ):
+            raise ValueError(f"positions that are not those of an output of shape {out.shape}")
+        known = np.can_cast(source.dtype, out.dtype)
+        rows.append(
+            (
+                address(source),
+                address(out),
+                tuple(address(along) for along in positions_zyx),
+                *(source.strides, source.shape, out.strides, out.shape),
+                _TYPES.get(source.dtype, _UNKNOWN) if known else _UNKNOWN,
+                _TYPES.get(out.dtype, _UNKNOWN),
+                linear,
+                NOT_TRIED,
+            )
+        )
+    return np.array(rows, RESAMPLINGS)
 
 
 class Kernel:
@@ -161,12 +240,24 @@ class Kernel:
             library.spinezarr_chunk_bytes,
             library.spinezarr_piece_bytes,
             library.spinezarr_output_bytes,
+            library.spinezarr_resampling_bytes,
         ):
             size_of.argtypes, size_of.restype = [], number
             self.row_bytes.append(int(size_of()))
         self._scratch_bytes = library.spinezarr_scratch_bytes
         self._scratch_bytes.argtypes = [number]
         self._scratch_bytes.restype = number
+        self._resample = library.spinezarr_resample
+        self._resample.argtypes = [
+            *(pointer, number),
+            *(number, number),
+            *(pointer, number),
+            ctypes.c_int32,
+        ]
+        self._resample.restype = None
+        self._resample_scratch_bytes = library.spinezarr_resample_scratch_bytes
+        self._resample_scratch_bytes.argtypes = [pointer, number]
+        self._resample_scratch_bytes.restype = number
         self._crc32c = library.spinezarr_crc32c
         self._crc32c.argtypes = [ctypes.c_char_p, number, ctypes.c_int32]
         self._crc32c.restype = ctypes.c_uint32
@@ -183,10 +274,7 @@ class Kernel:
         if not 0 <= first <= last <= len(tables.chunks):
             raise ValueError(f"chunks {first} to {last} of {len(tables.chunks)}")
         decoded_bytes = min(max(0, tables.decoded_bytes), LARGEST_CHUNK_BYTES)
-        size = self._scratch_bytes(decoded_bytes)
-        scratch: npt.NDArray[np.uint8] | None = getattr(self._scratch, "bytes", None)
-        if scratch is None or scratch.nbytes < size:
-            scratch = self._scratch.bytes = np.empty(size, np.uint8)
+        scratch = self._scratch_of(self._scratch_bytes(decoded_bytes))
         self._fill(
             address(tables.chunks),
             first,
@@ -199,16 +287,55 @@ class Kernel:
             decoded_bytes,
         )
 
+    def resample(
+        self, table: npt.NDArray[np.void], first: int, last: int, *, baseline: bool = False
+    ) -> None:
+        """Fill some planes of the outputs of a table, and set the ``status`` of its rows.
+
+        Parameters
+        ----------
+        table
+            Rows of :data:`RESAMPLINGS`; see :func:`resampling_table`. A row that the kernel cannot
+            do, or whose numbers do not fit together, is not :data:`DONE` afterwards.
+        first, last
+            Planes ``first`` to ``last - 1`` are filled. They are counted through all outputs. The
+            status of an output is set together with its first plane.
+        baseline
+            Whether to use only instructions that all processors have.
+
+        Raises
+        ------
+        ValueError
+            If the table has another dtype, or is not contiguous.
+        """
+        _check_table(table, RESAMPLINGS)
+        rows = address(table)
+        scratch = self._scratch_of(self._resample_scratch_bytes(rows, len(table)))
+        n_bytes = scratch.nbytes
+        self._resample(rows, len(table), first, last, address(scratch), n_bytes, baseline)
+
+    def _scratch_of(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return memory of this thread, of at least ``size`` bytes."""
+        scratch: npt.NDArray[np.uint8] | None = getattr(self._scratch, "bytes", None)
+        if scratch is None or scratch.nbytes < size:
+            scratch = self._scratch.bytes = np.empty(size, np.uint8)
+        return scratch
+
     def crc32c(self, data: bytes, *, by_table: bool) -> int:
         """Return the CRC-32C of ``data``, by table or by the processor's instruction."""
         return int(self._crc32c(data, len(data), by_table))
 
     def works(self) -> bool:
-        """Return whether its structures fit, and it decodes some encoded chunks correctly."""
+        """Return whether its structures fit, and it decodes and interpolates as expected."""
         if self.version != _VERSION or sys.byteorder != "little":
             return False
-        if self.row_bytes != [table.itemsize for table in (CHUNKS, PIECES, OUTPUTS)]:
+        tables = (CHUNKS, PIECES, OUTPUTS, RESAMPLINGS)
+        if self.row_bytes != [table.itemsize for table in tables]:
             return False
+        return self._decodes() and self._interpolates()
+
+    def _decodes(self) -> bool:
+        """Return whether it decodes some chunks as they were encoded."""
         shape, start, stop = (40, 30, 50), (3, 5, 7), (37, 29, 48)
         voxels = np.random.default_rng(0).integers(-900, 900, shape, np.int16)
         voxels[10:30] = 7
@@ -233,6 +360,17 @@ class Kernel:
                 return False
         return True
 
+    def _interpolates(self) -> bool:
+        """Return whether it rounds each product and each sum, as NumPy does."""
+        low, high = np.random.default_rng(0).normal(0, 900, (2, 1, 1, 64)).astype(np.float32)
+        weight = np.float32(0.3)
+        zero, along = np.zeros(1), np.arange(64.0)
+        source, out = np.concatenate([low, high]), np.empty_like(low)
+        table = resampling_table([(source, (np.full(1, 0.3), zero, along), out, True)])
+        self.resample(table, 0, 1)
+        expected = low + weight * (high - low)
+        return bool(table["status"][0] == DONE) and np.array_equal(out, expected)
+
 
 @cache
 def kernel() -> Kernel | None:
@@ -249,5 +387,4 @@ def kernel() -> Kernel | None:
 
 def address(array: npt.NDArray[Any]) -> int:
     """Return the address of the first element of an array."""
-    first: int = array.__array_interface__["data"][0]
-    return first
+    return array.ctypes.data

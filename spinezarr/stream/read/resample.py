@@ -1,10 +1,12 @@
 """What is the value at a position between voxels?
 
 Images are interpolated linearly along each axis, one after the other. Labels take the nearest
-voxel.
+voxel. The kernel does it, in C. What it does not know is done with NumPy, and so is all of it where
+there is no kernel; the values are the same, bit for bit.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -15,13 +17,22 @@ import numpy.typing as npt
 from spinezarr.geometry import Box
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.box_reader import BoxRead
+from spinezarr.stream.read.buffer_pool import BufferPool
+from spinezarr.stream.read.native import DONE, Kernel, kernel, resampling_table
+from spinezarr.stream.read.parallel import run_in_parts
 from spinezarr.stream.spacing import Positions
 
-__all__ = ["Resampling", "SourceRegion", "resample"]
+__all__ = ["Resampling", "SourceRegion", "resample", "resample_all"]
 
 _BLOCK_VALUES: Final = 1 << 18
 """Number of values to compute at once: few enough for the processor's cache, and many enough for
 few calls of NumPy."""
+_FEW_COLUMNS, _FEW_ROWS = 16, 1000
+"""The kernel is slower than NumPy with fewer columns than this in more rows than this."""
+_LINEAR_COST: Final = 8
+"""Time for an interpolated value, relative to that for the value of the nearest voxel."""
+_THREAD_COST: Final = 1 << 23
+"""Work for which a thread is worth its start, in values of the nearest voxel; about 0.8 ms."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +48,21 @@ class Resampling:
     linear: bool
     """Whether to interpolate linearly; otherwise the nearest voxel is taken."""
 
+    @property
+    def is_thin(self) -> bool:
+        """Whether rows along x are so short and many that NumPy is faster than the kernel.
+
+        The kernel computes row by row. It takes rows along y instead if they are dense and nothing
+        is interpolated along x, as in sagittal slices.
+        """
+        nz, ny, nx = self.out.shape
+        if not self.linear or nx >= _FEW_COLUMNS or nz * ny <= _FEW_ROWS:
+            return False
+        is_whole = not (self.positions_zyx[2] % 1).any()
+        return not (is_whole and self.out.strides[1] == self.out.itemsize)
+
     def run(self) -> None:
-        """Fill ``out``. Next to NaN and infinity, interpolated values are NaN or infinite too."""
+        """Fill ``out`` with NumPy; see :func:`resample_all`."""
         with np.errstate(invalid="ignore"):
             resample(self.read.out, self.positions_zyx, self.out, linear=self.linear)
 
@@ -63,13 +87,59 @@ class SourceRegion:
         return cls(box, tuple(np.asarray(axis, float) - start for axis, start in starts))
 
     def plan(
-        self, array: ArraySpec, out: npt.NDArray[Any], *, linear: bool
+        self, array: ArraySpec, out: npt.NDArray[Any], *, linear: bool, buffers: BufferPool
     ) -> BoxRead | Resampling:
-        """Return the step that fills ``out``: a read if positions are voxels, else a resampling."""
+        """Return the step that fills ``out``: a read if positions are voxels, else a resampling.
+
+        The voxels of a resampling go to memory of ``buffers``.
+        """
         if self.positions_zyx is None:
             return BoxRead(array, self.box, out)
-        read = BoxRead(array, self.box, np.empty(self.box.shape_zyx, array.dtype))
-        return Resampling(read, self.positions_zyx, out, linear)
+        voxels = buffers.empty_alike(self.box.shape_zyx, array.dtype)
+        return Resampling(BoxRead(array, self.box, voxels), self.positions_zyx, out, linear)
+
+
+def resample_all(resamplings: Sequence[Resampling], *, threads: int) -> None:
+    """Fill the outputs of some resamplings, whose voxels have been read.
+
+    Next to NaN and infinity, interpolated values are NaN or infinite too.
+
+    Parameters
+    ----------
+    resamplings
+        What to compute. No two outputs overlap.
+    threads
+        Number of threads that compute.
+    """
+    loaded = kernel()
+    left = list(resamplings)
+    if loaded is not None:
+        left = [one for one in resamplings if one.is_thin]
+        others = [one for one in resamplings if not one.is_thin]
+        left += _resample_by(loaded, others, threads)
+    for one in left:
+        one.run()
+
+
+def _resample_by(
+    loaded: Kernel, resamplings: Sequence[Resampling], threads: int
+) -> list[Resampling]:
+    """Let the kernel fill the outputs; return the resamplings that it does not do."""
+    if not resamplings:
+        return []
+    table = resampling_table(
+        (one.read.out, one.positions_zyx, one.out, one.linear) for one in resamplings
+    )
+
+    def fill(first: int, last: int, _: object = resamplings) -> None:
+        loaded.resample(table, first, last)
+
+    n_planes = [len(one.out) for one in resamplings]
+    costs = [one.out[:1].size * (_LINEAR_COST if one.linear else 1) for one in resamplings]
+    worth = 1 + sum(map(operator.mul, n_planes, costs)) // _THREAD_COST
+    run_in_parts(fill, np.repeat(costs, n_planes), threads=min(threads, worth))
+    statuses = table["status"].tolist()
+    return [one for one, status in zip(resamplings, statuses, strict=True) if status != DONE]
 
 
 def resample(

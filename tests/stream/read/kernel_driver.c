@@ -11,9 +11,7 @@
 #undef RWF_NOWAIT /* so that chunks are fetched ahead, as from a slow disk */
 #include "kernel.c"
 
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "driver.h"
 
 enum { MOST_CHUNKS = 4, MOST_PIECES = 3, MOST = MOST_CHUNKS * MOST_PIECES };
 enum { BYTES = 1, TABLES = 2 }; /* what is forged */
@@ -48,37 +46,7 @@ typedef struct {
 } Case;
 
 static Record *records;
-static int64_t n_records, number;
-static uint64_t state;
-
-static void say_number(void) { fprintf(stderr, "in case %lld\n", (long long)number); }
-
-static void aborted(int signal_number) { /* by a sanitizer */
-    say_number();
-    _exit(128 + signal_number);
-}
-
-static void require(int is_true, const char *what) {
-    if (is_true) return;
-    fprintf(stderr, "%s ", what);
-    say_number();
-    exit(1);
-}
-
-static uint64_t draw(void) { /* splitmix64 (Steele, Lea, Flood 2014) */
-    uint64_t z = state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
-static int64_t below(int64_t n) { return (int64_t)(draw() % (uint64_t)n); }
-
-static void *exactly(int64_t n) {
-    void *memory = malloc((size_t)n);
-    require(memory != NULL, "no memory");
-    return memory;
-}
+static int64_t n_records;
 
 static void read_records(const char *path) {
     FILE *file = fopen(path, "rb");
@@ -93,21 +61,6 @@ static void read_records(const char *path) {
         require(n == (size_t)(record->n_packed + record->n_bytes), "a short corpus");
     }
     fclose(file);
-}
-
-/* A number that is right, nearly right, or far from it. */
-static int64_t made_up(int64_t right) {
-    static const int64_t numbers[] = {
-        INT64_MIN, INT64_MIN + 20, -((int64_t)1 << 32), INT32_MIN, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7,
-        8, 9, 12, 15, 16, 17, 19, 20, 21, 36, 127, 128, 255, 256, 65535, 65536, (1 << 24) - 1,
-        1 << 24, (1 << 24) + 1, 1 << 30, INT32_MAX, (int64_t)1 << 31, UINT32_MAX, (int64_t)1 << 32,
-        ((int64_t)1 << 32) + 8, (int64_t)1 << 61, (int64_t)1 << 62, INT64_MAX - 20, INT64_MAX};
-    switch (below(6)) {
-    case 0: return (int64_t)((uint64_t)right + (uint64_t)below(5) - 2);
-    case 1: return (int64_t)((uint64_t)right + ((uint64_t)1 << (32 + below(32))));
-    case 2: return (int64_t)draw();
-    default: return numbers[below((int64_t)(sizeof(numbers) / sizeof(*numbers)))];
-    }
 }
 
 /* An output of a shape: exactly its memory, with steps and permuted axes. */
@@ -413,8 +366,8 @@ int main(int argc, char **argv) {
     int64_t n_of[NOT_READ + 1] = {0};
     FILE *file = tmpfile();
     require(file != NULL, "no file");
-    for (number = first; number < first + count; number++) {
-        state = (uint64_t)number * 0xD1342543DE82EF95u;
+    for (int64_t of_case = first; of_case < first + count; of_case++) {
+        start_case(of_case);
         static Case c;
         memset(&c, 0, sizeof(c));
         require(ftruncate(fileno(file), 0) == 0, "no file");

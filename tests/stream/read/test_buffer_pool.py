@@ -44,6 +44,27 @@ def test_memory_returns_to_the_pool_with_the_last_view(number):
     assert pool.free_bytes == 2 * N_BYTES
 
 
+def test_arrays_of_about_the_same_size_share_memory():
+    pool = BufferPool()
+    for shape in ((52, 184, 184), (53, 185, 185), (52, 184, 185)):
+        array = pool.empty_alike(shape, np.int16)
+        assert array.shape == shape
+        assert array.dtype == np.int16
+        assert array.flags.writeable
+        assert array.flags.c_contiguous
+        assert pool.free_bytes == 0
+        n_bytes = array.nbytes
+        del array
+        assert n_bytes <= pool.free_bytes <= n_bytes * 9 / 8
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 1 << 18, (1 << 18) + 1, (1 << 20) - 1])
+def test_shared_memory_holds_any_number_of_bytes(n):
+    array = BufferPool().empty_alike((n,), np.uint8)
+    array[...] = 1
+    assert array.sum() == n
+
+
 def test_free_memory_is_bounded():
     pool = BufferPool(3 * N_BYTES)
     held = [pool.empty(SHAPE, np.int16) for _ in range(5)]

@@ -55,7 +55,7 @@ from spinezarr.stream.read.native import (
 DTYPES = ("u1", "i2", "u2", "i4", "f4", "f8", "i8")
 GUARD = 64
 UNTOUCHED = 0xA5
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 
 
 @pytest.fixture(scope="module")
@@ -350,20 +350,40 @@ def test_a_kernel_that_decodes_wrongly_is_not_used(kernel, monkeypatch):
     assert not kernel.works()
 
 
-@pytest.mark.parametrize("end", ["} Chunk;", "} Piece;", "} Output;"])
-def test_a_kernel_with_other_structures_is_not_used(tmp_path, end):
+def changed_kernel(folder, text, other):
+    """Build the kernel with a text of its sources replaced by another; skip without compiler."""
     compiler = c_compiler()
     if compiler is None:
         pytest.skip("no C compiler")
-    source = Path(native.__file__).with_name("kernel.c").read_text()
-    assert source.count(end) == 1
-    changed, library = tmp_path / "kernel.c", tmp_path / "libkernel.so"
-    changed.write_text(source.replace(end, f"    int64_t more;\n{end}"))
-    flags = ["-O0", "-std=gnu11", "-shared", "-fPIC"]
-    subprocess.run([*compiler, *flags, str(changed), "-o", str(library)], check=True)
-    other = native.Kernel(library)
-    assert other.version == native._VERSION
-    assert not other.works()
+    n_found, sources = 0, []
+    for name in ("kernel.c", "resample.c", "resample_rows.h"):
+        source = Path(native.__file__).with_name(name).read_text()
+        n_found += source.count(text)
+        (folder / name).write_text(source.replace(text, other))
+        sources += [str(folder / name)] * name.endswith(".c")
+    assert n_found == 1
+    library = folder / "libkernel.so"
+    flags = ["-O0", "-std=gnu11", "-ffp-contract=off", "-shared", "-fPIC"]
+    subprocess.run([*compiler, *flags, *sources, "-o", str(library)], check=True)
+    found = native.Kernel(library)
+    assert found.version == native._VERSION
+    return found
+
+
+@pytest.mark.parametrize("end", ["} Chunk;", "} Piece;", "} Output;", "} Resampling;"])
+def test_a_kernel_with_other_structures_is_not_used(tmp_path, end):
+    assert not changed_kernel(tmp_path, end, f"    int64_t more;\n{end}").works()
+
+
+def test_a_kernel_that_rounds_once_where_numpy_rounds_twice_is_not_used(tmp_path):
+    twice = "to[i] = low[i] + w * (high[i] - low[i]);\n}\n\n/* Interpolates between the first"
+    once = twice.replace(
+        "low[i] + w * (high[i] - low[i])", "(REAL)(low[i] + (double)w * (high[i] - low[i]))"
+    )
+    for text, works in ((twice, True), (once, False)):
+        folder = tmp_path / str(works)
+        folder.mkdir()
+        assert changed_kernel(folder, twice, text).works() == works
 
 
 @pytest.fixture
@@ -518,20 +538,21 @@ def c_compiler():
     return next((found for found in commands if found and shutil.which(found[0])), None)
 
 
-def build_driver(folder):
-    """Build the kernel and its driver with sanitizers; None if the compiler has none."""
+def build_driver(folder, name):
+    """Build the kernel and one of its drivers with sanitizers; None if the compiler has none."""
     compiler = c_compiler()
     if compiler is None:
         return None
-    empty, built = folder / "empty.c", folder / "kernel_driver"
+    empty, built = folder / "empty.c", folder / name
     empty.write_text("int main(void) { return 0; }\n")
-    flags = ["-g", "-O1", "-std=gnu11", "-fno-omit-frame-pointer", *SANITIZERS]
+    flags = ["-g", "-O1", "-std=gnu11", "-ffp-contract=off", "-fno-omit-frame-pointer"]
+    flags += SANITIZERS
     if subprocess.run([*compiler, *flags, str(empty), "-o", str(built)], check=False).returncode:
         return None
-    source = Path(__file__).with_name("kernel_driver.c")
+    source = Path(__file__).with_name(f"{name}.c")
     include = f"-I{Path(native.__file__).parent}"
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = [*compiler, *flags, *warnings, include, str(source), "-o", str(built)]
+    command = [*compiler, *flags, *warnings, include, str(source), "-lm", "-o", str(built)]
     subprocess.run(command, check=True)
     return built
 
@@ -549,17 +570,33 @@ def write_corpus(path, n_records):
 
 
 def drive(folder, n_records, first, count):
-    """Run cases under sanitizers; return the finished process, or None without sanitizers."""
-    driver, corpus = build_driver(folder), folder / "corpus"
+    """Decode forged chunks and tables under sanitizers.
+
+    Returns
+    -------
+    subprocess.CompletedProcess or None
+        The finished process; None without sanitizers.
+    """
+    driver, corpus = build_driver(folder, "kernel_driver"), folder / "corpus"
     if driver is None:
         return None
     write_corpus(corpus, n_records)
+    return run_driver(driver, corpus, first, count)
+
+
+def drive_resampling(folder, first, count):
+    """Resample by forged tables under sanitizers; return as :func:`drive` does."""
+    driver = build_driver(folder, "resample_driver")
+    return None if driver is None else run_driver(driver, first, count)
+
+
+def run_driver(driver, *arguments):
     environment = {
         **os.environ,
         "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=0",
         "UBSAN_OPTIONS": "abort_on_error=1:print_stacktrace=1",
     }
-    command = [str(driver), str(corpus), str(first), str(count)]
+    command = [str(driver), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -572,18 +609,30 @@ def test_forged_tables_and_chunks_reach_no_other_memory(tmp_path):
     assert told.stdout.startswith("600 cases: ")
 
 
+@pytest.mark.long
+def test_forged_tables_of_resampling_reach_no_other_memory(tmp_path):
+    told = drive_resampling(tmp_path, first=0, count=1500)
+    if told is None:
+        pytest.skip("the C compiler has no sanitizers")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("1500 cases of resampling: ")
+
+
 def main():
     """Run random cases: on the installed kernel, and under sanitizers with forged tables too."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        told = drive(Path(folder), n_records=2000, first=0, count=options.count)
-    if told is None:
-        raise SystemExit("the C compiler has no sanitizers")
-    print(told.stdout, told.stderr, sep="", end="")
-    if told.returncode:
-        raise SystemExit(1)
+        for told in (
+            drive(Path(folder), n_records=2000, first=0, count=options.count),
+            drive_resampling(Path(folder), first=0, count=options.count),
+        ):
+            if told is None:
+                raise SystemExit("the C compiler has no sanitizers")
+            print(told.stdout, told.stderr, sep="", end="")
+            if told.returncode:
+                raise SystemExit(1)
     kernel = native.kernel()
     if kernel is None:
         raise SystemExit("the kernel is not built, or does not work")

@@ -1,7 +1,8 @@
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,16 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.errors import UsageError
-from spinezarr.geometry import SLICE_AXIS
+from spinezarr.geometry import SLICE_AXIS, Box
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.stream.read import native
 from spinezarr.stream.read.batch_reader import _Work
-from spinezarr.stream.read.resample import resample
+from spinezarr.stream.read.box_reader import BoxRead
+from spinezarr.stream.read.buffer_pool import BufferPool
+from spinezarr.stream.read.native import DONE, NOT_TRIED, RESAMPLINGS, resampling_table
+from spinezarr.stream.read.resample import Resampling, SourceRegion, resample, resample_all
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -139,6 +144,254 @@ def test_positions_on_voxels_give_the_voxels_themselves():
     out = np.empty((6, 1, 1))
     resample(volume, at, out, linear=True)
     np.testing.assert_array_equal(out, volume[[0, 0, 1, 2, 3, 4]])
+
+
+# The kernel
+
+KERNEL_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    found = native.kernel()
+    assert found is not None, "the kernel is not built, or does not work"
+    return found
+
+
+def source_of(rng, shape, dtype):
+    """Return voxels of any value, of which few are NaN or infinite."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        source = (rng.normal(0, 1, shape) * 10.0 ** rng.integers(-3, 5, shape)).astype(dtype)
+        for odd in (np.nan, np.inf, -np.inf, -0.0, 1e-42):
+            source[rng.random(shape) < rng.choice([0, 0.02])] = odd
+        return source
+    limits = np.iinfo(dtype)
+    low, high = (limits.min, limits.max) if rng.random() < 0.5 else (0, 100)
+    return rng.integers(low, high, shape, dtype, endpoint=True)
+
+
+def positions_of(rng, n, side):
+    """Return rising positions: between voxels, on all of them, or on some."""
+    at = np.sort(rng.random(n)) * (side - 1)
+    kind = rng.integers(4)
+    if kind == 0:
+        return np.rint(at)
+    if kind == 1:
+        return np.minimum(rng.integers(side) + np.arange(n, dtype=float), side - 1)
+    if kind == 2:
+        return np.rint(2 * at) / 2
+    return at
+
+
+def view_of(rng, shape, dtype):
+    """Return an array of a shape with any order of its axes, and the memory that it is part of."""
+    order = rng.permutation(3)
+    steps = rng.integers(1, 3, 3) if rng.random() < 0.5 else np.ones(3, int)
+    whole = np.zeros([shape[axis] * steps[axis] for axis in order], dtype)
+    view = whole.transpose(np.argsort(order))[tuple(slice(None, None, step) for step in steps)]
+    if rng.random() < 0.3:
+        view = view[:, ::-1]
+    if rng.random() < 0.3:
+        view = view[:, :, ::-1]
+    return view, whole
+
+
+def assert_same_bits(found, expected):
+    """Check that values have the same bits, or are both NaN."""
+    number = f"u{expected.itemsize}"
+    same = np.ascontiguousarray(found).view(number) == np.ascontiguousarray(expected).view(number)
+    if expected.dtype.kind == "f":
+        same |= np.isnan(found) & np.isnan(expected)
+    assert same.all()
+
+
+def numpy_values(source, positions, dtype, *, linear):
+    out = np.empty([len(along) for along in positions], dtype)
+    with np.errstate(invalid="ignore"):
+        resample(source, positions, out, linear=linear)
+    return out
+
+
+@given(
+    st.sampled_from(KERNEL_DTYPES),
+    st.sampled_from([None, *KERNEL_DTYPES]),
+    st.tuples(st.integers(1, 6), st.integers(1, 9), st.sampled_from([1, 2, 7, 40, 67])),
+    st.tuples(st.integers(1, 7), st.integers(1, 9), st.sampled_from([1, 3, 8, 33, 70, 3000])),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=400, deadline=None)
+def test_the_kernel_computes_the_values_of_numpy(
+    kernel, dtype, other, shape, size, linear, baseline, seed
+):
+    rng = np.random.default_rng(seed)
+    source = source_of(rng, shape, dtype)
+    wanted = np.result_type(dtype, other or dtype) if linear else source.dtype
+    wanted = wanted if wanted.name in KERNEL_DTYPES else source.dtype
+    positions = tuple(positions_of(rng, n, side) for n, side in zip(size, shape, strict=True))
+    expected = numpy_values(source, positions, wanted, linear=linear)
+    out, whole = view_of(rng, size, wanted)
+    apart, _ = view_of(rng, shape, dtype)
+    apart[...] = source
+    table = resampling_table([(apart, positions, out, linear)])
+    borders = [0, *np.sort(rng.integers(0, size[0] + 1, 2)).tolist(), size[0]]
+    for first, last in pairwise(borders):
+        kernel.resample(table, first, last, baseline=baseline)
+    assert table["status"][0] == DONE
+    assert_same_bits(out, expected)
+    out[...] = 0
+    assert not whole.any()
+
+
+def resampling_of(rng, dtype, size, *, linear):
+    """Return a resampling of random voxels, which are in memory, and the values of NumPy."""
+    shape = tuple(rng.integers(1, 30, 3).tolist())
+    source = source_of(rng, shape, dtype)
+    positions = tuple(positions_of(rng, n, side) for n, side in zip(size, shape, strict=True))
+    read = BoxRead(None, Box((0, 0, 0), shape), source)
+    resampling = Resampling(read, positions, np.empty(size, dtype), linear)
+    return resampling, numpy_values(source, positions, dtype, linear=linear)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("with_kernel", [True, False])
+def test_any_number_of_threads_gives_the_same_values(kernel, monkeypatch, threads, with_kernel):
+    if not with_kernel:
+        monkeypatch.setattr("spinezarr.stream.read.resample.kernel", lambda: None)
+    rng = np.random.default_rng(threads)
+    cases = [
+        resampling_of(rng, dtype, tuple(rng.integers(1, 30, 3).tolist()), linear=linear)
+        for dtype in (*KERNEL_DTYPES, "int64", "uint64")
+        for linear in (True, False)
+    ]
+    resample_all([resampling for resampling, _ in cases], threads=threads)
+    for resampling, expected in cases:
+        assert_same_bits(resampling.out, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_large_patches_are_divided_among_threads(kernel, monkeypatch, threads):
+    rng, parts = np.random.default_rng(0), []
+
+    def resample_part(table, first, last):
+        parts.append((first, last))
+        kernel.resample(table, first, last)
+
+    spy = SimpleNamespace(resample=resample_part)
+    monkeypatch.setattr("spinezarr.stream.read.resample.kernel", lambda: spy)
+    cases = [resampling_of(rng, np.int16, (80, 170, 170), linear=True) for _ in range(2)]
+    cases.append(resampling_of(rng, np.uint8, (80, 170, 170), linear=False))
+    resample_all([resampling for resampling, _ in cases], threads=threads)
+    for resampling, expected in cases:
+        assert_same_bits(resampling.out, expected)
+    parts.sort()
+    assert len(parts) == threads
+    assert [first for first, _ in parts] == [0, *(last for _, last in parts[:-1])]
+    assert parts[-1][1] == 240
+
+
+def test_small_patches_are_not_divided(kernel, monkeypatch):
+    monkeypatch.setattr("spinezarr.stream.read.parallel.ThreadPoolExecutor", None)
+    rng = np.random.default_rng(0)
+    cases = [resampling_of(rng, np.int16, (32, 32, 32), linear=True) for _ in range(2)]
+    resample_all([resampling for resampling, _ in cases], threads=8)
+    for resampling, expected in cases:
+        assert_same_bits(resampling.out, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "whole_x", "order", "thin"),
+    [
+        ((40, 40, 16), False, "zyx", False),
+        ((40, 40, 15), False, "zyx", True),
+        ((40, 40, 15), True, "zyx", True),
+        ((40, 40, 15), True, "xzy", False),
+        ((40, 40, 15), False, "xzy", True),
+        ((10, 10, 1), False, "zyx", False),
+    ],
+)
+@pytest.mark.parametrize("linear", [True, False])
+def test_many_short_rows_are_left_to_numpy(kernel, monkeypatch, size, whole_x, order, thin, linear):
+    tables = []
+
+    def resample_part(table, first, last):
+        tables.append(table)
+        kernel.resample(table, first, last)
+
+    spy = SimpleNamespace(resample=resample_part)
+    monkeypatch.setattr("spinezarr.stream.read.resample.kernel", lambda: spy)
+    source = source_of(np.random.default_rng(0), (30, 30, 30), "float32")
+    positions = tuple(np.linspace(0, 29, n) for n in size)
+    if whole_x:
+        positions = (*positions[:2], np.floor(positions[2]))
+    axes = ["zyx".index(name) for name in order]
+    whole = np.empty([size[axis] for axis in axes], np.float32)
+    read = BoxRead(None, Box((0, 0, 0), (30, 30, 30)), source)
+    out = whole.transpose(np.argsort(axes))
+    resample_all([Resampling(read, positions, out, linear)], threads=1)
+    assert_same_bits(out, numpy_values(source, positions, np.float32, linear=linear))
+    assert len(tables) == (not (thin and linear))
+
+
+def test_voxels_to_resample_take_memory_of_the_pool():
+    buffers, along = BufferPool(), np.arange(0, 60, 1.5)
+    region = SourceRegion.of((along, along, along))
+    array = SimpleNamespace(dtype=np.dtype(np.int16))
+    planned = region.plan(array, np.empty((40,) * 3, np.int16), linear=True, buffers=buffers)
+    assert planned.read.out.shape == region.box.shape_zyx
+    n_bytes = planned.read.out.nbytes
+    del planned
+    assert buffers.free_bytes >= n_bytes
+
+
+def test_no_resampling_is_nothing_to_do():
+    resample_all([], threads=2)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", ">i2", "float16"])
+def test_dtypes_that_the_kernel_does_not_know_are_left_to_numpy(kernel, dtype):
+    rng = np.random.default_rng(0)
+    resampling, _ = resampling_of(rng, "int16", (3, 4, 5), linear=True)
+    source = resampling.read.out.astype(dtype)
+    out = np.full((3, 4, 5), 7, dtype)
+    table = resampling_table([(source, resampling.positions_zyx, out, True)])
+    kernel.resample(table, 0, 3)
+    assert table["status"][0] != DONE
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("odd", [-0.001, 4.001, 5.0, 1e300, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("linear", [True, False])
+def test_positions_outside_of_the_voxels_are_refused(kernel, axis, odd, linear):
+    source, out = np.ones((5, 5, 5), np.int16), np.full((3, 3, 3), 7, np.int16)
+    positions = [np.array([0.0, 1.5, 4.0]) for _ in range(3)]
+    positions[axis][1] = odd
+    table = resampling_table([(source, positions, out, linear)])
+    kernel.resample(table, 0, 3)
+    assert table["status"][0] not in {DONE, NOT_TRIED}
+    assert (out == 7).all()
+
+
+def test_positions_that_do_not_fit_the_output_are_refused():
+    source, out = np.ones((5, 5, 5)), np.ones((3, 3, 3))
+    good = np.zeros(3)
+    for wrong in (np.zeros(2), np.zeros(4), np.zeros(3, np.float32), np.zeros(6)[::2]):
+        with pytest.raises(ValueError, match="positions"):
+            resampling_table([(source, (good, wrong, good), out, True)])
+    read_only = np.ones((3, 3, 3))
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match="may not be written"):
+        resampling_table([(source, (good,) * 3, read_only, True)])
+
+
+def test_a_table_of_another_form_is_not_resampled(kernel):
+    table = np.zeros(4, RESAMPLINGS)
+    for wrong in (table[::2], table.view(np.uint8), table.reshape(2, 2)):
+        with pytest.raises(ValueError, match="expected one of"):
+            kernel.resample(wrong, 0, 1)
 
 
 # Where voxels lie
