@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK
 import torch
-from common import ingested, machine, phantom_pair, spread
+from common import ingest_pair, machine, phantom_pair, spread
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
@@ -388,7 +388,7 @@ def main() -> None:
     whole: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        store = spinezarr.open(ingested(*(options.pair or phantom_pair(work)), work))
+        store = spinezarr.open(ingest_pair(*(options.pair or phantom_pair(work)), work))
         stream = store.patches(
             options.size,
             spacing_zyx_mm=options.spacing_mm,

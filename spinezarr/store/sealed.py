@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.store.sharding import crc32c
-from spinezarr.strict_model import StrictModel
+from spinezarr.strict_model import DeferredModel, StrictModel
 
 __all__ = [
     "StoredAttributes",
@@ -41,10 +41,8 @@ _MAX_SHOWN_BITS: Final = 64
 """Number of bits of the largest damaged integer that a message shows."""
 
 
-class StoredModel(BaseModel):
+class StoredModel(DeferredModel):
     """Base of models of Zarr metadata: strict and frozen, but unknown keys are ignored."""
-
-    model_config = ConfigDict(strict=True, frozen=True, defer_build=True)
 
 
 class StoredAttributes(StrictModel):

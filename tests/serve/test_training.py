@@ -135,7 +135,7 @@ def test_faults_of_the_network_change_no_sample(ctspine1k_url):
                 for a, b in zip(stream, expected, strict=True)
             )
             counts = link.counts()
-        posts = sum(method == "POST" for method, *_ in counts.asked)
+        posts = sum(method == "POST" for method, *_ in counts.latest)
         print(json.dumps([wrong, counts.faults, posts, stream.client._refusal]))
     """
     process, url = start_server(ctspine1k_url)

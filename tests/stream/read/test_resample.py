@@ -383,7 +383,7 @@ def test_positions_that_do_not_fit_the_output_are_refused():
             resampling_table([(source, (good, wrong, good), out, True)])
     read_only = np.ones((3, 3, 3))
     read_only.flags.writeable = False
-    with pytest.raises(ValueError, match="may not be written"):
+    with pytest.raises(ValueError, match="is read-only"):
         resampling_table([(source, (good,) * 3, read_only, True)])
 
 
