@@ -238,7 +238,8 @@ def test_clients_that_leave_in_the_middle_leave_nothing_behind(large, tmp_path):
                 thread.join()
             wait_until(lambda: server.n_connections == 0)
 
-        all_leave()
+        for _ in range(2):  # how much memory is in use at once varies
+            all_leave()
         before, idle = server.resident_bytes, server.sockets
         all_leave()
         wait_until(lambda: server.sockets <= idle + 2)
