@@ -34,7 +34,8 @@ def test_incomplete_request_bodies_are_limited(serve_within):
         one.sendall(head.encode() + bytes(900_000))
         large = json.dumps(SMALL).encode().ljust(300_000)
         wait_until(lambda: fetch_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 429)
-        assert fetch_patches(f"{served}/v1/ctspine1k/batch", SMALL)[0] == 200
+        # The server may still hold bytes of the body that it has just refused.
+        wait_until(lambda: fetch_patches(f"{served}/v1/ctspine1k/batch", SMALL)[0] == 200)
     # The bytes of the closed connection are free again.
     wait_until(lambda: fetch_patches(f"{served}/v1/ctspine1k/batch", large)[0] == 200)
 
