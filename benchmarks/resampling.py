@@ -1,7 +1,7 @@
 """Compares how fast a decoded box of voxels is resampled: by the kernel, and by its peers.
 
 Each patch is drawn from a scan, and the voxels around it are decoded before the clock starts. Then
-all ways fill the same patch, image (linear) and mask (nearest), from the same voxels. They take
+all methods fill the same patch, image (linear) and mask (nearest), from the same voxels. They take
 turns within a round, so that a slow moment of a shared machine affects all of them; the results are
 ratios within a round. Last, whole patches are read from the store, decoding included.
 """
@@ -80,19 +80,19 @@ def jobs(stream: PatchStream, target_mm: float, indices: range) -> Iterator[Job]
             raise SystemExit("a patch outside of its scan, or no mask")
         sides = zip(inside.start_zyx, inside.stop_zyx, step, scan.image.shape_zyx, strict=True)
         region = SourceRegion.of([positions_along(*along) for along in sides])
-        found = []
+        resamplings = []
         engine = stream.batch_reader.engine
         for array, dtype in ((scan.image, np.int16), (scan.label, np.uint8)):
             out = np.full(inside.shape_zyx, 0, dtype)  # pages are there, as those of a pool
             planned = region.plan(array, out, linear=array is scan.image, buffers=engine.buffers)
             if not isinstance(planned, Resampling):
-                raise SystemExit("the scan has the spacing that is asked for")
+                raise SystemExit("the scan already has the requested spacing")
             engine.read([planned.read])
-            found.append(planned)
-        yield job_of(*found, step)
+            resamplings.append(planned)
+        yield make_job(*resamplings, step)
 
 
-def job_of(image: Resampling, label: Resampling, step: tuple[float, float, float]) -> Job:
+def make_job(image: Resampling, label: Resampling, step: tuple[float, float, float]) -> Job:
     """Compute what peers may know before the clock starts."""
     shape, positions = image.read.out.shape, image.positions_zyx
     scaled = [
@@ -122,7 +122,7 @@ def job_of(image: Resampling, label: Resampling, step: tuple[float, float, float
     )
 
 
-# Ways: each returns image and mask.
+# Each method returns image and mask.
 
 
 def ours(job: Job, threads: int) -> tuple[Voxels, Voxels]:
@@ -194,10 +194,10 @@ def torch_grid(job: Job, threads: int) -> tuple[Voxels, Voxels]:  # noqa: ARG001
     """Resample by ``grid_sample``, at the same positions."""
     image = torch.from_numpy(job.image.read.out)[None, None].float()
     label = torch.from_numpy(job.label.read.out)[None, None].float()
-    how = {"padding_mode": "border", "align_corners": True}
-    found = functional.grid_sample(image, job.grid, "bilinear", **how)
-    mask = functional.grid_sample(label, job.grid, "nearest", **how)
-    return found[0, 0].round_().to(torch.int16).numpy(), mask[0, 0].to(torch.uint8).numpy()
+    options = {"padding_mode": "border", "align_corners": True}
+    values = functional.grid_sample(image, job.grid, "bilinear", **options)
+    mask = functional.grid_sample(label, job.grid, "nearest", **options)
+    return values[0, 0].round_().to(torch.int16).numpy(), mask[0, 0].to(torch.uint8).numpy()
 
 
 def torch_interpolate(job: Job, threads: int) -> tuple[Voxels, Voxels]:  # noqa: ARG001  set before
@@ -205,9 +205,9 @@ def torch_interpolate(job: Job, threads: int) -> tuple[Voxels, Voxels]:  # noqa:
     image = torch.from_numpy(job.image.read.out)[None, None].float()
     label = torch.from_numpy(job.label.read.out)[None, None]
     size = job.image.out.shape
-    found = functional.interpolate(image, size, mode="trilinear", align_corners=True)
+    values = functional.interpolate(image, size, mode="trilinear", align_corners=True)
     mask = functional.interpolate(label, size, mode="nearest-exact")
-    return found[0, 0].round_().to(torch.int16).numpy(), mask[0, 0].numpy()
+    return values[0, 0].round_().to(torch.int16).numpy(), mask[0, 0].numpy()
 
 
 def torch_lerp(job: Job, threads: int) -> tuple[Voxels, Voxels]:  # noqa: ARG001  set before
@@ -242,25 +242,25 @@ def torch_nearest(job: Job) -> Voxels:
 def simpleitk(job: Job, threads: int) -> tuple[Voxels, Voxels]:
     """Resample by SimpleITK, whose images are made from the arrays."""
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    found = []
+    outputs = []
     for resampling in (job.image, job.label):
         source = SimpleITK.GetImageFromArray(resampling.read.out)
-        how = SimpleITK.sitkLinear if resampling.linear else SimpleITK.sitkNearestNeighbor
+        interpolator = SimpleITK.sitkLinear if resampling.linear else SimpleITK.sitkNearestNeighbor
         out = SimpleITK.Resample(
             source,
             [int(n) for n in resampling.out.shape[::-1]],
             SimpleITK.Transform(),
-            how,
+            interpolator,
             list(job.start_zyx[::-1]),
             list(job.step_zyx[::-1]),
             np.eye(3).ravel().tolist(),
         )
-        found.append(SimpleITK.GetArrayFromImage(out))
-    return found[0], found[1]
+        outputs.append(SimpleITK.GetArrayFromImage(out))
+    return outputs[0], outputs[1]
 
 
 POOL = ThreadPoolExecutor(os.cpu_count())
-WAYS: dict[str, Callable[[Job, int], tuple[Voxels, Voxels]]] = {
+METHODS: dict[str, Callable[[Job, int], tuple[Voxels, Voxels]]] = {
     OURS: ours,
     BEFORE: before,
     "scipy, affine_transform": scipy_affine,
@@ -273,17 +273,25 @@ WAYS: dict[str, Callable[[Job, int], tuple[Voxels, Voxels]]] = {
 
 
 def compare(job: Job) -> None:
-    """Check that all ways give the values of the kernel, but for halves and nearest of two."""
+    """Check that all methods give the values of the kernel, but for halves and nearest of two."""
     image, label = (voxels.copy() for voxels in ours(job, 1))
-    for name, way in WAYS.items():
-        found, mask = way(job, 1)
+    for name, method in METHODS.items():
+        values, mask = method(job, 1)
         if name == ELSEWHERE:
             continue
-        apart = np.abs(found.astype(int) - image).max()
+        apart = np.abs(values.astype(int) - image).max()
         others = (mask != label).mean()
         exact = name == BEFORE
         if apart > (0 if exact else 1) or others > (0 if exact else 1e-3):
             raise SystemExit(f"{name}: values differ by {apart}, and {others:.2g} of the mask")
+
+
+def fill_all(
+    method: Callable[[Job, int], tuple[Voxels, Voxels]], patches: Sequence[Job], threads: int
+) -> None:
+    """Fill some patches, one after the other."""
+    for job in patches:
+        method(job, threads)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -296,18 +304,20 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def measure_boxes(
     stream: PatchStream, target_mm: float, threads: int, rounds: int, n_patches: int
 ) -> list[dict[str, object]]:
-    """Measure all ways in turn, round after round; each round has other patches."""
+    """Measure all methods in turn, round after round; each round has other patches."""
     torch.set_num_threads(threads)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
     for turn in range(rounds + 1):  # the first turn is for warming up
         drawn = list(jobs(stream, target_mm, range(turn * n_patches, (turn + 1) * n_patches)))
         if not turn:
             compare(drawn[0])
-        names = list(WAYS)[turn % len(WAYS) :] + list(WAYS)[: turn % len(WAYS)]
+        names = list(METHODS)[turn % len(METHODS) :] + list(METHODS)[: turn % len(METHODS)]
         for name in names:
-            found = timed(lambda way=WAYS[name], some=drawn: [way(job, threads) for job in some])
+            seconds, core_seconds = timed(
+                lambda method=METHODS[name], jobs=drawn: [method(job, threads) for job in jobs]
+            )
             if turn:
-                times[name].append((found[0] / n_patches, found[1] / n_patches))
+                times[name].append((seconds / n_patches, core_seconds / n_patches))
     return rows_of(times, OURS, threads)
 
 
@@ -338,9 +348,9 @@ def measure_patches(
         works = dict(zip(WHOLE, (patches, by_numpy, decoded), strict=True))
         names = list(WHOLE)[turn % len(WHOLE) :] + list(WHOLE)[: turn % len(WHOLE)]
         for name in names:
-            found = timed(works[name])
+            seconds, core_seconds = timed(works[name])
             if turn:
-                times[name].append((found[0] / n_patches, found[1] / n_patches))
+                times[name].append((seconds / n_patches, core_seconds / n_patches))
     return rows_of(times, WHOLE[0], threads)
 
 
@@ -349,12 +359,12 @@ def rows_of(
 ) -> list[dict[str, object]]:
     """Return milliseconds for a patch, and how many times those of ours."""
     rows: list[dict[str, object]] = []
-    for name, found in times.items():
-        pairs = list(zip(found, times[ours], strict=True))
+    for name, durations in times.items():
+        pairs = list(zip(durations, times[ours], strict=True))
         rows.append({
-            "way": name, "threads": threads,
-            **spread("ms", [1e3 * one[0] for one in found]),
-            **spread("core_ms", [1e3 * one[1] for one in found]),
+            "method": name, "threads": threads,
+            **spread("ms", [1e3 * one[0] for one in durations]),
+            **spread("core_ms", [1e3 * one[1] for one in durations]),
             **spread("times_ours", [one[0] / other[0] for one, other in pairs]),
             **spread("core_times_ours", [one[1] / other[1] for one, other in pairs]),
         })  # fmt: skip
@@ -363,13 +373,13 @@ def rows_of(
 
 def print_table(rows: list[dict[str, object]]) -> None:
     """Print the results as a table."""
-    table = Table("way", "threads", "ms a patch", "core ms", "times ours", "times our core ms")
+    table = Table("method", "threads", "ms a patch", "core ms", "times ours", "times our core ms")
     for row in rows:
         figures = (
             f"{row[f'{name}_median']:.3g} ({row[f'{name}_min']:.3g} to {row[f'{name}_max']:.3g})"
             for name in ("ms", "core_ms", "times_ours", "core_times_ours")
         )
-        table.add_row(str(row["way"]), str(row["threads"]), *figures)
+        table.add_row(str(row["method"]), str(row["threads"]), *figures)
     Console(width=140).print(table)
 
 
@@ -380,9 +390,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side of a patch in voxels")
     parser.add_argument("--spacing-mm", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--patches", type=int, default=4, help="number per way and round")
+    parser.add_argument("--patches", type=int, default=4, help="number per method and round")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     boxes: list[dict[str, object]] = []
     whole: list[dict[str, object]] = []
@@ -394,10 +404,10 @@ def main() -> None:
             spacing_zyx_mm=options.spacing_mm,
             n_samples=(options.rounds + 1) * options.patches,
         )
-        how = (options.rounds, options.patches)
+        repetitions = (options.rounds, options.patches)
         for threads in options.threads:
-            boxes += measure_boxes(stream, options.spacing_mm, threads, *how)
-            whole += measure_patches(stream, options.spacing_mm, threads, *how)
+            boxes += measure_boxes(stream, options.spacing_mm, threads, *repetitions)
+            whole += measure_patches(stream, options.spacing_mm, threads, *repetitions)
         spacing_zyx_mm = np.asarray(store.table.spacing_zyx_mm)[0].tolist()
     print_table(boxes)
     print_table(whole)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "resampling.py"
 
 
-def test_all_ways_give_the_same_values_and_are_measured(ctspine1k_raw, tmp_path):
+def test_all_methods_give_the_same_values_and_are_measured(ctspine1k_raw, tmp_path):
     scan = ctspine1k_raw[1][0]
     options = ["--size", "16", "--spacing-mm", "1.1", "--rounds", "1", "--patches", "2"]
     command = [sys.executable, SCRIPT, scan.image_path, scan.label_path, *options]
@@ -20,5 +20,5 @@ def test_all_ways_give_the_same_values_and_are_measured(ctspine1k_raw, tmp_path)
     assert len(found["whole"]) == 6
     for row in found["boxes"] + found["whole"]:
         assert row["ms_median"] > 0
-    ours = [row for row in found["boxes"] if row["way"] == "spinezarr"]
+    ours = [row for row in found["boxes"] if row["method"] == "spinezarr"]
     assert [row["times_ours_median"] for row in ours] == [1, 1]

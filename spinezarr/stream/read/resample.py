@@ -107,39 +107,44 @@ def resample_all(resamplings: Sequence[Resampling], *, threads: int) -> None:
     Parameters
     ----------
     resamplings
-        What to compute. No two outputs overlap.
+        The resamplings. No two outputs overlap.
     threads
         Number of threads that compute.
     """
-    loaded = kernel()
-    left = list(resamplings)
-    if loaded is not None:
-        left = [one for one in resamplings if one.is_thin]
-        others = [one for one in resamplings if not one.is_thin]
-        left += _resample_by(loaded, others, threads)
-    for one in left:
-        one.run()
+    loaded_kernel = kernel()
+    remaining = list(resamplings)
+    if loaded_kernel is not None:
+        remaining = [resampling for resampling in resamplings if resampling.is_thin]
+        wide = [resampling for resampling in resamplings if not resampling.is_thin]
+        remaining += _resample_by_kernel(loaded_kernel, wide, threads)
+    for resampling in remaining:
+        resampling.run()
 
 
-def _resample_by(
-    loaded: Kernel, resamplings: Sequence[Resampling], threads: int
+def _resample_by_kernel(
+    loaded_kernel: Kernel, resamplings: Sequence[Resampling], threads: int
 ) -> list[Resampling]:
-    """Let the kernel fill the outputs; return the resamplings that it does not do."""
+    """Let the kernel fill the outputs; return the resamplings that it refuses."""
     if not resamplings:
         return []
     table = resampling_table(
-        (one.read.out, one.positions_zyx, one.out, one.linear) for one in resamplings
+        (resampling.read.out, resampling.positions_zyx, resampling.out, resampling.linear)
+        for resampling in resamplings
     )
 
     def fill(first: int, last: int, _: object = resamplings) -> None:
-        loaded.resample(table, first, last)
+        loaded_kernel.resample(table, first, last)
 
-    n_planes = [len(one.out) for one in resamplings]
-    costs = [one.out[:1].size * (_LINEAR_COST if one.linear else 1) for one in resamplings]
-    worth = 1 + sum(map(operator.mul, n_planes, costs)) // _THREAD_COST
-    run_in_parts(fill, np.repeat(costs, n_planes), threads=min(threads, worth))
-    statuses = table["status"].tolist()
-    return [one for one, status in zip(resamplings, statuses, strict=True) if status != DONE]
+    n_planes = [len(resampling.out) for resampling in resamplings]
+    plane_costs = [
+        resampling.out[:1].size * (_LINEAR_COST if resampling.linear else 1)
+        for resampling in resamplings
+    ]
+    cost = sum(map(operator.mul, n_planes, plane_costs))
+    max_threads = 1 + cost // _THREAD_COST
+    run_in_parts(fill, np.repeat(plane_costs, n_planes), threads=min(threads, max_threads))
+    statuses = zip(resamplings, table["status"].tolist(), strict=True)
+    return [resampling for resampling, status in statuses if status != DONE]
 
 
 def resample(

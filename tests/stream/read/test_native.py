@@ -58,13 +58,6 @@ UNTOUCHED = 0xA5
 SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 
 
-@pytest.fixture(scope="module")
-def kernel():
-    found = native.kernel()
-    assert found is not None, "the kernel is not built, or does not work"
-    return found
-
-
 def voxels_of(rng, shape, dtype):
     """Return voxels that compress well, badly, or well in some parts only."""
     kind = rng.integers(5)

@@ -16,7 +16,6 @@ from spinezarr.geometry import SLICE_AXIS, Box
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.stream.read import native
 from spinezarr.stream.read.batch_reader import _Work
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.buffer_pool import BufferPool
@@ -149,13 +148,6 @@ def test_positions_on_voxels_give_the_voxels_themselves():
 # The kernel
 
 KERNEL_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
-
-
-@pytest.fixture(scope="module")
-def kernel():
-    found = native.kernel()
-    assert found is not None, "the kernel is not built, or does not work"
-    return found
 
 
 def source_of(rng, shape, dtype):
