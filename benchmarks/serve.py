@@ -281,6 +281,8 @@ def start_servers(
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a server and its workers."""
+    if process.poll() is not None:
+        return
     children = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     process.wait(_TIMEOUT_S)
@@ -426,7 +428,7 @@ def main() -> None:
     options = parser.parse_args()
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        work = Path(folder)
+        work = Path(folder).resolve()  # nginx takes relative paths from a folder of its own
         store = ingest_pair(*choose_pair(options, work), work)
         data = (store / SHARD).read_bytes()
         clients: list[Client] = []
