@@ -97,6 +97,14 @@ def ingest_pair(image: Path, label: Path, work: Path) -> Path:
     return out
 
 
+def absolute_path(text: str) -> Path:
+    """Return the absolute path for an option of the command line.
+
+    The configurations of servers and the targets of links need absolute paths.
+    """
+    return Path(text).resolve()
+
+
 def spread(name: str, values: list[float]) -> dict[str, float]:
     """Return median, smallest and largest value, with names."""
     return {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from common import folder_bytes, machine, run_process
+from common import absolute_path, folder_bytes, machine, run_process
 from isal import igzip
 from rich.console import Console
 from rich.table import Table
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs=3, type=int, default=SHAPE_ZYX, metavar=("Z", "Y", "X"))
     parser.add_argument("--dtype", default="int16")
     parser.add_argument("--mask", action="store_true", help="ingest a mask with the image")
-    parser.add_argument("--folder", type=Path, help="folder with 15 GB of free space")
+    parser.add_argument("--folder", type=absolute_path, help="folder with 15 GB of free space")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     rows = []

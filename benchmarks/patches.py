@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from chart import draw_rates
-from common import machine, phantom_pair
+from common import absolute_path, machine, phantom_pair
 from draws import KINDS
 from peers.data import Data
 from peers.parent import (
@@ -349,7 +349,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cold", type=int, default=12, help="patches read with a cold cache")
     parser.add_argument("--many", type=int, default=FULL_SCANS, help="scans of the large store")
     parser.add_argument(
-        "--folder", type=Path, help="folder for the data (default: a temporary folder)"
+        "--folder", type=absolute_path, help="folder for the data (default: a temporary folder)"
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--png", type=Path, help="file for the chart")

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from common import machine, phantom_pair
+from common import absolute_path, machine, phantom_pair
 from patches import choose_pair
 from peers.data import Data
 from peers.ours import store_of
@@ -118,6 +118,8 @@ class Turn:
 
     patches: int
     seconds: float
+    core_s: float
+    """Core time of the reader in seconds, without that of the server and the proxy."""
     requests: int
     body_bytes: int
 
@@ -239,7 +241,10 @@ class Bench:
             estimated_rate=entry.estimated_rate, timeout_s=self.options.timeout,
         )  # fmt: skip
         counts = self.link.counts()
-        return Turn(answer["patches"], answer["seconds"], counts.requests, counts.body_bytes)
+        return Turn(
+            answer["patches"], answer["seconds"], answer["core_s"], counts.requests,
+            counts.body_bytes,
+        )  # fmt: skip
 
 
 def log_progress(text: str) -> None:
@@ -391,6 +396,7 @@ def row_of(entry: Entry, kind: str, link: str, turns: Sequence[Turn], ours: Sequ
     return Row(
         kind=kind, link=link, reader=entry.reader, setting=entry.setup.setting,
         in_flight=entry.in_flight, per_s=rates,
+        core_ms_each=statistics.median(1e3 * turn.core_s / turn.patches for turn in turns),
         requests_each=statistics.median(turn.requests / turn.patches for turn in turns),
         bytes_each=statistics.median(turn.body_bytes / turn.patches for turn in turns),
         bytes_per_s=statistics.median(turn.body_bytes / turn.seconds for turn in turns),
@@ -760,7 +766,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--cold-scans", type=int, default=1005)
     parser.add_argument(
-        "--folder", type=Path, help="folder for the data (default: a temporary folder)"
+        "--folder", type=absolute_path, help="folder for the data (default: a temporary folder)"
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--png", type=Path, help="file for the chart")

@@ -54,6 +54,8 @@ class Row:
     """Number of patches in flight; 0 if the reader limits itself."""
     per_s: Sequence[float]
     """Patches per second, by round."""
+    core_ms_each: float
+    """Core time of the reader per patch in ms, without that of the server and the proxy."""
     requests_each: float
     """Requests per patch, image and mask together."""
     bytes_each: float
@@ -169,7 +171,7 @@ def _print_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:
     if not rows:
         return
     table = Table(
-        "kind", "link", "reader", "patches/s", "min to max", "spinezarr is", "requests",
+        "kind", "link", "reader", "patches/s", "min to max", "spinezarr is", "core ms", "requests",
         "a patch, array", "MB", "of the link", "setting",
     )  # fmt: skip
     for kind in dict.fromkeys(row["kind"] for row in rows):
@@ -180,8 +182,9 @@ def _print_rows(rows: Sequence[dict[str, Any]], console: Console) -> None:
                 table.add_row(
                     kind, link, row["reader"], f"{row['per_s_median']:.1f}",
                     f"{row['per_s_min']:.1f} to {row['per_s_max']:.1f}",
-                    "" if ratio is None else f"{ratio:.2f} x", f"{row['requests_each']:.1f}",
-                    f"{row['requests_each_array']:.2f}", f"{row['bytes_each'] / MB:.2f}",
+                    "" if ratio is None else f"{ratio:.2f} x", f"{row['core_ms_each']:.2f}",
+                    f"{row['requests_each']:.1f}", f"{row['requests_each_array']:.2f}",
+                    f"{row['bytes_each'] / MB:.2f}",
                     "" if share is None else f"{share:.0%}",
                     f"{row['setting']}, {row['in_flight'] or 'its own'} in flight",
                 )  # fmt: skip

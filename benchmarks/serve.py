@@ -30,7 +30,7 @@ from random import Random
 from typing import Protocol
 
 import psutil
-from common import ingest_pair, machine, spread
+from common import absolute_path, ingest_pair, machine, spread
 from patches import choose_pair
 from rich.console import Console
 from rich.table import Table
@@ -422,13 +422,13 @@ def main() -> None:
         "--seconds", type=float, default=1.0, help="seconds of each server per round"
     )
     parser.add_argument(
-        "--folder", type=Path, help="folder for the data (default: a temporary folder)"
+        "--folder", type=absolute_path, help="folder for the data (default: a temporary folder)"
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        work = Path(folder).resolve()  # nginx takes relative paths from a folder of its own
+        work = Path(folder)
         store = ingest_pair(*choose_pair(options, work), work)
         data = (store / SHARD).read_bytes()
         clients: list[Client] = []

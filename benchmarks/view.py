@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from common import ingest_pair, machine, spread
+from common import absolute_path, ingest_pair, machine, spread
 from patches import choose_pair
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pair", nargs="*", type=Path, help="image and mask")
     parser.add_argument(
-        "--folder", type=Path, help="folder for the data (default: a temporary folder)"
+        "--folder", type=absolute_path, help="folder for the data (default: a temporary folder)"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slices", type=int, default=SLICES)

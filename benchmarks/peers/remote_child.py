@@ -159,7 +159,7 @@ class PeerServer:
         """Read for about ``seconds``; ``estimated_rate`` is not needed."""
         del estimated_rate
         draws = list(self._draws(kind, epoch, _N_DRAWS))
-        started = time.perf_counter()
+        started, cores_started = time.perf_counter(), time.process_time()
         deadline = started + seconds
         n_started = itertools.count()
         timed_draws = itertools.takewhile(
@@ -171,7 +171,7 @@ class PeerServer:
             if isinstance(result, Exception):
                 raise result
             patches += 1
-        return {"patches": patches, "seconds": time.perf_counter() - started}
+        return _rate_of(patches, started, cores_started)
 
     def compare(
         self, kind: str, epoch: int, n: int, in_flight: int, timeout_s: float
@@ -243,13 +243,13 @@ class OurServer:
         stream = self._stream(kind, epoch, 1 << 20)
         group_size = stream.batches_per_group * BATCH
         n = max(1, round(seconds * estimated_rate / group_size)) * group_size
-        started = time.perf_counter()
+        started, cores_started = time.perf_counter(), time.process_time()
         patches = 0
         for result in _iterate(replace(stream, n_samples=n), timeout_s):
             if isinstance(result, Exception):
                 raise result
             patches += len(result)
-        return {"patches": patches, "seconds": time.perf_counter() - started}
+        return _rate_of(patches, started, cores_started)
 
     def compare(
         self, kind: str, epoch: int, n: int, in_flight: int, timeout_s: float
@@ -304,6 +304,12 @@ class OurServer:
             z, y, x = start.tolist()
             box = Box.at((z, y, x), pair[0].shape)
             tally.add(is_correct=self._truth.matches(box, pair))
+
+
+def _rate_of(patches: int, started: float, cores_started: float) -> dict[str, Any]:
+    """Return the patches of a turn, its seconds, and the core time of this process in seconds."""
+    seconds = time.perf_counter() - started
+    return {"patches": patches, "seconds": seconds, "core_s": time.process_time() - cores_started}
 
 
 def _iterate(stream: PatchStream, timeout_s: float) -> Iterator[Batch | Exception]:

@@ -37,9 +37,9 @@ def run_python(code, *arguments):
 
 
 def measure(tmp_path, *options):
-    outputs = ["--json", tmp_path / "out.json", "--png", tmp_path / "out.png", "--folder", tmp_path]
+    outputs = ["--json", tmp_path / "out.json", "--png", tmp_path / "out.png", "--folder", "."]
     command = [sys.executable, FOLDER / "remote.py", *phantom_pair(tmp_path), *outputs, *options]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((tmp_path / "out.json").read_text())
 
@@ -53,6 +53,7 @@ def test_the_short_form_measures_every_part(tmp_path):
     }
     for row in rows.values():
         assert row["per_s_min"] > 0
+        assert row["core_ms_each"] > 0
         assert row["requests_each"] > 0, row
         assert row["bytes_each"] > 0
     files = [row for (_, reader), row in rows.items() if reader in WHOLE]
@@ -183,7 +184,9 @@ def test_targets_compare_with_the_fastest_store_of_a_peer():
         import json
         from remote_report import CAP, Row, targets_of
         def row(reader, link, rates, ratio, bytes_per_s=0.0):
-            return Row("128^3", link, reader, "", 8, rates, 6.0, 1e6, bytes_per_s, ratio).to_json()
+            return Row(
+                "128^3", link, reader, "", 8, rates, 1.0, 6.0, 1e6, bytes_per_s, ratio
+            ).to_json()
         rows = [
             row("spinezarr", "20 ms", [90.0, 100.0, 300.0], 1.0),
             row("zarr-python, obstore", "20 ms", [5.0], 20.0),

@@ -20,8 +20,9 @@ def run_benchmark(tmp_path):
     write_nifti(pair[0], phantom.image, phantom.affine_xyz, NiftiForm())
     write_nifti(pair[1], phantom.label, phantom.affine_xyz, NiftiForm(dtype="uint8"))
     options = ["--sizes", "64 KiB", "--rounds", "2", "--seconds", "0.2", "--clients", "load.c"]
-    command = [sys.executable, SCRIPT, *pair, *options, "--json", tmp_path / "out.json"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    outputs = ["--folder", ".", "--json", tmp_path / "out.json"]
+    command = [sys.executable, SCRIPT, *pair, *options, *outputs]
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((tmp_path / "out.json").read_text())
 

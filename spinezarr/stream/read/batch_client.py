@@ -392,14 +392,18 @@ class _KindStats:
     """Number of times that the server did not send batches."""
 
     def best_pack(self, limits: "BatchLimits", link: float | None) -> Pack:
-        """Return the fastest packing: few bytes, unless packing takes longer than sending."""
+        """Return the packing that takes the least time of the link and of the server's cores.
+
+        Both times count, although they overlap: while the cores are the limit, the link seems
+        slower than it is, and more packing would slow down the cores further.
+        """
         bytes_per_s = link or _LINK_BYTES_PER_S
 
-        def duration(pack: Pack) -> tuple[float, float]:
+        def duration_s(pack: Pack) -> float:
             packing_s = 1 / _PACKED_BYTES_PER_S[pack] / limits.cores
-            return max(self.ratios[pack] / bytes_per_s, packing_s), self.ratios[pack]
+            return self.ratios[pack] / bytes_per_s + packing_s
 
-        return min(_RATIOS, key=duration)
+        return min(_RATIOS, key=duration_s)
 
     def groups_per_s(
         self, limits: "BatchLimits", pack: Pack, link: float | None

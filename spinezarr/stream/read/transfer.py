@@ -21,15 +21,22 @@ Transfer = Literal["auto", "patches", "ranges"]
 
 ``"auto"`` takes whichever is faster.
 """
-MIN_READS: Final = 8
+MIN_READS: Final = 16
 """Smallest number of reads that a rate is measured from; it is also at least half a round."""
-_MIN_SPEEDUP: Final = 1.25
+_MIN_SPEEDUP: Final = 1.1
 """The server is used if it is this many times as fast as ranges, as others need it too.
 
-Ranges are tried if their estimate is this many times as fast as the server.
+Before anything is measured, ranges are taken if their estimate is this many times as fast.
+"""
+_MAX_UNDERESTIMATE: Final = 2.5
+"""Ranges are tried unless their estimate is less than the measured rate of the server by more.
+
+The estimate is too low while processors are the limit: the link then carries more than it does now.
 """
 _RETRY_AFTER: Final = 512
-"""Number of reads after which a slower way may be tried again."""
+"""Number of reads after which a slower way may be tried again; twice as many after each trial."""
+_MAX_RETRY_AFTER: Final = 16 * _RETRY_AFTER
+"""Largest number of reads after which a slower way may be tried again."""
 _ROUNDS: Final = 8
 """Number of rounds that a rate is measured over; then all earlier reads count half.
 
@@ -67,6 +74,7 @@ class TransferChoice:
         """Reads per second of each way, and the usual number in flight then."""
         self._n_choices = 0
         """Number of choices since the way was changed."""
+        self._retry_after = _RETRY_AFTER
         self._began_s = clock()
         self._last_s = self._began_s
         self._n_to_skip = self._n_ended = 0
@@ -88,20 +96,25 @@ class TransferChoice:
         """
         other: Transfer = "ranges" if self.transfer == "patches" else "patches"
         self._n_choices += 1
-        if self._n_choices > _RETRY_AFTER:
+        if self._n_choices > self._retry_after:
             self._rates.pop(other, None)
             self._n_choices = 0
+            self._retry_after = min(2 * self._retry_after, _MAX_RETRY_AFTER)
         if self.transfer == "ranges":
-            is_faster = served_per_s > _MIN_SPEEDUP * ranges_per_s
+            is_measured = self.measured("ranges") is not None
+            is_faster = is_measured and served_per_s > _MIN_SPEEDUP * ranges_per_s
         else:
-            # An estimate must be higher than the rate of the server. A measured rate may be a
-            # little lower, as ranges take work off the server.
-            factor = 1 / _MIN_SPEEDUP if self.measured(other) is None else _MIN_SPEEDUP
-            is_faster = ranges_per_s * factor > served_per_s
+            is_faster = ranges_per_s * self._allowance() > served_per_s
         if is_faster:
             self.transfer, self._n_choices = other, 0
             self._restart()
         return self.transfer
+
+    def _allowance(self) -> float:
+        """Return how many times as fast as ranges the server may be when ranges are taken."""
+        if self.measured("ranges") is not None:
+            return _MIN_SPEEDUP
+        return 1 / _MIN_SPEEDUP if self.measured("patches") is None else _MAX_UNDERESTIMATE
 
     def begin(self) -> float:
         """Record that a read begins, and return the time in seconds."""

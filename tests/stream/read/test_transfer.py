@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinezarr.stream.read.batch_client import _KindStats
+from spinezarr.stream.read.batch_limits import BatchLimits
 from spinezarr.stream.read.transfer import TransferChoice
 
 
@@ -56,7 +58,7 @@ class Link:
 @pytest.mark.parametrize("in_flight", [1, 2, 5, 16])
 @pytest.mark.parametrize(
     ("served_per_s", "ranges_per_s", "way"),
-    [(140, 100, "patches"), (30, 10, "patches"), (100, 140, "ranges"), (110, 100, "ranges")],
+    [(140, 100, "patches"), (30, 10, "patches"), (100, 140, "ranges"), (105, 100, "ranges")],
 )
 def test_the_faster_transfer_is_chosen(served_per_s, ranges_per_s, way, in_flight):
     """The estimates say that ranges are much faster, so both are tried."""
@@ -93,6 +95,21 @@ def test_a_slower_transfer_is_tried_again_later():
     assert link.share("patches", 100) == 1
 
 
+def test_ranges_are_tried_though_the_link_seems_too_slow_for_them():
+    """While processors are the limit, the link seems slower than it is."""
+    link = Link(90, 140)
+    link.read(400, 8, estimates=(1e2, 45))
+    assert link.share("ranges", 200) == 1
+
+
+def test_a_slower_transfer_is_tried_ever_more_rarely():
+    link = Link(100, 60)
+    link.read(20_000, 8, estimates=(1e2, 50))
+    n_tried = link.taken.count("ranges")
+    assert 0 < n_tried < 200
+    assert link.taken[10_000:].count("ranges") < n_tried / 2
+
+
 def test_a_transfer_with_a_poor_estimate_is_not_tried():
     link = Link(100, 10)
     link.read(1500, 8, estimates=(1e2, 1e1))
@@ -125,3 +142,19 @@ def test_rates_are_measured_at_the_usual_number_in_flight():
     assert link.choice.measured("patches") == pytest.approx(100, rel=0.01)
     link.read(300, 2)  # two in flight become usual
     assert link.choice.measured("patches") == pytest.approx(20, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "cores", "pack"),
+    [
+        (12e6, 2, "zstd"),
+        (100e6, 2, "zstd"),
+        (200e6, 2, "lz4"),
+        (200e6, 16, "zstd"),
+        (3e9, 2, "lz4"),
+        (20e9, 2, "none"),
+    ],
+)
+def test_voxels_are_packed_less_on_fast_links_and_few_cores(bytes_per_s, cores, pack):
+    limits = BatchLimits.model_construct(cores=cores)
+    assert _KindStats().best_pack(limits, bytes_per_s) == pack
