@@ -140,8 +140,8 @@ bench-serve: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/serve.py $(PAIR) $(SERVE) --folder build --json build/serve.json
 
-# Measures seconds and bytes until Chromium shows a scan, and until the scan is downloaded: apt-get
-# install chromium.
+# Measures seconds and bytes until Chromium shows a scan, and until the scan is downloaded, and the time
+# of a key in the search of long lists: apt-get install chromium.
 bench-view: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/view.py $(PAIR) --folder build --json build/view.json

@@ -30,7 +30,12 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_CODE = {"", "text"}
 SERVES = re.compile(r"spinezarr serve [^-\s]\S*[ ]*(#.*)?\n?")
 """A block whose server runs until it is stopped."""
-NAMES_OF_OTHERS = {"blosc_getitem"}
+NAMES_OF_OTHERS = {
+    "blosc_getitem",
+    "ijkToRasMatrix",
+    "ngff_image_to_itk_image",
+    "nibabel_image_to_ngff_image",
+}
 PARTS_OF_A_DECISION = [
     "Context",
     "Options considered",

@@ -157,7 +157,7 @@ def ome_zarr(
     as_json: AsJson = False,
     open_options: OpenOptions,
 ) -> None:
-    """Write each scan as an OME-Zarr image, for napari, Slicer and other viewers.
+    """Write each scan as an OME-Zarr image, for napari, neuroglancer and other viewers.
 
     Each image is DIR/SCAN.ome.zarr, version 0.5 on Zarr v3. It holds image and mask as shards of
     the store, coarser levels, and names and colors of vertebrae. If the file system can, shards

@@ -1,7 +1,9 @@
 """How does spinezarr use S3 through s3fs, and what do its errors say?"""
 
+import binascii
 import errno
 import os
+from base64 import b64decode
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -42,6 +44,7 @@ _PART_BYTES: Final = 1 << 18
 _BLOCK_BYTES: Final = 4 << 20
 _CACHED_BLOCKS: Final = 4
 """Number of blocks in memory of a file that is read from start to end; one is fetched ahead."""
+_CRC32_BYTES: Final = 4
 _ERROR_NUMBERS: Final = {
     PermissionError: errno.EACCES,
     FileNotFoundError: errno.ENOENT,
@@ -169,6 +172,35 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         response = await self._call_s3("get_object", Bucket=bucket, Key=key, **parameters)
         return response["Body"], response["ResponseMetadata"]["HTTPHeaders"]
 
+    def copy_in_service(self, source: str, target: str) -> int | None:
+        """Let the service copy an object, so that its bytes are neither received nor sent.
+
+        Parameters
+        ----------
+        source, target
+            ``bucket/key`` of the object, and of its copy.
+
+        Returns
+        -------
+        int or None
+            CRC-32 of the copied object, which the service reports; None if it reports none.
+
+        Raises
+        ------
+        OSError
+            If the service refuses, or no server answers.
+        """
+        bucket, key, _ = self.split_path(target)
+        source_bucket, source_key, _ = self.split_path(source)
+        response = self.call_s3(
+            "copy_object",
+            Bucket=bucket,
+            Key=key,
+            CopySource={"Bucket": source_bucket, "Key": source_key},
+            ChecksumAlgorithm="CRC32",
+        )
+        return _parse_crc32(response.get("CopyObjectResult", {}).get("ChecksumCRC32", ""))
+
     @staticmethod
     async def parts(body: Any, path: str) -> AsyncIterator[bytes]:  # noqa: ANN401
         """Yield the parts of a body.
@@ -204,6 +236,23 @@ class _ObjectFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec is unty
     def _fetch_range(self, start: int, end: int) -> bytes:
         data: bytes = self.fs.cat_file(self.path, start=start, end=end)
         return data
+
+
+def _parse_crc32(text: str) -> int | None:
+    """Parse a CRC-32 of S3. The result is None if it is a checksum of the checksums of parts.
+
+    Examples
+    --------
+    >>> _parse_crc32("y/Q5Jg==") == 0xCBF43926
+    True
+    >>> _parse_crc32("y/Q5Jg==-2"), _parse_crc32("")
+    (None, None)
+    """
+    try:
+        data = b64decode(text, validate=True)
+    except binascii.Error:
+        return None
+    return int.from_bytes(data, "big") if len(data) == _CRC32_BYTES else None
 
 
 def _interrupted_error(problem: BaseException, path: str) -> OSError:

@@ -2,7 +2,8 @@
 
 The shards of image and mask are copied unchanged, and each is compared with its checksum. On file
 systems with reflinks, a copy shares the blocks of the original. Hard links save as much space on
-every file system. They are made on request. Coarse levels become arrays. On disk, an image gets its
+every file system. They are made on request. An S3 service copies the shards of a store that it has,
+and reports their checksums. Coarse levels become arrays. On disk, an image gets its
 name when it is complete. In a bucket, the ``zarr.json`` of the image is written last.
 """
 
@@ -260,12 +261,33 @@ class _Bucket(_Target):
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
         self._fs = fs
         self._path = path
+        self._service_copies = True
+        """Whether the service copies objects and reports their checksums, as far as known."""
 
     def write(self, key: str, data: bytes) -> None:
         self._fs.pipe_file(f"{self._path}/{key}", data)
 
     def copy(self, reader: StoreReader, shard: _Shard, key: str) -> None:
-        self.write(key, _read_checked(reader, shard))
+        if not (self._has_store(reader) and self._copy_in_service(shard, key)):
+            self.write(key, _read_checked(reader, shard))
+
+    def _has_store(self, reader: StoreReader) -> bool:
+        """Whether the S3 service of this bucket also has a store, for the same credentials."""
+        if not reader.url.startswith(("s3://", "s3a://")):
+            return False
+        fs, _ = open_filesystem(reader.url, reader.storage_options)
+        return bool(fs == self._fs)
+
+    def _copy_in_service(self, shard: _Shard, key: str) -> bool:
+        """Let the service copy a file; return whether the copy is what the manifest describes."""
+        if not self._service_copies:
+            return False
+        try:
+            checksum = self._fs.copy_in_service(shard.path, f"{self._path}/{key}")
+        except OSError:  # not offered, or not permitted; reading the file shows other causes
+            checksum = None
+        self._service_copies = checksum is not None
+        return checksum is not None and f"{checksum:08x}" == shard.entry.crc32
 
 
 class _Folder(_Target):

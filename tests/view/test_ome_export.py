@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import spinezarr
 from spinezarr.cli.main import app
 from spinezarr.errors import CorruptStoreError, UnknownScanError, UsageError
+from spinezarr.remote.s3_filesystem import S3
 from spinezarr.view import ome_export
 from spinezarr.view.levels import LevelReader, levels_of
 
@@ -206,6 +207,101 @@ def test_images_are_exported_to_a_bucket_and_from_a_bucket(opened, own, tmp_path
     check(opened, zarr.open_group(tmp_path / f"near/{SCAN}.ome.zarr", mode="r"))
     with pytest.raises(UsageError, match="--link cannot be used"):
         export(far, tmp_path / "linked", link=True)
+
+
+COPIED = {"copied": "yes"}
+"""Metadata of the objects of a store, which only a copy inside the service keeps."""
+
+
+@pytest.fixture
+def far(own, s3_server):
+    """Put a store into a bucket; return the name of the bucket."""
+    bucket = s3_server.new_bucket()
+    for path in own.rglob("*"):
+        if path.is_file():
+            s3_server.client.put_object(
+                Bucket=bucket,
+                Key=f"own.zarr/{path.relative_to(own)}",
+                Body=path.read_bytes(),
+                Metadata=COPIED,
+            )
+    return bucket
+
+
+def copied_keys(client, bucket):
+    """Return the keys below ``images`` that the service copied, and the other ones."""
+    listed = client.list_objects_v2(Bucket=bucket, Prefix="images/")["Contents"]
+    keys = [one["Key"] for one in listed]
+    copied = [
+        key for key in keys if client.head_object(Bucket=bucket, Key=key)["Metadata"] == COPIED
+    ]
+    return copied, [key for key in keys if key not in copied]
+
+
+needs_checksums = pytest.mark.skipif(
+    os.environ.get("SPINEZARR_TEST_S3") == "ceph",
+    reason="Debian's Ceph reports no checksum of a copy",
+)
+
+
+@needs_checksums
+def test_the_service_copies_the_shards_of_a_store_that_it_has(own, far, s3_server):
+    options, client = s3_server.storage_options, s3_server.client
+    store = spinezarr.open(f"s3://{far}/own.zarr", storage_options=options)
+    export(store, f"s3://{far}/images", storage_options=options)
+    copied, written = copied_keys(client, far)
+    root = f"images/{SCAN}.ome.zarr"
+    stored = own / "scans" / SCAN
+    keys = {}
+    for folder, array in (("0", "image"), ("labels/vertebrae/0", "label")):
+        for key, path in files(stored / array).items():
+            if key.name != "zarr.json":
+                keys[f"{root}/{folder}/{key}"] = path
+    assert set(copied) == set(keys)
+    for key, path in keys.items():
+        body = client.get_object(Bucket=far, Key=key)["Body"].read()
+        assert body == path.read_bytes()
+    assert f"{root}/zarr.json" in written
+
+
+@pytest.mark.parametrize("how", ["other options", "no checksum", "refused", "other checksum"])
+def test_shards_that_the_service_does_not_copy_are_sent(far, s3_server, monkeypatch, how):
+    options, client = s3_server.storage_options, s3_server.client
+    store = spinezarr.open(f"s3://{far}/own.zarr", storage_options=options)
+    if how == "other options":
+        options = {**options, "max_concurrency": 2}
+    call = S3.call_s3
+
+    def answer(self, method, **parameters):
+        response = call(self, method, **parameters)
+        if how == "refused":
+            raise OSError(5, "Header 'x-amz-checksum-algorithm' is not implemented")
+        result = response["CopyObjectResult"]
+        result.pop("ChecksumCRC32", None)
+        if how == "other checksum":
+            result["ChecksumCRC32"] = "AAAAAA=="
+        return response
+
+    if how != "other options":
+        monkeypatch.setattr(S3, "call_s3", answer)
+    export(store, f"s3://{far}/images", storage_options=options)
+    copied, written = copied_keys(client, far)
+    assert not copied
+    assert len([key for key in written if "/0/c" in key]) > 1
+
+
+def test_a_damaged_shard_is_not_copied(far, s3_server):
+    options, client = s3_server.storage_options, s3_server.client
+    store = spinezarr.open(f"s3://{far}/own.zarr", storage_options=options)
+    shard = next(iter(store._reader.scan(SCAN).image.shard_sizes))
+    key = store._reader.scan(SCAN).image.shard_path(shard).removeprefix(f"{far}/")
+    data = bytearray(client.get_object(Bucket=far, Key=key)["Body"].read())
+    data[len(data) // 2] ^= 1
+    client.put_object(Bucket=far, Key=key, Body=bytes(data))
+    with pytest.raises(CorruptStoreError, match="differs from the manifest"):
+        export(store, f"s3://{far}/images", storage_options=options)
+    listed = client.list_objects_v2(Bucket=far, Prefix="images/").get("Contents", [])
+    assert not [one["Key"] for one in listed if one["Key"].endswith("zarr.json")]
 
 
 def test_the_root_of_an_image_is_written_last_to_a_bucket(opened, s3_server, monkeypatch):
