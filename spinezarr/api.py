@@ -1239,6 +1239,7 @@ class Store:
         size_mm: tuple[float, ...] | float | None,
         spacing_mm: tuple[float, ...] | float | None,
         flat_axis: int | None = None,
+        /,
         *,
         neighbors: int = 0,
         neighbor_step_mm: float | None = None,

@@ -44,7 +44,7 @@ from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.stream.read.nonfinite import Nonfinite
 from spinezarr.stream.read.tensors import Pack
 from spinezarr.stream.request import PatchRequest
-from spinezarr.stream.spacing import step_zyx
+from spinezarr.stream.spacing import MIN_MM, step_zyx
 
 __all__ = [
     "BODY_BYTES",
@@ -62,7 +62,7 @@ _ITEMS: Final = 8192
 
 _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
-_Millimeters = Annotated[float, Field(gt=0, le=1000)]
+_Millimeters = Annotated[float, Field(ge=MIN_MM, le=1000)]
 _Checksum = Annotated[str, Field(max_length=64)]
 
 

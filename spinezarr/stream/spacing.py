@@ -18,6 +18,7 @@ from spinezarr.geometry import ShapeZYX
 from spinezarr.store.scan_table import TableColumns
 
 __all__ = [
+    "MIN_MM",
     "NATIVE_SPACING",
     "Positions",
     "StepZYX",
@@ -42,6 +43,8 @@ _RELATIVE_TOLERANCE: Final = 1e-6
 It is larger than the rounding of float32 in headers. A scan with an equal spacing is not resampled,
 and its affine has its own spacing.
 """
+MIN_MM: Final = 1e-3
+"""Smallest spacing or size in mm that can be given; far smaller ones have no grid of numbers."""
 _NUMBER_WORDS: Final = {2: "two", 3: "three"}
 
 
@@ -166,7 +169,7 @@ def _keyword(quantity: str, axes: str) -> str:
 
 
 def _numbers(value: object, axes: str, name: str, *, whole: bool = False) -> list[Any]:
-    """Return one number for each axis. Numbers that are not whole must be above 0."""
+    """Return one number for each axis. Numbers that are not whole are lengths in mm."""
     try:
         numbers = np.atleast_1d(np.asarray(value))
     except ValueError:  # nested tuples have unequal lengths
@@ -175,10 +178,10 @@ def _numbers(value: object, axes: str, name: str, *, whole: bool = False) -> lis
     one_for_all = not whole or axes == "zyx"
     fits = numbers.shape == (len(axes),) or (one_for_all and numbers.shape == (1,))
     fits = fits and numbers.dtype.kind in ("iu" if whole else "iuf")
-    if not fits or not (whole or ((numbers > 0) & np.isfinite(numbers)).all()):
+    if not fits or not (whole or ((numbers >= MIN_MM) & np.isfinite(numbers)).all()):
         raise UsageError(
             f"{name} {value}: give {_NUMBER_WORDS[len(axes)]} "
-            f"{'whole numbers' if whole else 'numbers above 0'} ({', '.join(axes)})"
+            f"{'whole numbers' if whole else f'numbers of at least {MIN_MM}'} ({', '.join(axes)})"
             f"{', or one for all' if one_for_all else ''}."
         )
     return list(np.broadcast_to(numbers, len(axes)).tolist())

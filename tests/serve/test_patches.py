@@ -171,6 +171,7 @@ def test_each_item_of_a_batch_has_its_own_status(ctspine1k_url, tmp_path):
         ({"items": [], "size_zyx": (1, 1, 1), "image_dtype": "object"}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "pack": "pickle"}, 400),
         ({"items": [], "size_zyx": (1, 1, 1), "spacing_zyx_mm": (0, 1, 1)}, 400),
+        ({"items": [], "size_zyx": (1, 1, 1), "spacing_zyx_mm": (1e-320, 1, 1)}, 400),
         ({"items": [{"scan_id": "a", "start_zyx": (2**40, 0, 0)}], "size_zyx": (1, 1, 1)}, 400),
         ({"items": [{"scan_id": "a", "start_zyx": (0, 0, 0)}], "size_zyx": (4096,) * 3}, 413),
         (

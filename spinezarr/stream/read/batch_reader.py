@@ -23,7 +23,14 @@ from spinezarr.stream.read.resample import Resampling, SourceRegion, resample_al
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.stream.read.summary import ReadSummary
 from spinezarr.stream.request import PatchRequest
-from spinezarr.stream.spacing import Positions, StepZYX, grid_shape_zyx, positions_along, step_zyx
+from spinezarr.stream.spacing import (
+    MIN_MM,
+    Positions,
+    StepZYX,
+    grid_shape_zyx,
+    positions_along,
+    step_zyx,
+)
 from spinezarr.vertebrae import BACKGROUND
 
 __all__ = ["PADDING_HU", "BatchReader", "padding_zyx"]
@@ -81,9 +88,10 @@ class BatchReader:
         if self.neighbors < 0:
             raise UsageError(f"neighbors {self.neighbors}: must not be negative.")
         step_mm = self.neighbor_step_mm
-        if step_mm is not None and not (self.neighbors and 0 < step_mm < math.inf):
+        if step_mm is not None and not (self.neighbors and MIN_MM <= step_mm < math.inf):
             raise UsageError(
-                f"neighbor_step_mm {step_mm}: must be above 0, and needs neighbors of 1 or more."
+                f"neighbor_step_mm {step_mm}: must be at least {MIN_MM}, and needs neighbors of 1 "
+                "or more."
             )
 
     @property
