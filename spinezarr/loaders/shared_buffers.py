@@ -14,7 +14,7 @@ mark      state                                               who may change it
 0         free                                                the worker
 ticket    sent; each time with another, positive number       the receiver
 -ticket   received; views of it exist                         the receiver
-RETIRED   never used again, and forgotten by both             nobody
+RETIRED   used by nobody again, and forgotten by both         nobody
 ========= =================================================== =================
 
 If there is no segment to use, PyTorch sends the batch in its own way.
@@ -55,6 +55,8 @@ _MAX_BYTES: Final = 2 << 30
 """Largest number of bytes in the segments of all workers of a loader."""
 _MAX_SEGMENTS: Final = 256
 """Largest number of these segments. Each takes a file descriptor in both processes."""
+_RESERVE_BYTES: Final = 512 << 20
+"""Bytes of shared memory to leave for what PyTorch sends. Containers often have only 64 MB."""
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  only asked for its free space
 _LARGEST_WASTE: Final = 2
 """A segment is used for arrays of more than its size divided by this number."""
@@ -62,7 +64,7 @@ _LARGEST_WASTE: Final = 2
 _Bytes = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Segment:
     """Shared memory for one array."""
 
@@ -78,6 +80,10 @@ class _Segment:
     @property
     def mark(self) -> int:
         return int(self.header[_MARK])
+
+    @property
+    def address(self) -> int:
+        return self.block.ctypes.data
 
     def set_mark(self, mark: int) -> None:
         self.header[_MARK] = mark
@@ -162,21 +168,19 @@ class _Sender:
     def _take_idle(self, n_bytes: int) -> _Segment | None:
         """Take the segment that was used last, because it is likely to be in the cache."""
         for segment in reversed(self._idle.copy()):
-            if segment.mark == _RETIRED:
-                self._forget(segment)
-            elif n_bytes <= segment.block.nbytes < _LARGEST_WASTE * n_bytes and self._claim(
-                segment
-            ):
+            mark, size = segment.mark, segment.block.nbytes
+            if mark == _RETIRED and self._claim(segment):
+                self._segments.pop(segment.address, None)
+            fits = n_bytes <= size < _LARGEST_WASTE * n_bytes
+            if mark == _FREE and fits and self._claim(segment):
                 return segment
         return None
 
     def _claim(self, segment: _Segment) -> bool:
-        """Remove a free segment from the idle ones; return False if it is not free any more."""
-        if segment.mark != _FREE:
-            return False
+        """Remove a segment from the idle ones; return False if another thread was faster."""
         try:
             self._idle.remove(segment)
-        except ValueError:  # another thread was faster
+        except ValueError:
             return False
         return True
 
@@ -186,9 +190,9 @@ class _Sender:
                 if self._has_room(n_bytes):
                     break
                 # It has another size: that of a stream which has ended, or of a last batch.
-                if self._claim(segment):
+                if segment.mark == _FREE and self._claim(segment):
                     segment.set_mark(_RETIRED)
-                    self._forget(segment)
+                    self._segments.pop(segment.address, None)
             if not self._has_room(n_bytes):
                 return None
             try:
@@ -197,7 +201,7 @@ class _Sender:
             except (OSError, RuntimeError):  # no descriptor or no memory is left
                 return None
             segment = _Segment.of(storage)
-            self._segments[segment.block.ctypes.data] = (next(self._numbers), segment)
+            self._segments[segment.address] = (next(self._numbers), segment)
             return segment
 
     def _has_room(self, n_bytes: int) -> bool:
@@ -205,16 +209,12 @@ class _Sender:
         max_bytes = _MAX_BYTES
         if _SHARED_MEMORY.exists():
             status = os.statvfs(_SHARED_MEMORY)
-            max_bytes = min(max_bytes, status.f_frsize * status.f_bavail // 2)
-        n_workers = self._n_workers
-        return len(sizes) < max(2, _MAX_SEGMENTS // n_workers) and (
-            sum(sizes) + n_bytes <= max_bytes // n_workers
-        )
-
-    def _forget(self, segment: _Segment) -> None:
-        self._segments.pop(segment.block.ctypes.data, None)
-        if segment in self._idle:
-            self._idle.remove(segment)
+            free = status.f_frsize * status.f_bavail
+            max_bytes = min(max_bytes, free // 2, free - _RESERVE_BYTES)
+        # Each worker may use its share.
+        max_segments = max(2, _MAX_SEGMENTS // self._n_workers)
+        max_bytes //= self._n_workers
+        return len(sizes) < max_segments and sum(sizes) + n_bytes <= max_bytes
 
 
 _SENDER: Final = PerProcess(_Sender)
@@ -243,9 +243,9 @@ def send_in_segments(kind: type[dict[str, Any]]) -> None:
 
 
 def _reduce(batch: dict[str, Any]) -> tuple[Any, ...]:
-    sender = _SENDER.peek()
     items = dict(batch)
-    if sender is not None:
+    if get_worker_info() is not None:
+        sender = _SENDER.get()
         for name, value in batch.items():
             if isinstance(value, torch.Tensor) and _is_plain(value):
                 items[name] = _send(sender, value)
@@ -258,8 +258,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         type(tensor) is torch.Tensor
         and tensor.device.type == "cpu"
         and tensor.layout is torch.strided
+        and not (tensor.requires_grad or tensor.is_nested or tensor.is_quantized)
+        and not (tensor.is_conj() or tensor.is_neg())
         and tensor.is_contiguous()
-        and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
         and tensor.numel() > 0
     )
 
@@ -309,14 +310,15 @@ def _keep(sent: _SentSegment) -> _Segment:
     segment = _Segment.of(sent.storage)
     workers = {process.pid: process for process in multiprocessing.active_children()}
     _forget_unused(workers.keys())
-    pid, _ = sent.worker
-    if pid in workers:
-        if sent.worker not in _RECEIVED:
-            _RECEIVED[sent.worker] = {}
-            end = weakref.finalize(workers[pid], _RECEIVED.pop, sent.worker, None)
-            end.atexit = False
-        _RECEIVED[sent.worker][sent.number] = segment
-        segment.header[_IS_KNOWN] = True
+    worker = workers.get(sent.worker[0])
+    if worker is None:
+        # Nobody would say when it ends.
+        segment.set_mark(_RETIRED)
+        return segment
+    if sent.worker not in _RECEIVED:
+        weakref.finalize(worker, _RECEIVED.pop, sent.worker, None).atexit = False
+    _RECEIVED.setdefault(sent.worker, {})[sent.number] = segment
+    segment.header[_IS_KNOWN] = True
     return segment
 
 
