@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
-from timeouts import TIMEOUT_S, wait_until
+from timeouts import TIMEOUT_S
 from torch.utils.data import DataLoader, IterableDataset
 
 from spinezarr.loaders import shared_buffers
@@ -34,7 +34,7 @@ DESCRIPTORS = Path("/proc/self/fd")
 
 
 class Numbered(IterableDataset):
-    """Batches whose voxels are their number, which lie in the memory of a worker's segments."""
+    """Batches whose voxels are their number; in a worker, they lie in its segments."""
 
     def __init__(self, n, shape=SHAPE, change=lambda batch: batch):
         self.n, self.shape, self.change = n, shape, change
@@ -119,6 +119,7 @@ def test_batches_come_in_segments_that_are_used_again(store, request, method, pe
                 else:
                     assert found[name] == value
             n_segments = len(segments())
+            assert all(segment.header[shared_buffers._IS_KNOWN] for segment in segments())
         # Two for each batch that is read, sent or used.
         assert 4 <= n_segments < 40
     assert not in_segment(found["image"]) or persistent
@@ -175,7 +176,8 @@ def plain(batch):
 
 
 def cropped(batch):
-    return _WholeBatch(batch, image=batch["image"][..., 1:], label=batch["label"][1:])
+    batch["image"][..., 0] = -1
+    return _WholeBatch(batch, image=batch["image"][..., :-1], label=batch["label"][1:])
 
 
 def converted(batch):
@@ -234,7 +236,8 @@ def test_a_worker_may_keep_batches_and_send_them_again():
 
 def echo(receive, send):
     for batch in iter(receive.get, None):
-        send.put(int(batch["image"].min()) if isinstance(batch, dict) else int(batch.max()))
+        image = batch["image"] if isinstance(batch, dict) else batch
+        send.put(int(image.numpy().max()))
 
 
 def test_a_batch_that_is_sent_on_does_not_change():
@@ -341,28 +344,35 @@ def test_the_segments_of_ended_workers_are_forgotten():
     assert len([*DESCRIPTORS.iterdir()]) <= before + 2
 
 
-def read_until_an_error(loader):
-    """Return the batches that arrive when a worker is killed, and the text of the error."""
-    batches, held = iter(loader), []
-    try:
-        for batch in batches:
+def read_until_a_worker_dies():
+    """Return the batches that come before an error."""
+    held = []
+    # PyTorch's error, or that of its connection to the worker, if it breaks before.
+    with contextlib.suppress(RuntimeError, OSError, EOFError):
+        for batch in load(1000):
             held.append(batch)
             if len(held) == 4:
                 os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    except RuntimeError as error:
-        return held, str(error)
+    return held
 
 
 def test_a_killed_worker_does_no_harm():
-    held, error = read_until_an_error(load(1000))
-    assert "DataLoader worker" in error
-    wait_until(lambda: gc.collect() is not None and not _RECEIVED)
-    assert len(held) >= 4
-    assert all(is_intact(batch, number) for number, batch in enumerate(held))
+    child = os.fork()
+    if not child:  # PyTorch raises the error wherever the main thread is when a signal comes
+        signal.alarm(int(TIMEOUT_S))
+        with contextlib.suppress(BaseException):
+            held = read_until_a_worker_dies()
+            while multiprocessing.active_children() or _RECEIVED:
+                with contextlib.suppress(RuntimeError):
+                    gc.collect()
+            intact = [is_intact(batch, number) for number, batch in enumerate(held)]
+            os._exit(0 if 4 <= len(held) < 1000 and all(intact) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_segments_of_other_sizes_are_forgotten(monkeypatch):
-    monkeypatch.setattr(shared_buffers, "_MAX_BYTES", 30 * N_VOXELS)
+    monkeypatch.setattr(shared_buffers, "_MAX_BYTES", 60 * N_VOXELS)
 
     class Sizes(IterableDataset):
         def __iter__(self):
@@ -373,9 +383,9 @@ def test_segments_of_other_sizes_are_forgotten(monkeypatch):
     for i, batch in enumerate(DataLoader(Sizes(), batch_size=None, num_workers=1)):
         assert is_intact(batch, i % 12)
         inside.append(in_segment(batch["image"]))
-        assert sum(segment.block.nbytes for segment in segments()) <= 60 * N_VOXELS
+        assert sum(segment.block.nbytes for segment in segments()) <= 120 * N_VOXELS
     assert all(inside[:24])
-    assert inside[-1]
+    assert any(inside[-12:])
 
 
 # A worker and a receiver in one process
