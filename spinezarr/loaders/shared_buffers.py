@@ -44,17 +44,13 @@ from spinezarr.forks import PerProcess
 from spinezarr.stream.read.buffer_pool import MIN_BYTES, leased
 from spinezarr.stream.read.tensors import Allocate
 
-__all__ = ["send_in_segments", "shared_allocator"]
+__all__ = ["SegmentLimits", "send_in_segments", "shared_allocator"]
 
 _FREE: Final = 0
 _RETIRED: Final = -(1 << 62)
 _HEADER_BYTES: Final = 64
 _MARK, _IS_KNOWN = range(2)
 """Numbers in the header: the mark, and whether the receiver keeps the segment."""
-_MAX_BYTES: Final = 2 << 30
-"""Largest number of bytes in the segments of all workers of a loader."""
-_MAX_SEGMENTS: Final = 256
-"""Largest number of these segments. Each takes a file descriptor in both processes."""
 _RESERVE_BYTES: Final = 512 << 20
 """Bytes of shared memory to leave for what PyTorch sends. Containers often have only 64 MB."""
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  only asked for its free space
@@ -62,6 +58,18 @@ _LARGEST_WASTE: Final = 2
 """A segment is used for arrays of more than its size divided by this number."""
 
 _Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentLimits:
+    """How much the segments of all workers of a loader may take together."""
+
+    n_bytes: int = 2 << 30
+    n_segments: int = 256
+    """Each takes a file descriptor in both processes."""
+
+
+_LIMITS: Final = SegmentLimits()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -144,9 +152,9 @@ class _Sender:
         self._numbers, self._tickets = itertools.count(), itertools.count(1)
         self._making = Lock()
 
-    def empty(self, n_bytes: int) -> _Bytes | None:
+    def empty(self, n_bytes: int, limits: SegmentLimits = _LIMITS) -> _Bytes | None:
         """Return bytes that are not set; None if there is no segment to use."""
-        segment = self._take_idle(n_bytes) or self._make(n_bytes)
+        segment = self._take_idle(n_bytes) or self._make(n_bytes, limits)
         if segment is None:
             return None
         return leased(segment.block, partial(self._give_back, segment))[:n_bytes]
@@ -184,16 +192,16 @@ class _Sender:
             return False
         return True
 
-    def _make(self, n_bytes: int) -> _Segment | None:
+    def _make(self, n_bytes: int, limits: SegmentLimits) -> _Segment | None:
         with self._making:
             for segment in self._idle.copy():
-                if self._has_room(n_bytes):
+                if self._has_room(n_bytes, limits):
                     break
                 # It has another size: that of a stream which has ended, or of a last batch.
                 if segment.mark == _FREE and self._claim(segment):
                     segment.set_mark(_RETIRED)
                     self._segments.pop(segment.address, None)
-            if not self._has_room(n_bytes):
+            if not self._has_room(n_bytes, limits):
                 return None
             try:
                 # As torch.multiprocessing does for tensors, by its sharing strategy.
@@ -204,15 +212,15 @@ class _Sender:
             self._segments[segment.address] = (next(self._numbers), segment)
             return segment
 
-    def _has_room(self, n_bytes: int) -> bool:
+    def _has_room(self, n_bytes: int, limits: SegmentLimits) -> bool:
         sizes = [segment.block.nbytes for _, segment in list(self._segments.values())]
-        max_bytes = _MAX_BYTES
+        max_bytes = limits.n_bytes
         if _SHARED_MEMORY.exists():
             status = os.statvfs(_SHARED_MEMORY)
             free = status.f_frsize * status.f_bavail
             max_bytes = min(max_bytes, free // 2, free - _RESERVE_BYTES)
         # Each worker may use its share.
-        max_segments = max(2, _MAX_SEGMENTS // self._n_workers)
+        max_segments = max(2, limits.n_segments // self._n_workers)
         max_bytes //= self._n_workers
         return len(sizes) < max_segments and sum(sizes) + n_bytes <= max_bytes
 
@@ -220,18 +228,20 @@ class _Sender:
 _SENDER: Final = PerProcess(_Sender)
 
 
-def shared_allocator(otherwise: Allocate) -> Allocate:
+def shared_allocator(otherwise: Allocate, limits: SegmentLimits = _LIMITS) -> Allocate:
     """Return a function like ``numpy.empty``, for arrays that this worker sends.
 
     Parameters
     ----------
     otherwise
         Makes arrays that are small, or for which there is no shared memory.
+    limits
+        How much shared memory to take.
     """
 
     def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        block = None if n_bytes < MIN_BYTES else _SENDER.get().empty(n_bytes)
+        block = None if n_bytes < MIN_BYTES else _SENDER.get().empty(n_bytes, limits)
         return otherwise(shape, dtype) if block is None else block.view(dtype).reshape(shape)
 
     return empty

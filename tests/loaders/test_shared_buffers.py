@@ -19,7 +19,13 @@ from timeouts import TIMEOUT_S
 from torch.utils.data import DataLoader, IterableDataset
 
 from spinezarr.loaders import shared_buffers
-from spinezarr.loaders.shared_buffers import _RECEIVED, _RETIRED, _Sender, shared_allocator
+from spinezarr.loaders.shared_buffers import (
+    _RECEIVED,
+    _RETIRED,
+    SegmentLimits,
+    _Sender,
+    shared_allocator,
+)
 from spinezarr.loaders.torch import PatchDataset, PatchLoader, _WholeBatch, as_tensors
 from spinezarr.stream.read.buffer_pool import MIN_BYTES
 
@@ -37,23 +43,23 @@ DESCRIPTORS = Path("/proc/self/fd")
 class Numbered(IterableDataset):
     """Batches whose voxels are their number; in a worker, they lie in its segments."""
 
-    def __init__(self, n, shape=SHAPE, change=lambda batch: batch):
-        self.n, self.shape, self.change = n, shape, change
+    def __init__(self, n, shape=SHAPE, change=lambda batch: batch, limits=SegmentLimits()):  # noqa: B008
+        self.n, self.shape, self.change, self.limits = n, shape, change, limits
 
     def __iter__(self):
         return map(self.batch, range(self.n))
 
     def batch(self, number):
-        empty = shared_allocator(np.empty)
+        empty = shared_allocator(np.empty, self.limits)
         image, label = empty(self.shape, np.int16), empty(self.shape, np.uint8)
         image[...], label[...] = number, number
         tensors = {"image": torch.from_numpy(image), "label": torch.from_numpy(label)}
         return self.change(_WholeBatch(tensors, scan_id=["a"], index=torch.arange(number)))
 
 
-def load(n, *, shape=SHAPE, change=lambda batch: batch, **options):
+def load(n, *, shape=SHAPE, change=lambda batch: batch, limits=SegmentLimits(), **options):  # noqa: B008
     options = {"num_workers": 1, "multiprocessing_context": "fork", **options}
-    return DataLoader(Numbered(n, shape, change), batch_size=None, **options)
+    return DataLoader(Numbered(n, shape, change, limits), batch_size=None, **options)
 
 
 def is_intact(batch, number):
@@ -138,11 +144,12 @@ def test_batches_that_are_kept_do_not_change():
     assert [int(image.min()) for image in images] == [*range(30)]
 
 
-@pytest.mark.parametrize("limit", ["_MAX_BYTES", "_MAX_SEGMENTS"])
-def test_beyond_a_limit_batches_come_by_pytorch(monkeypatch, limit):
-    monkeypatch.setattr(shared_buffers, limit, {"_MAX_BYTES": 9 * N_VOXELS}.get(limit, 6))
+@pytest.mark.parametrize(
+    "limits", [SegmentLimits(n_bytes=9 * N_VOXELS), SegmentLimits(n_segments=6)]
+)
+def test_beyond_a_limit_batches_come_by_pytorch(limits):
     kept, inside = [], []
-    for number, batch in enumerate(load(20)):
+    for number, batch in enumerate(load(20, limits=limits)):
         assert is_intact(batch, number)
         assert sum(segment.block.nbytes for segment in segments()) <= 9 * N_VOXELS
         inside.append(in_segment(batch["image"]))
@@ -373,13 +380,13 @@ def test_a_killed_worker_does_no_harm():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_segments_of_other_sizes_are_forgotten(monkeypatch):
-    monkeypatch.setattr(shared_buffers, "_MAX_BYTES", 60 * N_VOXELS)
+def test_segments_of_other_sizes_are_forgotten():
+    limits = SegmentLimits(n_bytes=60 * N_VOXELS)
 
     class Sizes(IterableDataset):
         def __iter__(self):
             for size in (1, 4, 2, 8):
-                yield from Numbered(12, (size, 1, 64, 64, 64))
+                yield from Numbered(12, (size, 1, 64, 64, 64), limits=limits)
 
     inside = []
     for i, batch in enumerate(DataLoader(Sizes(), batch_size=None, num_workers=1)):
@@ -456,13 +463,13 @@ def test_a_process_that_did_not_start_the_worker_gets_each_segment_once():
     assert len(sender._segments) == 1  # the others are forgotten
 
 
-def test_a_sender_works_with_many_threads_and_the_garbage_collector(monkeypatch):
-    monkeypatch.setattr(shared_buffers, "_MAX_BYTES", 8 * MIN_BYTES)
+def test_a_sender_works_with_many_threads_and_the_garbage_collector():
+    limits = SegmentLimits(n_bytes=8 * MIN_BYTES)
     sender, wrong = _Sender(), []
 
     def use(number):
         for _ in range(60):
-            block = sender.empty(MIN_BYTES)
+            block = sender.empty(MIN_BYTES, limits)
             if block is None:
                 continue
             cycle = [block]
