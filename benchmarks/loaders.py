@@ -89,13 +89,18 @@ def after_none(batches: Iterable[object]) -> Iterable[object]:
     yield from batches
 
 
+def by_workers(stream: PatchStream, n: int) -> Iterable[object]:
+    """Read with PyTorch's own loader and ``n`` worker processes."""
+    return after_none(DataLoader(PatchDataset(stream), batch_size=None, num_workers=n))
+
+
 LOADERS: dict[str, Callable[[PatchStream], Iterable[object]]] = {
     ENGINE: engine_alone,
     "iter(stream)": after_none,
     "iter(stream), as tensors": lambda stream: after_none(map(as_tensors, stream)),
-    "DataLoader, no workers": lambda stream: after_none(
-        DataLoader(PatchDataset(stream), batch_size=None)
-    ),
+    "DataLoader, no workers": lambda stream: by_workers(stream, 0),
+    "DataLoader, 2 workers": lambda stream: by_workers(stream, 2),
+    "DataLoader, 4 workers": lambda stream: by_workers(stream, 4),
     "PatchLoader, no workers": lambda stream: after_none(PatchLoader(stream)),
     "PatchLoader, 2 workers": lambda stream: after_none(PatchLoader(stream, num_workers=2)),
 }

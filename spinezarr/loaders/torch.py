@@ -13,7 +13,7 @@ others                    as in :class:`spinezarr.stream.batch.Batch`, as tensor
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Final, NoReturn
 
@@ -34,6 +34,8 @@ try:
     from torch.utils.data._utils.collate import default_collate_fn_map
 except ImportError as problem:  # pragma: no cover  tests need torch
     raise ImportError(f"{problem}: pip install 'spinezarr[torch]'") from problem
+
+from spinezarr.loaders.shared_buffers import send_in_segments, shared_allocator
 
 __all__ = ["PatchDataset", "PatchLoader", "PatchMapDataset", "TensorBatch", "as_tensors"]
 
@@ -65,6 +67,7 @@ def _refuse_to_collate(_: object, **__: object) -> NoReturn:
 
 
 default_collate_fn_map[_WholeBatch] = _refuse_to_collate
+send_in_segments(_WholeBatch)
 
 
 def as_tensors(batch: Batch) -> TensorBatch:
@@ -183,6 +186,8 @@ class PatchDataset(IterableDataset[TensorBatch]):
             stream, state = stream.resume(state), None
         if worker := get_worker_info():
             stream = stream.shard(worker.id, worker.num_workers).with_reading(threads=1)
+            allocate = shared_allocator(stream.engine.buffers.empty)
+            stream = replace(stream, batch_reader=replace(stream.batch_reader, allocate=allocate))
         # A remaining state was saved by a worker for its own partition.
         return stream if state is None else stream.resume(state)
 
@@ -207,10 +212,14 @@ def _shared_number(epoch: int) -> torch.Tensor:
     return storage
 
 
+def _whole_batch(batch: Batch) -> _WholeBatch:
+    return _WholeBatch(as_tensors(batch))
+
+
 def _tensor_batches(iterator: BatchIterator) -> Iterator[TensorBatch]:
     try:
-        for batch in iterator:
-            yield _WholeBatch(as_tensors(batch))
+        # No variable keeps the memory of a batch while the next one is read.
+        yield from map(_whole_batch, iterator)
     finally:
         iterator.close()
 

@@ -18,7 +18,7 @@ def test_every_loader_is_measured(ctspine1k_raw, tmp_path):
     result = json.loads((tmp_path / "out.json").read_text())
     rows = result["rows"]
     assert [row["of_engine_median"] for row in rows if row["loader"] == "engine alone"] == [1, 1]
-    assert len(rows) == 12
+    assert len(rows) == 16
     assert {row["kind"] for row in rows} == {"16", "axial"}
     for run in result["runs"].values():
         assert run["first_batch_s"] > 0

@@ -297,7 +297,7 @@ class PatchStream:
         """
         return {
             **describe_fields(self, _NOT_DESCRIBED),
-            **describe_fields(self.batch_reader, ("reader", "engine")),
+            **describe_fields(self.batch_reader, ("reader", "engine", "allocate")),
             **describe_fields(self.sampler),
             "window_scans": None if self.window is None else self.window.window_scans,
             "samples_per_scan": None if self.window is None else self.window.samples_per_scan,

@@ -499,7 +499,7 @@ def _to_batch(
     DamagedTensorsError
         If the response does not match the requests.
     """
-    n, empty = len(requests), batch_reader.engine.buffers.empty
+    n, empty = len(requests), batch_reader.empty
     starts = np.array([request.box.start_zyx for request in requests])
     if (tensors.get("start_zyx", (n, 3), np.int64) != starts).any():
         raise DamagedTensorsError("the patches are not the requested ones")

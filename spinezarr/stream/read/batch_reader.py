@@ -22,6 +22,7 @@ from spinezarr.stream.read.nonfinite import Nonfinite, fill_nonfinite, nonfinite
 from spinezarr.stream.read.resample import Resampling, SourceRegion, resample_all
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.stream.read.summary import ReadSummary
+from spinezarr.stream.read.tensors import Allocate
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import (
     MIN_MM,
@@ -66,6 +67,9 @@ class BatchReader:
         Distance between these slices; None for the scan's own slices, one after the other.
     nonfinite
         How to handle voxels that are NaN or infinite.
+    allocate
+        Returns memory for the voxels of a batch, as :func:`numpy.empty`; None to take that of the
+        engine.
 
     Raises
     ------
@@ -83,6 +87,7 @@ class BatchReader:
     neighbors: int = 0
     neighbor_step_mm: float | None = None
     nonfinite: Nonfinite = "refuse"
+    allocate: Allocate | None = None
 
     def __post_init__(self) -> None:
         if self.neighbors < 0:
@@ -115,6 +120,11 @@ class BatchReader:
         """Bytes of the voxels of a patch, image and mask."""
         images = math.prod(self.channels) * self.image_dtype.itemsize
         return math.prod(self.size_zyx) * (images + int(self.with_label))
+
+    @property
+    def empty(self) -> Allocate:
+        """Returns memory for the voxels of a batch, as :func:`numpy.empty`."""
+        return self.engine.buffers.empty if self.allocate is None else self.allocate
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -158,7 +168,7 @@ class BatchReader:
 
     def _plan(self, requests: Sequence[PatchRequest], work: "_Work") -> Batch:
         """Allocate a batch, and add the steps that fill it to ``work``."""
-        n, empty = len(requests), self.engine.buffers.empty
+        n, empty = len(requests), self.empty
         image = empty((n, *self.channels, *self.shape), self.image_dtype)
         label = empty((n, *self.shape), np.uint8) if self.with_label else None
         padding = np.zeros((n, 3, 2), np.int64)

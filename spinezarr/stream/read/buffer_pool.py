@@ -7,16 +7,17 @@ With two threads, that can take longer than decoding the voxels.
 import math
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BufferPool"]
+__all__ = ["MIN_BYTES", "BufferPool", "leased"]
 
 _MAX_FREE_BYTES: Final = 288 << 20
 """Bytes of free memory to keep: a little more than the largest default window."""
-_MIN_BYTES: Final = 1 << 18
+MIN_BYTES: Final = 1 << 18
 """Smaller arrays come from the heap of C's ``malloc``, which keeps free memory itself."""
 
 _Block = npt.NDArray[np.uint8]
@@ -31,6 +32,13 @@ class _Lease:
 
     def __init__(self, block: _Block) -> None:
         self.__array_interface__ = block.__array_interface__
+
+
+def leased(block: _Block, release: Callable[[_Block], None]) -> _Block:
+    """Return a view of a block. When the last view of that is gone, ``release`` gets the block."""
+    lease = _Lease(block)
+    weakref.finalize(lease, release, block).atexit = False
+    return np.asarray(lease)
 
 
 class BufferPool:
@@ -55,16 +63,13 @@ class BufferPool:
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array whose elements are not set, as :func:`numpy.empty` does."""
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        if n_bytes < _MIN_BYTES:
+        if n_bytes < MIN_BYTES:
             return np.empty(shape, dtype)
         try:
             block = self._free[n_bytes].pop()
         except (KeyError, IndexError):
             block = np.empty(n_bytes, np.uint8)
-        lease = _Lease(block)
-        weakref.finalize(lease, self._release, block).atexit = False
-        array: npt.NDArray[Any] = np.asarray(lease).view(dtype).reshape(shape)
-        return array
+        return leased(block, self._release).view(dtype).reshape(shape)
 
     def empty_alike(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array as :meth:`empty` does, out of memory that arrays of about its size share.

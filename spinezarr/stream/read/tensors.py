@@ -22,7 +22,15 @@ from typing_extensions import Buffer
 from spinezarr.store.sharding import ChunkDamagedError, crc32c, decompress
 from spinezarr.strict_model import StrictModel
 
-__all__ = ["PACKS", "DamagedTensorsError", "Pack", "Tensors", "pack_voxels", "write_tensors"]
+__all__ = [
+    "PACKS",
+    "Allocate",
+    "DamagedTensorsError",
+    "Pack",
+    "Tensors",
+    "pack_voxels",
+    "write_tensors",
+]
 
 Pack = Literal["none", "lz4", "zstd"]
 """How voxels are compressed before they are sent."""
