@@ -169,13 +169,19 @@ def test_slices_with_neighbors_have_labels_of_the_middle_slice(store):
 # Chunks and tasks
 
 
-@given(n_batches=st.integers(1, 10_000), batch_bytes=st.integers(1, 1 << 30))
-def test_chunks_are_large_and_enough(n_batches, batch_bytes):
-    chunk = default_chunk(n_batches, batch_bytes)
-    assert chunk == 1 or chunk * batch_bytes <= 64 << 20
-    assert chunk == 1 or n_batches // chunk >= 16
-    larger = chunk + 1
-    assert larger * batch_bytes > 64 << 20 or n_batches // larger < 16
+@given(
+    n_samples=st.integers(1, 100_000),
+    batch_size=st.integers(1, 300),
+    patch_bytes=st.integers(1, 1 << 30),
+)
+def test_chunks_are_large_and_enough(n_samples, batch_size, patch_bytes):
+    def fits(n_batches):
+        chunk = n_batches * batch_size
+        return chunk * patch_bytes <= 64 << 20 and chunk <= 256 and n_samples >= 16 * chunk
+
+    n_batches = default_chunk(n_samples, batch_size, patch_bytes)
+    assert n_batches == 1 or fits(n_batches)
+    assert not fits(n_batches + 1)
 
 
 def test_a_chunk_holds_a_window(store):

@@ -22,6 +22,8 @@ __all__ = ["LazySamples", "default_chunk", "lazy_epoch"]
 
 _CHUNK_BYTES: Final = 64 << 20
 """Bytes of the voxels of a chunk: reading them takes far longer than dask's work for a chunk."""
+_CHUNK_SAMPLES: Final = 256
+"""Largest number of samples in a chunk. Drawing and planning take the time of small ones."""
 _MIN_CHUNKS: Final = 16
 """Number of chunks of an epoch that has so many batches, for that many threads or processes."""
 
@@ -62,15 +64,16 @@ Requests = npt.NDArray[np.object_]
 """Requests for patches."""
 
 
-def default_chunk(n_batches: int, batch_bytes: int) -> int:
+def default_chunk(n_samples: int, batch_size: int, patch_bytes: int) -> int:
     """Return how many batches of an epoch make a chunk.
 
     Examples
     --------
-    >>> default_chunk(1000, 4 << 20), default_chunk(32, 4 << 20), default_chunk(1000, 99 << 20)
-    (16, 2, 1)
+    >>> default_chunk(8000, 8, 1 << 20), default_chunk(256, 8, 1 << 20), default_chunk(8000, 8, 60)
+    (8, 2, 32)
     """
-    return max(1, min(_CHUNK_BYTES // batch_bytes, n_batches // _MIN_CHUNKS))
+    largest = min(_CHUNK_BYTES // patch_bytes, _CHUNK_SAMPLES, n_samples // _MIN_CHUNKS)
+    return max(1, largest // batch_size)
 
 
 def lazy_epoch(samples: LazySamples, chunk: int) -> xr.Dataset:

@@ -407,13 +407,13 @@ class PatchStream:
         return batch
 
     def read_images(self, requests: Sequence[PatchRequest]) -> npt.NDArray[Any]:
-        """Read the images of some patches; errors are as in :meth:`read`."""
+        """Read the images of some patches without masks; errors are as in :meth:`read`."""
         reader = replace(self.batch_reader, with_label=False)
         (batch,) = read_batches(reader, [requests], client=self.client, threads=self.threads)
         return batch.image
 
     def read_labels(self, requests: Sequence[PatchRequest]) -> npt.NDArray[np.uint8]:
-        """Read the masks of some patches; errors are as in :meth:`read`."""
+        """Read the masks of some patches by ranges; errors are as in :meth:`read`."""
         return self.batch_reader.read_labels(requests, threads=self.threads)
 
     def _read_together(
@@ -456,10 +456,10 @@ class PatchStream:
         Parameters
         ----------
         batches_per_chunk
-            Number of batches in a chunk. By default, the voxels of a chunk take up to 64 MiB, or as
-            much as a window, and an epoch of 16 batches or more has at least 16 chunks. Smaller
+            Number of batches in a chunk. By default, a chunk holds a window, or up to 256 samples
+            of 64 MiB together, and an epoch of 16 batches or more has at least 16 chunks. Smaller
             chunks take less memory, and are better if few samples are used; dask spends about a
-            millisecond on each.
+            millisecond on each array of a chunk.
 
         Returns
         -------
@@ -487,8 +487,8 @@ class PatchStream:
         from spinezarr.stream.epoch.lazy_epoch import default_chunk, lazy_epoch  # noqa: PLC0415
 
         if batches_per_chunk is None:
-            n_batches, batch_bytes = self.batch_groups.n_batches, self.read_ahead.batch_bytes
-            batches_per_chunk = max(self.batches_per_group, default_chunk(n_batches, batch_bytes))
+            least = default_chunk(self.n_samples, self.batch_size, self.batch_reader.patch_bytes)
+            batches_per_chunk = max(self.batches_per_group, least)
         if batches_per_chunk < 1:
             raise UsageError(f"batches_per_chunk {batches_per_chunk}: must be at least 1.")
         # Dask computes several chunks at once, so each is read by one thread.
