@@ -1,9 +1,10 @@
 """Compares the rate of an epoch computed by dask with that of iterating over its stream.
 
 Dask uses one voxel of each patch, the largest value of each patch, or all voxels, of image and
-mask. Iterating does the same work, or none. All ways run once in each round, and each round draws
-other patches; the results are ratios within a round. Core time includes that of worker processes.
-The store holds the scan several times, since patches of few scans share many chunks.
+mask. Threads also store all voxels into arrays that are there, by ``dask.array.store``. Iterating
+does the same work, or none. All ways run once in each round, and each round draws other patches;
+the results are ratios within a round. Core time includes that of worker processes. The store holds
+the scan several times, since patches of few scans share many chunks.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import psutil
 from common import ingest_pair, machine, phantom_pair, spread
@@ -30,6 +32,7 @@ from spinezarr.stream.epoch.stream import PatchStream
 
 AXES = ["z", "y", "x"]
 WORK = ("one voxel", "largest", "all voxels")
+STORED = "all voxels, stored"
 SCHEDULERS = ("threads", "processes", "cluster of 2 x 1", "cluster of 2 x 2")
 ITERATE = "iterate"
 Way = Callable[[PatchStream], object]
@@ -44,7 +47,7 @@ def iterate(work: str, stream: PatchStream) -> None:
             voxels = getattr(batch, name)
             if work == "largest":
                 voxels.max((1, 2, 3))
-            elif work == "all voxels":
+            elif work in {"all voxels", STORED}:
                 shape = (stream.n_samples, *voxels.shape[1:])
                 out = arrays.setdefault(name, np.empty(shape, voxels.dtype))
                 out[first : first + len(batch)] = voxels
@@ -54,6 +57,11 @@ def iterate(work: str, stream: PatchStream) -> None:
 def compute(work: str, options: dict[str, object], stream: PatchStream) -> None:
     """Let dask do the work."""
     epoch = stream.to_dask()
+    if work == STORED:
+        sources = [epoch.image.data, epoch.label.data]
+        targets = [np.empty(source.shape, source.dtype) for source in sources]
+        da.store(sources, targets, lock=False, **options)
+        return
     if work == "one voxel":
         epoch = epoch.isel(dict.fromkeys(AXES, 0))
     elif work == "largest":
@@ -110,14 +118,16 @@ def rates(
 
 def measure(stream: PatchStream, scheduler: str, rounds: int) -> list[dict[str, object]]:
     """Compare one scheduler with iterating."""
+    # Other processes cannot store into an array of this one.
+    works = (*WORK, STORED) if scheduler == "threads" else WORK
     with started(scheduler) as (options, workers):
         ways: dict[str, Way] = {ITERATE: partial(iterate, "")}
-        for work in WORK:
+        for work in works:
             ways[f"{ITERATE}, {work}"] = partial(iterate, work)
             ways[work] = partial(compute, work, options)
         found = rates(ways, stream, rounds, workers)
     rows: list[dict[str, object]] = []
-    for work in WORK:
+    for work in works:
         row: dict[str, object] = {"scheduler": scheduler, "work": work}
         row |= spread("samples_per_s", [per_s for per_s, _ in found[work]])
         for base, name in ((ITERATE, "of_iterating"), (f"{ITERATE}, {work}", "of_same_work")):

@@ -16,7 +16,7 @@ def test_every_scheduler_does_all_work(ctspine1k_raw, tmp_path):
     command = [sys.executable, SCRIPT, scan.image_path, scan.label_path, *options]
     subprocess.run([*command, "--json", tmp_path / "out.json"], check=True, capture_output=True)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert len({(row["scheduler"], row["work"]) for row in rows}) == 12
+    assert len({(row["scheduler"], row["work"]) for row in rows}) == 13
     for row in rows:
         assert row["samples_per_s_median"] > 0
         assert row["of_same_work_by_core_s_median"] > 0
