@@ -1,6 +1,7 @@
 """Epochs as dask arrays, and batches read by other processes and by a cluster."""
 
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -14,7 +15,8 @@ from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spinezarr.errors import StoreNotFoundError, UnknownScanError, UsageError
+import spinezarr
+from spinezarr.errors import CorruptStoreError, StoreNotFoundError, UnknownScanError, UsageError
 from spinezarr.stream.epoch import executor as executor_module
 from spinezarr.stream.epoch.executor import PickledOnce
 from spinezarr.stream.epoch.lazy_epoch import default_chunk
@@ -210,15 +212,27 @@ def test_each_sample_is_drawn_once_for_all_arrays(stream):
     assert len(tasks.names) == 3 + n_arrays * (3 + 1)
 
 
-def test_arrays_are_read_apart(damaged, refused):
+def test_labels_are_read_without_images(damaged, refused):
     stream = damaged.patches(64, scans=["liver_0"], n_samples=2)
     epoch = stream.to_dask()  # reads nothing
-    undamaged = epoch.label.to_numpy()
-    assert undamaged.any()
+    assert epoch.label.to_numpy().any()
     with refused:
         epoch.image.compute()
     with refused:
         xr.where(epoch.label > 0, epoch.image, 0).compute()
+
+
+def test_images_are_read_without_labels(store, ctspine1k_url, tmp_path):
+    copied = shutil.copytree(ctspine1k_url, tmp_path / "copied.zarr")
+    for shard in (copied / "scans/liver_0/label/c").rglob("0"):
+        if shard.is_file():
+            shard.unlink()
+    options = {"scans": ["liver_0"], "n_samples": 2}
+    epoch = spinezarr.open(copied).patches(64, **options).to_dask()
+    image = np.concatenate([batch.image for batch in store.patches(64, **options)])
+    np.testing.assert_array_equal(epoch.image, image)
+    with pytest.raises(CorruptStoreError, match="scan 'liver_0', label chunk"):
+        epoch.label.compute()
 
 
 def test_the_same_arrays_have_the_same_dask_names(stream):
