@@ -3,7 +3,7 @@
 A fork copies the memory of a process, but only the thread that forks. In the child, a lock that
 another thread held is never released, a pool has no threads, and a connection also belongs to the
 parent. PyTorch's workers fork on Linux. So objects with locks, pools or connections make new ones
-in each process, with the two classes of this module. Processes that are spawned start with empty
+in each process, with the classes of this module. Processes that are spawned start with empty
 memory and need neither.
 """
 
@@ -13,7 +13,7 @@ from threading import Lock, RLock
 from types import TracebackType
 from typing import Final, Generic, TypeVar
 
-__all__ = ["PerProcess", "ProcessLock"]
+__all__ = ["PerProcess", "ProcessLock", "at_fork", "process_number"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,17 @@ class _ForkCount:
 _FORKS: Final = _ForkCount()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_FORKS.increment)
+
+
+def process_number() -> int:
+    """Return a number that differs between a process, its parents and its children by forks."""
+    return _FORKS.value
+
+
+def at_fork(*, before: Callable[[], object], in_child: Callable[[], object]) -> None:
+    """Call a function before each fork of this process, and another one in each forked child."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_child=in_child)
 
 
 class PerProcess(Generic[T]):

@@ -40,7 +40,7 @@ import torch
 from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import get_worker_info
 
-from spinezarr.forks import PerProcess
+from spinezarr.forks import PerProcess, at_fork, process_number
 from spinezarr.stream.read.buffer_pool import MIN_BYTES, leased
 from spinezarr.stream.read.tensors import Allocate
 
@@ -96,9 +96,9 @@ class _Segment:
     def set_mark(self, mark: int) -> None:
         self.header[_MARK] = mark
 
-    def release(self, ticket: int, pid: int, _: _Bytes) -> None:
-        """Free the segment in the process ``pid``, which received it; a fork of it has no say."""
-        if os.getpid() == pid and self.mark == -ticket:
+    def release(self, ticket: int, process: int, _: _Bytes) -> None:
+        """Free the segment in the process that received it; a fork of that has no say."""
+        if process_number() == process and self.mark == -ticket:
             self.set_mark(_FREE)
 
 
@@ -106,7 +106,7 @@ class _Segment:
 class _SentSegment:
     """How a worker names a segment to the receiver."""
 
-    worker: tuple[int, str]
+    worker: tuple[int | None, str]
     """Process id, and a name that no other process has."""
     number: int
     ticket: int
@@ -144,7 +144,7 @@ class _Sender:
     def __init__(self) -> None:
         worker = get_worker_info()
         self._n_workers = 1 if worker is None else worker.num_workers
-        self._worker = (os.getpid(), uuid4().hex)
+        self._worker = (multiprocessing.current_process().pid, uuid4().hex)
         self._segments: dict[int, tuple[int, _Segment]] = {}
         """Number and segment by the address of its array."""
         self._idle: list[_Segment] = []
@@ -284,7 +284,7 @@ def _send(sender: _Sender, tensor: torch.Tensor) -> _SentTensor | torch.Tensor:
 
 # In the process that receives
 
-_RECEIVED: Final[dict[tuple[int, str], dict[int, _Segment]]] = {}
+_RECEIVED: Final[dict[tuple[int | None, str], dict[int, _Segment]]] = {}
 """Segments by worker and number."""
 _INHERITED: Final[list[object]] = []
 """Segments of a parent process that this process must not destroy."""
@@ -306,7 +306,7 @@ def _receive(sent: _SentSegment) -> _Bytes:
         segment.set_mark(-sent.ticket)
     elif segment.mark != _RETIRED:
         raise AssertionError(f"a batch was received twice: mark {segment.mark}, {sent.ticket}")
-    release = partial(segment.release, sent.ticket, os.getpid())
+    release = partial(segment.release, sent.ticket, process_number())
     return leased(segment.block, release)[: sent.n_bytes]
 
 
@@ -358,5 +358,4 @@ def _forget_inherited() -> None:
     _RECEIVED.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_retire_received, after_in_child=_forget_inherited)
+at_fork(before=_retire_received, in_child=_forget_inherited)

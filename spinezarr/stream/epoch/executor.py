@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from spinezarr.errors import UsageError
+from spinezarr.forks import ProcessLock
 from spinezarr.stream.batch import Batch
 
 __all__ = ["NumberedBatches", "PickledOnce", "read_with_executor"]
@@ -16,6 +17,7 @@ __all__ = ["NumberedBatches", "PickledOnce", "read_with_executor"]
 T = TypeVar("T")
 _COMPRESSION_LEVEL: Final = 1
 """Makes the rows of a scan table an eighth as long, in a few milliseconds for 1,000 scans."""
+_UNPICKLING: Final = ProcessLock(reentrant=True)
 _CACHED_OBJECTS: Final = 4
 """Number of unpickled objects that a process holds."""
 
@@ -58,7 +60,8 @@ class PickledOnce(Generic[T]):
         """The object."""
         if self._value is not None:
             return self._value
-        value: T = _unpickled(self._pickled)
+        with _UNPICKLING:  # otherwise two threads could open one store twice
+            value: T = _unpickled(self._pickled)
         return value
 
 
