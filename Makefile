@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-dask bench-ingest bench-loaders bench-memory bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-ome lint types layers wheel clean
+.PHONY: bench bench-codecs bench-dask bench-ingest bench-loaders bench-memory bench-newest bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-newest test-ome lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -53,6 +53,10 @@ flips: $(VENV)/.installed
 test-crash: $(VENV)/.installed
 	$(BIN)/python tests/crash/long.py --json build/crash.json
 	CRASH_ROUNDS=10 $(BIN)/python -m pytest -n 2 tests/crash/test_concurrent_commands.py tests/crash/test_faults.py
+
+# Runs the tests with the newest Python of Debian and the newest zarr; needs Debian, root and debootstrap.
+test-newest:
+	tests/support/newest.sh '$$BIN/python -m pytest -n 4 --dist worksteal -m "not long"'
 
 # Other readers of OME-Zarr run in an environment of their own, because they need an old pydantic.
 test-ome:
@@ -132,6 +136,12 @@ bench-start: $(VENV)/.installed
 bench-resampling: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/resampling.py $(PAIR) --json build/resampling.json
+
+# Compares patches with zarr-python 3.4 and later, which needs Python 3.12, in both of its pipelines, and
+# with zarrs, tensorstore and blosc2; needs Debian, root and debootstrap.
+bench-newest:
+	tests/support/newest.sh '$$BIN/python benchmarks/patches.py $(PAIR) --folder build --json build/newest.json \
+	  --peers zarr-python "zarr-python, fused" zarrs tensorstore blosc2 spinezarr "spinezarr, window" ".npy (upper bound)"'
 
 # Opens stores of 10, 1,005 and 10,000 tiny scans, and adds one scan to each.
 bench-scans: $(VENV)/.installed

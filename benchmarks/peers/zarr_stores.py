@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from peers.ours import array_folders
 from peers.reader import BoxReader, CallPattern, Pair, ReaderConfig
 
 OURS = "our store"
+FUSED = "zarr-python, fused"
+_FUSED_SINCE = (3, 4)
 CODECS: dict[str, dict[str, Any]] = {
     "zstd 3": {"cname": "zstd", "clevel": 3, "shuffle": "shuffle"},
     "lz4hc 9 bit": {"cname": "lz4hc", "clevel": 9, "shuffle": "bitshuffle"},
@@ -147,8 +150,16 @@ def _tensorstore_configs() -> Iterator[ReaderConfig]:
             )  # fmt: skip
 
 
+def _fused_configs() -> Iterator[ReaderConfig]:
+    """Return zarr-python with the pipeline that works without asyncio, if this version has it."""
+    if tuple(map(int, version("zarr").split(".")[:2])) >= _FUSED_SINCE:
+        path = "zarr.core.codec_pipeline.FusedCodecPipeline"
+        yield from _python_configs(FUSED, "zarr", ZARR_SETTINGS, {"codec_pipeline.path": path})
+
+
 CONFIGS = (
     *_python_configs("zarr-python", "zarr", ZARR_SETTINGS, {}),
+    *_fused_configs(),
     *_python_configs(
         "zarrs", "zarrs", ZARRS_SETTINGS, {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
     ),
