@@ -19,7 +19,7 @@ if [ ! -e "$system/made" ]; then
   debootstrap --variant=minbase --include="$packages" trixie "$system" "$mirror"
   touch "$system/made"
 fi
-for folder in proc sys dev opt; do mount --bind "/$folder" "$system/$folder"; done
+for folder in proc sys dev opt; do mount --rbind "/$folder" "$system/$folder"; done
 cp -r /etc/ssl /etc/hosts /etc/resolv.conf "$system/etc/"
 # Pip must find its packages where it does outside.
 for path in /etc/pip.conf /etc/xdg/pip "$HOME/.config/pip"; do
@@ -35,7 +35,7 @@ run() { chroot "$system" env -u PYTHONDONTWRITEBYTECODE HOME=/root bash -euc "cd
 # moto has many versions, through which pip would search if it were named together with the others.
 run 'test -x $BIN/python || python3 -m venv /venv
 $BIN/pip install --quiet --editable ".[all,neuroglancer,notebook]" blosc2 datasets hypothesis ipykernel nbclient ngff-zarr \
-  obstore pcodec playwright pytest pytest-xdist safetensors schemathesis SimpleITK tensorstore zarrs
+  obstore pcodec playwright pytest pytest-xdist safetensors schemathesis scipy SimpleITK tensorstore zarrs
 $BIN/pip install --quiet "moto[server]>=5.1" boto3
 $BIN/python -c "import sys, zarr; print(\"Python\", sys.version.split()[0], \"zarr\", zarr.__version__)"'
 trap 'mkdir -p "$checkout/build" && cp "$copy"/build/*.json "$checkout/build/" 2>/dev/null || true' EXIT
