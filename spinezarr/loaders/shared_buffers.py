@@ -305,7 +305,7 @@ def _receive(sent: _SentSegment) -> _Bytes:
     if segment.mark == sent.ticket:
         segment.set_mark(-sent.ticket)
     elif segment.mark != _RETIRED:
-        raise AssertionError(f"a batch was received twice: mark {segment.mark}, {sent.ticket}")
+        raise RuntimeError(f"a batch was received twice: mark {segment.mark}, {sent.ticket}")
     release = partial(segment.release, sent.ticket, process_number())
     return leased(segment.block, release)[: sent.n_bytes]
 

@@ -336,8 +336,8 @@ def test_interrupted_iterations_leak_no_segment():
 
 
 def test_the_segments_of_ended_workers_are_forgotten():
-    before = len([*DESCRIPTORS.iterdir()])
-    for _ in range(3):
+    counts = []
+    for _ in range(5):
         for number, batch in enumerate(load(8, num_workers=2)):
             assert is_intact(batch, number // 2)
         assert not _RECEIVED
@@ -347,8 +347,10 @@ def test_the_segments_of_ended_workers_are_forgotten():
         assert not _RECEIVED
         assert is_intact(held, 0)
         del held, batch
-    gc.collect()
-    assert len([*DESCRIPTORS.iterdir()]) <= before + 2
+        gc.collect()
+        counts.append(len([*DESCRIPTORS.iterdir()]))
+    # Less than one for each round after the first, in which PyTorch opens some for itself.
+    assert counts[-1] - counts[0] < 4
 
 
 def read_until_a_worker_dies():
@@ -448,7 +450,7 @@ def test_a_message_cannot_be_received_twice():
     sender = _Sender()
     content = send(sender, 3, MIN_BYTES)
     view = receive(sender, content)
-    with pytest.raises(AssertionError, match="received twice"):
+    with pytest.raises(RuntimeError, match="received twice"):
         receive(sender, content)
     assert (view == 3).all()
     _RECEIVED.clear()

@@ -26,6 +26,7 @@ for path in /etc/pip.conf /etc/xdg/pip "$HOME/.config/pip"; do
   if [ -e "$path" ]; then mkdir -p "$system$(dirname "$path")" && cp -r "$path" "$system$path"; fi
 done
 copy=$system/src/spinezarr
+rm -rf "$copy" # files that the checkout no longer has must not stay
 mkdir -p "$copy/build" "$system/src/shared/data"
 if [ -d "$checkout/../shared/data" ]; then mount --bind "$checkout/../shared/data" "$system/src/shared/data"; fi
 # The kernel is built for that system, so it must not be built in the checkout.

@@ -29,14 +29,14 @@ _MIN_SPEEDUP: Final = 1.1
 Before anything is measured, ranges are taken if their estimate is this many times as fast.
 """
 _MAX_UNDERESTIMATE: Final = 2.5
-"""Ranges are tried unless their estimate is less than the measured rate of the server by more.
+"""Ranges are tried if the measured rate of the server is at most this many times their estimate.
 
-The estimate is too low while processors are the limit: the link then carries more than it does now.
+While processors are the limit, the estimate is too low, because the link waits for them.
 """
 _RETRY_AFTER: Final = 512
-"""Number of reads after which a slower way may be tried again; twice as many after each trial."""
+"""Number of reads until a slower way is tried again. It doubles with each trial."""
 _MAX_RETRY_AFTER: Final = 16 * _RETRY_AFTER
-"""Largest number of reads after which a slower way may be tried again."""
+"""Largest number of reads until a slower way is tried again."""
 _ROUNDS: Final = 8
 """Number of rounds that a rate is measured over; then all earlier reads count half.
 
