@@ -267,7 +267,7 @@ class BucketStorage(Storage):
     def open(self, key: str, entry: ManifestEntry, written_at: int) -> "_ObjectVersion":
         """See :class:`~spinezarr.serve.storage.Storage`."""
         is_shard = isinstance(entry, ShardEntry) and entry.size_bytes > self._max_whole_bytes
-        end_offset = _index_offset(entry) if is_shard and isinstance(entry, ShardEntry) else 0
+        end_offset = entry.index_offset if is_shard and isinstance(entry, ShardEntry) else 0
         path, size = f"{self._objects.path}/{key}", entry.size_bytes
         for is_last in (False, True):
             response = self.get_response(ObjectRequest(path, end_offset, size), key)
@@ -333,11 +333,6 @@ class _ObjectVersion(Content):
             self.is_stale = True
             raise UnreadableError(f"{self._key} is being replaced.")
         return bytes(response.data)
-
-
-def _index_offset(entry: ShardEntry) -> int:
-    """Return the offset in bytes of the index of a shard, which follows its chunks."""
-    return int(entry.chunk_rows["size"].sum(dtype="int64"))
 
 
 def _is_index(data: bytes, entry: ShardEntry) -> bool:

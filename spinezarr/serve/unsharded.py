@@ -78,16 +78,17 @@ class UnshardedFolder:
         entry = scan.entries.get(shard_key)
         if not isinstance(entry, ShardEntry):
             return None  # background is not stored
-        rows = entry.chunk_rows
+        positions = entry.rows(array.coding)["position"]
         position = int(np.ravel_multi_index(chunk_in_shard, per_shard))
-        row = int(np.searchsorted(rows["position"], position))
-        if row == len(rows) or rows["position"][row] != position:
+        row = int(np.searchsorted(positions, position))
+        if row == len(positions) or positions[row] != position:
             return None
         file = self._folder.file(scan_id, shard_key, scan)
         if file is None:
             raise UnreadableError(f"{shard_key} cannot be read.")
-        start = int(rows["size"][:row].sum(dtype=np.int64))
-        return file_range(file, start, start + int(rows["size"][row]))
+        sizes = entry.chunk_sizes(array.coding)
+        start = int(sizes[:row].sum())
+        return file_range(file, start, start + int(sizes[row]))
 
 
 def _without_shards(file: ServedFile) -> ServedFile:

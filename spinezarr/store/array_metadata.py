@@ -2,7 +2,7 @@
 
 A store may come from anybody. The models accept what spinezarr writes and refuse everything else:
 they list the data types and codecs, and bound each size. Keys that they do not name, such as the
-parameters of a codec, are ignored.
+level of a codec, are ignored.
 """
 
 import math
@@ -16,11 +16,13 @@ from typing_extensions import TypedDict
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.scaling import Scaling
+from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.layout import (
     IMAGE,
     LABEL,
     LABEL_CHUNKS,
     LARGEST_AXIS,
+    LARGEST_CHUNK_BLOCKS,
     LARGEST_CHUNK_BYTES,
     LARGEST_SHARD_CHUNKS,
     chunk_grid,
@@ -50,6 +52,8 @@ ImageDtype = Literal[
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"
 ]
 """Data types of stored voxels: integers and floats of up to 64 bits."""
+_LARGEST_ITEMSIZE: Final = 8
+"""Bytes of the largest data type."""
 _N_LABELS: Final = 255
 """Number of mask values other than background."""
 _MAX_LABEL_CHUNK_ROWS: Final = 1 << 22
@@ -74,6 +78,18 @@ class _Crc32cCodec(TypedDict):
 _ChunkCodecs = tuple[_BytesCodec, _BloscCodec, _Crc32cCodec]
 
 
+class _BlockConfiguration(TypedDict):
+    cname: Literal["lz4", "lz4hc", "zstd"]
+    shuffle: Literal["noshuffle", "shuffle"]
+    typesize: Annotated[int, Field(ge=1, le=_LARGEST_ITEMSIZE)]
+    blocksize: Annotated[int, Field(ge=1, le=LARGEST_CHUNK_BYTES)]
+
+
+class _BlockCodec(TypedDict):
+    name: Literal["blosc"]
+    configuration: _BlockConfiguration
+
+
 class _SeparatorConfiguration(TypedDict):
     separator: Separator
 
@@ -85,7 +101,7 @@ class _ChunkKeyEncoding(TypedDict):
 
 class _ShardingConfiguration(TypedDict):
     chunk_shape: _SizeZYX
-    codecs: _ChunkCodecs
+    codecs: tuple[_BytesCodec, _BlockCodec, _Crc32cCodec]
     index_codecs: tuple[_BytesCodec, _Crc32cCodec]
     index_location: NotRequired[Literal["end"]]
 
@@ -133,6 +149,7 @@ class ShardedArray(_Array):
             raise DamagedMetadataError(
                 f"chunks of {chunk} voxels and {n_bytes} bytes", f"at most {LARGEST_CHUNK_BYTES}"
             )
+        self._check_blocks(n_bytes)
         if any(s % c for s, c in zip(shard, chunk, strict=True)):
             raise DamagedMetadataError(f"shards of {shard} voxels", f"whole chunks of {chunk}")
         n_chunks = math.prod(chunk_grid(shard, chunk))
@@ -141,6 +158,36 @@ class ShardedArray(_Array):
                 f"shards of {n_chunks} chunks", f"at most {LARGEST_SHARD_CHUNKS}"
             )
         return self
+
+    def _check_blocks(self, chunk_bytes: int) -> None:
+        itemsize, block_bytes = self._blosc["typesize"], self._blosc["blocksize"]
+        if itemsize != self.dtype.itemsize:
+            raise DamagedMetadataError(
+                f"blocks of numbers of {itemsize} bytes", f"{self.dtype.itemsize}, as the array"
+            )
+        if chunk_bytes % block_bytes or block_bytes % itemsize:
+            raise DamagedMetadataError(
+                f"blocks of {block_bytes} bytes", f"a whole number of them in {chunk_bytes} bytes"
+            )
+        if self.coding.n_blocks > LARGEST_CHUNK_BLOCKS:
+            raise DamagedMetadataError(
+                f"chunks of {self.coding.n_blocks} blocks", f"at most {LARGEST_CHUNK_BLOCKS}"
+            )
+
+    @property
+    def _blosc(self) -> _BlockConfiguration:
+        return self.codecs[0]["configuration"]["codecs"][1]["configuration"]
+
+    @property
+    def coding(self) -> BlockCoding:
+        """Sizes and codec of the blocks of its chunks."""
+        return BlockCoding(
+            math.prod(self.chunk_shape_zyx) * self.dtype.itemsize,
+            self._blosc["blocksize"],
+            self._blosc["typesize"],
+            self._blosc["cname"] != "zstd",
+            self._blosc["shuffle"] == "shuffle",
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:

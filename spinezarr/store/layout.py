@@ -31,6 +31,7 @@ __all__ = [
     "BALANCED",
     "FORMAT_VERSION",
     "LARGEST_AXIS",
+    "LARGEST_CHUNK_BLOCKS",
     "LARGEST_CHUNK_BYTES",
     "LARGEST_SCANS",
     "LARGEST_SHARD_CHUNKS",
@@ -44,13 +45,15 @@ __all__ = [
     "scan_key",
 ]
 
-FORMAT_VERSION: Final = 6
+FORMAT_VERSION: Final = 7
 """Version of the store format; raised when an older reader could misread a new store."""
 
 LARGEST_AXIS: Final = 1 << 16
 """Largest size of a stored array along an axis, in voxels; DICOM allows as many rows."""
 LARGEST_CHUNK_BYTES: Final = 1 << 24
-"""Largest decoded chunk, in bytes; the profiles make chunks of at most 1.2 MB."""
+"""Largest decoded chunk, in bytes; the profiles make chunks of at most 0.5 MB."""
+LARGEST_CHUNK_BLOCKS: Final = 1 << 8
+"""Largest number of blocks of a chunk; the profiles make chunks of at most 16."""
 LARGEST_SCANS: Final = 1 << 15
 """Largest number of scans in a store; there are some 10,000 public spine CTs."""
 LARGEST_SHARD_CHUNKS: Final = 1 << 16
@@ -78,10 +81,9 @@ class BloscCodecSpec:
     clevel: int
     shuffle: Literal["noshuffle", "shuffle", "bitshuffle"]
     blocksize: int
-    """Requested size of the blocks that a chunk is compressed in, in bytes.
+    """Size of the decoded blocks of image and mask, in bytes; see :mod:`spinezarr.store.blocks`.
 
-    C-Blosc 1 uses this size for zstd, and at least 64 KiB for lz4 and lz4hc (``compute_blocksize``
-    in its ``blosc.c``).
+    0 makes a chunk a single block. For other arrays, it is what C-Blosc is asked for.
     """
 
 
@@ -122,7 +124,7 @@ class Profile:
         Examples
         --------
         >>> BALANCED.shard_shape_zyx((535, 512, 512)), BALANCED.shard_shape_zyx((60, 50, 40))
-        ((128, 528, 528), (64, 96, 48))
+        ((128, 512, 512), (64, 64, 64))
         """
         z, y, x = (
             min(limit, n) * c
@@ -140,30 +142,34 @@ SMALL_ARRAY: Final = BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * 1024)
 """Codec of the coordinates and of the voxel counts of labels, in every profile."""
 
 # All profiles share one chunk shape, because the audit compares ``image_checksum`` across stores
-# and that is a checksum of chunks. Of the shapes measured, this one reads random patches of 128³
-# and 96³ voxels fastest, and a slice of any plane touches few chunks. A shard covers the axial
-# plane of an ordinary CT and 128 slices: a 128³ patch lies in one or two shards, and a shard is a
-# dask chunk of about 70 MB.
-_SHAPES: Final = ((64, 48, 48), (2, 16, 16))
+# and that is a checksum of chunks. The smallest part that a reader needs is a block, 16 planes of a
+# chunk of int16. Of the shapes measured, these read random patches of 64³ to 128³ voxels fastest,
+# and slices of the three planes at similar rates. A shard covers the axial plane of an ordinary CT
+# and 128 slices: a 128³ patch lies in one or two shards, and a shard is a dask chunk of 67 MB.
+_SHAPES: Final = ((64, 32, 32), (2, 16, 16))
+_IMAGE_BLOCK: Final = 16 * 32 * 32 * 2
+"""Bytes of the blocks of an image; for int16, these are 16 planes of a chunk."""
+_LABEL_BLOCK: Final = 16 * 32 * 32
+"""Bytes of the blocks of a mask: 16 planes of a chunk."""
 
 BALANCED: Final = Profile(
     "balanced",
     *_SHAPES,
-    image=BloscCodecSpec("lz4hc", 7, "shuffle", 16 * 1024),
-    label=BloscCodecSpec("lz4hc", 7, "noshuffle", 16 * 1024),
+    image=BloscCodecSpec("lz4hc", 7, "shuffle", _IMAGE_BLOCK),
+    label=BloscCodecSpec("lz4hc", 7, "noshuffle", _LABEL_BLOCK),
 )
 """The default profile; its stores have 0.88 of the bytes of ``.nii.gz`` (lidc-idri-0001).
 
 See ``benchmarks/README.md``. Bytes are shuffled and bits are not: LZ4 then skips the noisy low
-bytes and decodes twice as fast. The blocks have 64 KiB, the smallest that C-Blosc makes. A reader
-decodes only the blocks that it needs: one or two of five for a slice.
+bytes and decodes twice as fast. A reader fetches and decodes only the blocks that it needs, such as
+one of four for an axial slice.
 """
 
 FAST: Final = Profile(
     "fast",
     *_SHAPES,
-    image=BloscCodecSpec("lz4hc", 9, "shuffle", 16 * 1024),
-    label=BloscCodecSpec("lz4hc", 9, "noshuffle", 16 * 1024),
+    image=BloscCodecSpec("lz4hc", 9, "shuffle", _IMAGE_BLOCK),
+    label=BloscCodecSpec("lz4hc", 9, "noshuffle", _LABEL_BLOCK),
 )
 """A profile that reads a few per cent more patches per second, and has 0.4 % fewer bytes.
 

@@ -14,9 +14,10 @@ from pydantic import Field
 from spinezarr.errors import CorruptStoreError, DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import ShardedArray
+from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.layout import IMAGE, LABEL_CHUNKS, chunk_grid
 from spinezarr.store.sealed import StoredAttributes
-from spinezarr.store.sharding import CHUNK_ROW, LARGEST_OVERHEAD, crc32, index_bytes
+from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, index_bytes
 
 __all__ = [
     "SCAN_FILE",
@@ -96,28 +97,50 @@ def checked_content(path: str, data: bytes | None, entry: ManifestEntry) -> byte
 class ShardEntry(ManifestEntry):
     """Entry of one shard. It lists where its chunks lie, so a reader needs no shard index."""
 
+    index_offset: Annotated[int, Field(ge=0, le=_LARGEST_FILE_BYTES)]
+    """First byte of the shard's index, which follows its chunks."""
     index_crc32c: Crc32
     """CRC-32C of the shard's index, which is stored in the last four bytes of the shard."""
-    chunks: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{16})*$")]
-    """Base64 (RFC 4648, section 4) of a :data:`~spinezarr.store.sharding.CHUNK_ROW` per chunk.
+    chunks: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2,3}={1,2})?$")]
+    """Base64 (RFC 4648, section 4) of a :attr:`.BlockCoding.row_dtype` for each chunk.
 
     The chunks lie one after the other from the start of the shard, so sums of sizes are offsets.
     """
 
-    @property
-    def chunk_rows(self) -> npt.NDArray[np.void]:
-        """Rows of :attr:`chunks`, shape ``(n,)`` of :data:`~spinezarr.store.sharding.CHUNK_ROW`."""
-        return np.frombuffer(a2b_base64(self.chunks), CHUNK_ROW)
+    def rows(self, coding: BlockCoding) -> npt.NDArray[np.void]:
+        """Return the rows of :attr:`chunks`, shape ``(n,)`` of :attr:`.BlockCoding.row_dtype`.
 
-    def check(self, positions: "ShardPositions", chunk_bytes: int, *, is_full: bool) -> None:
+        Raises
+        ------
+        DamagedMetadataError
+            If they are no rows of chunks of this coding.
+        """
+        dtype = coding.row_dtype
+        try:
+            data = a2b_base64(self.chunks, strict_mode=True)
+        except ValueError:
+            raise DamagedMetadataError("no base64", "the rows of chunks") from None
+        if len(data) % dtype.itemsize:
+            raise DamagedMetadataError(
+                f"{len(data)} bytes of rows of chunks", f"a multiple of {dtype.itemsize}"
+            )
+        return np.frombuffer(data, dtype)
+
+    def chunk_sizes(self, coding: BlockCoding) -> npt.NDArray[np.int64]:
+        """Return the bytes of each chunk with its checksums, in the order of :meth:`rows`."""
+        blocks = self.rows(coding)["block_sizes"].sum(axis=1, dtype=np.int64)
+        sizes: npt.NDArray[np.int64] = blocks + coding.overhead_bytes
+        return sizes
+
+    def check(self, positions: "ShardPositions", coding: BlockCoding, *, is_full: bool) -> None:
         """Check that the chunks can be those of the shard.
 
         Parameters
         ----------
         positions
             Positions in the shard that have a chunk of the array.
-        chunk_bytes
-            Size of a decoded chunk in bytes.
+        coding
+            Sizes and codec of the blocks of a chunk.
         is_full
             Whether each of these chunks must be present.
 
@@ -125,27 +148,28 @@ class ShardEntry(ManifestEntry):
         ------
         DamagedMetadataError
             If these cannot be the chunks of the shard, or their sizes do not add up to
-            :attr:`size_bytes`.
+            :attr:`index_offset`, or with the index to :attr:`size_bytes`.
         """
-        listed, size, _ = np.frombuffer(a2b_base64(self.chunks), "<u4").reshape(-1, 3).T
-        used = positions.used
+        rows = self.rows(coding)
+        listed, used = rows["position"], positions.used
         if len(listed) != len(used) or (listed != used).any():
             positions.check(listed, is_full=is_full)
-        if not len(size):
-            total, smallest, largest = 0, 1, 1
-        else:
-            total = int(size.sum(dtype=np.int64))
-            smallest, largest = int(size.min()), int(size.max())
-        if smallest < 1:
-            raise DamagedMetadataError("a chunk of 0 bytes", "at least 1")
-        if largest > chunk_bytes + LARGEST_OVERHEAD:
+        sizes = rows["block_sizes"]
+        if sizes.size and int(sizes.min()) <= CHECKSUM_BYTES:
             raise DamagedMetadataError(
-                f"a chunk of {largest} bytes", f"at most {chunk_bytes + LARGEST_OVERHEAD}"
+                f"a block of {sizes.min()} bytes", f"at least {CHECKSUM_BYTES + 1}"
             )
-        total += index_bytes(positions.n)
-        if total != self.size_bytes:
+        if sizes.size and int(sizes.max()) > coding.largest_block_bytes:
             raise DamagedMetadataError(
-                f"chunks and index of {total} bytes", f"{self.size_bytes} bytes"
+                f"a block of {sizes.max()} bytes", f"at most {coding.largest_block_bytes}"
+            )
+        total = len(rows) * coding.overhead_bytes + int(sizes.sum(dtype=np.int64))
+        if total != self.index_offset:
+            raise DamagedMetadataError(f"chunks of {total} bytes", f"{self.index_offset} bytes")
+        size_bytes = total + index_bytes(positions.n)
+        if size_bytes != self.size_bytes:
+            raise DamagedMetadataError(
+                f"chunks and index of {size_bytes} bytes", f"{self.size_bytes} bytes"
             )
 
 
@@ -229,7 +253,7 @@ def shard_entries(
     grid = chunk_grid(array.shape, array.shard_shape_zyx)
     per_shard = chunk_grid(array.shard_shape_zyx, array.chunk_shape_zyx)
     n_chunks_zyx = chunk_grid(array.shape, array.chunk_shape_zyx)
-    chunk_bytes = math.prod(array.chunk_shape_zyx) * array.dtype.itemsize
+    coding = array.coding
     prefix = f"{name}/c"
     entries: dict[ShapeZYX, ShardEntry] = {}
     for key, entry in manifest.items():
@@ -246,7 +270,7 @@ def shard_entries(
             for i, n, per in zip((z, y, x), n_chunks_zyx, per_shard, strict=True)
         )
         try:
-            entry.check(ShardPositions.of(used, per_shard), chunk_bytes, is_full=name == IMAGE)
+            entry.check(ShardPositions.of(used, per_shard), coding, is_full=name == IMAGE)
         except DamagedMetadataError as problem:
             location = f"manifest.{key}.chunks"
             raise DamagedMetadataError(problem.found, problem.expected, location) from None

@@ -8,7 +8,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from numcodecs.zstd import compress
 from spinezarr.geometry import ShapeZYX
 from spinezarr.scaling import Scaling
 from spinezarr.store.array_metadata import Separator, chunk_key
+from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.layout import (
     IMAGE,
     LABEL,
@@ -260,6 +261,8 @@ def _chunk_codecs(dtype: np.dtype[Any], codec: BloscCodecSpec) -> list[dict[str,
 
 
 def _sharding(chunk_zyx: ShapeZYX, dtype: np.dtype[Any], codec: BloscCodecSpec) -> dict[str, Any]:
+    coding = BlockCoding.of(codec, math.prod(chunk_zyx) * dtype.itemsize, dtype.itemsize)
+    codec = replace(codec, blocksize=coding.block_bytes)
     configuration = {
         "chunk_shape": list(chunk_zyx),
         "codecs": _chunk_codecs(dtype, codec),

@@ -12,6 +12,7 @@ from spinezarr.geometry import ShapeZYX
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
 from spinezarr.store.attributes import ScanAttributes, parse_scan_group
+from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.layout import IMAGE, LABEL, LABEL_CHUNKS
 from spinezarr.store.manifest import ShardEntry
 
@@ -40,6 +41,8 @@ class ArraySpec:
     """Size in bytes of each shard that exists, by shard index."""
     separator: Separator
     """Separator in the keys of its shards."""
+    coding: BlockCoding
+    """Sizes and codec of the blocks of its chunks."""
     shards: Mapping[ShapeZYX, ShardEntry]
     """Manifest entry of each shard that exists, by shard index."""
     scaling: Scaling | None = None
@@ -145,6 +148,7 @@ def parse_scan(
             shard_shape_zyx=array.shard_shape_zyx,
             shard_sizes={shard: entry.size_bytes for shard, entry in shards.items()},
             separator=array.separator,
+            coding=array.coding,
             shards=shards,
             scaling=array.scaling,
             content_checksum=content,

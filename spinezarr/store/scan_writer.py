@@ -18,12 +18,13 @@ from typing_extensions import Buffer
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import Separator, chunk_key, other_separator
 from spinezarr.store.attributes import ScanAttributes, ScanGroup
+from spinezarr.store.blocks import ChunkFrame
 from spinezarr.store.files import publish_group, read_files, remove_files
 from spinezarr.store.layout import METADATA, Profile
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.scan_metadata import small_files
 from spinezarr.store.sealed import seal
-from spinezarr.store.sharding import CHECKSUM_BYTES, chunk_rows, crc32
+from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, listed_positions
 from spinezarr.store.uploads import Uploads
 from spinezarr.store.writable import WritableStore
 
@@ -89,26 +90,32 @@ class ScanWriter:
         key = f"{array}/{chunk_key(shard_zyx, self._separator)}"
         self._started.add(key)
         size_bytes, checksum = 0, 0
-        index: Buffer = b""
-        checksums: list[int] = []
+        frames: list[ChunkFrame] = []
+        last: Buffer | None = None
 
         def counted() -> Iterator[Buffer]:
-            nonlocal size_bytes, checksum, index
+            nonlocal size_bytes, checksum, last
             for part in parts:
-                index = part  # the last part is the index
+                if last is not None:  # the last part is the index
+                    frames.append(ChunkFrame.of(last))
+                last = part
                 view = memoryview(part)
                 size_bytes += view.nbytes
                 checksum = crc32(view, checksum)
-                checksums.append(int.from_bytes(view[-CHECKSUM_BYTES:], "little"))
                 yield part
 
         self._uploads.write(f"{self._folder}/{key}", counted())
-        *chunk_checksums, index_checksum = checksums
+        index = memoryview(last or b"")
+        rows = [
+            frame.row(position).tobytes()
+            for position, frame in zip(listed_positions(index), frames, strict=True)
+        ]
         self._manifest[key] = ShardEntry(
             size_bytes=size_bytes,
             crc32=f"{checksum:08x}",
-            index_crc32c=f"{index_checksum:08x}",
-            chunks=b64encode(chunk_rows(index, chunk_checksums).tobytes()).decode(),
+            index_offset=size_bytes - index.nbytes,
+            index_crc32c=f"{int.from_bytes(index[-CHECKSUM_BYTES:], 'little'):08x}",
+            chunks=b64encode(b"".join(rows)).decode(),
         )
 
     def publish(

@@ -2,8 +2,8 @@
 
 They follow the Zarr v3 sharding codec [1]_. The codecs of a chunk are ``bytes`` (little endian),
 ``blosc`` and ``crc32c``. A shard is its chunks one after the other, then an index of
-``(offset, size)`` pairs, and the crc32c of that index. Encoding and decoding run in C and release
-the GIL.
+``(offset, size)`` pairs, and the crc32c of that index. :mod:`spinezarr.store.blocks` says what the
+chunks of image and mask consist of. Encoding and decoding run in C and release the GIL.
 
 References
 ----------
@@ -11,7 +11,7 @@ References
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import google_crc32c
@@ -26,17 +26,17 @@ from spinezarr.store.layout import BloscCodecSpec
 
 __all__ = [
     "ABSENT",
+    "BLOSC_HEADER",
     "CHECKSUM_BYTES",
-    "CHUNK_ROW",
-    "LARGEST_OVERHEAD",
     "ChunkDamagedError",
-    "chunk_rows",
+    "compress",
     "crc32",
     "crc32c",
     "decode_chunk",
     "decompress",
     "encode_chunk",
     "index_bytes",
+    "listed_positions",
     "parse_index",
     "shard_index",
 ]
@@ -45,11 +45,7 @@ ABSENT: Final = 2**64 - 1
 """Offset and size in the index of a chunk that the shard lacks."""
 CHECKSUM_BYTES: Final = 4
 """Size of a crc32c in bytes."""
-LARGEST_OVERHEAD: Final = 16 + CHECKSUM_BYTES
-"""Largest excess of an encoded chunk over its decoded size, in bytes (``BLOSC_MAX_OVERHEAD``)."""
-CHUNK_ROW: Final = np.dtype([("position", "<u4"), ("size", "<u4"), ("crc32c", "<u4")])
-"""A chunk in a shard: its position in the index, its size in bytes, and its last four bytes."""
-_BLOSC_HEADER: Final = struct.Struct("<BBBBIII")
+BLOSC_HEADER: Final = struct.Struct("<BBBBIII")
 """Header of C-Blosc 1: version, versionlz, flags, typesize, nbytes, blocksize, cbytes."""
 _SHUFFLES: Final = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
@@ -85,15 +81,17 @@ def crc32(data: Buffer, value: int = 0) -> int:
 def encode_chunk(chunk: npt.NDArray[Any], codec: BloscCodecSpec) -> bytes:
     """Compress one whole chunk and append its checksum."""
     little = np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<"))
+    packed = compress(little, codec, little.dtype.itemsize)
+    return packed + crc32c(packed).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def compress(data: npt.NDArray[Any], codec: BloscCodecSpec, itemsize: int) -> bytes:
+    """Return the Blosc frame of a contiguous array, whose numbers have ``itemsize`` bytes."""
+    shuffle = _SHUFFLES[codec.shuffle]
     packed = blosc.compress(
-        little,
-        codec.cname.encode(),
-        codec.clevel,
-        _SHUFFLES[codec.shuffle],
-        codec.blocksize,
-        little.dtype.itemsize,
+        data, codec.cname.encode(), codec.clevel, shuffle, codec.blocksize, itemsize
     )
-    return bytes(packed) + crc32c(packed).to_bytes(CHECKSUM_BYTES, "little")
+    return bytes(packed)
 
 
 def decode_chunk(encoded: bytes | memoryview, out: npt.NDArray[Any]) -> None:
@@ -122,9 +120,9 @@ def decompress(packed: bytes | memoryview, out: npt.NDArray[Any]) -> None:
         If its header states another size of the frame or its content. Nothing is decompressed
         then.
     """
-    if len(packed) < _BLOSC_HEADER.size:
+    if len(packed) < BLOSC_HEADER.size:
         raise ChunkDamagedError(f"is {len(packed)} bytes long, too short for a chunk")
-    _, _, _, _, size, _, packed_size = _BLOSC_HEADER.unpack_from(packed)
+    _, _, _, _, size, _, packed_size = BLOSC_HEADER.unpack_from(packed)
     if size != out.nbytes:
         raise ChunkDamagedError(f"holds {size} bytes of voxels, expected {out.nbytes}")
     if packed_size != len(packed):  # C-Blosc trusts it and would read past the chunk
@@ -159,26 +157,10 @@ def index_bytes(n_chunks: int) -> int:
     return 16 * n_chunks + CHECKSUM_BYTES
 
 
-def chunk_rows(index: Buffer, checksums: Sequence[int]) -> npt.NDArray[np.void]:
-    """Return the rows of a shard's chunks for its manifest entry.
-
-    Parameters
-    ----------
-    index
-        Result of :func:`shard_index` for the shard.
-    checksums
-        The crc32c of each chunk that is present, in C order.
-
-    Returns
-    -------
-    numpy.ndarray
-        One :data:`CHUNK_ROW` per chunk, shape ``(n,)``, in the order of the chunks in the shard.
-    """
-    pairs = np.frombuffer(memoryview(index)[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
-    positions = np.flatnonzero(pairs[:, 0] != ABSENT)
-    rows = np.empty(len(positions), CHUNK_ROW)
-    rows["position"], rows["size"], rows["crc32c"] = positions, pairs[positions, 1], checksums
-    return rows
+def listed_positions(index: Buffer) -> list[int]:
+    """Return the positions of the chunks that a shard holds, from its :func:`shard_index`."""
+    offsets = np.frombuffer(memoryview(index)[:-CHECKSUM_BYTES], "<u8")[::2]
+    return np.flatnonzero(offsets != ABSENT).tolist()
 
 
 def parse_index(data: bytes, n_chunks: int, shard_size: int) -> npt.NDArray[np.uint64]:

@@ -13,11 +13,13 @@ import numpy.typing as npt
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
+from spinezarr.store.blocks import ChunkFrame
 from spinezarr.store.manifest import ShardEntry
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import (
     ABSENT,
     CHECKSUM_BYTES,
+    ChunkDamagedError,
     crc32,
     crc32c,
     index_bytes,
@@ -102,8 +104,8 @@ class _ShardRead:
         self._chunks = chunks
         self._on_bytes = on_bytes
         self._crc32 = 0
-        self._checksums: list[int] = []
-        """Checksums at the end of the chunks, in the order of the bytes."""
+        self._frames: list[ChunkFrame] = []
+        """What the chunks say of themselves, in the order of the bytes."""
 
     def problems(self, entry: ShardEntry) -> Iterator[_Problem]:
         """Yield the problems in the order of the bytes."""
@@ -140,14 +142,20 @@ class _ShardRead:
             expected = f"crc32c {entry.index_crc32c}, as the manifest says"
             yield _Problem("damaged", f"an index with crc32c {found}", expected)
         n_chunks = math.prod(self._array.chunks_per_shard_zyx)
-        rows = entry.chunk_rows
-        sizes = dict(zip(rows["position"].tolist(), rows["size"].tolist(), strict=True))
+        coding = self._array.coding
+        rows = entry.rows(coding)
+        sizes = dict(
+            zip(rows["position"].tolist(), entry.chunk_sizes(coding).tolist(), strict=True)
+        )
         if shard_index(sizes, n_chunks) != index:
             expected = "the chunks that the manifest lists"
             yield _Problem("damaged", "an index of other chunks", expected)
-        elif rows["crc32c"].tolist() != self._checksums:
+        elif rows["voxels_crc32c"].tolist() != [frame.voxels_crc32c for frame in self._frames]:
             expected = "the checksums that the manifest lists"
             yield _Problem("damaged", "chunks with other checksums", expected)
+        elif rows["block_sizes"].tolist() != [list(frame.block_sizes) for frame in self._frames]:
+            expected = "the sizes that the manifest lists"
+            yield _Problem("damaged", "chunks with blocks of other sizes", expected)
 
     def _read(self, size: int) -> None:
         """Read bytes, only to compute the checksum."""
@@ -175,13 +183,18 @@ class _ShardRead:
             expected_offset += size
             found = crc32c(block[:-CHECKSUM_BYTES])
             expected = int.from_bytes(block[-CHECKSUM_BYTES:], "little")
-            self._checksums.append(expected)
+            chunk_zyx = self._chunk_zyx(position)
             if found != expected:
-                yield _Problem(
-                    "damaged",
-                    f"chunk {self._chunk_zyx(position)} with crc32c {found:08x}",
-                    f"crc32c {expected:08x}",
-                )
+                text = f"chunk {chunk_zyx} with crc32c {found:08x}"
+                yield _Problem("damaged", text, f"crc32c {expected:08x}")
+                continue
+            try:
+                frame = ChunkFrame.of(block)
+                frame.check(block, self._array.coding)
+            except ChunkDamagedError as problem:
+                yield _Problem("damaged", f"chunk {chunk_zyx} {problem}", "an intact chunk")
+                continue
+            self._frames.append(frame)
         if expected_offset != end:
             yield _Problem("damaged", f"{end - expected_offset} bytes after the last chunk", "none")
 

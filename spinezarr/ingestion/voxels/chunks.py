@@ -12,8 +12,9 @@ from spinezarr.formats.rounding import Rounding, round_labels
 from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.ingestion.voxels.encode import Encoded
 from spinezarr.scaling import VALUE_DTYPE, Scaling
+from spinezarr.store.blocks import encode_blocks
 from spinezarr.store.layout import IMAGE, Profile, fill_value
-from spinezarr.store.sharding import crc32c, encode_chunk
+from spinezarr.store.sharding import crc32c
 
 __all__ = [
     "DoesNotFitError",
@@ -80,7 +81,7 @@ class ImageEncoder:
         fill = fill_value(IMAGE, self.dtype)
         chunk = _BUFFERS.padded(self.cast(voxels), self.profile.chunk_shape_zyx, fill)
         facts = _image_facts(self._values(chunk, voxels.shape), voxels.shape)
-        return Encoded(chunk_zyx, encode_chunk(chunk, self.profile.image), facts)
+        return Encoded(chunk_zyx, encode_blocks(chunk, self.profile.image), facts)
 
     def _values(self, chunk: npt.NDArray[Any], shape_zyx: tuple[int, ...]) -> npt.NDArray[Any]:
         """Return the values of a chunk with the padding that is stored."""
@@ -224,7 +225,7 @@ class LabelEncoder:
             return Encoded(chunk_zyx, None, LabelFacts(chunk_zyx, ()))
         chunk, dropped = stored_labels(chunk, self.values)
         labels = self._locate_labels(chunk, chunk_zyx)
-        data = encode_chunk(chunk, self.profile.label) if labels else None
+        data = encode_blocks(chunk, self.profile.label) if labels else None
         return Encoded(chunk_zyx, data, LabelFacts(chunk_zyx, labels, dropped))
 
     def _locate_labels(

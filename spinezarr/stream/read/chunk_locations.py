@@ -1,6 +1,6 @@
 """Where do the bytes of a chunk lie?
 
-The metadata of a scan list the chunks of its shards, so nothing else is read.
+The metadata of a scan list the blocks of the chunks of its shards, so nothing else is read.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.scan_handle import ArraySpec
+from spinezarr.store.sharding import CHECKSUM_BYTES
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.fetch import ByteRange, ByteRanges, StoredShard
 from spinezarr.stream.read.plan import ReadPlan
@@ -24,49 +25,76 @@ __all__ = ["ChunkLocations", "ChunkLocator"]
 
 _CACHE_BYTES: Final = 64 << 20
 """Bytes of tables in memory: about 1,400 scans of 512 x 512 x 600 voxels with their masks."""
-_ROW: Final = np.dtype([("offset", np.int64), ("size", np.int64), ("crc32c", np.uint32)])
 _Shard = tuple[ArraySpec, ShapeZYX]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _ShardTable:
-    """Where the chunks of a shard lie, one row for each position in the shard."""
+    """Where the blocks of the chunks of a shard lie. Each chunk that is stored has a row."""
 
     shard: StoredShard
-    rows: npt.NDArray[np.void]
+    row_of_position: npt.NDArray[np.int32]
+    """Row of the chunk at each position in the shard; -1 if it is not stored."""
+    starts: npt.NDArray[np.int64]
+    """Shape ``(rows, blocks + 1)``: first byte of each block, and one past the last block."""
+    voxels_crc32c: npt.NDArray[np.uint32]
+    """Shape ``(rows,)``: checksum of the decoded chunk."""
 
     @property
     def nbytes(self) -> int:
-        return self.rows.nbytes
+        return self.row_of_position.nbytes + self.starts.nbytes + self.voxels_crc32c.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkLocations:
-    """Where the chunks of a :class:`~spinezarr.stream.read.plan.ReadPlan` lie.
+    """Where the wanted blocks of the chunks of a plan lie.
 
-    Each array has the shape ``(chunks,)``.
+    The plan is a :class:`~spinezarr.stream.read.plan.ReadPlan`. Arrays have the shape ``(chunks,)``
+    unless they say otherwise.
     """
 
     shards: tuple[StoredShard, ...]
     """The shards that hold the chunks."""
     shard: npt.NDArray[np.int64]
     """Number of the shard in :attr:`shards`; -1 for background whose shard does not exist."""
-    offset: npt.NDArray[np.int64]
-    """First byte of the chunk in its shard."""
-    size: npt.NDArray[np.int64]
-    """Bytes of the chunk with its checksum; 0 for background that is not stored."""
-    crc32c: npt.NDArray[np.uint32]
-    """Checksum of the chunk by the manifest; the chunk ends with the same number."""
+    first_block: npt.NDArray[np.int64]
+    """Number of the first wanted block of the chunk."""
+    stop_block: npt.NDArray[np.int64]
+    """One past the last wanted block."""
+    starts: npt.NDArray[np.int64]
+    """Shape ``(chunks, blocks + 1)``: first byte of each block, and one past the last block.
+
+    All are 0 for background that is not stored. A chunk with fewer blocks than another has zeros
+    at the end.
+    """
+    voxels_crc32c: npt.NDArray[np.uint32]
+    """Checksum of the decoded chunk by the manifest."""
+
+    @property
+    def offset(self) -> npt.NDArray[np.int64]:
+        """First byte of the wanted blocks in their shard."""
+        return _take(self.starts, self.first_block)
+
+    @property
+    def size(self) -> npt.NDArray[np.int64]:
+        """Bytes of the wanted blocks with their checksums; 0 for background that is not stored."""
+        size: npt.NDArray[np.int64] = _take(self.starts, self.stop_block) - self.offset
+        return size
+
+    def block_sizes(self, chunk: int) -> npt.NDArray[np.int64]:
+        """Return the bytes of each wanted block of a chunk."""
+        first, stop = self.first_block[chunk], self.stop_block[chunk]
+        return np.diff(self.starts[chunk, first : stop + 1])
 
     def range_of(self, chunk: int) -> ByteRange:
-        """Return the bytes of a chunk."""
-        start, size = int(self.offset[chunk]), int(self.size[chunk])
-        return ByteRange(self.shards[self.shard[chunk]], start, start + size)
+        """Return the bytes of the wanted blocks of a chunk."""
+        (item,) = self.ranges_of(np.array([chunk]))
+        return item
 
     def ranges_of(self, chunks: npt.NDArray[np.intp]) -> ByteRanges:
-        """Return the bytes of some chunks."""
-        start = self.offset[chunks]
-        return ByteRanges(self.shards, self.shard[chunks], start, start + self.size[chunks])
+        """Return the bytes of the wanted blocks of some chunks."""
+        start, stop = self.offset[chunks], _take(self.starts, self.stop_block)[chunks]
+        return ByteRanges(self.shards, self.shard[chunks], start, stop)
 
     def first_chunk_of(self, path: str) -> int:
         """Return the first chunk of the plan that lies in the shard at ``path``."""
@@ -75,7 +103,7 @@ class ChunkLocations:
 
 
 class ChunkLocator:
-    """Finds chunks in shards by the manifests of scans.
+    """Finds blocks of chunks in shards by the manifests of scans.
 
     Tables of recently used shards stay in memory. It is shared between threads.
 
@@ -90,7 +118,7 @@ class ChunkLocator:
         self._cache: BoundedCache[_Shard, _ShardTable] = BoundedCache(_CACHE_BYTES)
 
     def locate(self, plan: ReadPlan) -> ChunkLocations:
-        """Return where the chunks of a plan lie. Chunks that are not listed are background."""
+        """Return where the wanted blocks lie. Chunks that are not listed are background."""
         runs = list(_shard_runs(plan))
         known = self._cache.find(shard for shard, _ in runs)
         new = {
@@ -100,21 +128,24 @@ class ChunkLocator:
         }
         self._cache.keep(new)
         known |= new
-        rows = np.zeros(len(plan), _ROW)
+        n_blocks = max((array.coding.n_blocks for array in plan.arrays), default=0)
+        starts = np.zeros((len(plan), n_blocks + 1), np.int64)
+        checksums = np.zeros(len(plan), np.uint32)
         number = np.full(len(plan), -1)
         shards: list[StoredShard] = []
         for shard, chunks in runs:
-            if shard in known:
-                rows[chunks] = known[shard].rows[plan.position[chunks]]
-                number[chunks] = len(shards)
-                shards.append(known[shard].shard)
-        return ChunkLocations(
-            shards=tuple(shards),
-            shard=number,
-            offset=rows["offset"],
-            size=rows["size"],
-            crc32c=rows["crc32c"],
-        )
+            if shard not in known:
+                continue
+            table = known[shard]
+            row = table.row_of_position[plan.position[chunks]]
+            is_stored = row >= 0
+            stored = np.flatnonzero(is_stored) + chunks.start
+            starts[stored, : table.starts.shape[1]] = table.starts[row[is_stored]]
+            checksums[stored] = table.voxels_crc32c[row[is_stored]]
+            number[chunks] = len(shards)
+            shards.append(table.shard)
+        first, stop = plan.blocks
+        return ChunkLocations(tuple(shards), number, first, stop, starts, checksums)
 
     def chunk_error(
         self, plan: ReadPlan, chunk: int, problem: str
@@ -140,14 +171,23 @@ def _shard_runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
 
 
 def _load_table(array: ArraySpec, shard_zyx: ShapeZYX) -> _ShardTable:
-    """Return where the chunks of a shard lie; rows of chunks that are not stored are 0."""
-    n_chunks = math.prod(array.chunks_per_shard_zyx)
-    entry = array.shards[shard_zyx]
-    listed = entry.chunk_rows
-    size = listed["size"].astype(np.int64)
-    rows = np.zeros(n_chunks, _ROW)
-    rows["offset"][listed["position"]] = np.cumsum(size) - size
-    rows["size"][listed["position"]] = size
-    rows["crc32c"][listed["position"]] = listed["crc32c"]
+    """Return where the blocks of a shard lie."""
+    entry, coding = array.shards[shard_zyx], array.coding
+    listed = entry.rows(coding)
+    row_of_position = np.full(math.prod(array.chunks_per_shard_zyx), -1, np.int32)
+    row_of_position[listed["position"]] = np.arange(len(listed))
+    # A chunk is what comes before its blocks, the blocks, and its own checksum.
+    starts = np.empty((len(listed), coding.n_blocks + 1), np.int64)
+    starts[:, 0] = coding.blocks_offset
+    starts[:, 1:] = listed["block_sizes"]
+    np.cumsum(starts, axis=1, out=starts)
+    ends = np.cumsum(starts[:, -1] + CHECKSUM_BYTES)
+    starts[1:] += ends[:-1, None]
     content = hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
-    return _ShardTable(StoredShard(array.shard_path(shard_zyx), entry.size_bytes, content), rows)
+    shard = StoredShard(array.shard_path(shard_zyx), entry.size_bytes, content)
+    return _ShardTable(shard, row_of_position, starts, listed["voxels_crc32c"])
+
+
+def _take(table: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the value of each row in the column that is given for it."""
+    return np.take_along_axis(table, column[:, None], axis=1)[:, 0]

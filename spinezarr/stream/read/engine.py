@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.blocks import decode_blocks
 from spinezarr.store.scan_handle import ArraySpec
-from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, decode_chunk
+from spinezarr.store.sharding import ChunkDamagedError
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.buffer_pool import BufferPool
 from spinezarr.stream.read.cache import BoundedCache
@@ -30,6 +31,7 @@ from spinezarr.stream.read.native import (
     PIECES,
     Kernel,
     Tables,
+    encoding_number,
     kernel,
     output_table,
 )
@@ -123,7 +125,8 @@ class Engine:
         fetched = [
             chunk for chunk in np.flatnonzero(locations.size).tolist() if keys[chunk] not in cached
         ]
-        decoded = sum(_chunk_bytes(keys[chunk][0]) for chunk in fetched)
+        n_blocks = locations.stop_block - locations.first_block
+        decoded = sum(int(n_blocks[c]) * keys[c][0].coding.block_bytes for c in fetched)
         ranges = locations.ranges_of(np.array(fetched, np.intp))
         return ReadSummary(
             boxes=len(boxes),
@@ -298,16 +301,22 @@ def _kernel_tables(
     pieces["shape_zyx"] = plan.shape_zyx
     chunks = np.zeros(len(stored), CHUNKS)
     chunks["offset"], chunks["size"] = locations.offset[stored], locations.size[stored]
-    chunks["crc32c"] = locations.crc32c[stored]
+    chunks["voxels_crc32c"] = locations.voxels_crc32c[stored]
+    chunks["first_block"] = locations.first_block[stored]
+    chunks["n_blocks"] = locations.stop_block[stored] - locations.first_block[stored]
+    chunks["first_start"] = stored * locations.starts.shape[1] + locations.first_block[stored]
     chunks["first_piece"] = plan.first_piece[stored]
     chunks["n_pieces"] = plan.first_piece[stored + 1] - plan.first_piece[stored]
-    itemsizes = np.array([array.stored_dtype.itemsize for array in plan.arrays], np.int64)
-    shapes = np.array([array.chunk_shape_zyx for array in plan.arrays], np.int64)
-    array_number = plan.array[stored]
-    chunks["itemsize"], chunks["shape_zyx"] = itemsizes[array_number], shapes[array_number]
+    of_array = np.zeros(len(plan.arrays), CHUNKS)
+    for row, array in zip(of_array, plan.arrays, strict=True):
+        row["itemsize"], row["shape_zyx"] = array.stored_dtype.itemsize, array.chunk_shape_zyx
+        row["block_bytes"] = array.coding.block_bytes
+        row["encoding"] = encoding_number(array.coding)
+    for name in ("itemsize", "shape_zyx", "block_bytes", "encoding"):
+        chunks[name] = of_array[name][plan.array[stored]]
     chunks["fd"], chunks["status"] = -1, NOT_TRIED
     decoded_bytes = max(_chunk_bytes(array) for array in plan.arrays)
-    return Tables(chunks, pieces, output_table(outputs), decoded_bytes)
+    return Tables(chunks, pieces, output_table(outputs), locations.starts, decoded_bytes)
 
 
 def _chunk_bytes(array: ArraySpec) -> int:
@@ -328,19 +337,24 @@ def _run_kernel(loaded: Kernel, owner: object, tables: Tables, threads: int) -> 
 
 
 def _decode(plan: ReadPlan, locations: ChunkLocations, chunk: int, data: memoryview) -> Voxels:
-    """Decode a chunk with numcodecs.
+    """Decode the wanted blocks of a chunk with numcodecs. Voxels of other blocks are undefined.
 
     Raises
     ------
     ChunkDamagedError
-        If it is damaged, or is not the chunk that the manifest lists there.
+        If they are damaged, or are not the blocks that the manifest lists there.
     """
     array = plan.arrays[plan.array[chunk]]
     voxels = np.empty(array.chunk_shape_zyx, array.stored_dtype)
-    checksum, expected = int.from_bytes(data[-CHECKSUM_BYTES:], "little"), locations.crc32c[chunk]
-    if len(data) < locations.size[chunk]:
-        raise ChunkDamagedError(f"is cut short: {len(data)} of {locations.size[chunk]} bytes came")
-    if checksum != expected:
-        raise ChunkDamagedError(f"ends with crc32c {checksum:08x}, expected {expected:08x}")
-    decode_chunk(data, voxels)
+    coding, first = array.coding, int(locations.first_block[chunk])
+    block_bytes = coding.block_bytes
+    decoded = voxels.reshape(-1).view(np.uint8)
+    decode_blocks(
+        data,
+        decoded[first * block_bytes : int(locations.stop_block[chunk]) * block_bytes],
+        coding=coding,
+        block_sizes=locations.block_sizes(chunk),
+        first_block=first,
+        voxels_crc32c=int(locations.voxels_crc32c[chunk]),
+    )
     return voxels

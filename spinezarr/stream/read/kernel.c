@@ -1,18 +1,18 @@
 /* Reads boxes of voxels from encoded chunks, without Python.
  *
- * A chunk is a Blosc 1 buffer, followed by its crc32c. This code decodes LZ4 streams, with or without
- * shuffled bytes, which is what the default profile writes. Any other chunk gets the status UNKNOWN,
- * and the caller decodes it by other means. Only what the wanted voxels need is decoded: blocks
- * without wanted voxels are skipped, and a stream is decoded up to its last wanted byte. Shuffled bytes
- * are put together on their way into the output.
+ * A chunk consists of blocks, each followed by its checksum; the caller knows where they lie, and
+ * which of them hold wanted voxels. This code decodes LZ4 streams, with or without shuffled bytes,
+ * which is what the default profile writes. Any other chunk gets the status UNKNOWN, and the caller
+ * decodes it by other means. Only what the wanted voxels need is decoded: a stream is decoded up to its
+ * last wanted byte. Shuffled bytes are put together on their way into the output.
  *
- * Sources: Blosc 1 chunk format (README_CHUNK_FORMAT.rst of C-Blosc), LZ4 block format
- * (lz4_Block_format.md of LZ4), CRC-32C (RFC 3720, appendix B.4).
+ * Sources: docs/store-format.md, Blosc 1 chunk format (README_CHUNK_FORMAT.rst of C-Blosc), LZ4 block
+ * format (lz4_Block_format.md of LZ4), CRC-32C (RFC 3720, appendix B.4).
  *
  * Buffers are not trusted: every length and offset is checked, even if the checksum is correct. The
- * tables of chunks and pieces are not trusted either, as their numbers come from the metadata of a
- * store: a chunk whose numbers do not fit together is DAMAGED. Only addresses are trusted: ``data`` of
- * a chunk has ``size`` bytes, and ``data`` of an output, with its strides, has its shape.
+ * tables are not trusted either, as their numbers come from the metadata of a store: a chunk whose
+ * numbers do not fit together is DAMAGED. Only addresses are trusted: ``data`` of a chunk has ``size``
+ * bytes, and ``data`` of an output, with its strides, has its shape.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,45 +33,33 @@
 
 /* Status of a chunk. The caller decodes chunks that are not DONE by other means. */
 enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
-enum { VERSION = 4, MAX_ITEMSIZE = 8, SLACK = 128, HEADER = 16, TAIL = 4 };
+enum { VERSION = 5, MAX_ITEMSIZE = 8, SLACK = 128, CHECKSUM = 4 };
 enum { AT_ONCE = 64, ROWS_AHEAD = 6 };
 
-/* The header of a Blosc 1 buffer: the bytes at these offsets. */
-enum {
-    FORMAT_AT = 0,      /* version of the Blosc format */
-    LZ4_FORMAT_AT = 1,  /* version of the format of the codec */
-    FLAGS_AT = 2,
-    ITEMSIZE_AT = 3,
-    N_BYTES_AT = 4,     /* 32 bits: bytes of the decoded buffer */
-    BLOCK_BYTES_AT = 8, /* 32 bits: bytes of a decoded block */
-    PACKED_AT = 12,     /* 32 bits: bytes of the whole buffer */
-};
-enum { BLOSC_FORMAT = 2, LZ4_FORMAT = 1 };
-enum {
-    SHUFFLED_BYTES = 1 << 0,
-    COPIED = 1 << 1, /* the bytes follow the header as they are */
-    SHUFFLED_BITS = 1 << 2,
-    RESERVED = 1 << 3,
-    ONE_STREAM = 1 << 4, /* a block is one stream, and not one for each byte of an item */
-    CODEC_SHIFT = 5,
-    LZ4_CODEC = 1,
-};
-enum { MIN_SPLIT_ITEMS = 128 }; /* smaller blocks are never split into streams */
+/* How the blocks of a chunk are encoded. */
+enum { OTHER = 0, LZ4 = 1, SHUFFLED_LZ4 = 2 };
+enum { MIN_SPLIT_ITEMS = 128 }; /* smaller blocks are not split into streams */
+enum { MIN_BLOCK = 4 + 1 + CHECKSUM }; /* a stream of one byte after its size, and the checksum */
 
 /* Limit for a decoded chunk, as LARGEST_CHUNK_BYTES in Python. The product of two such numbers fits
  * into 64 bits easily. */
 static const int64_t MAX_CHUNK_BYTES = (int64_t)1 << 24;
 
 typedef struct {
-    const uint8_t *data; /* bytes of the chunk; NULL to read them from ``fd`` */
-    int64_t offset;      /* in the file */
-    int64_t size;        /* with the checksum */
+    const uint8_t *data; /* bytes of the blocks; NULL to read them from ``fd`` */
+    int64_t offset;      /* of the blocks in the file */
+    int64_t size;        /* bytes of the blocks with their checksums */
     int64_t first_piece; /* pieces[first_piece : first_piece + n_pieces] are filled */
     int64_t n_pieces;
     int64_t itemsize;
     int64_t shape_zyx[3];
+    int64_t block_bytes; /* of a decoded block */
+    int64_t first_block; /* the first block whose bytes are here */
+    int64_t n_blocks;    /* number of such blocks, one after the other */
+    int64_t first_start; /* starts[first_start : first_start + n_blocks + 1] are where they lie */
+    int32_t encoding;
     int32_t fd;
-    uint32_t crc32c; /* expected */
+    uint32_t voxels_crc32c; /* a part of the checksum of each block */
     int32_t status;
 } Chunk;
 
@@ -95,6 +83,8 @@ typedef struct {
     int64_t n_pieces;
     const Output *outputs;
     int64_t n_outputs;
+    const int64_t *starts; /* from any origin, in ascending order for each chunk */
+    int64_t n_starts;
     uint8_t *scratch;
     int64_t packed_bytes;  /* of a chunk, at most */
     int64_t decoded_bytes; /* of a chunk, at most */
@@ -143,8 +133,8 @@ static uint32_t shifted(uint32_t crc, int which) {
 #define WITH_CRC32 __attribute__((target("sse4.2")))
 #endif
 
-WITH_CRC32 static uint32_t crc32c_fast(const uint8_t *p, int64_t n) {
-    uint64_t crc = 0xFFFFFFFFu;
+WITH_CRC32 static uint32_t crc32c_fast(uint32_t before, const uint8_t *p, int64_t n) {
+    uint64_t crc = (uint32_t)~before;
     for (; n >= 3 * STRIPE; p += 3 * STRIPE, n -= 3 * STRIPE) {
         uint64_t second = 0, third = 0, word;
         for (int i = 0; i < STRIPE; i += 8) {
@@ -182,8 +172,8 @@ static void make_byte_tables(void) {
         }
 }
 
-static uint32_t crc32c_by_table(const uint8_t *p, int64_t n) {
-    uint32_t crc = 0xFFFFFFFFu;
+static uint32_t crc32c_by_table(uint32_t before, const uint8_t *p, int64_t n) {
+    uint32_t crc = ~before;
     for (; n >= 8; p += 8, n -= 8) {
         uint32_t low = load32(p) ^ crc, high = load32(p + 4);
         crc = byte_table[7][low & 255] ^ byte_table[6][low >> 8 & 255] ^
@@ -199,11 +189,24 @@ static uint32_t crc32c_by_table(const uint8_t *p, int64_t n) {
 static int has_crc;
 #endif
 
-static uint32_t crc32c(const uint8_t *p, int64_t n) {
+/* Returns the crc32c of some bytes; ``before`` is that of the bytes before them. */
+static uint32_t crc32c(uint32_t before, const uint8_t *p, int64_t n) {
 #if X86
-    if (has_crc) return crc32c_fast(p, n);
+    if (has_crc) return crc32c_fast(before, p, n);
 #endif
-    return crc32c_by_table(p, n);
+    return crc32c_by_table(before, p, n);
+}
+
+static void store32(uint8_t *p, uint32_t value) {
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(value >> 8 * i);
+}
+
+/* Returns the checksum of a block: of the checksum of the chunk's voxels, its number, its bytes. */
+static uint32_t block_checksum(const Chunk *chunk, int64_t number, const uint8_t *p, int64_t n) {
+    uint8_t prefix[8];
+    store32(prefix, chunk->voxels_crc32c);
+    store32(prefix + 4, (uint32_t)number);
+    return crc32c(crc32c(0, prefix, 8), p, n);
 }
 
 /* LZ4 ---------------------------------------------------------------------------------------- */
@@ -426,12 +429,6 @@ static void copy_pieces(const Chunk *chunk, const Call *call, Block block) {
         copy_piece(chunk, &block, pieces + i, call->outputs + pieces[i].output);
 }
 
-/* Returns a block of all voxels of a chunk, which are stored one after the other. */
-static Block whole_chunk(const Chunk *chunk, const uint8_t *voxels) {
-    const Block block = {{voxels}, 0, n_voxels(chunk), 0};
-    return block;
-}
-
 /* Sets [*from, *to) to the voxels of the chunk, within [first, last), that the pieces need. */
 static void wanted(const Chunk *chunk, const Piece *pieces, int64_t first, int64_t last,
                    int64_t *from, int64_t *to) {
@@ -458,7 +455,7 @@ static void wanted(const Chunk *chunk, const Piece *pieces, int64_t first, int64
 
 /* Returns whether the offset and size of a chunk in the table are possible. */
 static int has_place(const Chunk *chunk, int64_t packed_bytes) {
-    return chunk->size >= HEADER + TAIL && chunk->size <= packed_bytes && chunk->offset >= 0 &&
+    return chunk->size >= MIN_BLOCK && chunk->size <= packed_bytes && chunk->offset >= 0 &&
            chunk->offset <= INT64_MAX - chunk->size;
 }
 
@@ -498,67 +495,80 @@ static int has_pieces(const Chunk *chunk, const Call *call) {
     return 1;
 }
 
-static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
-    uint8_t *const scratch = call->scratch + call->packed_bytes; /* behind what was read */
-    const int64_t packed = chunk->size - TAIL;
-    const int flags = data[FLAGS_AT], itemsize = data[ITEMSIZE_AT];
-    const int64_t n_bytes = load32(data + N_BYTES_AT), block_bytes = load32(data + BLOCK_BYTES_AT);
-    if (n_bytes != n_voxels(chunk) * chunk->itemsize) return DAMAGED;
-    if (load32(data + PACKED_AT) != packed) return DAMAGED;
-    if (data[FORMAT_AT] != BLOSC_FORMAT || flags & RESERVED) return UNKNOWN;
-    if (flags & COPIED) {
-        if (packed - HEADER != n_bytes) return DAMAGED;
-        copy_pieces(chunk, call, whole_chunk(chunk, data + HEADER));
-        return DONE;
+/* Returns whether the blocks of a chunk lie one after the other in its bytes, are blocks of the chunk,
+ * and hold all wanted voxels. */
+static int has_blocks(const Chunk *chunk, const Call *call) {
+    const int64_t block_bytes = chunk->block_bytes, n_bytes = n_voxels(chunk) * chunk->itemsize;
+    if (block_bytes < chunk->itemsize || block_bytes > n_bytes || n_bytes % block_bytes) return 0;
+    if (block_bytes % chunk->itemsize) return 0;
+    if (!is_within(chunk->first_block, chunk->n_blocks, n_bytes / block_bytes)) return 0;
+    if (!is_within(chunk->first_start, chunk->n_blocks + 1, call->n_starts)) return 0;
+    const int64_t *const starts = call->starts + chunk->first_start;
+    if (starts[0] < 0 || starts[chunk->n_blocks] > INT64_MAX - MIN_BLOCK) return 0;
+    for (int64_t i = 0; i < chunk->n_blocks; i++)
+        if (starts[i + 1] < MIN_BLOCK || starts[i] > starts[i + 1] - MIN_BLOCK) return 0;
+    if (starts[chunk->n_blocks] - starts[0] != chunk->size) return 0;
+    const int64_t per_block = block_bytes / chunk->itemsize;
+    int64_t from, to;
+    wanted(chunk, call->pieces + chunk->first_piece, 0, n_voxels(chunk), &from, &to);
+    return from >= to || (from / per_block >= chunk->first_block &&
+                          (to - 1) / per_block < chunk->first_block + chunk->n_blocks);
+}
+
+/* Decodes the ``n`` bytes of a block, up to its last wanted voxel, and copies what is wanted. */
+static int decode_block(const Chunk *chunk, const Call *call, int64_t number, const uint8_t *in,
+                        int64_t n) {
+    const int64_t itemsize = chunk->itemsize, count = chunk->block_bytes / itemsize;
+    const int shuffled = chunk->encoding == SHUFFLED_LZ4 && itemsize > 1;
+    Block block = {{0}, number * count, count, shuffled};
+    int64_t from, to;
+    wanted(chunk, call->pieces + chunk->first_piece, block.first, block.first + count, &from, &to);
+    if (from >= to) return DONE;
+    n -= CHECKSUM;
+    if (load32(in + n) != block_checksum(chunk, number, in, n)) return DAMAGED;
+    const int64_t last = to - block.first;
+    const int64_t n_streams = count >= MIN_SPLIT_ITEMS ? itemsize : 1;
+    const int64_t stream_bytes = chunk->block_bytes / n_streams;
+    const uint8_t *const in_end = in + n;
+    uint8_t *out = call->scratch + call->packed_bytes; /* behind what was read */
+    for (int64_t stream = 0; stream < n_streams; stream++) {
+        if (in_end - in < 5) return DAMAGED;
+        const int64_t size = load32(in);
+        in += 4;
+        if (size < 1 || size > in_end - in) return DAMAGED;
+        const uint8_t *decoded = out;
+        if (size == stream_bytes) {
+            decoded = in;
+        } else {
+            int64_t need = stream_bytes;
+            if (shuffled)
+                need = n_streams > 1 ? last : (itemsize - 1) * count + last;
+            else if (n_streams == 1)
+                need = last * itemsize;
+            if (!lz4(in, size, out, stream_bytes, need)) return DAMAGED;
+            out += stream_bytes + SLACK;
+        }
+        in += size;
+        block.plane[stream] = decoded;
     }
-    const int is_lz4 = flags >> CODEC_SHIFT == LZ4_CODEC && data[LZ4_FORMAT_AT] == LZ4_FORMAT;
-    if (!is_lz4 || flags & SHUFFLED_BITS || itemsize != chunk->itemsize) return UNKNOWN;
-    if (block_bytes < 1 || block_bytes > n_bytes || block_bytes % itemsize) return DAMAGED;
-    const int64_t n_blocks = (n_bytes + block_bytes - 1) / block_bytes;
-    if (n_blocks > (packed - HEADER) / 4) return DAMAGED;
-    for (int64_t number = 0; number < n_blocks; number++) {
-        const int64_t offset = number * block_bytes;
-        const int64_t bytes = n_bytes - offset < block_bytes ? n_bytes - offset : block_bytes;
-        Block block = {{0}, offset / itemsize, bytes / itemsize, (flags & SHUFFLED_BYTES) && itemsize > 1};
-        int64_t from, to;
-        wanted(chunk, call->pieces + chunk->first_piece, block.first, block.first + block.count,
-               &from, &to);
-        if (from >= to) continue;
-        const int64_t last = to - block.first;
-        const int split = !(flags & ONE_STREAM) && block_bytes / itemsize >= MIN_SPLIT_ITEMS &&
-                          bytes == block_bytes;
-        const int64_t n_streams = split ? itemsize : 1, stream_bytes = bytes / n_streams;
-        int64_t at = load32(data + HEADER + 4 * number);
-        uint8_t *out = scratch;
-        for (int64_t stream = 0; stream < n_streams; stream++) {
-            if (at < HEADER || at > packed - 4) return DAMAGED;
-            const int64_t size = load32(data + at);
-            at += 4;
-            if (size > packed - at) return DAMAGED;
-            const uint8_t *decoded = out;
-            if (size == stream_bytes) {
-                decoded = data + at;
-            } else {
-                int64_t need = stream_bytes;
-                if (!block.shuffled && n_streams == 1) need = last * itemsize;
-                if (block.shuffled)
-                    need = n_streams > 1 ? last : (itemsize - 1) * block.count + last;
-                if (!lz4(data + at, size, out, stream_bytes, need)) return DAMAGED;
-                out += stream_bytes + SLACK;
-            }
-            at += size;
-            block.plane[stream] = decoded;
-        }
-        if (block.shuffled && n_streams == 1)
-            for (int b = 1; b < itemsize; b++)
-                block.plane[b] = block.plane[0] + b * block.count;
-        if (!block.shuffled && n_streams > 1) { /* each stream is a part: put them side by side */
-            uint8_t *whole = out;
-            for (int64_t stream = 0; stream < n_streams; stream++)
-                memcpy(whole + stream * stream_bytes, block.plane[stream], (size_t)stream_bytes);
-            block.plane[0] = whole;
-        }
-        copy_pieces(chunk, call, block);
+    if (in != in_end) return DAMAGED;
+    if (shuffled && n_streams == 1)
+        for (int b = 1; b < itemsize; b++) block.plane[b] = block.plane[0] + b * count;
+    if (!shuffled && n_streams > 1) { /* each stream is a part: put them side by side */
+        for (int64_t stream = 0; stream < n_streams; stream++)
+            memcpy(out + stream * stream_bytes, block.plane[stream], (size_t)stream_bytes);
+        block.plane[0] = out;
+    }
+    copy_pieces(chunk, call, block);
+    return DONE;
+}
+
+static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
+    const int64_t *const starts = call->starts + chunk->first_start;
+    for (int64_t i = 0; i < chunk->n_blocks; i++) {
+        const int status = decode_block(chunk, call, chunk->first_block + i,
+                                        data + (starts[i] - starts[0]), starts[i + 1] - starts[i]);
+        if (status != DONE) return status;
     }
     return DONE;
 }
@@ -619,6 +629,8 @@ static void fetch_ahead(const Chunk *chunk, Ahead *ahead, int64_t packed_bytes) 
 static int fill(const Chunk *chunk, const Call *call, Ahead *ahead) {
     if (!has_place(chunk, call->packed_bytes)) return DAMAGED;
     if (!has_voxels(chunk, call->decoded_bytes) || !has_pieces(chunk, call)) return DAMAGED;
+    if (!has_blocks(chunk, call)) return DAMAGED;
+    if (chunk->encoding != LZ4 && chunk->encoding != SHUFFLED_LZ4) return UNKNOWN;
     const uint8_t *data = chunk->data;
     if (!data) {
         if (!read_at_once(chunk, call->scratch)) {
@@ -627,8 +639,6 @@ static int fill(const Chunk *chunk, const Call *call, Ahead *ahead) {
         }
         data = call->scratch;
     }
-    const int64_t n = chunk->size - TAIL;
-    if (load32(data + n) != chunk->crc32c || crc32c(data, n) != chunk->crc32c) return DAMAGED;
     return decode(chunk, call, data);
 }
 
@@ -650,27 +660,37 @@ EXPORT int64_t spinezarr_chunk_bytes(void) { return (int64_t)sizeof(Chunk); }
 EXPORT int64_t spinezarr_piece_bytes(void) { return (int64_t)sizeof(Piece); }
 EXPORT int64_t spinezarr_output_bytes(void) { return (int64_t)sizeof(Output); }
 
-/* Bytes of ``scratch`` that spinezarr_fill needs for chunks that decode to at most ``decoded_bytes``;
- * -1 if such chunks are larger than it decodes. */
-EXPORT int64_t spinezarr_scratch_bytes(int64_t decoded_bytes) {
+/* Bytes of encoded blocks of a chunk that decodes to ``decoded_bytes``, at most: each voxel may be a
+ * block with a stream for each of its bytes. */
+static int64_t packed_bytes(int64_t decoded_bytes, int64_t max_blocks) {
+    return decoded_bytes + max_blocks * (4 * MAX_ITEMSIZE + CHECKSUM);
+}
+
+/* Bytes of ``scratch`` that spinezarr_fill needs for chunks that decode to at most ``decoded_bytes``, in
+ * at most ``max_blocks`` blocks; -1 if such chunks are larger than it decodes. */
+EXPORT int64_t spinezarr_scratch_bytes(int64_t decoded_bytes, int64_t max_blocks) {
     if (decoded_bytes < 0 || decoded_bytes > MAX_CHUNK_BYTES) return -1;
+    if (max_blocks < 0 || max_blocks > MAX_CHUNK_BYTES) return -1;
     /* Encoded; the streams of a block, each with slack; the same side by side. */
-    return HEADER + decoded_bytes + TAIL + decoded_bytes + MAX_ITEMSIZE * SLACK + decoded_bytes;
+    return packed_bytes(decoded_bytes, max_blocks) + decoded_bytes + MAX_ITEMSIZE * SLACK +
+           decoded_bytes;
 }
 
 /* Fills the pieces of chunks[first:last], and sets the status of each of these. A chunk that
- * decodes to more than ``decoded_bytes`` is DAMAGED. */
+ * decodes to more than ``decoded_bytes``, or has more than ``max_blocks`` blocks, is DAMAGED. */
 EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Piece *pieces,
                            int64_t n_pieces, const Output *outputs, int64_t n_outputs,
-                           uint8_t *scratch, int64_t decoded_bytes) {
+                           const int64_t *starts, int64_t n_starts, uint8_t *scratch,
+                           int64_t decoded_bytes, int64_t max_blocks) {
     if (decoded_bytes > MAX_CHUNK_BYTES) decoded_bytes = MAX_CHUNK_BYTES;
-    const Call call = {pieces,  n_pieces, outputs,
-                       n_outputs, scratch, HEADER + decoded_bytes + TAIL, decoded_bytes};
+    const Call call = {pieces,  n_pieces, outputs, n_outputs,
+                       starts,  n_starts, scratch, packed_bytes(decoded_bytes, max_blocks),
+                       decoded_bytes};
     Ahead ahead = {chunks + first, chunks + last};
     for (int64_t i = first; i < last; i++) chunks[i].status = fill(chunks + i, &call, &ahead);
 }
 
 /* For tests: crc32c by the instruction, if the machine has it, and by the table. */
 EXPORT uint32_t spinezarr_crc32c(const uint8_t *data, int64_t n, int32_t by_table) {
-    return by_table ? crc32c_by_table(data, n) : crc32c(data, n);
+    return by_table ? crc32c_by_table(0, data, n) : crc32c(0, data, n);
 }

@@ -18,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from spinezarr.store.blocks import BlockCoding, ChunkFrame, encode_blocks
 from spinezarr.store.layout import LARGEST_CHUNK_BYTES, BloscCodecSpec
-from spinezarr.store.sharding import CHECKSUM_BYTES, encode_chunk
 
 __all__ = [
     "CHUNKS",
@@ -32,6 +32,7 @@ __all__ = [
     "Kernel",
     "Tables",
     "address",
+    "encoding_number",
     "kernel",
     "output_table",
     "resampling_table",
@@ -39,7 +40,9 @@ __all__ = [
 
 NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
 """Environment variable that disables the kernel."""
-_VERSION: Final = 4
+_VERSION: Final = 5
+_OTHER, _LZ4, _SHUFFLED_LZ4 = 0, 1, 2
+"""How the blocks of a chunk are encoded."""
 DONE, NOT_TRIED = 0, -1
 """Status of a row of a table that is done, and of one that the kernel has not tried yet."""
 
@@ -54,8 +57,13 @@ CHUNKS: Final = np.dtype(
         ("n_pieces", np.int64),
         ("itemsize", np.int64),
         ("shape_zyx", np.int64, 3),
+        ("block_bytes", np.int64),
+        ("first_block", np.int64),
+        ("n_blocks", np.int64),
+        ("first_start", np.int64),
+        ("encoding", np.int32),
         ("fd", np.int32),
-        ("crc32c", np.uint32),
+        ("voxels_crc32c", np.uint32),
         ("status", np.int32),
     ],
     align=True,
@@ -123,6 +131,11 @@ class Tables:
     """Rows of :data:`PIECES`, in the order of their chunks."""
     outputs: npt.NDArray[np.void]
     """Rows of :data:`OUTPUTS`; see :func:`output_table`."""
+    starts: npt.NDArray[np.int64]
+    """Where blocks begin and the last one ends, shape ``(rows, max_blocks + 1)``.
+
+    Only differences within a row count. ``first_start`` of a chunk is an index into all numbers.
+    """
     decoded_bytes: int
     """Bytes of the largest chunk, decoded."""
 
@@ -130,6 +143,16 @@ class Tables:
         tables = (self.chunks, self.pieces, self.outputs)
         for table, dtype in zip(tables, (CHUNKS, PIECES, OUTPUTS), strict=True):
             _check_table(table, dtype)
+        starts = self.starts
+        if starts.dtype != np.int64 or starts.shape[1:] == () or not starts.flags.c_contiguous:
+            raise ValueError(f"starts of blocks: {starts.dtype} of {starts.shape}, expected int64")
+
+
+def encoding_number(coding: BlockCoding) -> int:
+    """Return the number by which the kernel knows how blocks are encoded."""
+    if not coding.is_lz4:
+        return _OTHER
+    return _SHUFFLED_LZ4 if coding.is_shuffled else _LZ4
 
 
 def _check_table(table: npt.NDArray[np.void], dtype: np.dtype[np.void]) -> None:
@@ -233,6 +256,7 @@ class Kernel:
             *(pointer, number),
             *(pointer, number),
             *(pointer, number),
+            *(pointer, number, number),
         ]
         self._fill.restype = None
         self.row_bytes: list[int] = []
@@ -245,7 +269,7 @@ class Kernel:
             size_of.argtypes, size_of.restype = [], number
             self.row_bytes.append(int(size_of()))
         self._scratch_bytes = library.spinezarr_scratch_bytes
-        self._scratch_bytes.argtypes = [number]
+        self._scratch_bytes.argtypes = [number, number]
         self._scratch_bytes.restype = number
         self._resample = library.spinezarr_resample
         self._resample.argtypes = [
@@ -274,7 +298,8 @@ class Kernel:
         if not 0 <= first <= last <= len(tables.chunks):
             raise ValueError(f"chunks {first} to {last} of {len(tables.chunks)}")
         decoded_bytes = min(max(0, tables.decoded_bytes), LARGEST_CHUNK_BYTES)
-        scratch = self._scratch_of(self._scratch_bytes(decoded_bytes))
+        max_blocks = max(0, tables.starts.shape[1] - 1)
+        scratch = self._scratch_of(self._scratch_bytes(decoded_bytes, max_blocks))
         self._fill(
             address(tables.chunks),
             first,
@@ -283,8 +308,11 @@ class Kernel:
             len(tables.pieces),
             address(tables.outputs),
             len(tables.outputs),
+            address(tables.starts),
+            tables.starts.size,
             address(scratch),
             decoded_bytes,
+            max_blocks,
         )
 
     def resample(
@@ -340,22 +368,26 @@ class Kernel:
         voxels = np.random.default_rng(0).integers(-900, 900, shape, np.int16)
         voxels[10:30] = 7
         codecs = (
-            BloscCodecSpec("lz4hc", 5, "shuffle", 0),
-            BloscCodecSpec("lz4hc", 5, "noshuffle", 1 << 16),
+            BloscCodecSpec("lz4hc", 5, "shuffle", 15_000),
+            BloscCodecSpec("lz4hc", 5, "noshuffle", 0),
         )
         for codec, dtype in zip(codecs, ("<i2", "u1"), strict=True):
             chunk = voxels.astype(dtype)
-            encoded = np.frombuffer(encode_chunk(chunk, codec), np.uint8)
+            encoded = np.frombuffer(encode_blocks(chunk, codec), np.uint8)
+            frame = ChunkFrame.of(encoded.data)
+            coding, blocks = frame.coding, encoded[frame.coding.blocks_offset :]
+            starts = np.cumsum([[0, *frame.block_sizes]], axis=1)
             box = chunk[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
             out = np.zeros(box.shape, dtype)
             row = np.zeros(1, CHUNKS)
-            row["data"], row["size"], row["n_pieces"] = address(encoded), encoded.nbytes, 1
+            row["data"], row["size"], row["n_pieces"] = address(blocks), starts[0, -1], 1
             row["itemsize"], row["shape_zyx"] = chunk.itemsize, shape
-            row["crc32c"] = encoded[-CHECKSUM_BYTES:].view("<u4")
+            row["block_bytes"], row["n_blocks"] = coding.block_bytes, coding.n_blocks
+            row["encoding"], row["voxels_crc32c"] = encoding_number(coding), frame.voxels_crc32c
             row["status"] = NOT_TRIED
             piece = np.zeros(1, PIECES)
             piece["within_chunk_zyx"], piece["shape_zyx"] = start, box.shape
-            self.fill(Tables(row, piece, output_table([out]), chunk.nbytes), 0, 1)
+            self.fill(Tables(row, piece, output_table([out]), starts, chunk.nbytes), 0, 1)
             if row["status"][0] != DONE or not np.array_equal(out, box):
                 return False
         return True

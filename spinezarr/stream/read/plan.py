@@ -29,10 +29,12 @@ class ReadPlan:
     Examples
     --------
     An array of 4 x 4 x 8 voxels has chunks of 4 x 4 x 4, so it has two chunks side by side along x.
-    They lie in one shard.
+    They lie in one shard. Each chunk has two blocks of two planes.
 
+    >>> from spinezarr.store.blocks import BlockCoding
+    >>> coding = BlockCoding(128, 64, 2, is_lz4=True, is_shuffled=True)
     >>> array = ArraySpec("a", "image", "", (4, 4, 8), np.dtype("i2"), (4, 4, 4), (4, 4, 8), {},
-    ...                   "/", {})
+    ...                   "/", coding, {})
 
     Box 0 crosses the border between the chunks, so it has two pieces. Box 1 lies in chunk 1.
 
@@ -55,6 +57,11 @@ class ReadPlan:
     ([0, 0, 0], [0, 0, 2])
     >>> plan.shape_zyx[1].tolist()
     [1, 2, 3]
+
+    All pieces lie in the first two planes, so only the first block of each chunk is needed.
+
+    >>> [numbers.tolist() for numbers in plan.blocks]
+    [[0, 0], [1, 1]]
     """
 
     arrays: tuple[ArraySpec, ...]
@@ -91,6 +98,26 @@ class ReadPlan:
         """Return the index of the shard that holds a chunk."""
         z, y, x = self.shard_zyx[chunk].tolist()
         return (z, y, x)
+
+    @property
+    def blocks(self) -> tuple[Rows, Rows]:
+        """First block of each chunk that holds wanted voxels, and one past the last.
+
+        Both have the shape ``(chunks,)``. All planes along z that the pieces meet count as wanted.
+        """
+        if not len(self):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        first = self.within_chunk_zyx[:, 0]
+        start = np.minimum.reduceat(first, self.first_piece[:-1])
+        stop = np.maximum.reduceat(first + self.shape_zyx[:, 0], self.first_piece[:-1])
+        planes = [array.chunk_shape_zyx[1:] for array in self.arrays]
+        plane_bytes = [
+            y * x * array.stored_dtype.itemsize
+            for (y, x), array in zip(planes, self.arrays, strict=True)
+        ]
+        block_bytes = [array.coding.block_bytes for array in self.arrays]
+        of_plane, of_block = np.array([plane_bytes, block_bytes], np.int64)[:, self.array]
+        return start * of_plane // of_block, (stop * of_plane - 1) // of_block + 1
 
     def pieces(self, chunk: int) -> Iterator[tuple[int, Box, Box]]:
         """Yield the pieces of a chunk: number of the box, voxels in the chunk and in the box."""
