@@ -44,6 +44,8 @@ _N_DURATIONS: Final = 256
 _OVERHEAD_BYTES: Final = 1 << 18
 """Number of bytes that take about as long as a request without data. Durations are divided by the
 sum of the size and this number."""
+_CORE_S_EACH: Final = 250e-6
+"""Core time that a request takes of client and server, in seconds; see ``benchmarks/README.md``."""
 _MIN_TIME_S: Final = 1e-9
 _RANGES_PER_CALL: Final = 8
 """Largest number of ranges of an object that are passed to the transport with one call."""
@@ -252,10 +254,9 @@ class RemoteObjects:
     def gap_bytes(self) -> int:
         """Largest gap between two ranges of an object that is read with them.
 
-        A gap costs the time of its bytes; a second request costs the latency. Both are measured,
-        so the gap is small on a full link, and large on a link with a long latency that is not
-        full. For example, it is ``least_gap_bytes`` on a full link of 100 MB/s with a latency of
-        20 ms.
+        A gap costs the time of its bytes; a second request costs the latency and some core time.
+        Latency and rate are measured, so the gap is small on a full link, and large on a link with
+        a long latency that is not full. For example, it is 30 kB on a full link of 100 MB/s.
         """
         return self._requests.get().times.gap_bytes
 
@@ -564,8 +565,8 @@ class _HedgedRequest(Generic[T]):
             self._response.cancel()
         elif problem is None:
             if attempt.result() is not None:
-                seconds = self._loop.time() - self._began_s
-                self._requests.times.add(seconds, self._n_requests, self._size)
+                now_s = self._loop.time()
+                self._requests.times.add(now_s - self._began_s, self._n_requests, self._size, now_s)
             self._response.set_result(attempt.result())
         elif not self._attempts or not isinstance(problem, TransientError):
             self._response.set_exception(problem)
@@ -580,16 +581,18 @@ class _DurationEstimate:
         self._settings = settings
         self.gap_bytes = settings.least_gap_bytes
         self._durations: deque[tuple[float, int, int]] = deque(maxlen=_N_DURATIONS)
+        self._ends_s: deque[float] = deque(maxlen=_N_DURATIONS)
         self._latency_s = math.inf
         self._s_per_byte = 0.0
         self._n_new = 0
 
-    def add(self, seconds: float, n_requests: int, size: int) -> None:
-        """Add the duration and the bytes of requests that were sent together."""
+    def add(self, seconds: float, n_requests: int, size: int, end_s: float) -> None:
+        """Add the duration, bytes, and time of the end of requests that were sent together."""
         # The latency is the minimum since the start, as on a full link each request also waits for
         # the others.
         self._latency_s = min(self._latency_s, seconds)
         self._durations.append((seconds, n_requests, size))
+        self._ends_s.append(end_s)
         self._n_new += 1
         if self._n_new < len(self._durations) // 8:
             return
@@ -600,6 +603,9 @@ class _DurationEstimate:
         n_bytes = sum(size for _, _, size in self._durations)
         transfer_s = sum(n * (seconds - self._latency_s) for seconds, n, _ in self._durations)
         gap_bytes = self._latency_s * n_bytes / max(transfer_s, _MIN_TIME_S)
+        # Processors take some time for each request, also where the latency is hidden.
+        if elapsed_s := self._ends_s[-1] - self._ends_s[0]:
+            gap_bytes += _CORE_S_EACH * n_bytes / elapsed_s
         self.gap_bytes = int(
             min(self._settings.most_gap_bytes, max(self._settings.least_gap_bytes, gap_bytes))
         )

@@ -92,7 +92,7 @@ class RemoteSettings:
 
     requests_in_flight: int = 128
     held_bytes: int = 256 << 20
-    least_gap_bytes: int = 1 << 18
+    least_gap_bytes: int = 1 << 14
     most_gap_bytes: int = 1 << 21
     longest_range_bytes: int = 8 << 20
     whole_shard_bytes: int = 1 << 19

@@ -504,12 +504,12 @@ def test_second_requests_add_at_most_a_quarter(scripted):
 def test_lateness_is_measured_against_the_usual_time_for_the_size():
     times = remote._DurationEstimate(DEFAULTS)
     assert times.late_s(0) == DEFAULTS.first_late_s
-    for _ in range(100):
-        times.add(0.2, 1, 0)
+    for i in range(100):
+        times.add(0.2, 1, 0, 0.2 * i)
     assert times.late_s(0) == pytest.approx(DEFAULTS.late_factor * 0.2)
     assert times.late_s(remote._OVERHEAD_BYTES) == pytest.approx(2 * DEFAULTS.late_factor * 0.2)
-    for _ in range(300):
-        times.add(0.0001, 1, 0)
+    for i in range(300):
+        times.add(0.0001, 1, 0, 20 + 0.0001 * i)
     assert times.late_s(0) == DEFAULTS.least_late_s
 
 
@@ -519,27 +519,32 @@ def test_lateness_is_measured_against_the_usual_time_for_the_size():
 def gap_bytes(latency_s, bytes_per_s, in_flight=64, size=1 << 19):
     """Simulate reading at a rate; return the largest gap that is read along with two ranges."""
     times = remote._DurationEstimate(DEFAULTS)
-    times.add(latency_s, 1, 2000)  # metadata, read alone
+    times.add(latency_s, 1, 2000, latency_s)  # metadata, read alone
     ended_s = [latency_s] * in_flight
     for _ in range(900):
         began_s = ended_s[-in_flight]
         ended_s.append(max(began_s + latency_s, ended_s[-1] + size / bytes_per_s))
-        times.add(ended_s[-1] - began_s, 1, size)
+        times.add(ended_s[-1] - began_s, 1, size, ended_s[-1])
     return times.gap_bytes
 
 
 def test_only_small_gaps_are_read_over_a_full_link():
-    least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
     for latency_s in (0.0, 0.001, 0.02):
-        assert gap_bytes(latency_s, 100e6) == least
-    assert gap_bytes(0.1, 100e6) < most / 2
+        assert gap_bytes(latency_s, 100e6) < 1 << 16
+    assert gap_bytes(0.1, 100e6) < DEFAULTS.most_gap_bytes / 2
+    assert gap_bytes(0.02, 1e6) == DEFAULTS.least_gap_bytes
 
 
 def test_large_gaps_are_read_over_a_free_link_of_high_latency():
     least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
     assert gap_bytes(0.1, 2e9, in_flight=128, size=1 << 18) == most
     assert least < gap_bytes(0.1, 2e9, in_flight=1000) < most
-    assert gap_bytes(0.0, 2e9) == least
+
+
+def test_the_core_time_of_a_request_is_worth_some_bytes_of_a_fast_link():
+    for bytes_per_s in (1e8, 1e9):
+        expected = remote._CORE_S_EACH * bytes_per_s
+        assert gap_bytes(0.0, bytes_per_s) == pytest.approx(expected, rel=0.01)
 
 
 @given(st.floats(0, 0.3), st.floats(1e6, 3e9), st.floats(1, 3))
