@@ -211,12 +211,10 @@ static uint32_t block_checksum(const Chunk *chunk, int64_t number, const uint8_t
 
 /* LZ4 ---------------------------------------------------------------------------------------- */
 
+typedef uint8_t Bytes16 __attribute__((vector_size(16), aligned(1), may_alias));
+
 static inline void copy16(uint8_t *to, const uint8_t *from) {
-    uint64_t a, b;
-    memcpy(&a, from, 8);
-    memcpy(&b, from + 8, 8);
-    memcpy(to, &a, 8);
-    memcpy(to + 8, &b, 8);
+    *(Bytes16 *)to = *(const Bytes16 *)from;
 }
 
 /* Copies n bytes or a few more, byte by byte in effect; the two are at least 16 bytes apart. */
