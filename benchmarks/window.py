@@ -1,6 +1,6 @@
-"""Measures the tradeoff of windows: fewer decoded chunks against more correlated samples.
+"""Measures the tradeoff of windows: fewer decoded blocks against more correlated samples.
 
-Draws and chunks are counted over many scans of one shape. Nothing is read, so these figures are the
+Draws and blocks are counted over many scans of one shape. Nothing is read, so these figures are the
 same on every machine. With ``--store``, samples of a store are read, too; the result is the core
 time of one sample, relative to that of an exact draw in the same run.
 """
@@ -76,9 +76,15 @@ def no_voxel(scan_id: str, vertebra: str, k: int | None) -> ShapeZYX:
     raise NotImplementedError(scan_id, vertebra, k)
 
 
-def chunks_of(box: Box) -> set[ShapeZYX]:
-    """Return the chunks that a box overlaps."""
-    sides = zip(box.start_zyx, box.stop_zyx, BALANCED.chunk_shape_zyx, strict=True)
+def block_shape_zyx() -> ShapeZYX:
+    """Return the shape of the blocks of a chunk of int16, the smallest part that is decoded."""
+    _, y, x = BALANCED.chunk_shape_zyx
+    return (BALANCED.image.blocksize // (y * x * np.dtype(np.int16).itemsize), y, x)
+
+
+def blocks_of(box: Box) -> set[ShapeZYX]:
+    """Return the blocks that a box overlaps."""
+    sides = zip(box.start_zyx, box.stop_zyx, block_shape_zyx(), strict=True)
     z, y, x = (range(a // side, -(-b // side)) for a, b, side in sides)
     return {(i, j, k) for i in z for j in y for k in x}
 
@@ -105,10 +111,10 @@ def figures(groups: list[list[PatchRequest]], shape_zyx: ShapeZYX) -> dict[str, 
     """Return the figures of samples; those of a group are read together."""
     ordered = sorted((r for group in groups for r in group), key=lambda request: request.index)
     voxels = len(ordered) * int(np.prod(ordered[0].box.shape_zyx))
-    chunks = sum(len(set().union(*(chunks_of(r.box) for r in group))) for group in groups)
+    blocks = sum(len(set().union(*(blocks_of(r.box) for r in group))) for group in groups)
     pairs = [pair for group in groups for pair in combinations(group, 2)]
     return {
-        "decoded_per_voxel": chunks * int(np.prod(BALANCED.chunk_shape_zyx)) / voxels,
+        "decoded_per_voxel": blocks * int(np.prod(block_shape_zyx())) / voxels,
         "overlap_of_two": float(np.mean([overlap(a.box, b.box) for a, b in pairs] or [0.0])),
         "different_voxels": distinct_fraction(ordered, shape_zyx),
         "scans_in_1000": len({request.scan_id for request in ordered[:N_SUCCESSIVE]}),

@@ -48,7 +48,7 @@ Shuffle = Literal["exact", "window"]
 """``"exact"`` draws each sample by itself; ``"window"`` draws the samples of a window together."""
 _WINDOW_SCANS: Final = 8
 """Default number of scans in a window."""
-_DECODED_PER_VOXEL: Final = 1.5
+_DECODED_PER_VOXEL: Final = 1.0
 """Default for decoded voxels per voxel of a patch.
 
 With a lower number, samples become more similar but hardly cheaper (``docs/sampling.md``).

@@ -34,7 +34,7 @@
 /* Status of a chunk. The caller decodes chunks that are not DONE by other means. */
 enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
 enum { VERSION = 5, MAX_ITEMSIZE = 8, SLACK = 128, CHECKSUM = 4 };
-enum { AT_ONCE = 64, ROWS_AHEAD = 6 };
+enum { AT_ONCE = 64, ROWS_AHEAD = 1 };
 
 /* How the blocks of a chunk are encoded. */
 enum { OTHER = 0, LZ4 = 1, SHUFFLED_LZ4 = 2 };
@@ -379,7 +379,7 @@ static void copy_pairs(const Block *block, int64_t at, int64_t row, uint8_t *out
             /* Rows are too short for the processor to prefetch the next ones itself. */
             const uintptr_t ahead = (uintptr_t)out + ROWS_AHEAD * (uintptr_t)step;
             __builtin_prefetch((const void *)ahead, 1);
-            __builtin_prefetch((const void *)(ahead + 64), 1);
+            __builtin_prefetch((const void *)(ahead + 2 * (uintptr_t)nx - 1), 1);
             pair_row(out, low + y * row, high + y * row, nx);
         }
     } else {
