@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 from base64 import b64encode
@@ -32,6 +31,7 @@ from spinezarr.geometry import corner_distance_mm
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.store.blocks import ChunkFrame
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
@@ -378,12 +378,13 @@ def differing_files() -> Callable[[Path, Path], list[str]]:
 def _shard_entry(shard: bytes, n_chunks: int) -> ShardEntry:
     index = parse_index(shard[-index_bytes(n_chunks) :], n_chunks, len(shard)).tolist()
     rows = b"".join(
-        struct.pack("<II", position, size) + shard[offset + size - CHECKSUM_BYTES : offset + size]
+        ChunkFrame.of(shard[offset : offset + size]).row(position).tobytes()
         for position, (offset, size) in enumerate(index)
         if offset != ABSENT
     )
     return ShardEntry(
         **ManifestEntry.of(shard).model_dump(),
+        index_offset=len(shard) - index_bytes(n_chunks),
         index_crc32c=f"{int.from_bytes(shard[-CHECKSUM_BYTES:], 'little'):08x}",
         chunks=b64encode(rows).decode(),
     )

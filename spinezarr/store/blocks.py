@@ -31,7 +31,13 @@ from spinezarr.store.sharding import (
     decompress,
 )
 
-__all__ = ["BlockCoding", "ChunkFrame", "decode_blocks", "encode_blocks"]
+__all__ = [
+    "SMALLEST_BLOCK_BYTES",
+    "BlockCoding",
+    "ChunkFrame",
+    "decode_blocks",
+    "encode_blocks",
+]
 
 _FORMAT, _CODEC_FORMAT = 2, 1
 """Versions of the Blosc format, and of the format of each codec."""
@@ -54,6 +60,8 @@ _MIN_SPLIT_ITEMS: Final = 128
 """Smallest number of items of a block that C-Blosc splits into streams (``MIN_BUFFERSIZE``)."""
 _START: Final = struct.Struct("<I")
 _TAG_PREFIX: Final = struct.Struct("<II")
+SMALLEST_BLOCK_BYTES: Final = _START.size + 1 + CHECKSUM_BYTES
+"""Smallest size of an encoded block: the size of a stream, one byte, and the checksum."""
 _LARGEST_SHORT_BLOCK: Final = 1 << 15
 """Largest decoded block whose encoded size is listed in two bytes, in bytes."""
 
@@ -235,7 +243,8 @@ class ChunkFrame:
             raise ChunkDamagedError(f"is {view.nbytes} bytes long, too short for a chunk")
         _, _, flags, itemsize, chunk_bytes, block_bytes, _ = BLOSC_HEADER.unpack_from(view)
         is_lz4, is_shuffled = flags & _CODEC_MASK == _LZ4, bool(flags & _SHUFFLED)
-        if not (itemsize and block_bytes) or chunk_bytes % block_bytes or block_bytes % itemsize:
+        is_empty = 0 in (itemsize, block_bytes, chunk_bytes)
+        if is_empty or chunk_bytes % block_bytes or block_bytes % itemsize:
             raise ChunkDamagedError(f"has blocks of {block_bytes} bytes in {chunk_bytes}")
         coding = BlockCoding(chunk_bytes, block_bytes, itemsize, is_lz4, is_shuffled)
         header = coding.header(coding.n_blocks, frame_bytes)
@@ -247,7 +256,7 @@ class ChunkFrame:
         table = struct.unpack_from(f"<{coding.n_blocks + 1}I", view, BLOSC_HEADER.size)
         *starts, voxels_crc32c = table
         sizes = tuple(b - a for a, b in pairwise([*starts, frame_bytes]))
-        if starts[0] != coding.blocks_offset or min(sizes) <= CHECKSUM_BYTES:
+        if starts[0] != coding.blocks_offset or min(sizes) < SMALLEST_BLOCK_BYTES:
             raise ChunkDamagedError(f"has blocks that start at {starts}, expected no gaps")
         return cls(coding, voxels_crc32c, sizes)
 

@@ -14,10 +14,10 @@ from pydantic import Field
 from spinezarr.errors import CorruptStoreError, DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import ShardedArray
-from spinezarr.store.blocks import BlockCoding
+from spinezarr.store.blocks import SMALLEST_BLOCK_BYTES, BlockCoding
 from spinezarr.store.layout import IMAGE, LABEL_CHUNKS, chunk_grid
 from spinezarr.store.sealed import StoredAttributes
-from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, index_bytes
+from spinezarr.store.sharding import crc32, index_bytes
 
 __all__ = [
     "SCAN_FILE",
@@ -155,9 +155,9 @@ class ShardEntry(ManifestEntry):
         if len(listed) != len(used) or (listed != used).any():
             positions.check(listed, is_full=is_full)
         sizes = rows["block_sizes"]
-        if sizes.size and int(sizes.min()) <= CHECKSUM_BYTES:
+        if sizes.size and int(sizes.min()) < SMALLEST_BLOCK_BYTES:
             raise DamagedMetadataError(
-                f"a block of {sizes.min()} bytes", f"at least {CHECKSUM_BYTES + 1}"
+                f"a block of {sizes.min()} bytes", f"at least {SMALLEST_BLOCK_BYTES}"
             )
         if sizes.size and int(sizes.max()) > coding.largest_block_bytes:
             raise DamagedMetadataError(

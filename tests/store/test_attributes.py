@@ -12,74 +12,102 @@ from pydantic import ValidationError
 from shards import assemble_shard
 
 from spinezarr.errors import DamagedMetadataError
+from spinezarr.store.blocks import BlockCoding, ChunkFrame, encode_blocks
+from spinezarr.store.layout import BloscCodecSpec
 from spinezarr.store.manifest import ShardEntry, ShardPositions
 from spinezarr.store.sealed import seal, unseal
-from spinezarr.store.sharding import (
-    ABSENT,
-    CHUNK_ROW,
-    chunk_rows,
-    index_bytes,
-    parse_index,
-    shard_index,
-)
+from spinezarr.store.sharding import ABSENT, crc32c, index_bytes, parse_index
 
-N_CHUNKS, CHUNK_BYTES = 6, 100
+N_CHUNKS = 6
+CODING = BlockCoding(400, 200, 2, is_lz4=True, is_shuffled=True)
+"""Two blocks of 100 voxels in a chunk, which has 32 bytes besides its blocks."""
+CODEC = BloscCodecSpec("lz4", 1, "shuffle", 200)
 texts = st.text(st.characters(codec="utf-8"))
-chunks_of_shards = st.dictionaries(st.integers(0, N_CHUNKS - 1), st.binary(min_size=4, max_size=50))
 
 
-def entry_of(rows, size_bytes=None, n_chunks=N_CHUNKS):
-    """Describe a shard of these rows ``(position, size, crc32c)``."""
-    table = np.array(rows, CHUNK_ROW)
+def entry_of(rows, more=0, n_chunks=N_CHUNKS, coding=CODING):
+    """Describe a shard of these rows ``(position, voxels_crc32c, block_sizes)``."""
+    table = np.array(rows, coding.row_dtype)
+    offset = int(table["block_sizes"].sum()) + len(rows) * coding.overhead_bytes + more
     return ShardEntry(
-        size_bytes=(
-            int(table["size"].sum()) + index_bytes(n_chunks) if size_bytes is None else size_bytes
-        ),
+        size_bytes=offset + index_bytes(n_chunks),
         crc32="00000000",
+        index_offset=offset,
         index_crc32c="00000000",
         chunks=b64encode(table.tobytes()).decode(),
     )
 
 
-@given(chunks_of_shards)
-def test_the_table_of_a_shard_equals_its_index(chunks):
+@given(st.dictionaries(st.integers(0, N_CHUNKS - 1), st.integers(0, 2**32)))
+def test_the_table_of_a_shard_equals_its_index(seeds):
+    voxels = {
+        position: np.random.default_rng(seed).integers(0, 9, 200, np.int16)
+        for position, seed in seeds.items()
+    }
+    chunks = {position: encode_blocks(chunk, CODEC) for position, chunk in voxels.items()}
     shard = assemble_shard(chunks, N_CHUNKS)
-    index = shard_index({position: len(chunk) for position, chunk in chunks.items()}, N_CHUNKS)
-    ends = [int.from_bytes(chunks[position][-4:], "little") for position in sorted(chunks)]
-    rows = entry_of(chunk_rows(index, ends), len(shard)).chunk_rows
-    assert rows["crc32c"].tolist() == ends
+    frames = [ChunkFrame.of(chunks[position]) for position in sorted(chunks)]
+    table = [frame.row(i)[0] for i, frame in zip(sorted(chunks), frames, strict=True)]
+    entry = entry_of(table)
+    assert (entry.size_bytes, entry.index_offset) == (
+        len(shard),
+        len(shard) - index_bytes(N_CHUNKS),
+    )
+    rows = entry.rows(CODING)
+    assert rows["voxels_crc32c"].tolist() == [crc32c(voxels[i]) for i in sorted(voxels)]
     found, offset = np.full((N_CHUNKS, 2), ABSENT, np.uint64), 0
-    for position, size, _ in rows.tolist():
+    for position, size in zip(rows["position"], entry.chunk_sizes(CODING).tolist(), strict=True):
         found[position] = offset, size
         offset += size
+    index = shard[entry.index_offset :]
     np.testing.assert_array_equal(found, parse_index(index, N_CHUNKS, len(shard)))
+
+
+def test_a_size_of_a_block_has_two_bytes_if_it_fits_and_four_otherwise():
+    for block_bytes, kind in ((1 << 15, "<u2"), (1 << 16, "<u4")):
+        for itemsize in (1, 8):
+            coding = BlockCoding(1 << 16, block_bytes, itemsize, is_lz4=True, is_shuffled=False)
+            sizes = coding.row_dtype["block_sizes"]
+            assert sizes.base == kind
+            assert sizes.shape == (coding.n_blocks,)
+            assert coding.largest_block_bytes <= np.iinfo(sizes.base).max
 
 
 @pytest.mark.parametrize(
     ("rows", "more", "message"),
     [
-        ([(0, 9, 1), (0, 9, 2)], 0, "not in order"),
-        ([(3, 9, 1), (2, 9, 2)], 0, "not in order"),
-        ([(5, 9, 1), (6, 9, 2)], 0, "ascending positions below 6"),
-        ([(2**32 - 1, 9, 1)], 0, "ascending positions below 6"),
-        ([(0, 9, 1), (1, 0, 2)], 0, "0 bytes"),
-        ([(0, 9, 1), (1, 9, 2)], 1, "118 bytes, expected 119"),
-        ([(0, 9, 1), (1, 9, 2)], -1, "118 bytes, expected 117"),
-        ([], 1, "100 bytes, expected 101"),
-        ([(i, 2**32 - 1, 0) for i in range(3)], -2 * 2**32, "at most 120"),
-        ([(0, 121, 0)], 0, "at most 120"),
+        ([(0, 1, [90, 90]), (0, 2, [90, 90])], 0, "not in order"),
+        ([(3, 1, [90, 90]), (2, 2, [90, 90])], 0, "not in order"),
+        ([(5, 1, [90, 90]), (6, 2, [90, 90])], 0, "ascending positions below 6"),
+        ([(2**32 - 1, 1, [90, 90])], 0, "ascending positions below 6"),
+        ([(0, 1, [90, 90]), (1, 2, [90, 0])], 0, "a block of 0 bytes, expected at least"),
+        ([(0, 1, [90, 90]), (1, 2, [8, 90])], 0, "a block of 8 bytes, expected at least 9"),
+        ([(0, 1, [90, 91]), (1, 2, [92, 93])], 1, "chunks of 430 bytes, expected 431 bytes"),
+        ([(0, 1, [90, 91]), (1, 2, [92, 93])], -1, "chunks of 430 bytes, expected 429 bytes"),
+        ([], 1, "chunks of 0 bytes, expected 1"),
+        ([(i, 0, [2**16 - 1] * 2) for i in range(3)], -3 * 2**17, "at most 208"),
+        ([(0, 0, [208, 209])], 0, "a block of 209 bytes, expected at most 208"),
     ],
 )
 def test_a_table_that_fits_no_shard_is_refused(rows, more, message):
-    whole = entry_of(rows)
-    entry = whole.model_copy(update={"size_bytes": whole.size_bytes + more})
+    entry = entry_of(rows).model_copy(update={"index_offset": entry_of(rows, more).index_offset})
     with pytest.raises(DamagedMetadataError, match=message):
-        entry.check(ShardPositions.of((1, 2, 3), (1, 2, 3)), CHUNK_BYTES, is_full=False)
+        entry.check(ShardPositions.of((1, 2, 3), (1, 2, 3)), CODING, is_full=False)
+
+
+@pytest.mark.parametrize("more", [-1, 1, 2**30])
+def test_chunks_and_index_add_up_to_the_size_of_the_shard(more):
+    entry = entry_of([(0, 1, [9, 208]), (1, 2, [90, 90])])
+    places = ShardPositions.of((1, 2, 3), (1, 2, 3))
+    entry.check(places, CODING, is_full=False)
+    other = entry.model_copy(update={"size_bytes": entry.size_bytes + more})
+    with pytest.raises(DamagedMetadataError, match=r"chunks and index of \d+ bytes, expected"):
+        other.check(places, CODING, is_full=False)
 
 
 @pytest.mark.parametrize(("is_full", "positions"), [(False, [1, 4]), (True, [1]), (True, [0, 1])])
 def test_tables_list_chunks_of_the_array_and_those_of_an_image_list_all(is_full, positions):
-    entry = entry_of([(position, 9, 0) for position in positions])
+    entry = entry_of([(position, 0, [90, 90]) for position in positions])
     places = ShardPositions.of((1, 1, 2), (2, 1, 3))
     assert (places.n, places.used.tolist()) == (N_CHUNKS, [0, 1])
     with (
@@ -87,15 +115,20 @@ def test_tables_list_chunks_of_the_array_and_those_of_an_image_list_all(is_full,
         if positions != [0, 1]
         else nullcontext()
     ):
-        entry.check(places, CHUNK_BYTES, is_full=is_full)
+        entry.check(places, CODING, is_full=is_full)
 
 
-@pytest.mark.parametrize(
-    "text", ["A", "A" * 15, "A" * 17, "A" * 12 + "===="[:4], "-" * 16, "é" * 16]
-)
-def test_a_table_is_whole_rows_in_base64(text):
+@pytest.mark.parametrize("text", ["A", "A" * 15, "A" * 17, "-" * 16, "é" * 16, "AAAA\n"])
+def test_a_table_is_base64(text):
     with pytest.raises(ValidationError, match="chunks"):
-        ShardEntry(size_bytes=1, crc32="0" * 8, index_crc32c="0" * 8, chunks=text)
+        ShardEntry(size_bytes=1, crc32="0" * 8, index_offset=0, index_crc32c="0" * 8, chunks=text)
+
+
+@pytest.mark.parametrize("text", ["A" * 8, "A" * 20, "A" * 12 + "AAB=", "A" * 12 + "AAA=" * 2])
+def test_a_table_is_whole_rows(text):
+    entry = entry_of([]).model_copy(update={"chunks": text})
+    with pytest.raises(DamagedMetadataError, match="rows of chunks"):
+        entry.rows(CODING)
 
 
 @given(st.dictionaries(texts, texts), st.dictionaries(texts, texts))

@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import replace
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -21,6 +22,7 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store import layout
+from spinezarr.store.blocks import ChunkFrame
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.layout import BALANCED, PROFILES, BloscCodecSpec, profile_named
 from spinezarr.store.reader import StoreReader
@@ -222,14 +224,15 @@ def test_arrays_have_the_codecs_of_the_profile_and_all_are_in_the_zarr_specifica
         (sharding,) = metadata["codecs"]
         inner = sharding["configuration"]
         assert sharding["name"] == "sharding_indexed"
+        itemsize = 2 if array == "image" else 1
         assert inner["chunk_shape"] == list(profile.chunk_shape_zyx)
         assert [codec["name"] for codec in inner["codecs"]] == ["bytes", "blosc", "crc32c"]
         assert inner["codecs"][1]["configuration"] == {
-            "typesize": 2 if array == "image" else 1,
+            "typesize": itemsize,
             "cname": spec.cname,
             "clevel": spec.clevel,
             "shuffle": spec.shuffle,
-            "blocksize": spec.blocksize,
+            "blocksize": spec.blocksize or itemsize * prod(profile.chunk_shape_zyx),
         }
 
 
@@ -238,8 +241,10 @@ def test_a_damaged_chunk_is_an_error_in_every_profile(profiled, array, tmp_path)
     _, out, _ = profiled
     path = out / "scans/int16" / array / "c/0/0/0"
     sound = path.read_bytes()
+    chunk = first_chunk(sound)
+    first_block = ChunkFrame.of(chunk).coding.blocks_offset
     try:
-        for at in (0, 5, len(sound) // 3):
+        for at in (first_block, first_block + 5, len(chunk) - CHECKSUM_BYTES - 1):
             damaged = bytearray(sound)
             damaged[at] ^= 0x10
             path.write_bytes(damaged)
@@ -247,6 +252,12 @@ def test_a_damaged_chunk_is_an_error_in_every_profile(profiled, array, tmp_path)
                 spinezarr.open(out).scan("int16")[array].to_numpy()
     finally:
         path.write_bytes(sound)
+
+
+def first_chunk(shard):
+    """Return the first chunk of a shard; the size of its frame is in its header."""
+    (frame_bytes,) = struct.unpack_from("<I", shard, 12)
+    return shard[: frame_bytes + CHECKSUM_BYTES]
 
 
 if REAL.is_dir():

@@ -1,8 +1,9 @@
 """Every lie in a store's metadata is refused where it is parsed, even with a valid seal."""
 
+import math
 import re
 import shutil
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -22,8 +23,10 @@ from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import RootAttributes, parse_root, parse_scan_group
+from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.layout import (
+    BALANCED,
     FORMAT_VERSION,
     LARGEST_AXIS,
     LARGEST_CHUNK_BYTES,
@@ -34,7 +37,7 @@ from spinezarr.store.manifest import SCAN_FILE
 from spinezarr.store.metadata import root_files, table_files
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sealed import parse_json, seal, unseal
-from spinezarr.store.sharding import CHUNK_ROW, crc32c
+from spinezarr.store.sharding import crc32c
 from spinezarr.store.table import build_table
 from spinezarr.store.table_file import parse_table
 from spinezarr.verify.store import verify_store
@@ -74,9 +77,23 @@ def set_value(*place_and_value):
     return change
 
 
+def change_rows(change):
+    """Return a function that changes the table of the chunks of the image's only shard."""
+
+    def change_metadata(metadata):
+        entry = metadata["attributes"]["manifest"]["image/c/0/0/0"]
+        rows = np.frombuffer(b64decode(entry["chunks"]), BlockCoding.of(*CODING).row_dtype).copy()
+        change(rows)
+        entry["chunks"] = b64encode(rows.tobytes()).decode()
+
+    return change_metadata
+
+
+CODING = (BALANCED.image, 2 * math.prod(BALANCED.chunk_shape_zyx), 2)
 ARRAYS = ("consolidated_metadata", "metadata")
 IMAGE, LABEL = (*ARRAYS, "image"), (*ARRAYS, "label")
 INNER = ("codecs", 0, "configuration")
+BLOSC = (*INNER, "codecs", 1, "configuration")
 ENTRY = {"size_bytes": 3, "crc32": "00000000"}
 SAID = ("attributes",)
 
@@ -111,14 +128,14 @@ LIES_OF_A_SCAN = {
     "wrapping chunks": set_value(*IMAGE, *INNER, "chunk_shape", [1 << 30] * 3),
     "chunks above the bound": set_value(*IMAGE, *INNER, "chunk_shape", [1 << 12, 1 << 12, 1]),
     "no chunks": set_value(*IMAGE, *INNER, "chunk_shape", [0, 1, 1]),
-    "negative chunks": set_value(*IMAGE, *INNER, "chunk_shape", [-64, 48, 48]),
-    "chunks that do not fit shards": set_value(*IMAGE, *INNER, "chunk_shape", [63, 48, 48]),
-    "four axes": set_value(*IMAGE, *INNER, "chunk_shape", [64, 48, 48, 1]),
+    "negative chunks": set_value(*IMAGE, *INNER, "chunk_shape", [-64, 32, 32]),
+    "chunks that do not fit shards": set_value(*IMAGE, *INNER, "chunk_shape", [63, 32, 32]),
+    "four axes": set_value(*IMAGE, *INNER, "chunk_shape", [64, 32, 32, 1]),
     "too many chunks a shard": set_value(
-        *IMAGE, "chunk_grid", "configuration", "chunk_shape", [64 * 64, 48 * 64, 48 * 64]
+        *IMAGE, "chunk_grid", "configuration", "chunk_shape", [64 * 64, 32 * 64, 32 * 64]
     ),
     "negative shards": set_value(
-        *IMAGE, "chunk_grid", "configuration", "chunk_shape", [-64, 48, 48]
+        *IMAGE, "chunk_grid", "configuration", "chunk_shape", [-64, 32, 32]
     ),
     "no voxels": set_value(*IMAGE, "shape", [0, 24, 20]),
     "negative shape": set_value(*IMAGE, "shape", [-16, 24, 20]),
@@ -180,13 +197,38 @@ LIES_OF_A_SCAN = {
     "a shard without a table": set_value(*SAID, "manifest", "image/c/0/0/0", ENTRY),
     "a shard of negative size": set_value(*SAID, "manifest", "image/c/0/0/0", "size_bytes", -1),
     "a shard of endless size": set_value(*SAID, "manifest", "image/c/0/0/0", "size_bytes", 1 << 41),
-    "chunks above their voxels": set_value(
-        *SAID,
-        "manifest",
-        "image/c/0/0/0",
-        "chunks",
-        b64encode(np.array([(0, 2**32 - 1, 0)], CHUNK_ROW).tobytes()).decode(),
+    "blocks above their voxels": change_rows(lambda rows: rows["block_sizes"].fill(2**16 - 1)),
+    "blocks of nothing but a checksum": change_rows(lambda rows: rows["block_sizes"].fill(4)),
+    "a larger block": change_rows(lambda rows: rows["block_sizes"].put(0, 5000)),
+    "a chunk elsewhere": change_rows(lambda rows: rows["position"].fill(1)),
+    "rows of other chunks": set_value(*SAID, "manifest", "image/c/0/0/0", "chunks", "AAAA" * 3),
+    "rows that are no base64": set_value(*SAID, "manifest", "image/c/0/0/0", "chunks", "AB=="),
+    "no rows": set_value(*SAID, "manifest", "image/c/0/0/0", "chunks", ""),
+    **{
+        f"an index at {offset}": set_value(
+            *SAID, "manifest", "image/c/0/0/0", "index_offset", offset
+        )
+        for offset in (-1, 0, 20, 1 << 40, (1 << 40) + 1, 1.5, None, "20")
+    },
+    "no place of the index": lambda m: m["attributes"]["manifest"]["image/c/0/0/0"].pop(
+        "index_offset"
     ),
+    **{
+        f"a codec with {name} {value!r}": set_value(*IMAGE, *BLOSC, name, value)
+        for name, values in {
+            "cname": ("blosclz", "zlib", "snappy", "", None, 1),
+            "shuffle": ("bitshuffle", "SHUFFLE", 1, None),
+            "typesize": (0, 1, 4, 255, -2, 2.5, None),
+            "blocksize": (0, -1, 1, 3, 256, 131_071, 1 << 18, 1 << 24, (1 << 24) + 1, "16", None),
+        }.items()
+        for value in values
+    },
+    **{
+        f"a codec without {name}": lambda m, name=name: m["consolidated_metadata"]["metadata"][
+            "image"
+        ]["codecs"][0]["configuration"]["codecs"][1]["configuration"].pop(name)
+        for name in ("cname", "shuffle", "typesize", "blocksize")
+    },
     "a scan id that controls a terminal": set_value(*SAID, "scan_id", "a\x1b[2J"),
     "a scan id that is a path": set_value(*SAID, "scan_id", "../a"),
     "a singular affine": set_value(
@@ -227,8 +269,18 @@ def with_chunks(chunk, shard):
     [
         (set_value(*SAID, "shape_zyx", [16, 24, 21]), "an image of .* voxels, expected"),
         (with_chunks([256, 256, 256], [256, 256, 256]), "chunks of .* bytes, expected at most"),
-        (with_chunks([1, 1, 1], [64, 64, 64]), "shards of 262144 chunks, expected at most"),
-        (with_chunks([1, 1, 3], [1, 1, 4]), "expected whole chunks of"),
+        (with_chunks([16, 32, 32], [16 * 64, 32 * 64, 32 * 64]), "262144 chunks, expected at most"),
+        (with_chunks([16, 32, 32], [16, 32, 48]), "expected whole chunks of"),
+        (with_chunks([1, 1, 1], [1, 1, 1]), "blocks of 32768 bytes, expected a whole number"),
+        (set_value(*IMAGE, *BLOSC, "blocksize", 256), "chunks of 512 blocks, expected at most 256"),
+        (set_value(*IMAGE, *BLOSC, "blocksize", 24_576), "expected a whole number of them"),
+        (set_value(*IMAGE, *BLOSC, "typesize", 4), "numbers of 4 bytes, expected 2"),
+        (change_rows(lambda rows: rows["block_sizes"].put(1, 8)), "a block of 8 bytes"),
+        (change_rows(lambda rows: rows["block_sizes"].put(1, 32_781)), "at most 32780"),
+        (
+            set_value(*SAID, "manifest", "image/c/0/0/0", "index_offset", 3),
+            r"chunks of \d+ bytes, expected 3",
+        ),
         (
             lambda m: m["attributes"]["manifest"].pop("image/c/0/0/0"),
             "0 shards of image, expected 1",

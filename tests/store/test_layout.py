@@ -75,11 +75,11 @@ def test_arrays_use_only_codecs_of_the_zarr_specification(
         "name": "default",
         "configuration": {"separator": "/"},
     }
-    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [64, 96, 96]
+    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [64, 64, 64]
     (sharding,) = metadata["codecs"]
     assert sharding["name"] == "sharding_indexed"
     parts = sharding["configuration"]
-    assert parts["chunk_shape"] == [64, 48, 48]
+    assert parts["chunk_shape"] == [64, 32, 32]
     assert parts["index_location"] == "end"
     assert [codec["name"] for codec in parts["index_codecs"]] == ["bytes", "crc32c"]
     raw, blosc, checksum = parts["codecs"]
@@ -92,7 +92,7 @@ def test_arrays_use_only_codecs_of_the_zarr_specification(
             "cname": "lz4hc",
             "clevel": 7,
             "shuffle": "shuffle" if name == "image" else "noshuffle",
-            "blocksize": 16 * 1024,
+            "blocksize": typesize * 16 * 1024,
         },
     }
 
@@ -131,7 +131,7 @@ def test_zarr_lists_the_groups_of_a_store(ctspine1k_url, ctspine1k_raw):
     assert sorted(root) == ["ingest", "scans", "table", "table_bundle"]
     assert sorted(root["scans"]) == sorted(scan.scan_id for scan in ctspine1k_raw[1])
     assert root.attrs["format"] == "spinezarr"
-    assert root.attrs["format_version"] == 6
+    assert root.attrs["format_version"] == 7
     assert root.attrs["dataset"] == "ctspine1k"
 
 

@@ -106,7 +106,7 @@ def test_the_cache_keeps_stored_numbers_and_not_scaled_values(odd, reader):
 def test_explain_counts_decoded_bytes_and_those_of_the_result(reader):
     spec = reader.scan("byte").image
     summary = Engine(fetcher_for(reader.objects)).explain([(spec, Box((0, 0, 0), (9, 9, 9)))])
-    assert summary.decoded_bytes == np.prod(spec.chunk_shape_zyx)
+    assert summary.decoded_bytes == spec.coding.block_bytes
     assert summary.voxel_bytes == 9**3 * 8
 
 

@@ -194,7 +194,7 @@ def test_a_stream_sends_the_requests_that_explain_announces(proxy, url):
 def test_merged_requests_stay_below_their_largest_size(proxy, url):
     store = spinezarr.open(url, remote=replace(BY_RANGE, longest_range_bytes=30_000))
     longest = max(
-        int(entry.chunk_rows["size"].max())
+        int(entry.chunk_sizes(spec.coding).max())
         for scan in map(store._reader.scan, store.table.scan.to_numpy())
         for spec in scan.arrays
         for entry in spec.shards.values()

@@ -26,6 +26,8 @@ from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.remote.errors import NoRangesError
 from spinezarr.remote.settings import METADATA_BYTES, RemoteSettings
+from spinezarr.store.blocks import BlockCoding
+from spinezarr.store.layout import BALANCED
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.reader import StoreReader
@@ -237,20 +239,20 @@ def test_exchanged_shards_of_equal_sizes_are_found_and_an_error_for_readers(tmp_
     rng = np.random.default_rng(0)
     for name in "ab":
         # Noise over the whole range of int16 does not compress, so the indices are equal, too.
-        image = rng.integers(-(2**15) + 1, 2**15, (64, 48, 96)).astype(np.int16)
+        image = rng.integers(-(2**15) + 1, 2**15, (64, 32, 64)).astype(np.int16)
         write_nifti(tmp_path / f"raw/{name}.nii", image, np.eye(4), NiftiForm())
     recipe = Recipe.from_pairs("{scan}.nii", None, name="noise")
     url = tmp_path / "noise.zarr"
     assert not ingest(recipe, discover(recipe, str(tmp_path / "raw")), str(url)).failed
     one, other = (url / f"scans/{name}/{SHARDS[0]}" for name in "ab")
-    assert one.read_bytes()[-36:] == other.read_bytes()[-36:]
+    assert one.read_bytes()[-36:] == other.read_bytes()[-36:]  # two chunks
     swapped(one, other)
     assert [(fault.scan_id, fault.kind) for fault in faults_of(url)] == [
         ("a", "misplaced"),
         ("b", "misplaced"),
     ]
     for name in "ab":
-        with pytest.raises(CorruptStoreError, match=rf"scan '{name}', image chunk .* ends with"):
+        with pytest.raises(CorruptStoreError, match=rf"scan '{name}', image chunk .* has crc32c"):
             spinezarr.open(url).scan(name).load()
 
 
@@ -404,13 +406,17 @@ def test_a_shard_without_a_chunk_is_a_fault_even_if_all_checksums_match(
 
 def other_chunks(entry, change):
     """Return a shard entry with a changed table of chunks."""
-    rows = entry.chunk_rows.copy()
+    rows = entry.rows(BlockCoding.of(BALANCED.image, 1 << 17, 2)).copy()
     change(rows)
     return {**entry.model_dump(), "chunks": b64encode(rows.tobytes()).decode()}
 
 
-def exchange(rows):
-    rows["size"][[0, 1]] = rows["size"][[1, 0]]
+def exchange_chunks(rows):
+    rows["block_sizes"][[0, 1]] = rows["block_sizes"][[1, 0]]
+
+
+def exchange_blocks(rows):
+    rows["block_sizes"][0] = rows["block_sizes"][0][::-1].copy()
 
 
 @pytest.mark.parametrize(
@@ -421,15 +427,19 @@ def exchange(rows):
             "an index with crc32c",
         ),
         (
-            lambda entry: other_chunks(entry, lambda rows: rows["crc32c"].put(1, 7)),
+            lambda entry: other_chunks(entry, lambda rows: rows["voxels_crc32c"].put(1, 7)),
             "chunks with other checksums",
         ),
-        (lambda entry: other_chunks(entry, exchange), "an index of other chunks"),
+        (lambda entry: other_chunks(entry, exchange_chunks), "an index of other chunks"),
+        (lambda entry: other_chunks(entry, exchange_blocks), "chunks with blocks of other sizes"),
     ],
 )
 def test_an_intact_shard_with_a_wrong_manifest_entry_is_a_fault(copied, change, found):
     entry = StoreReader(str(copied)).scan("a").image.shards[0, 0, 0]
-    assert len(set(entry.chunk_rows["size"][:2].tolist())) == 2
+    coding = StoreReader(str(copied)).scan("a").image.coding
+    assert len(set(entry.chunk_sizes(coding)[:2].tolist())) == 2
+    sizes = entry.rows(coding)["block_sizes"][0].tolist()
+    assert sizes != sizes[::-1]
     rewrite(copied, lambda m: m["attributes"]["manifest"].update({SHARDS[0]: change(entry)}))
     (fault,) = [fault for fault in faults_of(copied) if fault.path == f"scans/a/{SHARDS[0]}"]
     assert fault.kind == "damaged"
@@ -438,11 +448,11 @@ def test_an_intact_shard_with_a_wrong_manifest_entry_is_a_fault(copied, change, 
 
 def test_an_impossible_table_of_chunks_is_a_fault(copied):
     entry = StoreReader(str(copied)).scan("a").image.shards[0, 0, 0]
-    changed = other_chunks(entry, lambda rows: rows["size"].put(0, 7))
+    changed = other_chunks(entry, lambda rows: rows["block_sizes"].put(0, 70))
     rewrite(copied, lambda m: m["attributes"]["manifest"].update({SHARDS[0]: changed}))
     (fault,) = [fault for fault in faults_of(copied) if fault.path == "scans/a/zarr.json"]
     assert fault.kind == "damaged"
-    assert "chunks and index of" in fault.found
+    assert re.fullmatch(r"chunks of \d+ bytes", fault.found)
     with pytest.raises(CorruptStoreError, match=r"is not what spinezarr writes .manifest"):
         spinezarr.open(copied).scan("a")
 

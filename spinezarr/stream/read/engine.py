@@ -119,8 +119,10 @@ class Engine:
     def explain(self, boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadSummary:
         """Count what reading some boxes would take. Nothing is read."""
         plan = plan_reads(boxes)
-        locations = self._locator.locate(plan)
         keys = _chunk_keys(plan)
+        # With a cache, chunks are read whole; see _read_cached.
+        chunk_boxes = [(key[0], _chunk_box(plan, chunk)) for chunk, key in enumerate(keys)]
+        locations = self._locator.locate(plan_reads(chunk_boxes) if self.cache_bytes else plan)
         cached = self._cache.find(keys)
         fetched = [
             chunk for chunk in np.flatnonzero(locations.size).tolist() if keys[chunk] not in cached

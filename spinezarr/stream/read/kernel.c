@@ -475,11 +475,10 @@ static int is_within(int64_t start, int64_t n, int64_t side) {
     return n > 0 && start >= 0 && start <= side - n;
 }
 
-/* Returns whether the pieces of a chunk lie in the table, in the chunk, and in their outputs. */
+/* Returns whether a chunk has pieces, and they lie in the table, in the chunk, and in their outputs. */
 static int has_pieces(const Chunk *chunk, const Call *call) {
-    const int64_t n_pieces = chunk->n_pieces;
-    if (n_pieces && !is_within(chunk->first_piece, n_pieces, call->n_pieces)) return 0;
-    for (int64_t i = 0; i < n_pieces; i++) {
+    if (!is_within(chunk->first_piece, chunk->n_pieces, call->n_pieces)) return 0;
+    for (int64_t i = 0; i < chunk->n_pieces; i++) {
         const Piece *const piece = call->pieces + chunk->first_piece + i;
         if (!is_within(piece->output, 1, call->n_outputs)) return 0;
         const Output *const output = call->outputs + piece->output;
@@ -502,15 +501,15 @@ static int has_blocks(const Chunk *chunk, const Call *call) {
     if (!is_within(chunk->first_block, chunk->n_blocks, n_bytes / block_bytes)) return 0;
     if (!is_within(chunk->first_start, chunk->n_blocks + 1, call->n_starts)) return 0;
     const int64_t *const starts = call->starts + chunk->first_start;
-    if (starts[0] < 0 || starts[chunk->n_blocks] > INT64_MAX - MIN_BLOCK) return 0;
+    if (starts[0] < 0) return 0;
     for (int64_t i = 0; i < chunk->n_blocks; i++)
         if (starts[i + 1] < MIN_BLOCK || starts[i] > starts[i + 1] - MIN_BLOCK) return 0;
     if (starts[chunk->n_blocks] - starts[0] != chunk->size) return 0;
     const int64_t per_block = block_bytes / chunk->itemsize;
     int64_t from, to;
     wanted(chunk, call->pieces + chunk->first_piece, 0, n_voxels(chunk), &from, &to);
-    return from >= to || (from / per_block >= chunk->first_block &&
-                          (to - 1) / per_block < chunk->first_block + chunk->n_blocks);
+    return from / per_block >= chunk->first_block &&
+           (to - 1) / per_block < chunk->first_block + chunk->n_blocks;
 }
 
 /* Decodes the ``n`` bytes of a block, up to its last wanted voxel, and copies what is wanted. */
@@ -675,12 +674,15 @@ EXPORT int64_t spinezarr_scratch_bytes(int64_t decoded_bytes, int64_t max_blocks
 }
 
 /* Fills the pieces of chunks[first:last], and sets the status of each of these. A chunk that
- * decodes to more than ``decoded_bytes``, or has more than ``max_blocks`` blocks, is DAMAGED. */
+ * decodes to more than ``decoded_bytes``, or has more encoded bytes than such a chunk of
+ * ``max_blocks`` blocks can have, is DAMAGED. */
 EXPORT void spinezarr_fill(Chunk *chunks, int64_t first, int64_t last, const Piece *pieces,
                            int64_t n_pieces, const Output *outputs, int64_t n_outputs,
                            const int64_t *starts, int64_t n_starts, uint8_t *scratch,
                            int64_t decoded_bytes, int64_t max_blocks) {
     if (decoded_bytes > MAX_CHUNK_BYTES) decoded_bytes = MAX_CHUNK_BYTES;
+    if (max_blocks > MAX_CHUNK_BYTES) max_blocks = MAX_CHUNK_BYTES;
+    if (max_blocks < 0) max_blocks = 0;
     const Call call = {pieces,  n_pieces, outputs, n_outputs,
                        starts,  n_starts, scratch, packed_bytes(decoded_bytes, max_blocks),
                        decoded_bytes};

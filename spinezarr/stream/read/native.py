@@ -298,7 +298,7 @@ class Kernel:
         if not 0 <= first <= last <= len(tables.chunks):
             raise ValueError(f"chunks {first} to {last} of {len(tables.chunks)}")
         decoded_bytes = min(max(0, tables.decoded_bytes), LARGEST_CHUNK_BYTES)
-        max_blocks = max(0, tables.starts.shape[1] - 1)
+        max_blocks = min(max(0, tables.starts.shape[1] - 1), LARGEST_CHUNK_BYTES)
         scratch = self._scratch_of(self._scratch_bytes(decoded_bytes, max_blocks))
         self._fill(
             address(tables.chunks),

@@ -14,6 +14,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from dataclasses import dataclass, replace
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from threading import local
 
@@ -21,22 +23,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numcodecs import blosc
 
 import spinezarr
 from spinezarr.errors import CorruptStoreError
 from spinezarr.geometry import Box
+from spinezarr.store.blocks import BlockCoding, ChunkFrame, encode_blocks
 from spinezarr.store.folder import StoreFolder
-from spinezarr.store.layout import BALANCED, FAST, LARGEST_CHUNK_BYTES
+from spinezarr.store.layout import BALANCED, FAST, LARGEST_CHUNK_BYTES, BloscCodecSpec
 from spinezarr.store.manifest import ShardEntry
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import (
-    CHUNK_ROW,
+    CHECKSUM_BYTES,
     ChunkDamagedError,
     crc32,
     crc32c,
-    decode_chunk,
-    encode_chunk,
+    decompress,
     shard_index,
 )
 from spinezarr.stream.read import native
@@ -49,9 +50,12 @@ from spinezarr.stream.read.native import (
     PIECES,
     Tables,
     address,
+    encoding_number,
     output_table,
 )
 
+UNKNOWN, DAMAGED = 1, 2
+"""Statuses of kernel.c."""
 DTYPES = ("u1", "i2", "u2", "i4", "f4", "f8", "i8")
 GUARD = 64
 UNTOUCHED = 0xA5
@@ -114,8 +118,71 @@ def lz4_stream(rng, size):
     return bytes(stream + new), bytes(content)
 
 
+def forged_blocks(rng, coding):
+    """Make blocks of streams that no compressor would make, and the bytes that they decode to.
+
+    Returns
+    -------
+    list of bytes, bytes
+        The streams of each block, each with its size before it; the decoded chunk.
+    """
+    blocks, contents = [], []
+    for _ in range(coding.n_blocks):
+        streams, parts = b"", []
+        size = coding.block_bytes // coding.n_streams
+        for _ in range(coding.n_streams):
+            stream, content = lz4_stream(rng, size)
+            if len(stream) >= size:  # kept as it is
+                stream = content
+            streams += struct.pack("<I", len(stream)) + stream
+            parts.append(content)
+        content = b"".join(parts)
+        if coding.is_shuffled:
+            items = np.frombuffer(content, np.uint8).reshape(coding.itemsize, -1)
+            content = items.T.tobytes()
+        blocks.append(streams)
+        contents.append(content)
+    return blocks, b"".join(contents)
+
+
+@dataclass
+class Encoded:
+    """Blocks without their checksums, as somebody could have written them."""
+
+    coding: BlockCoding
+    blocks: list[bytes]
+    voxels_crc32c: int
+
+    @classmethod
+    def of(cls, encoded):
+        """Take an encoded chunk apart."""
+        frame = ChunkFrame.of(encoded)
+        ends = np.cumsum([frame.coding.blocks_offset, *frame.block_sizes]).tolist()
+        blocks = [encoded[a : b - CHECKSUM_BYTES] for a, b in pairwise(ends)]
+        return cls(frame.coding, blocks, frame.voxels_crc32c)
+
+    def block(self, number):
+        """Return a block with its checksum."""
+        content = struct.pack("<II", self.voxels_crc32c, number) + self.blocks[number]
+        return self.blocks[number] + struct.pack("<I", crc32c(content))
+
+    def decoded(self, first, stop):
+        """Decode some blocks with numcodecs; None if it refuses them."""
+        parts = [self.block(number) for number in range(first, stop)]
+        start = 16 + 4 * len(parts)
+        *starts, end = accumulate(map(len, parts), initial=start)
+        header = self.coding.header(len(parts), end)
+        frame = header + struct.pack(f"<{len(starts)}I", *starts) + b"".join(parts)
+        out = np.empty(len(parts) * self.coding.block_bytes, np.uint8)
+        try:
+            decompress(frame, out)
+        except ChunkDamagedError:
+            return None
+        return out.tobytes()
+
+
 class Case:
-    """A chunk, its bytes, and some boxes of it with guarded outputs."""
+    """A chunk, its blocks, and some boxes of it with guarded outputs."""
 
     def __init__(self, rng):
         self.rng = rng
@@ -146,47 +213,63 @@ class Case:
     def encoded(self):
         """Encode the chunk with random options; return also whether the kernel must decode it."""
         rng = self.rng
-        if rng.random() < 0.25 and (made_up := self._forged()):
-            return made_up, True
-        cname = rng.choice(["lz4", "lz4hc", "lz4", "lz4hc", "zstd", "blosclz", "zlib"])
-        level, shuffle = int(rng.integers(0, 10)), int(rng.integers(0, 3))
-        block = int(rng.choice([0, 0, 1 << 16, 1 << 13, 300, 4096]))
-        packed = blosc.compress(
-            np.ascontiguousarray(self.voxels), cname.encode(), level, shuffle, block
-        )
-        known = packed[2] & 2 or (cname.startswith("lz4") and not packed[2] & 4)
-        return bytes(packed), bool(known)
+        n_blocks = [n for n in range(1, 257) if self.voxels.size % n == 0]
+        block_bytes = self.voxels.nbytes // int(rng.choice([1, *n_blocks]))
+        shuffle = str(rng.choice(["noshuffle", "shuffle"]))
+        if rng.random() < 0.25:
+            shuffled = shuffle == "shuffle"
+            coding = BlockCoding(
+                self.voxels.nbytes, block_bytes, self.dtype.itemsize, True, shuffled
+            )
+            blocks, content = forged_blocks(rng, coding)
+            self.voxels = np.frombuffer(content, self.dtype).reshape(self.shape)
+            return Encoded(coding, blocks, crc32c(content)), True
+        cname = str(rng.choice(["lz4", "lz4hc", "lz4", "lz4hc", "zstd"]))
+        codec = BloscCodecSpec(cname, int(rng.integers(0, 10)), shuffle, block_bytes)
+        return Encoded.of(encode_blocks(self.voxels, codec)), cname != "zstd"
 
-    def _forged(self):
-        """Make a chunk of one stream, and its decoded voxels; None if it is too long."""
-        stream, content = lz4_stream(self.rng, self.voxels.nbytes)
-        if len(stream) + 8 > len(content):  # Blosc would not keep it compressed
-            return None
-        item, one_stream, lz4 = self.dtype.itemsize, 1 << 4, 1 << 5
-        shuffled = int(self.rng.integers(2))
-        if shuffled:
-            content = np.frombuffer(content, np.uint8).reshape(item, -1).T.tobytes()
-        self.voxels = np.frombuffer(content, self.dtype).reshape(self.shape)
-        n, flags = len(content), one_stream | lz4 | shuffled
-        header = struct.pack("<4B5I", 2, 1, flags, item, n, n, 24 + len(stream), 20, len(stream))
-        return header + stream
+    def wanted_blocks(self, coding):
+        """Return the first block that a piece needs, and one past the last."""
+        first = [np.ravel_multi_index(start, self.shape) for _, _, start, _ in self.pieces]
+        last = [
+            np.ravel_multi_index(np.subtract(stop, 1), self.shape) for _, _, _, stop in self.pieces
+        ]
+        per_block = coding.block_bytes // coding.itemsize
+        return int(min(first)) // per_block, int(max(last)) // per_block + 1
 
-    def run(self, kernel, packed):
-        """Fill the pieces; return the status."""
-        data = packed + crc32c(packed).to_bytes(4, "little")
-        # The chunk is an allocation of its own, so that a read past its end is seen.
-        held = np.frombuffer(bytes(data), np.uint8)
+    def tables(self, encoded, first=None, stop=None):
+        """Return the tables for reading the blocks ``first`` to ``stop - 1``, and their bytes."""
+        wanted = self.wanted_blocks(encoded.coding)
+        first = wanted[0] if first is None else first
+        stop = wanted[1] if stop is None else stop
+        parts = [encoded.block(number) for number in range(first, stop)]
+        # The bytes are an allocation of their own, so that a read past their end is seen.
+        held = np.frombuffer(b"".join(parts), np.uint8)
+        starts = np.zeros(
+            (2, encoded.coding.n_blocks + 1), np.int64
+        )  # the second row is the chunk's
+        starts[1, first : stop + 1] = list(accumulate(map(len, parts), initial=1000))
         row = np.zeros(1, CHUNKS)
-        row["data"], row["size"] = address(held), len(data)
+        row["data"], row["size"] = address(held), held.nbytes
         row["n_pieces"], row["itemsize"] = len(self.pieces), self.dtype.itemsize
-        row["shape_zyx"], row["crc32c"], row["status"] = self.shape, crc32c(packed), NOT_TRIED
+        row["shape_zyx"], row["block_bytes"] = self.shape, encoded.coding.block_bytes
+        row["first_block"], row["n_blocks"] = first, stop - first
+        row["first_start"] = starts.shape[1] + first
+        row["encoding"] = encoding_number(encoded.coding)
+        row["voxels_crc32c"], row["status"] = encoded.voxels_crc32c, NOT_TRIED
         pieces = np.zeros(len(self.pieces), PIECES)
         for number, (piece, (_, out, start, _)) in enumerate(zip(pieces, self.pieces, strict=True)):
             piece["output"] = number
             piece["within_chunk_zyx"], piece["shape_zyx"] = start, out.shape
         outputs = output_table([out for _, out, _, _ in self.pieces])
-        kernel.fill(Tables(row, pieces, outputs, self.voxels.nbytes), 0, 1)
-        return int(row["status"][0])
+        return Tables(row, pieces, outputs, starts, self.voxels.nbytes), held
+
+    def run(self, kernel, encoded, first=None, stop=None):
+        """Fill the pieces; return the status."""
+        tables, held = self.tables(encoded, first, stop)
+        kernel.fill(tables, 0, 1)
+        del held
+        return int(tables.chunks["status"][0])
 
     def check_outputs(self):
         for _, out, start, stop in self.pieces:
@@ -203,22 +286,18 @@ class Case:
             ).reshape(out.shape)
 
 
-def numcodecs_voxels(case, packed):
-    """Decode the chunk with numcodecs; return its bytes, or None if numcodecs refuses it."""
-    voxels = np.empty(case.shape, case.dtype)
-    try:
-        decode_chunk(packed + crc32c(packed).to_bytes(4, "little"), voxels)
-    except ChunkDamagedError:
-        return None
-    return voxels.view(f"V{case.dtype.itemsize}")
-
-
 def check_valid(kernel, seed):
-    case = Case(np.random.default_rng(seed))
-    packed, known = case.encoded()
-    status = case.run(kernel, packed)
+    rng = np.random.default_rng(seed)
+    case = Case(rng)
+    encoded, known = case.encoded()
+    n_blocks, block_bytes = encoded.coding.n_blocks, encoded.coding.block_bytes
+    first, stop = case.wanted_blocks(encoded.coding)
+    if rng.random() < 0.5:  # blocks that nobody wants
+        first, stop = int(rng.integers(first + 1)), int(rng.integers(stop, n_blocks + 1))
+    status = case.run(kernel, encoded, first, stop)
     assert (status == DONE) == known
-    assert (numcodecs_voxels(case, packed) == case.voxels.view(f"V{case.dtype.itemsize}")).all()
+    expected = case.voxels.tobytes()[first * block_bytes : stop * block_bytes]
+    assert encoded.decoded(first, stop) == expected
     if known:
         case.check_outputs()
     case.check_guards()
@@ -227,14 +306,30 @@ def check_valid(kernel, seed):
 def check_damaged(kernel, seed):
     """Change bytes, correct the checksum, and check that nothing outside the memory is touched.
 
-    A changed chunk that numcodecs decodes too must give the same voxels.
+    Changed blocks that numcodecs decodes too must give the same voxels.
     """
     rng = np.random.default_rng(seed)
     case = Case(rng)
-    packed, _ = case.encoded()
-    changed = bytearray(packed)
+    encoded, _ = case.encoded()
+    first, stop = case.wanted_blocks(encoded.coding)
+    for _ in range(rng.integers(1, 4)):
+        number = int(rng.integers(first, stop))
+        encoded.blocks[number] = changed_bytes(rng, encoded.blocks[number])
+    status, found = case.run(kernel, encoded), encoded.decoded(first, stop)
+    if status == DONE and found is not None:
+        block_bytes = encoded.coding.block_bytes
+        content = bytearray(case.voxels.tobytes())
+        content[first * block_bytes : stop * block_bytes] = found
+        case.dtype = np.dtype(f"V{case.dtype.itemsize}")
+        case.voxels = np.frombuffer(content, case.dtype).reshape(case.shape)
+        case.check_outputs()
+    case.check_guards()
+
+
+def changed_bytes(rng, block):
+    changed = bytearray(block)
     for _ in range(rng.integers(1, 5)):
-        near = rng.choice([16, 32, 200, len(changed)])
+        near = rng.choice([4, 16, 200, len(changed)])
         at = int(rng.integers(min(near, len(changed))))
         if rng.random() < 0.3 and at + 4 <= len(changed):
             value = rng.choice([0, 1, 15, 16, 255, 2**16, 2**31 - 1, 2**32 - 1, len(changed)])
@@ -242,14 +337,10 @@ def check_damaged(kernel, seed):
         else:
             changed[at] = rng.integers(256)
     if rng.random() < 0.2:
-        del changed[int(rng.integers(len(changed))) :]
-    if rng.random() < 0.5 and len(changed) >= 16:
-        struct.pack_into("<I", changed, 12, len(changed))
-    status, voxels = case.run(kernel, bytes(changed)), numcodecs_voxels(case, bytes(changed))
-    if status == DONE and voxels is not None:
-        case.voxels = voxels
-        case.check_outputs()
-    case.check_guards()
+        del changed[1 + int(rng.integers(len(changed))) :]
+    if rng.random() < 0.1:
+        changed += bytes(int(rng.integers(1, 9)))
+    return bytes(changed)
 
 
 @given(st.integers(0, 2**32))
@@ -272,49 +363,165 @@ def test_the_kernel_decodes_chunks_of_the_default_codec(kernel, profile):
         case.shape, case.dtype = profile.chunk_shape_zyx, np.dtype(dtype)
         case.voxels = voxels_of(rng, case.shape, dtype)
         case.pieces = [case._piece() for _ in range(3)]
-        assert case.run(kernel, encode_chunk(case.voxels, codec)[:-4]) == DONE
+        assert case.run(kernel, Encoded.of(encode_blocks(case.voxels, codec))) == DONE
         case.check_outputs()
         case.check_guards()
 
 
-def test_a_wrong_checksum_is_detected(kernel):
-    case = Case(np.random.default_rng(3))
-    case.pieces = case.pieces[:1]
-    packed, _ = case.encoded()
-    data = packed + crc32c(packed).to_bytes(4, "little")
-    for expected, content in ((crc32c(packed) ^ 1, data), (crc32c(packed), data[:-1] + b"\0")):
-        held = np.frombuffer(content, np.uint8)
-        row = np.zeros(1, CHUNKS)
-        row["data"], row["size"] = address(held), len(data)
-        row["itemsize"], row["shape_zyx"] = case.dtype.itemsize, case.shape
-        row["crc32c"], row["status"] = expected, NOT_TRIED
-        outputs = output_table([case.pieces[0][1]])
-        kernel.fill(Tables(row, np.zeros(1, PIECES), outputs, case.voxels.nbytes), 0, 1)
-        assert row["status"][0] not in {DONE, NOT_TRIED}
-
-
-@pytest.mark.parametrize(
-    ("at", "form", "lie"),
-    [
-        *((0, "B", version) for version in (0, 1, 3, 255)),
-        *((1, "B", version) for version in (0, 2, 255)),
-        *((2, "B", flags) for flags in (1 << 3 | 1 << 5, 1 << 2 | 1 << 5, 1 << 1, 0, 7 << 5)),
-        *((3, "B", itemsize) for itemsize in (0, 1, 4, 255)),
-        *((4, "I", n_bytes) for n_bytes in (0, 1, 2**31, 2**32 - 1)),
-        *((8, "I", block) for block in (0, 1, 255, 24 * 40 * 60 * 2 + 2, 2**31, 2**32 - 2)),
-        *((12, "I", length) for length in (0, 16, 2**31, 2**32 - 1)),
-    ],
-)
-def test_a_false_header_is_refused(kernel, at, form, lie):
+def of_four_blocks(**options):
+    """Return a chunk of four blocks of six planes, a box in the middle two, and its blocks."""
     case = Case(np.random.default_rng(5))
     case.shape, case.dtype = (24, 40, 60), np.dtype("<i2")
     case.voxels = np.resize(np.arange(200, dtype="<i2"), case.shape)
-    case.pieces = [case._piece()]
-    packed = bytearray(blosc.compress(case.voxels, b"lz4", 5, 1, 0))
-    assert case.run(kernel, bytes(packed)) == DONE
-    struct.pack_into(f"<{form}", packed, at, lie)
-    assert case.run(kernel, bytes(packed)) != DONE
-    case.check_guards()
+    out = np.zeros((6, 30, 40), "<i2")
+    case.pieces = [(None, out, [9, 3, 5], [15, 33, 45])]
+    codec = BloscCodecSpec("lz4", 5, "shuffle", case.voxels.nbytes // 4)
+    return case, Encoded.of(encode_blocks(case.voxels, replace(codec, **options)))
+
+
+def status_of(kernel, tables):
+    kernel.fill(tables, 0, 1)
+    return int(tables.chunks["status"][0])
+
+
+def test_a_read_needs_only_the_blocks_with_wanted_voxels(kernel):
+    case, encoded = of_four_blocks()
+    assert case.wanted_blocks(encoded.coding) == (1, 3)
+    for first, stop in combinations(range(5), 2):
+        case.pieces[0][1][...] = 0
+        status = case.run(kernel, encoded, first, stop)
+        if first <= 1 and stop >= 3:
+            assert status == DONE
+            case.check_outputs()
+        else:
+            assert status == DAMAGED
+            assert not case.pieces[0][1].any()
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_a_wrong_checksum_is_detected(kernel, codec):
+    case, encoded = of_four_blocks(cname=codec)
+    for number in (1, 2):
+        for bit in (0, 31):
+            tables, held = case.tables(encoded)
+            changed = held.copy()
+            at = len(encoded.block(1)) if number == 1 else held.nbytes
+            changed[at - 1 if bit else at - 4] ^= 1 << bit % 8
+            tables.chunks["data"] = address(changed)
+            assert status_of(kernel, tables) == (DAMAGED if codec == "lz4" else UNKNOWN)
+    tables, held = case.tables(encoded)
+    tables.chunks["voxels_crc32c"] ^= 1
+    assert status_of(kernel, tables) != DONE
+
+
+@pytest.mark.parametrize("wrong", ["another chunk", "another number"])
+def test_blocks_of_something_else_are_detected(kernel, wrong):
+    case, encoded = of_four_blocks()
+    tables, held = case.tables(encoded)
+    assert len({len(encoded.block(number)) for number in range(4)}) == 1
+    if wrong == "another chunk":
+        other = Encoded(encoded.coding, encoded.blocks, encoded.voxels_crc32c ^ 1)
+        data = other.block(1) + other.block(2)
+    else:
+        data = encoded.block(2) + encoded.block(1)
+    changed = np.frombuffer(data, np.uint8)
+    assert changed.nbytes == held.nbytes
+    tables.chunks["data"] = address(changed)
+    assert status_of(kernel, tables) == DAMAGED
+
+
+BLOCK = 6 * 40 * 60 * 2
+"""Bytes of a block of :func:`of_four_blocks`."""
+
+
+@pytest.mark.parametrize(
+    ("field", "lie"),
+    [
+        *(("itemsize", n) for n in (0, 1, 4, 8, 9, -2, 2**40)),
+        *(("block_bytes", n) for n in (0, -1, 1, 3, BLOCK - 2, BLOCK + 2, BLOCK // 2, BLOCK * 2)),
+        *(("block_bytes", n) for n in (BLOCK * 4, BLOCK * 8, 2**31, 2**62, -(2**63))),
+        *(("first_block", n) for n in (-1, 0, 2, 3, 4, 2**32 + 1, 2**62, -(2**63))),
+        *(("n_blocks", n) for n in (0, -1, 1, 3, 4, 2**32 + 2, 2**62, 2**63 - 1)),
+        *(("first_start", n) for n in (-1, 0, 5, 7, 8, 10, 2**61, 2**63 - 1, -(2**63))),
+        *(("size", n) for n in (0, 8, -1, 2**62)),
+        *(("n_pieces", n) for n in (0, -1, 2, 2**61)),
+        *(("first_piece", n) for n in (-1, 1, 2**61)),
+        *(("encoding", n) for n in (0, 3, -1, 2**31 - 1)),
+        *(("voxels_crc32c", n) for n in (0, 2**32 - 1)),
+    ],
+)
+def test_a_false_number_in_the_tables_is_refused(kernel, field, lie):
+    case, encoded = of_four_blocks()
+    tables, held = case.tables(encoded)
+    tables.chunks[field] = lie
+    assert status_of(kernel, tables) in {DAMAGED, UNKNOWN}
+    del held
+
+
+@pytest.mark.parametrize("more", [-9, -1, 1, 9])
+def test_the_blocks_must_have_just_the_bytes_that_are_there(kernel, more):
+    case, encoded = of_four_blocks()
+    tables, held = case.tables(encoded)
+    longer = np.append(held, np.zeros(9, np.uint8))
+    tables.chunks["data"] = address(longer)
+    tables.chunks["size"] += more
+    assert status_of(kernel, tables) == DAMAGED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda starts: starts.__setitem__(1, starts[0] - 9),
+        lambda starts: starts.__setitem__(1, starts[2] + 9),
+        lambda starts: starts.__setitem__(1, starts[0]),
+        lambda starts: starts.__setitem__(1, starts[0] + 8),
+        lambda starts: starts.__setitem__(1, starts[0] + 9),
+        lambda starts: starts.__setitem__(1, starts[1] + 1),
+        lambda starts: starts.__setitem__(1, -(2**63)),
+        lambda starts: starts.__setitem__(1, 2**63 - 1),
+        lambda starts: starts.__setitem__(0, starts[0] - 1),
+        lambda starts: starts.__setitem__(2, starts[2] + 1),
+        lambda starts: starts.__setitem__(slice(None), starts - 1001),
+        lambda starts: starts.__setitem__(slice(None), starts[::-1].copy()),
+        lambda starts: starts.fill(0),
+        lambda starts: starts.fill(-(2**63)),
+    ],
+)
+def test_starts_that_do_not_fit_together_are_refused(kernel, change):
+    case, encoded = of_four_blocks()
+    tables, held = case.tables(encoded)
+    change(tables.starts[1, 1:4])
+    assert status_of(kernel, tables) == DAMAGED
+    del held
+
+
+def test_starts_count_from_anywhere(kernel):
+    case, encoded = of_four_blocks()
+    for origin in (-1000, 0, 2**62):
+        tables, held = case.tables(encoded)
+        tables.starts[1, 1:4] += origin
+        assert status_of(kernel, tables) == DONE
+        del held
+
+
+@pytest.mark.parametrize("size", [0, 2**31, 2**32 - 1, 14_401, "one more", "one less"])
+@pytest.mark.parametrize("stream", [0, 1])
+def test_a_false_size_of_a_stream_is_refused(kernel, stream, size):
+    case, encoded = of_four_blocks()
+    assert encoded.coding.n_streams == 2
+    block = bytearray(encoded.blocks[1])
+    at = 4 + int.from_bytes(block[:4], "little") if stream else 0
+    right = int.from_bytes(block[at : at + 4], "little")
+    said = {"one more": right + 1, "one less": right - 1}.get(size, size)
+    struct.pack_into("<I", block, at, said)
+    encoded.blocks[1] = bytes(block)
+    assert case.run(kernel, encoded) == DAMAGED
+
+
+def test_bytes_after_the_streams_of_a_block_are_refused(kernel):
+    case, encoded = of_four_blocks()
+    encoded.blocks[1] += b"\0"
+    assert case.run(kernel, encoded) == DAMAGED
 
 
 @given(st.binary(max_size=7000))
@@ -404,18 +611,24 @@ def test_reading_without_the_kernel_gives_the_same_voxels(store, request):
     ("first", "last"), [(-1, 1), (0, 2), (1, 0), (2, 2), (-(2**63), 2**63 - 1)]
 )
 def test_chunks_outside_the_table_are_not_touched(kernel, first, last):
-    tables = Tables(np.zeros(1, CHUNKS), np.zeros(1, PIECES), output_table([]), 64)
+    starts = np.zeros((1, 2), np.int64)
+    tables = Tables(np.zeros(1, CHUNKS), np.zeros(1, PIECES), output_table([]), starts, 64)
     with pytest.raises(ValueError, match="of 1"):
         kernel.fill(tables, first, last)
 
 
 def test_tables_of_another_form_are_refused():
     chunks, pieces, outputs = np.zeros(4, CHUNKS), np.zeros(4, PIECES), output_table([])
+    starts = np.zeros((4, 6), np.int64)
+    Tables(chunks, pieces, outputs, starts, 64)
     for wrong in (chunks[::2], chunks.view(np.uint8), chunks.reshape(2, 2), pieces):
         with pytest.raises(ValueError, match="expected one of"):
-            Tables(wrong, pieces, outputs, 64)
+            Tables(wrong, pieces, outputs, starts, 64)
     with pytest.raises(ValueError, match="expected one of"):
-        Tables(chunks, pieces[::2], outputs, 64)
+        Tables(chunks, pieces[::2], outputs, starts, 64)
+    for wrong in (starts[:, ::2], starts[0], starts.astype("i4"), starts.astype(">i8")):
+        with pytest.raises(ValueError, match="expected int64"):
+            Tables(chunks, pieces, outputs, wrong, 64)
 
 
 @pytest.mark.parametrize("dtype", ["O", "O,i8"])
@@ -438,30 +651,43 @@ def test_a_limit_of_chunk_bytes_of_any_size_is_exact(kernel, decoded_bytes, monk
         kernel, "_scratch", local()
     )  # the buffer of other tests could be large enough
     voxels = np.arange(20, dtype="u1").reshape(1, 4, 5)
-    data = np.frombuffer(encode_chunk(voxels, BALANCED.label), np.uint8)
-    row, piece = np.zeros(1, CHUNKS), np.zeros(1, PIECES)
-    row["data"], row["size"], row["n_pieces"] = address(data), data.nbytes, 1
-    row["itemsize"], row["shape_zyx"], row["crc32c"] = 1, voxels.shape, crc32c(data[:-4])
-    piece["shape_zyx"] = voxels.shape
+    case = Case(np.random.default_rng(0))
+    case.shape, case.dtype, case.voxels = voxels.shape, voxels.dtype, voxels
     out = np.zeros_like(voxels)
+    case.pieces = [(None, out, [0, 0, 0], list(voxels.shape))]
+    tables, held = case.tables(Encoded.of(encode_blocks(voxels, BALANCED.label)))
     # The memory of the largest chunk is reserved, and hardly any of it is touched.
-    kernel.fill(Tables(row, piece, output_table([out]), decoded_bytes), 0, 1)
-    assert (row["status"][0] == DONE) == (decoded_bytes >= voxels.nbytes)
+    status = status_of(kernel, replace(tables, decoded_bytes=decoded_bytes))
+    assert (status == DONE) == (decoded_bytes >= voxels.nbytes)
     assert out.tobytes() == (voxels.tobytes() if decoded_bytes >= 20 else bytes(20))
+    del held
 
 
-def forged_array(folder, packed, dtype, shape):
+@pytest.mark.parametrize("width", [LARGEST_CHUNK_BYTES + 1, LARGEST_CHUNK_BYTES + 3])
+def test_a_table_of_starts_may_be_wider_than_any_chunk(kernel, width, monkeypatch):
+    monkeypatch.setattr(kernel, "_scratch", local())
+    case, encoded = of_four_blocks()
+    tables, held = case.tables(encoded)
+    starts = np.zeros((1, width), np.int64)
+    starts[0, 1:4] = tables.starts[1, 1:4]
+    tables.chunks["first_start"] = 1
+    assert status_of(kernel, replace(tables, starts=starts)) == DONE
+    case.check_outputs()
+    del held
+
+
+def forged_array(folder, chunk, dtype, shape, **changes):
     """Write a shard of one chunk of given bytes, and describe its array as a store would."""
-    chunk = packed + crc32c(packed).to_bytes(4, "little")
+    frame = ChunkFrame.of(chunk)
     shard = chunk + shard_index({0: len(chunk)}, 1)
     (folder / "c/0/0").mkdir(parents=True)
     (folder / "c/0/0/0").write_bytes(shard)
-    row = np.array([(0, len(chunk), crc32c(packed))], CHUNK_ROW)
     entry = ShardEntry(
         size_bytes=len(shard),
         crc32=f"{crc32(shard):08x}",
+        index_offset=len(chunk),
         index_crc32c=f"{crc32c(shard[-20:-4]):08x}",
-        chunks=base64.b64encode(row.tobytes()).decode(),
+        chunks=base64.b64encode(frame.row(0).tobytes()).decode(),
     )
     return ArraySpec(
         scan_id="s",
@@ -473,14 +699,14 @@ def forged_array(folder, packed, dtype, shape):
         shard_shape_zyx=shape,
         shard_sizes={(0, 0, 0): len(shard)},
         separator="/",
+        coding=replace(frame.coding, **changes),
         shards={(0, 0, 0): entry},
     )
 
 
 def test_bytes_of_a_store_never_become_objects(kernel, tmp_path):
     addresses = np.full((8, 8, 8), 0x4141414141414141, "<i8")
-    packed = encode_chunk(addresses, BALANCED.image)[:-4]
-    array = forged_array(tmp_path, packed, "O", addresses.shape)
+    array = forged_array(tmp_path, encode_blocks(addresses, BALANCED.image), "O", addresses.shape)
     out = np.full((8, 8, 8), "kept", object)
     with pytest.raises(TypeError, match="expected numbers"):
         Engine(LocalFetcher(StoreFolder.at("/"))).read_into(array, Box((0, 0, 0), (8, 8, 8)), out)
@@ -488,37 +714,43 @@ def test_bytes_of_a_store_never_become_objects(kernel, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["S", "U", "V"])
-def test_voxels_without_bytes_are_refused(kernel, tmp_path, dtype):
-    packed = struct.pack("<4B3I", 2, 1, 1 << 5, 0, 0, 64, 36) + bytes(20)
-    array = forged_array(tmp_path, packed, dtype, (8, 8, 8))
-    assert array.stored_dtype.itemsize == 0
-    out = np.empty((8, 8, 8), "V0") if dtype == "V" else np.zeros((8, 8, 8), "V1")
-    with pytest.raises(CorruptStoreError):
-        Engine(LocalFetcher(StoreFolder.at("/"))).read_into(array, Box((0, 0, 0), (8, 8, 8)), out)
+def test_voxels_without_bytes_are_refused(tmp_path, dtype):
+    chunk = encode_blocks(np.zeros((8, 8, 8), np.uint8), BALANCED.label)
+    assert np.dtype(dtype).itemsize == 0
+    with pytest.raises(ValueError, match="chunks of 512 bytes, expected 0"):
+        forged_array(tmp_path, chunk, dtype, (8, 8, 8))
 
 
 @pytest.mark.parametrize("shape", [(2**30,) * 3, (2**31 - 1, 4, 2**30), (2**10, 2**10, 2**7)])
 @pytest.mark.parametrize("decoded_bytes", [0, LARGEST_CHUNK_BYTES, 2**63])
 def test_a_chunk_that_is_too_large_is_refused(kernel, shape, decoded_bytes):
     """The number of bytes overflows to 0, or to a few, in 32 or 64 bits."""
-    said = math.prod(shape) * 2 % 2**32
-    packed = struct.pack("<4B3I", 2, 1, 1 << 1, 2, said, 64, 16)
-    data = np.frombuffer(packed + crc32c(packed).to_bytes(4, "little"), np.uint8)
-    row, piece = np.zeros(1, CHUNKS), np.zeros(1, PIECES)
-    row["data"], row["size"], row["n_pieces"] = address(data), data.nbytes, 1
-    row["itemsize"], row["shape_zyx"], row["crc32c"] = 2, shape, crc32c(packed)
-    out = np.zeros((20, 4, 40), "<i2")
-    piece["shape_zyx"] = out.shape
-    kernel.fill(Tables(row, piece, output_table([out]), decoded_bytes), 0, 1)
-    assert row["status"][0] not in {DONE, NOT_TRIED}
-    assert not out.any()
+    case, encoded = of_four_blocks()
+    tables, held = case.tables(encoded)
+    said = math.prod(shape) * 2
+    for block_bytes in (BLOCK, 64, said % 2**32, said % 2**63):
+        tables.chunks["shape_zyx"], tables.chunks["block_bytes"] = shape, block_bytes
+        tables.chunks["status"] = NOT_TRIED
+        assert status_of(kernel, replace(tables, decoded_bytes=decoded_bytes)) == DAMAGED
+    assert not case.pieces[0][1].any()
+    del held
 
 
-def test_a_chunk_with_a_false_length_reveals_no_memory_behind_it(kernel, tmp_path):
-    voxels = np.arange(20**3, dtype="<i2").reshape(20, 20, 20)
-    packed = bytes(blosc.compress(voxels, b"zstd", 0, 0, 0))[:200]
-    array = forged_array(tmp_path, packed, "<i2", voxels.shape)
-    with pytest.raises(CorruptStoreError, match="says that it is 16016 bytes long, not 200"):
+@pytest.mark.parametrize("cname", ["lz4", "zstd"])
+def test_a_block_with_a_false_length_reveals_no_memory_behind_it(kernel, tmp_path, cname):
+    """Its only stream says that it is longer than the block, whose checksum is true."""
+    voxels = np.random.default_rng(0).integers(0, 255, (20, 20, 20), np.uint8)
+    codec = BloscCodecSpec(cname, 0, "noshuffle", 0)
+    encoded = Encoded.of(encode_blocks(voxels, codec))
+    assert encoded.blocks == [struct.pack("<I", 8000) + voxels.tobytes()]
+    encoded.blocks = [encoded.blocks[0][:200]]
+    block = encoded.block(0)
+    start = encoded.coding.blocks_offset
+    frame = encoded.coding.header(1, start + len(block))
+    frame += struct.pack("<2I", start, encoded.voxels_crc32c) + block
+    chunk = frame + struct.pack("<I", crc32c(frame))
+    array = forged_array(tmp_path, chunk, "u1", voxels.shape)
+    with pytest.raises(CorruptStoreError, match="does not decompress"):
         Engine(LocalFetcher(StoreFolder.at("/"))).read_into(
             array, Box((0, 0, 0), voxels.shape), np.zeros_like(voxels)
         )
@@ -556,10 +788,15 @@ def write_corpus(path, n_records):
         file.write(struct.pack("<q", n_records))
         for seed in range(n_records):
             case = Case(np.random.default_rng(seed))
-            packed, known = case.encoded()
-            sizes = len(packed), case.voxels.nbytes, case.dtype.itemsize
-            file.write(struct.pack("<7q", *sizes, *case.shape, known))
-            file.write(packed + case.voxels.tobytes())
+            encoded, known = case.encoded()
+            coding = encoded.coding
+            blocks = [encoded.block(number) for number in range(coding.n_blocks)]
+            starts = list(accumulate(map(len, blocks), initial=0))
+            numbers = (starts[-1], case.voxels.nbytes, coding.itemsize, *case.shape)
+            numbers += (coding.block_bytes, coding.n_blocks, encoding_number(coding))
+            file.write(struct.pack("<11q", *numbers, encoded.voxels_crc32c, known))
+            file.write(struct.pack(f"<{len(starts)}q", *starts))
+            file.write(b"".join(blocks) + case.voxels.tobytes())
 
 
 def drive(folder, n_records, first, count):

@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinezarr.geometry import Box
+from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.plan import plan_reads
 
@@ -15,7 +18,8 @@ small = st.tuples(*[st.integers(1, 3)] * 3)
 
 def array_of(shape, chunk, per_shard):
     shard = tuple(c * n for c, n in zip(chunk, per_shard, strict=True))
-    return ArraySpec("scan", "image", "p", shape, np.dtype("i2"), chunk, shard, {}, "/", {})
+    coding = BlockCoding(2 * math.prod(chunk), 2 * math.prod(chunk[1:]), 2, True, True)
+    return ArraySpec("scan", "image", "p", shape, np.dtype("i2"), chunk, shard, {}, "/", coding, {})
 
 
 arrays = st.builds(array_of, st.tuples(*[st.integers(1, 17)] * 3), triples, triples)
@@ -112,3 +116,36 @@ def test_a_box_that_leaves_the_array_is_refused(start, stop):
     array = array_of((8, 4, 4), (2, 2, 2), (2, 2, 2))
     with pytest.raises(ValueError, match=r"leaves the array of shape \(8, 4, 4\)"):
         plan_reads([(array, Box((0, 0, 0), (1, 1, 1))), (array, Box(start, stop))])
+
+
+@given(arrays_and_boxes(), st.data())
+@settings(deadline=None)
+def test_the_blocks_of_a_chunk_are_those_that_hold_wanted_planes(boxes, data):
+    arrays, chosen = {}, []
+    for array, box in boxes:
+        if id(array) not in arrays:
+            voxels = math.prod(array.chunk_shape_zyx)
+            per_block = data.draw(
+                st.sampled_from([n for n in range(1, voxels + 1) if voxels % n == 0])
+            )
+            coding = replace(array.coding, block_bytes=2 * per_block)
+            arrays[id(array)] = replace(array, coding=coding)
+        chosen.append((arrays[id(array)], box))
+    plan = plan_reads(chosen)
+    first, stop = plan.blocks
+    for chunk in range(len(plan)):
+        array = plan.arrays[plan.array[chunk]]
+        planes = np.zeros(array.chunk_shape_zyx, bool)
+        voxels = np.zeros(array.chunk_shape_zyx, bool)
+        for _, within_chunk, _ in plan.pieces(chunk):
+            planes[within_chunk.slices[0]] = True
+            voxels[within_chunk.slices] = True
+        per_block = array.coding.block_bytes // 2
+        needed = np.flatnonzero(planes.reshape(-1, per_block).any(axis=1))
+        assert (first[chunk], stop[chunk]) == (needed[0], needed[-1] + 1)
+        assert not voxels.reshape(-1, per_block)[: first[chunk]].any()
+        assert not voxels.reshape(-1, per_block)[stop[chunk] :].any()
+
+
+def test_a_plan_of_nothing_has_no_blocks():
+    assert [len(numbers) for numbers in plan_reads([]).blocks] == [0, 0]
