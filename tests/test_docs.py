@@ -16,6 +16,7 @@ from server_process import server_process
 
 import spinezarr
 from spinezarr.geometry import Box
+from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.plan import ReadPlan, plan_reads
 
@@ -199,8 +200,9 @@ def test_each_folder_has_the_modules_that_the_page_names():
 
 def test_the_example_of_a_plan_equals_the_planned_reads():
     page = ROOT / "docs" / "explanation" / "how-a-patch-is-read.md"
-    shape, chunk, shard = (133, 512, 512), (64, 48, 48), (128, 528, 528)
-    array = ArraySpec("scan", "image", "", shape, np.dtype("i2"), chunk, shard, {}, "/", {})
+    shape, chunk, shard = (133, 512, 512), (64, 32, 32), (128, 512, 512)
+    coding = BlockCoding(1 << 17, 1 << 15, 2, is_lz4=True, is_shuffled=True)
+    array = ArraySpec("scan", "image", "", shape, np.dtype("i2"), chunk, shard, {}, "/", coding, {})
     starts = ((60, 40, 32), (62, 40, 40))
     plan = plan_reads([(array, Box.at(start, (8, 8, 16))) for start in starts])
     rows = re.findall(r"^\| `(\w+)`: [^|]+ \| (.+) \|$", page.read_text(), re.MULTILINE)

@@ -23,11 +23,12 @@ from spinezarr.store.attributes import (
     VertebraRecord,
 )
 from spinezarr.store.audit_log import AUDIT_FILE, AuditedScan, AuditLog, FindingRecord
+from spinezarr.store.blocks import ChunkFrame, encode_blocks
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger, LedgerEntry
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE, _Holder
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
-from spinezarr.store.sharding import CHUNK_ROW
+from spinezarr.store.sharding import crc32c
 from spinezarr.store.table import build_table, fixed_columns
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
@@ -142,6 +143,7 @@ def test_the_page_has_the_limits_of_the_code():
     numbers = {int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", section("Limits"))}
     assert {
         layout.LARGEST_AXIS,
+        layout.LARGEST_CHUNK_BLOCKS,
         layout.LARGEST_CHUNK_BYTES,
         layout.LARGEST_SCANS,
         layout.LARGEST_SHARD_CHUNKS,
@@ -151,7 +153,7 @@ def test_the_page_has_the_limits_of_the_code():
 
 def test_the_page_has_the_codec_profiles_of_the_code():
     rows = {
-        NAME.fullmatch(name)[1]: cells for name, *cells in tables(section("Encoding of a chunk"))[0]
+        NAME.fullmatch(name)[1]: cells for name, *cells in tables(section("Encoding of a chunk"))[2]
     }
     said = {}
     for name, profile in layout.PROFILES.items():
@@ -161,10 +163,11 @@ def test_the_page_has_the_codec_profiles_of_the_code():
             + (", block size 0" if codec.blocksize == 0 else "")
             for codec in codecs
         ]
-        assert {codec.blocksize for codec in codecs} <= {0, 16 * 1024}
+        assert profile.image.blocksize in {0, 32_768}
+        assert profile.label.blocksize in {0, 16_384}
     assert rows == said
     small = layout.SMALL_ARRAY
-    assert f"are {small.cname}, level {small.clevel}, {small.shuffle} in every profile" in PAGE
+    assert f"with {small.cname}, level {small.clevel}, {small.shuffle} in every profile" in PAGE
 
 
 def test_the_page_has_the_mask_values_of_the_code():
@@ -180,13 +183,43 @@ def test_the_page_has_the_mask_values_of_the_code():
     assert f"the {len(NAME_OF_VALUE)} names" in PAGE
 
 
+def test_the_page_has_the_chunk_and_shard_shapes_of_the_code():
+    image = fields("Arrays of a scan")["image"]
+    chunk, per_shard = (re.findall(r"\d+", cell) for cell in image[3:5])
+    assert tuple(map(int, chunk)) == layout.BALANCED.chunk_shape_zyx
+    assert tuple(map(int, per_shard)) == (1, *layout.BALANCED.max_shard_chunks_zyx)
+
+
+def test_the_page_lays_out_the_bytes_of_a_chunk_as_the_code_does():
+    """The table's offsets hold for ``n`` blocks."""
+    codec = layout.BloscCodecSpec("lz4", 1, "shuffle", 512)
+    voxels = np.arange(1024, dtype="<i2") // 9
+    encoded = encode_blocks(voxels, codec)
+    frame = ChunkFrame.of(encoded)
+    n = frame.coding.n_blocks
+    rows = tables(section("Encoding of a chunk"))[1]
+    said = [(offset, size) for offset, size, _ in rows]
+    known = {0: 2, 1: 1, 2: 1 + 32, 3: 2, 4: 2048, 8: 512, 12: len(encoded) - 4}
+    for at, (offset, size) in zip(known, said[:7], strict=True):
+        assert int(offset) == at
+        assert int.from_bytes(encoded[at : at + int(size)], "little") == known[at]
+    assert said[7:] == [("16", "4 *n*"), ("16 + 4 *n*", "4"), ("20 + 4 *n*", ""), ("last 4", "4")]
+    starts = np.frombuffer(encoded, "<u4", n, 16).tolist()
+    assert starts == [20 + 4 * n + sum(frame.block_sizes[:i]) for i in range(n)]
+    assert int.from_bytes(encoded[16 + 4 * n :][:4], "little") == crc32c(voxels.tobytes())
+    assert int.from_bytes(encoded[-4:], "little") == crc32c(encoded[:-4])
+
+
 def test_the_example_of_a_chunk_table_on_the_page_is_right():
     text = section("Manifest")
-    (encoded,) = re.findall(r"Example: `([A-Za-z0-9+/]+)`", text)
-    rows = np.frombuffer(base64.b64decode(encoded), CHUNK_ROW)
+    (encoded,) = re.findall(r"Example: `([A-Za-z0-9+/=]+)`", text)
+    row = np.dtype([("position", "<u4"), ("voxels_crc32c", "<u4"), ("block_sizes", "<u2", 4)])
+    rows = np.frombuffer(base64.b64decode(encoded), row)
     offset = 0
-    for row, (position, size, checksum, start) in zip(rows, tables(text)[2], strict=True):
-        assert (int(position), int(size), int(start)) == (row["position"], row["size"], offset)
-        assert checksum == f"`{row['crc32c']:08x}`"
-        offset += int(row["size"])
+    for (position, checksum, sizes), said in zip(rows.tolist(), tables(text)[2], strict=True):
+        size = 24 + 4 * 4 + sum(sizes.tolist())
+        assert said[:2] == [str(position), f"`{checksum:08x}`"]
+        assert said[2] == ", ".join(map(str, sizes.tolist()))
+        assert [int(n) for n in said[3:]] == [size, offset]
+        offset += size
     assert f"{offset + 16 * len(rows) + 4:,} bytes" in text

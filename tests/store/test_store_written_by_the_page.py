@@ -6,6 +6,7 @@ The writer below uses nothing of the package. Its section numbers are those of t
 import base64
 import hashlib
 import json
+import struct
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import xarray as xr
-from numcodecs import blosc, zstd
+from numcodecs import blosc, lz4, zstd
 
 import spinezarr
 from spinezarr.verify.store import verify_store
@@ -75,15 +76,51 @@ BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 CRC32C = {"name": "crc32c"}
 
 
-def blosc_codec(itemsize):
-    options = {"typesize": itemsize, "cname": "lz4", "clevel": 1, "shuffle": "noshuffle"}
-    return {"name": "blosc", "configuration": {**options, "blocksize": 0}}
+def blosc_codec(itemsize, block_bytes=0, shuffle="noshuffle"):
+    options = {"typesize": itemsize, "cname": "lz4", "clevel": 1, "shuffle": shuffle}
+    return {"name": "blosc", "configuration": {**options, "blocksize": block_bytes}}
 
 
 def packed(values):
-    """Encode values as a chunk with its checksum (section 8.1)."""
+    """Encode values of a small array as a chunk with its checksum (section 8.1)."""
     values = np.ascontiguousarray(values)
     return ended(bytes(blosc.compress(values, b"lz4", 1, 0, 0, values.itemsize)))
+
+
+def u32(*numbers):
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def block_bytes_of(dtype):
+    """Return the bytes of two planes of int16, and of one plane of a mask."""
+    return CHUNK[1] * CHUNK[2] * (4 if dtype.itemsize == 2 else 1)
+
+
+def chunk_of_blocks(voxels):
+    """Encode a chunk of image or mask; return it with its row of the manifest (sections 8.1, 6.3).
+
+    Every other block is compressed, if that makes it smaller.
+    """
+    size, itemsize = block_bytes_of(voxels.dtype), voxels.itemsize
+    content = voxels.tobytes()
+    seal, blocks = crc32c(content), []
+    n_streams = itemsize if size >= 128 * itemsize else 1
+    for number, start in enumerate(range(0, len(content), size)):
+        block = np.frombuffer(content[start : start + size], np.uint8)
+        if itemsize > 1:  # shuffled
+            block = block.reshape(-1, itemsize).T.ravel()
+        streams = b""
+        for part in np.split(block, n_streams):
+            stream = lz4.compress(part.tobytes())[4:]  # numcodecs puts the size before it
+            if number % 2 or len(stream) >= part.nbytes:
+                stream = part.tobytes()
+            streams += u32(len(stream)) + stream
+        blocks.append(streams + u32(crc32c(u32(seal, number) + streams)))
+    ends = (20 + 4 * len(blocks) + np.cumsum([0, *map(len, blocks)])).tolist()
+    flags = (itemsize > 1) + 16 * (n_streams == 1) + 32
+    header = bytes([2, 1, flags, itemsize]) + u32(len(content), size, ends[-1])
+    chunk = ended(header + u32(*ends[:-1], seal) + b"".join(blocks))
+    return chunk, u32(seal) + np.array([len(block) for block in blocks], "<u2").tobytes()
 
 
 def entry_of(data):
@@ -113,17 +150,19 @@ def shards_of(name, volume, fill, *, skips_background):
         shard = tuple(i // n for i, n in zip(index, PER_SHARD, strict=True))
         inside = [i % n for i, n in zip(index, PER_SHARD, strict=True)]
         position = int(np.ravel_multi_index(inside, PER_SHARD))
-        shards.setdefault(shard, {})[position] = packed(voxels)
+        shards.setdefault(shard, {})[position] = chunk_of_blocks(voxels)
     for shard, chunks in shards.items():
         index = np.full((np.prod(PER_SHARD), 2), 2**64 - 1, "<u8")
-        rows, offset = b"", 0
+        rows, offset, data = b"", 0, b""
         for position in sorted(chunks):
-            size, checksum = len(chunks[position]), chunks[position][-4:]
-            index[position] = offset, size
-            rows += np.array([position, size], "<u4").tobytes() + checksum
-            offset += size
-        data = b"".join(chunks[position] for position in sorted(chunks)) + ended(index.tobytes())
+            chunk, row = chunks[position]
+            index[position] = offset, len(chunk)
+            rows += u32(position) + row
+            data += chunk
+            offset += len(chunk)
+        data += ended(index.tobytes())
         more = {
+            "index_offset": offset,
             "index_crc32c": f"{crc32c(index.tobytes()):08x}",
             "chunks": base64.b64encode(rows).decode(),
         }
@@ -135,7 +174,9 @@ def digest(data):
 
 
 def sharded(volume, fill, attributes):
-    inner = [BYTES, blosc_codec(volume.itemsize), CRC32C]
+    shuffle = "noshuffle" if volume.itemsize == 1 else "shuffle"
+    blosc = blosc_codec(volume.itemsize, block_bytes_of(volume.dtype), shuffle)
+    inner = [BYTES, blosc, CRC32C]
     sharding = {"chunk_shape": list(CHUNK), "codecs": inner, "index_codecs": [BYTES, CRC32C]}
     codecs = [{"name": "sharding_indexed", "configuration": sharding}]
     shape = [c * n for c, n in zip(CHUNK, PER_SHARD, strict=True)]
@@ -402,7 +443,7 @@ def table_files(root, scans):
 def write_store(place, scans):
     root = {
         "format": "spinezarr",
-        "format_version": 6,
+        "format_version": 7,
         "dataset": "by-hand",
         "title": "Written by hand",
         "license": "CC0-1.0",

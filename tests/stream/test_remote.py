@@ -286,16 +286,15 @@ def test_damage_in_a_cache_is_repaired(proxy, url, store, tmp_path):
         for place in range(100, len(data) // 2, 1000):
             data[place] ^= 1
         path.write_bytes(data)
-    proxy.reset()
-    opened = cached(url, tmp_path / "cache", remote=BY_RANGE)
-    assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
-    assert chunk_requests(proxy)
-    proxy.reset()
-    assert_equal_streams(
-        cached(url, tmp_path / "cache", remote=BY_RANGE).patches(SIZE, **wanted),
-        store.patches(SIZE, **wanted),
-    )
-    assert not chunk_requests(proxy)
+    asked = []
+    for _ in range(4):
+        proxy.reset()
+        opened = cached(url, tmp_path / "cache", remote=BY_RANGE)
+        assert_equal_streams(opened.patches(SIZE, **wanted), store.patches(SIZE, **wanted))
+        asked.append(len(chunk_requests(proxy)))
+    # A page may be left if its range was requested anyhow: a block of it was just being repaired.
+    assert asked[0] > 0
+    assert asked[-1] == 0
 
 
 @pytest.mark.parametrize(
