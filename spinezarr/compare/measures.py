@@ -98,7 +98,7 @@ class MaskComparison:
     """A predicted mask, compared with the truth."""
 
     shifts: tuple[ShiftComparison, ...] = field(repr=False)
-    """Comparison as named, and at each other shift that makes vertebrae overlap, in ascending order.
+    """Comparisons in ascending order of the shift: as named, and where else vertebrae overlap.
 
     At all further shifts, the Dice coefficient of each vertebra is below 0.1.
     """
