@@ -105,6 +105,8 @@ class MaskComparison:
     matches: tuple[LevelMatch, ...] = field(repr=False)
     """The predicted vertebra in the place of each true one, from head to tail."""
     verdict: Verdict
+    ignored_values: tuple[int, ...]
+    """Values of the prediction that are no vertebra."""
 
     @property
     def as_named(self) -> ShiftComparison:
@@ -165,6 +167,7 @@ def compare_masks(truth: LabelMask, prediction: LabelMask, affine_xyz: Matrix4x4
         shifts=tuple(_summarize(order, overlap, shift, rows[shift]) for shift in shifts),
         matches=matches,
         verdict=judge(matches, order.sorted(overlap.prediction)),
+        ignored_values=overlap.ignored_values,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.geometry import Box, Matrix4x4
-from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
+from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME
 
 __all__ = ["LabelMask", "MaskLevel", "MaskOverlap", "measure_overlap"]
 
@@ -41,6 +41,12 @@ class MaskOverlap:
     prediction: Mapping[str, MaskLevel]
     shared_voxels: npt.NDArray[np.int64] = field(repr=False)
     """Number of voxels that have a true value (row) and a predicted value (column)."""
+
+    @property
+    def ignored_values(self) -> tuple[int, ...]:
+        """Values of the prediction that are neither background nor a vertebra."""
+        values = np.flatnonzero(self.shared_voxels.any(axis=0)).tolist()
+        return tuple(v for v in values if v != BACKGROUND and v not in NAME_OF_VALUE)
 
     def dice(self, true_name: str, predicted_name: str | None) -> float:
         """Return the Dice coefficient of two levels; 0 if one of the masks lacks its level."""

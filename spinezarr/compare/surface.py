@@ -10,11 +10,16 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
 from spinezarr.compare.overlap import LabelMask
+from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, Matrix4x4
 from spinezarr.processors import cpu_count
+
+try:
+    from scipy.spatial import cKDTree
+except ImportError as problem:
+    raise UsageError("comparing masks needs SciPy: pip install 'spinezarr[compare]'") from problem
 
 __all__ = ["MAX_SURFACE_VOXELS", "Surface", "SurfaceDistances"]
 
