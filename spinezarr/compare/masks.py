@@ -72,9 +72,7 @@ class StoredMask:
         names = _mask_names(scan)
         if self.name not in names:
             known = ", ".join(map(repr, names)) or "none"
-            raise UsageError(
-                f"scan {scan.attributes.scan_id!r}: has no mask {self.name!r}; its masks: {known}."
-            )
+            raise UsageError(f"the scan has no mask {self.name!r}; its masks: {known}.")
         array = next(array for array in scan.arrays if array.name == self.name)
         mask = np.empty(array.shape_zyx, np.uint8)
         self.voxels.read_into(array, Box.at((0, 0, 0), array.shape_zyx), mask)

@@ -48,12 +48,12 @@ def draw_side_by_side(
     middle_zyx = middle_of_spine(scan, voxels)
     dice = comparison.comparison.as_named.verse.dice
     shown_dice = "" if dice is None else f" Dice as named: {dice:.2f}."
-    captions = (
-        "Truth",
-        f"Prediction. {comparison.comparison.verdict.text}{shown_dice}",
+    sides = (
+        (truth, "truth", ""),
+        (prediction, "prediction", f"{comparison.comparison.verdict.text}{shown_dice}"),
     )
     figures = []
-    for mask, caption in zip((truth, prediction), captions, strict=True):
+    for mask, name, caption in sides:
         planes = [
             preview_plane(
                 scan,
@@ -64,7 +64,7 @@ def draw_side_by_side(
             )
             for plane in _PLANES
         ]
-        figures.append(draw_preview(comparison.scan_id, planes, caption))
+        figures.append(draw_preview(f"{comparison.scan_id}: {name}", planes, caption))
     return _join(*figures)
 
 

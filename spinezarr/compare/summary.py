@@ -9,13 +9,13 @@ import numpy as np
 
 from spinezarr.compare.measures import MaskComparison, ShiftComparison, VertebraComparison
 from spinezarr.compare.verdict import VerdictKind
-from spinezarr.compare.verse import VerseMeasures, mean
+from spinezarr.compare.verse import mean
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["ScanComparison", "StoreComparison", "VertebraSummary"]
+__all__ = ["MeanMeasures", "ScanComparison", "StoreComparison", "VertebraSummary"]
 
 _SCAN_COLUMNS: dict[str, Callable[[ShiftComparison], float | None]] = {
     "dice": lambda row: row.verse.dice,
@@ -85,6 +85,31 @@ class VertebraSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class MeanMeasures:
+    """Means over scans of their means over vertebrae. A mean without values is None.
+
+    :class:`spinezarr.compare.verse.VerseMeasures` and
+    :class:`spinezarr.compare.surface.SurfaceDistances` define the measures.
+    """
+
+    scans: int
+    """Number of scans."""
+    dice: float | None
+    hausdorff_mm: float | None
+    hausdorff95_mm: float | None
+    assd_mm: float | None
+    identification_rate: float | None
+    mean_localization_distance_mm: float | None
+
+    @classmethod
+    def of(cls, rows: Iterable[ShiftComparison]) -> "MeanMeasures":
+        """Return the means of comparisons, each of another scan."""
+        rows = list(rows)
+        means = {name: mean(map(measure, rows)) for name, measure in _SCAN_COLUMNS.items()}
+        return cls(scans=len(rows), **means)
+
+
+@dataclass(frozen=True, slots=True)
 class StoreComparison:
     """The comparison of a predicted mask with the truth in many scans."""
 
@@ -124,14 +149,25 @@ class StoreComparison:
         return tuple(sorted(self.scans, key=dice)[:count])
 
     @property
-    def as_named(self) -> VerseMeasures:
-        """Means of VerSe's measures over the scans, with the names of the prediction."""
-        return _mean_measures(scan.comparison.as_named for scan in self.scans)
+    def as_named(self) -> MeanMeasures:
+        """Means over the scans, with the names of the prediction."""
+        return MeanMeasures.of(scan.comparison.as_named for scan in self.scans)
 
     @property
-    def best(self) -> VerseMeasures:
-        """Means of VerSe's measures over the scans, each at its best shift."""
-        return _mean_measures(scan.comparison.best for scan in self.scans)
+    def best(self) -> MeanMeasures:
+        """Means over the scans, each at its best shift."""
+        return MeanMeasures.of(scan.comparison.best for scan in self.scans)
+
+    def by_shift(self) -> dict[int, MeanMeasures]:
+        """Return means at each shift other than 0, over the scans in which vertebrae then overlap.
+
+        See :attr:`spinezarr.compare.measures.MaskComparison.shifts`.
+        """
+        rows: dict[int, list[ShiftComparison]] = {}
+        for scan in self.scans:
+            for row in scan.comparison.shifts:
+                rows.setdefault(row.shift, []).append(row)
+        return {shift: MeanMeasures.of(rows[shift]) for shift in sorted(rows) if shift}
 
     def vertebrae(self) -> tuple[VertebraSummary, ...]:
         """Return a summary of each vertebra that a mask has, from head to tail."""
@@ -156,6 +192,7 @@ class StoreComparison:
             "verdicts": self.verdicts,
             "as_named": asdict(self.as_named),
             "at_the_best_shift": asdict(self.best),
+            "by_shift": {str(shift): asdict(row) for shift, row in self.by_shift().items()},
             "vertebrae": [asdict(row) for row in self.vertebrae()],
             "scans": [scan.to_json() for scan in self.scans],
             "failed": self.failed,
@@ -199,16 +236,6 @@ class StoreComparison:
 
 def _array(values: Iterable[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-def _mean_measures(rows: Iterable[ShiftComparison]) -> VerseMeasures:
-    measures = [row.verse for row in rows]
-    return VerseMeasures(
-        identification_rate=mean(row.identification_rate for row in measures),
-        mean_localization_distance_mm=mean(row.mean_localization_distance_mm for row in measures),
-        dice=mean(row.dice for row in measures),
-        hausdorff_mm=mean(row.hausdorff_mm for row in measures),
-    )
 
 
 def _summarize(name: str, rows: list[VertebraComparison], invented: int) -> VertebraSummary:

@@ -64,6 +64,22 @@ class CompareOutputs:
     pictures: Path | None
     """Folder."""
 
+    def make_folders(self) -> None:
+        """Make the folders of all files.
+
+        Raises
+        ------
+        UsageError
+            If a file is a folder, or a folder a file.
+        """
+        for path in (self.csv, self.plot):
+            if path is not None:
+                make_folder(path.parent)
+                if path.is_dir():
+                    raise UsageError(f"{path}: is a folder. Give the name of a file.")
+        if self.pictures is not None:
+            make_folder(self.pictures)
+
 
 def compare_scans(
     reader: StoreReader,
@@ -76,11 +92,7 @@ def compare_scans(
 ) -> StoreComparison:
     """Compare the masks of scans; see :meth:`spinezarr.Store.compare`."""
     scan_ids = selection.scan_ids(reader.columns, reader.name)
-    for path in (outputs.csv, outputs.plot):
-        if path is not None:
-            make_folder(path.parent)
-    if outputs.pictures is not None:
-        make_folder(outputs.pictures)
+    outputs.make_folders()
     counter = ProgressCounter(on_progress, "compare", "scans", len(scan_ids))
     compared: list[ScanComparison] = []
     failed: dict[str, str] = {}
@@ -98,6 +110,8 @@ def compare_scans(
             else:
                 compared.append(ScanComparison(scan_id, comparison))
         counter.add()
+    if without_truth and not compared and not failed:
+        raise UsageError(f"{reader.name}: no chosen scan has {masks.truth.description}.")
     result = StoreComparison(
         dataset=reader.root.dataset,
         title=reader.root.title,

@@ -87,7 +87,7 @@ def _scan_row(scan: ScanComparison) -> tuple[str, ...]:
 
 
 def _print_vertebrae(rows: Sequence[VertebraSummary]) -> None:
-    columns = ("scans", "Dice", "HD95", "ASSD", "centroid", "true", "predicted", "miss.", "inv.")
+    columns = ("scans", "Dice", "HD95", "ASSD", "cent.", "true", "pred.", "miss.", "inv.")
     title = "Vertebrae as named: means; distances in mm, volumes in cm³"
     table = Table(title, "", *columns, right=columns)
     for row in rows:
@@ -107,17 +107,27 @@ def _print_vertebrae(rows: Sequence[VertebraSummary]) -> None:
 
 
 def _print_measures(comparison: StoreComparison) -> None:
-    columns = ("as named", "at the best shift of each scan")
-    table = Table("VerSe's measures, means over the scans", "", *columns, right=columns)
-    both = (comparison.as_named, comparison.best)
-    table.add_row("identification rate (%)", *(_percent(row.identification_rate) for row in both))
-    table.add_row(
-        "mean localization distance (mm)",
-        *(_number(row.mean_localization_distance_mm, 2) for row in both),
-    )
-    table.add_row("Dice", *(_number(row.dice, 3) for row in both))
-    table.add_row("Hausdorff distance (mm)", *(_number(row.hausdorff_mm, 2) for row in both))
+    """Print means over the scans: as named, at each other shift, and at the best of each scan."""
+    columns = ("scans", "id. %", "loc. mm", "Dice", "HD", "HD95", "ASSD")
+    table = Table("Means over the scans, by the shift of the names", "", *columns, right=columns)
+    rows = {"as named": comparison.as_named}
+    rows |= {f"shift {shift:+}": row for shift, row in comparison.by_shift().items()}
+    for name, row in {**rows, "best of each scan": comparison.best}.items():
+        table.add_row(
+            name,
+            str(row.scans),
+            _percent(row.identification_rate),
+            _number(row.mean_localization_distance_mm, 2),
+            _number(row.dice, 3),
+            _number(row.hausdorff_mm, 1),
+            _number(row.hausdorff95_mm, 1),
+            _number(row.assd_mm, 2),
+        )
     OUT.print(table)
+    OUT.say(
+        "id.: identification rate, and loc.: mean localization distance, both by VerSe's rules;"
+    )
+    OUT.say("HD: Hausdorff distance. At shift +1, the predicted L1 is compared with the true T12.")
 
 
 def _number(value: float | None, decimals: int) -> str:
