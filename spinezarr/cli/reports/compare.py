@@ -124,10 +124,8 @@ def _print_measures(comparison: StoreComparison) -> None:
             _number(row.assd_mm, 2),
         )
     OUT.print(table)
-    OUT.say(
-        "id.: identification rate, and loc.: mean localization distance, both by VerSe's rules;"
-    )
-    OUT.say("HD: Hausdorff distance. At shift +1, the predicted L1 is compared with the true T12.")
+    OUT.say("id. is the identification rate, loc. the mean localization distance (VerSe).")
+    OUT.say("At shift +1, the predicted L1 is compared with the true T12, and so on.")
 
 
 def _number(value: float | None, decimals: int) -> str:
