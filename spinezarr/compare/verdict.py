@@ -121,7 +121,11 @@ def _kind(shifts: Sequence[int], *, incomplete: bool, poor: bool) -> VerdictKind
 def _name_sentences(matches: Sequence[LevelMatch], found: Sequence[LevelMatch]) -> Iterator[str]:
     """Yield sentences on the names of the vertebrae that were found."""
     if not found:
-        yield f"None of {len(matches)} vertebrae was found, under any name."
+        highest = max(match.dice for match in matches)
+        yield (
+            f"None of {len(matches)} vertebrae was found, under any name "
+            f"(highest Dice {highest:.2f})."
+        )
         return
     names = [match.vertebra for match in matches]
     right = [match.vertebra for match in found if match.shift == 0]

@@ -100,7 +100,7 @@ def test_half_of_each_vertebra_is_a_poor_outline():
 def test_nothing_found_and_nothing_to_find():
     nothing = np.zeros_like(spine(["L1"]))
     assert compare_masks(spine(["L1"]), nothing, EYE).verdict.text == (
-        "None of 1 vertebrae was found, under any name."
+        "None of 1 vertebrae was found, under any name (highest Dice 0.00)."
     )
     invented = compare_masks(nothing, spine(["L1"]), EYE).verdict
     assert (invented.kind, invented.text) == (
@@ -177,3 +177,12 @@ def test_counts_are_those_of_numpy(truth, prediction):
         both = (truth == true_value) & (prediction == predicted_value)
         if (true_value, predicted_value) != (0, 0):
             assert overlap.shared_voxels[true_value, predicted_value] == both.sum()
+
+
+def test_a_volume_of_several_slabs_is_counted_in_one_frame():
+    """The volume has more voxels than are counted at once."""
+    mask = np.zeros((24, 500, 500), np.uint8)
+    mask[20:23, 7, 8] = VALUE_OF_NAME["L1"]
+    level = measure_overlap(mask, mask, EYE).truth["L1"]
+    assert level.box.start_zyx == (20, 7, 8)
+    assert level.centroid_xyz_mm.tolist() == [8, 7, 21]

@@ -1,5 +1,8 @@
 """Surface distances of made shapes, whose answers are known by hand, and those of MONAI."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -126,3 +129,11 @@ def test_noise_has_no_surface():
     noise = rng.integers(0, 2, (160, 160, 160), np.uint8)
     assert noise.sum() > MAX_SURFACE_VOXELS
     assert surface(noise) is None
+
+
+def test_a_missing_scipy_is_named_with_the_extra_that_installs_it():
+    code = "import sys; sys.modules['scipy'] = None; import spinezarr.compare.surface"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (
+        b"UsageError: comparing masks needs SciPy: pip install 'spinezarr[compare]'" in done.stderr
+    )
