@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from spinezarr.audit.run import StoreAudit
+    from spinezarr.compare.summary import StoreComparison
     from spinezarr.loaders.huggingface import SplitDataset
     from spinezarr.serve.run import BackgroundServer
     from spinezarr.stats.compare import Comparison
@@ -407,6 +408,101 @@ class Store:
 
         selection = ScanSelection.of(scans, split, source, vertebra)
         return compute_stats(self._reader, selection, against, plots)
+
+    def compare(
+        self,
+        *,
+        layer: str | None = None,
+        masks: str | os.PathLike[str] | None = None,
+        truth: str = "label",
+        dataset_json: str | os.PathLike[str] | None = None,
+        take_image_grid: bool = False,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        csv: str | os.PathLike[str] | None = None,
+        plot: str | os.PathLike[str] | None = None,
+        pictures: str | os.PathLike[str] | None = None,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "StoreComparison":
+        """Compare predicted masks with the truth, as named and at every shift of the names.
+
+        Parameters
+        ----------
+        layer
+            Name of the predicted mask in the store.
+        masks
+            Path or URL of the predicted masks with ``{scan}`` in the place of the scan id, in place
+            of ``layer``: files on the grid of the image in any axis directions, such as
+            :meth:`write_nifti` writes.
+        truth
+            Name of the true mask in the store.
+        dataset_json
+            The ``dataset.json`` of :meth:`export_nnunet`, if ``masks`` have the numbers of an
+            nnU-Net model. By default, masks have the label values of the store.
+        take_image_grid
+            Give a file of ``masks`` the affine of the image if only the affines differ.
+        scans, split, source, vertebra
+            Compare only these scans, as in :meth:`patches`.
+        csv
+            File for a table with one row for each scan, shift and vertebra.
+        plot
+            File for a PNG with Dice coefficients and Hausdorff distances of all vertebrae.
+        pictures
+            Folder for pictures of the ten worst scans, truth and prediction side by side. Their
+            names begin with the rank.
+        on_progress
+            Called after each scan.
+
+        Returns
+        -------
+        StoreComparison
+            For each scan, a verdict in words and measures of each vertebra. ``.columns()`` returns
+            columns for the scan table. A scan that cannot be compared is in ``failed`` with the
+            reason, and one without a true mask in ``without_truth``.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If not exactly one of ``layer`` and ``masks`` is given, if ``masks`` does not contain
+            ``{scan}``, if ``dataset_json`` was not made by the export, if SciPy is not installed,
+            or if the store has no such split, source or vertebra.
+
+        Examples
+        --------
+        >>> comparison = store.compare(layer="label", scans="liver_0")
+        >>> comparison.scans[0].comparison.verdict.text
+        'All 5 vertebrae have the right names.'
+        """
+        # SciPy is an extra, and training never compares masks.
+        from spinezarr.verbs.compare import (  # noqa: PLC0415
+            ComparedMasks,
+            CompareOutputs,
+            compare_scans,
+        )
+
+        return compare_scans(
+            self._reader,
+            self._engine,
+            ScanSelection.of(scans, split, source, vertebra),
+            ComparedMasks.plan(
+                self._engine,
+                layer=layer,
+                masks=masks,
+                truth=truth,
+                dataset_json=dataset_json,
+                take_image_grid=take_image_grid,
+            ),
+            outputs=CompareOutputs(
+                csv=None if csv is None else Path(csv),
+                plot=None if plot is None else Path(plot),
+                pictures=None if pictures is None else Path(pictures),
+            ),
+            on_progress=on_progress,
+        )
 
     def verify(
         self,

@@ -7,13 +7,15 @@ General categories and joiners: https://www.unicode.org/versions/latest/core-spe
 Attacks by text that is not what it looks like: https://www.unicode.org/reports/tr36/
 """
 
+import csv
 import errno
+import io
 import json
 import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Self
 
@@ -26,6 +28,7 @@ __all__ = [
     "is_printable",
     "is_valid_file_name",
     "to_ascii_json",
+    "to_csv",
     "to_nfc",
     "to_printable",
     "to_printable_json",
@@ -293,3 +296,32 @@ def describe_os_error(problem: OSError) -> str:
     prefix = f"{problem.filename}: " if problem.filename else ""
     next_step = _NO_SPACE_ADVICE.get(problem.errno or 0)
     return f"{prefix}{problem.strerror or problem}.{f' {next_step}' if next_step else ''}"
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as CSV, with cells that are printable and that no spreadsheet computes.
+
+    Examples
+    --------
+    >>> print(to_csv(("scan", "dice"), [("=1+1", 0.5), ("a,b", None)]), end="")
+    scan,dice
+    '=1+1,0.5
+    "a,b",
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_csv_cell(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _csv_cell(cell: Any) -> Any:  # noqa: ANN401  any cell of csv.writer
+    """Return a cell that is printable, and that no spreadsheet reads as a formula.
+
+    Spreadsheets compute cells that begin with certain characters, even in quotes
+    (https://owasp.org/www-community/attacks/CSV_Injection).
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = to_printable(cell)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -17,7 +17,9 @@ __all__ = [
     "ANATOMICAL_ORDER",
     "BACKGROUND",
     "LEVELS",
+    "MULTI_SEGMENT_LEVELS",
     "NAME_OF_VALUE",
+    "OPTIONAL_LEVELS",
     "VALUE_OF_NAME",
     "LabelState",
     "hex_color",
@@ -65,6 +67,12 @@ Examples
 >>> ANATOMICAL_ORDER.index("T12") < ANATOMICAL_ORDER.index("T13") < ANATOMICAL_ORDER.index("L1")
 True
 """
+
+OPTIONAL_LEVELS: Final = frozenset({"T13", "L6"})
+"""Levels that most people do not have, so their absence is no gap."""
+
+MULTI_SEGMENT_LEVELS: Final = frozenset({"sacrum", "coccyx"})
+"""Bones with several segments, whose centers do not follow the step between vertebrae."""
 
 LEVELS: Final[tuple[str, ...]] = (
     *ANATOMICAL_ORDER[: ANATOMICAL_ORDER.index("sacrum")],

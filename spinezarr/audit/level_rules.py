@@ -12,7 +12,6 @@ import numpy as np
 
 from spinezarr.audit.finding import Finding, locate_voxel
 from spinezarr.audit.levels import (
-    MULTI_SEGMENT_LEVELS,
     WHOLE_VOLUME_CM3,
     Level,
     fragment_names,
@@ -22,6 +21,7 @@ from spinezarr.audit.levels import (
 )
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.severity import Severity
+from spinezarr.vertebrae import MULTI_SEGMENT_LEVELS
 
 __all__ = [
     "border_contact",

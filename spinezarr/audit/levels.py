@@ -9,10 +9,9 @@ import numpy.typing as npt
 
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import ScanAttributes, VertebraRecord
-from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
+from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, OPTIONAL_LEVELS
 
 __all__ = [
-    "MULTI_SEGMENT_LEVELS",
     "WHOLE_VOLUME_CM3",
     "Level",
     "fragment_names",
@@ -69,12 +68,6 @@ _FRAGMENT_SHARE: Final = 0.25
 In lidc-idri-0001, the share of C5 is 0.02 (99 voxels in the last slice). C6, which is cut in its
 middle, has a share of 0.5.
 """
-
-MULTI_SEGMENT_LEVELS: Final = frozenset({"sacrum", "coccyx"})
-"""Bones with several segments, whose centers do not follow the step between vertebrae."""
-
-_OPTIONAL: Final = frozenset({"T13", "L6"})
-"""Levels that most people do not have, so their absence is no gap."""
 
 Point = npt.NDArray[np.float64]
 
@@ -138,7 +131,7 @@ def levels_between(upper: str, lower: str) -> tuple[str, ...]:
     """
     first, last = LEVELS.index(upper), LEVELS.index(lower)
     between = LEVELS[first + 1 : last]
-    return tuple(n for n in between if n in ANATOMICAL_ORDER and n not in _OPTIONAL)
+    return tuple(n for n in between if n in ANATOMICAL_ORDER and n not in OPTIONAL_LEVELS)
 
 
 def min_whole_volume_cm3(levels: Sequence[Level]) -> dict[str, float]:

@@ -11,11 +11,10 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.audit.levels import MULTI_SEGMENT_LEVELS
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
-from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
+from spinezarr.vertebrae import MULTI_SEGMENT_LEVELS, NAME_OF_VALUE, VALUE_OF_NAME
 
 __all__ = ["BoneSample", "Component", "VoxelMeasurements", "connected_components", "measure_voxels"]
 

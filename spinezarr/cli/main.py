@@ -25,6 +25,7 @@ _COMMANDS: Final = (
     "audit",
     "verify",
     "stats",
+    "compare",
     "preview",
     "serve",
     "init",

@@ -1,15 +1,13 @@
 """How are figures and comparisons written as Markdown, CSV and JSON?"""
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from spinezarr.card import STATISTICS, FigureKey
 from spinezarr.stats.compare import ComparedFigure, Comparison
 from spinezarr.stats.statistics import Spread, Statistics
-from spinezarr.text import escape_markdown, to_ascii_json, to_printable
+from spinezarr.text import escape_markdown, to_ascii_json, to_csv
 
 __all__ = [
     "TextTable",
@@ -163,13 +161,13 @@ def verdict_line(comparison: Comparison) -> str:
 def statistics_csv(statistics: Statistics) -> str:
     """Return CSV with one row for each figure: ``group, name, statistic, value``, unrounded."""
     rows = [(*key, value) for key, value in statistics.figures().items()]
-    return _csv(("group", "name", "statistic", "value"), rows)
+    return to_csv(("group", "name", "statistic", "value"), rows)
 
 
 def comparison_csv(comparison: Comparison) -> str:
     """Return CSV with one row for each figure, unrounded. A cell without a value is empty."""
     rows = [_record(line) for line in comparison.lines]
-    return _csv(
+    return to_csv(
         ("group", "name", "statistic", "store", "card", "difference", "verdict", "note"),
         [tuple(row.values()) for row in rows],
     )
@@ -274,26 +272,6 @@ def _markdown_table(table: TextTable) -> str:
         for width, is_right in zip(widths, right, strict=True)
     ]
     return "\n".join(map(line, [header, rule, *rows]))
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_csv_text(cell) for cell in row] for row in rows)
-    return text.getvalue()
-
-
-def _csv_text(cell: Any) -> Any:  # noqa: ANN401  any cell of csv.writer
-    """Return a cell that is printable, and that no spreadsheet reads as a formula.
-
-    Spreadsheets compute cells that begin with certain characters, even in quotes
-    (https://owasp.org/www-community/attacks/CSV_Injection).
-    """
-    if not isinstance(cell, str):
-        return cell
-    text = to_printable(cell)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _json(value: object) -> str:

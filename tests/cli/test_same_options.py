@@ -16,6 +16,7 @@ VERBS = {
     "audit": Store.audit,
     "verify": Store.verify,
     "stats": Store.stats,
+    "compare": Store.compare,
     "preview": Store.preview,
     "export nifti": Store.export_nifti,
     "export nnunet": Store.export_nnunet,
