@@ -75,6 +75,11 @@ class ScanSource:
 
     It is empty if the values are stored as they are.
     """
+    label_segments: tuple[tuple[str, int], ...] = ()
+    """Pairs of the name of a segment in the file of the mask and the stored value.
+
+    It is empty if the segments have no names.
+    """
     centroids: str | None = None
     """Path of the file with annotated centers."""
     centroid_bytes: int = 0
@@ -199,7 +204,10 @@ class Discovery:
 
 def _has_unreadable_file(scan: ScanSource) -> bool:
     masks = [part.path for part in scan.label_parts] if scan.label is None else [scan.label]
-    return any(unsupported_kind(path) is not None for path in (scan.image, *masks))
+    segments = bool(scan.label_segments)
+    return unsupported_kind(scan.image) is not None or any(
+        unsupported_kind(path, segments=segments) is not None for path in masks
+    )
 
 
 _LEFT_BY_SYSTEM: Final = "left by an operating system or program"
@@ -400,6 +408,7 @@ def _scan_source(
         absent_parts=paired.absent_parts,
         label_state=layout.label_state or recipe.labels.state,
         label_values=layout.stored_values,
+        label_segments=layout.stored_segments,
         centroids=centroid_file,
         centroid_bytes=folder.size_of(centroid_file) if centroid_file else 0,
         centroid_convention=centroids.convention if centroids and centroid_file else None,

@@ -82,13 +82,17 @@ def pattern_uses(
     files: Counter[_Pattern] = Counter()
     unread: dict[_Pattern, list[str]] = {}
     for path in (*folder.sizes, *folder.folders):
-        if path in ignored:
+        is_slice = not path.endswith("/") and f"{path.rpartition('/')[0]}/" in images
+        if path in ignored or is_slice:
             continue
         pattern = _first_match(ranked, path, layout_of_path.get(path), images.get(path, ()))
         if pattern is None:
             continue
         files[pattern] += 1
-        kind = unsupported_kind(path) if pattern.kind in {"image", "mask"} else None
+        kind = None
+        if pattern.kind in {"image", "mask"}:
+            segments = pattern.kind == "mask" and bool(recipe.layouts[pattern.layout].segments)
+            kind = unsupported_kind(path, segments=segments)
         if kind is not None:
             step = kind.next_step
             if kind is DICOM:
