@@ -886,6 +886,7 @@ class Store:
         compressed: bool = True,
         exact: bool = False,
         overwrite: bool = False,
+        include_restricted: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "ExportReport":
         """Write image and mask of each scan as NIfTI, in the source's axes.
@@ -909,6 +910,9 @@ class Store:
             round the affine. Not all programs read such files.
         overwrite
             Replace existing files.
+        include_restricted
+            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
+            report names those that are left out in ``left_out``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -945,6 +949,7 @@ class Store:
             compressed=compressed,
             exact=exact,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
 
@@ -992,6 +997,7 @@ class Store:
         preprocessed: str | os.PathLike[str] | None = None,
         compressed: bool = True,
         overwrite: bool = False,
+        include_restricted: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "ExportReport":
         """Write a raw dataset of nnU-Net v2, with ``dataset.json`` and the splits.
@@ -1015,6 +1021,9 @@ class Store:
             Write ``.nii.gz``, else ``.nii``.
         overwrite
             Replace existing files.
+        include_restricted
+            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
+            report names those that are left out in ``left_out``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -1044,6 +1053,7 @@ class Store:
             preprocessed=preprocessed,
             compressed=compressed,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
 
@@ -1058,6 +1068,7 @@ class Store:
         storage_options: Mapping[str, Any] | None = None,
         link: bool = False,
         overwrite: bool = False,
+        include_restricted: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "ExportReport":
         """Write each scan as an OME-Zarr image (version 0.5), for other viewers.
@@ -1078,6 +1089,9 @@ class Store:
             changes the store.
         overwrite
             Replace existing images.
+        include_restricted
+            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
+            report names those that are left out in ``left_out``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -1113,6 +1127,7 @@ class Store:
             storage_options=storage_options,
             link=link,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
 

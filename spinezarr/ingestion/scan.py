@@ -253,7 +253,7 @@ def descriptive_metadata(
         "source": source.source,
         "split": source.split,
         "split_index": source.split_index,
-        "license": recipe.license,
+        "license": source.license or recipe.license,
         "citation": recipe.citation,
         "label_state": source.label_state if source.has_mask else "none",
         "columns": source.columns,

@@ -181,6 +181,11 @@ class Recipe(StrictModel):
     title: str
     license: str
     """SPDX identifier if there is one, otherwise text."""
+    scan_license: TemplateText = ""
+    """Template of the license of a scan, for datasets in which licenses differ.
+
+    If it is empty or has no value, :attr:`license` holds.
+    """
     citation: str
     homepage: str | None = None
     card: FileName | None = None
@@ -362,7 +367,7 @@ class Recipe(StrictModel):
 
     def _templates(self, name: str, layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield the key and text of each template that is filled for an image of ``layout``."""
-        for key in ("scan_id", "patient_id", "source", "duplicate_key", "split"):
+        for key in ("scan_id", "patient_id", "source", "duplicate_key", "split", "scan_license"):
             yield (key,), getattr(self, key)
         for table_name, table in self.tables.items():
             yield ("tables", table_name, "matches"), table.matches

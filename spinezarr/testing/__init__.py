@@ -35,6 +35,7 @@ from spinezarr.testing.msr import MSR_SCANS, MsrPlan, write_msr, write_msr_nifti
 from spinezarr.testing.nifti import NiftiForm, write_nifti
 from spinezarr.testing.orientation import all_axcodes
 from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom, usual_levels
+from spinezarr.testing.predictions import write_cads, write_spineps
 from spinezarr.testing.rsna import RSNA_SCANS, RsnaPlan, write_rsna
 from spinezarr.testing.segmentation import write_dicom_segmentation, write_seg_nrrd
 from spinezarr.testing.spine_mets import (
@@ -108,6 +109,7 @@ __all__ = [
     "usual_levels",
     "verse_json",
     "vertebra_masks",
+    "write_cads",
     "write_ctspine1k",
     "write_ctspine1k_names",
     "write_ctspine1k_tables",
@@ -126,6 +128,7 @@ __all__ = [
     "write_rsna",
     "write_seg_nrrd",
     "write_spine_mets",
+    "write_spineps",
     "write_totalsegmentator",
     "write_totalsegmentator_multilabel",
     "write_verse_2019_challenge",

@@ -93,6 +93,8 @@ class ScanSource:
     """Values from the tables of the dataset, by column."""
     stamp: str = ""
     """Hash of names, sizes and times of all its files."""
+    license: str = ""
+    """License of the scan, if it may differ from that of the dataset; else empty."""
     series: SeriesFiles | None = None
     """Series of the folder ``image``, if each series of the folder is a scan; else None."""
 
@@ -395,6 +397,7 @@ def _scan_source(
     split_name = tables.splits.get(image.scan_id) or fill_template(recipe.split, image.texts) or ""
     split, position = splits.get(image.listed_as, (split_name, -1))
     centroids, centroid_file = layout.centroids, paired.centroids
+    license = fill_template(recipe.scan_license, image.texts) or ""
     return ScanSource(
         scan_id=image.scan_id,
         patient_id=fill_template(recipe.patient_id, image.texts) or image.scan_id,
@@ -414,10 +417,16 @@ def _scan_source(
         centroid_convention=centroids.convention if centroids and centroid_file else None,
         sidecar=paired.sidecar,
         sidecar_keys=layout.sidecar_keys,
-        columns=dict(tables.columns.get(image.scan_id, {})),
+        columns=dict(tables.columns.get(image.scan_id, {})) | _license_column(license),
+        license=license,
         stamp=folder.stamp_of(paired.files),
         series=image.series,
     )
+
+
+def _license_column(license: str) -> dict[str, str]:
+    """Return the column with the license of a scan; none if all scans have that of the dataset."""
+    return {"license": license} if license else {}
 
 
 def _mask_candidates(recipe: Recipe, paired: PairedImage) -> tuple[str, ...]:
