@@ -25,7 +25,7 @@ from spinezarr.recipe.pattern import (
     template_regex_text,
 )
 from spinezarr.recipe.series import SERIES_NAMES, SeriesSelection
-from spinezarr.recipe.table import Table
+from spinezarr.recipe.table import Download, Table
 from spinezarr.regular_file import read_regular_file
 from spinezarr.resources import recipe_path, resource
 from spinezarr.strict_model import StrictModel
@@ -208,6 +208,8 @@ class Recipe(StrictModel):
 
     Such masks are expected if masks come in one download and images in several.
     """
+    downloads: dict[str, Download] = Field(default_factory=dict)
+    """Downloads of the dataset, by name. Reports name those that are missing or incomplete."""
     tables: dict[str, Table] = Field(default_factory=dict)
     ignore: tuple[IgnoredFiles, ...] = ()
     _file: Traversable | None = PrivateAttr(default=None)

@@ -154,7 +154,7 @@ def test_the_fracture_table_is_joined_by_the_number_of_the_scan(tmp_path):
         book.active.append(row)
     book.save(raw / "ryai190138_appendixe1.xlsx")
     found, _, store = run("verse", raw, tmp_path / "verse.zarr")
-    (use,) = found.tables
+    (use,) = (use for use in found.tables if use.name == "fractures")
     assert (use.name, use.rows, use.matched) == ("fractures", 4, 3)
     said = store.table[["BMD", "L1_fx-g", "subject_ID"]].sel(
         scan=["verse004", "verse201", "verse253", "verse074"]
@@ -397,8 +397,38 @@ def test_verse_marks_doubted_levels_and_the_license_of_each_scan(subjects, tmp_p
     assert not list((tmp_path / "nnunet").rglob("gl*.nii.gz"))
 
 
+def test_what_is_missing_is_named_with_the_download_that_has_it(subjects, tmp_path):
+    _, written, found, _ = subjects
+    by_split = {missing.split: missing for missing in found.missing}
+    assert {split: missing.total for split, missing in by_split.items()} == {
+        "train": 141,
+        "validation": 113,
+        "test": 120,
+    }
+    here = sum(scan.split == "training" for scan in written)
+    assert by_split["train"].here == here
+    of_2019 = sum(scan.split == "training" and scan.year == 2019 for scan in written)
+    assert by_split["train"].downloads == (
+        ("dataset-verse19training.zip", 80 - of_2019),
+        ("dataset-verse20training.zip", 61 - (here - of_2019)),
+    )
+    assert str(by_split["train"]) == (
+        f"{here} of 141 train scans are here; {80 - of_2019} more come with "
+        f"dataset-verse19training.zip and {61 - (here - of_2019)} more with "
+        "dataset-verse20training.zip"
+    )
+    assert discover(Recipe.load("ctspinopelvic1k"), str(small_copy(tmp_path))).missing == ()
+
+
+def small_copy(folder):
+    write_ctspinopelvic1k(folder)
+    return folder
+
+
 def test_the_errata_of_verse_become_columns_and_change_no_voxel(tmp_path):
-    plans = [replace(plan, scan="verse559", subject="verse559") for plan in VERSE_2020[-1:]]
+    plans = [
+        replace(plan, scan="verse559", subject="verse559") for plan in VERSE_2020 if plan.mask
+    ][:1]
     (written,) = write_verse_subjects(tmp_path / "raw", plans)
     found, _, store = run("verse", tmp_path / "raw", tmp_path / "verse.zarr")
     (use,) = (use for use in found.tables if use.name == "errata")
@@ -437,6 +467,16 @@ def test_copies_of_verse_on_hugging_face_are_read(tmp_path, top, own_folders):
     twins = store.table.scan[store.table.patient_id == "verse401"].to_numpy().tolist()
     assert twins == ["verse201", "verse253"]
     assert sum(scan.has_mask for scan in found.scans) == sum(plan.mask for plan in plans)
+
+
+def test_version_5_of_ctspinopelvic1k_names_its_later_structures(tmp_path):
+    write_ctspinopelvic1k(tmp_path / "raw", version=5)
+    _, _, store = run("ctspinopelvic1k", tmp_path / "raw", tmp_path / "sp.zarr")
+    assert store.table.other_label_voxels.sum() == 0
+    names = set(store.scan("0149").label.attrs["flag_meanings"].split())
+    assert {"rib_left_1", "rib_right_12", "psoas_left", "lumbar_rib_left", "hardware_cage"} <= names
+    assert store.table.castellvi_type.sel(scan="0149") == "IIIa"
+    assert store.attrs["license"] == "CC-BY-NC-SA-4.0"
 
 
 def test_rsna_scans_without_mask_are_scans_and_fractures_are_columns(tmp_path):

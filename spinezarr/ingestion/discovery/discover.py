@@ -21,6 +21,7 @@ from spinezarr.ingestion.discovery.images import (
     match_images,
 )
 from spinezarr.ingestion.discovery.leftovers import Leftovers
+from spinezarr.ingestion.discovery.missing import MissingScans, missing_scans
 from spinezarr.ingestion.discovery.nothing_found import known_layouts, nothing_found
 from spinezarr.ingestion.discovery.pattern_use import PartUse, PatternUse, part_uses, pattern_uses
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
@@ -35,6 +36,7 @@ from spinezarr.vertebrae import LabelState
 __all__ = [
     "Discovery",
     "LabelPart",
+    "MissingScans",
     "PartUse",
     "PathNote",
     "PatternUse",
@@ -171,6 +173,8 @@ class Discovery:
     """Every part of masks that have one file for each structure, with its number of scans."""
     tables: tuple[TableUse, ...]
     """Every table of the recipe, with the number of rows that belong to scans."""
+    missing: tuple[MissingScans, ...] = ()
+    """Splits that are incomplete, with the downloads that have the other scans."""
     folders: dict[str, FolderRecord] = field(default_factory=dict, repr=False)
     """Records of the folders of DICOM files, for the ledger."""
 
@@ -314,6 +318,7 @@ def _discover(
         ),
         parts=part_uses(recipe, chosen.pairs),
         tables=tables.uses,
+        missing=missing_scans(recipe, ((scan.source, scan.split) for scan in scans)),
         folders=inspected.records,
     )
 
