@@ -132,7 +132,7 @@ class DicomSegmentation:
 
     def masks(
         self, thicknesses: Iterable[int], segments: Sequence[int], /
-    ) -> Iterator[Iterator[Mask]]:
+    ) -> Iterator[Iterator[Mask | None]]:
         """Yield masks slab by slab; see :meth:`spinezarr.formats.segments.Segmentation.masks`."""
         with self._fs.open(self._path, "rb") as raw:
             digest, size_bytes = hashlib.sha256(), 0
@@ -185,11 +185,15 @@ class DicomSegmentation:
             )
         return header
 
-    def _mask(self, frame_of: Callable[[int], npt.NDArray[Any]], number: int, slab: range) -> Mask:
-        mask = np.zeros((*self._grid.shape_ijk[:2], len(slab)), np.bool_, order="F")
+    def _mask(
+        self, frame_of: Callable[[int], npt.NDArray[Any]], number: int, slab: range
+    ) -> Mask | None:
         is_map = self._pixels.kind == _LABEL_MAP
-        for k in slab:
-            frame = self._frames.get((0 if is_map else number, k))
+        frames = {k: self._frames.get((0 if is_map else number, k)) for k in slab}
+        if not any(frames.values()):
+            return None
+        mask = np.zeros((*self._grid.shape_ijk[:2], len(slab)), np.bool_, order="F")
+        for k, frame in frames.items():
             if frame is None:
                 continue
             pixels = frame_of(frame.index)

@@ -200,7 +200,7 @@ class NrrdSegmentation:
 
     def masks(
         self, thicknesses: Iterable[int], segments: Sequence[int], /
-    ) -> Iterator[Iterator[Mask]]:
+    ) -> Iterator[Iterator[Mask | None]]:
         """Yield masks slab by slab; see :meth:`spinezarr.formats.segments.Segmentation.masks`."""
         header = self._file.header
         ends = list(pairwise(chain([0], np.cumsum(list(thicknesses)).tolist())))
@@ -217,15 +217,18 @@ class NrrdSegmentation:
 
     def _mask(
         self, values: npt.NDArray[Any] | None, thickness: int, offset: int, segment: int
-    ) -> Mask:
+    ) -> Mask | None:
         """Return the mask of a segment in a slab, of whose slices the file has some from offset."""
+        if values is None:
+            return None
+        facts = self._file.header.segments[segment]
+        inside = values[facts.layer] == facts.value
+        if not inside.any():
+            return None
         mask = np.zeros((*self._grid.shape_ijk[:2], thickness), np.bool_, order="F")
-        if values is not None:
-            facts = self._file.header.segments[segment]
-            layer = values[facts.layer]
-            i, j, _ = self._start_ijk
-            ni, nj, nk = layer.shape
-            mask[i : i + ni, j : j + nj, offset : offset + nk] = layer == facts.value
+        i, j, _ = self._start_ijk
+        ni, nj, nk = inside.shape
+        mask[i : i + ni, j : j + nj, offset : offset + nk] = inside
         return mask
 
     def source_file(self) -> SourceFile:

@@ -49,7 +49,7 @@ class Segmentation(Protocol):
 
     def masks(
         self, thicknesses: Iterable[int], segments: Sequence[int], /
-    ) -> Iterator[Iterator[Mask]]:
+    ) -> Iterator[Iterator[Mask | None]]:
         """Yield the masks of segments, slab by slab.
 
         Parameters
@@ -61,9 +61,9 @@ class Segmentation(Protocol):
 
         Yields
         ------
-        iterator of numpy.ndarray
+        iterator of numpy.ndarray or None
             For each slab, the mask of each segment with axes ``(i, j, k)``, in the order of
-            ``segments``.
+            ``segments``. None stands for a mask without a voxel.
 
         Raises
         ------
@@ -181,6 +181,8 @@ class SegmentedLabels:
             merged = np.zeros((*self.grid.shape_ijk[:2], thickness), _DTYPE, order="F")
             overlap = np.zeros_like(merged, np.bool_)
             for (_, label), mask in zip(self._drawn, masks, strict=True):
+                if mask is None:
+                    continue
                 overlap |= mask & (merged != 0) & (merged != label)
                 merged[mask] = label
             overlap_voxels += int(np.count_nonzero(overlap))
