@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinezarr.errors import FormatError, GridMismatchError, LabelError
+from spinezarr.errors import FormatError, GridMismatchError, LabelError, SpinezarrError
 from spinezarr.formats.limits import Limits
 from spinezarr.formats.part_of_grid import turned_like
 from spinezarr.formats.segmentation import open_segmentation
@@ -129,6 +129,31 @@ def test_the_axes_of_image_and_segmentation_may_differ(tmp_path, form, axcodes):
     volume, values = read(path)
     np.testing.assert_array_equal(volume.grid.axis_map.to_zyx(values), stored)
     assert volume.grid.shape_zyx == GRID.shape_zyx
+
+
+def test_frames_may_cover_a_part_of_a_slice(tmp_path):
+    low = np.array([1, 1, 1])
+    affine = AFFINE.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    cropped = {name: mask[1:, 1:, 1:] for name, mask in TWO.items()}
+    path = write_dicom_segmentation(tmp_path / "a.dcm", cropped, affine)
+    np.testing.assert_array_equal(read(path)[1], expected_of(TWO))
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), form=st.sampled_from(["dicom", "labelmap", "nrrd"]))
+def test_changed_bytes_are_refused_or_read(tmp_path_factory, data, form):
+    path = WRITERS[form](tmp_path_factory.mktemp("seg") / "mask", TWO)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    try:
+        _, values = read(path)
+    except SpinezarrError:
+        return
+    assert values.shape == SHAPE
 
 
 def test_frames_without_a_voxel_may_be_there_or_not(tmp_path):
