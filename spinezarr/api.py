@@ -982,6 +982,7 @@ class Store:
         compressed: bool = True,
         exact: bool = False,
         overwrite: bool = False,
+        include_restricted: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "ExportReport":
         """Write image and mask of each scan as NIfTI, in the source's axes.
@@ -1005,6 +1006,9 @@ class Store:
             round the affine. Not all programs read such files.
         overwrite
             Replace existing files.
+        include_restricted
+            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
+            report names those that are left out in ``left_out``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -1041,6 +1045,7 @@ class Store:
             compressed=compressed,
             exact=exact,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
 
@@ -1088,6 +1093,7 @@ class Store:
         preprocessed: str | os.PathLike[str] | None = None,
         compressed: bool = True,
         overwrite: bool = False,
+        include_restricted: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "ExportReport":
         """Write a raw dataset of nnU-Net v2, with ``dataset.json`` and the splits.
@@ -1111,6 +1117,9 @@ class Store:
             Write ``.nii.gz``, else ``.nii``.
         overwrite
             Replace existing files.
+        include_restricted
+            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
+            report names those that are left out in ``left_out``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -1140,6 +1149,7 @@ class Store:
             preprocessed=preprocessed,
             compressed=compressed,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
 
@@ -1154,6 +1164,7 @@ class Store:
         storage_options: Mapping[str, Any] | None = None,
         link: bool = False,
         overwrite: bool = False,
+        include_restricted: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "ExportReport":
         """Write each scan as an OME-Zarr image (version 0.5), for other viewers.
@@ -1174,6 +1185,9 @@ class Store:
             changes the store.
         overwrite
             Replace existing images.
+        include_restricted
+            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
+            report names those that are left out in ``left_out``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -1209,6 +1223,7 @@ class Store:
             storage_options=storage_options,
             link=link,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
 

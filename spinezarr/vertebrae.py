@@ -27,9 +27,9 @@ __all__ = [
     "vertebra_color",
 ]
 
-LabelState = Literal["all-visible", "whole-only", "unknown"]
+LabelState = Literal["all-visible", "whole-only", "predicted", "unknown"]
 """Whether vertebrae cut by the end of the volume are annotated (``all-visible``) or background
-(``whole-only``)."""
+(``whole-only``), or whether a model has drawn the whole mask (``predicted``)."""
 
 BACKGROUND: Final = 0
 """Label of voxels that belong to no vertebra."""

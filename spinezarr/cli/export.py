@@ -8,6 +8,7 @@ import typer
 from spinezarr.cli.help import Command, command_group
 from spinezarr.cli.options import (
     AsJson,
+    IncludeRestricted,
     OpenOptions,
     Overwrite,
     ScanOptions,
@@ -38,6 +39,7 @@ def nifti(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    include_restricted: IncludeRestricted = False,
     as_json: AsJson = False,
     open_options: OpenOptions,
 ) -> None:
@@ -61,6 +63,7 @@ def nifti(
             compressed=not uncompressed,
             exact=exact,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
     if as_json:
@@ -97,6 +100,7 @@ def nnunet(
     ] = None,
     uncompressed: Uncompressed = False,
     overwrite: Overwrite = False,
+    include_restricted: IncludeRestricted = False,
     as_json: AsJson = False,
     open_options: OpenOptions,
 ) -> None:
@@ -123,6 +127,7 @@ def nnunet(
             preprocessed=preprocessed,
             compressed=not uncompressed,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
     if as_json:
@@ -154,6 +159,7 @@ def ome_zarr(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    include_restricted: IncludeRestricted = False,
     as_json: AsJson = False,
     open_options: OpenOptions,
 ) -> None:
@@ -182,6 +188,7 @@ def ome_zarr(
             storage_options=open_options.storage_options,
             link=link,
             overwrite=overwrite,
+            include_restricted=include_restricted,
             on_progress=on_progress,
         )
     if as_json:

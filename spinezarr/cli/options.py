@@ -19,6 +19,7 @@ __all__ = [
     "AsJson",
     "BucketOptions",
     "FollowLinks",
+    "IncludeRestricted",
     "OpenOptions",
     "Overwrite",
     "RawBucketOptions",
@@ -52,6 +53,14 @@ FollowLinks = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files and images.")]
+IncludeRestricted = Annotated[
+    bool,
+    typer.Option(
+        "--include-restricted",
+        help="Also export scans whose license allows no derivatives (CC BY-NC-ND). Do not share "
+        "these files.",
+    ),
+]
 Uncompressed = Annotated[bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")]
 
 

@@ -11,16 +11,15 @@ DICOM PS3.3: https://dicom.nema.org/medical/dicom/current/output/chtml/part03/PS
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.errors import FormatError, UsageError
+from spinezarr.errors import FormatError
 from spinezarr.formats.dicom_file import parse_object
-from spinezarr.formats.dicom_header import inflate_data_set
+from spinezarr.formats.dicom_header import pixel_source
 from spinezarr.formats.dicom_series import (
     CtSeries,
     FolderContent,
@@ -29,7 +28,7 @@ from spinezarr.formats.dicom_series import (
 )
 from spinezarr.formats.dicom_slices import slice_headers
 from spinezarr.formats.dicom_stack import SliceHeader, drop_scouts, join_first, stack_slices
-from spinezarr.formats.dicom_syntax import DEFLATED
+from spinezarr.formats.dicom_syntax import check_packages
 from spinezarr.formats.file_kinds import DICOM_SEG_STEP
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.source_file import SourceFile
@@ -113,10 +112,7 @@ class DicomSeriesVolume:
         UsageError
             If pydicom and gdcm are not installed.
         """
-        if any(find_spec(module) is None for module in ("pydicom", "gdcm")):
-            raise UsageError(
-                f"{folder}: reading DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
-            )
+        check_packages(folder)
         folder = folder.rstrip("/")
         content = read_folder(fs, _file_sizes(fs, folder, files, limits), limits)
         notes = _note_skipped(content)
@@ -261,11 +257,7 @@ class _SourceFiles:
         if dicom_object is None or not self._slices[path] <= set(slice_headers(dicom_object)):
             raise FormatError(f"{path}: has changed while it was read. Ingest it again.")
         header = dicom_object.header
-        if header.transfer_syntax == DEFLATED:
-            inflated = inflate_data_set(
-                read(header.data_set_start, size_bytes), self._limits.dicom_file_bytes
-            )
-            size_bytes, read = len(inflated), lambda start, stop: inflated[start:stop]
+        read, size_bytes = pixel_source(read, size_bytes, header, self._limits.dicom_file_bytes)
         return FrameReader(
             read,
             size_bytes,

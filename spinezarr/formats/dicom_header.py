@@ -24,7 +24,7 @@ from spinezarr.formats.dicom_walk import (
     PixelDataLocation,
 )
 
-__all__ = ["DicomHeader", "inflate_data_set", "is_bare_data_set", "read_header"]
+__all__ = ["DicomHeader", "inflate_data_set", "is_bare_data_set", "pixel_source", "read_header"]
 
 _PREAMBLE_BYTES: Final = 128
 _MAGIC: Final = b"DICM"
@@ -149,6 +149,24 @@ def is_bare_data_set(start: bytes) -> bool:
     except HeaderError:
         pass
     return False
+
+
+def pixel_source(
+    read: Callable[[int, int], bytes], size_bytes: int, header: DicomHeader, max_inflated_bytes: int
+) -> tuple[Callable[[int, int], bytes], int]:
+    """Return a function that reads what ``header.pixels`` counts in, and its size in bytes.
+
+    That is the file itself, or the inflated data set of a deflated file.
+
+    Raises
+    ------
+    HeaderError
+        If the data set is damaged, or inflates to more than ``max_inflated_bytes``.
+    """
+    if header.transfer_syntax != DEFLATED:
+        return read, size_bytes
+    inflated = inflate_data_set(read(header.data_set_start, size_bytes), max_inflated_bytes)
+    return lambda start, stop: inflated[start:stop], len(inflated)
 
 
 def inflate_data_set(data: bytes, max_bytes: int) -> bytes:

@@ -6,7 +6,7 @@ slices lie.
 References
 ----------
 DICOM PS3.6 section 6 (the elements); PS3.3 sections C.7.6.16.2 and C.8.15.3 (functional groups of
-multi-frame images).
+multi-frame images) and C.8.20 (segmentations).
 """
 
 from collections.abc import Mapping
@@ -49,12 +49,19 @@ KEYWORDS: Final = {
     "RescaleSlope": (0x00281053, b"DS"),
     "RescaleType": (0x00281054, b"LO"),
     "LossyImageCompression": (0x00282110, b"CS"),
+    "SegmentationType": (0x00620001, b"CS"),
+    "SegmentNumber": (0x00620004, b"US"),
+    "SegmentLabel": (0x00620005, b"LO"),
+    "ReferencedSegmentNumber": (0x0062000B, b"US"),
+    "MaximumFractionalValue": (0x0062000E, b"US"),
     "CTReconstructionSequence": (0x00189314, b"SQ"),
     "FrameContentSequence": (0x00209111, b"SQ"),
     "PlanePositionSequence": (0x00209113, b"SQ"),
     "PlaneOrientationSequence": (0x00209116, b"SQ"),
     "PixelMeasuresSequence": (0x00289110, b"SQ"),
     "PixelValueTransformationSequence": (0x00289145, b"SQ"),
+    "SegmentSequence": (0x00620002, b"SQ"),
+    "SegmentIdentificationSequence": (0x0062000A, b"SQ"),
     "SharedFunctionalGroupsSequence": (0x52009229, b"SQ"),
     "PerFrameFunctionalGroupsSequence": (0x52009230, b"SQ"),
 }
@@ -77,10 +84,12 @@ _GROUPS: Final[KeptTags] = {
     KEYWORDS["PixelValueTransformationSequence"][0]: _tags(
         "RescaleIntercept", "RescaleSlope", "RescaleType"
     ),
+    KEYWORDS["SegmentIdentificationSequence"][0]: _tags("ReferencedSegmentNumber"),
 }
 """Kept tags in the functional groups of multi-frame images."""
 KEPT_TAGS: Final[KeptTags] = {
     **{tag: None for tag, vr in KEYWORDS.values() if vr != b"SQ"},
+    KEYWORDS["SegmentSequence"][0]: _tags("SegmentNumber", "SegmentLabel"),
     KEYWORDS["SharedFunctionalGroupsSequence"][0]: _GROUPS,
     KEYWORDS["PerFrameFunctionalGroupsSequence"][0]: _GROUPS,
 }

@@ -17,7 +17,7 @@ from spinezarr.formats.dicom_stack import SliceHeader
 from spinezarr.formats.dicom_syntax import LOSSY, SYNTAXES, uid_name
 from spinezarr.formats.header_text import redact_header_text
 
-__all__ = ["slice_headers"]
+__all__ = ["checked_integer", "checked_numbers", "slice_headers"]
 
 _BITS_ALLOCATED: Final = (8, 16, 32)
 """Allowed BitsAllocated. CT images have 16 (PS3.3 table C.8-3); derived images may differ."""
@@ -105,9 +105,9 @@ def _slice_header(dicom_object: DicomObject, data_sets: _SliceDataSets) -> Slice
     """Check the fields of one slice, and return its header."""
     data, path = dicom_object.header.data, dicom_object.path
     _check_color(data, path)
-    rows, columns = (_integer(data, keyword, path) for keyword in ("Rows", "Columns"))
+    rows, columns = (checked_integer(data, keyword, path) for keyword in ("Rows", "Columns"))
     allocated, stored, signed = _pixel_format(data, path)
-    row_spacing_mm, column_spacing_mm = _numbers(data_sets.measures, "PixelSpacing", 2, path)
+    row_spacing_mm, column_spacing_mm = checked_numbers(data_sets.measures, "PixelSpacing", 2, path)
     if min(rows, columns) < 1 or min(row_spacing_mm, column_spacing_mm) <= 0:
         raise FormatError(
             f"{path}: has {rows} x {columns} pixels {row_spacing_mm} x {column_spacing_mm} mm "
@@ -116,8 +116,8 @@ def _slice_header(dicom_object: DicomObject, data_sets: _SliceDataSets) -> Slice
     return SliceHeader(
         path,
         data_sets.frame,
-        position_lps_mm=_numbers(data_sets.position, "ImagePositionPatient", 3, path),
-        cosines=_numbers(data_sets.orientation, "ImageOrientationPatient", 6, path),
+        position_lps_mm=checked_numbers(data_sets.position, "ImagePositionPatient", 3, path),
+        cosines=checked_numbers(data_sets.orientation, "ImageOrientationPatient", 6, path),
         spacing_rows_columns_mm=(row_spacing_mm, column_spacing_mm),
         shape_rows_columns=(rows, columns),
         bits_allocated=allocated,
@@ -131,8 +131,14 @@ def _slice_header(dicom_object: DicomObject, data_sets: _SliceDataSets) -> Slice
     )
 
 
-def _numbers(data: DataSet, keyword: str, count: int, path: str) -> tuple[float, ...]:
-    """Return an element of exactly ``count`` numbers; refuse extreme ones."""
+def checked_numbers(data: DataSet, keyword: str, count: int, path: str) -> tuple[float, ...]:
+    """Return an element of exactly ``count`` numbers.
+
+    Raises
+    ------
+    FormatError
+        If there is another number of them, or one is extreme.
+    """
     numbers = data.numbers(keyword)
     if len(numbers) != count:
         raise FormatError(
@@ -148,15 +154,16 @@ def _numbers(data: DataSet, keyword: str, count: int, path: str) -> tuple[float,
 
 
 def _optional_number(data: DataSet, keyword: str, path: str) -> float | None:
-    return _numbers(data, keyword, 1, path)[0] if data.text(keyword) else None
+    return checked_numbers(data, keyword, 1, path)[0] if data.text(keyword) else None
 
 
-def _integer(data: DataSet, keyword: str, path: str) -> int:
-    return int(_numbers(data, keyword, 1, path)[0])
+def checked_integer(data: DataSet, keyword: str, path: str) -> int:
+    """Return an element of exactly one number as an integer; see :func:`checked_numbers`."""
+    return int(checked_numbers(data, keyword, 1, path)[0])
 
 
 def _check_color(data: DataSet, path: str) -> None:
-    samples = _integer(data, "SamplesPerPixel", path)
+    samples = checked_integer(data, "SamplesPerPixel", path)
     photometric = data.text("PhotometricInterpretation")
     shown = redact_header_text(photometric, _PHOTOMETRIC)
     if samples != 1 or photometric != "MONOCHROME2":
@@ -169,7 +176,7 @@ def _check_color(data: DataSet, path: str) -> None:
 def _pixel_format(data: DataSet, path: str) -> tuple[int, int, bool]:
     """Return bits allocated, bits stored, and whether the value is signed."""
     allocated, stored, representation = (
-        _integer(data, keyword, path)
+        checked_integer(data, keyword, path)
         for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation")
     )
     high_bit = data.numbers("HighBit")

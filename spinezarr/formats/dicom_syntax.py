@@ -9,6 +9,8 @@ import re
 from importlib.util import find_spec
 from typing import Final
 
+from spinezarr.errors import UsageError
+
 __all__ = [
     "BIG_ENDIAN",
     "DEFLATED",
@@ -20,6 +22,7 @@ __all__ = [
     "LOSSY",
     "RLE",
     "SYNTAXES",
+    "check_packages",
     "is_uid",
     "uid_name",
 ]
@@ -51,6 +54,20 @@ SYNTAXES: Final = frozenset(
 """All supported transfer syntaxes."""
 _UID: Final = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 _UID_CHARACTERS: Final = 64
+
+
+def check_packages(path: str) -> None:
+    """Refuse to read DICOM without the packages for it.
+
+    Raises
+    ------
+    UsageError
+        If pydicom or gdcm is not installed; the message names ``path``.
+    """
+    if any(find_spec(module) is None for module in ("pydicom", "gdcm")):
+        raise UsageError(
+            f"{path}: reading DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
+        )
 
 
 def is_uid(text: str) -> bool:

@@ -9,8 +9,7 @@ Git LFS pointers: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md;
 git-annex pointer files: https://git-annex.branchable.com/internals/pointer_file/;
 NRRD: https://teem.sourceforge.net/nrrd/format.html;
 FreeSurfer's MGH: https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat;
-DICOM: PS3.10 section 7.1; NIfTI and Analyze: ``nifti1.h``;
-``segimage2itkimage``: https://qiicr.gitbook.io/dcmqi-guide/opening/cmd_tools/seg/segimage2itkimage
+DICOM: PS3.10 section 7.1; NIfTI and Analyze: ``nifti1.h``
 """
 
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ __all__ = [
     "FORMATS_READ",
     "KIND_BYTES",
     "METAIMAGE",
+    "NRRD",
     "PAIR_STEP",
     "UNKNOWN",
     "FileKind",
@@ -35,7 +35,9 @@ __all__ = [
 
 KIND_BYTES: Final = 600
 """Number of first bytes that tell the kind of a file. A NIfTI-2 header has 540."""
-FORMATS_READ: Final = "NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd) and folders of DICOM slices"
+FORMATS_READ: Final = (
+    "NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd), NRRD (.nrrd) and folders of DICOM slices"
+)
 """Names of the supported formats, for messages."""
 
 
@@ -74,11 +76,10 @@ DICOM_SERIES_STEP: Final = (
 )
 """Next step for a single DICOM slice."""
 DICOM_SEG_STEP: Final = (
-    "A mask as DICOM Segmentation is not read: convert it to one NIfTI file for each segment with "
-    "dcmqi, segimage2itkimage --inputDICOM IN.dcm --outputDirectory OUT --outputType nii, and name "
-    "them by 'label_parts' in a recipe."
+    "A mask as DICOM Segmentation is read if the layout of a recipe names its segments: "
+    "segments: {L1 vertebra: L1, ...}."
 )
-"""Next step for a DICOM Segmentation. dcmqi merges segments only into NRRD files."""
+"""Next step for a DICOM Segmentation."""
 
 _EMPTY: Final = FileKind("an empty file", _DOWNLOAD_AGAIN)
 _ZEROS: Final = FileKind("a file of zeros", f"Its content was never written. {_DOWNLOAD_AGAIN}")
@@ -105,7 +106,10 @@ METAIMAGE: Final = FileKind(
     "a MetaImage", "Name it .mha or .mhd, by a pattern that does not end with '/'."
 )
 DICOM: Final = FileKind("a DICOM file", f"{DICOM_SERIES_STEP} {DICOM_SEG_STEP}")
-_NRRD: Final = FileKind("an NRRD file", _SITK.format(old="IN.nrrd"))
+NRRD: Final = FileKind(
+    "an NRRD file",
+    "Name it .nrrd, with its voxels in the same file. " + _SITK.format(old="IN.nhdr"),
+)
 _MGH: Final = FileKind("an MGH file of FreeSurfer", _NIBABEL.format(old="IN.mgz"))
 _MINC: Final = FileKind("a MINC file", _NIBABEL.format(old="IN.mnc"))
 _GZIP: Final = FileKind("gzip data", "Unpack it with gunzip, or name it .nii.gz if it is NIfTI.")
@@ -141,7 +145,7 @@ _STARTS: Final[tuple[tuple[int, bytes, FileKind], ...]] = (
     (0, b"7z\xbc\xaf\x27\x1c", _7Z),
     (0, b"Rar!\x1a\x07", _RAR),
     (257, b"ustar", _TAR),
-    (0, b"NRRD000", _NRRD),
+    (0, b"NRRD000", NRRD),
     (0, b"\x93NUMPY", _NUMPY),
     (0, b"MATLAB 5.0", _MATLAB),
     (0, b"MATLAB 7.3", _MATLAB),
@@ -178,7 +182,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _TEXT_BYTES: Final = frozenset({*range(0x20, 0x7F), *b"\t\r\n"})
 
 _ENDINGS: Final = {
-    **dict.fromkeys((".nrrd", ".nhdr", ".nrrd.gz"), _NRRD),
+    **dict.fromkeys((".nrrd", ".nhdr", ".nrrd.gz"), NRRD),
     **dict.fromkeys((".mgz", ".mgh", ".mgh.gz"), _MGH),
     **dict.fromkeys((".mnc", ".mnc.gz"), _MINC),
     **dict.fromkeys((".hdr", ".img", ".hdr.gz", ".img.gz"), _PAIR),

@@ -21,10 +21,9 @@ from typing import Any, Self
 import fsspec
 import numpy as np
 import numpy.typing as npt
-from isal import igzip_lib
-from typing_extensions import Buffer
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.inflating_file import InflatingFile
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits, check_compressed_size
 from spinezarr.formats.metaimage_header import (
     HEADER_BYTES,
@@ -33,10 +32,8 @@ from spinezarr.formats.metaimage_header import (
     parse_header,
 )
 from spinezarr.formats.slabs import (
-    GZIP_MAGIC,
     HEADER_BLOCK_BYTES,
     READ_BYTES,
-    read_into,
     read_slabs,
     skip_bytes,
 )
@@ -129,7 +126,7 @@ class MetaImageVolume:
             self._read = HashingFile(*opened)
             buffered = io.BufferedReader(self._read, READ_BYTES)
             skip_bytes(buffered, self._source.data_offset, path)
-            inflating = _InflatingFile(buffered) if header.compressed else None
+            inflating = InflatingFile(buffered) if header.compressed else None
             stored_slabs = read_slabs(
                 inflating or buffered,
                 header.grid.shape_ijk,
@@ -152,52 +149,6 @@ class MetaImageVolume:
         if self._read is None:
             raise RuntimeError("source_file() before slabs()")
         return self._read.source_file()
-
-
-class _InflatingFile(io.RawIOBase):
-    """Inflates the zlib or gzip stream that starts at the position of ``packed``."""
-
-    def __init__(self, packed: "io.BufferedReader[HashingFile]") -> None:
-        self._packed = packed
-        is_gzip = packed.peek(2)[:2] == GZIP_MAGIC
-        self._inflate = igzip_lib.IgzipDecompressor(
-            igzip_lib.DECOMP_GZIP if is_gzip else igzip_lib.DECOMP_ZLIB
-        )
-
-    def readable(self) -> bool:
-        """Return True, as the stream can be read."""
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        """Read at most as many bytes as ``buffer`` holds; return their number.
-
-        Raises
-        ------
-        EOFError
-            If the file ends before the stream does.
-        """
-        view = memoryview(buffer).cast("B")
-        while not self._inflate.eof:
-            needs_input = self._inflate.needs_input
-            compressed = self._packed.read(READ_BYTES) if needs_input else b""
-            if needs_input and not compressed:
-                raise EOFError
-            block = self._inflate.decompress(compressed, len(view))
-            if block:
-                view[: len(block)] = block
-                return len(block)
-        return 0
-
-    def check_end(self, path: str) -> None:
-        """Refuse a stream that continues, or that ends without its checksum."""
-        if read_into(self, np.empty(1, np.uint8), path):
-            raise FormatError(f"{path}: holds more voxels than its header says.")
-        if not self._inflate.eof:
-            raise FormatError(
-                f"{path}: cut short: the checksum after its voxels is missing. Download it again."
-            )
-        if self._inflate.unused_data:
-            raise FormatError(f"{path}: goes on after its voxels. Download it again.")
 
 
 def _find_voxels(

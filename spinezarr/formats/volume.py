@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from spinezarr.errors import FormatError
 from spinezarr.formats.dicom import DicomSeriesVolume
 from spinezarr.formats.file_kinds import (
+    DICOM,
     KIND_BYTES,
     UNKNOWN,
     FileKind,
@@ -21,6 +22,7 @@ from spinezarr.formats.file_kinds import (
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
+from spinezarr.formats.nrrd import NrrdVolume
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.geometry import Grid
 from spinezarr.scaling import Scaling
@@ -88,6 +90,7 @@ _OPENERS: Final[dict[str, Callable[[fsspec.AbstractFileSystem, str, Limits], Vol
     ".nii.gz": NiftiVolume.open,
     ".mha": MetaImageVolume.open,
     ".mhd": MetaImageVolume.open,
+    ".nrrd": NrrdVolume.open,
     "/": DicomSeriesVolume.open,
 }
 
@@ -140,17 +143,29 @@ def open_volume(
     )
 
 
-def unsupported_kind(path: str) -> FileKind | None:
+def unsupported_kind(path: str, *, segments: bool = False) -> FileKind | None:
     """Return the kind of a file by its ending, if no reader supports it; None if one does.
 
     The file is not opened.
 
+    Parameters
+    ----------
+    path
+        Path of the file.
+    segments
+        Whether it is a file of named segments. The names of DICOM files may have any ending.
+
     Examples
     --------
-    >>> unsupported_kind("a.nrrd").name, unsupported_kind("A.NII.GZ"), unsupported_kind("series/")
-    ('an NRRD file', None, None)
+    >>> unsupported_kind("a.mgz").name, unsupported_kind("A.NII.GZ"), unsupported_kind("series/")
+    ('an MGH file of FreeSurfer', None, None)
+    >>> unsupported_kind("a.dcm").name, unsupported_kind("a.dcm", segments=True)
+    ('a DICOM file', None)
     """
-    return None if _opener(path) else kind_from_ending(path)
+    kind = kind_from_ending(path)
+    if _opener(path) or (segments and kind in (DICOM, UNKNOWN)):
+        return None
+    return kind
 
 
 def _opener(path: str) -> Callable[[fsspec.AbstractFileSystem, str, Limits], Volume] | None:

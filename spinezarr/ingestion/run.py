@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
 from spinezarr.ingestion.discovery.discover import (
     Discovery,
+    MissingScans,
     PathNote,
     ScanSource,
     TableUse,
@@ -93,6 +94,8 @@ class IngestReport:
     """Scans that the split file lists and that are not in the raw folder."""
     tables: tuple[TableUse, ...]
     """Every table of the recipe, with the rows that belong to no scan."""
+    missing: tuple[MissingScans, ...] = ()
+    """Splits that are incomplete, with the downloads that have the other scans."""
     nii_gz_bytes: int | None = None
     """Estimated size that the scans that are done would have as ``.nii.gz``.
 
@@ -478,4 +481,5 @@ class _Run:
             ignored=self._discovery.ignored,
             absent=self._discovery.absent,
             tables=self._discovery.tables,
+            missing=self._discovery.missing,
         )

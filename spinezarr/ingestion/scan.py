@@ -22,6 +22,7 @@ from spinezarr.formats.merged import MergedLabels
 from spinezarr.formats.metaimage import MetaImageVolume
 from spinezarr.formats.nifti import NiftiVolume
 from spinezarr.formats.rounding import Rounding
+from spinezarr.formats.segments import SegmentedLabels
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.formats.volume import Volume, open_volume
 from spinezarr.geometry import SHEAR_TOLERANCE_DEG, Grid, ShapeZYX, oblique_angle_deg, shear_deg
@@ -32,6 +33,7 @@ from spinezarr.ingestion.discovery.annotations import (
     annotated_centroids,
 )
 from spinezarr.ingestion.discovery.discover import ScanSource
+from spinezarr.ingestion.label_file import LabelFiles, open_label
 from spinezarr.ingestion.pseudonyms import Pseudonyms
 from spinezarr.ingestion.voxels.align import aligned_label_grid
 from spinezarr.ingestion.voxels.chunks import (
@@ -60,8 +62,8 @@ __all__ = [
     "ScanOptions",
     "descriptive_metadata",
     "ingest_scan",
+    "label_files",
     "open_image",
-    "open_label",
     "source_key",
 ]
 
@@ -143,7 +145,8 @@ def ingest_scan(
         If a file cannot be ingested; the store is then as it was before.
     """
     image = open_image(fs, root, source, options.limits)
-    label = open_label(fs, root, source.label, parts_of(source), options.limits)
+    files = label_files(source)
+    label = None if files is None else open_label(fs, root, files, image.grid, options.limits)
     notes = [*image.notes]
     # Grids are compared before any voxel is decompressed.
     label_grid = None if label is None else _label_grid(source, image, label, options, notes)
@@ -192,6 +195,7 @@ def ingest_scan(
                 **_source_record(_label_path(source), label, label.source_file(), label_grid),
                 "parts": tuple((part.value, part.path) for part in source.label_parts),
                 "values": source.label_values,
+                "segments": source.label_segments,
                 "rounded_voxels": rounding.voxels,
             }
             notes += _label_notes(label, label_facts, rounding)
@@ -249,7 +253,7 @@ def descriptive_metadata(
         "source": source.source,
         "split": source.split,
         "split_index": source.split_index,
-        "license": recipe.license,
+        "license": source.license or recipe.license,
         "citation": recipe.citation,
         "label_state": source.label_state if source.has_mask else "none",
         "columns": source.columns,
@@ -267,7 +271,10 @@ def source_key(source: ScanSource, companions: CompanionFiles) -> str:
     parts = [(part.value, part.path) for part in source.label_parts]
     image = source.image if source.series is None else (source.image, source.series.key)
     files = [image, source.label, parts, source.label_values]
-    key = json.dumps([*files, source.centroids, source.centroid_convention, centroids_hash])
+    segments = [source.label_segments] if source.label_segments else []
+    key = json.dumps(
+        [*files, *segments, source.centroids, source.centroid_convention, centroids_hash]
+    )
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -294,23 +301,12 @@ def open_image(
     return DicomSeriesVolume.open(fs, path, limits, files=names, series=series.key)
 
 
-def open_label(
-    fs: fsspec.AbstractFileSystem,
-    root: str,
-    label: str | None,
-    parts: Sequence[tuple[int, str]],
-    limits: Limits = DEFAULT_LIMITS,
-) -> Volume | None:
-    """Open a mask: one file, or one file for each part. Return None without a mask."""
-    if parts:
-        volumes = [(value, open_volume(fs, f"{root}/{path}", limits)) for value, path in parts]
-        return MergedLabels(volumes, [path for _, path in parts])
-    return None if label is None else open_volume(fs, f"{root}/{label}", limits)
-
-
-def parts_of(source: ScanSource) -> list[tuple[int, str]]:
-    """Return label value and path of each part of a mask that has one file for each structure."""
-    return [(part.value, part.path) for part in source.label_parts]
+def label_files(source: ScanSource) -> LabelFiles | None:
+    """Return the files of the mask of a scan; None without a mask."""
+    if not source.has_mask:
+        return None
+    parts = [(part.value, part.path) for part in source.label_parts]
+    return LabelFiles(_label_path(source), parts, source.label_values, source.label_segments)
 
 
 def _label_path(source: ScanSource) -> str:
@@ -516,10 +512,9 @@ def _write_label(
         centroid_zyx=centroids.index_by_value(),
         spacing_zyx_mm=grid.spacing_zyx_mm,
     )
-    if isinstance(label, MergedLabels):  # its errors name the refused file
-        return voxel_writer.encode(
-            LABEL, label, grid, encoder, voxel_writer.progress.count
-        ), label.rounding
+    if isinstance(label, MergedLabels | SegmentedLabels):  # its errors name the refused file
+        facts = voxel_writer.encode(LABEL, label, grid, encoder, voxel_writer.progress.count)
+        return facts, label.rounding if isinstance(label, MergedLabels) else encoder.rounding
     try:
         facts = voxel_writer.encode(LABEL, label, grid, encoder, voxel_writer.progress.count)
     except LabelError as problem:
@@ -553,10 +548,11 @@ def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding)
             f"{dropped.total()} mask voxels became background, because the recipe names no label "
             f"for their values: {values}"
         )
-    if isinstance(label, MergedLabels) and label.overlap_voxels:
+    if isinstance(label, MergedLabels | SegmentedLabels) and label.overlap_voxels:
+        noun = "mask" if isinstance(label, MergedLabels) else "segment"
         notes.append(
-            f"{count_noun(label.overlap_voxels, 'voxel')} in two masks at once got the label of "
-            "the mask that the recipe names later"
+            f"{count_noun(label.overlap_voxels, 'voxel')} in two {noun}s at once got the label of "
+            f"the {noun} that the recipe names later"
         )
     return notes
 

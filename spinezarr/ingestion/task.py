@@ -12,13 +12,13 @@ from spinezarr.errors import LostLockError, SpinezarrError
 from spinezarr.formats.volume import Volume
 from spinezarr.ingestion.discovery.annotations import CompanionFiles, read_companion_files
 from spinezarr.ingestion.discovery.discover import ScanSource
+from spinezarr.ingestion.label_file import open_label
 from spinezarr.ingestion.scan import (
     ScanOptions,
     descriptive_metadata,
     ingest_scan,
+    label_files,
     open_image,
-    open_label,
-    parts_of,
     source_key,
 )
 from spinezarr.recipe import Recipe
@@ -152,10 +152,10 @@ def _is_current(
     fs, root = open_filesystem(job.raw, job.raw_options)
     hashes = [stored_scan.image_source.sha256]
     volumes: list[Volume] = [open_image(fs, root, source, job.options.limits)]
-    label = open_label(fs, root, source.label, parts_of(source), job.options.limits)
-    if label is not None and stored_scan.label_source is not None:
+    files = label_files(source)
+    if files is not None and stored_scan.label_source is not None:
         hashes.append(stored_scan.label_source.sha256)
-        volumes.append(label)
+        volumes.append(open_label(fs, root, files, volumes[0].grid, job.options.limits))
     return hashes == [as_stored(_sha256(volume)) for volume in volumes]
 
 

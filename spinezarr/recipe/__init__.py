@@ -17,13 +17,14 @@ from spinezarr.recipe.pattern import (
     template_regex,
 )
 from spinezarr.recipe.series import SERIES_NAMES, SeriesInfo, SeriesSelection
-from spinezarr.recipe.table import ImageList, Table
+from spinezarr.recipe.table import Download, ImageList, Table
 
 __all__ = [
     "SERIES_NAMES",
     "BoundedRegex",
     "CentroidConvention",
     "CentroidFiles",
+    "Download",
     "IgnoredFiles",
     "ImageList",
     "LabelParts",

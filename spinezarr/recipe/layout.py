@@ -31,6 +31,8 @@ CentroidConvention = Literal["verse", "verse-2019-challenge", "verse-2020-challe
 
 _MAX_LABEL: Final = 255
 _MAX_MASK_VALUE: Final = 65535
+_MAX_SEGMENT_CHARACTERS: Final = 64
+"""Longest name of a segment, as that of SegmentLabel in DICOM (PS3.5 section 6.2)."""
 _DIGITS: Final = re.compile("[1-9][0-9]{0,4}")
 
 
@@ -84,6 +86,7 @@ def _checked_number(text: str, highest: int) -> str:
 
 LabelText = Annotated[str, AfterValidator(_checked_label)]
 MaskValueText = Annotated[str, AfterValidator(_checked_mask_value)]
+SegmentName = Annotated[str, Field(min_length=1, max_length=_MAX_SEGMENT_CHARACTERS)]
 StructureText = Annotated[str, AfterValidator(_checked_structure)]
 
 
@@ -130,6 +133,11 @@ class Layout(StrictModel):
     """Whether an image without its mask is a failure, or a scan without a mask."""
     values: dict[MaskValueText, LabelText] = Field(default_factory=dict)
     """Vertebra or value for each value in the mask file. Other values become background."""
+    segments: dict[SegmentName, LabelText] = Field(default_factory=dict)
+    """Vertebra or value for each segment of a mask file whose segments have names.
+
+    Other segments become background. If two segments overlap, the one that is named later wins.
+    """
     label_state: LabelState | None = None
     """Label state of this layout, if it differs from ``labels.state``."""
     centroids: CentroidFiles | None = None
@@ -174,6 +182,10 @@ class Layout(StrictModel):
             raise ValueError("give either 'label' or 'label_parts'")
         if self.values and self.label_parts is not None:
             raise ValueError("'values' goes with 'label'; 'label_parts' has values of its own")
+        if self.segments and not self.label:
+            raise ValueError("'segments' goes with 'label', the file of the segments")
+        if self.segments and self.values:
+            raise ValueError("give either 'values' or 'segments'")
         return self
 
     @property
@@ -190,6 +202,11 @@ class Layout(StrictModel):
     def stored_values(self) -> tuple[tuple[int, int], ...]:
         """Pairs of value in the mask file and stored value; empty if values are kept."""
         return tuple((int(value), label_value(label)) for value, label in self.values.items())
+
+    @property
+    def stored_segments(self) -> tuple[tuple[str, int], ...]:
+        """Pairs of the name of a segment and its stored value; empty if masks have none."""
+        return tuple((name, label_value(label)) for name, label in self.segments.items())
 
     @property
     def has_masks(self) -> bool:

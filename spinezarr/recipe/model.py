@@ -25,7 +25,7 @@ from spinezarr.recipe.pattern import (
     template_regex_text,
 )
 from spinezarr.recipe.series import SERIES_NAMES, SeriesSelection
-from spinezarr.recipe.table import Table
+from spinezarr.recipe.table import Download, Table
 from spinezarr.regular_file import read_regular_file
 from spinezarr.resources import recipe_path, resource
 from spinezarr.strict_model import StrictModel
@@ -181,6 +181,11 @@ class Recipe(StrictModel):
     title: str
     license: str
     """SPDX identifier if there is one, otherwise text."""
+    scan_license: TemplateText = ""
+    """Template of the license of a scan, for datasets in which licenses differ.
+
+    If it is empty or has no value, :attr:`license` holds.
+    """
     citation: str
     homepage: str | None = None
     card: FileName | None = None
@@ -203,6 +208,8 @@ class Recipe(StrictModel):
 
     Such masks are expected if masks come in one download and images in several.
     """
+    downloads: dict[str, Download] = Field(default_factory=dict)
+    """Downloads of the dataset, by name. Reports name those that are missing or incomplete."""
     tables: dict[str, Table] = Field(default_factory=dict)
     ignore: tuple[IgnoredFiles, ...] = ()
     _file: Traversable | None = PrivateAttr(default=None)
@@ -362,7 +369,7 @@ class Recipe(StrictModel):
 
     def _templates(self, name: str, layout: Layout) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield the key and text of each template that is filled for an image of ``layout``."""
-        for key in ("scan_id", "patient_id", "source", "duplicate_key", "split"):
+        for key in ("scan_id", "patient_id", "source", "duplicate_key", "split", "scan_license"):
             yield (key,), getattr(self, key)
         for table_name, table in self.tables.items():
             yield ("tables", table_name, "matches"), table.matches

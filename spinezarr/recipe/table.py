@@ -8,7 +8,7 @@ from spinezarr.recipe.bounded_regex import compile_bounded
 from spinezarr.recipe.pattern import FileName, PatternTexts, TemplateText
 from spinezarr.strict_model import StrictModel
 
-__all__ = ["ImageList", "Table"]
+__all__ = ["Download", "ImageList", "Table"]
 
 
 def _checked_regex(text: str) -> str:
@@ -70,6 +70,17 @@ class Table(StrictModel):
         if self.header and self.key is not None and self.key not in self.header:
             raise ValueError(f"'key' {self.key!r} is not in 'header'")
         return self
+
+
+class Download(StrictModel):
+    """One of the downloads of a dataset, and how many scans it has."""
+
+    source: str
+    """Source of its scans, as the recipe's ``source`` gives it."""
+    split: str
+    """Split of its scans."""
+    scans: Annotated[int, Field(ge=1)]
+    """Number of its scans."""
 
 
 class ImageList(StrictModel):

@@ -7,7 +7,14 @@ import os
 from itertools import permutations, product
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
@@ -133,6 +140,7 @@ Vertebra = Annotated[str, AfterValidator(_checked_vertebra)]
 Level = Annotated[str, AfterValidator(_checked_level)]
 """Name of a vertebra, or of a level that is annotated by its center alone."""
 Count = Annotated[int, Field(ge=0, le=_LARGEST_NUMBER)]
+SegmentName = Annotated[str, Field(min_length=1, max_length=64)]
 Number = Annotated[int, Field(ge=-_LARGEST_NUMBER, le=_LARGEST_NUMBER)]
 Coordinate = Annotated[float, Field(ge=-LARGEST_LENGTH_MM, le=LARGEST_LENGTH_MM)]
 Length = Annotated[float, Field(gt=0, le=LARGEST_LENGTH_MM)]
@@ -280,8 +288,21 @@ class LabelSourceRecord(SourceRecord):
 
     Empty if the values are stored as they are.
     """
+    segments: tuple[tuple[SegmentName, Number], ...] = ()
+    """Pairs of the name of a segment in the file and its label; later segments win.
+
+    Empty if the file has no named segments.
+    """
     rounded_voxels: Count
     """Number of voxels whose value differed from a whole number by a rounding error."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_segments(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``segments`` if it is empty, as stores without it are written."""
+        fields: dict[str, Any] = serialize(self)
+        if not self.segments:
+            del fields["segments"]
+        return fields
 
 
 class VertebraRecord(StoredAttributes):

@@ -35,7 +35,15 @@ from spinezarr.testing.msr import MSR_SCANS, MsrPlan, write_msr, write_msr_nifti
 from spinezarr.testing.nifti import NiftiForm, write_nifti
 from spinezarr.testing.orientation import all_axcodes
 from spinezarr.testing.phantom import Phantom, PhantomSpec, make_phantom, usual_levels
+from spinezarr.testing.predictions import write_cads, write_spineps
 from spinezarr.testing.rsna import RSNA_SCANS, RsnaPlan, write_rsna
+from spinezarr.testing.segmentation import write_dicom_segmentation, write_seg_nrrd
+from spinezarr.testing.spine_mets import (
+    SPINE_METS_SCANS,
+    SpineMetsPlan,
+    vertebra_masks,
+    write_spine_mets,
+)
 from spinezarr.testing.totalsegmentator import (
     TOTALSEGMENTATOR_SCANS,
     TotalSegmentatorPlan,
@@ -62,6 +70,7 @@ __all__ = [
     "HOSPITAL_SCANS",
     "MSR_SCANS",
     "RSNA_SCANS",
+    "SPINE_METS_SCANS",
     "TOTALSEGMENTATOR_SCANS",
     "VERSE_2019",
     "VERSE_2020",
@@ -77,6 +86,7 @@ __all__ = [
     "PhantomSpec",
     "RsnaPlan",
     "ScanPlan",
+    "SpineMetsPlan",
     "SpinoPelvicPlan",
     "Split",
     "TotalSegmentatorPlan",
@@ -98,6 +108,8 @@ __all__ = [
     "totalsegmentator_values",
     "usual_levels",
     "verse_json",
+    "vertebra_masks",
+    "write_cads",
     "write_ctspine1k",
     "write_ctspine1k_names",
     "write_ctspine1k_tables",
@@ -106,6 +118,7 @@ __all__ = [
     "write_ctspinopelvic1k",
     "write_dicom_multiframe",
     "write_dicom_objects",
+    "write_dicom_segmentation",
     "write_dicom_series",
     "write_hospital",
     "write_metaimage",
@@ -113,6 +126,9 @@ __all__ = [
     "write_msr_nifti",
     "write_nifti",
     "write_rsna",
+    "write_seg_nrrd",
+    "write_spine_mets",
+    "write_spineps",
     "write_totalsegmentator",
     "write_totalsegmentator_multilabel",
     "write_verse_2019_challenge",

@@ -41,10 +41,17 @@ _BONES: Final = {
     57: (0.9, 0.4, 0.75),
 }
 """Value of each structure, and the position of its box."""
+_LATER_STRUCTURES: Final = {
+    66: (0.5, 0.3, 0.3),  # left psoas, since version 4
+    74: (0.7, 0.4, 0.2),  # left rib of a lumbar vertebra, since version 5
+    77: (0.6, 0.2, 0.6),  # cage, declared in version 5
+}
+"""Value of each structure that later versions add, and the position of its box."""
 _RIBS: Final = range(34, 58)
 _IGNORE: Final = 255
 """Value of voxels that the annotator of the other half did not label."""
 _FOLDS: Final = 5
+_V5: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +83,10 @@ CTSPINOPELVIC1K_SCANS: Final = (
 
 
 def write_ctspinopelvic1k(
-    root: Path, scans: Sequence[SpinoPelvicPlan] = CTSPINOPELVIC1K_SCANS
+    root: Path,
+    scans: Sequence[SpinoPelvicPlan] = CTSPINOPELVIC1K_SCANS,
+    *,
+    version: Literal[3, 5] = 3,
 ) -> tuple[WrittenScan, ...]:
     """Write the dataset [1]_, with its manifests and folds.
 
@@ -86,14 +96,17 @@ def write_ctspinopelvic1k(
         Folder of the dataset; it is made if it is missing.
     scans
         Scans to write.
+    version
+        Version of the dataset. Version 5 has more structures, and columns on transitional
+        vertebrae.
 
     Returns
     -------
     tuple of WrittenScan
         One record per pair of files, in the order of ``scans``.
     """
-    written = tuple(_write_record(root, plan) for plan in scans)
-    rows = [_manifest_row(plan) for plan in scans]
+    written = tuple(_write_record(root, plan, version) for plan in scans)
+    rows = [_manifest_row(plan, version) for plan in scans]
     (root / "manifest.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     with (root / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
@@ -118,13 +131,17 @@ def _names(plan: SpinoPelvicPlan) -> tuple[str, str]:
     return f"ct/{stem}_ct.nii.gz", f"labels/{stem}_label.nii.gz"
 
 
-def _write_record(root: Path, plan: SpinoPelvicPlan) -> WrittenScan:
+def _write_record(root: Path, plan: SpinoPelvicPlan, version: Literal[3, 5]) -> WrittenScan:
     image_name, label_name = _names(plan)
     spec = _spec_of_mask(plan)
     phantom = make_phantom(spec)
     label_form = replace(_FORM, dtype="uint8")
     write_nifti(root / image_name, phantom.image, phantom.affine_xyz, _FORM)
     mask = _mask(phantom, make_phantom(plan.spec), plan.config)
+    for value, place_zyx in _LATER_STRUCTURES.items() if version == _V5 else ():
+        box = np.zeros(mask.shape, np.bool_)
+        box[organ_box(phantom, place_zyx)] = True
+        mask[box & (mask == 0)] = value
     write_nifti(root / label_name, mask, phantom.affine_xyz, label_form)
     return WrittenScan(
         scan_id=f"{plan.token:04d}{_INFIX[plan.config]}",
@@ -154,9 +171,13 @@ def _mask(
     return mask
 
 
-def _manifest_row(plan: SpinoPelvicPlan) -> dict[str, Any]:
+def _manifest_row(plan: SpinoPelvicPlan, version: Literal[3, 5]) -> dict[str, Any]:
     image_name, label_name = _names(plan)
     has_l6 = "L6" in plan.spec.levels
+    later = {
+        "lstv_label": "lumbarization" if has_l6 else "normal",
+        "castellvi_type": "IIIa" if has_l6 else "",
+    }
     return {
         "token": str(plan.token),
         "config": plan.config,
@@ -167,6 +188,7 @@ def _manifest_row(plan: SpinoPelvicPlan) -> dict[str, Any]:
         "lstv_class": int(has_l6),
         "has_l6": has_l6,
         "n_lumbar_labels": sum(name.startswith("L") for name in _spec_of_mask(plan).labeled),
+        **(later if version == _V5 else {}),
     }
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DICOM_TRANSFER_SYNTAXES",
     "DicomForm",
+    "check_dicom_packages",
+    "dicom_decimals",
+    "dicom_items",
+    "new_dicom_object",
     "write_dicom_multiframe",
     "write_dicom_objects",
     "write_dicom_series",
@@ -170,7 +174,7 @@ def write_dicom_series(
         If a value cannot be stored in that form, the axes are not at right angles, or pydicom and
         gdcm are not installed.
     """
-    _check_packages(folder)
+    check_dicom_packages(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = _to_stored(array_ijk, form)
     series = _Series(2, _study(array_ijk, affine_ijk, form), _Geometry.of(affine_ijk, form), form)
@@ -220,7 +224,7 @@ def write_dicom_multiframe(
     from pydicom.encaps import encapsulate, get_frame  # noqa: PLC0415
     from pydicom.uid import UID  # noqa: PLC0415
 
-    _check_packages(path)
+    check_dicom_packages(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = _to_stored(array_ijk, form)
     series = _Series(2, _study(array_ijk, affine_ijk, form), _Geometry.of(affine_ijk, form), form)
@@ -230,13 +234,13 @@ def write_dicom_multiframe(
         order.reverse()
     frames = [series.slice(stored[:, :, k], k, number) for number, k in enumerate(order, start=1)]
     sop_class = _LEGACY_CT if legacy else _ENHANCED_CT
-    dataset = _new_object(sop_class, series.study, series.number, 1, "CT")
+    dataset = new_dicom_object(sop_class, series.study, series.number, 1, "CT")
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     _set_pixels(dataset, stored[:, :, 0].T, form)
     dataset.NumberOfFrames = len(frames)
     first = frames[0]
     dataset.SharedFunctionalGroupsSequence = [
-        _items(
+        dicom_items(
             PlaneOrientationSequence={"ImageOrientationPatient": first.ImageOrientationPatient},
             PixelMeasuresSequence={"PixelSpacing": first.PixelSpacing},
             PixelValueTransformationSequence={
@@ -247,7 +251,7 @@ def write_dicom_multiframe(
         )
     ]
     dataset.PerFrameFunctionalGroupsSequence = [
-        _items(
+        dicom_items(
             FrameContentSequence={"StackID": "1", "InStackPositionNumber": number},
             PlanePositionSequence={"ImagePositionPatient": frame.ImagePositionPatient},
         )
@@ -289,10 +293,10 @@ def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Pa
     UsageError
         If the modality is none of these, or pydicom and gdcm are not installed.
     """
-    _check_packages(folder)
+    check_dicom_packages(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if modality == "DIRECTORY":
-        dataset = _new_object(_DIRECTORY, _uid(modality), 1, 1, "OT")
+        dataset = new_dicom_object(_DIRECTORY, _uid(modality), 1, 1, "OT")
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         dataset.clear()
@@ -306,13 +310,13 @@ def write_dicom_objects(folder: Path, modality: str, count: int = 1) -> tuple[Pa
     written = []
     for number in range(1, count + 1):
         study = _uid("beside", str(folder), modality)
-        dataset = _new_object(_OTHER_CLASSES[modality], study, 7, number, modality)
+        dataset = new_dicom_object(_OTHER_CLASSES[modality], study, 7, number, modality)
         written.append(folder / f"{modality}-{number}.dcm")
         _save(dataset, written[-1], _PLAIN_FORM)
     return tuple(written)
 
 
-def _items(**sequences: dict[str, Any]) -> "Dataset":
+def dicom_items(**sequences: dict[str, Any]) -> "Dataset":
     """Return a data set of sequences that have one item each."""
     from pydicom import Dataset  # noqa: PLC0415  only writing DICOM needs pydicom
 
@@ -325,7 +329,8 @@ def _items(**sequences: dict[str, Any]) -> "Dataset":
     return group
 
 
-def _check_packages(path: Path) -> None:
+def check_dicom_packages(path: Path) -> None:
+    """Raise UsageError if the packages that write DICOM are not installed."""
     if any(find_spec(module) is None for module in ("pydicom", "gdcm")):
         raise UsageError(
             f"{path}: writing DICOM needs pydicom and gdcm: pip install 'spinezarr[dicom]'"
@@ -407,7 +412,9 @@ def _name(number: int, count: int, uid: str, form: DicomForm) -> str:
     return f"{number if form.naming == 'number' else count + 1 - number}.dcm"
 
 
-def _new_object(sop_class: str, study: str, series: int, number: int, modality: str) -> "Dataset":
+def new_dicom_object(
+    sop_class: str, study: str, series: int, number: int, modality: str
+) -> "Dataset":
     """Return a data set with the elements that identify an object."""
     from pydicom import Dataset  # noqa: PLC0415  only writing DICOM needs pydicom
     from pydicom.dataset import FileMetaDataset  # noqa: PLC0415
@@ -436,20 +443,20 @@ class _Series:
 
     def slice(self, stored_ij: npt.NDArray[np.integer[Any]], k: int, number: int) -> "Dataset":
         """Return a CT image at the position of slice ``k``."""
-        dataset = _new_object(_CT_IMAGE, self.study, self.number, number, "CT")
+        dataset = new_dicom_object(_CT_IMAGE, self.study, self.number, number, "CT")
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        dataset.ImagePositionPatient = _decimals(*self.geometry.position(k, self.form))
-        dataset.ImageOrientationPatient = _decimals(*self.geometry.across, *self.geometry.down)
-        dataset.PixelSpacing = _decimals(*self.geometry.spacing_mm)
-        dataset.GantryDetectorTilt = _decimals(self.form.gantry_tilt_deg)
-        dataset.RescaleSlope = _decimals(self.form.slope)
-        dataset.RescaleIntercept = _decimals(self.form.intercept)
+        dataset.ImagePositionPatient = dicom_decimals(*self.geometry.position(k, self.form))
+        dataset.ImageOrientationPatient = dicom_decimals(*self.geometry.across, *self.geometry.down)
+        dataset.PixelSpacing = dicom_decimals(*self.geometry.spacing_mm)
+        dataset.GantryDetectorTilt = dicom_decimals(self.form.gantry_tilt_deg)
+        dataset.RescaleSlope = dicom_decimals(self.form.slope)
+        dataset.RescaleIntercept = dicom_decimals(self.form.intercept)
         dataset.RescaleType = "HU"
         _set_pixels(dataset, stored_ij.T, self.form)
         return dataset
 
 
-def _decimals(*values: float) -> Any:  # noqa: ANN401  whatever pydicom takes for DS
+def dicom_decimals(*values: float) -> Any:  # noqa: ANN401  whatever pydicom takes for DS
     """Round to the 16 characters of a decimal string (PS3.5 section 6.2)."""
     from pydicom.valuerep import DSfloat  # noqa: PLC0415  only writing DICOM needs pydicom
 
@@ -493,10 +500,10 @@ def _extra_objects(
         scout = plain_series.slice(blank_ij, 0, _LOCALIZER + 1)
         geometry = series.geometry
         along = geometry.step / np.linalg.norm(geometry.step)
-        scout.ImageOrientationPatient = _decimals(*geometry.across, *-along)
+        scout.ImageOrientationPatient = dicom_decimals(*geometry.across, *-along)
         yield "scout.dcm", scout
     if form.secondary_capture:
-        picture = _new_object(_SECONDARY_CAPTURE, series.study, 999, 1, "OT")
+        picture = new_dicom_object(_SECONDARY_CAPTURE, series.study, 999, 1, "OT")
         _set_pixels(picture, blank_ij.T, form)
         picture.SamplesPerPixel = 3
         picture.PlanarConfiguration = 0

@@ -1,12 +1,13 @@
 """How does a store become files of other formats?"""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Final
 
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.export.atomic_file import make_folder
@@ -24,6 +25,8 @@ from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_location
 __all__ = ["ExportReport", "write_nifti_files", "write_nnunet_dataset", "write_ome_zarr_images"]
 
 _OnBytes = Callable[[int], None]
+_NO_DERIVATIVES: Final = re.compile(r"\bCC[- ]BY(-NC)?-ND\b", re.IGNORECASE)
+"""Licenses of Creative Commons without derivatives (https://creativecommons.org/licenses/)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class ExportReport:
     """The scans that were written, in the order of the store."""
     failed: dict[str, str]
     """Why each of the other scans could not be written, by scan id."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """License of each scan that was left out, because it allows no derivatives, by scan id."""
     files: tuple[str, ...] = ()
     """Paths of files that describe the whole dataset, such as ``dataset.json``."""
 
@@ -50,7 +55,7 @@ class ExportReport:
             {"scan_id": scan.scan_id, "files": list(scan.files), "notes": list(scan.notes)}
             for scan in self.done
         ]
-        return {"done": done, "failed": self.failed}
+        return {"done": done, "failed": self.failed, "left_out": self.left_out}
 
 
 def write_nifti_files(
@@ -62,11 +67,12 @@ def write_nifti_files(
     compressed: bool,
     exact: bool,
     overwrite: bool,
+    include_restricted: bool,
     on_progress: OnProgress,
 ) -> ExportReport:
     """Write each scan as NIfTI; see :meth:`spinezarr.Store.export_nifti`."""
     folder = Path(out)
-    scan_ids = selection.scan_ids(reader.columns, reader.name)
+    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
     make_folder(folder)
     for scan_id in scan_ids:
         for array in ("image", "label"):
@@ -80,7 +86,8 @@ def write_nifti_files(
             scan, engine, folder, compressed=compressed, exact=exact, on_bytes=on_bytes
         )
 
-    return _export_each(reader, scan_ids, str(folder), export, on_progress)
+    report = _export_each(reader, scan_ids, str(folder), export, on_progress)
+    return replace(report, left_out=left_out)
 
 
 def write_nnunet_dataset(
@@ -94,14 +101,16 @@ def write_nnunet_dataset(
     preprocessed: str | os.PathLike[str] | None,
     compressed: bool,
     overwrite: bool,
+    include_restricted: bool,
     on_progress: OnProgress,
 ) -> ExportReport:
     """Write a raw dataset of nnU-Net v2; see :meth:`spinezarr.Store.export_nnunet`."""
+    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
     plan = NnunetExport.plan(
         reader,
         engine,
         Path(out),
-        selection,
+        ScanSelection(scans=tuple(scan_ids)) if left_out else selection,
         dataset_id=dataset_id,
         name=name,
         preprocessed=None if preprocessed is None else Path(preprocessed),
@@ -109,10 +118,11 @@ def write_nnunet_dataset(
     )
     plan.make_folders(overwrite=overwrite)
     report = _export_each(reader, plan.scan_ids, str(plan.folder), plan.write, on_progress)
+    report = replace(report, left_out=left_out)
     if report.failed:
         return report  # nnU-Net accepts complete datasets only
     files = tuple(str(path) for path in plan.finish())
-    return ExportReport(report.out, report.done, report.failed, files)
+    return replace(report, files=files)
 
 
 def write_ome_zarr_images(
@@ -124,11 +134,12 @@ def write_ome_zarr_images(
     storage_options: Mapping[str, Any] | None,
     link: bool,
     overwrite: bool,
+    include_restricted: bool,
     on_progress: OnProgress,
 ) -> ExportReport:
     """Write each scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
     target = os.fspath(out)
-    scan_ids = selection.scan_ids(reader.columns, reader.name)
+    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
     if "://" not in target:
         make_folder(Path(target))
         for scan_id in scan_ids:
@@ -146,7 +157,38 @@ def write_ome_zarr_images(
             on_bytes=on_bytes,
         )
 
-    return _export_each(reader, scan_ids, redact_url(target), export, on_progress)
+    report = _export_each(reader, scan_ids, redact_url(target), export, on_progress)
+    return replace(report, left_out=left_out)
+
+
+def _exported_scans(
+    reader: StoreReader, selection: ScanSelection, *, include_restricted: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Return the scans to export, and the license of each scan that is left out.
+
+    An export is a derivative that people share, so a license without derivatives excludes a scan.
+
+    Raises
+    ------
+    UsageError
+        If no scan remains.
+    """
+    scan_ids = list(selection.scan_ids(reader.columns, reader.name))
+    if include_restricted:
+        return scan_ids, {}
+    licenses = {scan_id: reader.scan(scan_id).attributes.license for scan_id in scan_ids}
+    left_out = {
+        scan_id: license
+        for scan_id, license in licenses.items()
+        if _NO_DERIVATIVES.search(license) is not None
+    }
+    if left_out and len(left_out) == len(scan_ids):
+        raise UsageError(
+            f"{reader.name}: the license of each of the {len(scan_ids)} scans allows no "
+            f"derivatives ({next(iter(left_out.values()))}). If you do not share the files, give "
+            "--include-restricted (include_restricted=True)."
+        )
+    return [scan_id for scan_id in scan_ids if scan_id not in left_out], left_out
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:

@@ -18,8 +18,8 @@ from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.formats.dicom import DicomSeriesVolume
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.formats.volume import Volume, open_volume
-from spinezarr.geometry import AxisMap, ShapeZYX
-from spinezarr.ingestion.scan import open_label
+from spinezarr.geometry import AxisMap, Grid, ShapeZYX
+from spinezarr.ingestion.label_file import LabelFiles, open_label
 from spinezarr.ingestion.voxels.chunks import stored_labels
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
@@ -96,7 +96,9 @@ def compare_with_source(
     engine = Engine(fetcher_for(reader.objects))
 
     def compare(scan: ScanHandle) -> list[Fault]:
-        return [*_compare_scan(scan, engine, partial(_open, fs, root, limits), on_bytes)]
+        source = scan.attributes.image_source
+        image = Grid(source.shape_ijk, np.array(source.affine_ijk))
+        return [*_compare_scan(scan, engine, partial(_open, fs, root, limits, image), on_bytes)]
 
     pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="spinezarr-compare")
     try:
@@ -132,11 +134,12 @@ def _described(record: SourceRecord) -> str:
     return f"{record.size_bytes} bytes with sha256 {record.sha256}"
 
 
-def _open(fs: fsspec.AbstractFileSystem, root: str, limits: Limits, record: SourceRecord) -> Volume:
-    if isinstance(record, LabelSourceRecord) and record.parts:
-        merged = open_label(fs, root, None, record.parts, limits)
-        if merged is not None:
-            return merged
+def _open(
+    fs: fsspec.AbstractFileSystem, root: str, limits: Limits, image: Grid, record: SourceRecord
+) -> Volume:
+    if isinstance(record, LabelSourceRecord):
+        files = LabelFiles(record.file, record.parts, record.values, record.segments)
+        return open_label(fs, root, files, image, limits)
     path = f"{root}/{record.file}"
     if isinstance(record, ImageSourceRecord) and record.series is not None:
         return DicomSeriesVolume.open(fs, path, limits, series=record.series)

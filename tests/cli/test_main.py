@@ -178,7 +178,7 @@ def test_dry_run_shows_found_unpaired_and_ignored_and_writes_nothing(pairs, tmp_
     [
         (["ingest", "ctspine1k"], "no raw folder"),
         (["ingest", "ctspine1k", "--raw", "missing"], "Layouts that the recipe"),
-        (["ingest", "nothing", "--raw", "."], "Shipped recipes: ctspine1k"),
+        (["ingest", "nothing", "--raw", "."], "Shipped recipes: cads, ctspine1k"),
         (["ingest", "pairs", "--raw", ".", "--out", "x"], "needs --image"),
         (["ingest", "ctspine1k", "--raw", ".", "--image", "x"], "need the dataset 'pairs'"),
         (["ingest", "x.yaml", "--raw", "."], "no such recipe file"),

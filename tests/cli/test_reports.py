@@ -140,10 +140,10 @@ def test_lists_tables_and_expected_masks_are_reported(raw, tmp_path):
 
 
 def test_the_dry_run_has_a_total_row_and_lists_unread_files(raw, tmp_path):
-    (tmp_path / "mine.yaml").write_text(RECIPE.replace("ct.nii.gz'", r"ct.{ext:nii\.gz|nrrd}'"))
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("ct.nii.gz'", r"ct.{ext:nii\.gz|nhdr}'"))
     (raw / "split.txt").write_text("one:\na\n")
-    write(raw / "c_ct.nrrd.nii")
-    (raw / "c_ct.nrrd.nii").rename(raw / "c_ct.nrrd")
+    write(raw / "c_ct.nhdr.nii")
+    (raw / "c_ct.nhdr.nii").rename(raw / "c_ct.nhdr")
     write(raw / "c_seg.nii.gz", MASK)
     words = ["ingest", tmp_path / "mine.yaml", "--raw", raw, "--dry-run"]
     output = words_of(run(*words).stdout)
@@ -151,7 +151,7 @@ def test_the_dry_run_has_a_total_row_and_lists_unread_files(raw, tmp_path):
     assert "│ x │ 3 │ image │" in output
     assert "│ all │ 3 │ │ │ 6 │" in output
     assert (
-        r"Not read: 1 file of {scan}_ct.{ext:nii\.gz|nrrd}. By its ending it is an NRRD" in output
+        r"Not read: 1 file of {scan}_ct.{ext:nii\.gz|nhdr}. By its ending it is an NRRD" in output
     )
 
 

@@ -153,8 +153,8 @@ def test_the_kind_of_a_gzip_file_is_that_of_its_contents(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("a.nrrd", "an NRRD file"),
-        ("A.SEG.NRRD", "an NRRD file"),
+        ("a.nhdr", "an NRRD file"),
+        ("A.SEG.NRRD.GZ", "an NRRD file"),
         ("a.mgz", "an MGH file of FreeSurfer"),
         ("a.hdr", "one half of a .hdr/.img pair (NIfTI or Analyze)"),
         ("a.img.gz", "one half of a .hdr/.img pair (NIfTI or Analyze)"),
@@ -219,14 +219,14 @@ def converted(folder, command, old):
         ("a.mgz", "IN.mgz", lambda path: nib.save(nib.MGHImage(VALUES, AFFINE), path)),
         ("a.hdr", "IN.hdr", lambda path: nib.save(nib.Nifti1Pair(VALUES, AFFINE), path)),
         (
-            "a.nrrd",
-            "IN.nrrd",
+            "a.nhdr",
+            "IN.nhdr",
             lambda path: SimpleITK.WriteImage(SimpleITK.ReadImage(str(path) + ".nii"), str(path)),
         ),
     ],
 )
 def test_the_advised_commands_convert_the_file(tmp_path, name, old, write):
-    nib.save(IMAGE, tmp_path / "a.nrrd.nii")
+    nib.save(IMAGE, tmp_path / "a.nhdr.nii")
     write(tmp_path / name)
     command = command_of(refusal(tmp_path / name), old)
     affine, values = converted(tmp_path, command, old)

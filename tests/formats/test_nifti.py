@@ -498,7 +498,7 @@ def test_other_magic_is_refused(folder, version, magic):
 
 
 @pytest.mark.parametrize(
-    "name", ["v.hdr", "v.img", "v.nrrd", "v", "v.gz", "v.nii.bz2", "v.nii.gz.x"]
+    "name", ["v.hdr", "v.img", "v.nhdr", "v", "v.gz", "v.nii.bz2", "v.nii.gz.x"]
 )
 def test_other_endings_are_refused(tmp_path, name):
     message = refusal(tmp_path / name, nifti_bytes())

@@ -1,6 +1,7 @@
 """Synthetic copies of every dataset layout, ingested with the shipped recipes."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,12 +10,16 @@ import openpyxl
 import pytest
 
 import spinezarr
+from spinezarr.errors import UsageError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import (
+    VERSE_2019,
+    VERSE_2020,
     make_phantom,
     totalsegmentator_values,
+    write_cads,
     write_ctspine1k,
     write_ctspine1k_tables,
     write_ctspine1k_tcia,
@@ -23,6 +28,8 @@ from spinezarr.testing import (
     write_msr,
     write_msr_nifti,
     write_rsna,
+    write_spine_mets,
+    write_spineps,
     write_totalsegmentator,
     write_totalsegmentator_multilabel,
     write_verse_2019_challenge,
@@ -147,7 +154,7 @@ def test_the_fracture_table_is_joined_by_the_number_of_the_scan(tmp_path):
         book.active.append(row)
     book.save(raw / "ryai190138_appendixe1.xlsx")
     found, _, store = run("verse", raw, tmp_path / "verse.zarr")
-    (use,) = found.tables
+    (use,) = (use for use in found.tables if use.name == "fractures")
     assert (use.name, use.rows, use.matched) == ("fractures", 4, 3)
     said = store.table[["BMD", "L1_fx-g", "subject_ID"]].sel(
         scan=["verse004", "verse201", "verse253", "verse074"]
@@ -258,6 +265,9 @@ NEIGHBORS = {
         lambda root: write_totalsegmentator_multilabel(root, version="v1"),
     ),
     "rsna2022": ("rsna2022", write_rsna),
+    "spine-mets-ct-seg": ("spine-mets-ct-seg", write_spine_mets),
+    "cads": ("cads", write_cads),
+    "spineps": ("spineps", write_spineps),
     "xvertseg": ("xvertseg", write_xvertseg),
     "ctspinopelvic1k": ("ctspinopelvic1k", write_ctspinopelvic1k),
     "ctspine1k from TCIA": ("ctspine1k", write_ctspine1k_tcia),
@@ -345,6 +355,128 @@ def test_ctspinopelvic1k_names_every_structure_and_joins_its_manifest(tmp_path):
     pair = store.table.sel(scan=["0004_spine", "0004_pelvic"])
     assert set(pair.patient_id.to_numpy()) == {"0004"}
     assert (store.table["config"] != "").all()
+
+
+def test_masks_of_models_are_marked_and_their_structures_named(tmp_path):
+    write_cads(tmp_path / "cads")
+    _, _, store = run("cads", tmp_path / "cads", tmp_path / "cads.zarr")
+    assert set(store.table.label_state.to_numpy()) == {"predicted"}
+    ids = ["0010_verse_verse004", "0016_lidc_verse004", "0041_ctrate_train_1_a_1"]
+    assert sorted(store.table.scan.to_numpy()) == ids
+    assert set(store.table.source.to_numpy()) == {"0010_verse", "0016_lidc", "0041_ctrate"}
+    write_spineps(tmp_path / "spineps")
+    _, _, store = run("spineps", tmp_path / "spineps", tmp_path / "spineps.zarr")
+    names = store.scan("sub-0001").label.attrs["flag_meanings"].split()
+    assert {"disc_below_L1", "endplates_L1"} <= set(names)
+    _, _, store = run("spineps-subregions", tmp_path / "spineps", tmp_path / "parts.zarr")
+    label = store.scan("sub-0002_ses-1").label
+    assert set(np.unique(label)) == {0, 49}
+    assert "body_border" in label.attrs["flag_meanings"]
+    assert set(store.table.label_state.to_numpy()) == {"predicted"}
+
+
+def test_verse_marks_doubted_levels_and_the_license_of_each_scan(subjects, tmp_path):
+    _, _, _, store = subjects
+    licenses = store.table["license"].to_series().to_dict()
+    assert {name for name, text in licenses.items() if text == "CC-BY-NC-ND-4.0"} == {
+        name for name in licenses if name.startswith("gl")
+    }
+    for name, text in licenses.items():
+        assert store.scan(name).attrs["license"] == text
+    report = store.export_nifti(out=tmp_path / "shared")
+    assert set(report.left_out) == {name for name in licenses if name.startswith("gl")}
+    assert {scan.scan_id for scan in report.done} == set(licenses) - set(report.left_out)
+    assert not list((tmp_path / "shared").glob("gl*"))
+    everything = store.export_nifti(out=tmp_path / "own", include_restricted=True)
+    assert {scan.scan_id for scan in everything.done} == set(licenses)
+    (restricted, *_) = report.left_out
+    with pytest.raises(UsageError, match="--include-restricted"):
+        store.export_ome_zarr(out=tmp_path / "ome", scans=restricted)
+    nnunet = store.export_nnunet(out=tmp_path / "nnunet")
+    assert set(nnunet.left_out) <= set(report.left_out)
+    assert not list((tmp_path / "nnunet").rglob("gl*.nii.gz"))
+
+
+def test_what_is_missing_is_named_with_the_download_that_has_it(subjects, tmp_path):
+    _, written, found, _ = subjects
+    by_split = {missing.split: missing for missing in found.missing}
+    assert {split: missing.total for split, missing in by_split.items()} == {
+        "train": 141,
+        "validation": 113,
+        "test": 120,
+    }
+    here = sum(scan.split == "training" for scan in written)
+    assert by_split["train"].here == here
+    of_2019 = sum(scan.split == "training" and scan.year == 2019 for scan in written)
+    assert by_split["train"].downloads == (
+        ("dataset-verse19training.zip", 80 - of_2019),
+        ("dataset-verse20training.zip", 61 - (here - of_2019)),
+    )
+    assert str(by_split["train"]) == (
+        f"{here} of 141 train scans are here; {80 - of_2019} more come with "
+        f"dataset-verse19training.zip and {61 - (here - of_2019)} more with "
+        "dataset-verse20training.zip"
+    )
+    assert discover(Recipe.load("ctspinopelvic1k"), str(small_copy(tmp_path))).missing == ()
+
+
+def small_copy(folder):
+    write_ctspinopelvic1k(folder)
+    return folder
+
+
+def test_the_errata_of_verse_become_columns_and_change_no_voxel(tmp_path):
+    plans = [
+        replace(plan, scan="verse559", subject="verse559") for plan in VERSE_2020 if plan.mask
+    ][:1]
+    (written,) = write_verse_subjects(tmp_path / "raw", plans)
+    found, _, store = run("verse", tmp_path / "raw", tmp_path / "verse.zarr")
+    (use,) = (use for use in found.tables if use.name == "errata")
+    assert (use.rows, use.matched) == (25, 1)
+    (scan_id,) = store.table.scan.to_numpy()
+    erratum = str(store.table.erratum.sel(scan=scan_id).to_numpy())
+    assert "it sees T13" in erratum
+    assert "from the top as C3 C4 C5 C6 C7 T1" in erratum
+    assert "VeriDAH" in str(store.table.erratum_source.sel(scan=scan_id).to_numpy())
+    np.testing.assert_array_equal(store.scan(scan_id).label, make_phantom(written.spec).label)
+
+
+HF_ROOTS = ["data/nii/VerSe/dataset-verse19training", "01_training", "x/02_validation"]
+
+
+@pytest.mark.parametrize("top", HF_ROOTS)
+@pytest.mark.parametrize("own_folders", [False, True])
+def test_copies_of_verse_on_hugging_face_are_read(tmp_path, top, own_folders):
+    """Copies nest the release, or keep the files of a subject in one folder of the split."""
+    plans = [plan for plan in VERSE_2019 if plan.split == "training"]
+    write_verse_subjects(tmp_path / "a", plans)
+    release = tmp_path / "a/dataset-verse19training"
+    target = tmp_path / "raw" / top
+    target.parent.mkdir(parents=True)
+    if own_folders:
+        for path in sorted(release.glob("*/sub-*/sub-*")):
+            (target / path.parent.name).mkdir(parents=True, exist_ok=True)
+            path.rename(target / path.parent.name / path.name)
+    else:
+        release.rename(target)
+    found, report, store = run("verse", tmp_path / "raw", tmp_path / "verse.zarr")
+    assert not report.failed, report.failed
+    assert sorted(scan.scan_id for scan in found.scans) == sorted(plan.scan for plan in plans)
+    split = "validation" if "validation" in top else "train"
+    assert set(store.table.split.to_numpy()) == {split}
+    twins = store.table.scan[store.table.patient_id == "verse401"].to_numpy().tolist()
+    assert twins == ["verse201", "verse253"]
+    assert sum(scan.has_mask for scan in found.scans) == sum(plan.mask for plan in plans)
+
+
+def test_version_5_of_ctspinopelvic1k_names_its_later_structures(tmp_path):
+    write_ctspinopelvic1k(tmp_path / "raw", version=5)
+    _, _, store = run("ctspinopelvic1k", tmp_path / "raw", tmp_path / "sp.zarr")
+    assert store.table.other_label_voxels.sum() == 0
+    names = set(store.scan("0149").label.attrs["flag_meanings"].split())
+    assert {"rib_left_1", "rib_right_12", "psoas_left", "lumbar_rib_left", "hardware_cage"} <= names
+    assert store.table.castellvi_type.sel(scan="0149") == "IIIa"
+    assert store.attrs["license"] == "CC-BY-NC-SA-4.0"
 
 
 def test_rsna_scans_without_mask_are_scans_and_fractures_are_columns(tmp_path):

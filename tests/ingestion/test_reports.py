@@ -91,7 +91,7 @@ def test_unpacked_files_are_read_and_stored_under_their_own_names(raw, out):
 def test_images_that_were_left_out_are_reported_with_the_reason(raw, out):
     write(raw / "big_CT.nii.gz")
     write(raw / "below" / "deep_ct.nii.gz")
-    (raw / "other_ct.nrrd").write_bytes(b"NRRD0004\n")
+    (raw / "other_ct.nhdr").write_bytes(b"NRRD0004\n")
     (raw / "notes.txt").write_text("x")
     write(raw / "good_ct.nii")
     report = run(PAIRS, raw, out)
@@ -99,7 +99,7 @@ def test_images_that_were_left_out_are_reported_with_the_reason(raw, out):
     reasons = {note.path: note.reason for note in report.ignored}
     assert "capital letters differ" in reasons.pop("big_CT.nii.gz")
     assert "it lies in a folder" in reasons.pop("below/deep_ct.nii.gz")
-    assert "it is an NRRD file" in reasons.pop("other_ct.nrrd")
+    assert "it is an NRRD file" in reasons.pop("other_ct.nhdr")
     assert reasons == {
         "notes.txt": "matches no pattern of the recipe",
         "good_ct.nii": "copy of a file that is used, compressed in another way",
@@ -298,9 +298,9 @@ def test_a_forbidden_folder_is_reported_and_everything_else_ingested(raw, out):
         (raw / name).chmod(0o700)
 
 
-@pytest.mark.parametrize("label", [None, "{scan}.nrrd"])
+@pytest.mark.parametrize("label", [None, "{scan}.mgz"])
 def test_patterns_of_unsupported_formats_are_a_usage_error(tmp_path, out, label):
-    for name in ("1.dcm", "2.dcm", "1.nrrd", "2.nrrd"):
+    for name in ("1.dcm", "2.dcm", "1.mgz", "2.mgz"):
         (tmp_path / name).write_bytes(b"x")
     recipe = Recipe.from_pairs("{scan}.dcm", label, name="slices")
     found = discover(recipe, str(tmp_path))
@@ -308,7 +308,7 @@ def test_patterns_of_unsupported_formats_are_a_usage_error(tmp_path, out, label)
     assert (image.files, image.unread) == (2, 2)
     assert image.unread_advice.startswith("By its ending it is a DICOM file. A series of CT slices")
     assert [use.unread_advice.split(". ")[0] for use in mask] == [
-        "By its ending it is an NRRD file"
+        "By its ending it is an MGH file of FreeSurfer"
     ] * len(mask)
     with pytest.raises(UsageError, match=r"end the pattern with '/'") as caught:
         ingest(recipe, found, str(out))
@@ -317,8 +317,8 @@ def test_patterns_of_unsupported_formats_are_a_usage_error(tmp_path, out, label)
 
 
 def test_scans_of_an_unsupported_format_fail_among_others(raw, out):
-    recipe = Recipe.from_pairs(r"{scan}_ct.{ext:nii\.gz|nrrd}", None, name="mixed")
-    (raw / "other_ct.nrrd").write_bytes(b"NRRD0004\n")
+    recipe = Recipe.from_pairs(r"{scan}_ct.{ext:nii\.gz|nhdr}", None, name="mixed")
+    (raw / "other_ct.nhdr").write_bytes(b"NRRD0004\n")
     (image,) = discover(recipe, str(raw)).patterns
     assert (image.files, image.unread) == (2, 1)
     report = run(recipe, raw, out)

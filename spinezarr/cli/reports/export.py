@@ -26,6 +26,12 @@ def print_files(report: ExportReport) -> None:
 
 def _print_notes_and_failures(column: str, report: ExportReport) -> None:
     _print_rows("Notes", (column, "note"), _grouped(report.done))
+    if report.left_out:
+        licenses = ", ".join(sorted(set(report.left_out.values())))
+        OUT.say(
+            f"Left out {count_noun(len(report.left_out), 'scan')} whose license allows no "
+            f"derivatives ({licenses}); --include-restricted exports them, too."
+        )
     _print_rows("Failed", ("scan", "reason"), list(report.failed.items()))
 
 

@@ -97,6 +97,8 @@ def _print_leftovers(report: Discovery | IngestReport) -> None:
             OUT.say(f"{count} without an image, e.g. {examples}. {advice}", style="bold red")
     if report.absent:
         OUT.say(f"Listed in a split and not here: {count_noun(len(report.absent), 'scan')}.")
+    for missing in report.missing:
+        OUT.say(f"{missing}.")
     for use in report.tables:
         if use.unmatched:
             rows = count_noun(use.rows - use.matched, "row")

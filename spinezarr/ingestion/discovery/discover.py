@@ -21,6 +21,7 @@ from spinezarr.ingestion.discovery.images import (
     match_images,
 )
 from spinezarr.ingestion.discovery.leftovers import Leftovers
+from spinezarr.ingestion.discovery.missing import MissingScans, missing_scans
 from spinezarr.ingestion.discovery.nothing_found import known_layouts, nothing_found
 from spinezarr.ingestion.discovery.pattern_use import PartUse, PatternUse, part_uses, pattern_uses
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
@@ -35,6 +36,7 @@ from spinezarr.vertebrae import LabelState
 __all__ = [
     "Discovery",
     "LabelPart",
+    "MissingScans",
     "PartUse",
     "PathNote",
     "PatternUse",
@@ -75,6 +77,11 @@ class ScanSource:
 
     It is empty if the values are stored as they are.
     """
+    label_segments: tuple[tuple[str, int], ...] = ()
+    """Pairs of the name of a segment in the file of the mask and the stored value.
+
+    It is empty if the segments have no names.
+    """
     centroids: str | None = None
     """Path of the file with annotated centers."""
     centroid_bytes: int = 0
@@ -88,6 +95,8 @@ class ScanSource:
     """Values from the tables of the dataset, by column."""
     stamp: str = ""
     """Hash of names, sizes and times of all its files."""
+    license: str = ""
+    """License of the scan, if it may differ from that of the dataset; else empty."""
     series: SeriesFiles | None = None
     """Series of the folder ``image``, if each series of the folder is a scan; else None."""
 
@@ -164,6 +173,8 @@ class Discovery:
     """Every part of masks that have one file for each structure, with its number of scans."""
     tables: tuple[TableUse, ...]
     """Every table of the recipe, with the number of rows that belong to scans."""
+    missing: tuple[MissingScans, ...] = ()
+    """Splits that are incomplete, with the downloads that have the other scans."""
     folders: dict[str, FolderRecord] = field(default_factory=dict, repr=False)
     """Records of the folders of DICOM files, for the ledger."""
 
@@ -199,7 +210,10 @@ class Discovery:
 
 def _has_unreadable_file(scan: ScanSource) -> bool:
     masks = [part.path for part in scan.label_parts] if scan.label is None else [scan.label]
-    return any(unsupported_kind(path) is not None for path in (scan.image, *masks))
+    segments = bool(scan.label_segments)
+    return unsupported_kind(scan.image) is not None or any(
+        unsupported_kind(path, segments=segments) is not None for path in masks
+    )
 
 
 _LEFT_BY_SYSTEM: Final = "left by an operating system or program"
@@ -304,6 +318,7 @@ def _discover(
         ),
         parts=part_uses(recipe, chosen.pairs),
         tables=tables.uses,
+        missing=missing_scans(recipe, ((scan.source, scan.split) for scan in scans)),
         folders=inspected.records,
     )
 
@@ -387,6 +402,7 @@ def _scan_source(
     split_name = tables.splits.get(image.scan_id) or fill_template(recipe.split, image.texts) or ""
     split, position = splits.get(image.listed_as, (split_name, -1))
     centroids, centroid_file = layout.centroids, paired.centroids
+    license = fill_template(recipe.scan_license, image.texts) or ""
     return ScanSource(
         scan_id=image.scan_id,
         patient_id=fill_template(recipe.patient_id, image.texts) or image.scan_id,
@@ -400,15 +416,22 @@ def _scan_source(
         absent_parts=paired.absent_parts,
         label_state=layout.label_state or recipe.labels.state,
         label_values=layout.stored_values,
+        label_segments=layout.stored_segments,
         centroids=centroid_file,
         centroid_bytes=folder.size_of(centroid_file) if centroid_file else 0,
         centroid_convention=centroids.convention if centroids and centroid_file else None,
         sidecar=paired.sidecar,
         sidecar_keys=layout.sidecar_keys,
-        columns=dict(tables.columns.get(image.scan_id, {})),
+        columns=dict(tables.columns.get(image.scan_id, {})) | _license_column(license),
+        license=license,
         stamp=folder.stamp_of(paired.files),
         series=image.series,
     )
+
+
+def _license_column(license: str) -> dict[str, str]:
+    """Return the column with the license of a scan; none if all scans have that of the dataset."""
+    return {"license": license} if license else {}
 
 
 def _mask_candidates(recipe: Recipe, paired: PairedImage) -> tuple[str, ...]:

@@ -489,9 +489,13 @@ class _Pairing:
     def _files(self, template: str, texts: dict[str, str]) -> list[str]:
         """Return the files of a template. Ignored files count only if there are no others.
 
-        An image is never the mask of another image.
+        An image is never the mask of another image, and neither is one of its slices.
         """
-        files = [path for path in self._raw.find(template, texts) if path not in self._images]
+        files = [
+            path
+            for path in self._raw.find(template, texts)
+            if path not in self._images and f"{path.rpartition('/')[0]}/" not in self._images
+        ]
         return [path for path in files if path not in self._ignored] or files
 
 

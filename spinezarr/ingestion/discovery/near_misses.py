@@ -18,7 +18,7 @@ NEARLY: Final = "nearly fits"
 
 SAME_DIGITS: Final = str.maketrans(string.digits, "0" * 10)
 """Translation that makes paths equal if they differ only in digits."""
-_READ_ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd")
+_READ_ENDINGS: Final = (".nii.gz", ".nii", ".mha", ".mhd", ".seg.nrrd", ".nrrd")
 _NIFTI: Final = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
 
 

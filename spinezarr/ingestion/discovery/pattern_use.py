@@ -71,24 +71,36 @@ def pattern_uses(
     ignored
         Paths of files that belong to no scan. They count for no pattern.
     """
+    paired_images = tuple(paired_images)
     images: dict[str, list[str]] = {}
     for image in (*matched.images, *(image for image, _ in matched.misnamed)):
         images.setdefault(image.path, []).append(image.layout)
     layout_of_path = {
         path: paired.image.layout for paired in paired_images for path in paired.files
     }
+    image_folders = {paired.image.path for paired in paired_images if paired.image.path[-1] == "/"}
+
+    def is_explained(path: str) -> bool:
+        """Return whether a folder holds only files that are ignored, or that are masks."""
+        return all(file in ignored or file in layout_of_path for file in folder.folders[path])
+
     patterns = [pattern for key in recipe.layouts for pattern in _patterns(recipe, key)]
     ranked = sorted(patterns, key=lambda pattern: _KIND_ORDER.index(pattern.kind))
     files: Counter[_Pattern] = Counter()
     unread: dict[_Pattern, list[str]] = {}
     for path in (*folder.sizes, *folder.folders):
-        if path in ignored:
+        if path in ignored or f"{path.rpartition('/')[0]}/" in image_folders - {path}:
+            continue
+        if path.endswith("/") and path not in image_folders and is_explained(path):
             continue
         pattern = _first_match(ranked, path, layout_of_path.get(path), images.get(path, ()))
         if pattern is None:
             continue
         files[pattern] += 1
-        kind = unsupported_kind(path) if pattern.kind in {"image", "mask"} else None
+        kind = None
+        if pattern.kind in {"image", "mask"}:
+            segments = pattern.kind == "mask" and bool(recipe.layouts[pattern.layout].segments)
+            kind = unsupported_kind(path, segments=segments)
         if kind is not None:
             step = kind.next_step
             if kind is DICOM:
