@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from spinezarr.serve.run import BackgroundServer
     from spinezarr.stats.compare import Comparison
     from spinezarr.stats.statistics import Statistics
+    from spinezarr.verbs.add_labels import AddLabelsReport
     from spinezarr.verbs.export import ExportReport
     from spinezarr.verify.store import Verification
     from spinezarr.view.widget import ScanView
@@ -473,7 +474,8 @@ class Store:
         -------
         xarray.Dataset
             ``image`` (z, y, x) in HU and, if the scan has a mask, ``label`` (z, y, x) uint8, as
-            dask arrays with one chunk for each shard. Coordinates are ``z``, ``y``, ``x`` in mm
+            dask arrays with one chunk for each shard. Further masks follow by their names.
+            Coordinates are ``z``, ``y``, ``x`` in mm
             (RAS+). The attributes hold ``affine`` (voxel ``(x, y, z, 1)`` to RAS+ mm) and
             provenance.
 
@@ -502,11 +504,213 @@ class Store:
                     lazy_array(self._engine, spec, self.url),
                     variable_attributes[spec.name],
                 )
-                for spec in scan.arrays
+                for spec in scan.all_arrays
             },
             {axis: (axis, values, variable_attributes[axis]) for axis, values in positions.items()},
             attributes,
         )
+
+    def write_labels(
+        self,
+        scan_id: str,
+        name: str,
+        values_zyx: npt.ArrayLike,
+        *,
+        scheme: str | Mapping[int, str] = "vertebrae",
+        license: str = "",
+        author: str = "",
+        model: str = "",
+        wait_s: float = 60.0,
+    ) -> None:
+        """Write a further mask of a scan, such as a prediction, beside its ``label``.
+
+        Image and other masks stay as they are. Readers see the scan without the mask, or with all
+        of it. A mask of the same name is replaced.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        name
+            Name of the mask: small letters, digits and underscores, such as ``"prediction"``.
+        values_zyx
+            One whole number from 0 to 255 for each stored voxel, ``(z, y, x)``; 0 is background. An
+            array of dask or xarray is computed a few planes at a time.
+        scheme
+            Names of the values: ``"vertebrae"`` as in ``label``, ``"subregions"`` as in TPTBox,
+            ``"spineps"`` as in SPINEPS, or a mapping from values to names.
+        license
+            License of the mask, if it is not that of the scan.
+        author, model
+            Who annotated the mask, or the program that made it, with its version.
+        wait_s
+            Seconds to wait for other programs that write the store.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If the name or the scheme cannot be used, or the shape is not that of the scan.
+        LabelError
+            If a value is not a whole number from 0 to 255.
+        ScanChangedError
+            If the scan was replaced since the store was opened.
+        StoreBusyError
+            If another program still writes the store after ``wait_s``.
+        ReadOnlyStoreError
+            If the store cannot be written.
+
+        Examples
+        --------
+        >>> import shutil, tempfile, spinezarr
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> copy = spinezarr.open(shutil.copytree(store.url, f"{folder.name}/copy.zarr"))
+        >>> bone = copy.scan("liver_0").image > 200
+        >>> copy.write_labels("liver_0", "bone", bone, scheme={1: "bone"}, model="200 HU")
+        >>> copy.scan("liver_0").bone.flag_meanings
+        'background bone'
+        >>> copy.remove_labels("bone")
+        ('liver_0',)
+        >>> folder.cleanup()
+        """
+        # Training never writes.
+        from spinezarr.ingestion.masks import MaskFacts  # noqa: PLC0415
+        from spinezarr.label_schemes import label_scheme  # noqa: PLC0415
+        from spinezarr.verbs.labels import write_labels  # noqa: PLC0415
+
+        facts = MaskFacts(label_scheme(scheme), license, author, model)
+        write_labels(self._reader, scan_id, name, values_zyx, facts, wait_s=wait_s)
+
+    def add_labels(
+        self,
+        name: str,
+        labels: str | os.PathLike[str],
+        *,
+        scheme: str | Mapping[int, str] = "vertebrae",
+        license: str = "",
+        author: str = "",
+        model: str = "",
+        take_image_grid: bool = False,
+        max_axis_voxels: int = 8192,
+        max_volume_gb: float = 32.0,
+        follow_links: Sequence[str | os.PathLike[str]] | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        raw_storage_options: Mapping[str, Any] | None = None,
+        wait_s: float = 60.0,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "AddLabelsReport":
+        """Write mask files as further masks of their scans; see :meth:`write_labels`.
+
+        Each mask must lie on the grid of its image, as at an ingest; nothing is resampled. A scan
+        that has the mask from the same file is skipped. A file that fails does not stop the others.
+
+        Parameters
+        ----------
+        name, scheme, license, author, model, wait_s
+            As in :meth:`write_labels`.
+        labels
+            Pattern of the paths or URLs of the masks, with ``{scan}`` for the scan id, such as
+            ``"pred/{scan}.nii.gz"``.
+        take_image_grid
+            Whether a mask takes its image's affine if both have the same shape.
+        max_axis_voxels, max_volume_gb, follow_links, scratch
+            As in :func:`spinezarr.ingest`.
+        scans, split, source, vertebra
+            Add masks to these scans alone, as in :meth:`patches`.
+        raw_storage_options
+            Options for the file system of ``labels``. By default, those of the store for a URL.
+        on_progress
+            Called after each scan.
+
+        Returns
+        -------
+        AddLabelsReport
+            Scans by outcome, notes, and files whose scan is not in the store.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If no file fits the pattern, the name or the scheme cannot be used, or the store has no
+            such split, source or vertebra.
+        StoreBusyError, ReadOnlyStoreError
+            As in :meth:`write_labels`.
+        """
+        # Training never writes.
+        from spinezarr.formats.limits import Limits  # noqa: PLC0415
+        from spinezarr.ingestion.masks import MaskFacts  # noqa: PLC0415
+        from spinezarr.label_schemes import label_scheme  # noqa: PLC0415
+        from spinezarr.verbs.add_labels import AddLabelsOptions, add_labels  # noqa: PLC0415
+        from spinezarr.verbs.verify import link_folders  # noqa: PLC0415
+
+        pattern, store_options = os.fspath(labels), self._reader.storage_options or {}
+        return add_labels(
+            self._reader,
+            ScanSelection.of(scans, split, source, vertebra),
+            name,
+            pattern,
+            AddLabelsOptions(
+                facts=MaskFacts(label_scheme(scheme), license, author, model),
+                take_image_grid=take_image_grid,
+                limits=Limits(
+                    axis_voxels=max_axis_voxels,
+                    volume_bytes=int(max_volume_gb * 1e9),
+                    link_folders=link_folders(follow_links),
+                ),
+                scratch=None if scratch is None else os.fspath(scratch),
+                wait_s=wait_s,
+            ),
+            raw_options=raw_storage_options or (store_options if "://" in pattern else {}),
+            on_progress=on_progress,
+        )
+
+    def remove_labels(
+        self,
+        name: str,
+        *,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        wait_s: float = 60.0,
+    ) -> tuple[str, ...]:
+        """Remove a further mask of scans; image and other masks stay as they are.
+
+        Parameters
+        ----------
+        name
+            Name of the mask.
+        scans, split, source, vertebra
+            Remove it from these scans alone, as in :meth:`patches`.
+        wait_s
+            Seconds to wait for other programs that write the store.
+
+        Returns
+        -------
+        tuple of str
+            Ids of the scans that had the mask.
+
+        Raises
+        ------
+        UnknownMaskError
+            If none of these scans has the mask.
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If the store has no such split, source or vertebra.
+        StoreBusyError, ReadOnlyStoreError
+            As in :meth:`write_labels`.
+        """
+        from spinezarr.verbs.labels import remove_labels  # noqa: PLC0415  training never writes
+
+        selection = ScanSelection.of(scans, split, source, vertebra)
+        return remove_labels(self._reader, selection, name, wait_s=wait_s)
 
     def patches(
         self,
