@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, overload
@@ -16,6 +17,7 @@ from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_pos
 from spinezarr.progress import OnProgress, ignore_progress
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
+from spinezarr.store.layout import LABEL, is_mask_name
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_table import ScanTable
 from spinezarr.store.selection import Names, ScanSelection
@@ -234,7 +236,7 @@ class DrawOptions(TypedDict, total=False):
     weights: Mapping[str, float] | None
     centers: Centers
     n_samples: int | None
-    labels: bool
+    labels: bool | Sequence[str]
     shuffle: Shuffle
     window_scans: int | None
     samples_per_scan: int | None
@@ -763,7 +765,10 @@ class Store:
         n_samples
             Number of patches of an epoch. By default, one for each chosen scan.
         labels
-            Whether to read masks too, and to draw only from scans that have one.
+            Whether to read masks too, and to draw only from scans that have one. Several masks are
+            read by their names, such as ``("label", "prediction")``: ``label`` becomes
+            ``batch.label`` and the others ``batch.masks[name]``. Then only scans that have all of
+            them are drawn. Vertebrae are drawn by ``label`` in any case.
         shuffle
             ``"exact"`` draws each sample independently. ``"window"`` is several times faster: it
             takes several samples from each decoded region, and mixes them over a window of scans.
@@ -880,7 +885,7 @@ class Store:
         *,
         overlap_zyx: ShapeZYX | int | None = None,
         batch_size: int = 1,
-        labels: bool = False,
+        labels: bool | Sequence[str] = False,
         nonfinite: Nonfinite = "refuse",
     ) -> GridStream:
         """Cover a scan with patches, for inference.
@@ -901,7 +906,7 @@ class Store:
         batch_size
             Number of patches in a batch.
         labels
-            Whether to read the mask too.
+            Whether to read the mask too, or the names of masks, as in :meth:`patches`.
         nonfinite
             As in :meth:`patches`.
 
@@ -931,7 +936,8 @@ class Store:
         z, y, x = _zyx("patch size", size_zyx)
         half = (z // 2, y // 2, x // 2)
         overlap = half if overlap_zyx is None else _zyx("overlap", overlap_zyx)
-        table = self._select([scan_id], None, None, None, labels=labels)
+        masks = _mask_names(labels)
+        table = self._select([scan_id], None, None, None, masks=masks)
         refuse_nonfinite(table, nonfinite, self._reader.name)
         scan = self._reader.listed_scan(scan_id)
         return GridStream(
@@ -940,14 +946,16 @@ class Store:
                 engine=self._engine,
                 size_zyx=(z, y, x),
                 spacing_zyx_mm=NATIVE_SPACING,
-                with_label=labels,
+                with_label=LABEL in masks,
+                masks=_further(masks),
                 image_dtype=image_dtype_of(table),
                 nonfinite=nonfinite,
             ),
             scan_id=scan.attributes.scan_id,
             tiling=Tiling.cover(scan.image.shape_zyx, (z, y, x), overlap),
             batch_size=batch_size,
-            client=self._batch_client,
+            client=self._client_for(masks),
+            save_mask=partial(self.write_labels, scan.attributes.scan_id),
         )
 
     def figure(self, scan_id: str) -> "Figure":
@@ -1424,17 +1432,25 @@ class Store:
         source: Names | None,
         vertebra: Names | None,
         *,
-        labels: bool,
+        masks: tuple[str, ...],
     ) -> ScanTable:
         selection = ScanSelection.of(scans, split, source, vertebra)
         columns = self._reader.columns
         table = columns.take(selection.rows(columns, self._reader.name))
-        if labels:
+        if LABEL in masks:
             table = table.take(np.flatnonzero(table["label_state"] != "none"))
+        names = {*_further(masks)}
+        table = table.take(np.flatnonzero([names <= {*cell.split()} for cell in table["masks"]]))
         if not len(table):
-            masks = " that have a mask (labels=False reads images alone)" if labels else ""
-            raise UsageError(f"{self._reader.name}: there are no scans to draw from{masks}.")
+            condition = " that have a mask (labels=False reads images alone)" if masks else ""
+            if names:
+                condition = f" that have all of the masks {', '.join(masks)}"
+            raise UsageError(f"{self._reader.name}: there are no scans to draw from{condition}.")
         return table
+
+    def _client_for(self, masks: tuple[str, ...]) -> BatchClient | None:
+        """Return the client of a server that reads batches; it reads no further masks."""
+        return None if _further(masks) else self._batch_client
 
     def _draw(
         self,
@@ -1458,7 +1474,7 @@ class Store:
         weights: Mapping[str, float] | None = None,
         centers: Centers = "voxel",
         n_samples: int | None = None,
-        labels: bool = True,
+        labels: bool | Sequence[str] = True,
         shuffle: Shuffle = "exact",
         window_scans: int | None = None,
         samples_per_scan: int | None = None,
@@ -1466,7 +1482,8 @@ class Store:
         nonfinite: Nonfinite = "refuse",
     ) -> PatchStream:
         """Stream patches or slices. The defaults of :class:`DrawOptions` are defined here."""
-        table = self._select(scans, split, source, vertebra, labels=labels)
+        masks = _mask_names(labels)
+        table = self._select(scans, split, source, vertebra, masks=masks)
         target_zyx_mm = target_spacing(axes, spacing_mm)
         return self._stream(
             table,
@@ -1480,7 +1497,7 @@ class Store:
             weights=weights,
             centers=centers,
             n_samples=n_samples,
-            labels=labels,
+            masks=masks,
             shuffle=shuffle,
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
@@ -1501,7 +1518,7 @@ class Store:
         epoch: int,
         foreground: float,
         n_samples: int | None,
-        labels: bool,
+        masks: tuple[str, ...],
         shuffle: Shuffle,
         window_scans: int | None,
         samples_per_scan: int | None,
@@ -1530,7 +1547,7 @@ class Store:
             shuffle=shuffle,
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
-            voxel_bytes=(1 + 2 * neighbors) * image_dtype.itemsize + int(labels),
+            voxel_bytes=(1 + 2 * neighbors) * image_dtype.itemsize + len(masks),
         )
         return PatchStream(
             batch_reader=BatchReader(
@@ -1538,7 +1555,8 @@ class Store:
                 engine=self._engine,
                 size_zyx=size_zyx,
                 spacing_zyx_mm=spacing_zyx_mm,
-                with_label=labels,
+                with_label=LABEL in masks,
+                masks=_further(masks),
                 image_dtype=image_dtype,
                 flat_axis=flat_axis,
                 neighbors=neighbors,
@@ -1551,8 +1569,26 @@ class Store:
             epoch=epoch,
             window=window,
             on_change=on_change,
-            client=self._batch_client,
+            client=self._client_for(masks),
         )
+
+
+def _mask_names(labels: bool | Sequence[str]) -> tuple[str, ...]:  # noqa: FBT001  as the user gives it
+    """Return the names of the masks that a user requests."""
+    if isinstance(labels, bool):
+        return (LABEL,) if labels else ()
+    names = (labels,) if isinstance(labels, str) else tuple(labels)
+    for name in names:
+        if name != LABEL and not is_mask_name(name):
+            raise UsageError(f"labels: {name!r} cannot be the name of a mask.")
+    if len(set(names)) < len(names):
+        raise UsageError(f"labels {names}: give each mask once.")
+    return names
+
+
+def _further(masks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of masks except that of ``label``."""
+    return tuple(name for name in masks if name != LABEL)
 
 
 def _zyx(name: str, value: ShapeZYX | int) -> ShapeZYX:

@@ -391,7 +391,7 @@ def test_a_damaged_mask_is_an_error_and_no_fault_of_the_scan(pristine, url):
     mask = np.ones(SHAPES["tall"])
     store.write_labels("tall", "mask", mask)
     shard = url / "scans/tall/mask/c/0/0/0"
-    for damage in (lambda data: data[:-1], lambda data: data[:9] + b"\0" + data[10:], None):
+    for damage in (lambda data: data[:20], lambda data: bytes([data[0] ^ 255]) + data[1:], None):
         good = shard.read_bytes()
         shard.unlink() if damage is None else shard.write_bytes(damage(good))
         with pytest.raises(CorruptStoreError):
