@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, overload
@@ -16,6 +17,7 @@ from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_pos
 from spinezarr.progress import OnProgress, ignore_progress
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
+from spinezarr.store.layout import LABEL, is_mask_name
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_table import ScanTable
 from spinezarr.store.selection import Names, ScanSelection
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from spinezarr.serve.run import BackgroundServer
     from spinezarr.stats.compare import Comparison
     from spinezarr.stats.statistics import Statistics
+    from spinezarr.verbs.add_labels import AddLabelsReport
     from spinezarr.verbs.export import ExportReport
     from spinezarr.verify.store import Verification
     from spinezarr.view.widget import ScanView
@@ -234,7 +237,7 @@ class DrawOptions(TypedDict, total=False):
     weights: Mapping[str, float] | None
     centers: Centers
     n_samples: int | None
-    labels: bool
+    labels: bool | Sequence[str]
     shuffle: Shuffle
     window_scans: int | None
     samples_per_scan: int | None
@@ -569,7 +572,8 @@ class Store:
         -------
         xarray.Dataset
             ``image`` (z, y, x) in HU and, if the scan has a mask, ``label`` (z, y, x) uint8, as
-            dask arrays with one chunk for each shard. Coordinates are ``z``, ``y``, ``x`` in mm
+            dask arrays with one chunk for each shard. Further masks follow by their names.
+            Coordinates are ``z``, ``y``, ``x`` in mm
             (RAS+). The attributes hold ``affine`` (voxel ``(x, y, z, 1)`` to RAS+ mm) and
             provenance.
 
@@ -598,11 +602,213 @@ class Store:
                     lazy_array(self._engine, spec, self.url),
                     variable_attributes[spec.name],
                 )
-                for spec in scan.arrays
+                for spec in scan.all_arrays
             },
             {axis: (axis, values, variable_attributes[axis]) for axis, values in positions.items()},
             attributes,
         )
+
+    def write_labels(
+        self,
+        scan_id: str,
+        name: str,
+        values_zyx: npt.ArrayLike,
+        *,
+        scheme: str | Mapping[int, str] = "vertebrae",
+        license: str = "",
+        author: str = "",
+        model: str = "",
+        wait_s: float = 60.0,
+    ) -> None:
+        """Write a further mask of a scan, such as a prediction, beside its ``label``.
+
+        Image and other masks stay as they are. Readers see the scan without the mask, or with all
+        of it. A mask of the same name is replaced.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        name
+            Name of the mask: small letters, digits and underscores, such as ``"prediction"``.
+        values_zyx
+            One whole number from 0 to 255 for each stored voxel, ``(z, y, x)``; 0 is background. An
+            array of dask or xarray is computed a few planes at a time.
+        scheme
+            Names of the values: ``"vertebrae"`` as in ``label``, ``"subregions"`` as in TPTBox,
+            ``"spineps"`` as in SPINEPS, or a mapping from values to names.
+        license
+            License of the mask, if it is not that of the scan.
+        author, model
+            Who annotated the mask, or the program that made it, with its version.
+        wait_s
+            Seconds to wait for other programs that write the store.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If the name or the scheme cannot be used, or the shape is not that of the scan.
+        LabelError
+            If a value is not a whole number from 0 to 255.
+        ScanChangedError
+            If the scan was replaced since the store was opened.
+        StoreBusyError
+            If another program still writes the store after ``wait_s``.
+        ReadOnlyStoreError
+            If the store cannot be written.
+
+        Examples
+        --------
+        >>> import shutil, tempfile, spinezarr
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> copy = spinezarr.open(shutil.copytree(store.url, f"{folder.name}/copy.zarr"))
+        >>> bone = copy.scan("liver_0").image > 200
+        >>> copy.write_labels("liver_0", "bone", bone, scheme={1: "bone"}, model="200 HU")
+        >>> copy.scan("liver_0").bone.flag_meanings
+        'background bone'
+        >>> copy.remove_labels("bone")
+        ('liver_0',)
+        >>> folder.cleanup()
+        """
+        # Training never writes.
+        from spinezarr.ingestion.masks import MaskFacts  # noqa: PLC0415
+        from spinezarr.label_schemes import label_scheme  # noqa: PLC0415
+        from spinezarr.verbs.labels import write_labels  # noqa: PLC0415
+
+        facts = MaskFacts(label_scheme(scheme), license, author, model)
+        write_labels(self._reader, scan_id, name, values_zyx, facts, wait_s=wait_s)
+
+    def add_labels(
+        self,
+        name: str,
+        labels: str | os.PathLike[str],
+        *,
+        scheme: str | Mapping[int, str] = "vertebrae",
+        license: str = "",
+        author: str = "",
+        model: str = "",
+        take_image_grid: bool = False,
+        max_axis_voxels: int = 8192,
+        max_volume_gb: float = 32.0,
+        follow_links: Sequence[str | os.PathLike[str]] | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        raw_storage_options: Mapping[str, Any] | None = None,
+        wait_s: float = 60.0,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "AddLabelsReport":
+        """Write mask files as further masks of their scans; see :meth:`write_labels`.
+
+        Each mask must lie on the grid of its image, as at an ingest; nothing is resampled. A scan
+        that has the mask from the same file is skipped. A file that fails does not stop the others.
+
+        Parameters
+        ----------
+        name, scheme, license, author, model, wait_s
+            As in :meth:`write_labels`.
+        labels
+            Pattern of the paths or URLs of the masks, with ``{scan}`` for the scan id, such as
+            ``"pred/{scan}.nii.gz"``.
+        take_image_grid
+            Whether a mask takes its image's affine if both have the same shape.
+        max_axis_voxels, max_volume_gb, follow_links, scratch
+            As in :func:`spinezarr.ingest`.
+        scans, split, source, vertebra
+            Add masks to these scans alone, as in :meth:`patches`.
+        raw_storage_options
+            Options for the file system of ``labels``. By default, those of the store for a URL.
+        on_progress
+            Called after each scan.
+
+        Returns
+        -------
+        AddLabelsReport
+            Scans by outcome, notes, and files whose scan is not in the store.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If no file fits the pattern, the name or the scheme cannot be used, or the store has no
+            such split, source or vertebra.
+        StoreBusyError, ReadOnlyStoreError
+            As in :meth:`write_labels`.
+        """
+        # Training never writes.
+        from spinezarr.formats.limits import Limits  # noqa: PLC0415
+        from spinezarr.ingestion.masks import MaskFacts  # noqa: PLC0415
+        from spinezarr.label_schemes import label_scheme  # noqa: PLC0415
+        from spinezarr.verbs.add_labels import AddLabelsOptions, add_labels  # noqa: PLC0415
+        from spinezarr.verbs.verify import link_folders  # noqa: PLC0415
+
+        pattern, store_options = os.fspath(labels), self._reader.storage_options or {}
+        return add_labels(
+            self._reader,
+            ScanSelection.of(scans, split, source, vertebra),
+            name,
+            pattern,
+            AddLabelsOptions(
+                facts=MaskFacts(label_scheme(scheme), license, author, model),
+                take_image_grid=take_image_grid,
+                limits=Limits(
+                    axis_voxels=max_axis_voxels,
+                    volume_bytes=int(max_volume_gb * 1e9),
+                    link_folders=link_folders(follow_links),
+                ),
+                scratch=None if scratch is None else os.fspath(scratch),
+                wait_s=wait_s,
+            ),
+            raw_options=raw_storage_options or (store_options if "://" in pattern else {}),
+            on_progress=on_progress,
+        )
+
+    def remove_labels(
+        self,
+        name: str,
+        *,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        wait_s: float = 60.0,
+    ) -> tuple[str, ...]:
+        """Remove a further mask of scans; image and other masks stay as they are.
+
+        Parameters
+        ----------
+        name
+            Name of the mask.
+        scans, split, source, vertebra
+            Remove it from these scans alone, as in :meth:`patches`.
+        wait_s
+            Seconds to wait for other programs that write the store.
+
+        Returns
+        -------
+        tuple of str
+            Ids of the scans that had the mask.
+
+        Raises
+        ------
+        UnknownMaskError
+            If none of these scans has the mask.
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If the store has no such split, source or vertebra.
+        StoreBusyError, ReadOnlyStoreError
+            As in :meth:`write_labels`.
+        """
+        from spinezarr.verbs.labels import remove_labels  # noqa: PLC0415  training never writes
+
+        selection = ScanSelection.of(scans, split, source, vertebra)
+        return remove_labels(self._reader, selection, name, wait_s=wait_s)
 
     def patches(
         self,
@@ -655,7 +861,10 @@ class Store:
         n_samples
             Number of patches of an epoch. By default, one for each chosen scan.
         labels
-            Whether to read masks too, and to draw only from scans that have one.
+            Whether to read masks too, and to draw only from scans that have one. Several masks are
+            read by their names, such as ``("label", "prediction")``: ``label`` becomes
+            ``batch.label`` and the others ``batch.masks[name]``. Then only scans that have all of
+            them are drawn. Vertebrae are drawn by ``label`` in any case.
         shuffle
             ``"exact"`` draws each sample independently. ``"window"`` is several times faster: it
             takes several samples from each decoded region, and mixes them over a window of scans.
@@ -772,7 +981,7 @@ class Store:
         *,
         overlap_zyx: ShapeZYX | int | None = None,
         batch_size: int = 1,
-        labels: bool = False,
+        labels: bool | Sequence[str] = False,
         nonfinite: Nonfinite = "refuse",
     ) -> GridStream:
         """Cover a scan with patches, for inference.
@@ -793,7 +1002,7 @@ class Store:
         batch_size
             Number of patches in a batch.
         labels
-            Whether to read the mask too.
+            Whether to read the mask too, or the names of masks, as in :meth:`patches`.
         nonfinite
             As in :meth:`patches`.
 
@@ -823,7 +1032,8 @@ class Store:
         z, y, x = _zyx("patch size", size_zyx)
         half = (z // 2, y // 2, x // 2)
         overlap = half if overlap_zyx is None else _zyx("overlap", overlap_zyx)
-        table = self._select([scan_id], None, None, None, labels=labels)
+        masks = _mask_names(labels)
+        table = self._select([scan_id], None, None, None, masks=masks)
         refuse_nonfinite(table, nonfinite, self._reader.name)
         scan = self._reader.listed_scan(scan_id)
         return GridStream(
@@ -832,14 +1042,16 @@ class Store:
                 engine=self._engine,
                 size_zyx=(z, y, x),
                 spacing_zyx_mm=NATIVE_SPACING,
-                with_label=labels,
+                with_label=LABEL in masks,
+                masks=_further(masks),
                 image_dtype=image_dtype_of(table),
                 nonfinite=nonfinite,
             ),
             scan_id=scan.attributes.scan_id,
             tiling=Tiling.cover(scan.image.shape_zyx, (z, y, x), overlap),
             batch_size=batch_size,
-            client=self._batch_client,
+            client=self._client_for(masks),
+            save_mask=partial(self.write_labels, scan.attributes.scan_id),
         )
 
     def figure(self, scan_id: str) -> "Figure":
@@ -1331,17 +1543,25 @@ class Store:
         source: Names | None,
         vertebra: Names | None,
         *,
-        labels: bool,
+        masks: tuple[str, ...],
     ) -> ScanTable:
         selection = ScanSelection.of(scans, split, source, vertebra)
         columns = self._reader.columns
         table = columns.take(selection.rows(columns, self._reader.name))
-        if labels:
+        if LABEL in masks:
             table = table.take(np.flatnonzero(table["label_state"] != "none"))
+        names = {*_further(masks)}
+        table = table.take(np.flatnonzero([names <= {*cell.split()} for cell in table["masks"]]))
         if not len(table):
-            masks = " that have a mask (labels=False reads images alone)" if labels else ""
-            raise UsageError(f"{self._reader.name}: there are no scans to draw from{masks}.")
+            condition = " that have a mask (labels=False reads images alone)" if masks else ""
+            if names:
+                condition = f" that have all of the masks {', '.join(masks)}"
+            raise UsageError(f"{self._reader.name}: there are no scans to draw from{condition}.")
         return table
+
+    def _client_for(self, masks: tuple[str, ...]) -> BatchClient | None:
+        """Return the client of a server that reads batches; it reads no further masks."""
+        return None if _further(masks) else self._batch_client
 
     def _draw(
         self,
@@ -1365,7 +1585,7 @@ class Store:
         weights: Mapping[str, float] | None = None,
         centers: Centers = "voxel",
         n_samples: int | None = None,
-        labels: bool = True,
+        labels: bool | Sequence[str] = True,
         shuffle: Shuffle = "exact",
         window_scans: int | None = None,
         samples_per_scan: int | None = None,
@@ -1373,7 +1593,8 @@ class Store:
         nonfinite: Nonfinite = "refuse",
     ) -> PatchStream:
         """Stream patches or slices. The defaults of :class:`DrawOptions` are defined here."""
-        table = self._select(scans, split, source, vertebra, labels=labels)
+        masks = _mask_names(labels)
+        table = self._select(scans, split, source, vertebra, masks=masks)
         target_zyx_mm = target_spacing(axes, spacing_mm)
         return self._stream(
             table,
@@ -1387,7 +1608,7 @@ class Store:
             weights=weights,
             centers=centers,
             n_samples=n_samples,
-            labels=labels,
+            masks=masks,
             shuffle=shuffle,
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
@@ -1408,7 +1629,7 @@ class Store:
         epoch: int,
         foreground: float,
         n_samples: int | None,
-        labels: bool,
+        masks: tuple[str, ...],
         shuffle: Shuffle,
         window_scans: int | None,
         samples_per_scan: int | None,
@@ -1437,7 +1658,7 @@ class Store:
             shuffle=shuffle,
             window_scans=window_scans,
             samples_per_scan=samples_per_scan,
-            voxel_bytes=(1 + 2 * neighbors) * image_dtype.itemsize + int(labels),
+            voxel_bytes=(1 + 2 * neighbors) * image_dtype.itemsize + len(masks),
         )
         return PatchStream(
             batch_reader=BatchReader(
@@ -1445,7 +1666,8 @@ class Store:
                 engine=self._engine,
                 size_zyx=size_zyx,
                 spacing_zyx_mm=spacing_zyx_mm,
-                with_label=labels,
+                with_label=LABEL in masks,
+                masks=_further(masks),
                 image_dtype=image_dtype,
                 flat_axis=flat_axis,
                 neighbors=neighbors,
@@ -1458,8 +1680,26 @@ class Store:
             epoch=epoch,
             window=window,
             on_change=on_change,
-            client=self._batch_client,
+            client=self._client_for(masks),
         )
+
+
+def _mask_names(labels: bool | Sequence[str]) -> tuple[str, ...]:  # noqa: FBT001  as the user gives it
+    """Return the names of the masks that a user requests."""
+    if isinstance(labels, bool):
+        return (LABEL,) if labels else ()
+    names = (labels,) if isinstance(labels, str) else tuple(labels)
+    for name in names:
+        if name != LABEL and not is_mask_name(name):
+            raise UsageError(f"labels: {name!r} cannot be the name of a mask.")
+    if len(set(names)) < len(names):
+        raise UsageError(f"labels {names}: give each mask once.")
+    return names
+
+
+def _further(masks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of masks except that of ``label``."""
+    return tuple(name for name in masks if name != LABEL)
 
 
 def _zyx(name: str, value: ShapeZYX | int) -> ShapeZYX:

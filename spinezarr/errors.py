@@ -120,6 +120,13 @@ class UnknownScanError(SpinezarrError, KeyError):
         return str(self.args[0])
 
 
+class UnknownMaskError(SpinezarrError, KeyError):
+    """A scan has no mask of a name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class ScanChangedError(SpinezarrError, RuntimeError):
     """A stored scan is of another version than the one that a session has opened."""
 

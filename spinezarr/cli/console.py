@@ -29,7 +29,13 @@ from rich.style import StyleType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from spinezarr.errors import SpinezarrError, StoreNotFoundError, UnknownScanError, UsageError
+from spinezarr.errors import (
+    SpinezarrError,
+    StoreNotFoundError,
+    UnknownMaskError,
+    UnknownScanError,
+    UsageError,
+)
 from spinezarr.progress import OnProgress, Progress
 from spinezarr.redaction import redact_urls_in
 from spinezarr.text import MultilineText, describe_os_error, to_ascii_json, to_printable
@@ -118,7 +124,9 @@ def errors_for_users() -> Iterator[None]:
     try:
         yield
     except SpinezarrError as problem:
-        wrong_usage = isinstance(problem, UsageError | StoreNotFoundError | UnknownScanError)
+        wrong_usage = isinstance(
+            problem, UsageError | StoreNotFoundError | UnknownMaskError | UnknownScanError
+        )
         _fail(
             MultilineText(*str(problem).split("\n")),  # a group that holds only KeyboardInterrupt
             WRONG_USAGE if wrong_usage else SOME_FAILED,

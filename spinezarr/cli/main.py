@@ -21,6 +21,8 @@ __all__ = ["app", "main"]
 
 _COMMANDS: Final = (
     "ingest",
+    "add-labels",
+    "remove-labels",
     "info",
     "audit",
     "verify",
@@ -62,8 +64,9 @@ class _Commands(Group):
 
 def _command_object(name: str) -> Any:  # noqa: ANN401
     """Return the function or the group of a command."""
-    module = import_module(f"spinezarr.cli.{name}")
-    return getattr(module, "app", None) or getattr(module, name)
+    module_name = name.replace("-", "_")
+    module = import_module(f"spinezarr.cli.{module_name}")
+    return getattr(module, "app", None) or getattr(module, module_name)
 
 
 @cache

@@ -34,6 +34,7 @@ from spinezarr.ingestion.discovery.annotations import (
 )
 from spinezarr.ingestion.discovery.discover import ScanSource
 from spinezarr.ingestion.label_file import LabelFiles, open_label
+from spinezarr.ingestion.labels import label_chunks, label_summaries
 from spinezarr.ingestion.pseudonyms import Pseudonyms
 from spinezarr.ingestion.voxels.align import aligned_label_grid
 from spinezarr.ingestion.voxels.chunks import (
@@ -43,7 +44,6 @@ from spinezarr.ingestion.voxels.chunks import (
     ImageFacts,
     LabelEncoder,
     LabelFacts,
-    LabelInChunk,
 )
 from spinezarr.ingestion.voxels.encode import ChunkEncoder, Facts, encode_volume
 from spinezarr.ingestion.voxels.memory import MemoryBudget, Workspace
@@ -63,8 +63,10 @@ __all__ = [
     "descriptive_metadata",
     "ingest_scan",
     "label_files",
+    "label_notes",
     "open_image",
     "source_key",
+    "source_record",
 ]
 
 _OBLIQUE_NOTE_DEG: Final = 0.1
@@ -176,34 +178,34 @@ def ingest_scan(
             "source_bytes": source.size_bytes,
             "source_key": source_key(source, companions),
             "image_source": {
-                **_source_record(source.image, image, image_file, image.grid),
+                **source_record(source.image, image, image_file, image.grid),
                 "series": None if source.series is None else source.series.key,
             },
             "centroid_source": _centroid_record(source),
             "written_by": f"spinezarr {package_version()}",
         }
-        label_chunks = None
+        counts = None
         if label is None or label_grid is None or label_result is None:
             facts |= {"vertebrae": {}, "other_labels": {}}
             facts |= {"centroids": centroids.records({}), "label_source": None}
         else:
             label_facts, rounding = label_result
-            label_chunks = _label_chunks(label_facts)
+            counts = label_chunks(label_facts)
             facts |= _label_summary(label_facts)
             facts["centroids"] = centroids.records(_distances_mm(label_facts))
             facts["label_source"] = {
-                **_source_record(_label_path(source), label, label.source_file(), label_grid),
+                **source_record(_label_path(source), label, label.source_file(), label_grid),
                 "parts": tuple((part.value, part.path) for part in source.label_parts),
                 "values": source.label_values,
                 "segments": source.label_segments,
                 "rounded_voxels": rounding.voxels,
             }
-            notes += _label_notes(label, label_facts, rounding)
+            notes += label_notes(label, label_facts, rounding)
         notes += centroids.notes(facts["centroids"])
         facts |= descriptive_metadata(source, recipe, companions, facts["other_labels"], notes)
         if options.pseudonyms is not None:
             facts = options.pseudonyms.facts(facts, source.scan_id)
-        return writer.publish(facts, label_chunks)
+        return writer.publish(facts, counts)
     except BaseException:
         writer.discard()
         raise
@@ -532,7 +534,8 @@ def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
     return nearest
 
 
-def _label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding) -> list[str]:
+def label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding) -> list[str]:
+    """Return remarks for the user on values of a mask that are not stored as the file has them."""
     notes = []
     if rounding.voxels:
         notes.append(
@@ -592,7 +595,7 @@ def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix.tolist())
 
 
-def _source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> dict[str, Any]:
+def source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> dict[str, Any]:
     """Describe a source file that was read to its end, with the axis directions of ``grid``."""
     nifti = volume if isinstance(volume, NiftiVolume) else None
     metaimage = volume if isinstance(volume, MetaImageVolume) else None
@@ -623,33 +626,12 @@ def _image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
     }
 
 
-def _label_chunks(facts: Iterable[LabelFacts]) -> npt.NDArray[np.uint32]:
-    """Tabulate label, chunk index z, y, x and voxel count, ordered by label, then chunk."""
-    rows = sorted(
-        (label.value, *fact.chunk_zyx, label.voxel_count) for fact in facts for label in fact.labels
-    )
-    return np.array(rows, np.uint32).reshape(len(rows), 5)
-
-
 def _label_summary(facts: Iterable[LabelFacts]) -> dict[str, Any]:
-    by_value: dict[int, list[LabelInChunk]] = {}
-    for fact in facts:
-        for label in fact.labels:
-            by_value.setdefault(label.value, []).append(label)
     vertebrae: dict[str, Any] = {}
     other_labels: dict[str, int] = {}
-    for value, chunk_labels in sorted(by_value.items()):
-        count = sum(chunk_label.voxel_count for chunk_label in chunk_labels)
-        if value not in NAME_OF_VALUE:
-            other_labels[str(value)] = count
-            continue
-        total = np.sum([chunk_label.index_sum_zyx for chunk_label in chunk_labels], axis=0)
-        start = np.min([chunk_label.start_zyx for chunk_label in chunk_labels], axis=0)
-        stop = np.max([chunk_label.stop_zyx for chunk_label in chunk_labels], axis=0)
-        vertebrae[NAME_OF_VALUE[value]] = {
-            "voxel_count": count,
-            "centroid_zyx": tuple((total / count).tolist()),
-            "start_zyx": tuple(start.tolist()),
-            "stop_zyx": tuple(stop.tolist()),
-        }
+    for value, summary in label_summaries(facts).items():
+        if value in NAME_OF_VALUE:
+            vertebrae[NAME_OF_VALUE[value]] = summary.to_record()
+        else:
+            other_labels[str(value)] = summary.voxel_count
     return {"vertebrae": vertebrae, "other_labels": other_labels}

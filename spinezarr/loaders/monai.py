@@ -67,6 +67,7 @@ class MonaiPatches(SampleDataset[dict[str, Any]]):
         arrays = {"image": sample.image.to(self.dtype or sample.image.dtype)}
         if sample.label is not None:
             arrays["label"] = sample.label
+        arrays |= sample.masks
         metadata = sample.metadata
         tensors = {
             name: _meta_tensor(array, sample.affine, metadata) for name, array in arrays.items()

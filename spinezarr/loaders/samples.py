@@ -33,6 +33,8 @@ class Sample:
     """``(1, x, y, z)``, HU, in the stored dtype."""
     label: torch.Tensor | None
     """``(1, x, y, z)`` uint8."""
+    masks: dict[str, torch.Tensor]
+    """Further masks by name, ``(1, x, y, z)`` uint8."""
     affine: npt.NDArray[np.float64]
     """4 x 4, maps a voxel ``(x, y, z, 1)`` of the patch to RAS+ in mm."""
     metadata: dict[str, Any]
@@ -44,6 +46,7 @@ def _samples_of(batch: Batch) -> Iterator[Sample]:
         yield Sample(
             _channel_first(batch.image[i], batch.dims),
             None if batch.label is None else _channel_first(batch.label[i], batch.dims),
+            {name: _channel_first(mask[i], batch.dims) for name, mask in batch.masks.items()},
             batch.affine[i],
             {
                 "scan_id": scan_id,

@@ -75,6 +75,8 @@ def as_tensors(batch: Batch) -> TensorBatch:
     tensors: TensorBatch = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
+        if field.name == "masks":
+            continue
         if isinstance(value, np.ndarray):
             tensors[field.name] = torch.from_numpy(value)
         elif value is not None and field.name != "dims":
@@ -83,6 +85,10 @@ def as_tensors(batch: Batch) -> TensorBatch:
         tensors["image"] = tensors["image"].unsqueeze(1)
     if "label" in tensors:
         tensors["label"] = tensors["label"].unsqueeze(1)
+    for name, mask in batch.masks.items():
+        if name in tensors:
+            raise UsageError(f"mask {name!r}: has the name of another entry of a batch of tensors.")
+        tensors[name] = torch.from_numpy(mask).unsqueeze(1)
     return tensors
 
 

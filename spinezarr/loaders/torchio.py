@@ -67,6 +67,8 @@ class TorchioPatches(SampleDataset[tio.Subject], tio.SubjectsDataset):
         }
         if sample.label is not None:
             images["label"] = tio.LabelMap(tensor=sample.label, affine=sample.affine)
+        for name, mask in sample.masks.items():
+            images[name] = tio.LabelMap(tensor=mask, affine=sample.affine)
         return tio.Subject(images | sample.metadata)
 
     def _active_transform(self) -> Callable[[tio.Subject], tio.Subject] | None:

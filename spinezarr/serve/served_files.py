@@ -28,7 +28,7 @@ from spinezarr.serve.storage import (
 )
 from spinezarr.store.attributes import ScanGroup, is_scan_id, parse_scan_group
 from spinezarr.store.bundle import TABLE_BUNDLE
-from spinezarr.store.layout import LABEL, LABEL_CHUNKS, SCANS, TABLE, chunk_grid, scan_key
+from spinezarr.store.layout import IMAGE, SAMPLING, SCANS, TABLE, chunk_grid, scan_key
 from spinezarr.store.manifest import SCAN_FILE, ManifestEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.table_file import is_table_file
@@ -305,10 +305,12 @@ def _is_background(key_in_scan: str, scan: ServedScan) -> bool:
     """Whether a chunk that the manifest does not name is background in this version."""
     arrays = scan.group.arrays
     name, _, chunk = key_in_scan.rpartition("/c")
-    if name == LABEL and arrays.label is not None:
-        grid = chunk_grid(arrays.label.shape, arrays.label.shard_shape_zyx)
-        return chunk_index(f"c{chunk}", arrays.separator, grid) is not None
-    return name == LABEL_CHUNKS and chunk.startswith(arrays.separator)
+    volume = arrays.volumes.get(name)
+    if volume is not None and name != IMAGE:
+        grid = chunk_grid(volume.shape, volume.shard_shape_zyx)
+        return chunk_index(f"c{chunk}", volume.separator, grid) is not None
+    counts = arrays.by_key.get(name) if name.startswith(f"{SAMPLING}/") else None
+    return counts is not None and chunk.startswith(counts.separator)
 
 
 def file_range(file: ServedFile, start: int, stop: int) -> ServedFile:

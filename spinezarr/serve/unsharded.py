@@ -22,7 +22,7 @@ from spinezarr.serve.served_files import (
     split_scan_key,
 )
 from spinezarr.store.array_metadata import chunk_key
-from spinezarr.store.layout import IMAGE, LABEL, chunk_grid
+from spinezarr.store.layout import IMAGE, LABEL, chunk_grid, is_mask_name
 from spinezarr.store.manifest import ShardEntry
 
 __all__ = ["UnshardedFolder"]
@@ -48,7 +48,7 @@ class UnshardedFolder:
         """See :meth:`spinezarr.serve.served_files.ServedFolder.find`."""
         scan_id, key_in_scan = split_scan_key(key)
         array = key_in_scan.partition("/")[0]
-        if key_in_scan != _METADATA and array not in {IMAGE, LABEL}:
+        if key_in_scan != _METADATA and not _is_volume(array):
             return self._folder.find(key, version)
         scan = self._folder.scan(scan_id, version)
         if scan is None:
@@ -63,9 +63,11 @@ class UnshardedFolder:
         return self._chunk(scan_id, array, key_in_scan[len(array) + 1 :], scan)
 
     def _chunk(self, scan_id: str, name: str, key: str, scan: ServedScan) -> ServedFile | None:
-        array = scan.group.arrays.image if name == IMAGE else scan.group.arrays.label
+        array = scan.group.arrays.volumes.get(name)
         grid = None if array is None else chunk_grid(array.shape, array.chunk_shape_zyx)
-        index = None if grid is None else chunk_index(key, scan.group.arrays.separator, grid)
+        index = None
+        if array is not None and grid is not None:
+            index = chunk_index(key, array.separator, grid)
         if array is None or index is None:
             raise GoneError(f"scan {scan_id!r} has no such chunk any more.")
         per_shard = tuple(
@@ -99,7 +101,7 @@ def _without_shards(file: ServedFile) -> ServedFile:
     attributes = {k: v for k, v in node["attributes"].items() if k not in _FILE_ATTRIBUTES}
     consolidated = node["consolidated_metadata"]
     arrays = {
-        name: _unsharded_array(node) if name in {IMAGE, LABEL} else node
+        name: _unsharded_array(node) if _is_volume(name) else node
         for name, node in consolidated["metadata"].items()
     }
     changed = {
@@ -107,6 +109,11 @@ def _without_shards(file: ServedFile) -> ServedFile:
         "consolidated_metadata": {**consolidated, "metadata": arrays},
     }
     return ServedFile.of(_json_bytes({**node, **changed}))
+
+
+def _is_volume(name: str) -> bool:
+    """Whether an array of a scan is sharded: the image, or a mask."""
+    return name in {IMAGE, LABEL} or is_mask_name(name)
 
 
 def _unsharded_array(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ level of a codec, are ignored.
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal, NotRequired
+from typing import Annotated, Any, Final, Literal, NamedTuple, NotRequired
 
 import numpy as np
 from pydantic import ConfigDict, Field, model_validator
@@ -26,11 +26,14 @@ from spinezarr.store.layout import (
     LARGEST_CHUNK_BYTES,
     LARGEST_SHARD_CHUNKS,
     chunk_grid,
+    counts_key,
+    is_mask_name,
 )
 from spinezarr.store.sealed import StoredModel
 
 __all__ = [
     "ImageDtype",
+    "MaskArrays",
     "ScanArrays",
     "Separator",
     "ShardedArray",
@@ -229,10 +232,22 @@ class _LabelChunks(_Array):
     codecs: _ChunkCodecs
 
 
-class ScanArrays(StoredModel):
-    """Metadata of all arrays of a scan."""
+class MaskArrays(NamedTuple):
+    """Metadata of the arrays of a mask."""
 
-    model_config = ConfigDict(extra="forbid")
+    mask: ShardedArray
+    counts: _LabelChunks
+    """Array with the voxel count of each label in each chunk."""
+
+
+class ScanArrays(StoredModel):
+    """Metadata of all arrays of a scan.
+
+    Those of further masks are extra keys: the name of the mask, and ``sampling/<name>_chunks``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _LabelArray | _LabelChunks] = Field(init=False)
     image: ShardedArray
     label: _LabelArray | None = None
     z: _Positions
@@ -246,23 +261,20 @@ class ScanArrays(StoredModel):
         shape = self.image.shape
         if (self.z.shape, self.y.shape, self.x.shape) != tuple((n,) for n in shape):
             raise DamagedMetadataError("coordinates of other lengths", f"those of {shape} voxels")
-        if len({array.separator for array in self.by_key.values()}) > 1:
+        if len({array.separator for array in self._own_arrays.values()}) > 1:
             raise DamagedMetadataError("several separators of chunk keys", "one")
-        if (self.label is None) != (self.label_chunks is None):
-            present = LABEL if self.label_chunks is None else LABEL_CHUNKS
-            raise DamagedMetadataError(f"{present} alone", f"both {LABEL} and {LABEL_CHUNKS}")
-        if self.label is None or self.label_chunks is None:
-            return self
-        if self.label.shape != shape:
-            raise DamagedMetadataError(
-                f"a mask of {self.label.shape} voxels", f"{shape}, as the image"
-            )
-        n_chunks = math.prod(chunk_grid(shape, self.label.chunk_shape_zyx))
-        if self.label_chunks.shape[0] > _N_LABELS * n_chunks:
-            raise DamagedMetadataError(
-                f"{self.label_chunks.shape[0]} voxel counts of labels",
-                f"at most {_N_LABELS * n_chunks} for {n_chunks} chunks",
-            )
+        extra = self.__pydantic_extra__
+        names = {name for name in extra if "/" not in name}
+        pairs: dict[str, tuple[_Array | None, _Array | None]] = {
+            name: (extra[name], extra.get(counts_key(name))) for name in names
+        }
+        for key in extra:
+            if key not in names | {counts_key(name) for name in names}:
+                raise DamagedMetadataError(key, "arrays of a scan")
+        if self.label is not None or self.label_chunks is not None:
+            pairs[LABEL] = (self.label, self.label_chunks)
+        for name, (mask, counts) in pairs.items():
+            _check_mask(name, mask, counts, shape)
         return self
 
     @property
@@ -271,8 +283,30 @@ class ScanArrays(StoredModel):
         return self.image.separator
 
     @property
+    def masks(self) -> dict[str, MaskArrays]:
+        """Metadata of the arrays of each further mask, by its name in alphabetical order."""
+        extra = self.__pydantic_extra__
+        return {
+            name: MaskArrays(mask, counts)
+            for name, mask in sorted(extra.items())
+            if isinstance(mask, _LabelArray)
+            and isinstance(counts := extra[counts_key(name)], _LabelChunks)
+        }
+
+    @property
+    def volumes(self) -> dict[str, ShardedArray]:
+        """Metadata of image and masks by name."""
+        label = {} if self.label is None else {LABEL: self.label}
+        return {IMAGE: self.image, **label, **{k: arrays.mask for k, arrays in self.masks.items()}}
+
+    @property
     def by_key(self) -> dict[str, _Array]:
         """Metadata of the arrays that the scan has, by key."""
+        return {**self._own_arrays, **self.__pydantic_extra__}
+
+    @property
+    def _own_arrays(self) -> dict[str, _Array]:
+        """Metadata of the arrays except those of further masks."""
         arrays: dict[str, _Array | None] = {
             IMAGE: self.image,
             LABEL: self.label,
@@ -282,6 +316,23 @@ class ScanArrays(StoredModel):
             LABEL_CHUNKS: self.label_chunks,
         }
         return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _check_mask(name: str, mask: _Array | None, counts: _Array | None, shape: ShapeZYX) -> None:
+    """Check that a mask has its counts, that both belong together, and that it fits the image."""
+    is_known = name == LABEL or is_mask_name(name)
+    if not is_known or not isinstance(mask, _LabelArray) or not isinstance(counts, _LabelChunks):
+        raise DamagedMetadataError(f"{name} alone", f"a mask {name} and {counts_key(name)}")
+    if mask.shape != shape:
+        raise DamagedMetadataError(f"a mask of {mask.shape} voxels", f"{shape}, as the image")
+    if mask.separator != counts.separator:
+        raise DamagedMetadataError(f"several separators of chunk keys of {name}", "one")
+    n_chunks = math.prod(chunk_grid(shape, mask.chunk_shape_zyx))
+    if counts.shape[0] > _N_LABELS * n_chunks:
+        raise DamagedMetadataError(
+            f"{counts.shape[0]} voxel counts of labels",
+            f"at most {_N_LABELS * n_chunks} for {n_chunks} chunks",
+        )
 
 
 def chunk_key(index: Iterable[int], separator: Separator) -> str:

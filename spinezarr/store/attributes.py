@@ -3,29 +3,38 @@
 import hashlib
 import json
 import math
-import os
-from itertools import permutations, product
+import re
+from collections.abc import Collection
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import ImageDtype, ScanArrays
-from spinezarr.store.layout import (
-    FORMAT_VERSION,
-    IMAGE,
-    LABEL,
-    LARGEST_AXIS,
-)
+from spinezarr.store.layout import FORMAT_VERSION, LABEL, METADATA, SAMPLING, counts_key
 from spinezarr.store.manifest import SCAN_FILE, ManifestEntry, ShardEntry, shard_entries
+from spinezarr.store.records import (
+    LARGEST_LENGTH_MM,
+    ORIENTATIONS,
+    ZYX,
+    Affine,
+    Count,
+    FileRecord,
+    ImageSourceRecord,
+    LabelSourceRecord,
+    LabelValue,
+    MaskName,
+    MaskRecord,
+    MetaImageRecord,
+    NiftiRecord,
+    Number,
+    SizeZYX,
+    SourceRecord,
+    SpacingZYX,
+    VertebraRecord,
+    affine_lengths_xyz,
+)
 from spinezarr.store.sealed import (
     StoredAttributes,
     StoredModel,
@@ -42,6 +51,7 @@ __all__ = [
     "ORIENTATIONS",
     "CentroidRecord",
     "FileRecord",
+    "ImageSourceRecord",
     "LabelSourceRecord",
     "MetaImageRecord",
     "NiftiRecord",
@@ -65,12 +75,6 @@ NEAR_LABEL_MM: Final = 5.0
 People place centroids with an error of a voxel or more, and slices are up to 5 mm apart in the
 known datasets.
 """
-_LARGEST_NUMBER: Final = (1 << 63) - 1
-"""Largest integer that the scan table can hold."""
-LARGEST_LENGTH_MM: Final = 1e9
-"""Largest stored position or length, in mm: a thousand kilometers, which cannot overflow."""
-_MIN_RELATIVE_VOLUME: Final = 1e-6
-"""Smallest volume of a voxel, relative to one with the same edges and perpendicular axes."""
 _SPACING_TOLERANCE: Final = 1e-3
 """Largest relative difference between the stored spacing and that of the affine."""
 
@@ -98,66 +102,10 @@ def _checked_level(name: str) -> str:
     return name
 
 
-def _checked_affine(affine: "Matrix") -> "Matrix":
-    (a, b, c, _), (d, e, f, _), (g, h, i, _), last = affine
-    volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-    lengths = _lengths_xyz(affine)
-    if last != (0.0, 0.0, 0.0, 1.0) or abs(volume) <= _MIN_RELATIVE_VOLUME * math.prod(lengths):
-        raise DamagedMetadataError("another matrix", "an invertible one with last row 0 0 0 1")
-    return affine
-
-
-def _lengths_xyz(affine: "Matrix") -> tuple[float, float, float]:
-    """Return the distances of neighboring voxels along x, y and z in mm."""
-    x, y, z, _ = zip(*affine[:3], strict=True)
-    return math.hypot(*x), math.hypot(*y), math.hypot(*z)
-
-
-def _checked_path(path: str) -> str:
-    r"""Refuse a path that leads out of the raw folder."""
-    parts = path.replace("\\", "/").split("/") if os.name == "nt" else path.split("/")
-    if path.startswith("/") or ".." in parts or "\0" in path or (os.name == "nt" and ":" in path):
-        raise DamagedMetadataError(describe_value(path), "a path within the raw folder")
-    return path
-
-
-ORIENTATIONS: Final = frozenset(
-    "".join(codes) for axes in permutations(("LR", "AP", "IS")) for codes in product(*axes)
-)
-"""Codes such as ``LPS`` for the directions in which three axes increase, as in nibabel."""
-
-
-def _checked_orientation(axcodes: str) -> str:
-    if axcodes not in ORIENTATIONS:
-        raise DamagedMetadataError(describe_value(axcodes), "three directions such as LPS")
-    return axcodes
-
-
-RawPath = Annotated[str, AfterValidator(_checked_path)]
-"""Path of a file relative to the raw folder."""
 ScanId = Annotated[str, AfterValidator(_checked_scan_id)]
 Vertebra = Annotated[str, AfterValidator(_checked_vertebra)]
 Level = Annotated[str, AfterValidator(_checked_level)]
 """Name of a vertebra, or of a level that is annotated by its center alone."""
-Count = Annotated[int, Field(ge=0, le=_LARGEST_NUMBER)]
-SegmentName = Annotated[str, Field(min_length=1, max_length=64)]
-Number = Annotated[int, Field(ge=-_LARGEST_NUMBER, le=_LARGEST_NUMBER)]
-Coordinate = Annotated[float, Field(ge=-LARGEST_LENGTH_MM, le=LARGEST_LENGTH_MM)]
-Length = Annotated[float, Field(gt=0, le=LARGEST_LENGTH_MM)]
-Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
-VoxelIndex = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
-ZYX = tuple[Coordinate, Coordinate, Coordinate]
-SpacingZYX = tuple[Length, Length, Length]
-SizeIJK = tuple[Size, Size, Size]
-SizeZYX = tuple[Size, Size, Size]
-VoxelIndexZYX = tuple[VoxelIndex, VoxelIndex, VoxelIndex]
-_Row = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
-Matrix = tuple[_Row, _Row, _Row, _Row]
-Affine = Annotated[Matrix, AfterValidator(_checked_affine)]
-Orientation = Annotated[str, AfterValidator(_checked_orientation)]
-FileDtype = Annotated[str, Field(pattern=r"^[<>|=]?[a-zA-Z][a-zA-Z0-9]{0,9}$")]
-LabelValue = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")]
-"""Label value as text, the key of a JSON object."""
 
 
 class RootAttributes(StoredAttributes):
@@ -211,110 +159,6 @@ def parse_root(data: bytes) -> RootAttributes:
     if version != FORMAT_VERSION:
         raise OtherFormatError(version)
     return parse_sealed(data, _Root).attributes
-
-
-class FileRecord(StoredAttributes):
-    """A small source file, such as one with annotated centers."""
-
-    file: RawPath
-    size_bytes: Count
-
-
-class NiftiRecord(StoredAttributes):
-    """Fields of a NIfTI header that place the voxels; ``affine_ijk`` holds the sform.
-
-    The fields are those of ``nifti1.h``, https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
-    """
-
-    version: Literal[1, 2]
-    sform_code: Number
-    """Code of the sform; if it is 0, the qform gives the affine, or ``pixdim`` if both are 0."""
-    qform_code: Number
-    pixdim: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
-    """``qfac``, then the spacing along i, j and k in mm."""
-    quatern_bcd: tuple[float, float, float]
-    qoffset_xyz: tuple[float, float, float]
-    xyzt_units: Number
-
-
-class MetaImageRecord(StoredAttributes):
-    """Fields of a MetaImage header that place the voxels, besides ``affine_ijk``."""
-
-    element_size_ijk_mm: tuple[float, float, float] | None
-    """``ElementSize`` along i, j and k; None if not stated."""
-    states_orientation: bool
-    states_position: bool
-
-
-class SourceRecord(StoredAttributes):
-    """The source file of an array, with what an export needs to restore it."""
-
-    file: RawPath
-    size_bytes: Count
-    sha256: str
-    dtype: FileDtype
-    shape_ijk: SizeIJK
-    affine_ijk: Affine
-    """4 x 4 matrix from voxel ``(i, j, k, 1)`` of the file to RAS+ mm."""
-    orientation: Orientation
-    """Directions in which the file's axes increase, such as ``LPS``; the ingest reorders them."""
-    stored_dtype: FileDtype
-    """Data type of the numbers in the file before scaling, with byte order, such as ``<i2``."""
-    scaling: tuple[float, float] | None
-    """Slope and intercept of the file for all of its numbers; None if it has none."""
-    nifti: NiftiRecord | None
-    """Fields of the NIfTI header; None for other formats."""
-    metaimage: MetaImageRecord | None
-    """Fields of the MetaImage header; None for other formats."""
-
-
-class ImageSourceRecord(SourceRecord):
-    """The source of an image: a file, or a series in a folder of DICOM files."""
-
-    series: str | None = None
-    """Key of the series if each series of the folder is a scan, else None.
-
-    See :class:`spinezarr.formats.dicom_series.CtSeries`.
-    """
-
-
-class LabelSourceRecord(SourceRecord):
-    """The source of a mask, and the mapping of its values."""
-
-    parts: tuple[tuple[Number, RawPath], ...]
-    """Label and path of each file of a mask with one file per structure; later files win."""
-    values: tuple[tuple[Number, Number], ...]
-    """Pairs of value in the file and stored value; other values became background.
-
-    Empty if the values are stored as they are.
-    """
-    segments: tuple[tuple[SegmentName, Number], ...] = ()
-    """Pairs of the name of a segment in the file and its label; later segments win.
-
-    Empty if the file has no named segments.
-    """
-    rounded_voxels: Count
-    """Number of voxels whose value differed from a whole number by a rounding error."""
-
-    @model_serializer(mode="wrap")
-    def _without_empty_segments(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out ``segments`` if it is empty, as stores without it are written."""
-        fields: dict[str, Any] = serialize(self)
-        if not self.segments:
-            del fields["segments"]
-        return fields
-
-
-class VertebraRecord(StoredAttributes):
-    """The voxels of one vertebra in one scan."""
-
-    voxel_count: Annotated[int, Field(ge=1, le=_LARGEST_NUMBER)]
-    centroid_zyx: ZYX
-    """Mean voxel index, ``(z, y, x)``."""
-    start_zyx: VoxelIndexZYX
-    """First voxel of the bounding box."""
-    stop_zyx: VoxelIndexZYX
-    """Voxel after the last one of the bounding box along each axis."""
 
 
 class CentroidRecord(StoredAttributes):
@@ -388,6 +232,8 @@ class ScanAttributes(StoredAttributes):
     centroid_source: FileRecord | None
     written_by: str
     notes: tuple[str, ...]
+    masks: dict[MaskName, MaskRecord] = Field(default_factory=dict)
+    """Masks beside ``label``, by name."""
     manifest: dict[
         Annotated[str, Field(pattern=SCAN_FILE)],
         Annotated[ManifestEntry | ShardEntry, Field(union_mode="left_to_right")],
@@ -407,14 +253,53 @@ class ScanAttributes(StoredAttributes):
     @property
     def content_checksum(self) -> str:
         """Hash of grid, type and voxels of image and mask; the same source gives the same hash."""
-        mask = sorted(
+        grid = (self.shape_zyx, self.affine, self.image_dtype)
+        return _hash_of([*grid, self.image_checksum, self._shards_of(LABEL)])
+
+    def mask_checksum(self, name: str) -> str:
+        """Hash of the voxels of a further mask and of the scan; another version has another."""
+        return _hash_of([self.content_checksum, self._shards_of(name)])
+
+    def _shards_of(self, mask: str) -> list[tuple[str, int, str]]:
+        """Return key, size and checksum of each shard of a mask."""
+        return sorted(
             (key.replace(".", "/"), entry.size_bytes, entry.crc32)
             for key, entry in self.manifest.items()
-            if key.startswith((f"{LABEL}/c/", f"{LABEL}/c."))
+            if key.startswith((f"{mask}/c/", f"{mask}/c."))
         )
-        grid = (self.shape_zyx, self.affine, self.image_dtype)
-        text = json.dumps([*grid, self.image_checksum, mask])
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def without_masks(self, names: Collection[str] | None = None) -> "ScanAttributes":
+        """Return the attributes that the scan would have without some further masks.
+
+        Parameters
+        ----------
+        names
+            Names of the masks; None for all.
+        """
+        if not self.masks:
+            return self
+        gone = self.masks.keys() if names is None else set(names)
+        masks = {name: mask for name, mask in self.masks.items() if name not in gone}
+        folders = {folder for name in gone for folder in (name, counts_key(name))}
+        if not masks and self.label_state == "none":
+            folders.add(SAMPLING)
+        manifest = {k: entry for k, entry in self.manifest.items() if _folder_of(k) not in folders}
+        return self.model_copy(update={"masks": masks, "manifest": manifest})
+
+
+def _hash_of(value: Any) -> str:  # noqa: ANN401  any JSON value
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
+
+
+def _folder_of(key: str) -> str:
+    """Return the part of the key of a file that names its array.
+
+    Examples
+    --------
+    >>> _folder_of("label/c/0/1/2"), _folder_of("sampling/label_chunks/c.0.0")
+    ('label', 'sampling/label_chunks')
+    """
+    return re.sub(rf"/({re.escape(METADATA)}|c[/.].*)$", "", key)
 
 
 class _ScanMembers(StoredModel):
@@ -447,16 +332,38 @@ class ScanGroup(StoredModel):
         if (scan.label_state == "none") != (self.arrays.label is None):
             state = f"the label state {scan.label_state!r}"
             raise DamagedMetadataError(state, "'none' for a scan without mask, and no other")
-        spacing = zip(scan.spacing_zyx_mm, reversed(_lengths_xyz(scan.affine)), strict=True)
+        spacing = zip(scan.spacing_zyx_mm, reversed(affine_lengths_xyz(scan.affine)), strict=True)
         if not all(math.isclose(a, b, rel_tol=_SPACING_TOLERANCE) for a, b in spacing):
             raise DamagedMetadataError(
                 f"a spacing of {scan.spacing_zyx_mm} mm", "that of the affine"
             )
-        for name, vertebra in scan.vertebrae.items():
+        self._check_masks()
+        for name, vertebra in self._boxes.items():
             box = zip(vertebra.start_zyx, vertebra.stop_zyx, scan.shape_zyx, strict=True)
             if not all(start < stop <= size for start, stop, size in box):
                 raise DamagedMetadataError(f"voxels of {name} outside of the image", "all inside")
         return self
+
+    def _check_masks(self) -> None:
+        """Check that attributes, arrays and manifest name the same further masks."""
+        scan, arrays = self.attributes, self.arrays
+        if scan.masks.keys() != arrays.masks.keys():
+            found = f"the masks {', '.join(arrays.masks) or 'none'}"
+            raise DamagedMetadataError(found, ", ".join(scan.masks) or "none")
+        folders = set(arrays.by_key) | (set() if arrays.sampling is None else {SAMPLING})
+        for key in scan.manifest:
+            if _folder_of(key) not in folders:
+                raise DamagedMetadataError(key, "files of the arrays of the scan", "manifest")
+
+    @property
+    def _boxes(self) -> dict[str, VertebraRecord]:
+        """All labels with a bounding box, by a name for messages."""
+        labels = {
+            f"{mask} {value}": label
+            for mask, record in self.attributes.masks.items()
+            for value, label in record.labels.items()
+        }
+        return {**self.attributes.vertebrae, **labels}
 
     def shards(self, name: str) -> dict[ShapeZYX, ShardEntry]:
         """Return the manifest entries of the shards of an array by shard index, ``(z, y, x)``.
@@ -467,10 +374,8 @@ class ScanGroup(StoredModel):
             If the manifest lacks shards of an image, or names shards or chunks that the array
             cannot have.
         """
-        array = self.arrays.image if name == IMAGE else self.arrays.label
-        if array is None:
-            return {}
-        return shard_entries(name, array, self.attributes.manifest)
+        array = self.arrays.volumes.get(name)
+        return {} if array is None else shard_entries(name, array, self.attributes.manifest)
 
 
 def parse_scan_group(data: bytes) -> ScanGroup:

@@ -31,8 +31,11 @@ def scan_identity(scan: ScanAttributes) -> str:
     """Return a hash of everything that is stored of a scan: voxels, split, patient and the rest.
 
     It covers the manifest, which holds the checksum of every file, so other voxels change it.
+    Further masks are left out: a prediction changes neither what an ingest wrote nor what an audit
+    found.
     """
-    text = json.dumps(scan.to_json(), sort_keys=True)
+    attributes = scan.without_masks().model_dump(mode="json", exclude={"masks"})
+    text = json.dumps(attributes, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

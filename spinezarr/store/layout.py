@@ -11,10 +11,13 @@ No other module defines these numbers.
       scans/<scan_id>/
         zarr.json             written last: metadata of everything below, and the manifest
         image/ label/         (z, y, x), sharded
+        <mask>/               further masks by name, (z, y, x), sharded
         z/ y/ x/              coordinates in mm
         sampling/label_chunks voxel count of each label in each chunk
+        sampling/<mask>_chunks
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -40,7 +43,9 @@ __all__ = [
     "BloscCodecSpec",
     "Profile",
     "chunk_grid",
+    "counts_key",
     "fill_value",
+    "is_mask_name",
     "profile_named",
     "scan_key",
 ]
@@ -65,8 +70,14 @@ IMAGE: Final = "image"
 """Name of the array of a scan that holds the CT."""
 LABEL: Final = "label"
 """Name of the array of a scan that holds the mask."""
+SAMPLING: Final = "sampling"
+"""Name of the group of a scan that holds the voxel counts of its masks."""
 LABEL_CHUNKS: Final = "sampling/label_chunks"
 """Key of the array of a scan with the voxel count of each label in each chunk."""
+MASK_NAME: Final = "[a-z][a-z0-9_]{1,63}"
+"""Pattern of the names of further masks; coordinates have names of one letter."""
+_RESERVED_NAMES: Final = frozenset({IMAGE, LABEL, SAMPLING})
+"""Names of other members of a scan, which no further mask may have."""
 TABLE: Final = "table"
 """Key of the scan table."""
 SCANS: Final = "scans"
@@ -213,7 +224,7 @@ def fill_value(array: str, dtype: "np.dtype[Any]") -> int | float:
     It is background for masks. Chunks of images are never absent, so their fill value is no CT
     number: it shows that a store is damaged.
     """
-    if array == LABEL:
+    if array != IMAGE:
         return 0
     if dtype.kind == "f":
         return float("nan")
@@ -224,3 +235,25 @@ def fill_value(array: str, dtype: "np.dtype[Any]") -> int | float:
 def scan_key(scan_id: str) -> str:
     """Return the key of a scan's group in the store."""
     return f"{SCANS}/{scan_id}"
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a further mask can have this name.
+
+    Examples
+    --------
+    >>> is_mask_name("prediction"), is_mask_name("label"), is_mask_name("z"), is_mask_name("A b")
+    (True, False, False, False)
+    """
+    return re.fullmatch(MASK_NAME, name) is not None and name not in _RESERVED_NAMES
+
+
+def counts_key(mask: str) -> str:
+    """Return the key of the array of a scan with the voxel counts of a mask.
+
+    Examples
+    --------
+    >>> counts_key(LABEL) == LABEL_CHUNKS, counts_key("prediction")
+    (True, 'sampling/prediction_chunks')
+    """
+    return f"{SAMPLING}/{mask}_chunks"

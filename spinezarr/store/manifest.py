@@ -15,7 +15,7 @@ from spinezarr.errors import CorruptStoreError, DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import ShardedArray
 from spinezarr.store.blocks import SMALLEST_BLOCK_BYTES, BlockCoding
-from spinezarr.store.layout import IMAGE, LABEL_CHUNKS, chunk_grid
+from spinezarr.store.layout import IMAGE, MASK_NAME, chunk_grid, counts_key
 from spinezarr.store.sealed import StoredAttributes
 from spinezarr.store.sharding import crc32, index_bytes
 
@@ -39,11 +39,11 @@ def _either_separator(index: str) -> str:
 
 
 SCAN_FILE: Final = (
-    rf"^(?:(?:image|label)/(?:{_either_separator(_INDEX_3D)}|zarr[.]json)"
+    rf"^(?:{MASK_NAME}/(?:{_either_separator(_INDEX_3D)}|zarr[.]json)"
     rf"|[zyx]/(?:{_either_separator(_INDEX_1D)}|zarr[.]json)"
-    rf"|sampling/zarr[.]json|{LABEL_CHUNKS}/(?:{_either_separator('0/0')}|zarr[.]json))$"
+    rf"|{counts_key(MASK_NAME)}/(?:{_either_separator('0/0')}|zarr[.]json))$"
 )
-"""Pattern of the keys that the manifest of a scan may name."""
+"""Pattern of the keys that the manifest of a scan may name; ``image`` and ``label`` fit it too."""
 
 
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
@@ -238,7 +238,7 @@ def shard_entries(
     Parameters
     ----------
     name
-        ``image`` or ``label``.
+        ``image``, ``label`` or the name of a further mask.
     array
         Metadata of the array.
     manifest

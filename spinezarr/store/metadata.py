@@ -25,10 +25,12 @@ from spinezarr.store.layout import (
     LABEL,
     LABEL_CHUNKS,
     METADATA,
+    SAMPLING,
     SCANS,
     SMALL_ARRAY,
     BloscCodecSpec,
     Profile,
+    counts_key,
     fill_value,
 )
 from spinezarr.store.manifest import ManifestEntry
@@ -39,7 +41,15 @@ from spinezarr.vertebrae import NAME_OF_VALUE
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["root_files", "scan_files", "table_files", "with_stored_encoding"]
+__all__ = [
+    "mask_members",
+    "root_files",
+    "sampling_group",
+    "scan_files",
+    "table_files",
+    "with_members",
+    "with_stored_encoding",
+]
 
 _AXIS_ATTRIBUTES = {
     "z": {"axis": "Z", "long_name": "toward superior"},
@@ -49,6 +59,7 @@ _AXIS_ATTRIBUTES = {
 _IMAGE_ATTRIBUTES: dict[str, Any] = {"long_name": "CT number", "units": "HU"}
 _JSON_INDENT: Final = 2
 """Spaces of indentation in ``zarr.json``, as zarr-python writes it."""
+_COUNT_COLUMNS: Final = {"columns": ["label", "chunk_z", "chunk_y", "chunk_x", "voxel_count"]}
 _ZSTD_LEVEL: Final = 0
 """Level of the columns of a table; Zstandard takes its default for 0."""
 _NAN_ATTRIBUTE: Final = {"_FillValue": "AAAAAAAA+H8="}
@@ -120,9 +131,8 @@ def scan_files(
         for axis, positions in coordinates_mm.items()
     }
     if label_chunks is not None:
-        columns = {"columns": ["label", "chunk_z", "chunk_y", "chunk_x", "voxel_count"]}
-        small[LABEL_CHUNKS] = (label_chunks, ("entry", "column"), columns)
-        members[LABEL_CHUNKS.rpartition("/")[0]] = _group({})
+        small[LABEL_CHUNKS] = (label_chunks, ("entry", "column"), _COUNT_COLUMNS)
+        members |= sampling_group()
     chunks: dict[str, bytes] = {}
     for name, (values, dimensions, array_attributes) in small.items():
         members[name] = _array_of_one_chunk(
@@ -162,6 +172,88 @@ def with_stored_encoding(
             consolidated[name] = {**new, **arrays[name], "attributes": new["attributes"]}
             data[f"{name}/{METADATA}"] = _to_json(consolidated[name])
     return {**data, METADATA: json.dumps(scan).encode()}
+
+
+def mask_members(
+    name: str,
+    profile: Profile,
+    *,
+    shape_zyx: ShapeZYX,
+    label_chunks: npt.NDArray[np.uint32],
+    names: Mapping[int, str],
+    separator: Separator,
+) -> tuple[dict[str, dict[str, Any]], dict[str, bytes]]:
+    """Return the metadata of the arrays of a further mask, and the files of its voxel counts.
+
+    Parameters
+    ----------
+    name
+        Name of the mask.
+    profile
+        Chunks and codecs of the mask.
+    shape_zyx
+        Shape of the mask in voxels.
+    label_chunks
+        See :func:`scan_files`.
+    names
+        Name of each value that occurs, without background; empty for a value without a name.
+    separator
+        Separator in the keys of chunks and shards.
+
+    Returns
+    -------
+    members
+        Metadata of each array by its key below the scan.
+    chunks
+        Contents of the files of the counts by key; none if the mask is all background.
+    """
+    dtype, counts = np.dtype(np.uint8), counts_key(name)
+    members = {
+        name: _array(
+            shape_zyx,
+            profile.shard_shape_zyx(shape_zyx),
+            dtype,
+            fill=fill_value(name, dtype),
+            codecs=[_sharding(profile.chunk_shape_zyx, dtype, profile.label)],
+            attributes={"long_name": name.replace("_", " "), **_flags(names)},
+            dimensions=("z", "y", "x"),
+            separator=separator,
+        ),
+        counts: _array_of_one_chunk(
+            label_chunks,
+            fill=0,
+            codecs=_chunk_codecs(label_chunks.dtype, SMALL_ARRAY),
+            attributes=_COUNT_COLUMNS,
+            dimensions=("entry", "column"),
+            separator=separator,
+        ),
+    }
+    chunk = f"{counts}/{chunk_key((0, 0), separator)}"
+    return members, {chunk: encode_chunk(label_chunks, SMALL_ARRAY)} if len(label_chunks) else {}
+
+
+def sampling_group() -> dict[str, dict[str, Any]]:
+    """Return the metadata of the group of voxel counts by its key below the scan."""
+    return {SAMPLING: _group({})}
+
+
+def with_members(
+    files: Mapping[str, bytes], members: Mapping[str, dict[str, Any]]
+) -> dict[str, bytes]:
+    """Return the files of a group with further members, whose metadata its ``zarr.json`` repeats.
+
+    Parameters
+    ----------
+    files
+        Files of the group by key. Its ``zarr.json`` is not sealed.
+    members
+        Metadata of the members by key.
+    """
+    group = json.loads(files[METADATA])
+    together = {**group["consolidated_metadata"]["metadata"], **_consolidated(members)}
+    ordered = {name: together[name] for name in sorted(together, key=_consolidated_order)}
+    group["consolidated_metadata"]["metadata"] = ordered
+    return {**files, **_member_files(members), METADATA: json.dumps(group).encode()}
 
 
 def table_files(table: "xr.Dataset", separator: Separator) -> dict[str, bytes]:
@@ -223,12 +315,13 @@ def _label_attributes(values: tuple[int, ...], structures: Mapping[str, str]) ->
     .. [1] https://cfconventions.org, section 3.5 "Flags"
     """
     name_of = {**NAME_OF_VALUE, **{int(value): name for value, name in structures.items()}}
-    names = ["_".join(name_of.get(value, f"label_{value}").split()) for value in values]
-    return {
-        "long_name": "vertebra",
-        "flag_values": [0, *values],
-        "flag_meanings": " ".join(["background", *names]),
-    }
+    return {"long_name": "vertebra", **_flags({value: name_of.get(value, "") for value in values})}
+
+
+def _flags(names: Mapping[int, str]) -> dict[str, Any]:
+    """Return the CF flags of a mask, given the name of each value; a name may be empty."""
+    words = ["_".join((name or f"label_{value}").split()) for value, name in names.items()]
+    return {"flag_values": [0, *names], "flag_meanings": " ".join(["background", *words])}
 
 
 def _encode_column(values: npt.NDArray[Any]) -> bytes:
@@ -328,15 +421,22 @@ def _group_files(
     attributes: Mapping[str, Any], members: Mapping[str, dict[str, Any]]
 ) -> dict[str, bytes]:
     """Return ``zarr.json`` of a group and of its members; the group's file contains theirs."""
-    files = {f"{name}/{METADATA}": _to_json(metadata) for name, metadata in members.items()}
-    consolidated = {
-        name: _with_members(members[name], {})
-        if members[name]["node_type"] == "group"
-        else members[name]
-        for name in sorted(members, key=_consolidated_order)
+    consolidated = _consolidated(members)
+    ordered = {name: consolidated[name] for name in sorted(members, key=_consolidated_order)}
+    group = _with_members(_group(attributes), ordered)
+    return {**_member_files(members), METADATA: json.dumps(group).encode()}
+
+
+def _member_files(members: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    return {f"{name}/{METADATA}": _to_json(metadata) for name, metadata in members.items()}
+
+
+def _consolidated(members: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the metadata of members as those of their group repeat them."""
+    return {
+        name: _with_members(metadata, {}) if metadata["node_type"] == "group" else metadata
+        for name, metadata in members.items()
     }
-    group = _with_members(_group(attributes), consolidated)
-    return {**files, METADATA: json.dumps(group).encode()}
 
 
 def _consolidated_order(name: str) -> tuple[int, str]:

@@ -35,9 +35,11 @@ from spinezarr.store.attributes import (
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.layout import (
     FORMAT_VERSION,
-    LABEL_CHUNKS,
+    IMAGE,
+    LABEL,
     TABLE,
     chunk_grid,
+    counts_key,
     scan_key,
 )
 from spinezarr.store.manifest import checked_content
@@ -213,7 +215,7 @@ class StoreReader:
         rows = rows_of(table)
         if rows != self._rows:
             self._rows = rows
-            self._forget_scans()
+            self.forget_scans()
         return table
 
     def row(self, scan_id: str) -> TableRow | None:
@@ -308,6 +310,34 @@ class StoreReader:
             )
         return scan
 
+    def listed_mask(self, scan_id: str, name: str) -> ArraySpec:
+        """Return a mask of a scan, and check that it is the version that the scan table lists.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        name
+            ``label``, or the name of a further mask.
+
+        Raises
+        ------
+        ScanChangedError
+            If the table lists another version of the scan or of the mask than the stored one.
+        UnknownMaskError
+            If the scan has no such mask.
+        UnknownScanError, CorruptStoreError
+            As for :meth:`scan`.
+        """
+        scan = self.listed_scan(scan_id)
+        row = self._rows.get(scan.attributes.scan_id)
+        listed = {} if row is None else dict(row.mask_checksums)
+        if name in listed and (
+            name not in scan.masks or scan.masks[name].content_checksum != listed[name]
+        ):
+            raise self._mask_change_error(scan.attributes.scan_id, name)
+        return scan.mask(name)
+
     def find_change(self, array: ArraySpec) -> ScanChangedError | None:
         """Find out whether an array could not be read because its scan has changed.
 
@@ -326,20 +356,28 @@ class StoreReader:
             )
         except (CorruptStoreError, OSError):
             return None
-        for spec in current.arrays:
-            if spec.name == array.name and (spec.separator, spec.shards) == (
-                array.separator,
-                array.shards,
-            ):
-                return None
-        self._forget_scans()
-        if current.content_checksum == array.content_checksum:
+        specs = {spec.name: spec for spec in current.all_arrays}
+        spec = specs.get(array.name)
+        if spec is not None and (spec.separator, spec.shards) == (array.separator, array.shards):
+            return None
+        self.forget_scans()
+        if spec is not None and spec.content_checksum == array.content_checksum:
             return ScanRewrittenError(
                 f"{self.name}: scan {array.scan_id!r} was written again meanwhile, with the same "
                 "voxels. Open it again.",
                 array.scan_id,
             )
+        if array.name not in {IMAGE, LABEL}:
+            return self._mask_change_error(array.scan_id, array.name)
         return self._change_error(array.scan_id, current.content_checksum)
+
+    def _mask_change_error(self, scan_id: str, name: str) -> ScanChangedError:
+        """Return the error for a further mask that was replaced or removed."""
+        return ScanChangedError(
+            f"{self.name}: the mask {name!r} of scan {scan_id!r} was replaced or removed since the "
+            "store was opened. Open the store again.",
+            scan_id,
+        )
 
     def _change_error(self, scan_id: str, stored: str) -> ScanChangedError:
         """Return the error for a scan whose stored ``content_checksum`` is now ``stored``."""
@@ -390,8 +428,8 @@ class StoreReader:
             new._newer = frozenset(newer)
         return new
 
-    def _forget_scans(self) -> None:
-        """Drop the metadata of scans that are kept in memory."""
+    def forget_scans(self) -> None:
+        """Read the metadata of each scan again at its next use."""
         self._scans.cache_clear()
         self._label_chunks.cache_clear()
         self._opened.clear()
@@ -415,15 +453,22 @@ class StoreReader:
         if found != expected:
             raise DamagedMetadataError(f"dataset and scan {found}", f"{expected}")
 
-    def label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
+    def label_chunks(self, scan_id: str, mask: str = LABEL) -> npt.NDArray[np.uint32]:
         """Return the voxel count of each label in each chunk of a scan's mask.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        mask
+            Name of the mask.
 
         Returns
         -------
         numpy.ndarray
             uint32 of shape ``(n, 5)``: label value, chunk index z, y, x, voxel count; ordered by
-            label, then chunk. Empty for a scan without mask. It is kept in memory and shared, so it
-            must not be changed.
+            label, then chunk. Empty for a scan without that mask. It is kept in memory and shared,
+            so it must not be changed.
 
         Raises
         ------
@@ -432,15 +477,16 @@ class StoreReader:
         UnknownScanError, CorruptStoreError
             As for :meth:`scan`, or if the counts are missing or damaged.
         """
-        return self._label_chunks(scan_id)
+        return self._label_chunks(scan_id, mask)
 
-    def _read_label_chunks(self, scan_id: str) -> npt.NDArray[np.uint32]:
-        """Read the voxel counts of one scan; see :meth:`label_chunks`."""
+    def _read_label_chunks(self, scan_id: str, mask: str) -> npt.NDArray[np.uint32]:
+        """Read the voxel counts of one mask; see :meth:`label_chunks`."""
         scan = self.scan(scan_id)
-        out = np.empty((scan.label_chunk_rows, 5), np.uint32)
-        if not scan.label_chunk_rows:
+        out = np.empty((scan.label_chunk_rows.get(mask, 0), 5), np.uint32)
+        if not len(out):
             return out
-        key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), scan.image.separator)}"
+        array = scan.mask(mask)
+        key = f"{counts_key(mask)}/{chunk_key((0, 0), array.separator)}"
         path = f"{self.path}/{scan_key(scan.attributes.scan_id)}/{key}"
 
         def parse(data: bytes | None) -> npt.NDArray[np.uint32]:
@@ -449,19 +495,20 @@ class StoreReader:
                 decode_chunk(checked, out)
             except ChunkDamagedError as problem:
                 raise CorruptStoreError(f"{path}: {problem}.") from problem
-            _check_label_chunks(path, out, scan)
+            _check_label_chunks(path, out, array, scan.label_voxels(mask))
             return out
 
         try:
             rows = self._read(path, parse)
             return parse(None) if rows is None else rows
         except CorruptStoreError as problem:
-            raise self.find_change(scan.image) or problem from problem
+            raise self.find_change(array) or problem from problem
 
 
-def _check_label_chunks(path: str, rows: npt.NDArray[np.uint32], scan: ScanHandle) -> None:
+def _check_label_chunks(
+    path: str, rows: npt.NDArray[np.uint32], array: ArraySpec, label_voxels: Mapping[int, int]
+) -> None:
     """Check that the labels and chunks of voxel counts exist, and check the sums of the counts."""
-    array = scan.image
     grid = chunk_grid(array.shape_zyx, array.chunk_shape_zyx)
     is_valid = (
         (rows[:, 0] >= 1)
@@ -478,7 +525,7 @@ def _check_label_chunks(path: str, rows: npt.NDArray[np.uint32], scan: ScanHandl
         )
     sums = np.bincount(rows[:, 0], rows[:, 4], minlength=1)
     counts = {value: int(sums[value]) for value in np.flatnonzero(sums).tolist()}
-    if counts != {value: n for value, n in scan.attributes.label_voxels.items() if n}:
+    if counts != {value: n for value, n in label_voxels.items() if n}:
         raise CorruptStoreError(
             f"{path}: its voxel counts of labels differ from those in the metadata of the scan. "
             "Ingest this scan again."

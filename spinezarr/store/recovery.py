@@ -23,7 +23,7 @@ from spinezarr.store.files import (
     remove_files,
 )
 from spinezarr.store.folder import StoreFileSystem
-from spinezarr.store.layout import METADATA, SCANS, TABLE
+from spinezarr.store.layout import MASK_NAME, METADATA, SCANS, TABLE, counts_key
 from spinezarr.store.ledger import LEDGER_FILE
 from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.scan_metadata import metadata_files
@@ -33,8 +33,9 @@ from spinezarr.store.writable import WritableStore
 __all__ = ["is_scan_file", "is_whole", "readable_group", "recover_scan", "recover_store"]
 
 _SCAN_FILE: Final = re.compile(
-    r"zarr\.json\.partial|(image|label|z|y|x|sampling|sampling/label_chunks)/(c[./].*|zarr\.json.*)"
+    rf"zarr\.json\.partial|({MASK_NAME}|[zyx]|{counts_key(MASK_NAME)})/(c[./].*|zarr\.json.*)"
 )
+"""Pattern of the keys of a scan's files; ``image``, ``label`` and ``sampling`` fit a mask's."""
 
 
 def recover_store(
@@ -85,6 +86,8 @@ def recover_scan(store: WritableStore, scan_id: str) -> ScanAttributes | None:
 def is_whole(scan: ScanAttributes, sizes: Mapping[str, int]) -> bool:
     """Whether every file that the manifest of a scan names exists with its size.
 
+    Files of further masks do not count, because reading the scan again does not bring them back.
+
     Parameters
     ----------
     scan
@@ -92,7 +95,8 @@ def is_whole(scan: ScanAttributes, sizes: Mapping[str, int]) -> bool:
     sizes
         Sizes in bytes of the files in its folder, by key.
     """
-    return all(sizes.get(key) == entry.size_bytes for key, entry in scan.manifest.items())
+    manifest = scan.without_masks().manifest
+    return all(sizes.get(key) == entry.size_bytes for key, entry in manifest.items())
 
 
 def is_scan_file(key: str) -> bool:
@@ -124,7 +128,7 @@ def _clean_scan(
     if group is None or group.attributes.scan_id != scan_id:
         return None
     scan = group.attributes
-    if scan_identity(scan) != trusted:
+    if scan.masks or scan_identity(scan) != trusted:  # the identity does not cover masks
         sizes |= _finish_amending(store, group, metadata)
     store.remove(folder, [key for key in sizes if key not in scan.manifest and is_scan_file(key)])
     return scan if is_whole(scan, sizes) else None

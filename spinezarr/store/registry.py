@@ -5,7 +5,7 @@ finished scans, and the audit log. The table shows the audit results, so it is w
 change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,7 +31,12 @@ from spinezarr.store.layout import METADATA, TABLE
 from spinezarr.store.ledger import LEDGER_FILE, FolderRecord, Ledger, LedgerEntry
 from spinezarr.store.lock import LATE_FILE
 from spinezarr.store.metadata import table_files
-from spinezarr.store.table import build_table, update_table, with_audit_results
+from spinezarr.store.table import (
+    build_table,
+    update_table,
+    with_audit_columns,
+    with_audit_results,
+)
 from spinezarr.store.table_file import parse_table
 from spinezarr.store.table_reader import read_table
 from spinezarr.store.writable import WritableStore
@@ -158,6 +163,37 @@ class ScanRegistry:
                 remove_files(store.fs, store.path, [LATE_FILE])
                 store.has_late_write = False
         return table
+
+    def update_rows(self, scans: Iterable[ScanAttributes]) -> None:
+        """Write the scan table again after further masks of some scans have changed.
+
+        The ledger and the audit log stay, as neither depends on further masks. A row of another
+        version of a scan stays too: the ingest that was cut off there writes it.
+
+        Parameters
+        ----------
+        scans
+            Attributes of the scans as they are published.
+
+        Raises
+        ------
+        LostLockError
+            If another run has taken the store over.
+        """
+        known = self.table()
+        if known is None:
+            return
+        listed = dict(zip(known.scan.to_numpy(), known.content_checksum.to_numpy(), strict=True))
+        changed = {
+            scan.scan_id: scan
+            for scan in scans
+            if listed.get(scan.scan_id) == scan.content_checksum
+        }
+        if not changed:
+            return
+        table = update_table(self._root, known, changed, {})
+        with self._store.changing():
+            self.publish_table(with_audit_columns(table, known))
 
     def write_audit_log(
         self, log: AuditLog, table: "xr.Dataset", scans: Mapping[str, ScanAttributes]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spinezarr.errors import CorruptStoreError, ScanChangedError
+from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownMaskError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.array_metadata import Separator, ShardedArray, chunk_key
 from spinezarr.store.attributes import ScanAttributes, parse_scan_group
 from spinezarr.store.blocks import BlockCoding
-from spinezarr.store.layout import IMAGE, LABEL, LABEL_CHUNKS
+from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.manifest import ShardEntry
 
 __all__ = ["ArraySpec", "ScanHandle", "parse_scan"]
@@ -30,7 +30,7 @@ class ArraySpec:
 
     scan_id: str
     name: str
-    """``image`` or ``label``."""
+    """``image``, ``label`` or the name of a further mask."""
     path: str = field(repr=False)
     """Path of the array in the store's file system."""
     shape_zyx: ShapeZYX
@@ -49,7 +49,10 @@ class ArraySpec:
     scaling: Scaling | None = None
     """Scaling from stored numbers to values; None if the numbers are the values."""
     content_checksum: str = ""
-    """Content checksum of the version of the scan that the array belongs to."""
+    """Content checksum of the version of the scan that the array belongs to.
+
+    For a further mask, that is :meth:`spinezarr.store.attributes.ScanAttributes.mask_checksum`.
+    """
     find_change: Callable[["ArraySpec"], ScanChangedError | None] = _find_no_change
     """Function that is called if the array cannot be read.
 
@@ -88,15 +91,44 @@ class ScanHandle:
     attributes: ScanAttributes
     image: ArraySpec
     label: ArraySpec | None
-    label_chunk_rows: int
-    """Number of rows of :meth:`spinezarr.store.reader.StoreReader.label_chunks`."""
+    masks: Mapping[str, ArraySpec]
+    """Further masks by name."""
+    label_chunk_rows: Mapping[str, int]
+    """Number of rows of :meth:`spinezarr.store.reader.StoreReader.label_chunks` for each mask."""
     variable_attributes: Mapping[str, Mapping[str, Any]]
-    """Attributes such as units of ``image``, ``label``, ``z``, ``y`` and ``x``, by array name."""
+    """Attributes such as units of image, masks, ``z``, ``y`` and ``x``, by array name."""
 
     @property
     def content_checksum(self) -> str:
         """See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`."""
         return self.image.content_checksum
+
+    @property
+    def all_arrays(self) -> tuple[ArraySpec, ...]:
+        """The image, the mask and the further masks."""
+        return (*self.arrays, *self.masks.values())
+
+    def mask(self, name: str) -> ArraySpec:
+        """Return the mask of a name: ``label`` or a further one.
+
+        Raises
+        ------
+        UnknownMaskError
+            If the scan has no such mask.
+        """
+        masks = {LABEL: self.label} if self.label is not None else {}
+        masks |= self.masks
+        if name not in masks:
+            raise UnknownMaskError(
+                f"scan {self.attributes.scan_id!r} has no mask {name!r}; it has "
+                f"{', '.join(masks) or 'none'}."
+            )
+        return masks[name]
+
+    def label_voxels(self, name: str) -> Mapping[int, int]:
+        """Return the voxel count of each value in a mask except background."""
+        is_label = name == LABEL
+        return (self.attributes if is_label else self.attributes.masks[name]).label_voxels
 
     def wrong_label_count(self, value: int) -> CorruptStoreError:
         """Return the error for a mask whose voxels of a label differ from the stored counts."""
@@ -157,19 +189,24 @@ def parse_scan(
             coding=array.coding,
             shards=shards,
             scaling=array.scaling,
-            content_checksum=content,
+            content_checksum=content if name in {IMAGE, LABEL} else scan.mask_checksum(name),
             find_change=find_change,
         )
 
     variable_attributes = {
         name: Scaling.without_attributes(array.attributes)
         for name, array in arrays.by_key.items()
-        if name != LABEL_CHUNKS
+        if "/" not in name
     }
+    masks = arrays.masks
+    counts = {name: mask.counts for name, mask in masks.items()}
+    if arrays.label_chunks is not None:
+        counts[LABEL] = arrays.label_chunks
     return ScanHandle(
         scan,
         spec(IMAGE, arrays.image),
         None if arrays.label is None else spec(LABEL, arrays.label),
-        0 if arrays.label_chunks is None else arrays.label_chunks.shape[0],
+        {name: spec(name, mask.mask) for name, mask in masks.items()},
+        {name: array.shape[0] for name, array in counts.items()},
         variable_attributes,
     )

@@ -4,6 +4,8 @@ These are all files of a scan except its shards: the metadata of its arrays, its
 voxel counts of its labels.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,12 +13,17 @@ from spinezarr.geometry import axis_positions_mm
 from spinezarr.scaling import Scaling
 from spinezarr.store.array_metadata import ScanArrays, Separator
 from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.layout import BALANCED, METADATA, Profile
-from spinezarr.store.metadata import scan_files, with_stored_encoding
+from spinezarr.store.layout import BALANCED, METADATA, Profile, counts_key
+from spinezarr.store.metadata import (
+    sampling_group,
+    scan_files,
+    with_members,
+    with_stored_encoding,
+)
 from spinezarr.store.sealed import unseal
 from spinezarr.vertebrae import VALUE_OF_NAME
 
-__all__ = ["metadata_files", "small_files"]
+__all__ = ["metadata_files", "small_files", "stored_mask_members"]
 
 
 def small_files(
@@ -69,4 +76,22 @@ def metadata_files(scan: ScanAttributes, arrays: ScanArrays, metadata: bytes) ->
     label_chunks = None if counts is None else np.zeros(counts.shape, np.uint32)
     files = small_files(scan, label_chunks, BALANCED, arrays.separator)
     files = with_stored_encoding(files, unseal(metadata)["consolidated_metadata"]["metadata"])
+    files = with_members(files, stored_mask_members(scan, metadata))
     return {key: data for key, data in files.items() if key.endswith(METADATA)}
+
+
+def stored_mask_members(scan: ScanAttributes, metadata: bytes) -> dict[str, dict[str, Any]]:
+    """Return the stored metadata of the arrays of further masks by key, and of their group.
+
+    Parameters
+    ----------
+    scan
+        Attributes whose masks are meant.
+    metadata
+        The ``zarr.json`` of the published scan.
+    """
+    if not scan.masks:
+        return {}
+    stored = unseal(metadata)["consolidated_metadata"]["metadata"]
+    keys = [key for name in scan.masks for key in (name, counts_key(name))]
+    return {**sampling_group(), **{key: stored[key] for key in keys}}

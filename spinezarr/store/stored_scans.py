@@ -3,15 +3,18 @@
 import json
 import os
 
+from spinezarr.errors import CorruptStoreError
 from spinezarr.store.attributes import ScanAttributes, parse_scan_group
 from spinezarr.store.files import list_sizes, publish_file
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.layout import METADATA, SCANS, Profile
 from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.mask_writer import MaskWriter, remove_mask
 from spinezarr.store.recovery import is_scan_file, is_whole, readable_group
 from spinezarr.store.scan_metadata import metadata_files
 from spinezarr.store.scan_writer import ScanWriter
 from spinezarr.store.sealed import seal
+from spinezarr.store.selection import unknown_scan
 from spinezarr.store.writable import WritableStore
 
 __all__ = ["StoredScans"]
@@ -69,12 +72,50 @@ class StoredScans:
         """Start to write a scan; a published version stays until the new one is published."""
         folder = self._store.scan_folder(scan_id)
         metadata = self._read_metadata(scan_id)
-        published = None if metadata is None else readable_group(metadata)
-        if metadata is not None and published is None:
+        if metadata is not None and readable_group(metadata) is None:
             # No reader can use a scan with damaged metadata, so all of its files are deleted.
             keys = filter(is_scan_file, list_sizes(self._store.fs, folder))
             self._store.remove(folder, [METADATA, *keys])
-        return ScanWriter(self._store, folder, published, self._profile)
+            metadata = None
+        return ScanWriter(self._store, folder, metadata, self._profile)
+
+    def start_mask(self, scan_id: str, name: str) -> MaskWriter:
+        """Start to write a further mask of a scan; a published version of it stays until then.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            If the metadata of the scan are damaged.
+        """
+        folder, metadata = self._store.scan_folder(scan_id), self._readable_metadata(scan_id)
+        return MaskWriter(self._store, folder, name, metadata, self._profile)
+
+    def remove_mask(self, scan_id: str, name: str) -> ScanAttributes:
+        """Remove a further mask of a scan, and return the published attributes of the scan.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        CorruptStoreError
+            If the metadata of the scan are damaged.
+        """
+        folder = self._store.scan_folder(scan_id)
+        return remove_mask(self._store, folder, name, self._readable_metadata(scan_id))
+
+    def _readable_metadata(self, scan_id: str) -> bytes:
+        """Read the ``zarr.json`` of a scan that readers can use."""
+        metadata = self._read_metadata(scan_id)
+        if metadata is None:
+            raise unknown_scan(self._store.name, scan_id)
+        if readable_group(metadata) is None:
+            raise CorruptStoreError(
+                f"{self._store.name}: the metadata of scan {scan_id!r} are damaged. Ingest this "
+                "scan again."
+            )
+        return metadata
 
     def amend(self, scan: ScanAttributes) -> ScanAttributes:
         """Write the metadata of a published scan again; its voxels stay as they are.

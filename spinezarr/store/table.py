@@ -30,6 +30,7 @@ __all__ = [
     "root_from_table",
     "table_attributes",
     "update_table",
+    "with_audit_columns",
     "with_audit_results",
 ]
 
@@ -296,6 +297,16 @@ def _content_columns(rows: Sequence[ScanAttributes]) -> Columns:
             _STRING,
             long_name="hash of grid, type and voxels of image and mask",
         ),
+        "masks": _column(
+            (" ".join(row.masks) for row in rows),
+            _STRING,
+            long_name="names of the masks beside label",
+        ),
+        "mask_checksums": _column(
+            (" ".join(map(row.mask_checksum, row.masks)) for row in rows),
+            _STRING,
+            long_name="hash of the voxels of each of these masks",
+        ),
         "image_sha256": _column(
             (row.image_source.sha256 for row in rows),
             _STRING,
@@ -318,6 +329,16 @@ def with_audit_results(table: "xr.Dataset", audited: Mapping[str, AuditedScan]) 
     }
     names = map(str, table.scan.to_numpy())
     return table.assign(texts).assign(_audit_columns(names, audited))
+
+
+def with_audit_columns(table: "xr.Dataset", known: "xr.Dataset") -> "xr.Dataset":
+    """Replace the audit results of a table by those of another table with the same scans."""
+    columns = (known[name] for name in _audit_columns((), {}))
+    texts = {
+        str(column.name): (("scan",), _strings(column.to_numpy()), column.attrs)
+        for column in columns
+    }
+    return table.assign(texts)
 
 
 def _audit_columns(scan_ids: Iterable[str], audited: Mapping[str, AuditedScan]) -> Columns:

@@ -20,7 +20,7 @@ from spinezarr.errors import DamagedMetadataError
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store.array_metadata import ImageDtype, Separator
 from spinezarr.store.attributes import LARGEST_LENGTH_MM, ORIENTATIONS, is_scan_id
-from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA
+from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA, is_mask_name
 from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.scan_table import Column, ScanTable
 from spinezarr.store.sealed import StoredModel, describe_value, parse_sealed
@@ -306,6 +306,13 @@ def _decode_texts(data: bytes, n: int) -> Iterator[str]:
         raise DamagedMetadataError("bytes after the last text of a column", "none")
 
 
+def _are_masks(names: str, checksums: str) -> bool:
+    """Whether two cells hold names of masks, and one checksum for each."""
+    masks = names.split(" ") if names else []
+    are_names = all(map(is_mask_name, masks)) and len(set(masks)) == len(masks)
+    return are_names and len(masks) == len(checksums.split())
+
+
 def _check_values(table: ScanTable) -> None:
     """Refuse a table that :func:`spinezarr.store.table.build_table` cannot have made."""
     for name, (dimensions, dtype) in fixed_columns().items():
@@ -339,6 +346,7 @@ def _check_values(table: ScanTable) -> None:
         **{name: np.isin(table[name], _DTYPES) for name in _DTYPE_COLUMNS},
         "orientation": np.isin(table["orientation"], [*ORIENTATIONS]),
         "label_state": np.isin(table["label_state"], [*get_args(LabelState), "none"]),
+        "masks": np.array([*map(_are_masks, table["masks"], table["mask_checksums"])], bool),
     }
     for name, is_valid in valid.items():
         if not is_valid.all():

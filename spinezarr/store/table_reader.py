@@ -21,15 +21,22 @@ class TableRow(NamedTuple):
     content_checksum: str
     shape_zyx: ShapeZYX
     spacing_zyx_mm: SpacingZYX
+    mask_checksums: tuple[tuple[str, str], ...] = ()
+    """Name and checksum of each further mask."""
 
 
 def rows_of(table: ScanTable) -> dict[str, TableRow]:
     """Return the rows of a table by scan id."""
     shapes = map(tuple, table["shape_zyx"].tolist())
     spacings = map(tuple, table["spacing_zyx_mm"].tolist())
-    columns = (table["content_checksum"].tolist(), shapes, spacings)
+    masks = map(_mask_checksums, table["masks"].tolist(), table["mask_checksums"].tolist())
+    columns = (table["content_checksum"].tolist(), shapes, spacings, masks)
     rows = (TableRow(*row) for row in zip(*columns, strict=True))
     return dict(zip(table["scan"].tolist(), rows, strict=True))
+
+
+def _mask_checksums(names: str, checksums: str) -> tuple[tuple[str, str], ...]:
+    return tuple(zip(names.split(), checksums.split(), strict=True))
 
 
 def read_table(read: ReadFiles, folder: str, url: str) -> ScanTable:

@@ -1,6 +1,7 @@
 """What does iteration over a stream return?"""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ class Batch:
     """Vertebra that each patch was drawn for; None for a uniform draw."""
     index: npt.NDArray[np.int64]
     """``(n,)`` number of each patch in its epoch."""
+    masks: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """``(n, ...)`` further masks that were requested, by name; their axes are those of the label.
+
+    The values are those of the mask's own scheme.
+    """
 
     def __len__(self) -> int:
         """Return the number of patches."""
@@ -59,6 +65,7 @@ class Batch:
         return replace(
             self,
             label=None if self.label is None else self.label[first:last],
+            masks={name: mask[first:last] for name, mask in self.masks.items()},
             scan_id=self.scan_id[first:last],
             vertebra=self.vertebra[first:last],
             **{name: getattr(self, name)[first:last] for name in names},

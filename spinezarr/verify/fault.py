@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from spinezarr.store.layout import SCANS
+from spinezarr.store.layout import SAMPLING, SCANS, is_mask_name
 
 __all__ = ["Fault", "FaultKind"]
 
@@ -17,6 +17,10 @@ _REPAIR: Final = (
 )
 _REPAIR_FILE: Final = (
     "Run the same 'spinezarr ingest' again with --repair, which writes this file again."
+)
+_REPAIR_MASK: Final = (
+    "Write this mask again as before ('spinezarr add-labels', or write_labels in Python), or "
+    "remove it with 'spinezarr remove-labels'."
 )
 _ADVICE: Final[dict[FaultKind, str]] = {
     "missing": _REPAIR,
@@ -48,10 +52,24 @@ class Fault:
     """Value or state that was expected."""
 
     @property
+    def mask(self) -> str | None:
+        """Name of the further mask that the file belongs to; None for another file.
+
+        Reading the scan again from its source does not bring that mask back.
+        """
+        folder, _, *parts = [*self.path.split("/"), ""]
+        if folder != SCANS or not parts:
+            return None
+        name = parts[1].removesuffix("_chunks") if parts[0] == SAMPLING else parts[0]
+        return name if is_mask_name(name) else None
+
+    @property
     def advice(self) -> str:
         """Next step for the user."""
         if self.kind in {"extra", "source", "voxels"}:
             return _ADVICE[self.kind]
+        if self.mask is not None:
+            return _REPAIR_MASK
         in_scan = self.path.startswith(f"{SCANS}/") and self.path != f"{SCANS}/zarr.json"
         return _ADVICE[self.kind] if in_scan else _REPAIR_FILE
 

@@ -10,7 +10,7 @@ from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
-from spinezarr.store.layout import LABEL, LABEL_CHUNKS, chunk_grid, scan_key
+from spinezarr.store.layout import IMAGE, chunk_grid, counts_key, scan_key
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle, parse_scan
 from spinezarr.store.sealed import parse_json, unseal
 from spinezarr.store.sharding import ChunkDamagedError, decode_chunk
@@ -97,10 +97,10 @@ class _Check:
 
     def faults(self) -> Iterator[Fault]:
         manifest = self._scan.attributes.manifest
-        chunks = {spec.name: self._chunks(spec) for spec in self._scan.arrays}
+        chunks = {spec.name: self._chunks(spec) for spec in self._scan.all_arrays}
         shards = {
             f"{spec.name}/{chunk_key(shard, spec.separator)}": (spec, shard, entry)
-            for spec in self._scan.arrays
+            for spec in self._scan.all_arrays
             for shard, entry in spec.shards.items()
         }
         for key, entry in manifest.items():
@@ -145,7 +145,7 @@ class _Check:
 
     def _absent_shards(self) -> Iterator[Fault]:
         """Find shards that the manifest lacks."""
-        for spec in self._scan.arrays:
+        for spec in self._scan.all_arrays:
             chunks = self._chunks(spec)
             per_shard = spec.chunks_per_shard_zyx
             needed = {
@@ -164,13 +164,13 @@ class _Check:
 
     def _chunks(self, spec: ArraySpec) -> frozenset[ShapeZYX] | None:
         """Return the chunks that an array must hold; None if they are unknown."""
-        if spec.name != LABEL:
+        if spec.name == IMAGE:
             nz, ny, nx = chunk_grid(spec.shape_zyx, spec.chunk_shape_zyx)
             return frozenset(product(range(nz), range(ny), range(nx)))
-        counts = np.empty((self._scan.label_chunk_rows, 5), np.uint32)
+        counts = np.empty((self._scan.label_chunk_rows[spec.name], 5), np.uint32)
         if counts.size:
             try:
-                key = f"{LABEL_CHUNKS}/{chunk_key((0, 0), spec.separator)}"
+                key = f"{counts_key(spec.name)}/{chunk_key((0, 0), spec.separator)}"
                 decode_chunk(self._files.read(f"{self._folder}/{key}"), counts)
             except (OSError, ChunkDamagedError):
                 return None  # the check of that file reports it

@@ -59,11 +59,16 @@ class Verification:
 
     @property
     def damaged_scans(self) -> frozenset[str]:
-        """Ids of the scans with a file that is missing or is not as it was written."""
+        """Ids of the scans with a file that is missing or is not as it was written.
+
+        Files of further masks do not count, because an ingest cannot write them again.
+        """
         return frozenset(
             fault.scan_id
             for fault in self.faults
-            if fault.scan_id is not None and fault.kind in {"missing", "damaged", "misplaced"}
+            if fault.scan_id is not None
+            and fault.kind in {"missing", "damaged", "misplaced"}
+            and fault.mask is None
         )
 
     @property

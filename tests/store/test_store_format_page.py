@@ -28,6 +28,7 @@ from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger, LedgerEntry
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE, _Holder
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
+from spinezarr.store.records import LabelRecord, MaskRecord
 from spinezarr.store.sharding import crc32c
 from spinezarr.store.table import build_table, fixed_columns
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
@@ -66,6 +67,8 @@ MODELS = [
     ("Root group", 0, [RootAttributes]),
     ("Attributes", 0, [ScanAttributes]),
     ("Vertebra", 0, [VertebraRecord]),
+    ("Further mask", 0, [MaskRecord]),
+    ("Label of a mask", 0, [LabelRecord]),
     ("Centroid", 0, [CentroidRecord]),
     ("Source", 0, [ImageSourceRecord, LabelSourceRecord]),
     ("NIfTI", 0, [NiftiRecord]),

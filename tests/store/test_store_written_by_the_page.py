@@ -19,6 +19,8 @@ from numcodecs import blosc, lz4, zstd
 import spinezarr
 from spinezarr.verify.store import verify_store
 
+PARTS = "vertebra_parts"
+"""Name of the further mask of each scan."""
 CHUNK, PER_SHARD = (8, 6, 4), (2, 1, 2)
 """Chunk shape, and chunks per shard, which spinezarr itself does not write."""
 LEVELS = [
@@ -207,11 +209,30 @@ def content_checksum(scan):
     return digest(as_json([*grid, mask]))
 
 
+def mask_checksum(scan, name):
+    """Return the checksum of a further mask (section 8.5)."""
+    shards = sorted(
+        [key.replace(".", "/"), entry["size_bytes"], entry["crc32"]]
+        for key, entry in scan["manifest"].items()
+        if key.startswith((f"{name}/c/", f"{name}/c."))
+    )
+    return digest(as_json([content_checksum(scan), shards]))
+
+
+def identity_of(scan):
+    """Return the identity of a scan (section 8.5)."""
+    others = (f"{PARTS}/", f"sampling/{PARTS}_chunks/")
+    manifest = {k: entry for k, entry in scan["manifest"].items() if not k.startswith(others)}
+    kept = {key: value for key, value in scan.items() if key != "masks"}
+    return digest(as_json({**kept, "manifest": manifest}, sort_keys=True))
+
+
 def boxes_of(label):
+    """Return count, center and box of each value."""
     found = {}
     for value in np.unique(label[label > 0]).tolist():
         at = np.argwhere(label == value)
-        found[f"L{value - 19}"] = {
+        found[value] = {
             "voxel_count": len(at),
             "centroid_zyx": at.mean(0).tolist(),
             "start_zyx": at.min(0).tolist(),
@@ -220,14 +241,19 @@ def boxes_of(label):
     return found
 
 
-def write_scan(folder, scan_id, image, label):
-    """Write a scan and return its attributes (sections 6, 7 and 14)."""
+def counts_of(label):
+    """Return the label counts of a mask (section 7.4)."""
     counts = [
         (value, *index, int((voxels == value).sum()))
         for index, voxels in chunks_of(label, 0)
         for value in np.unique(voxels[voxels > 0]).tolist()
     ]
-    counts = np.array(sorted(counts), "<u4")
+    return np.array(sorted(counts), "<u4")
+
+
+def write_scan(folder, scan_id, image, label, parts):
+    """Write a scan and return its attributes (sections 6, 7 and 14)."""
+    counts, part_counts = counts_of(label), counts_of(parts)
     z, y, x = SPACING_ZYX
     c, b, a = ORIGIN_ZYX
     affine = [[x, 0.0, 0.0, a], [0.0, y, 0.0, b], [0.0, 0.0, z, c], [0.0, 0.0, 0.0, 1.0]]
@@ -237,6 +263,11 @@ def write_scan(folder, scan_id, image, label):
         "flag_values": [0, *values],
         "flag_meanings": " ".join(["background", *(f"L{value - 19}" for value in values)]),
     }
+    part_flags = {
+        "long_name": "vertebra parts",
+        "flag_values": [0, 26, 41],
+        "flag_meanings": "background upper_arch label_41",
+    }
     directions = ("toward superior", "toward anterior", "toward the patient's right")
     columns = ["label", "chunk_z", "chunk_y", "chunk_x", "voxel_count"]
     members = {
@@ -244,8 +275,15 @@ def write_scan(folder, scan_id, image, label):
         "label": sharded(label, 0, flags),
         "sampling": group_of({}),
         "sampling/label_chunks": small(counts, ("entry", "column"), {"columns": columns}),
+        PARTS: sharded(parts, 0, part_flags),
+        f"sampling/{PARTS}_chunks": small(part_counts, ("entry", "column"), {"columns": columns}),
     }
-    files = {"sampling/label_chunks/c/0/0": packed(counts)}
+    members[PARTS]["chunk_key_encoding"]["configuration"] = {"separator": "."}
+    members[f"sampling/{PARTS}_chunks"]["chunk_key_encoding"]["configuration"] = {"separator": "."}
+    files = {
+        "sampling/label_chunks/c/0/0": packed(counts),
+        f"sampling/{PARTS}_chunks/c.0.0": packed(part_counts),
+    }
     axes = zip("zyx", image.shape, SPACING_ZYX, ORIGIN_ZYX, directions, strict=True)
     for axis, n, spacing, origin, direction in axes:
         positions = origin + spacing * np.arange(n)
@@ -257,6 +295,9 @@ def write_scan(folder, scan_id, image, label):
     for name, volume, fill, skips in (("image", image, -32768, False), ("label", label, 0, True)):
         for key, data, entry in shards_of(name, volume, fill, skips_background=skips):
             files[key], manifest[key] = data, entry
+    for shard, data, entry in shards_of(PARTS, parts, 0, skips_background=True):
+        key = f"{PARTS}/" + shard.partition("/")[2].replace("/", ".")
+        files[key], manifest[key] = data, entry
     source = {
         "file": f"{scan_id}.nii.gz",
         "size_bytes": 5,
@@ -292,7 +333,7 @@ def write_scan(folder, scan_id, image, label):
         "image_nan_voxels": 0,
         "image_infinite_voxels": 0,
         "image_checksum": image_checksum(image, -32768, CHUNK),
-        "vertebrae": boxes_of(label),
+        "vertebrae": {f"L{value - 19}": box for value, box in boxes_of(label).items()},
         "other_labels": {},
         "structures": {},
         "centroids": {"L1": {"position_zyx_mm": [1.0, 2.0, 3.0], "label_distance_mm": 4.0}},
@@ -305,6 +346,22 @@ def write_scan(folder, scan_id, image, label):
         "centroid_source": None,
         "written_by": "a page",
         "notes": [],
+        "masks": {
+            PARTS: {
+                "scheme": "custom",
+                "labels": {
+                    str(value): {**box, "name": {26: "upper arch", 41: ""}[value]}
+                    for value, box in boxes_of(parts).items()
+                },
+                "license": "CC0-1.0",
+                "author": "",
+                "model": "by hand 1",
+                "source": None,
+                "source_key": "",
+                "written_by": "a page",
+                "notes": [],
+            }
+        },
         "manifest": manifest,
     }
     files["zarr.json"] = sealed(group_of(attributes, members))  # last: it makes the scan visible
@@ -370,6 +427,8 @@ def column_values(scans):
         "other_label_voxels": (("scan",), np.zeros(len(scans), "i8")),
         "image_checksum": each("image_checksum"),
         "content_checksum": (("scan",), [content_checksum(scan) for scan in scans]),
+        "masks": (("scan",), [PARTS for _ in scans]),
+        "mask_checksums": (("scan",), [mask_checksum(scan, PARTS) for scan in scans]),
         "image_sha256": (("scan",), [scan["image_source"]["sha256"] for scan in scans]),
         "source_bytes": each("source_bytes", "i8"),
         "stored_bytes": (("scan",), np.array(stored, "i8")),
@@ -411,6 +470,8 @@ def attributes_of_columns():
         "image_infinite_voxels": named("voxels of the image that are infinite"),
         "other_label_voxels": named("voxels of values outside the label scheme"),
         "content_checksum": named("hash of grid, type and voxels of image and mask"),
+        "masks": named("names of the masks beside label"),
+        "mask_checksums": named("hash of the voxels of each of these masks"),
         "image_sha256": named("sha256 of the source image file"),
         "audit": named("ok, or worst severity found; empty if not audited"),
         "split_in_source": named("split"),
@@ -460,8 +521,7 @@ def write_store(place, scans):
     write(place, {"table_bundle/zarr.json": sealed(group_of({"files": bundle}))})
     ledger = {}
     for scan in written:
-        text = as_json(scan, sort_keys=True)
-        ledger[scan["scan_id"]] = {"inputs": "", "stamp": "", "identity": digest(text)}
+        ledger[scan["scan_id"]] = {"inputs": "", "stamp": "", "identity": identity_of(scan)}
     write(place, {"ingest/zarr.json": sealed(group_of({"scans": ledger, "folders": {}}))})
 
 
@@ -473,7 +533,9 @@ def scans():
         image = rng.integers(-1024, 3071, shape).astype(np.int16)
         label = np.zeros(shape, np.uint8)
         label[3:7, 2:5, 1:3], label[-2:, -3:, -3:] = 20, 21
-        found[scan_id] = image, label
+        parts = np.zeros(shape, np.uint8)
+        parts[1:3, 1:5, :2], parts[-4:, -2:, :1] = 26, 41
+        found[scan_id] = image, label, parts
     return found
 
 
@@ -495,10 +557,12 @@ def test_spinezarr_and_xarray_read_a_store_written_by_the_page(place, scans):
     store = spinezarr.open(place)
     assert store.table.scan.to_numpy().tolist() == ["scan_2", "scan_10"]
     assert store.table.erratum.to_numpy().tolist() == ["L2 is L3"] * 2
-    for scan_id, (image, label) in scans.items():
+    for scan_id, (image, label, parts) in scans.items():
         for scan in (store.scan(scan_id), xr.open_zarr(place / "scans" / scan_id)):
             np.testing.assert_array_equal(scan.image, image)
             np.testing.assert_array_equal(scan.label, label)
+            np.testing.assert_array_equal(scan[PARTS], parts)
+            assert scan[PARTS].flag_meanings == "background upper_arch label_41"
     table = xr.open_zarr(place / "table")
     for name, column in store.table.variables.items():
         np.testing.assert_array_equal(table[name].to_numpy(), column.to_numpy())

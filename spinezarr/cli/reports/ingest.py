@@ -22,7 +22,7 @@ from spinezarr.ingestion.run import IngestReport
 from spinezarr.redaction import redact_url
 from spinezarr.text import MultilineText, count_noun
 
-__all__ = ["print_discovery", "print_report"]
+__all__ = ["print_by_scan", "print_discovery", "print_report"]
 
 _EXAMPLES: Final = 3
 """Number of file names in one sentence."""
@@ -62,8 +62,8 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
         OUT.say(f"Time: {report.seconds:.1f} s, {speed} of source files a second.")
     if report.problem:
         OUT.say(report.problem, style="bold red")
-    _print_by_scan("Failed", "reason", [(scan.scan_id, scan.reason) for scan in report.failed])
-    _print_by_scan(
+    print_by_scan("Failed", "reason", [(scan.scan_id, scan.reason) for scan in report.failed])
+    print_by_scan(
         "Notes",
         "note",
         [(scan_id, MultilineText(*texts)) for scan_id, texts in report.notes.items()],
@@ -71,7 +71,7 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
     _print_leftovers(report)
 
 
-def _print_by_scan(title: str, column: str, rows: Sequence[tuple[str, str]]) -> None:
+def print_by_scan(title: str, column: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print a table of texts about single scans, if there are any."""
     if rows:
         table = Table(title, "scan", column)
@@ -150,7 +150,7 @@ def print_discovery(discovery: Discovery, *, as_json: bool) -> None:
     _print_tables(discovery)
     if any(splits):
         OUT.say(f"Splits from: {discovery.split_file or 'the recipe'}.")
-    _print_by_scan("Scans that will fail", "reason", discovery.failing)
+    print_by_scan("Scans that will fail", "reason", discovery.failing)
     _print_leftovers(discovery)
 
 

@@ -15,7 +15,7 @@ from spinezarr.errors import UsageError
 from spinezarr.geometry import Box
 from spinezarr.processors import cpu_count
 from spinezarr.stream.batch import Batch
-from spinezarr.stream.epoch.merger import Merger, Weights
+from spinezarr.stream.epoch.merger import Merger, SaveMask, Weights
 from spinezarr.stream.epoch.tiling import Tiling
 from spinezarr.stream.read.batch_client import BatchClient, read_batches
 from spinezarr.stream.read.batch_reader import BatchReader
@@ -47,6 +47,8 @@ class GridStream:
     """Number of threads that decode."""
     client: BatchClient | None = None
     """Gets batches from the server of the store where that is faster; None if it has no server."""
+    save_mask: SaveMask | None = None
+    """Writes a further mask of the scan, for :meth:`Merger.save`."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -110,7 +112,7 @@ class GridStream:
         finish: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None,
     ) -> Merger:
         """Return a new merger of predictions for these patches; see :class:`Merger`."""
-        return Merger(self.tiling, weights, finish)
+        return Merger(self.tiling, weights, finish, self.save_mask)
 
     def _requests(self, number: int) -> list[PatchRequest]:
         if not 0 <= number < len(self):

@@ -54,7 +54,7 @@ class LazySamples(Protocol):
         """Read the images of some samples."""
         ...
 
-    def read_labels(self, requests: Sequence[PatchRequest]) -> npt.NDArray[np.uint8]:
+    def read_labels(self, requests: Sequence[PatchRequest], mask: str) -> npt.NDArray[np.uint8]:
         """Read the masks of some samples."""
         ...
 
@@ -117,10 +117,10 @@ def lazy_epoch(samples: LazySamples, chunk: int) -> xr.Dataset:
     image_shape = (*patches.channels, *patches.shape)
     image = lazy("image", _read_images, pickled, dtype=patches.image_dtype, shape=image_shape)
     voxels = {"image": (("sample", *patches.dims), image)}
-    if patches.with_label:
-        label = lazy("label", _read_labels, pickled, dtype=np.uint8, shape=patches.shape)
-        spatial = (axis for axis in patches.dims if axis in "zyx")
-        voxels["label"] = (("sample", *spatial), label)
+    spatial = [axis for axis in patches.dims if axis in "zyx"]
+    for mask in patches.mask_names:
+        voxel_values = lazy(mask, _read_labels, pickled, mask, dtype=np.uint8, shape=patches.shape)
+        voxels[mask] = (("sample", *spatial), voxel_values)
     starts = lazy("start_zyx", _starts, dtype=np.int64, shape=(3,))
     coordinates: dict[str, tuple[tuple[str, ...], da.Array]]
     coordinates = {"start_zyx": (("sample", "axis"), starts)}
@@ -145,8 +145,8 @@ def _read_images(requests: Requests, pickled: Pickled) -> npt.NDArray[Any]:
     return pickled.value.read_images(requests.tolist())
 
 
-def _read_labels(requests: Requests, pickled: Pickled) -> npt.NDArray[np.uint8]:
-    return pickled.value.read_labels(requests.tolist())
+def _read_labels(requests: Requests, pickled: Pickled, mask: str) -> npt.NDArray[np.uint8]:
+    return pickled.value.read_labels(requests.tolist(), mask)
 
 
 def _names(requests: Requests, field: str, dtype: np.dtype[np.str_]) -> npt.NDArray[np.str_]:

@@ -4,9 +4,9 @@ Predictions are weighted, summed, and divided by the sum of their weights. Patch
 of the grid, so a plane is finished as soon as no later patch reaches it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from spinezarr.geometry import Box
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.epoch.tiling import Tiling
 
-__all__ = ["Merger", "Weights"]
+__all__ = ["Merger", "SaveMask", "Weights"]
 
 Weights = Literal["average", "gaussian", "crop"]
 """How overlapping predictions are merged; see :class:`Merger`."""
@@ -24,6 +24,24 @@ _SIGMA: Final = 1 / 8
 """Standard deviation of the gaussian weights as a fraction of the patch size; nnU-Net and MONAI use
 the same."""
 _SPATIAL_AXES: Final = 3
+
+
+class SaveMask(Protocol):
+    """Writes a further mask of the scan that a grid covers; see ``Store.write_labels``."""
+
+    def __call__(
+        self,
+        name: str,
+        values_zyx: npt.NDArray[Any],
+        /,
+        *,
+        scheme: str | Mapping[int, str],
+        license: str,
+        author: str,
+        model: str,
+        wait_s: float,
+    ) -> None:
+        """Write the mask."""
 
 
 class Merger:
@@ -46,6 +64,8 @@ class Merger:
     finish
         Function of finished planes ``(c, z, y, x)`` that returns the result ``(..., z, y, x)`` for
         them. It is called for one slab after the other.
+    save_mask
+        Writes a mask of the scan, for :meth:`save`.
 
     Raises
     ------
@@ -67,11 +87,13 @@ class Merger:
         tiling: Tiling,
         weights: Weights = "gaussian",
         finish: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None,
+        save_mask: SaveMask | None = None,
     ) -> None:
         if weights not in get_args(Weights):
             raise UsageError(f"weights {weights!r}: must be one of {', '.join(get_args(Weights))}.")
         self._tiling = tiling
         self._finish = finish
+        self._save_mask = save_mask
         self._crops = weights == "crop"
         self._added = 0
         self._first_open = 0
@@ -136,6 +158,72 @@ class Merger:
         if self._result is None:
             raise AssertionError("a grid has at least one patch")
         return self._result
+
+    def save(
+        self,
+        name: str,
+        *,
+        scheme: str | Mapping[int, str] = "vertebrae",
+        license: str = "",
+        author: str = "",
+        model: str = "",
+        wait_s: float = 60.0,
+    ) -> None:
+        """Merge the predictions, and write them as a further mask of the scan, slab by slab.
+
+        Besides the merged mask, memory holds the planes of two chunks, and chunks whose shard is
+        not complete.
+
+        Parameters
+        ----------
+        name, scheme, license, author, model, wait_s
+            As in :meth:`spinezarr.Store.write_labels`.
+
+        Raises
+        ------
+        UsageError
+            If predictions for some patches are missing, if the result has several channels, or if
+            the store has no mask of that name and cannot have one.
+        LabelError
+            If a value is not a whole number from 0 to 255.
+        ScanChangedError, StoreBusyError, ReadOnlyStoreError
+            As in :meth:`spinezarr.Store.write_labels`.
+
+        Examples
+        --------
+        >>> import shutil, tempfile, spinezarr
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> copy = spinezarr.open(shutil.copytree(store.url, f"{folder.name}/copy.zarr"))
+        >>> grid = copy.grid("liver_0", 24, batch_size=4)
+        >>> merger = grid.merger("gaussian", finish=lambda scores: scores.argmax(0))
+        >>> for batch in grid:
+        ...     bone = (batch.image > 200).astype("f4")
+        ...     merger.add(batch, np.stack([1 - bone, bone], axis=1))  # (n, c, z, y, x)
+        >>> merger.save("bone", scheme={1: "bone"}, model="threshold 1")
+        >>> copy.scan("liver_0").bone.flag_meanings
+        'background bone'
+        >>> folder.cleanup()
+        """
+        if self._save_mask is None:
+            raise UsageError(
+                "this merger knows no store. Use one that 'store.grid(...).merger()' makes."
+            )
+        merged = self.merge()
+        *channels, _, _, _ = merged.shape
+        if any(n != 1 for n in channels):
+            raise UsageError(
+                f"the merged predictions have the shape {merged.shape}, and a mask has one value "
+                "for each voxel. Give the merger 'finish', such as lambda scores: scores.argmax(0)."
+            )
+        self._save_mask(
+            name,
+            merged.reshape(merged.shape[-_SPATIAL_AXES:]),
+            scheme=scheme,
+            license=license,
+            author=author,
+            model=model,
+            wait_s=wait_s,
+        )
 
     def _add(self, start_zyx: tuple[int, ...], value: npt.NDArray[Any]) -> None:
         tiling = self._tiling

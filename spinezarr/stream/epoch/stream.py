@@ -408,13 +408,13 @@ class PatchStream:
 
     def read_images(self, requests: Sequence[PatchRequest]) -> npt.NDArray[Any]:
         """Read the images of some patches without masks; errors are as in :meth:`read`."""
-        reader = replace(self.batch_reader, with_label=False)
+        reader = replace(self.batch_reader, with_label=False, masks=())
         (batch,) = read_batches(reader, [requests], client=self.client, threads=self.threads)
         return batch.image
 
-    def read_labels(self, requests: Sequence[PatchRequest]) -> npt.NDArray[np.uint8]:
+    def read_labels(self, requests: Sequence[PatchRequest], mask: str) -> npt.NDArray[np.uint8]:
         """Read the masks of some patches by ranges; errors are as in :meth:`read`."""
-        return self.batch_reader.read_labels(requests, threads=self.threads)
+        return self.batch_reader.read_labels(requests, mask, threads=self.threads)
 
     def _read_together(
         self, batches: Sequence[Sequence[PatchRequest]], *, threads: int

@@ -5,7 +5,7 @@ fill it, read them, replace NaN and infinity if requested, and resample.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.stream.batch import Batch
@@ -56,7 +57,7 @@ class BatchReader:
     spacing_zyx_mm
         Spacing that patches are resampled to; None keeps the scan's spacing along that axis.
     with_label
-        Whether masks are read too.
+        Whether the masks ``label`` are read too.
     image_dtype
         Dtype of the images.
     flat_axis
@@ -67,6 +68,8 @@ class BatchReader:
         Distance between these slices; None for the scan's own slices, one after the other.
     nonfinite
         How to handle voxels that are NaN or infinite.
+    masks
+        Names of further masks that are read too.
     allocate
         Returns memory for the voxels of a batch, as :func:`numpy.empty`; None to take that of the
         engine.
@@ -87,6 +90,7 @@ class BatchReader:
     neighbors: int = 0
     neighbor_step_mm: float | None = None
     nonfinite: Nonfinite = "refuse"
+    masks: tuple[str, ...] = ()
     allocate: Allocate | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +109,11 @@ class BatchReader:
         return tuple(n for axis, n in enumerate(self.size_zyx) if axis != self.flat_axis)
 
     @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of the masks that are read, ``label`` first."""
+        return (LABEL, *self.masks) if self.with_label else self.masks
+
+    @property
     def channels(self) -> tuple[int, ...]:
         """Number of slices in an image, as a tuple of one; empty if there are no neighbors."""
         return (2 * self.neighbors + 1,) if self.neighbors else ()
@@ -117,9 +126,9 @@ class BatchReader:
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of the voxels of a patch, image and mask."""
+        """Bytes of the voxels of a patch, image and masks."""
         images = math.prod(self.channels) * self.image_dtype.itemsize
-        return math.prod(self.size_zyx) * (images + int(self.with_label))
+        return math.prod(self.size_zyx) * (images + len(self.mask_names))
 
     @property
     def empty(self) -> Allocate:
@@ -130,7 +139,7 @@ class BatchReader:
     def kind(self) -> tuple[Any, ...]:
         """Options that determine how much work a patch is, apart from its scan and position."""
         sampling = (self.spacing_zyx_mm, self.flat_axis, self.neighbors, self.neighbor_step_mm)
-        return (self.size_zyx, self.with_label, self.image_dtype.str, *sampling)
+        return (self.size_zyx, self.with_label, self.masks, self.image_dtype.str, *sampling)
 
     def read_together(
         self, batches: Sequence[Sequence[PatchRequest]], *, threads: int
@@ -140,17 +149,19 @@ class BatchReader:
         Raises
         ------
         UsageError
-            If masks are requested and a scan has none.
+            If the mask ``label`` is requested and a scan has none.
+        UnknownMaskError
+            If a scan lacks a further mask that is requested.
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
         return retry_if_rewritten(lambda: self._read_together(batches, threads=threads))
 
     def read_labels(
-        self, requests: Sequence[PatchRequest], *, threads: int
+        self, requests: Sequence[PatchRequest], mask: str, *, threads: int
     ) -> npt.NDArray[np.uint8]:
-        """Read the masks of a batch without its images; errors are as in :meth:`read_together`."""
-        return retry_if_rewritten(lambda: self._read_labels(requests, threads=threads))
+        """Read one mask of a batch without its images; errors are as in :meth:`read_together`."""
+        return retry_if_rewritten(lambda: self._read_labels(requests, mask, threads=threads))
 
     def explain(self, batches: Sequence[Sequence[PatchRequest]]) -> ReadSummary:
         """Count what reading some batches would take. Nothing is read."""
@@ -169,13 +180,13 @@ class BatchReader:
         return planned
 
     def _read_labels(
-        self, requests: Sequence[PatchRequest], *, threads: int
+        self, requests: Sequence[PatchRequest], mask: str, *, threads: int
     ) -> npt.NDArray[np.uint8]:
         work = _Work([], [], [])
         self.reader.prefetch_scans(request.scan_id for request in requests)
         labels = self.engine.buffers.empty((len(requests), *self.shape), np.uint8)
         for request, label in zip(requests, labels, strict=True):
-            self._plan_patch(request, self._place(request), work, image=None, label=label)
+            self._plan_patch(request, self._place(request), work, image=None, masks={mask: label})
         self._do(work, threads)
         return labels
 
@@ -190,18 +201,19 @@ class BatchReader:
         """Allocate a batch, and add the steps that fill it to ``work``."""
         n, empty = len(requests), self.empty
         image = empty((n, *self.channels, *self.shape), self.image_dtype)
-        label = empty((n, *self.shape), np.uint8) if self.with_label else None
+        masks = {name: empty((n, *self.shape), np.uint8) for name in self.mask_names}
         padding = np.zeros((n, 3, 2), np.int64)
         affine = np.empty((n, 4, 4))
         for i, request in enumerate(requests):
             place = self._place(request)
-            label_i = None if label is None else label[i]
-            self._plan_patch(request, place, work, image=image[i], label=label_i)
+            masks_i = {name: mask[i] for name, mask in masks.items()}
+            self._plan_patch(request, place, work, image=image[i], masks=masks_i)
             padding[i] = padding_zyx(request.box, place.volume)
             affine[i] = _patch_affine(place.scan.affine, request.box.start_zyx, place.step)
         return Batch(
             image=image,
-            label=label,
+            label=masks.pop(LABEL, None),
+            masks=masks,
             dims=self.dims,
             scan_id=tuple(request.scan_id for request in requests),
             start_zyx=np.array([r.box.start_zyx for r in requests], np.int64).reshape(n, 3),
@@ -224,12 +236,12 @@ class BatchReader:
         work: "_Work",
         *,
         image: npt.NDArray[Any] | None,
-        label: npt.NDArray[np.uint8] | None,
+        masks: Mapping[str, npt.NDArray[np.uint8]],
     ) -> None:
-        """Add the steps that fill the image and label of one patch to ``work``."""
+        """Add the steps that fill the image and masks of one patch to ``work``."""
         scan = place.scan
         replacement = nonfinite_fill(self.nonfinite, scan.attributes)
-        for fill in self._fills(request.box, place, image=image, label=label):
+        for fill in self._fills(request.box, place, image=image, masks=masks):
             read = fill.read if isinstance(fill, Resampling) else fill
             work.reads.append(read)
             if isinstance(fill, Resampling):
@@ -243,11 +255,11 @@ class BatchReader:
         place: "_Place",
         *,
         image: npt.NDArray[Any] | None,
-        label: npt.NDArray[np.uint8] | None,
+        masks: Mapping[str, npt.NDArray[np.uint8]],
     ) -> Iterator[BoxRead | Resampling]:
-        """Yield the steps that fill the image and label of one patch; fill the padding at once."""
+        """Yield the steps that fill the image and masks of one patch; fill the padding at once."""
         scan, step, volume = place.scan, place.step, place.volume
-        if label is not None and scan.label is None:
+        if LABEL in masks and scan.label is None:
             raise UsageError(
                 f"scan {scan.attributes.scan_id!r} has no mask. Read without labels: labels=False."
             )
@@ -255,8 +267,8 @@ class BatchReader:
         if inside != box:
             if image is not None:
                 image[...] = PADDING_HU
-            if label is not None:
-                label[...] = BACKGROUND
+            for mask in masks.values():
+                mask[...] = BACKGROUND
         if inside is None:
             return
         z, y, x = (-start for start in box.start_zyx)
@@ -267,7 +279,7 @@ class BatchReader:
                 inside.start_zyx, inside.stop_zyx, step, scan.image.shape_zyx, strict=True
             )
         ]
-        label_region = image_region = SourceRegion.of(positions)
+        mask_region = image_region = SourceRegion.of(positions)
         flat, buffers = self.flat_axis, self.engine.buffers
         if image is not None:
             channels = [*within]
@@ -280,9 +292,10 @@ class BatchReader:
                 image = np.expand_dims(image, flat)
             out = image[tuple(channels)]
             yield image_region.plan(scan.image, out, linear=True, buffers=buffers)
-        if label is not None and scan.label is not None:
-            label = label if flat is None else np.expand_dims(label, flat)
-            yield label_region.plan(scan.label, label[within], linear=False, buffers=buffers)
+        for name, mask in masks.items():
+            array = self.reader.listed_mask(scan.attributes.scan_id, name)
+            out = mask if flat is None else np.expand_dims(mask, flat)
+            yield mask_region.plan(array, out[within], linear=False, buffers=buffers)
 
     def _slices_around(self, scan: ScanHandle, axis: int, center: int) -> Positions:
         """Return the positions of a slice and its neighbors along an axis.

@@ -1,0 +1,110 @@
+"""``spinezarr add-labels``: how do mask files become further masks of stored scans?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spinezarr.cli.ingest import SourceFileOptions
+from spinezarr.cli.options import (
+    AsJson,
+    OpenOptions,
+    RawBucketOptions,
+    ScanOptions,
+    StoreUrl,
+    command,
+)
+
+__all__ = ["add_labels"]
+
+
+@command
+def add_labels(
+    store: StoreUrl,
+    *,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the mask, such as 'prediction'.")
+    ],
+    labels: Annotated[
+        str,
+        typer.Option(metavar="PATTERN", help="Paths of the masks, e.g. 'pred/{scan}.nii.gz'."),
+    ],
+    scheme: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Names of the values: vertebrae, subregions (TPTBox), spineps, or a .yaml file "
+            "with the value of each name, 'labels: {left_rib: 1}'.",
+        ),
+    ] = "vertebrae",
+    license: Annotated[
+        str, typer.Option(metavar="SPDX", help="License of the masks, if not the scans'.")
+    ] = "",
+    author: Annotated[str, typer.Option(metavar="TEXT", help="Who annotated the masks.")] = "",
+    model: Annotated[
+        str, typer.Option(metavar="TEXT", help="Program that made the masks, with its version.")
+    ] = "",
+    take_image_grid: Annotated[
+        bool,
+        typer.Option(
+            "--take-image-grid",
+            help="Give a mask its image's affine where both have the same shape.",
+        ),
+    ] = False,
+    scan_options: ScanOptions,
+    source_files: SourceFileOptions,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for data that do not fit into memory; by default that of a local store.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    open_options: OpenOptions,
+    raw_bucket: RawBucketOptions,
+) -> None:
+    """Add masks to the scans of a store, beside the ones that it has. Run it again to add more.
+
+    Each mask must lie on the grid of its image; nothing is resampled. A mask of the same name is
+    replaced if its file has changed. Images and other masks stay as they are.
+
+    Exit code 0: each file that fits is a mask in the store.
+
+    Exit code 1: some files failed or belong to no scan, or a folder could not be listed. All other
+    masks are in the store.
+
+    Exit code 2: wrong usage.
+
+    Example:  spinezarr add-labels ctspine1k.zarr --name prediction --labels 'pred/{scan}.nii.gz'
+    --model 'SPINEPS 2.1' --scheme spineps
+
+    Store and masks may be in buckets. The S3 options then apply to both. If an S3 option with --raw
+    is given, only those with --raw apply to the masks.
+    """
+    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.reports.labels import print_added
+    from spinezarr.label_schemes import named_scheme
+
+    with show_progress() as on_progress:
+        report = open_options.open(store).add_labels(
+            name,
+            labels,
+            scheme=named_scheme(scheme),
+            license=license,
+            author=author,
+            model=model,
+            take_image_grid=take_image_grid,
+            max_axis_voxels=source_files.max_axis_voxels,
+            max_volume_gb=source_files.max_volume_gb,
+            follow_links=source_files.follow_links,
+            scratch=scratch,
+            **scan_options.names,
+            raw_storage_options=raw_bucket.storage_options,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_added(report)
+    raise typer.Exit(report.exit_code)
