@@ -18,6 +18,7 @@ from spinezarr.recipe.pattern import fill_template, template_names
 from spinezarr.regular_file import read_regular_file
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.scan_handle import ScanHandle
+from spinezarr.vertebrae import MULTI_SEGMENT_LEVELS, NAME_OF_VALUE
 
 __all__ = ["MaskFiles", "MaskSource", "StoredMask", "read_nnunet_labels"]
 
@@ -65,22 +66,27 @@ class StoredMask:
 
     def is_present(self, scan: ScanHandle) -> bool:
         """As in :class:`MaskSource`."""
-        return self.name in _mask_names(scan)
+        return any(array.name == self.name for array in scan.all_arrays)
 
     def read(self, scan: ScanHandle) -> LabelMask:
         """As in :class:`MaskSource`."""
-        names = _mask_names(scan)
-        if self.name not in names:
-            known = ", ".join(map(repr, names)) or "none"
-            raise UsageError(f"the scan has no mask {self.name!r}; its masks: {known}.")
-        array = next(array for array in scan.arrays if array.name == self.name)
+        array = scan.mask(self.name)
+        _check_names(scan, self.name)
         mask = np.empty(array.shape_zyx, np.uint8)
         self.voxels.read_into(array, Box.at((0, 0, 0), array.shape_zyx), mask)
         return mask
 
 
-def _mask_names(scan: ScanHandle) -> list[str]:
-    return [array.name for array in scan.arrays if array is not scan.image]
+def _check_names(scan: ScanHandle, name: str) -> None:
+    """Check that a further mask has the vertebrae under the values of ``label``."""
+    record = scan.attributes.masks.get(name)
+    for value, label in {} if record is None else record.labels.items():
+        expected = NAME_OF_VALUE.get(int(value), label.name)
+        if label.name != expected and expected not in MULTI_SEGMENT_LEVELS:
+            raise UsageError(
+                f"the mask {name!r} names the value {value} {label.name!r}, expected {expected!r}. "
+                "Vertebrae are compared; add the mask with --scheme vertebrae if it has them."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+import shutil
 
 import matplotlib.image
 import nibabel as nib
@@ -245,4 +247,18 @@ def test_wrong_usage_is_explained(url, words, message):
 def test_a_layer_that_a_scan_lacks_fails_that_scan(url):
     found = json.loads(run(url, "--layer", "prediction", "--json", code=1).stdout)
     assert set(found["failed"]) == {"a", "b"}
-    assert found["failed"]["a"] == "the scan has no mask 'prediction'; its masks: 'label'."
+    assert found["failed"]["a"] == "scan 'a' has no mask 'prediction'; it has label."
+
+
+def test_a_further_mask_of_the_store_is_compared(url, tmp_path):
+    shutil.copytree(url, tmp_path / "s.zarr")
+    store = spinezarr.open(str(tmp_path / "s.zarr"))
+    label = store.scan("a").label.to_numpy()
+    store.write_labels("a", "prediction", one_level_too_low(label))
+    store.write_labels("b", "prediction", store.scan("b").label, scheme={12: "a rib"})
+    found = json.loads(run(store.url, "--layer", "prediction", "--json", code=1).stdout)
+    assert found["verdicts"] == {"shifted": 1}
+    assert list(found["failed"]) == ["b"]
+    assert re.search(r"names the value \d+ '', expected 'T\d+'", found["failed"]["b"])
+    backward = run(store.url, "--layer", "label", "--with", "prediction", "--scan", "a", "--json")
+    assert json.loads(backward.stdout)["verdicts"] == {"shifted": 1}
