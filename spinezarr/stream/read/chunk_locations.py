@@ -172,6 +172,9 @@ def _shard_runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
 
 def _load_table(array: ArraySpec, shard_zyx: ShapeZYX) -> _ShardTable:
     """Return where the blocks of a shard lie."""
+    chunk_bytes = math.prod(array.chunk_shape_zyx) * array.stored_dtype.itemsize
+    if array.coding.chunk_bytes != chunk_bytes:
+        raise ValueError(f"chunks of {array.coding.chunk_bytes} bytes, expected {chunk_bytes}")
     entry, coding = array.shards[shard_zyx], array.coding
     listed = entry.rows(coding)
     row_of_position = np.full(math.prod(array.chunks_per_shard_zyx), -1, np.int32)
