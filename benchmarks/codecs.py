@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.layout import PROFILES, BloscCodecSpec, chunk_grid, fill_value
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import crc32c, index_bytes
@@ -40,7 +41,7 @@ from spinezarr.stream.read.plan import plan_reads
 Voxels = np.ndarray[Any, Any]
 
 SHAPES: tuple[ShapeZYX, ...] = (
-    (64, 48, 48), (64, 64, 64), (64, 64, 32), (32, 48, 48), (32, 32, 32),
+    (64, 32, 32), (64, 48, 48), (64, 64, 64), (64, 64, 32), (32, 32, 32),
 )  # fmt: skip
 KINDS = {"128^3": 6, "96^3": 12, "axial": 4, "sagittal": 4}
 """Number of patches of each kind that every candidate reads in a turn."""
@@ -195,8 +196,11 @@ class EncodedArray:
         }
         shape = source.voxels.shape
         shard = tuple(n * c for n, c in zip(chunk_grid(shape, shape_zyx), shape_zyx, strict=True))
+        dtype, chunk_bytes = source.voxels.dtype, int(np.prod(shape_zyx)) * source.voxels.itemsize
+        # Only the plan is used: chunks are decoded whole.
+        coding = BlockCoding(chunk_bytes, chunk_bytes, dtype.itemsize, False, False)
         self._spec = ArraySpec(
-            source.scan, source.array, "", shape, source.voxels.dtype, shape_zyx, shard, {}, "/", {}
+            source.scan, source.array, "", shape, dtype, shape_zyx, shard, {}, "/", coding, {}
         )
         self._out = np.empty(shape_zyx, source.voxels.dtype)
         n_chunks = int(np.prod(chunk_grid(shape, shape_zyx)))

@@ -27,8 +27,8 @@ from spinezarr.geometry import AxisMap
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.store.blocks import encode_blocks
 from spinezarr.store.layout import BALANCED, IMAGE, LABEL, fill_value
-from spinezarr.store.sharding import encode_chunk
 
 THREADS = 2
 PATTERNS = ("{scan}_ct.nii.gz", "{scan}_seg.nii.gz")
@@ -131,7 +131,7 @@ def methods(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[],
     def inflate_and_encode() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             jobs = [pool.submit(inflate, path) for path in pair * copies]
-            jobs += [pool.submit(encode_chunk, *chunk) for chunk in chunks * copies]
+            jobs += [pool.submit(encode_blocks, *chunk) for chunk in chunks * copies]
             for job in jobs:
                 job.result()
 
@@ -164,7 +164,7 @@ def methods(pair: list[Path], copies: int, work: Path) -> dict[str, Callable[[],
         "bound: inflate + encode alone": lambda: measure_call(inflate_and_encode),
         "inflate alone": lambda: measure_call(lambda: [inflate(path) for path in pair * copies]),
         "encode alone": lambda: measure_call(
-            lambda: [encode_chunk(*chunk) for chunk in chunks * copies]
+            lambda: [encode_blocks(*chunk) for chunk in chunks * copies]
         ),
     }
 
