@@ -1,6 +1,5 @@
 """What must a reader know of a stored scan to read its voxels?"""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,11 +54,6 @@ class ArraySpec:
 
     It returns the error to raise if the store now has another version of the scan, else None.
     """
-
-    def __post_init__(self) -> None:
-        n_bytes = math.prod(self.chunk_shape_zyx) * self.stored_dtype.itemsize
-        if self.coding.chunk_bytes != n_bytes:
-            raise ValueError(f"chunks of {self.coding.chunk_bytes} bytes, expected {n_bytes}")
 
     @property
     def dtype(self) -> np.dtype[Any]:

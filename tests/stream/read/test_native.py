@@ -713,14 +713,6 @@ def test_bytes_of_a_store_never_become_objects(kernel, tmp_path):
     assert (out == "kept").all()
 
 
-@pytest.mark.parametrize("dtype", ["S", "U", "V"])
-def test_voxels_without_bytes_are_refused(tmp_path, dtype):
-    chunk = encode_blocks(np.zeros((8, 8, 8), np.uint8), BALANCED.label)
-    assert np.dtype(dtype).itemsize == 0
-    with pytest.raises(ValueError, match="chunks of 512 bytes, expected 0"):
-        forged_array(tmp_path, chunk, dtype, (8, 8, 8))
-
-
 @pytest.mark.parametrize("shape", [(2**30,) * 3, (2**31 - 1, 4, 2**30), (2**10, 2**10, 2**7)])
 @pytest.mark.parametrize("decoded_bytes", [0, LARGEST_CHUNK_BYTES, 2**63])
 def test_a_chunk_that_is_too_large_is_refused(kernel, shape, decoded_bytes):
