@@ -10,7 +10,6 @@ is checked before it is decoded.
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -197,11 +196,9 @@ class EncodedArray:
         }
         shape = source.voxels.shape
         shard = tuple(n * c for n, c in zip(chunk_grid(shape, shape_zyx), shape_zyx, strict=True))
-        dtype = source.voxels.dtype
-        chunk_bytes = math.prod(shape_zyx) * dtype.itemsize
-        coding = BlockCoding(
-            chunk_bytes, chunk_bytes, dtype.itemsize, is_lz4=True, is_shuffled=True
-        )
+        dtype, chunk_bytes = source.voxels.dtype, int(np.prod(shape_zyx)) * source.voxels.itemsize
+        # Only the plan is used: chunks are decoded whole.
+        coding = BlockCoding(chunk_bytes, chunk_bytes, dtype.itemsize, False, False)
         self._spec = ArraySpec(
             source.scan, source.array, "", shape, dtype, shape_zyx, shard, {}, "/", coding, {}
         )

@@ -217,7 +217,7 @@ class AxisMap:
 
         Examples
         --------
-        >>> boxes = AxisMap.from_axcodes("RAI").slab_boxes((100, 4, 4), (64, 48, 48))
+        >>> boxes = AxisMap.from_axcodes("RAI").slab_boxes((100, 4, 4), (64, 32, 32))
         >>> [(box.start_zyx[0], box.stop_zyx[0]) for box in boxes]
         [(64, 100), (0, 64)]
         """

@@ -103,8 +103,8 @@ def chunk_grid(shape_zyx: "ShapeZYX", block_zyx: "ShapeZYX") -> "ShapeZYX":
 
     Examples
     --------
-    >>> chunk_grid((133, 512, 512), (64, 48, 48))
-    (3, 11, 11)
+    >>> chunk_grid((133, 512, 512), (64, 32, 32))
+    (3, 16, 16)
     """
     z, y, x = (-(-n // c) for n, c in zip(shape_zyx, block_zyx, strict=True))
     return (z, y, x)

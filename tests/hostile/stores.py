@@ -18,22 +18,27 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from forged_chunks import (
+    WAYS,
+    chunks_of,
+    coding_of,
+    entry_of,
+    forged_rows,
+    shard_of,
+    with_crc,
+    zstd_bomb,
+)
 from numcodecs import zstd
 from numcodecs.blosc import compress as blosc_compress
 
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
+from spinezarr.store.blocks import encode_blocks
 from spinezarr.store.bundle import TABLE_BUNDLE
+from spinezarr.store.layout import BloscCodecSpec
 from spinezarr.store.metadata import table_files
-from spinezarr.store.sharding import (
-    ABSENT,
-    CHUNK_ROW,
-    crc32,
-    crc32c,
-    index_bytes,
-    parse_index,
-)
+from spinezarr.store.sharding import crc32c, index_bytes
 from spinezarr.testing import NiftiForm, verse_json, write_nifti
 
 SECRET = "canary-8c1f0e"  # noqa: S105  nobody's
@@ -192,10 +197,10 @@ NUMBERS = [
 OTHERS: list[Json] = [None, True, False, [], {}, [[]], {"": ""}, [None], [1] * 50_000, {"a": {}}]
 SHAPES: list[Json] = [
     *([0, 1, 1], [-1, 4, 4], [2**30] * 3, [1, 1], [4], [1, 1, 1, 1], [10**5] * 3, [2**62, 4, 1]),
-    *([2**21] * 3, [2**21, 2**21, 2**22], [1, 1, 1], [64, 48, 47], [2**31, 1, 1], [1, 1, 2**40]),
-    *([2**32, 2**32, 1], [3, 5, 7], [20, 18, 12], [130, 50, 20], [64, 48, 48], [-64, -48, 48]),
+    *([2**21] * 3, [2**21, 2**21, 2**22], [1, 1, 1], [64, 32, 31], [2**31, 1, 1], [1, 1, 2**40]),
+    *([2**32, 2**32, 1], [3, 5, 7], [20, 18, 12], [130, 50, 20], [64, 32, 32], [-64, -32, 32]),
     *([], [None] * 3, ["1", "1", "1"], [1.5, 2, 2], [True, 1, 1], [2000, 2000, 2000]),
-    *([2**63, 1, 1], [2**64, 1, 1], [1, 2**33, 2**31], [128, 96, 48], [10**30, 1, 1]),
+    *([2**63, 1, 1], [2**64, 1, 1], [1, 2**33, 2**31], [128, 64, 32], [10**30, 1, 1]),
 ]
 BYTES_CODEC = {"name": "bytes", "configuration": {"endian": "little"}}
 CRC_CODEC = {"name": "crc32c"}
@@ -206,7 +211,7 @@ BLOSC_CODEC = {
         "cname": "lz4",
         "clevel": 5,
         "shuffle": "noshuffle",
-        "blocksize": 0,
+        "blocksize": 32_768,
     },
 }
 
@@ -232,10 +237,10 @@ CODECS: list[Json] = [
     [{"name": "transpose", "configuration": {"order": [2, 1, 0]}}, BYTES_CODEC],
     [{"name": "vlen-utf8"}],
     [{"name": "vlen-bytes"}],
-    [_sharded([64, 48, 48], [BYTES_CODEC, BLOSC_CODEC, CRC_CODEC])],
+    [_sharded([64, 32, 32], [BYTES_CODEC, BLOSC_CODEC, CRC_CODEC])],
     [_sharded([1, 1, 1], [BYTES_CODEC, BLOSC_CODEC, CRC_CODEC])],
     [_sharded([2**30] * 3, [BYTES_CODEC, BLOSC_CODEC, CRC_CODEC])],
-    [_sharded([64, 48, 48], [_sharded([64, 48, 48], [BYTES_CODEC, BLOSC_CODEC, CRC_CODEC])])],
+    [_sharded([64, 32, 32], [_sharded([64, 32, 32], [BYTES_CODEC, BLOSC_CODEC, CRC_CODEC])])],
     [_sharded([0, 0, 0], [BYTES_CODEC, BLOSC_CODEC, CRC_CODEC])],
     ["bytes"],
     [{}],
@@ -369,41 +374,6 @@ class Draft:
                 manifest[key] = {**manifest.get(key, {}), **entry_of(data)}
         except (ValueError, KeyError, TypeError):
             return
-
-
-def entry_of(data: bytes) -> dict[str, Any]:
-    """Return the manifest entry of a file."""
-    return {"size_bytes": len(data), "crc32": f"{crc32(data):08x}"}
-
-
-def shard_of(chunks: dict[int, bytes], n_chunks: int) -> tuple[bytes, dict[str, Any]]:
-    """Return a shard of encoded chunks, and its manifest entry."""
-    index = np.full((n_chunks, 2), ABSENT, "<u8")
-    rows, offset = np.empty(len(chunks), CHUNK_ROW), 0
-    for at, (position, chunk) in enumerate(sorted(chunks.items())):
-        index[position] = offset, len(chunk)
-        rows[at] = position, len(chunk), int.from_bytes(chunk[-4:], "little")
-        offset += len(chunk)
-    packed = index.tobytes()
-    end = crc32c(packed)
-    data = b"".join([*(chunks[p] for p in sorted(chunks)), packed, end.to_bytes(4, "little")])
-    table = b64encode(rows.tobytes()).decode()
-    return data, {**entry_of(data), "index_crc32c": f"{end:08x}", "chunks": table}
-
-
-def chunks_of(shard: bytes, n_chunks: int) -> dict[int, bytes]:
-    """Split a shard into its chunks."""
-    index = parse_index(shard[-index_bytes(n_chunks) :], n_chunks, len(shard)).tolist()
-    return {
-        position: shard[offset : offset + size]
-        for position, (offset, size) in enumerate(index)
-        if offset != ABSENT
-    }
-
-
-def with_crc(data: bytes) -> bytes:
-    """Append its checksum to a chunk."""
-    return data + crc32c(data).to_bytes(4, "little")
 
 
 # Paths in documents
@@ -552,10 +522,8 @@ def lie_about_type(draft: Draft) -> None:  # noqa: C901  one part after another
     draft.note(f"scan {scan}: {name} is of type {chosen}, everywhere")
     group = draft.document(f"scans/{scan}/zarr.json")
     fill = pick(rng, (0, None, "NaN", "", -32768, [0, 0], False, "keep"))
-    for own in (
-        group["consolidated_metadata"]["metadata"][name],
-        draft.document(f"scans/{scan}/{name}/zarr.json"),
-    ):
+    both = _both_documents(draft, scan, name)
+    for own in both:
         own["data_type"] = chosen
         if fill != "keep":
             own["fill_value"] = fill
@@ -571,10 +539,11 @@ def lie_about_type(draft: Draft) -> None:  # noqa: C901  one part after another
     except TypeError:
         size = 2
     if size and rng.random() < 0.8:
-        voxels = rng.integers(0, 256, 64 * 48 * 48 * size, np.uint8)
-        if rng.random() < 0.5:
-            voxels[:] = 0x41
-        chunk = with_crc(blosc_compress(voxels, b"lz4", 1, 0, 0, min(size, 255)))
+        chunk = _chunk_of_type(rng, size)
+        for own in both:
+            if rng.random() < 0.8:
+                change = {"typesize": size, "cname": "lz4", "shuffle": "noshuffle"}
+                _blosc_of(own).update({**change, "blocksize": 1 << 15})
         rebuild_shards(draft, scan, name, lambda _: chunk)
     if rng.random() < 0.5:
         table = sound_table(draft)
@@ -583,25 +552,85 @@ def lie_about_type(draft: Draft) -> None:  # noqa: C901  one part after another
         store_table(draft, table)
 
 
+def _chunk_of_type(rng: Rng, itemsize: int) -> bytes:
+    """Return a chunk of numbers of any size."""
+    voxels = rng.integers(0, 256, 64 * 32 * 32 * itemsize, np.uint8)
+    if rng.random() < 0.5:
+        voxels[:] = 0x41
+    if itemsize in {1, 2, 4, 8}:
+        codec = BloscCodecSpec("lz4", 1, "noshuffle", 1 << 15)
+        return encode_blocks(voxels.view(f"u{itemsize}"), codec)
+    return with_crc(bytes(blosc_compress(voxels, b"lz4", 1, 0, 0, min(itemsize, 255))))
+
+
+def _both_documents(draft: Draft, scan: str, name: str) -> tuple[Json, Json]:
+    """Return the metadata of an array in its scan's group, and its own."""
+    together = draft.document(f"scans/{scan}/zarr.json")["consolidated_metadata"]["metadata"]
+    return together[name], draft.document(f"scans/{scan}/{name}/zarr.json")
+
+
+def _blosc_of(array: Json) -> Json:
+    """Return the configuration of the blocks of an array."""
+    return array["codecs"][0]["configuration"]["codecs"][1]["configuration"]
+
+
 def rebuild_shards(
     draft: Draft, scan: str, name: str, remade: Callable[[bytes], bytes | None]
 ) -> None:
     """Replace the chunks of an array."""
     group = draft.document(f"scans/{scan}/zarr.json")
-    shape = group["attributes"]["shape_zyx"]
+    coding = coding_of(group["consolidated_metadata"]["metadata"][name])
+    shape = json.loads(draft.base.files[f"scans/{scan}/zarr.json"])["attributes"]["shape_zyx"]
     n_chunks = int(
         np.prod(
-            [min(m, -(-n // c)) for m, n, c in zip((2, 16, 16), shape, (64, 48, 48), strict=True)]
+            [min(m, -(-n // c)) for m, n, c in zip((2, 16, 16), shape, (64, 32, 32), strict=True)]
         )
     )
     for key in [k for k in draft.files if k.startswith(f"scans/{scan}/{name}/c/")]:
         chunks = {p: remade(c) for p, c in chunks_of(draft.base.files[key], n_chunks).items()}
-        data, entry = shard_of({p: c for p, c in chunks.items() if c is not None}, n_chunks)
+        kept = {p: c for p, c in chunks.items() if c is not None}
+        data, entry = shard_of(kept, n_chunks, coding)
         draft.files[key] = data
         group["attributes"]["manifest"][key.removeprefix(f"scans/{scan}/")] = entry
 
 
-def lie_about_chunks(draft: Draft) -> None:
+def lie_about_blocks(draft: Draft) -> None:
+    """Change how the blocks of an array are coded, with chunks of that coding or the old ones."""
+    rng = draft.rng
+    scan = pick(rng, draft.scans)
+    name = pick(rng, ("image", "label") if BASES[draft.base.name][1] else ("image",))
+    both = _both_documents(draft, scan, name)
+    itemsize = _blosc_of(both[0])["typesize"]
+    chunk_bytes = 64 * 32 * 32 * itemsize
+    sizes = (chunk_bytes, chunk_bytes // 256, chunk_bytes // 512, 2048, 64, 8, itemsize, 1, 0, -1)
+    sizes += (3, chunk_bytes * 2, 2**24, 2**31, 2**63, 24_576, 65_536)
+    changes = {
+        "blocksize": pick(rng, sizes),
+        "cname": pick(rng, ("lz4", "lz4", "lz4hc", "zstd", "blosclz", "", None)),
+        "shuffle": pick(rng, ("shuffle", "noshuffle", "noshuffle", "bitshuffle", None)),
+        "typesize": pick(rng, (itemsize, itemsize, itemsize, 1, 2, 4, 8, 0, -1, 255, 2**40)),
+    }
+    changes = {key: value for key, value in changes.items() if rng.random() < 0.5}
+    draft.note(f"scan {scan}: {name} has blocks of {changes}")
+    for own in both:
+        if rng.random() < 0.95:
+            _blosc_of(own).update(changes)
+    coding = coding_of(both[0])
+    if not 0 < coding.block_bytes <= coding.chunk_bytes <= 2**24 or coding.n_blocks > 2**12:
+        return
+    voxels = rng.integers(0, 9, coding.chunk_bytes, np.uint8)
+    codec = BloscCodecSpec(
+        "lz4" if coding.is_lz4 else "zstd",
+        1,
+        "shuffle" if coding.is_shuffled else "noshuffle",
+        coding.block_bytes,
+    )
+    made = encode_blocks(voxels.view(f"u{coding.itemsize}"), codec)
+    keeps = rng.random() < 0.3
+    rebuild_shards(draft, scan, name, lambda chunk: chunk if keeps else made)
+
+
+def lie_about_chunks(draft: Draft) -> None:  # noqa: C901  one part after another
     """Change the shapes of chunks and shards, with matching tables of chunks."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
@@ -610,10 +639,8 @@ def lie_about_chunks(draft: Draft) -> None:
     shape = pick(rng, [s for s in SHAPES if isinstance(s, list)])
     shard = shape if rng.random() < 0.6 else pick(rng, SHAPES)
     draft.note(f"scan {scan}: {name} has chunks {shape} and shards {shard}")
-    for own in (
-        group["consolidated_metadata"]["metadata"][name],
-        draft.document(f"scans/{scan}/{name}/zarr.json"),
-    ):
+    both = _both_documents(draft, scan, name)
+    for own in both:
         if rng.random() < 0.8:
             own["codecs"][0]["configuration"]["chunk_shape"] = shape
         if rng.random() < 0.8:
@@ -635,12 +662,25 @@ def lie_about_chunks(draft: Draft) -> None:
             if (scan == "a")
             else [draft.base.files[key][:2000]]
         )
-        chunk = chunks[0][:-4]
+        chunk = chunks[0]
         if 0 < nbytes < 2**24:
-            chunk = blosc_compress(np.zeros(nbytes, np.uint8), b"lz4", 1, 0, 0, 2)
+            # Some blocks fit the shape, and others do not.
+            size = pick(rng, (nbytes, 1 << 15, nbytes // 4, nbytes // 256, 2)) // 2 * 2
+            codec = BloscCodecSpec("lz4", 1, "noshuffle", size)
+            chunk = encode_blocks(np.zeros(nbytes // 2, "<u2"), codec)
+            for own in both:
+                change = {"cname": "lz4", "shuffle": "noshuffle", "blocksize": size}
+                _blosc_of(own).update(change)
         elif rng.random() < 0.7:
-            chunk = chunk[:4] + struct.pack("<I", nbytes % 2**32) + chunk[8:]
-        data, entry = shard_of({0: with_crc(bytes(chunk))}, n_chunks)
+            chunk = with_crc(chunk[:4] + struct.pack("<I", nbytes % 2**32) + chunk[8:-4])
+        try:
+            data, entry = shard_of({0: chunk}, n_chunks, coding_of(both[0]))
+        except (OverflowError, ZeroDivisionError, MemoryError, ValueError):
+            data, entry = shard_of(
+                {0: chunk},
+                n_chunks,
+                coding_of(json.loads(draft.base.files[f"scans/{scan}/{name}/zarr.json"])),
+            )
         draft.files[key], manifest[inside] = data, entry
 
 
@@ -675,70 +715,45 @@ def lie_about_shape(draft: Draft) -> None:
 
 
 def lie_in_chunk_table(draft: Draft) -> None:
-    """Change positions, sizes and checksums of chunks, and the size of the shard."""
+    """Change positions, checksums and sizes of blocks, the place of the index, and the size."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     group = draft.document(f"scans/{scan}/zarr.json")
     manifest = group["attributes"]["manifest"]
     key = pick(rng, [k for k, e in manifest.items() if "chunks" in e])
     entry = manifest[key]
-    rows = np.frombuffer(b64decode(entry["chunks"]), CHUNK_ROW).copy()
-    if rng.random() < 0.3:
-        rows = np.repeat(rows, int(pick(rng, (0, 2, 100, 50_000))))
-        rows["position"] = np.arange(len(rows))
-    for name in rows.dtype.names or ():
-        if len(rows) and rng.random() < 0.4:
-            rows[name][rng.integers(len(rows))] = pick(
-                rng, (0, 1, 3, 4, 16, 2**31, 2**32 - 1, 2**32 - 20, 2**20, 7)
-            )
-    entry["chunks"] = b64encode(rows.tobytes()).decode()
+    coding = coding_of(group["consolidated_metadata"]["metadata"][key.split("/")[0]])
+    rows = np.frombuffer(b64decode(entry["chunks"]), coding.row_dtype).copy()
+    rows = forged_rows(rng, rows)
+    data = rows.tobytes()
+    if rng.random() < 0.1:
+        data = data[: int(rng.integers(len(data) + 1))]
+    entry["chunks"] = b64encode(data).decode()
     if rng.random() < 0.7:
         n_chunks = 1 if scan == "a" else 4
-        entry["size_bytes"] = int(rows["size"].sum(dtype=np.int64)) + index_bytes(n_chunks)
+        sizes = rows["block_sizes"].sum(dtype=np.int64) + len(rows) * coding.overhead_bytes
+        entry["index_offset"] = int(sizes)
+        entry["size_bytes"] = int(sizes) + index_bytes(n_chunks)
+    if rng.random() < 0.3:
+        entry["index_offset"] = pick(rng, NUMBERS)
     draft.keeps_manifest = True
     draft.note(f"scan {scan}: table of {key}: {rows[:3].tolist()}, {entry['size_bytes']} bytes")
 
 
-def lie_in_chunk(draft: Draft) -> None:  # noqa: C901  one branch a way
-    """Damage chunks, and give them correct checksums."""
+def lie_in_chunk(draft: Draft) -> None:
+    """Forge chunks, and give them correct checksums."""
     rng = draft.rng
     scan = pick(rng, draft.scans)
     name = pick(rng, ("image", "label") if BASES[draft.base.name][1] else ("image",))
-    way = pick(
-        rng, ("header", "header", "header", "byte", "byte", "stream", "short", "bomb", "same")
-    )
+    way = pick(rng, (*WAYS, "absent"))
     draft.note(f"scan {scan}: {name}: {way} of chunks is false")
 
     def remade(chunk: bytes) -> bytes | None:
-        data = bytearray(chunk[:-4])
-        if way == "header":
-            for _ in range(int(rng.integers(1, 3))):
-                at = pick(rng, (0, 1, 2, 3, 4, 8, 12))
-                if at < 4:
-                    data[at] = pick(rng, (0, 1, 2, 3, 4, 8, 16, 0x21, 0x41, 0x61, 0x80, 255))
-                else:
-                    number = pick(rng, (0, 1, 15, 16, 2**31 - 1, 2**31, 2**32 - 1, 65536, 17, 64))
-                    data[at : at + 4] = struct.pack("<I", number)
-        elif way == "byte":
-            for _ in range(int(rng.integers(1, 20))):
-                data[int(rng.integers(16, len(data)))] = int(rng.integers(256))
-        elif way == "stream":
-            data[16:] = rng.integers(0, 256, len(data) - 16, np.uint8).tobytes()
-        elif way == "short":
-            del data[int(rng.integers(len(data))) :]
-        elif way == "bomb":
-            data[:] = blosc_compress(np.zeros(2**28, np.uint8), b"lz4", 1, 0, 0, 1)
-        elif rng.random() < 0.5:
-            return None
-        return with_crc(bytes(data))
+        if way == "absent":
+            return None if rng.random() < 0.5 else chunk
+        return WAYS[way](rng, chunk)
 
     rebuild_shards(draft, scan, name, remade)
-
-
-@cache
-def zstd_bomb(size: int) -> bytes:
-    """Return a small Zstandard stream that expands to ``size`` zero bytes."""
-    return bytes(zstd.compress(bytes(size), 1))
 
 
 @cache
@@ -1143,10 +1158,11 @@ LIES: dict[Callable[[Draft], None], int] = {
     lie_in_field: 6,
     lie_in_array: 4,
     lie_about_type: 2,
+    lie_about_blocks: 3,
     lie_about_chunks: 2,
     lie_about_shape: 2,
     lie_in_chunk_table: 2,
-    lie_in_chunk: 3,
+    lie_in_chunk: 5,
     lie_in_column: 2,
     lie_in_table: 4,
     lie_in_texts: 2,

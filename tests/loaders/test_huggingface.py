@@ -447,7 +447,7 @@ def test_a_slice_reads_only_its_own_chunks(deep):
     dataset[70]
     fetch.take()
     dataset[100]
-    # Chunks are 64 x 48 x 48, so a plane of 60 x 70 has four in the image and four in the mask.
+    # Chunks are 64 x 32 x 32, so a plane of 60 x 70 has six in the image and six in the mask.
     assert len(fetch.take()) == 8
 
 

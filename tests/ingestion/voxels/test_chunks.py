@@ -80,7 +80,7 @@ def test_a_cast_to_the_same_type_keeps_every_value(data, dtype):
 
 @settings(deadline=None, max_examples=30)
 @given(
-    arrays(np.int16, st.tuples(*[st.integers(1, n) for n in (64, 48, 48)]), fill=st.just(0)),
+    arrays(np.int16, st.tuples(*[st.integers(1, n) for n in (64, 32, 32)]), fill=st.just(0)),
     chunk_indices,
 )
 def test_an_image_chunk_decodes_to_its_voxels_and_padding(voxels, chunk_zyx):
@@ -121,7 +121,7 @@ def test_the_error_names_an_image_value_beyond_int16(value):
 
 @st.composite
 def masks(draw):
-    shape = draw(st.tuples(*[st.integers(1, n) for n in (64, 48, 48)]))
+    shape = draw(st.tuples(*[st.integers(1, n) for n in (64, 32, 32)]))
     mask = np.zeros(shape, np.uint8)
     for value in draw(st.lists(st.sampled_from([1, 2, 19, 25, 28, 200, 255]), max_size=5)):
         low = [draw(st.integers(0, n - 1)) for n in shape]
@@ -133,7 +133,7 @@ def masks(draw):
 
 @settings(deadline=None, max_examples=60)
 @given(masks(), chunk_indices, dtypes.filter(lambda dtype: dtype != "int8"))
-@example(np.full((64, 48, 48), 255, np.uint8), (9999, 9999, 9999), np.dtype(np.float64))
+@example(np.full((64, 32, 32), 255, np.uint8), (9999, 9999, 9999), np.dtype(np.float64))
 def test_counts_and_boxes_of_labels_equal_those_of_numpy(mask, chunk_zyx, dtype):
     encoded = LabelEncoder(BALANCED)(mask.astype(dtype), chunk_zyx)
     assert encoded.chunk_zyx == encoded.facts.chunk_zyx == chunk_zyx

@@ -11,7 +11,7 @@ from spinezarr.geometry import Grid
 from spinezarr.ingestion.voxels.layers import LayerInMemory, LayerOnDisk, plan_strips
 from spinezarr.store.layout import BALANCED
 
-SHAPES = [(130, 50, 100), (1, 1, 1), (64, 48, 48), (3, 97, 145)]
+SHAPES = [(130, 50, 100), (1, 1, 1), (64, 32, 32), (3, 97, 145)]
 
 
 def in_file_order(shape_zyx, axcodes):
