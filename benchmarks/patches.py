@@ -321,7 +321,8 @@ def measure(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
             run.load.append(os.getloadavg()[0])
             yield run.result()
     with Children(run.data) as children:  # no other process may have the files mapped
-        run.cold = measure_cold(children, run.entries, options.cold)
+        if options.cold:
+            run.cold = measure_cold(children, run.entries, options.cold)
         run.memory = measure_memory(children, run.entries, 2 * options.seconds)
     yield run.result()
     if options.many:

@@ -478,7 +478,7 @@ class Store:
         --------
         >>> comparison = store.compare(layer="label", scans="liver_0")
         >>> comparison.scans[0].comparison.verdict.text
-        'All 5 vertebrae have the right names.'
+        'All 9 vertebrae have the right names.'
         """
         # SciPy is an extra, and training never compares masks.
         from spinezarr.verbs.compare import (  # noqa: PLC0415

@@ -1,7 +1,6 @@
 """How do the mask files of a folder become further masks of the scans of a store?"""
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
@@ -25,6 +24,7 @@ from spinezarr.recipe import PathPattern
 from spinezarr.redaction import redact_url, redact_urls_in
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.store.writer import StoreWriter
@@ -254,7 +254,7 @@ class _Run:
             facts.to_record(),
             self._options.take_image_grid,
         )
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:32]
 
     def write_table(self, store: StoreWriter) -> None:
         """Write the rows of the scans whose mask is not yet in the scan table."""

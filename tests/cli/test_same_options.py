@@ -26,6 +26,8 @@ WITHOUT_A_VERB = {
     "serve": "it runs until it is ended; Store.serve serves this program only",
     "init": "it writes a file to edit",
     "demo": "it shows what the others do",
+    "add-labels": "Store.add_labels takes the name first and waits for other writers",
+    "remove-labels": "Store.remove_labels removes the mask of one scan",
 }
 OF_S3 = {"endpoint_url", "profile", "no_sign_request"}
 OF_RAW_S3 = {f"raw_{name}" for name in OF_S3}

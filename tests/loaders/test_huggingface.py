@@ -448,7 +448,7 @@ def test_a_slice_reads_only_its_own_chunks(deep):
     fetch.take()
     dataset[100]
     # Chunks are 64 x 32 x 32, so a plane of 60 x 70 has six in the image and six in the mask.
-    assert len(fetch.take()) == 8
+    assert len(fetch.take()) == 12
 
 
 def test_slices_in_order_read_each_chunk_once(deep):
@@ -457,11 +457,11 @@ def test_slices_in_order_read_each_chunk_once(deep):
     assert n == 140
     chunks = [item for item in fetch.take() if item.stop - item.start > 1000]
     # The first slice is read alone, because the run in order is not yet recognized.
-    assert len(chunks) == 8 + 3 * 8
-    assert len(set(chunks)) == 3 * 8
+    assert len(chunks) == 12 + 3 * 12
+    assert len(set(chunks)) == 3 * 12
     for k in reversed(range(140)):
         dataset[k]
-    assert len(set(fetch.ranges)) == len(fetch.take()) == 2 * 8  # one layer is kept
+    assert len(set(fetch.ranges)) == len(fetch.take()) == 2 * 12  # one layer is kept
 
 
 def test_batches_in_order_read_each_chunk_once(deep):
@@ -469,7 +469,7 @@ def test_batches_in_order_read_each_chunk_once(deep):
     for start in range(0, 140, 20):
         dataset[start : start + 20]
     chunks = [item for item in fetch.take() if item.stop - item.start > 1000]
-    assert len(chunks) == 8 + 3 * 8
+    assert len(chunks) == 12 + 3 * 12
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])

@@ -270,7 +270,7 @@ def test_damage_raises_the_same_error_as_reading_by_ranges(ctspine1k_url, tmp_pa
     ids = spinezarr.open(copy).table.scan.to_numpy().tolist()
     shard = copy / f"scans/{ids[1]}/image/c/0/0/0"
     data = bytearray(shard.read_bytes())
-    data[10] ^= 1
+    data[200] ^= 1
     with BackgroundServer(ServeSettings(paths=(str(copy),))) as server:
         store = spinezarr.open(f"{server.url}/own", transfer="patches")
         good = store.patches(70, scans=[ids[0]], n_samples=2)

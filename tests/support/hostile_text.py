@@ -111,7 +111,7 @@ def write_store(folder):
     report = ingest(recipe, discover(recipe, str(raw)), str(url))
     assert not report.failed
     root = RootAttributes(
-        format_version=6,
+        format_version=7,
         dataset=EVIL,
         title=EVIL,
         license=EVIL,

@@ -476,9 +476,9 @@ def test_invalid_options_of_a_shuffle_are_refused(store, kind, wanted, message):
 @pytest.mark.parametrize(
     ("size", "scans", "samples"),
     [
-        ((128, 128, 128), 8, 2),
+        ((128, 128, 128), 8, 4),
         ((96, 96, 96), 8, 4),
-        ((64, 64, 64), 8, 4),
+        ((64, 64, 64), 8, 8),
         ((16, 16, 16), 8, 16),
         ((1, 512, 512), 8, 16),
         ((160, 160, 160), 8, 2),
