@@ -10,7 +10,7 @@ from spinezarr.ingestion.voxels.shards import ShardCollector
 from spinezarr.store.layout import BALANCED
 
 SHAPE = (1000, 60, 100)
-"""Shape of a volume of eight shards of up to 2 x 2 x 3 chunks; some are half empty."""
+"""Shape of a volume of eight shards of up to 2 x 2 x 4 chunks; some are half empty."""
 GRID, PER_SHARD = BALANCED.chunk_grid(SHAPE), BALANCED.chunk_grid(BALANCED.shard_shape_zyx(SHAPE))
 
 
@@ -34,7 +34,7 @@ def expected(absent):
 def test_shards_are_complete_for_any_order_of_their_chunks(tmp_path, encoded_bytes):
     rng = np.random.default_rng(0)
     chunks = [tuple(chunk) for chunk in rng.permutation(list(np.ndindex(GRID))).tolist()]
-    absent = {*chunks[:20], *((15, y, x) for y in range(2) for x in range(3))}
+    absent = {*chunks[:20], *((15, y, x) for y in range(2) for x in range(4))}
     absent |= {(14, y, x) for y in range(2) for x in range(3)}
     written = {}
     workspace = Workspace(MemoryBudget(encoded_bytes=encoded_bytes), str(tmp_path))
