@@ -13,7 +13,8 @@ from stores import Base
 
 import spinezarr
 from spinezarr.cli.main import main
-from spinezarr.errors import SpinezarrError
+from spinezarr.errors import CorruptStoreError, SpinezarrError
+from spinezarr.verbs.export import ExportReport
 
 LARGE_BYTES = 64 << 20
 """Size above which arrays are not computed whole, as a user would have to request so much."""
@@ -217,16 +218,19 @@ def _drawn(figure) -> str:
     return ""
 
 
+def _files_of(report: ExportReport) -> str:
+    """Return the number of files of the only scan, or raise an error with the reported reason."""
+    for reason in report.failed.values():
+        raise CorruptStoreError(reason)
+    return str(len(report.done[0].files))
+
+
 def _export(case: Case) -> str:
     case.out.mkdir()
     return _each_scan(
         case,
-        lambda store, scan: str(
-            len(
-                store.export_nifti(out=case.out, scans=scan, compressed=False, overwrite=True)
-                .done[0]
-                .files
-            )
+        lambda store, scan: _files_of(
+            store.export_nifti(out=case.out, scans=scan, compressed=False, overwrite=True)
         ),
     )
 
@@ -235,12 +239,8 @@ def _exact(case: Case) -> str:
     case.out.mkdir()
     return _each_scan(
         case,
-        lambda store, scan: str(
-            len(
-                store.export_nifti(out=case.out, scans=scan, exact=True, overwrite=True)
-                .done[0]
-                .files
-            )
+        lambda store, scan: _files_of(
+            store.export_nifti(out=case.out, scans=scan, exact=True, overwrite=True)
         ),
     )
 

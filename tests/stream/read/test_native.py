@@ -495,6 +495,30 @@ def test_starts_that_do_not_fit_together_are_refused(kernel, change):
     del held
 
 
+@pytest.mark.parametrize(("first", "numbers"), [(-1, (0, 0, 1, 2)), (1, (1, 2, 3, 3))])
+def test_blocks_outside_the_chunk_are_refused(kernel, first, numbers):
+    """They have a place and a size, and nobody wants them."""
+    case, encoded = of_four_blocks()
+    tables, _ = case.tables(encoded)
+    parts = [encoded.block(number) for number in numbers]
+    held = np.frombuffer(b"".join(parts), np.uint8)
+    tables.starts[0] = list(accumulate(map(len, parts), initial=0))
+    for field, value in {"first_block": first, "n_blocks": 4, "first_start": 0}.items():
+        tables.chunks[field] = value
+    tables.chunks["data"], tables.chunks["size"] = address(held), held.nbytes
+    assert status_of(kernel, tables) == DAMAGED
+
+
+def test_a_block_of_a_part_of_a_voxel_is_refused(kernel):
+    case = Case(np.random.default_rng(0))
+    case.shape, case.dtype = (1, 3, 4), np.dtype("<i2")
+    case.voxels = np.zeros(case.shape, case.dtype)
+    case.pieces = [(None, np.zeros((1, 1, 1), "<i2"), [0, 0, 0], [1, 1, 1])]
+    coding = BlockCoding(24, 3, 2, is_lz4=True, is_shuffled=False)
+    blocks = [struct.pack("<I", 3) + b"abc"] * 8
+    assert case.run(kernel, Encoded(coding, blocks, 0)) == DAMAGED
+
+
 def test_starts_count_from_anywhere(kernel):
     case, encoded = of_four_blocks()
     for origin in (-1000, 0, 2**62):
