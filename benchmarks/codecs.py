@@ -32,10 +32,10 @@ from rich.console import Console
 from rich.table import Table
 
 from spinezarr.geometry import Box, ShapeZYX
-from spinezarr.store.blocks import BlockCoding
+from spinezarr.store.blocks import BlockCoding, encode_blocks
 from spinezarr.store.layout import PROFILES, BloscCodecSpec, chunk_grid, fill_value
 from spinezarr.store.scan_handle import ArraySpec
-from spinezarr.store.sharding import crc32c, index_bytes
+from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c, index_bytes
 from spinezarr.stream.read.plan import plan_reads
 
 Voxels = np.ndarray[Any, Any]
@@ -95,6 +95,15 @@ def blosc_codec(spec: BloscCodecSpec) -> Codec:
     return Codec(blosc_name(spec), f"blosc {spec.cname}", codec.encode, blosc.decompress)
 
 
+def stored_codec(spec: BloscCodecSpec) -> Codec:
+    """Return a codec as a store uses it: in blocks, each with a checksum."""
+
+    def encode(chunk: Voxels) -> bytes:
+        return encode_blocks(chunk, spec)[:-CHECKSUM_BYTES]
+
+    return Codec(blosc_name(spec), f"blosc {spec.cname}", encode, blosc.decompress)
+
+
 def chain(name: str, family: str, *codecs: Any) -> Codec:  # noqa: ANN401
     """Return a candidate that chains codecs of numcodecs."""
 
@@ -119,7 +128,7 @@ def chain(name: str, family: str, *codecs: Any) -> Codec:  # noqa: ANN401
 def candidates(itemsize: int, *, quick: bool) -> list[Codec]:
     """Return all candidates for voxels of ``itemsize`` bytes, the reference first."""
     chosen = [
-        *(blosc_codec(spec) for spec in dict.fromkeys(_profile_codecs())),
+        *(stored_codec(spec) for spec in dict.fromkeys(_profile_codecs())),
         blosc_codec(BloscCodecSpec("lz4hc", 9, "bitshuffle", 16 * KIB)),
         blosc_codec(BloscCodecSpec("zstd", 5, "noshuffle", 0)),
         chain("zstd 3", "zstd", Zstd(3)),
@@ -140,7 +149,10 @@ def candidates(itemsize: int, *, quick: bool) -> list[Codec]:
         ]
         if not quick:
             chosen += [chain(f"pcodec {level}", "pcodec", PCodec(level)) for level in (4, 12)]
-    return list({codec.name: codec for codec in chosen}.values())
+    by_name: dict[str, Codec] = {}
+    for codec in chosen:
+        by_name.setdefault(codec.name, codec)
+    return list(by_name.values())
 
 
 def _profile_codecs() -> Iterator[BloscCodecSpec]:
