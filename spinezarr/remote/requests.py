@@ -45,7 +45,7 @@ _OVERHEAD_BYTES: Final = 1 << 18
 """Number of bytes that take about as long as a request without data. Durations are divided by the
 sum of the size and this number."""
 _CORE_S_EACH: Final = 250e-6
-"""Core time that a request takes of client and server, in seconds; see ``benchmarks/README.md``."""
+"""Core time that a request takes of client and server, in seconds (decision 039)."""
 _MIN_TIME_S: Final = 1e-9
 _RANGES_PER_CALL: Final = 8
 """Largest number of ranges of an object that are passed to the transport with one call."""

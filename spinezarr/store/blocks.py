@@ -53,8 +53,8 @@ _FLAGS_AT: Final = 2
 _MOST_OF_NOISE: Final = 0.99
 """LZ4HC is not tried on a stream that LZ4 does not make smaller than this part of it.
 
-These are the low bytes of noise. LZ4HC would spend a fifth of its time on them, for 0.1 % of the
-bytes.
+These are the low bytes of noise. LZ4HC would spend a fifth of its time on them, for 0.15 % of the
+bytes of a store.
 """
 _MIN_SPLIT_ITEMS: Final = 128
 """Smallest number of items of a block that C-Blosc splits into streams (``MIN_BUFFERSIZE``)."""

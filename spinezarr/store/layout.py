@@ -193,7 +193,7 @@ SMALL: Final = Profile(
     image=BloscCodecSpec("zstd", 9, "shuffle", 0),
     label=BloscCodecSpec("zstd", 8, "noshuffle", 0),
 )
-"""A profile with 0.76 of the bytes of ``.nii.gz``.
+"""A profile with 0.75 of the bytes of ``.nii.gz``.
 
 It encodes 10 times slower than the default and decodes 3 times slower.
 """
