@@ -354,6 +354,10 @@ class ScanGroup(StoredModel):
         for key in scan.manifest:
             if _folder_of(key) not in folders:
                 raise DamagedMetadataError(key, "files of the arrays of the scan", "manifest")
+        for folder in sorted(folders):
+            if f"{folder}/{METADATA}" not in scan.manifest:
+                found = f"no {folder}/{METADATA}"
+                raise DamagedMetadataError(found, "the metadata of each array", "manifest")
 
     @property
     def _boxes(self) -> dict[str, VertebraRecord]:

@@ -93,14 +93,14 @@ class MaskWriter:
             names={int(value): label.name for value, label in record.labels.items()},
             separator=self._separator,
         )
-        if SAMPLING not in self._group["consolidated_metadata"]["metadata"]:
+        kept = old.without_masks([self.name]).manifest
+        if f"{SAMPLING}/{METADATA}" not in kept:
             members |= sampling_group()
         files = with_members({METADATA: json.dumps(self._group).encode()}, members)
         metadata = json.loads(files.pop(METADATA))
         files |= chunks
         self._small_files = {key: ManifestEntry.of(data) for key, data in files.items()}
         self._shards.finish()
-        kept = old.without_masks([self.name]).manifest
         manifest = {**kept, **self._shards.manifest, **self._small_files}
         scan = old.model_copy(
             update={

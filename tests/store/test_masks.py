@@ -285,6 +285,18 @@ def test_a_bad_value_in_the_last_chunk_leaves_the_old_mask(url, pristine, differ
     assert differing_files(url, pristine / "store.zarr") == []
 
 
+def test_the_only_mask_of_a_scan_without_a_label_is_replaced(url, pristine, differing_files):
+    store = spinezarr.open(url)
+    for seed in range(3):
+        mask = random_mask(seed, SHAPES["bare"])
+        store.write_labels("bare", "ribs", mask)
+        scan = xr.open_zarr(url / "scans/bare", consolidated=False)
+        np.testing.assert_array_equal(scan.ribs, mask)
+        assert store.verify().faults == ()
+    store.remove_labels("ribs")
+    assert differing_files(url, pristine / "store.zarr") == []
+
+
 def test_an_absent_mask_cannot_be_removed(url):
     store = spinezarr.open(url)
     store.write_labels("dot", "ribs", np.zeros((1, 1, 1)))
@@ -429,6 +441,8 @@ def test_a_damaged_mask_is_an_error_and_no_fault_of_the_scan(pristine, url):
             {"ribs/zarr.json": {"size_bytes": 1, "crc32": "00000000"}}
         ),
         lambda scan: scan["attributes"]["masks"]["mask"].update(color="red"),
+        lambda scan: scan["attributes"]["manifest"].pop("sampling/zarr.json"),
+        lambda scan: scan["attributes"]["manifest"].pop("mask/zarr.json"),
     ],
 )
 def test_metadata_that_contradict_each_other_are_refused(url, change):
