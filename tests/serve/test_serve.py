@@ -221,7 +221,7 @@ def test_background_before_other_chunks_of_its_shard_stays_background(tmp_path):
 
 
 def open_files():
-    """Yield the paths of the open files of this process, while other threads open and close some."""
+    """Yield the paths of the open files of this process; other threads open and close files."""
     for link in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
             yield str(link.readlink())
