@@ -19,7 +19,9 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = tuple(Path("spinezarr") / "stream" / "read" / name for name in ("kernel.c", "resample.c"))
+SOURCES = tuple(
+    Path("spinezarr") / "stream" / "read" / name for name in ("kernel.c", "plan.c", "resample.c")
+)
 FLAGS = (
     *("-O3", "-g0", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
     "-ffp-contract=off",  # interpolation rounds as NumPy does

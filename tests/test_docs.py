@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import re
@@ -211,8 +210,8 @@ def test_the_example_of_a_plan_equals_the_planned_reads():
         for name, cells in rows
     }
     told["first_piece"].append([6])
-    fields = {field.name for field in dataclasses.fields(ReadPlan)} - {"arrays"}
-    assert told.keys() == fields
+    columns = {name for name, value in vars(ReadPlan).items() if isinstance(value, property)}
+    assert told.keys() == columns - {"blocks", "shard_runs"}
     for name, values in told.items():
         found = getattr(plan, name)
         np.testing.assert_array_equal(np.reshape(values, found.shape), found, name)

@@ -88,6 +88,8 @@ class BufferPool:
 
     def _release(self, block: _Block) -> None:
         self._free.setdefault(block.nbytes, deque()).append(block)
+        if self.free_bytes <= self._max_free_bytes:
+            return
         # Blocks of other sizes go first: they may be those of a stream that has ended.
         sizes = sorted(self._free, key=lambda n_bytes: n_bytes == block.nbytes)
         for n_bytes in sizes:

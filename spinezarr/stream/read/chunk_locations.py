@@ -5,9 +5,9 @@ The metadata of a scan list the blocks of the chunks of its shards, so nothing e
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Final
 
 import numpy as np
@@ -19,17 +19,22 @@ from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.store.sharding import CHECKSUM_BYTES
 from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.fetch import ByteRange, ByteRanges, StoredShard
+from spinezarr.stream.read.native import BACKGROUND, CHUNKS, NOT_TRIED, Kernel, address, kernel
 from spinezarr.stream.read.plan import ReadPlan
 
-__all__ = ["ChunkLocations", "ChunkLocator"]
+__all__ = ["ChunkLocations", "ChunkLocator", "ShardTable"]
 
 _CACHE_BYTES: Final = 64 << 20
 """Bytes of tables in memory: about 1,400 scans of 512 x 512 x 600 voxels with their masks."""
 _Shard = tuple[ArraySpec, ShapeZYX]
+_KERNEL_ARRAYS: Final = [(np.dtype(name), True) for name in ("i4", "i8", "u4")]
+"""Types of the arrays of :class:`ShardTable`, and that they have no gaps."""
+_NO_SHARD: Final = (0,) * 6
+"""What stands in place of :attr:`ShardTable.numbers` if no chunk of a shard is stored."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _ShardTable:
+class ShardTable:
     """Where the blocks of the chunks of a shard lie. Each chunk that is stored has a row."""
 
     shard: StoredShard
@@ -39,9 +44,25 @@ class _ShardTable:
     """Shape ``(rows, blocks + 1)``: first byte of each block, and one past the last block."""
     voxels_crc32c: npt.NDArray[np.uint32]
     """Shape ``(rows,)``: checksum of the decoded chunk."""
+    numbers: tuple[int, ...] = field(init=False, repr=False)
+    """Where the kernel finds these arrays, and how long they are."""
+
+    def __post_init__(self) -> None:
+        arrays = (self.row_of_position, self.starts, self.voxels_crc32c)
+        if [(a.dtype, a.flags.c_contiguous) for a in arrays] != _KERNEL_ARRAYS:
+            raise ValueError("arrays that the kernel cannot read")
+        numbers = (
+            address(self.row_of_position),
+            len(self.row_of_position),
+            address(self.starts),
+            address(self.voxels_crc32c),
+            *self.starts.shape,
+        )
+        object.__setattr__(self, "numbers", numbers)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the arrays."""
         return self.row_of_position.nbytes + self.starts.nbytes + self.voxels_crc32c.nbytes
 
 
@@ -57,34 +78,44 @@ class ChunkLocations:
     """The shards that hold the chunks."""
     shard: npt.NDArray[np.int64]
     """Number of the shard in :attr:`shards`; -1 for background whose shard does not exist."""
-    first_block: npt.NDArray[np.int64]
-    """Number of the first wanted block of the chunk."""
-    stop_block: npt.NDArray[np.int64]
-    """One past the last wanted block."""
+    chunks: npt.NDArray[np.void]
+    """Rows of :data:`spinezarr.stream.read.native.CHUNKS`, without the places of their bytes."""
     starts: npt.NDArray[np.int64]
     """Shape ``(chunks, blocks + 1)``: first byte of each block, and one past the last block.
 
     All are 0 for background that is not stored. A chunk with fewer blocks than another has zeros
     at the end.
     """
-    voxels_crc32c: npt.NDArray[np.uint32]
-    """Checksum of the decoded chunk by the manifest."""
+
+    @property
+    def first_block(self) -> npt.NDArray[np.int64]:
+        """Number of the first wanted block of the chunk."""
+        return self.chunks["first_block"]
+
+    @property
+    def n_blocks(self) -> npt.NDArray[np.int64]:
+        """Number of wanted blocks of the chunk."""
+        return self.chunks["n_blocks"]
+
+    @property
+    def voxels_crc32c(self) -> npt.NDArray[np.uint32]:
+        """Checksum of the decoded chunk by the manifest."""
+        return self.chunks["voxels_crc32c"]
 
     @property
     def offset(self) -> npt.NDArray[np.int64]:
         """First byte of the wanted blocks in their shard."""
-        return _take(self.starts, self.first_block)
+        return self.chunks["offset"]
 
     @property
     def size(self) -> npt.NDArray[np.int64]:
         """Bytes of the wanted blocks with their checksums; 0 for background that is not stored."""
-        size: npt.NDArray[np.int64] = _take(self.starts, self.stop_block) - self.offset
-        return size
+        return self.chunks["size"]
 
     def block_sizes(self, chunk: int) -> npt.NDArray[np.int64]:
         """Return the bytes of each wanted block of a chunk."""
-        first, stop = self.first_block[chunk], self.stop_block[chunk]
-        return np.diff(self.starts[chunk, first : stop + 1])
+        first, n = self.first_block[chunk], self.n_blocks[chunk]
+        return np.diff(self.starts[chunk, first : first + n + 1])
 
     def range_of(self, chunk: int) -> ByteRange:
         """Return the bytes of the wanted blocks of a chunk."""
@@ -93,8 +124,8 @@ class ChunkLocations:
 
     def ranges_of(self, chunks: npt.NDArray[np.intp]) -> ByteRanges:
         """Return the bytes of the wanted blocks of some chunks."""
-        start, stop = self.offset[chunks], _take(self.starts, self.stop_block)[chunks]
-        return ByteRanges(self.shards, self.shard[chunks], start, stop)
+        start = self.offset[chunks]
+        return ByteRanges(self.shards, self.shard[chunks], start, start + self.size[chunks])
 
     def first_chunk_of(self, path: str) -> int:
         """Return the first chunk of the plan that lies in the shard at ``path``."""
@@ -115,11 +146,11 @@ class ChunkLocator:
 
     def __init__(self, name: Callable[[str], str]) -> None:
         self._name = name
-        self._cache: BoundedCache[_Shard, _ShardTable] = BoundedCache(_CACHE_BYTES)
+        self._cache: BoundedCache[_Shard, ShardTable] = BoundedCache(_CACHE_BYTES)
 
     def locate(self, plan: ReadPlan) -> ChunkLocations:
         """Return where the wanted blocks lie. Chunks that are not listed are background."""
-        runs = list(_shard_runs(plan))
+        runs = plan.shard_runs
         known = self._cache.find(shard for shard, _ in runs)
         new = {
             shard: _load_table(*shard)
@@ -128,24 +159,16 @@ class ChunkLocator:
         }
         self._cache.keep(new)
         known |= new
-        n_blocks = max((array.coding.n_blocks for array in plan.arrays), default=0)
-        starts = np.zeros((len(plan), n_blocks + 1), np.int64)
-        checksums = np.zeros(len(plan), np.uint32)
-        number = np.full(len(plan), -1)
-        shards: list[StoredShard] = []
-        for shard, chunks in runs:
-            if shard not in known:
-                continue
-            table = known[shard]
-            row = table.row_of_position[plan.position[chunks]]
-            is_stored = row >= 0
-            stored = np.flatnonzero(is_stored) + chunks.start
-            starts[stored, : table.starts.shape[1]] = table.starts[row[is_stored]]
-            checksums[stored] = table.voxels_crc32c[row[is_stored]]
-            number[chunks] = len(shards)
-            shards.append(table.shard)
-        first, stop = plan.blocks
-        return ChunkLocations(tuple(shards), number, first, stop, starts, checksums)
+        tables = [known.get(shard) for shard, _ in runs]
+        stops = [stop for _, stop in runs]
+        loaded = kernel()
+        n_columns = max((array.coding.n_blocks for array in plan.arrays), default=0) + 1
+        given = (plan, tables, stops, n_columns)
+        chunks, starts, shard = (
+            _locate_without_kernel(*given) if loaded is None else _locate_by_kernel(loaded, *given)
+        )
+        shards = tuple(table.shard for table in tables if table is not None)
+        return ChunkLocations(shards, shard, chunks, starts)
 
     def chunk_error(
         self, plan: ReadPlan, chunk: int, problem: str
@@ -159,18 +182,59 @@ class ChunkLocator:
         )
 
 
-def _shard_runs(plan: ReadPlan) -> Iterator[tuple[_Shard, slice]]:
-    """Yield the shards of a plan, and the chunks of each, which are neighbors in the plan."""
-    if not len(plan):
-        return
-    changes = (np.diff(plan.shard_zyx, axis=0) != 0).any(axis=1) | (np.diff(plan.array) != 0)
-    borders = [0, *(np.flatnonzero(changes) + 1).tolist(), len(plan)]
-    for start, stop in pairwise(borders):
-        array = plan.arrays[plan.array[start]]
-        yield (array, plan.shard_index(start)), slice(start, stop)
+_Located = tuple[npt.NDArray[np.void], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Chunks, starts of their blocks, and the number of the shard of each."""
 
 
-def _load_table(array: ArraySpec, shard_zyx: ShapeZYX) -> _ShardTable:
+def _locate_by_kernel(
+    loaded: Kernel,
+    plan: ReadPlan,
+    tables: Sequence[ShardTable | None],
+    stops: Sequence[int],
+    n_columns: int,
+) -> _Located:
+    """Locate chunks by the table of each run of a plan, where the runs end at ``stops``."""
+    numbers = count()
+    rows = [
+        (stop, -1, *_NO_SHARD) if table is None else (stop, next(numbers), *table.numbers)
+        for stop, table in zip(stops, tables, strict=True)
+    ]
+    table_rows = np.array(rows, np.int64).reshape(-1, 2 + len(_NO_SHARD))
+    return loaded.locate(plan.array_numbers, plan.places, table_rows, n_columns)
+
+
+def _locate_without_kernel(
+    plan: ReadPlan, tables: Sequence[ShardTable | None], stops: Sequence[int], n_columns: int
+) -> _Located:
+    """Do what :meth:`spinezarr.stream.read.native.Kernel.locate` does."""
+    chunks = np.zeros(len(plan), CHUNKS)
+    starts = np.zeros((len(plan), n_columns), np.int64)
+    shard = np.full(len(plan), -1)
+    first, stop = plan.blocks
+    for name in ("first_piece", "n_pieces", "first_block"):
+        chunks[name] = plan.places[name]
+    chunks["n_blocks"] = stop - first
+    chunks["first_start"] = np.arange(len(plan)) * n_columns + first
+    numbers_of_chunk = plan.array_numbers[plan.array]
+    chunks["shape_zyx"] = numbers_of_chunk[:, 3:6]
+    chunks["itemsize"], chunks["block_bytes"], encoding = numbers_of_chunk[:, 9:].T
+    chunks["encoding"], chunks["fd"], chunks["status"] = BACKGROUND, -1, NOT_TRIED
+    numbers = count()
+    for table, begin, end in zip(tables, [0, *stops], stops, strict=False):
+        if table is None:
+            continue
+        shard[begin:end] = next(numbers)
+        row = table.row_of_position[plan.position[begin:end]]
+        stored, row = np.flatnonzero(row >= 0) + begin, row[row >= 0]
+        starts[stored, : table.starts.shape[1]] = table.starts[row]
+        chunks["voxels_crc32c"][stored] = table.voxels_crc32c[row]
+        chunks["encoding"][stored] = encoding[stored]
+        chunks["offset"][stored] = table.starts[row, first[stored]]
+        chunks["size"][stored] = table.starts[row, stop[stored]] - chunks["offset"][stored]
+    return chunks, starts, shard
+
+
+def _load_table(array: ArraySpec, shard_zyx: ShapeZYX) -> ShardTable:
     """Return where the blocks of a shard lie."""
     chunk_bytes = math.prod(array.chunk_shape_zyx) * array.stored_dtype.itemsize
     if array.coding.chunk_bytes != chunk_bytes:
@@ -188,9 +252,5 @@ def _load_table(array: ArraySpec, shard_zyx: ShapeZYX) -> _ShardTable:
     starts[1:] += ends[:-1, None]
     content = hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
     shard = StoredShard(array.shard_path(shard_zyx), entry.size_bytes, content)
-    return _ShardTable(shard, row_of_position, starts, listed["voxels_crc32c"])
-
-
-def _take(table: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the value of each row in the column that is given for it."""
-    return np.take_along_axis(table, column[:, None], axis=1)[:, 0]
+    checksums = np.ascontiguousarray(listed["voxels_crc32c"], np.uint32)
+    return ShardTable(shard, row_of_position, starts, checksums)

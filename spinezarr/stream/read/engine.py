@@ -25,13 +25,9 @@ from spinezarr.stream.read.cache import BoundedCache
 from spinezarr.stream.read.chunk_locations import ChunkLocations, ChunkLocator
 from spinezarr.stream.read.fetch import Fetcher, LocalFetcher, MissingShardError
 from spinezarr.stream.read.native import (
-    CHUNKS,
     DONE,
-    NOT_TRIED,
-    PIECES,
     Kernel,
     Tables,
-    encoding_number,
     kernel,
     output_table,
 )
@@ -127,15 +123,14 @@ class Engine:
         fetched = [
             chunk for chunk in np.flatnonzero(locations.size).tolist() if keys[chunk] not in cached
         ]
-        n_blocks = locations.stop_block - locations.first_block
-        decoded = sum(int(n_blocks[c]) * keys[c][0].coding.block_bytes for c in fetched)
+        decoded = sum(int(locations.n_blocks[c]) * keys[c][0].coding.block_bytes for c in fetched)
         ranges = locations.ranges_of(np.array(fetched, np.intp))
         return ReadSummary(
             boxes=len(boxes),
             scans=len({array.scan_id for array, _ in boxes}),
             shards=len(np.unique(ranges.shard)),
             chunks=len(fetched),
-            shared_chunks=int((np.diff(plan.first_piece) > 1).sum()),
+            shared_chunks=int((plan.places["n_pieces"] > 1).sum()),
             cached_chunks=len(cached),
             background_chunks=int((locations.size == 0).sum()),
             requests=self._fetch.n_requests(ranges),
@@ -182,22 +177,25 @@ class Engine:
         stored = _clear_background(plan, locations, outputs)
         if not len(stored):
             return
-        tables = _kernel_tables(plan, locations, outputs, stored)
-        chunks = tables.chunks
+        chunks = locations.chunks
+        decoded_bytes = max(_chunk_bytes(array) for array in plan.arrays)
+        tables = Tables(
+            chunks, plan.piece_rows, output_table(outputs), locations.starts, decoded_bytes
+        )
         try:
             if loaded is not None and isinstance(self._fetch, LocalFetcher):
                 with self._fetch.opened([shard.path for shard in locations.shards]) as descriptors:
-                    chunks["fd"] = np.array(descriptors, np.int32)[locations.shard[stored]]
+                    chunks["fd"] = np.array(descriptors, np.int32)[locations.shard]
                     _run_kernel(loaded, outputs, tables, threads)
-                for chunk in stored[chunks["status"] != DONE].tolist():
+                for chunk in np.flatnonzero(chunks["status"] != DONE).tolist():
                     with self._fetch(locations.ranges_of(np.array([chunk]))) as fetched:
                         self._fill_without_kernel(plan, locations, chunk, fetched[0], outputs)
                 return
             with self._fetch(locations.ranges_of(stored)) as fetched:
                 if loaded is not None:
-                    chunks["data"] = np.where(fetched.is_whole, fetched.addresses, 0)
+                    chunks["data"][stored] = np.where(fetched.is_whole, fetched.addresses, 0)
                     _run_kernel(loaded, (outputs, fetched), tables, threads)
-                for row in np.flatnonzero(chunks["status"] != DONE).tolist():
+                for row in np.flatnonzero(chunks["status"][stored] != DONE).tolist():
                     chunk = int(stored[row])
                     self._fill_without_kernel(plan, locations, chunk, fetched[row], outputs)
         except MissingShardError as problem:
@@ -283,42 +281,10 @@ def _clear_background(
     """Clear the boxes with background that is not stored; return the numbers of stored chunks."""
     stored = np.flatnonzero(locations.size)
     if len(stored) < len(plan):
-        is_background = np.repeat(locations.size == 0, np.diff(plan.first_piece))
+        is_background = np.repeat(locations.size == 0, plan.places["n_pieces"])
         for box in np.unique(plan.box[is_background]).tolist():
             outputs[box][...] = 0
     return stored
-
-
-def _kernel_tables(
-    plan: ReadPlan,
-    locations: ChunkLocations,
-    outputs: Sequence[Voxels],
-    stored: npt.NDArray[np.intp],
-) -> Tables:
-    """Return the stored chunks of a plan, and all pieces, as tables for the kernel."""
-    pieces = np.empty(len(plan.box), PIECES)
-    pieces["output"] = plan.box
-    pieces["within_output_zyx"] = plan.within_box_zyx
-    pieces["within_chunk_zyx"] = plan.within_chunk_zyx
-    pieces["shape_zyx"] = plan.shape_zyx
-    chunks = np.zeros(len(stored), CHUNKS)
-    chunks["offset"], chunks["size"] = locations.offset[stored], locations.size[stored]
-    chunks["voxels_crc32c"] = locations.voxels_crc32c[stored]
-    chunks["first_block"] = locations.first_block[stored]
-    chunks["n_blocks"] = locations.stop_block[stored] - locations.first_block[stored]
-    chunks["first_start"] = stored * locations.starts.shape[1] + locations.first_block[stored]
-    chunks["first_piece"] = plan.first_piece[stored]
-    chunks["n_pieces"] = plan.first_piece[stored + 1] - plan.first_piece[stored]
-    of_array = np.zeros(len(plan.arrays), CHUNKS)
-    for row, array in zip(of_array, plan.arrays, strict=True):
-        row["itemsize"], row["shape_zyx"] = array.stored_dtype.itemsize, array.chunk_shape_zyx
-        row["block_bytes"] = array.coding.block_bytes
-        row["encoding"] = encoding_number(array.coding)
-    for name in ("itemsize", "shape_zyx", "block_bytes", "encoding"):
-        chunks[name] = of_array[name][plan.array[stored]]
-    chunks["fd"], chunks["status"] = -1, NOT_TRIED
-    decoded_bytes = max(_chunk_bytes(array) for array in plan.arrays)
-    return Tables(chunks, pieces, output_table(outputs), locations.starts, decoded_bytes)
 
 
 def _chunk_bytes(array: ArraySpec) -> int:
@@ -349,11 +315,11 @@ def _decode(plan: ReadPlan, locations: ChunkLocations, chunk: int, data: memoryv
     array = plan.arrays[plan.array[chunk]]
     voxels = np.empty(array.chunk_shape_zyx, array.stored_dtype)
     coding, first = array.coding, int(locations.first_block[chunk])
-    block_bytes = coding.block_bytes
+    stop, block_bytes = first + int(locations.n_blocks[chunk]), coding.block_bytes
     decoded = voxels.reshape(-1).view(np.uint8)
     decode_blocks(
         data,
-        decoded[first * block_bytes : int(locations.stop_block[chunk]) * block_bytes],
+        decoded[first * block_bytes : stop * block_bytes],
         coding=coding,
         block_sizes=locations.block_sizes(chunk),
         first_block=first,

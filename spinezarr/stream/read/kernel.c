@@ -15,9 +15,10 @@
  * bytes, and ``data`` of an output, with its strides, has its shape.
  */
 #define _GNU_SOURCE
+#include "tables.h"
+
 #include <errno.h>
 #include <fcntl.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -29,53 +30,15 @@
 #include <arm_neon.h>
 #endif
 
-#define EXPORT __attribute__((visibility("default")))
-
-/* Status of a chunk. The caller decodes chunks that are not DONE by other means. */
-enum { DONE = 0, UNKNOWN = 1, DAMAGED = 2, NOT_READ = 3 };
-enum { VERSION = 5, MAX_ITEMSIZE = 8, SLACK = 128, CHECKSUM = 4 };
+enum { VERSION = 6, MAX_ITEMSIZE = 8, SLACK = 128, CHECKSUM = 4 };
 enum { AT_ONCE = 64, ROWS_AHEAD = 1 };
 
-/* How the blocks of a chunk are encoded. */
-enum { OTHER = 0, LZ4 = 1, SHUFFLED_LZ4 = 2 };
 enum { MIN_SPLIT_ITEMS = 128 }; /* smaller blocks are not split into streams */
 enum { MIN_BLOCK = 4 + 1 + CHECKSUM }; /* a stream of one byte after its size, and the checksum */
 
 /* Limit for a decoded chunk, as LARGEST_CHUNK_BYTES in Python. The product of two such numbers fits
  * into 64 bits easily. */
 static const int64_t MAX_CHUNK_BYTES = (int64_t)1 << 24;
-
-typedef struct {
-    const uint8_t *data; /* bytes of the blocks; NULL to read them from ``fd`` */
-    int64_t offset;      /* of the blocks in the file */
-    int64_t size;        /* bytes of the blocks with their checksums */
-    int64_t first_piece; /* pieces[first_piece : first_piece + n_pieces] are filled */
-    int64_t n_pieces;
-    int64_t itemsize;
-    int64_t shape_zyx[3];
-    int64_t block_bytes; /* of a decoded block */
-    int64_t first_block; /* the first block whose bytes are here */
-    int64_t n_blocks;    /* number of such blocks, one after the other */
-    int64_t first_start; /* starts[first_start : first_start + n_blocks + 1] are where they lie */
-    int32_t encoding;
-    int32_t fd;
-    uint32_t voxels_crc32c; /* a part of the checksum of each block */
-    int32_t status;
-} Chunk;
-
-typedef struct {
-    int64_t output; /* outputs[output] is filled */
-    int64_t within_output_zyx[3];
-    int64_t within_chunk_zyx[3];
-    int64_t shape_zyx[3];
-} Piece;
-
-typedef struct {
-    uint8_t *data; /* first voxel */
-    int64_t stride_zyx[3];
-    int64_t shape_zyx[3];
-    int64_t itemsize;
-} Output;
 
 /* Arguments of one call, the same for all its chunks. */
 typedef struct {
@@ -624,6 +587,7 @@ static void fetch_ahead(const Chunk *chunk, Ahead *ahead, int64_t packed_bytes) 
 }
 
 static int fill(const Chunk *chunk, const Call *call, Ahead *ahead) {
+    if (chunk->encoding == BACKGROUND) return chunk->size == 0 ? DONE : DAMAGED;
     if (!has_place(chunk, call->packed_bytes)) return DAMAGED;
     if (!has_voxels(chunk, call->decoded_bytes) || !has_pieces(chunk, call)) return DAMAGED;
     if (!has_blocks(chunk, call)) return DAMAGED;

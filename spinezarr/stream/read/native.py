@@ -22,12 +22,14 @@ from spinezarr.store.blocks import BlockCoding, ChunkFrame, encode_blocks
 from spinezarr.store.layout import LARGEST_CHUNK_BYTES, BloscCodecSpec
 
 __all__ = [
+    "BACKGROUND",
     "CHUNKS",
     "DONE",
     "NOT_TRIED",
     "NO_KERNEL",
     "OUTPUTS",
     "PIECES",
+    "PLACES",
     "RESAMPLINGS",
     "Kernel",
     "Tables",
@@ -40,13 +42,13 @@ __all__ = [
 
 NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
 """Environment variable that disables the kernel."""
-_VERSION: Final = 5
-_OTHER, _LZ4, _SHUFFLED_LZ4 = 0, 1, 2
-"""How the blocks of a chunk are encoded."""
+_VERSION: Final = 6
+_OTHER, _LZ4, _SHUFFLED_LZ4, BACKGROUND = 0, 1, 2, 3
+"""How the blocks of a chunk are encoded; ``BACKGROUND`` is not stored."""
 DONE, NOT_TRIED = 0, -1
 """Status of a row of a table that is done, and of one that the kernel has not tried yet."""
 
-# These are the structures of kernel.c and resample.c. Numbers from a store's metadata have 64 bits,
+# These are the structures of tables.h and resample.c. Numbers from a store's metadata have 64 bits,
 # as NumPy would cut them to fewer bits without an error.
 CHUNKS: Final = np.dtype(
     [
@@ -86,6 +88,22 @@ OUTPUTS: Final = np.dtype(
     ],
     align=True,
 )
+PLACES: Final = np.dtype(
+    [
+        ("array", np.int64),
+        ("chunk_zyx", np.int64, 3),
+        ("shard_zyx", np.int64, 3),
+        ("position", np.int64),
+        ("first_piece", np.int64),
+        ("n_pieces", np.int64),
+        ("first_block", np.int64),
+        ("stop_block", np.int64),
+        ("opens_shard", np.int64),
+    ],
+    align=True,
+)
+_ARRAY_NUMBERS, _BOX_NUMBERS, _SHARD_NUMBERS, _ENTRY_NUMBERS = 12, 7, 8, 5
+"""Numbers of a row of the tables whose columns all have 64 bits."""
 RESAMPLINGS: Final = np.dtype(
     [
         ("source", np.uintp),
@@ -158,6 +176,12 @@ def encoding_number(coding: BlockCoding) -> int:
 def _check_table(table: npt.NDArray[np.void], dtype: np.dtype[np.void]) -> None:
     if table.dtype != dtype or table.ndim != 1 or not table.flags.c_contiguous:
         raise ValueError(f"a table of {table.dtype}, expected one of {dtype} without gaps")
+
+
+def _check_numbers(table: npt.NDArray[np.int64], n_columns: int) -> None:
+    right = table.dtype == np.int64 and table.shape[1:] == (n_columns,)
+    if not right or not table.flags.c_contiguous:
+        raise ValueError(f"a table of {table.dtype} of {table.shape}, expected {n_columns} int64")
 
 
 def output_table(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.void]:
@@ -259,12 +283,35 @@ class Kernel:
             *(pointer, number, number),
         ]
         self._fill.restype = None
+        self._count_pieces = library.spinezarr_count_pieces
+        self._count_pieces.argtypes = [*(pointer, number), *(pointer, number)]
+        self._count_pieces.restype = number
+        self._plan = library.spinezarr_plan
+        self._plan.argtypes = [
+            *(pointer, number),
+            *(pointer, number),
+            *(pointer, pointer, pointer, number),
+        ]
+        self._plan.restype = number
+        self._locate = library.spinezarr_locate
+        self._locate.argtypes = [
+            *(pointer, number),
+            *(pointer, number),
+            *(pointer, number),
+            *(pointer, pointer, number, pointer),
+        ]
+        self._locate.restype = ctypes.c_int32
         self.row_bytes: list[int] = []
         for size_of in (
             library.spinezarr_chunk_bytes,
             library.spinezarr_piece_bytes,
             library.spinezarr_output_bytes,
+            library.spinezarr_place_bytes,
             library.spinezarr_resampling_bytes,
+            library.spinezarr_array_bytes,
+            library.spinezarr_wanted_bytes,
+            library.spinezarr_shard_table_bytes,
+            library.spinezarr_entry_bytes,
         ):
             size_of.argtypes, size_of.restype = [], number
             self.row_bytes.append(int(size_of()))
@@ -315,6 +362,92 @@ class Kernel:
             max_blocks,
         )
 
+    def plan(
+        self, arrays: npt.NDArray[np.int64], boxes: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+        """Return the chunks that some boxes need, and the pieces of the boxes in these chunks.
+
+        Parameters
+        ----------
+        arrays
+            Shape ``(arrays, 12)``: shape of the array, of a chunk, chunks of a shard (each z, y,
+            x), bytes of a voxel and of a decoded block, and :func:`encoding_number`.
+        boxes
+            Shape ``(boxes, 7)``: number of the array, start and stop (each z, y, x).
+
+        Returns
+        -------
+        places, pieces
+            Rows of :data:`PLACES` and :data:`PIECES`; see
+            :class:`spinezarr.stream.read.plan.ReadPlan`.
+
+        Raises
+        ------
+        ValueError
+            If a box leaves its array, or an array has impossible numbers.
+        """
+        _check_numbers(arrays, _ARRAY_NUMBERS)
+        _check_numbers(boxes, _BOX_NUMBERS)
+        given = address(arrays), len(arrays), address(boxes), len(boxes)
+        n_pieces = self._count_pieces(*given)
+        if n_pieces < 0:
+            raise ValueError(f"box {-1 - n_pieces}, or its array, is not valid")
+        places, pieces = np.empty(n_pieces, PLACES), np.empty(n_pieces, PIECES)
+        entries = np.empty((2 * n_pieces, _ENTRY_NUMBERS), np.int64)
+        n_places = self._plan(*given, address(pieces), address(places), address(entries), n_pieces)
+        if n_places < 0:
+            raise ValueError("the arrays have too many chunks")
+        return places[:n_places], pieces
+
+    def locate(
+        self,
+        arrays: npt.NDArray[np.int64],
+        places: npt.NDArray[np.void],
+        shard_tables: npt.NDArray[np.int64],
+        n_columns: int,
+    ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the chunks at some places, where their blocks lie, and the numbers of shards.
+
+        Parameters
+        ----------
+        arrays
+            See :meth:`plan`.
+        places
+            Rows of :data:`PLACES`.
+        shard_tables
+            Shape ``(runs, 8)``. A run is of places that follow each other and lie in one shard:
+            where it ends, the number of the shard, and the numbers of
+            :attr:`spinezarr.stream.read.chunk_locations.ShardTable.numbers`.
+        n_columns
+            Numbers of a row of the starts of blocks.
+
+        Raises
+        ------
+        ValueError
+            If the numbers do not fit together.
+        """
+        _check_numbers(arrays, _ARRAY_NUMBERS)
+        _check_numbers(shard_tables, _SHARD_NUMBERS)
+        _check_table(places, PLACES)
+        chunks = np.empty(len(places), CHUNKS)
+        starts = np.empty((len(places), n_columns), np.int64)
+        shards = np.empty(len(places), np.int64)
+        fits = self._locate(
+            address(arrays),
+            len(arrays),
+            address(places),
+            len(places),
+            address(shard_tables),
+            len(shard_tables),
+            address(chunks),
+            address(starts),
+            n_columns,
+            address(shards),
+        )
+        if not fits:
+            raise ValueError("places that do not fit to their shards")
+        return chunks, starts, shards
+
     def resample(
         self, table: npt.NDArray[np.void], first: int, last: int, *, baseline: bool = False
     ) -> None:
@@ -357,8 +490,9 @@ class Kernel:
         """Return whether its structures fit, and it decodes and interpolates as expected."""
         if self.version != _VERSION or sys.byteorder != "little":
             return False
-        tables = (CHUNKS, PIECES, OUTPUTS, RESAMPLINGS)
-        if self.row_bytes != [table.itemsize for table in tables]:
+        tables = (CHUNKS, PIECES, OUTPUTS, PLACES, RESAMPLINGS)
+        numbers = (_ARRAY_NUMBERS, _BOX_NUMBERS, _SHARD_NUMBERS, _ENTRY_NUMBERS)
+        if self.row_bytes != [*(table.itemsize for table in tables), *(8 * n for n in numbers)]:
             return False
         return self._decodes() and self._interpolates()
 

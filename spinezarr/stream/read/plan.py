@@ -4,13 +4,15 @@ A plan is data, made without any I/O. A *piece* is the part of one box that lies
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise, product
 
 import numpy as np
 import numpy.typing as npt
 
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.scan_handle import ArraySpec
+from spinezarr.stream.read.native import PIECES, PLACES, encoding_number, kernel
 
 __all__ = ["ReadPlan", "plan_reads"]
 
@@ -66,28 +68,61 @@ class ReadPlan:
 
     arrays: tuple[ArraySpec, ...]
     """The arrays that chunks are read from."""
-    array: Rows
-    """Shape ``(chunks,)``: number of the chunk's array in :attr:`arrays`."""
-    chunk_zyx: Rows
-    """Shape ``(chunks, 3)``: index of the chunk in its array."""
-    shard_zyx: Rows
-    """Shape ``(chunks, 3)``: index of the chunk's shard in its array."""
-    position: Rows
-    """Shape ``(chunks,)``: position of the chunk in its shard, in C order."""
-    first_piece: Rows
-    """Shape ``(chunks + 1,)``: row of the chunk's first piece; last, the number of pieces."""
-    box: Rows
-    """Shape ``(pieces,)``: number of the box that the piece is a part of."""
-    within_chunk_zyx: Rows
-    """Shape ``(pieces, 3)``: first voxel of the piece, counted from the start of its chunk."""
-    within_box_zyx: Rows
-    """Shape ``(pieces, 3)``: first voxel of the piece, counted from the start of its box."""
-    shape_zyx: Rows
-    """Shape ``(pieces, 3)``: shape of the piece in voxels."""
+    array_numbers: Rows = field(repr=False)
+    """Shape ``(arrays, 12)``: see :meth:`spinezarr.stream.read.native.Kernel.plan`."""
+    places: npt.NDArray[np.void] = field(repr=False)
+    """Rows of :data:`spinezarr.stream.read.native.PLACES`, one for each chunk."""
+    piece_rows: npt.NDArray[np.void] = field(repr=False)
+    """Rows of :data:`spinezarr.stream.read.native.PIECES`, one for each piece."""
+
+    @property
+    def array(self) -> Rows:
+        """Shape ``(chunks,)``: number of the chunk's array in :attr:`arrays`."""
+        return self.places["array"]
+
+    @property
+    def chunk_zyx(self) -> Rows:
+        """Shape ``(chunks, 3)``: index of the chunk in its array."""
+        return self.places["chunk_zyx"]
+
+    @property
+    def shard_zyx(self) -> Rows:
+        """Shape ``(chunks, 3)``: index of the chunk's shard in its array."""
+        return self.places["shard_zyx"]
+
+    @property
+    def position(self) -> Rows:
+        """Shape ``(chunks,)``: position of the chunk in its shard, in C order."""
+        return self.places["position"]
+
+    @property
+    def first_piece(self) -> Rows:
+        """Shape ``(chunks + 1,)``: row of the chunk's first piece; last, the number of pieces."""
+        return np.append(self.places["first_piece"], len(self.piece_rows))
+
+    @property
+    def box(self) -> Rows:
+        """Shape ``(pieces,)``: number of the box that the piece is a part of."""
+        return self.piece_rows["output"]
+
+    @property
+    def within_chunk_zyx(self) -> Rows:
+        """Shape ``(pieces, 3)``: first voxel of the piece, counted from the start of its chunk."""
+        return self.piece_rows["within_chunk_zyx"]
+
+    @property
+    def within_box_zyx(self) -> Rows:
+        """Shape ``(pieces, 3)``: first voxel of the piece, counted from the start of its box."""
+        return self.piece_rows["within_output_zyx"]
+
+    @property
+    def shape_zyx(self) -> Rows:
+        """Shape ``(pieces, 3)``: shape of the piece in voxels."""
+        return self.piece_rows["shape_zyx"]
 
     def __len__(self) -> int:
         """Return the number of chunks."""
-        return len(self.position)
+        return len(self.places)
 
     def chunk_index(self, chunk: int) -> ShapeZYX:
         """Return the index of a chunk in its array."""
@@ -105,28 +140,28 @@ class ReadPlan:
 
         Both have the shape ``(chunks,)``. All planes along z that the pieces meet count as wanted.
         """
-        if not len(self):
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        first = self.within_chunk_zyx[:, 0]
-        start = np.minimum.reduceat(first, self.first_piece[:-1])
-        stop = np.maximum.reduceat(first + self.shape_zyx[:, 0], self.first_piece[:-1])
-        planes = [array.chunk_shape_zyx[1:] for array in self.arrays]
-        plane_bytes = [
-            y * x * array.stored_dtype.itemsize
-            for (y, x), array in zip(planes, self.arrays, strict=True)
-        ]
-        block_bytes = [array.coding.block_bytes for array in self.arrays]
-        of_plane, of_block = np.array([plane_bytes, block_bytes], np.int64)[:, self.array]
-        return start * of_plane // of_block, (stop * of_plane - 1) // of_block + 1
+        return self.places["first_block"], self.places["stop_block"]
 
     def pieces(self, chunk: int) -> Iterator[tuple[int, Box, Box]]:
         """Yield the pieces of a chunk: number of the box, voxels in the chunk and in the box."""
-        for piece in range(self.first_piece[chunk], self.first_piece[chunk + 1]):
-            (a, b, c), (d, e, f) = self.within_chunk_zyx[piece], self.within_box_zyx[piece]
-            z, y, x = self.shape_zyx[piece].tolist()
-            within_chunk = Box.at((int(a), int(b), int(c)), (z, y, x))
-            within_box = Box.at((int(d), int(e), int(f)), (z, y, x))
-            yield int(self.box[piece]), within_chunk, within_box
+        first, n = int(self.places["first_piece"][chunk]), int(self.places["n_pieces"][chunk])
+        for box, within_box, within_chunk, shape in self.piece_rows[first : first + n].tolist():
+            z, y, x = shape.tolist()
+            (a, b, c), (d, e, f) = within_chunk.tolist(), within_box.tolist()
+            yield box, Box.at((a, b, c), (z, y, x)), Box.at((d, e, f), (z, y, x))
+
+    @property
+    def shard_runs(self) -> list[tuple[tuple[ArraySpec, ShapeZYX], int]]:
+        """The shards in the order of the chunks: array, index of the shard, end of its chunks."""
+        first = np.flatnonzero(self.places["opens_shard"])
+        opening = self.places[first]
+        ends = [*first[1:].tolist(), len(self)] if len(first) else []
+        return [
+            ((self.arrays[array], (z, y, x)), end)
+            for array, (z, y, x), end in zip(
+                opening["array"].tolist(), opening["shard_zyx"].tolist(), ends, strict=True
+            )
+        ]
 
 
 def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
@@ -142,80 +177,84 @@ def plan_reads(boxes: Sequence[tuple[ArraySpec, Box]]) -> ReadPlan:
     ValueError
         If a box leaves its array.
     """
-    arrays = tuple({id(array): array for array, _ in boxes}.values())
-    number = {id(array): i for i, array in enumerate(arrays)}
-    array_of_box = np.array([number[id(array)] for array, _ in boxes], np.int64)
-    starts, stops = _corners(boxes)
-    chunk_shape = _triples([array.chunk_shape_zyx for array in arrays])
-    chunks_per_shard = _triples([array.chunks_per_shard_zyx for array in arrays])
-    shard_shape = chunk_shape * chunks_per_shard
-    shard_grid = -(-_triples([array.shape_zyx for array in arrays]) // shard_shape)
+    arrays = tuple(dict.fromkeys(array for array, _ in boxes))
+    number = {array: i for i, array in enumerate(arrays)}
+    array_numbers = np.array([_numbers(array) for array in arrays], np.int64).reshape(-1, 12)
+    rows = [(number[array], *box.start_zyx, *box.stop_zyx) for array, box in boxes]
+    for array, box in boxes:
+        _check_inside(box, array)
+    loaded = kernel()
+    if loaded is None:
+        places, pieces = _plan_without_kernel(arrays, rows)
+    else:
+        places, pieces = loaded.plan(array_numbers, np.array(rows, np.int64).reshape(-1, 7))
+    return ReadPlan(arrays, array_numbers, places, pieces)
 
-    # A box meets the block of chunks from first to first + count. List them with a row per piece.
-    sides = chunk_shape[array_of_box]
-    first = starts // sides
-    count = -(-stops // sides) - first
-    n_pieces = count.prod(axis=1)
-    box = np.repeat(np.arange(len(boxes)), n_pieces)
-    ends = np.cumsum(n_pieces)
-    piece_in_box = np.arange(len(box)) - np.repeat(ends - n_pieces, n_pieces)
-    along_y, along_x = count[box, 1], count[box, 2]
-    chunk = np.empty((len(box), 3), np.int64)
-    rest, chunk[:, 2] = np.divmod(piece_in_box, along_x)
-    chunk[:, 0], chunk[:, 1] = np.divmod(rest, along_y)
-    chunk += first[box]
 
-    array = array_of_box[box]
-    origin = chunk * sides[box]
-    begin = np.maximum(starts[box], origin)
-    shape = np.minimum(stops[box], origin + sides[box]) - begin
-
-    # Equal keys mean equal chunks. Keys are ordered by array, shard and position in the shard.
-    shard, inner = np.divmod(chunk, chunks_per_shard[array])
-    position = _flat_index(inner, chunks_per_shard[array])
-    shard_chunks = chunks_per_shard.prod(axis=1)
-    array_chunks = shard_grid.prod(axis=1) * shard_chunks
-    base = np.cumsum(array_chunks) - array_chunks
-    key = base[array] + _flat_index(shard, shard_grid[array]) * shard_chunks[array] + position
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    is_new = np.ones(len(key), bool)
-    np.not_equal(key[1:], key[:-1], out=is_new[1:])
-    first_piece = np.flatnonzero(is_new)
-    first_row = order[first_piece]
-    return ReadPlan(
-        arrays=arrays,
-        array=array[first_row],
-        chunk_zyx=chunk[first_row],
-        shard_zyx=shard[first_row],
-        position=position[first_row],
-        first_piece=np.append(first_piece, len(key)),
-        box=box[order],
-        within_chunk_zyx=(begin - origin)[order],
-        within_box_zyx=(begin - starts[box])[order],
-        shape_zyx=shape[order],
+def _numbers(array: ArraySpec) -> tuple[int, ...]:
+    """Return the row of an array for the kernel."""
+    return (
+        *array.shape_zyx,
+        *array.chunk_shape_zyx,
+        *array.chunks_per_shard_zyx,
+        array.stored_dtype.itemsize,
+        array.coding.block_bytes,
+        encoding_number(array.coding),
     )
 
 
-def _corners(boxes: Sequence[tuple[ArraySpec, Box]]) -> tuple[Rows, Rows]:
-    starts = _triples([box.start_zyx for _, box in boxes])
-    stops = _triples([box.stop_zyx for _, box in boxes])
-    shapes = _triples([array.shape_zyx for array, _ in boxes])
-    outside = ((starts < 0) | (stops > shapes)).any(axis=1)
-    if outside.any():
-        array, box = boxes[int(outside.argmax())]
+def _check_inside(box: Box, array: ArraySpec) -> None:
+    (a, b, c), (d, e, f), (z, y, x) = box.start_zyx, box.stop_zyx, array.shape_zyx
+    if a < 0 or b < 0 or c < 0 or d > z or e > y or f > x:
         raise ValueError(f"{box} leaves the array of shape {array.shape_zyx} (z, y, x)")
-    return starts, stops
 
 
-def _triples(values: Sequence[ShapeZYX]) -> Rows:
-    return np.array(values, np.int64).reshape(-1, 3)
-
-
-def _flat_index(index_zyx: Rows, shape_zyx: Rows) -> Rows:
-    """Return the flat indices of cells of a grid in C order, both of shape ``(n, 3)``."""
-    numbers: Rows = index_zyx[:, 0] * shape_zyx[:, 1]
-    numbers += index_zyx[:, 1]
-    numbers *= shape_zyx[:, 2]
-    numbers += index_zyx[:, 2]
-    return numbers
+def _plan_without_kernel(
+    arrays: Sequence[ArraySpec], boxes: Sequence[tuple[int, ...]]
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """Do what :meth:`spinezarr.stream.read.native.Kernel.plan` does."""
+    pieces_of: dict[tuple[int, ShapeZYX, int, ShapeZYX], list[tuple[object, ...]]] = {}
+    for number, (array_number, *corners) in enumerate(boxes):
+        array = arrays[array_number]
+        starts, stops, sides = corners[:3], corners[3:], array.chunk_shape_zyx
+        met = (
+            range(start // side, (stop - 1) // side + 1)
+            for start, stop, side in zip(starts, stops, sides, strict=True)
+        )
+        for chunk in product(*met):
+            origin = [i * side for i, side in zip(chunk, sides, strict=True)]
+            begin = [max(pair) for pair in zip(starts, origin, strict=True)]
+            ends = [min(b, o + n) for b, o, n in zip(stops, origin, sides, strict=True)]
+            piece = (
+                number,
+                tuple(np.subtract(begin, starts)),
+                tuple(np.subtract(begin, origin)),
+                tuple(np.subtract(ends, begin)),
+            )
+            per_shard = array.chunks_per_shard_zyx
+            z, y, x = (i // n for i, n in zip(chunk, per_shard, strict=True))
+            within = [i % n for i, n in zip(chunk, per_shard, strict=True)]
+            position = int(np.ravel_multi_index(within, per_shard))
+            i, j, k = chunk
+            key = (array_number, (z, y, x), position, (i, j, k))
+            pieces_of.setdefault(key, []).append(piece)
+    keys = sorted(pieces_of)
+    pieces = np.array([piece for key in keys for piece in pieces_of[key]], PIECES)
+    places = np.zeros(len(keys), PLACES)
+    first = 0
+    for row, key in zip(places, keys, strict=True):
+        row["array"], row["shard_zyx"], row["position"], row["chunk_zyx"] = key
+        row["first_piece"], row["n_pieces"] = first, len(pieces_of[key])
+        array, own = arrays[key[0]], pieces[first : first + len(pieces_of[key])]
+        first += len(own)
+        _, y, x = array.chunk_shape_zyx
+        plane_bytes, block_bytes = y * x * array.stored_dtype.itemsize, array.coding.block_bytes
+        planes = own["within_chunk_zyx"][:, 0]
+        row["first_block"] = planes.min() * plane_bytes // block_bytes
+        stop = (planes + own["shape_zyx"][:, 0]).max()
+        row["stop_block"] = (stop * plane_bytes - 1) // block_bytes + 1
+    if keys:
+        places["opens_shard"][0] = 1
+    for row, (before, key) in zip(places[1:], pairwise(keys), strict=True):
+        row["opens_shard"] = before[:2] != key[:2]
+    return places, pieces

@@ -580,7 +580,7 @@ def changed_kernel(folder, text, other):
     if compiler is None:
         pytest.skip("no C compiler")
     n_found, sources = 0, []
-    for name in ("kernel.c", "resample.c", "resample_rows.h"):
+    for name in ("kernel.c", "plan.c", "resample.c", "resample_rows.h", "tables.h"):
         source = Path(native.__file__).with_name(name).read_text()
         n_found += source.count(text)
         (folder / name).write_text(source.replace(text, other))
@@ -594,8 +594,12 @@ def changed_kernel(folder, text, other):
     return found
 
 
-@pytest.mark.parametrize("end", ["} Chunk;", "} Piece;", "} Output;", "} Resampling;"])
-def test_a_kernel_with_other_structures_is_not_used(tmp_path, end):
+@pytest.mark.parametrize(
+    "name",
+    ["Chunk", "Piece", "Output", "Place", "Array", "Wanted", "Entry", "ShardTable", "Resampling"],
+)
+def test_a_kernel_with_other_structures_is_not_used(tmp_path, name):
+    end = f"}} {name};"
     assert not changed_kernel(tmp_path, end, f"    int64_t more;\n{end}").works()
 
 
@@ -743,7 +747,7 @@ def test_voxels_without_bytes_are_refused(tmp_path, dtype):
     array = forged_array(tmp_path, chunk, dtype, (8, 8, 8))
     assert array.stored_dtype.itemsize == 0
     out = np.empty((8, 8, 8), "V0") if dtype == "V" else np.zeros((8, 8, 8), "V1")
-    with pytest.raises(ValueError, match="chunks of 512 bytes, expected 0"):
+    with pytest.raises(ValueError, match="box 0, or its array, is not valid"):
         Engine(LocalFetcher(StoreFolder.at("/"))).read_into(array, Box((0, 0, 0), (8, 8, 8)), out)
 
 
@@ -846,6 +850,12 @@ def drive_resampling(folder, first, count):
     return None if driver is None else run_driver(driver, first, count)
 
 
+def drive_planning(folder, first, count):
+    """Plan by forged tables under sanitizers; return as :func:`drive` does."""
+    driver = build_driver(folder, "plan_driver")
+    return None if driver is None else run_driver(driver, first, count)
+
+
 def run_driver(driver, *arguments):
     environment = {
         **os.environ,
@@ -874,6 +884,15 @@ def test_forged_tables_of_resampling_reach_no_other_memory(tmp_path):
     assert told.stdout.startswith("1500 cases of resampling: ")
 
 
+@pytest.mark.long
+def test_forged_tables_of_planning_reach_no_other_memory(tmp_path):
+    told = drive_planning(tmp_path, first=0, count=20_000)
+    if told is None:
+        pytest.skip("the C compiler has no sanitizers")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("20000 cases of planning: ")
+
+
 def main():
     """Run random cases: on the installed kernel, and under sanitizers with forged tables too."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -883,6 +902,7 @@ def main():
         for told in (
             drive(Path(folder), n_records=2000, first=0, count=options.count),
             drive_resampling(Path(folder), first=0, count=options.count),
+            drive_planning(Path(folder), first=0, count=options.count),
         ):
             if told is None:
                 raise SystemExit("the C compiler has no sanitizers")

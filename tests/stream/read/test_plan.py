@@ -4,13 +4,20 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spinezarr.geometry import Box
 from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.scan_handle import ArraySpec
-from spinezarr.stream.read.plan import plan_reads
+from spinezarr.stream.read.chunk_locations import (
+    ShardTable,
+    _locate_by_kernel,
+    _locate_without_kernel,
+)
+from spinezarr.stream.read.fetch import StoredShard
+from spinezarr.stream.read.native import kernel
+from spinezarr.stream.read.plan import _plan_without_kernel, plan_reads
 
 triples = st.tuples(*[st.integers(1, 5)] * 3)
 small = st.tuples(*[st.integers(1, 3)] * 3)
@@ -99,8 +106,81 @@ def test_each_chunk_has_its_position_in_its_shard(chunk, per_shard, shards):
     assert len(plan) == len(place_of)
 
 
+@pytest.fixture
+def needs_kernel():
+    if kernel() is None:
+        pytest.skip("spinezarr was built without its kernel")
+
+
+@given(arrays_and_boxes())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_plans_with_and_without_the_kernel_are_equal(needs_kernel, boxes):
+    plan = plan_reads(boxes)
+    number = {array: i for i, array in enumerate(plan.arrays)}
+    rows = [(number[array], *box.start_zyx, *box.stop_zyx) for array, box in boxes]
+    places, pieces = _plan_without_kernel(plan.arrays, rows)
+    np.testing.assert_array_equal(plan.places, places)
+    np.testing.assert_array_equal(plan.piece_rows, pieces)
+
+
+def tables_of(draw, plan):
+    """Draw a table for each run of a plan; some shards and some chunks are not stored."""
+    found = []
+    for (array, _), _ in plan.shard_runs:
+        n_positions = math.prod(array.chunks_per_shard_zyx)
+        row = draw(st.permutations([*range(n_positions // 2), *[-1] * -(-n_positions // 2)]))
+        n_rows = max(row) + 1
+        size = (n_rows, array.coding.n_blocks + 1)
+        starts = np.random.default_rng(n_rows).integers(1, 99, size).cumsum(axis=1)
+        shard = StoredShard("p", 1, "")
+        checksums = np.arange(n_rows, dtype=np.uint32) + 7
+        table = ShardTable(shard, np.array(row, np.int32), starts, checksums)
+        found.append(draw(st.sampled_from([table, None])))
+    return found
+
+
+@given(arrays_and_boxes(), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_chunks_are_located_alike_with_and_without_the_kernel(needs_kernel, boxes, data):
+    plan = plan_reads(boxes)
+    tables = tables_of(data.draw, plan)
+    stops = [stop for _, stop in plan.shard_runs]
+    n_columns = max(array.coding.n_blocks for array in plan.arrays) + 1
+    expected = _locate_without_kernel(plan, tables, stops, n_columns)
+    for found, right in zip(
+        _locate_by_kernel(kernel(), plan, tables, stops, n_columns), expected, strict=True
+    ):
+        np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize(
+    ("column", "number"),
+    [(0, 0), (3, 0), (3, -1), (6, 2**62), (0, 2**62), (9, 0), (9, 2**62), (10, 0), (6, -(2**63))],
+)
+def test_numbers_that_no_array_has_are_refused(needs_kernel, column, number):
+    arrays = np.array([[8, 8, 8, 4, 4, 4, 2, 2, 2, 2, 64, 1]], np.int64)
+    box = np.array([[0, 0, 0, 0, 8, 8, 8]], np.int64)
+    assert len(kernel().plan(arrays, box)[0]) == 8
+    arrays[0, column] = number
+    boxes = np.array([[0, 0, 0, 0, 8, 8, 8], [2, 0, 0, 0, 8, 8, 8]], np.int64)
+    with pytest.raises(ValueError, match=r"is not valid|too many chunks"):
+        kernel().plan(np.repeat(arrays, 3, axis=0), boxes)
+
+
+@pytest.mark.parametrize(
+    ("column", "number"), [(0, 1), (0, -1), (1, -1), (4, 0), (4, 9), (6, 2**62)]
+)
+def test_a_box_of_no_array_is_refused(needs_kernel, column, number):
+    arrays = np.array([[8, 8, 8, 4, 4, 4, 2, 2, 2, 2, 64, 1]], np.int64)
+    box = np.array([[0, 0, 0, 0, 8, 8, 8]], np.int64)
+    box[0, column] = number
+    with pytest.raises(ValueError, match="box 0, or its array, is not valid"):
+        kernel().plan(arrays, box)
+
+
 def test_no_boxes_need_no_chunks():
     assert len(plan_reads([])) == 0
+    assert plan_reads([]).shard_runs == []
 
 
 @pytest.mark.parametrize(
