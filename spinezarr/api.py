@@ -18,6 +18,7 @@ from spinezarr.progress import OnProgress, ignore_progress
 from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
 from spinezarr.store.layout import LABEL, is_mask_name
+from spinezarr.store.mask_columns import has_masks
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_table import ScanTable
 from spinezarr.store.selection import Names, ScanSelection
@@ -180,6 +181,7 @@ def audit_stores(
     split: Names | None = None,
     source: Names | None = None,
     vertebra: Names | None = None,
+    layer: str = "label",
     severity: Severity = "info",
     write: bool = True,
     others: Sequence["Store"] = (),
@@ -191,7 +193,7 @@ def audit_stores(
     ----------
     stores
         Stores to audit. A scan that ``scans`` names may be in any of them.
-    scans, split, source, vertebra, severity, write, others, on_progress
+    scans, split, source, vertebra, layer, severity, write, others, on_progress
         As in :meth:`Store.audit`.
 
     Returns
@@ -203,8 +205,10 @@ def audit_stores(
     ------
     UnknownScanError
         If no store has such a scan.
+    UnknownMaskError
+        If no chosen scan has such a mask.
     UsageError
-        If a store has no such split, source or vertebra.
+        If a store has no such split, source or vertebra, or if the mask shows no vertebra.
     """
     # Training never needs the modules that it imports.
     from spinezarr.verbs.audit import AuditedStore, audit_stores  # noqa: PLC0415
@@ -212,6 +216,7 @@ def audit_stores(
     audits = audit_stores(
         [AuditedStore(store._reader, store._engine) for store in stores],  # noqa: SLF001
         ScanSelection.of(scans, split, source, vertebra),
+        layer=layer,
         write=write,
         others=[store._reader for store in others],  # noqa: SLF001
         on_progress=on_progress,
@@ -331,7 +336,8 @@ class Store:
         -------
         dict
             Root attributes; numbers of scans by split, source, vertebra and audit result; sizes in
-            bytes; minimum, median and maximum of shapes (z, y, x) and of spacings (z, y, x) in mm.
+            bytes; minimum, median and maximum of shapes (z, y, x) and of spacings (z, y, x) in mm;
+            for each further mask, who made it and how many scans show each of its labels.
 
         Examples
         --------
@@ -350,6 +356,7 @@ class Store:
         split: Names | None = None,
         source: Names | None = None,
         vertebra: Names | None = None,
+        layer: str = "label",
         plots: str | os.PathLike[str] | None = None,
         against: None = None,
     ) -> "Statistics": ...
@@ -361,6 +368,7 @@ class Store:
         split: Names | None = None,
         source: Names | None = None,
         vertebra: Names | None = None,
+        layer: str = "label",
         plots: str | os.PathLike[str] | None = None,
         against: str | os.PathLike[str],
     ) -> "Comparison": ...
@@ -371,6 +379,7 @@ class Store:
         split: Names | None = None,
         source: Names | None = None,
         vertebra: Names | None = None,
+        layer: str = "label",
         plots: str | os.PathLike[str] | None = None,
         against: str | os.PathLike[str] | None = None,
     ) -> "Statistics | Comparison":
@@ -380,6 +389,9 @@ class Store:
         ----------
         scans, split, source, vertebra
             Use only these scans, as in :meth:`patches`.
+        layer
+            Mask whose labels are counted and measured, ``"label"`` or a further one, whatever its
+            labels are.
         plots
             Folder for the plots ``detection.png``, ``volumes.png`` and ``spacing.png``.
         against
@@ -397,7 +409,10 @@ class Store:
             If the store has no such scan.
         UsageError
             If the store has no such split, source or vertebra, or if ``against`` is given for a
-            part of the scans, because a card describes the whole dataset.
+            part of the scans or for a further mask, because a card describes the whole dataset
+            and its own masks.
+        UnknownMaskError
+            If no chosen scan has such a mask.
         CardError
             If the card does not load, or if the recipe ships without one.
 
@@ -410,7 +425,7 @@ class Store:
         from spinezarr.verbs.stats import compute_stats  # noqa: PLC0415
 
         selection = ScanSelection.of(scans, split, source, vertebra)
-        return compute_stats(self._reader, selection, against, plots)
+        return compute_stats(self._reader, selection, layer, against, plots)
 
     def compare(
         self,
@@ -427,6 +442,7 @@ class Store:
         csv: str | os.PathLike[str] | None = None,
         plot: str | os.PathLike[str] | None = None,
         pictures: str | os.PathLike[str] | None = None,
+        save: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "StoreComparison":
         """Compare predicted masks with the truth, as named and at every shift of the names.
@@ -455,6 +471,11 @@ class Store:
         pictures
             Folder for pictures of the ten worst scans, truth and prediction side by side. Their
             names begin with the rank.
+        save
+            Save Dice, identification rate and verdict of each scan with the mask ``layer``, in
+            columns of the scan table such as ``mask_dice``. They are there until one of the two
+            masks is replaced or removed. If the store cannot be written, ``not_saved`` of the
+            comparison says why.
         on_progress
             Called after each scan.
 
@@ -471,8 +492,9 @@ class Store:
             If the store has no such scan.
         UsageError
             If not exactly one of ``layer`` and ``masks`` is given, if ``masks`` does not contain
-            ``{scan}``, if ``dataset_json`` was not made by the export, if SciPy is not installed,
-            or if the store has no such split, source or vertebra.
+            ``{scan}``, if ``dataset_json`` was not made by the export, if ``save`` is given without
+            a further mask, if SciPy is not installed, or if the store has no such split, source or
+            vertebra.
 
         Examples
         --------
@@ -504,13 +526,14 @@ class Store:
                 plot=None if plot is None else Path(plot),
                 pictures=None if pictures is None else Path(pictures),
             ),
+            save=save,
             on_progress=on_progress,
         )
 
     def verify(
         self,
         *,
-        against: str | os.PathLike[str] | None = None,
+        against: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         scans: Names | None = None,
         split: Names | None = None,
         source: Names | None = None,
@@ -524,7 +547,9 @@ class Store:
         Parameters
         ----------
         against
-            Folder or URL of the raw files. If given, each voxel is compared with them too.
+            Folder or URL of the raw files, or several. If given, each voxel is compared with them
+            too. A further mask that came from a file is compared if one of them has the file;
+            ``not_compared`` of the result counts the others.
         scans, split, source, vertebra
             Check only these scans, as in :meth:`patches`, the scan table and the root.
         follow_links
@@ -1054,29 +1079,40 @@ class Store:
             save_mask=partial(self.write_labels, scan.attributes.scan_id),
         )
 
-    def figure(self, scan_id: str) -> "Figure":
+    def figure(self, scan_id: str, layer: str = "label") -> "Figure":
         """Draw three planes through the spine of a scan, with colored and named vertebrae.
 
         The planes pass through the vertebral bodies. The axial plane passes through the middle
         vertebra, or through the middle of a scan that has neither mask nor annotated centers. Dots
         show annotated centers, projected onto the planes.
 
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        layer
+            Mask that lies over the image.
+
         Raises
         ------
         UnknownScanError
             If the store has no such scan.
+        UnknownMaskError
+            If the scan has no further mask of that name.
         CorruptStoreError
             If stored bytes are missing or damaged.
         """
         # matplotlib takes long to import, and training never draws.
         from spinezarr.export.preview import preview_scan  # noqa: PLC0415
 
-        return preview_scan(self._reader.scan(scan_id), self._engine)
+        return preview_scan(self._reader.scan(scan_id), self._engine, layer)
 
     def preview(
         self,
         *,
         out: str | os.PathLike[str],
+        layer: str = "label",
+        truth: str | None = None,
         scans: Names | None = None,
         split: Names | None = None,
         source: Names | None = None,
@@ -1089,6 +1125,12 @@ class Store:
         ----------
         out
             Folder for the pictures, which is created if it does not exist.
+        layer
+            Mask that lies over the image. If it is a further one, scans without it are left out,
+            and the files are called ``<scan_id>_<layer>.png``.
+        truth
+            Mask to draw beside it, on the left. Scans without it are left out too, and the files
+            are called ``<scan_id>_<truth>_<layer>.png``.
         scans, split, source, vertebra
             Draw only these scans, as in :meth:`patches`.
         on_progress
@@ -1106,12 +1148,23 @@ class Store:
         CorruptStoreError
             If stored bytes are missing or damaged.
         UsageError
-            If the store has no such split, source or vertebra, or ``out`` is a file.
+            If the store has no such split, source or vertebra, ``out`` is a file, or ``layer`` and
+            ``truth`` are one mask.
+        UnknownMaskError
+            If no chosen scan has these masks.
         """
         from spinezarr.verbs.preview import write_previews  # noqa: PLC0415
 
         selection = ScanSelection.of(scans, split, source, vertebra)
-        return write_previews(self._reader, self._engine, selection, out, on_progress)
+        return write_previews(
+            self._reader,
+            self._engine,
+            selection,
+            out,
+            layer=layer,
+            truth=truth,
+            on_progress=on_progress,
+        )
 
     def view(
         self,
@@ -1482,6 +1535,7 @@ class Store:
         split: Names | None = None,
         source: Names | None = None,
         vertebra: Names | None = None,
+        layer: str = "label",
         severity: Severity = "info",
         write: bool = True,
         others: Sequence["Store"] = (),
@@ -1494,6 +1548,10 @@ class Store:
         scans, split, source, vertebra
             Audit only these scans, as in :meth:`patches`. Their images and patients are compared
             with those of all scans.
+        layer
+            Mask to audit. Of a further mask, the vertebrae are checked by their names: which are
+            skipped, misplaced, split, too small or beside the bone. Nothing else is checked, and
+            the findings are not saved.
         severity
             Return only findings of this severity and worse.
         write
@@ -1514,8 +1572,10 @@ class Store:
         ------
         UnknownScanError
             If the store has no such scan.
+        UnknownMaskError
+            If no chosen scan has such a mask.
         UsageError
-            If the store has no such split, source or vertebra.
+            If the store has no such split, source or vertebra, or if the mask shows no vertebra.
 
         Examples
         --------
@@ -1529,6 +1589,7 @@ class Store:
             split=split,
             source=source,
             vertebra=vertebra,
+            layer=layer,
             severity=severity,
             write=write,
             others=others,
@@ -1548,13 +1609,10 @@ class Store:
         selection = ScanSelection.of(scans, split, source, vertebra)
         columns = self._reader.columns
         table = columns.take(selection.rows(columns, self._reader.name))
-        if LABEL in masks:
-            table = table.take(np.flatnonzero(table["label_state"] != "none"))
-        names = {*_further(masks)}
-        table = table.take(np.flatnonzero([names <= {*cell.split()} for cell in table["masks"]]))
+        table = table.take(np.flatnonzero(has_masks(table, masks)))
         if not len(table):
             condition = " that have a mask (labels=False reads images alone)" if masks else ""
-            if names:
+            if _further(masks):
                 condition = f" that have all of the masks {', '.join(masks)}"
             raise UsageError(f"{self._reader.name}: there are no scans to draw from{condition}.")
         return table

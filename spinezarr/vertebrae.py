@@ -21,9 +21,11 @@ __all__ = [
     "NAME_OF_VALUE",
     "OPTIONAL_LEVELS",
     "VALUE_OF_NAME",
+    "Color",
     "LabelState",
     "hex_color",
     "label_color",
+    "structure_color",
     "vertebra_color",
 ]
 
@@ -100,6 +102,14 @@ def vertebra_color(value: int) -> Color:
     """
     order = ANATOMICAL_ORDER.index(NAME_OF_VALUE[value])
     return colorsys.hsv_to_rgb((order * _GOLDEN_ANGLE) % 1, 0.75, 1.0)
+
+
+def structure_color(value: int) -> Color:
+    """Return the color of a value of a further mask that is no vertebra.
+
+    Adjacent values have hues that are far apart.
+    """
+    return colorsys.hsv_to_rgb((value * _GOLDEN_ANGLE) % 1, 0.5, 1.0)
 
 
 def label_color(value: int | None) -> Color:

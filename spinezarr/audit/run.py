@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from spinezarr.audit.audited_mask import AuditedMask
 from spinezarr.audit.centroid_rules import centroid_order, centroid_outside, centroid_unmatched
 from spinezarr.audit.cross_scan_rules import ScanKey, same_image, same_patient, scan_keys
 from spinezarr.audit.finding import Finding
@@ -26,6 +27,7 @@ from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import AuditedScan, AuditLog, scan_identity
+from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import check_scan_ids
 from spinezarr.store.severity import SEVERITIES, Severity
@@ -53,6 +55,16 @@ _FACT_RULES: Final[tuple[Callable[[ScanAttributes], Iterator[Finding]], ...]] = 
     extreme_values,
     image_type,
 )
+_LABEL_RULES: Final = (
+    empty_mask,
+    skipped_level,
+    label_order,
+    small_vertebra,
+    large_vertebra,
+    border_contact,
+    centroid_unmatched,
+)
+"""Those about the labels of a mask, which are all that is applied to a further one."""
 _VOXEL_RULES: Final[
     tuple[Callable[[ScanAttributes, VoxelMeasurements], Iterator[Finding]], ...]
 ] = (
@@ -84,6 +96,8 @@ class StoreAudit:
 
     The text is empty if they were saved, or if saving was not requested.
     """
+    mask: str = LABEL
+    """Name of the audited mask. If it is a further one, nothing but its labels was audited."""
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -116,6 +130,7 @@ class StoreAudit:
         return {
             "url": redact_url(self.url),
             "dataset": self.dataset,
+            "mask": self.mask,
             "scans": list(self.scans),
             "counts": self.counts,
             "findings": [
@@ -130,9 +145,10 @@ def audit_store(
     engine: Engine,
     scans: Sequence[str] | None = None,
     *,
+    mask: str = LABEL,
     on_scan: Callable[[], None] = lambda: None,
 ) -> StoreAudit:
-    """Apply all rules to the scans of a store.
+    """Apply all rules to the scans of a store, or those about labels to a further mask.
 
     A scan that cannot be read leads to a finding, not to an exception.
 
@@ -142,6 +158,8 @@ def audit_store(
         Readers of the store and of its voxels.
     scans
         Scan ids; by default all scans.
+    mask
+        Name of the mask to audit.
     on_scan
         Called in this thread after each scan, for progress.
 
@@ -157,12 +175,13 @@ def audit_store(
     scan_ids = all_scan_ids if scans is None else list(scans)
     check_scan_ids(scan_ids, all_scan_ids, reader.name)
     findings_by_scan: dict[str, list[Finding]] = {scan_id: [] for scan_id in scan_ids}
-    for key, finding in (*same_image(keys), *same_patient(keys)):
+    shared = (*same_image(keys), *same_patient(keys)) if mask == LABEL else ()
+    for key, finding in shared:
         if key.scan_id in findings_by_scan:
             findings_by_scan[key.scan_id].append(finding)
     pool = ThreadPoolExecutor(min(_SCANS_AT_ONCE, cpu_count()), "spinezarr-audit")
     try:
-        results = pool.map(lambda scan_id: _audit_scan(reader, engine, scan_id), scan_ids)
+        results = pool.map(lambda scan_id: _audit_scan(reader, engine, scan_id, mask), scan_ids)
         for scan_id, findings in zip(scan_ids, results, strict=True):
             findings_by_scan[scan_id] += findings
             on_scan()
@@ -171,7 +190,7 @@ def audit_store(
     ordered = tuple(
         f for scan_id in scan_ids for f in sorted(findings_by_scan[scan_id], key=severity_rank)
     )
-    return StoreAudit(reader.url, reader.root.dataset, tuple(scan_ids), ordered)
+    return StoreAudit(reader.url, reader.root.dataset, tuple(scan_ids), ordered, mask=mask)
 
 
 def severity_rank(finding: Finding) -> int:
@@ -179,13 +198,15 @@ def severity_rank(finding: Finding) -> int:
     return -SEVERITIES.index(finding.severity)
 
 
-def _audit_scan(reader: StoreReader, engine: Engine, scan_id: str) -> list[Finding]:
+def _audit_scan(reader: StoreReader, engine: Engine, scan_id: str, mask: str) -> list[Finding]:
     findings: list[Finding] = []
     try:
         scan = reader.scan(scan_id)
-        facts = scan.attributes
-        findings += [finding for rule in _FACT_RULES for finding in rule(facts)]
-        voxels = measure_voxels(engine, scan, reader.label_chunks(scan_id))
+        audited = AuditedMask.of(scan, mask)
+        facts = audited.facts
+        rules = _FACT_RULES if mask == LABEL else _LABEL_RULES
+        findings += [finding for rule in rules for finding in rule(facts)]
+        voxels = measure_voxels(engine, scan, audited, reader.label_chunks(scan_id, mask))
         findings += [finding for rule in _VOXEL_RULES for finding in rule(facts, voxels)]
     except (CorruptStoreError, ScanChangedError, UnknownScanError) as problem:
         findings.append(Finding(scan_id, "damaged", "error", str(problem)))

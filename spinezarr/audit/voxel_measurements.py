@@ -3,7 +3,7 @@
 Voxels are read label by label, so that memory stays bounded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,10 +11,11 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from spinezarr.audit.audited_mask import AuditedMask
 from spinezarr.geometry import Box, ShapeZYX
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
-from spinezarr.vertebrae import MULTI_SEGMENT_LEVELS, NAME_OF_VALUE, VALUE_OF_NAME
+from spinezarr.vertebrae import MULTI_SEGMENT_LEVELS
 
 __all__ = ["BoneSample", "Component", "VoxelMeasurements", "connected_components", "measure_voxels"]
 
@@ -73,43 +74,45 @@ class VoxelMeasurements:
 
 
 def measure_voxels(
-    engine: Engine, scan: ScanHandle, label_chunks: npt.NDArray[np.uint32]
+    engine: Engine, scan: ScanHandle, mask: AuditedMask, label_chunks: npt.NDArray[np.uint32]
 ) -> VoxelMeasurements:
-    """Measure the labels of a scan, and the image at one vertebra.
+    """Measure the labels of a mask, and the image at one vertebra.
 
     Parameters
     ----------
     engine
         Engine that reads the voxels.
     scan
-        The scan. Nothing is read if it has no mask.
+        The scan.
+    mask
+        The mask. Nothing is read if the scan does not have it.
     label_chunks
-        Result of :meth:`spinezarr.store.reader.StoreReader.label_chunks`.
+        Result of :meth:`spinezarr.store.reader.StoreReader.label_chunks` for the mask.
 
     Raises
     ------
     CorruptStoreError
         If stored bytes are missing or damaged.
     """
-    if scan.label is None:
+    if mask.array is None:
         return VoxelMeasurements({}, {}, None)
     components: dict[str, tuple[Component, ...]] = {}
     unknown_values: dict[int, ShapeZYX] = {}
     for value in np.unique(label_chunks[:, 0]).tolist():
         rows = label_chunks[label_chunks[:, 0] == value]
-        if value in NAME_OF_VALUE:
+        if value in mask.vertebra_of_value:
             label_components = sorted(
-                _components_of_label(engine, scan.label, value, rows[:, 1:4]),
+                _components_of_label(engine, mask.array, value, rows[:, 1:4]),
                 key=lambda component: (-component.voxel_count, component.voxel_zyx),
             )
             if not label_components:
                 raise scan.wrong_label_count(value)
-            components[NAME_OF_VALUE[value]] = tuple(label_components)
-        elif str(value) not in scan.attributes.structures:
-            unknown_values[value] = _example_voxel(engine, scan, scan.label, rows)
-    return VoxelMeasurements(
-        components, unknown_values, _bone_sample(engine, scan, scan.label, components)
-    )
+            components[mask.vertebra_of_value[value]] = tuple(label_components)
+        elif str(value) not in mask.facts.structures:
+            unknown_values[value] = _example_voxel(engine, scan, mask.array, rows)
+    value_of = {name: value for value, name in mask.vertebra_of_value.items()}
+    bone = _bone_sample(engine, scan, mask.array, components, value_of)
+    return VoxelMeasurements(components, unknown_values, bone)
 
 
 def connected_components(inside: npt.NDArray[np.bool_], start_zyx: ShapeZYX) -> Iterator[Component]:
@@ -189,7 +192,11 @@ def _example_voxel(
 
 
 def _bone_sample(
-    engine: Engine, scan: ScanHandle, label: ArraySpec, components: dict[str, tuple[Component, ...]]
+    engine: Engine,
+    scan: ScanHandle,
+    label: ArraySpec,
+    components: Mapping[str, tuple[Component, ...]],
+    value_of: Mapping[str, int],
 ) -> BoneSample | None:
     """Measure the image inside and around the largest vertebra."""
     vertebrae = {
@@ -206,7 +213,7 @@ def _bone_sample(
     image, labeled = np.empty(box.shape_zyx, scan.image.dtype), np.empty(box.shape_zyx, np.uint8)
     engine.read_into(scan.image, box, image)
     engine.read_into(label, box, labeled)
-    inside = labeled == VALUE_OF_NAME[name]
+    inside = labeled == value_of[name]
     # Voxels at the border contain bone and other tissue, so they are left out.
     around = _dilate(inside, reach_zyx) & ~_dilate(labeled > 0, (1, 1, 1))
     bone, others = (values[np.isfinite(values)] for values in (image[inside], image[around]))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.options import AsJson, OpenOptions, ScanOptions, command
+from spinezarr.cli.options import AsJson, Layer, OpenOptions, ScanOptions, command
 from spinezarr.store.severity import Severity
 
 __all__ = ["audit"]
@@ -16,6 +16,7 @@ def audit(
         list[str], typer.Argument(metavar="URL", help="Paths, URLs or catalog names of stores.")
     ],
     *,
+    layer: Layer = "label",
     scan_options: ScanOptions,
     severity: Annotated[
         Severity, typer.Option(help="Show findings of this severity and worse.")
@@ -31,6 +32,8 @@ def audit(
     Findings are kept in the store and shown in its scan table, columns audit and audit_findings.
     With several stores, images and patients are compared across them too.
 
+    With --layer, the rules on vertebrae are applied to that mask, and the findings are only shown.
+
     Exit code 0: no finding is an error; 1: at least one is; 2: wrong usage.
 
     Example:  spinezarr audit demo/ctspine1k.zarr --severity warning
@@ -42,7 +45,11 @@ def audit(
     opened_stores = list({store.url: store for store in map(open_options.open, stores)}.values())
     with show_progress() as on_progress:
         audits = audit_stores(
-            opened_stores, **scan_options.names, write=not no_write, on_progress=on_progress
+            opened_stores,
+            layer=layer,
+            **scan_options.names,
+            write=not no_write,
+            on_progress=on_progress,
         )
     print_audits(audits, severity, as_json=as_json)
     raise typer.Exit(max(report.exit_code for report in audits))

@@ -15,7 +15,7 @@ def compare(
     store: StoreUrl,
     *,
     layer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Predicted mask, a layer of the store.")
+        str | None, typer.Option(metavar="NAME", help="Predicted mask of the store.")
     ] = None,
     masks: Annotated[
         str | None,
@@ -25,7 +25,7 @@ def compare(
         ),
     ] = None,
     truth: Annotated[
-        str, typer.Option("--with", metavar="NAME", help="True mask, a layer of the store.")
+        str, typer.Option("--with", metavar="NAME", help="True mask of the store.")
     ] = "label",
     dataset_json: Annotated[
         Path | None,
@@ -55,6 +55,13 @@ def compare(
             metavar="DIR", help="Also draw the ten worst scans, truth and prediction side by side."
         ),
     ] = None,
+    save: Annotated[
+        bool,
+        typer.Option(
+            "--save",
+            help="Save Dice, identification rate and verdict of each scan in the scan table.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     open_options: OpenOptions,
 ) -> None:
@@ -63,7 +70,8 @@ def compare(
     All figures are also computed with the names shifted along the spine. So vertebrae that are
     outlined well under the name of a neighbor are told from those that were not found.
 
-    Exit code 0: every scan that has a true mask was compared; 1: some could not be; 2: wrong usage.
+    Exit code 0: every scan that has a true mask was compared; 1: some could not be compared, or
+    saved; 2: wrong usage.
 
     Example:  spinezarr compare demo/ctspine1k.zarr --masks 'predictions/{scan}.nii.gz'
     """
@@ -81,6 +89,7 @@ def compare(
             csv=csv,
             plot=plot,
             pictures=pictures,
+            save=save,
             on_progress=on_progress,
         )
     print_comparison(comparison, [path for path in (csv, plot, pictures) if path], as_json=as_json)

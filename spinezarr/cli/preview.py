@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.options import OpenOptions, ScanOptions, StoreUrl, command
+from spinezarr.cli.options import Layer, OpenOptions, ScanOptions, StoreUrl, command
 
 __all__ = ["preview"]
 
@@ -15,12 +15,20 @@ def preview(
     store: StoreUrl,
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")],
+    layer: Layer = "label",
+    truth: Annotated[
+        str | None,
+        typer.Option("--with", metavar="NAME", help="Also draw this mask, on the left."),
+    ] = None,
     scan_options: ScanOptions,
     open_options: OpenOptions,
 ) -> None:
     """Draw a PNG for each scan: a sagittal, a coronal and an axial plane with named vertebrae.
 
     Dots show annotated centers.
+
+    A further mask is drawn in place of the label with --layer, and beside another mask with --with.
+    Scans without these masks are left out.
 
     Example:  spinezarr preview demo/ctspine1k.zarr --out previews
     """
@@ -29,6 +37,6 @@ def preview(
 
     with show_progress() as on_progress:
         paths = open_options.open(store).preview(
-            out=out, **scan_options.names, on_progress=on_progress
+            out=out, layer=layer, truth=truth, **scan_options.names, on_progress=on_progress
         )
     OUT.say(f"Wrote {count_noun(len(paths), 'picture')} to {out}.")

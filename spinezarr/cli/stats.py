@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.options import OpenOptions, ScanOptions, StoreUrl, command
+from spinezarr.cli.options import Layer, OpenOptions, ScanOptions, StoreUrl, command
 
 __all__ = ["Format", "stats"]
 
@@ -24,6 +24,7 @@ class Format(StrEnum):
 def stats(
     store: StoreUrl,
     *,
+    layer: Layer = "label",
     scan_options: ScanOptions,
     output: Annotated[
         Format, typer.Option("--format", help="Print one document in this format.")
@@ -47,6 +48,8 @@ def stats(
     differs or is missing in the store. If the card contradicts itself and the store agrees with one
     side, this is shown, but does not count as a difference.
 
+    With --layer, volumes and counts are those of the labels of that mask.
+
     Example:  spinezarr stats demo/ctspine1k.zarr --format markdown
     """
     from spinezarr.cli.console import ERR, SOME_FAILED
@@ -55,7 +58,7 @@ def stats(
     from spinezarr.verbs.stats import PLOTS
 
     opened_store = open_options.open(store)
-    result = opened_store.stats(**scan_options.names, plots=plots, against=against)
+    result = opened_store.stats(layer=layer, **scan_options.names, plots=plots, against=against)
     if isinstance(result, Comparison):
         print_comparison(result, output)
     else:

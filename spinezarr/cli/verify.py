@@ -22,8 +22,11 @@ def verify(
     store: StoreUrl,
     *,
     against: Annotated[
-        str | None,
-        typer.Option(metavar="RAW", help="Also compare each voxel with the files of this folder."),
+        list[str] | None,
+        typer.Option(
+            metavar="RAW",
+            help="Also compare each voxel with the files of this folder; may be repeated.",
+        ),
     ] = None,
     scan_options: ScanOptions,
     follow_links: FollowLinks = None,
@@ -35,6 +38,9 @@ def verify(
 
     The check finds changed bytes, files that are missing, cut short, exchanged or left over, and
     rows of the scan table that differ from their scans.
+
+    With --against, further masks that came from files are compared too, if one of the folders has
+    their files.
 
     Exit code 0: the store is intact; 1: it is not; 2: wrong usage.
 
@@ -52,7 +58,7 @@ def verify(
         verification = verify_url(
             url,
             ScanSelection.of(**scan_options.names),
-            against=against,
+            against=against or None,
             follow_links=follow_links,
             storage_options={**options, **open_options.storage_options},
             raw_storage_options=raw_bucket.storage_options,
@@ -61,5 +67,5 @@ def verify(
     if as_json:
         print_json(verification.to_json())
     else:
-        print_verification(verification, against)
+        print_verification(verification, against or [])
     raise typer.Exit(verification.exit_code)

@@ -125,11 +125,13 @@ class StoreComparison:
     """Why each of the other scans could not be compared, by scan id."""
     without_truth: tuple[str, ...]
     """Ids of the scans that have no true mask, so nothing was compared."""
+    not_saved: str = ""
+    """Why the result could not be saved in the store; empty if it was, or was not to be saved."""
 
     @property
     def exit_code(self) -> int:
-        """0 if every scan that has a true mask was compared, else 1."""
-        return int(bool(self.failed))
+        """0 if every scan that has a true mask was compared, and saved if requested, else 1."""
+        return int(bool(self.failed or self.not_saved))
 
     @property
     def verdicts(self) -> dict[VerdictKind, int]:

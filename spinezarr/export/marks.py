@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from spinezarr.export.panel import Panel
 from spinezarr.export.picture_text import draw_name, name_width, to_drawable
 from spinezarr.export.plane import PreviewPlane
-from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, VALUE_OF_NAME, label_color
+from spinezarr.vertebrae import BACKGROUND, VALUE_OF_NAME, Color, label_color
 
 __all__ = [
     "POINT_PX",
@@ -42,11 +42,8 @@ class Mark:
     """Row index of each voxel. The index of a center may be fractional."""
     columns: npt.NDArray[Any]
     """Column index of each voxel. The index of a center may be fractional."""
-
-    @property
-    def color(self) -> tuple[float, float, float]:
-        """Color as RGB, each from 0 to 1; gray if the level is no vertebra."""
-        return label_color(VALUE_OF_NAME.get(self.name))
+    color: Color
+    """Red, green and blue, each from 0 to 1."""
 
     @property
     def middle(self) -> tuple[float, float]:
@@ -70,17 +67,23 @@ def label_regions(content: PreviewPlane) -> Iterator[Mark]:
     """Yield the labels of a slice without the background."""
     if content.label is None:
         return
-    names = {**content.structures, **NAME_OF_VALUE}
     for value in np.unique(content.label).tolist():
         if value != BACKGROUND:
             rows, columns = np.nonzero(content.label == value)
-            yield Mark(to_drawable(names.get(value, str(value)), _MAX_NAME_LENGTH), rows, columns)
+            name = content.legend.names.get(value, str(value))
+            color = content.legend.colors.get(value, label_color(VALUE_OF_NAME.get(name)))
+            yield Mark(to_drawable(name, _MAX_NAME_LENGTH), rows, columns, color)
 
 
 def center_points(content: PreviewPlane) -> list[Mark]:
     """Return the annotated centers that are projected onto a slice."""
     return [
-        Mark(point.name, np.array([point.row]), np.array([point.column]))
+        Mark(
+            point.name,
+            np.array([point.row]),
+            np.array([point.column]),
+            label_color(VALUE_OF_NAME.get(point.name)),
+        )
         for point in content.points
     ]
 

@@ -2,17 +2,34 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Plane
+from spinezarr.vertebrae import NAME_OF_VALUE, Color
 
-__all__ = ["PreviewPlane", "PreviewPoint"]
+__all__ = ["LABEL_LEGEND", "MaskLegend", "PreviewPlane", "PreviewPoint"]
 
 _Index = TypeVar("_Index", float, npt.NDArray[Any])
+
+
+@dataclass(frozen=True, slots=True)
+class MaskLegend:
+    """Names and colors of the values of a mask."""
+
+    names: Mapping[int, str] = field(default_factory=lambda: MappingProxyType(NAME_OF_VALUE))
+    """Name of each value; values without a name are shown as numbers."""
+    colors: Mapping[int, Color] = field(default_factory=dict)
+    """Color of each value that has another one than its name; see
+    :func:`spinezarr.vertebrae.label_color`."""
+
+
+LABEL_LEGEND: Final = MaskLegend()
+"""The vertebrae of ``label``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +68,8 @@ class PreviewPlane:
     """
     points: tuple[PreviewPoint, ...] = ()
     """Annotated centers, drawn as dots. They are named if the label lacks their level."""
-    structures: Mapping[int, str] = field(default_factory=dict)
-    """Names of label values that are no vertebrae."""
+    legend: MaskLegend = LABEL_LEGEND
+    """Names and colors of the label values."""
 
     def __post_init__(self) -> None:
         if self.image.ndim != 2 or not self.image.size:  # noqa: PLR2004

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SLICE_AXIS, Box, Plane, ShapeZYX
-from spinezarr.store.attributes import VertebraRecord
+from spinezarr.store.layout import LABEL
+from spinezarr.store.records import VertebraRecord
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
@@ -28,7 +29,7 @@ def annotated_centers(scan: ScanHandle) -> Points:
     }
 
 
-def middle_of_spine(scan: ScanHandle, voxels: VoxelReader) -> ShapeZYX:
+def middle_of_spine(scan: ScanHandle, voxels: VoxelReader, mask: str = LABEL) -> ShapeZYX:
     """Return the voxel in the middle of the vertebral bodies, or of the scan if none are known.
 
     Parameters
@@ -37,11 +38,13 @@ def middle_of_spine(scan: ScanHandle, voxels: VoxelReader) -> ShapeZYX:
         The scan.
     voxels
         Reader of one slice of the mask.
+    mask
+        Mask that shows the vertebrae. If a further mask has none, its other labels count.
     """
     attributes = scan.attributes
-    vertebrae = _labeled_vertebrae(scan)
-    if scan.label is not None and vertebrae:
-        return _middle_of_labels(scan.label, voxels, vertebrae)
+    labels = _labeled_vertebrae(scan) if mask == LABEL else _labels_of(scan, mask)
+    if labels:
+        return _middle_of_labels(scan.mask(mask), voxels, labels)
     last_zyx = np.array(attributes.shape_zyx) - 1
     points = annotated_centers(scan)
     if points:
@@ -80,6 +83,14 @@ def _labeled_vertebrae(scan: ScanHandle) -> list[VertebraRecord]:
     """Return the vertebrae of the mask, from head to tail."""
     vertebrae = scan.attributes.vertebrae
     return [vertebrae[name] for name in ANATOMICAL_ORDER if name in vertebrae]
+
+
+def _labels_of(scan: ScanHandle, mask: str) -> list[VertebraRecord]:
+    """Return the vertebrae of a further mask, or else its other labels, from head to tail."""
+    record = scan.attributes.masks.get(mask)
+    labels = [] if record is None else [*record.labels.values()]
+    vertebrae = [label for label in labels if label.name in ANATOMICAL_ORDER]
+    return sorted(vertebrae or labels, key=lambda label: -label.centroid_zyx[0])
 
 
 def _middle_x(vertebrae: list[VertebraRecord]) -> int:

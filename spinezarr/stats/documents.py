@@ -7,6 +7,7 @@ from typing import Any, Final
 from spinezarr.card import STATISTICS, FigureKey
 from spinezarr.stats.compare import ComparedFigure, Comparison
 from spinezarr.stats.statistics import Spread, Statistics
+from spinezarr.store.layout import LABEL
 from spinezarr.text import escape_markdown, to_ascii_json, to_csv
 
 __all__ = [
@@ -49,7 +50,8 @@ def summary_lines(statistics: Statistics) -> list[str]:
     n_without_mask = statistics.scans - statistics.scans_with_mask
     rates = f"Detection rates are shares of all {statistics.scans:,} scans"
     if n_without_mask:
-        rates += f", {n_without_mask:,} of them without a mask"
+        a_mask = "a mask" if statistics.mask == LABEL else "this mask"
+        rates += f", {n_without_mask:,} of them without {a_mask}"
     return [
         f"Number of scans: {statistics.scans:,}, of {statistics.patients:,} patients",
         f"Number of slices of all data: {statistics.slices:,}",

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from spinezarr.card import REGIONS, STATISTICS, FigureKey, Region
 from spinezarr.geometry import AxisMap
+from spinezarr.store.layout import LABEL
 from spinezarr.vertebrae import VALUE_OF_NAME
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Statistics:
 
     dataset: str
     title: str
+    mask: str
+    """Mask that the figures are about: ``label``, or the name of a further one."""
     scans: int
     scans_with_mask: int
     patients: int
@@ -89,7 +92,7 @@ class Statistics:
     spacing_ijk_mm: dict[str, Spread]
     """Spread of the voxel spacing along each file axis; empty without scans."""
     vertebrae: dict[str, VertebraStatistics]
-    """Figures of the levels that at least one scan has, from head to tail."""
+    """Figures of the labels that a scan has: vertebrae from head to tail, then others."""
 
     @property
     def vertebrae_by_region(self) -> dict[Region, int]:
@@ -165,18 +168,22 @@ def volumes_cm3(table: "xr.Dataset") -> dict[str, npt.NDArray[np.float64]]:
     }
 
 
-def compute_statistics(table: "xr.Dataset") -> Statistics:
+def compute_statistics(table: "xr.Dataset", mask: str = LABEL) -> Statistics:
     """Count and measure the scans of a table.
 
     Parameters
     ----------
     table
-        Scan table as :func:`spinezarr.store.table.build_table` makes it.
+        Scan table as :func:`spinezarr.store.table.build_table` makes it, or as
+        :func:`spinezarr.stats.mask_table.table_of_mask` returns it.
+    mask
+        Name of the mask whose labels it has.
     """
     sizes = to_file_axes(table, "shape_zyx")
     return Statistics(
         dataset=table.attrs["dataset"],
         title=table.attrs["title"],
+        mask=mask,
         scans=table.sizes["scan"],
         scans_with_mask=int((table.label_state.to_numpy() != "none").sum()),
         patients=len(set(table.patient_id.to_numpy())),

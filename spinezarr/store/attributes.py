@@ -19,6 +19,7 @@ from spinezarr.store.records import (
     ORIENTATIONS,
     ZYX,
     Affine,
+    ComparisonRecord,
     Count,
     FileRecord,
     ImageSourceRecord,
@@ -259,6 +260,19 @@ class ScanAttributes(StoredAttributes):
     def mask_checksum(self, name: str) -> str:
         """Hash of the voxels of a further mask and of the scan; another version has another."""
         return _hash_of([self.content_checksum, self._shards_of(name)])
+
+    def comparison(self, name: str) -> ComparisonRecord | None:
+        """Return the saved comparison of a further mask, if both masks are those compared."""
+        record = self.masks[name].comparison
+        if record is None or record.mask_checksum != self.mask_checksum(name):
+            return None
+        return record if record.truth_checksum == self.checksum_of(record.truth) else None
+
+    def checksum_of(self, mask: str) -> str:
+        """Return the checksum of a mask, ``label`` or a further one; empty if there is none."""
+        if mask == LABEL:
+            return "" if self.label_state == "none" else self.content_checksum
+        return self.mask_checksum(mask) if mask in self.masks else ""
 
     def _shards_of(self, mask: str) -> list[tuple[str, int, str]]:
         """Return key, size and checksum of each shard of a mask."""

@@ -34,6 +34,7 @@ from spinezarr.store.layout import (
     fill_value,
 )
 from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.records import flag_word
 from spinezarr.store.sealed import seal
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c, encode_chunk
 from spinezarr.vertebrae import NAME_OF_VALUE
@@ -320,14 +321,14 @@ def _label_attributes(values: tuple[int, ...], structures: Mapping[str, str]) ->
 
 def _flags(names: Mapping[int, str]) -> dict[str, Any]:
     """Return the CF flags of a mask, given the name of each value; a name may be empty."""
-    words = ["_".join((name or f"label_{value}").split()) for value, name in names.items()]
+    words = [flag_word(value, name) for value, name in names.items()]
     return {"flag_values": [0, *names], "flag_meanings": " ".join(["background", *words])}
 
 
 def _encode_column(values: npt.NDArray[Any]) -> bytes:
     """Compress a column of a table and append its checksum."""
     if values.dtype.kind == "T":
-        plain = VLenUTF8().encode(values.astype(object))
+        plain = VLenUTF8().encode(values.ravel().astype(object))
     else:
         plain = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     packed = bytes(compress(plain, _ZSTD_LEVEL))

@@ -16,6 +16,7 @@ __all__ = [
     "ORIENTATIONS",
     "ZYX",
     "Affine",
+    "ComparisonRecord",
     "Count",
     "FileRecord",
     "ImageSourceRecord",
@@ -31,6 +32,7 @@ __all__ = [
     "SpacingZYX",
     "VertebraRecord",
     "affine_lengths_xyz",
+    "flag_word",
 ]
 
 _LARGEST_NUMBER: Final = (1 << 63) - 1
@@ -93,6 +95,7 @@ Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
 VoxelIndex = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
 ZYX = tuple[Coordinate, Coordinate, Coordinate]
 SpacingZYX = tuple[Length, Length, Length]
+Share = Annotated[float, Field(ge=0, le=1)]
 SizeIJK = tuple[Size, Size, Size]
 SizeZYX = tuple[Size, Size, Size]
 VoxelIndexZYX = tuple[VoxelIndex, VoxelIndex, VoxelIndex]
@@ -217,6 +220,43 @@ class LabelRecord(VertebraRecord):
     name: str
     """Name of the structure; empty if the scheme has no name for the value."""
 
+    def flag_word(self, value: int) -> str:
+        """Return the word for the value that has this label; see :func:`flag_word`."""
+        return flag_word(value, self.name)
+
+
+def flag_word(value: int, name: str) -> str:
+    """Return the word by which the flags of a mask name a value; the name may be empty.
+
+    Examples
+    --------
+    >>> flag_word(7, "left rib"), flag_word(7, "")
+    ('left_rib', 'label_7')
+    """
+    return "_".join(name.split() or [f"label_{value}"])
+
+
+class ComparisonRecord(StoredAttributes):
+    """The saved result of the comparison of a further mask with the truth.
+
+    It counts only while both masks are those that were compared.
+    """
+
+    truth: str
+    """Name of the true mask."""
+    truth_checksum: str
+    """Checksum of the true mask: the content checksum of the scan if it is ``label``."""
+    mask_checksum: str
+    """Checksum of the mask that was compared."""
+    verdict: str
+    """Kind of its fault, such as ``shifted``."""
+    text: str
+    """The fault in sentences."""
+    dice: Share | None
+    """Mean Dice coefficient of the vertebrae as named; None if the truth has none."""
+    identification_rate: Share | None
+    """Identification rate of VerSe; None if the truth has no vertebra."""
+
 
 class MaskRecord(StoredAttributes):
     """A further mask of a scan beside ``label``, such as a prediction."""
@@ -237,6 +277,8 @@ class MaskRecord(StoredAttributes):
     """Hash of the file and of the way in which it was read; empty without a file."""
     written_by: str
     notes: tuple[str, ...]
+    comparison: ComparisonRecord | None = None
+    """Result of the last comparison that was saved; None if there is none."""
 
     @property
     def label_voxels(self) -> dict[int, int]:

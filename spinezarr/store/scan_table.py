@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Column", "ScanTable", "TableColumns"]
 
-COORDINATES = ("scan", "vertebra", "axis")
-"""Columns with the names along each axis: scans, vertebrae, and the axes z, y, x."""
+COORDINATES = ("scan", "vertebra", "axis", "mask", "structure")
+"""Columns with the names along each axis; the last two are there if scans have further masks."""
 
 
 class TableColumns(Protocol):
@@ -31,7 +31,8 @@ class Column(NamedTuple):
     """One column."""
 
     dimensions: tuple[str, ...]
-    """Names of its axes: ``scan`` and, after it, ``vertebra`` or ``axis`` (z, y, x)."""
+    """Names of its axes: ``scan``, and after it ``vertebra`` and ``axis`` (z, y, x), or ``mask``
+    and ``structure``."""
     values: npt.NDArray[Any]
     """One value for each row; texts are Python objects."""
     attributes: Mapping[str, Any]
@@ -81,4 +82,5 @@ class ScanTable:
             name: (column.dimensions, column.values, dict(column.attributes))
             for name, column in self.columns.items()
         }
-        return xr.Dataset(columns, attrs=dict(self.attributes)).set_coords([*COORDINATES])
+        coordinates = [name for name in COORDINATES if name in columns]
+        return xr.Dataset(columns, attrs=dict(self.attributes)).set_coords(coordinates)

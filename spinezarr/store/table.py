@@ -15,6 +15,16 @@ import numpy.typing as npt
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import AuditedScan
 from spinezarr.store.layout import FORMAT_VERSION
+from spinezarr.store.mask_columns import (
+    MASK,
+    STRUCTURE,
+    MaskCells,
+    cells_of_scan,
+    cells_of_table,
+    mask_column_forms,
+    mask_columns,
+)
+from spinezarr.store.table_columns import MM3_PER_CM3, TEXT, Columns, natural_key, text_array
 from spinezarr.text import is_printable
 from spinezarr.vertebrae import LEVELS
 
@@ -37,24 +47,10 @@ __all__ = [
 ANOMALY, ERRATUM = "anomaly", "erratum"
 """Columns for anatomical variants and for known annotation errors, which every table has."""
 
-_STRING = np.dtypes.StringDType()
-_MM3_PER_CM3 = 1000.0
 _INVALID_CHARACTERS = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
 """Characters that the name of an array must not have, as it is also the name of a folder."""
 _MAX_NAME_BYTES = 200
 """Longest name of a column in bytes; file systems allow 255."""
-
-
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Return a key that sorts names by their numbers, as people do.
-
-    Examples
-    --------
-    >>> sorted(["liver_10", "liver_9"], key=natural_key)
-    ['liver_9', 'liver_10']
-    """
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
 
 
 def build_table(
@@ -102,8 +98,8 @@ def root_from_table(attributes: Mapping[str, str]) -> RootAttributes:
 def fixed_columns() -> Mapping[str, tuple[tuple[str, ...], np.dtype[Any]]]:
     """Return dimensions and data type of the columns that every table has, by name."""
     columns = {**_rows_of_scans([]).columns, **_audit_columns((), {})}
-    texts = {name: ((name,), _STRING) for name in ("scan", "vertebra", "axis")}
-    texts |= dict.fromkeys((ANOMALY, ERRATUM), (("scan",), _STRING))
+    texts = {name: ((name,), TEXT) for name in ("scan", "vertebra", "axis")}
+    texts |= dict.fromkeys((ANOMALY, ERRATUM), (("scan",), TEXT))
     return {name: (dims, values.dtype) for name, (dims, values, _) in columns.items()} | texts
 
 
@@ -134,9 +130,6 @@ def update_table(
     return _lay_out(root, rows.join(_rows_of_scans(list(changed.values()))), audited)
 
 
-Columns = dict[str, tuple[tuple[str, ...], npt.NDArray[Any], dict[str, Any]]]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
     """Rows of a table in any order. The columns of the dataset's own tables have no names yet."""
@@ -145,6 +138,8 @@ class _Rows:
     columns: Columns
     source_cells: list[dict[str, str]]
     """Cells of the dataset's own tables for each scan, by column; without empty texts."""
+    masks: list[dict[str, MaskCells]]
+    """Cells of the further masks of each scan, by the name of the mask."""
 
     def join(self, other: "_Rows") -> "_Rows":
         columns = {
@@ -152,7 +147,10 @@ class _Rows:
             for name, (dims, values, attributes) in self.columns.items()
         }
         return _Rows(
-            self.scan_ids + other.scan_ids, columns, self.source_cells + other.source_cells
+            self.scan_ids + other.scan_ids,
+            columns,
+            self.source_cells + other.source_cells,
+            self.masks + other.masks,
         )
 
 
@@ -162,6 +160,7 @@ def _rows_of_scans(scans: Sequence[ScanAttributes]) -> _Rows:
         [scan.scan_id for scan in scans],
         {**_scan_columns(scans), **_vertebra_columns(scans)},
         [{name: text for name, text in cells.items() if text} for cells in source_cells],
+        [cells_of_scan(scan) for scan in scans],
     )
 
 
@@ -172,17 +171,18 @@ def _rows_of_table(table: "xr.Dataset") -> _Rows:
         name: (dims, table[name].to_numpy().astype(empty.dtype), attributes)
         for name, (dims, empty, attributes) in layout.items()
     }
-    source_names = set(map(str, table.data_vars)) - columns.keys() - _audit_columns((), {}).keys()
-    texts = {
+    own = {*columns, *_audit_columns((), {}), *mask_column_forms()}
+    source_names = set(map(str, table.data_vars)) - own
+    source_texts = {
         str(table[name].attrs.get("long_name", name)): table[name].to_numpy().tolist()
         for name in sorted(source_names)
     }
     scan_ids = [str(name) for name in table.scan.to_numpy()]
     source_cells = [
-        {name: text for name, column in texts.items() if (text := column[i])}
+        {name: text for name, column in source_texts.items() if (text := column[i])}
         for i in range(len(scan_ids))
     ]
-    return _Rows(scan_ids, columns, source_cells)
+    return _Rows(scan_ids, columns, source_cells, cells_of_table(table))
 
 
 def _lay_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedScan]) -> "xr.Dataset":
@@ -198,19 +198,19 @@ def _lay_out(root: RootAttributes, rows: _Rows, audited: Mapping[str, AuditedSca
     if root.pseudonym_key is not None:
         columns["image_sha256"][2]["long_name"] = "keyed hash of the sha256 of the source image"
     source_cells = [rows.source_cells[i] for i in order]
-    columns |= _source_columns(source_cells, taken={*columns, "scan", "vertebra", "axis"})
-    coordinates = {
-        "scan": ("scan", _strings(scan_ids)),
-        "vertebra": ("vertebra", _strings(LEVELS)),
-        "axis": ("axis", _strings("zyx")),
+    # A name stays taken without further masks, so that no column gets another name with the first.
+    taken = {*columns, *mask_column_forms(), "scan", "vertebra", "axis"}
+    columns |= _source_columns(source_cells, taken=taken)
+    columns |= mask_columns([rows.masks[i] for i in order])
+    coordinates: Columns = {
+        "scan": (("scan",), text_array(scan_ids), {}),
+        "vertebra": (("vertebra",), text_array(LEVELS), {}),
+        "axis": (("axis",), text_array("zyx"), {}),
     }
+    coordinates |= {name: columns.pop(name) for name in (MASK, STRUCTURE) if name in columns}
     import xarray as xr  # noqa: PLC0415  its import is slow, and training makes no table
 
     return xr.Dataset(columns, coordinates, table_attributes(root))
-
-
-def _strings(values: Iterable[str]) -> npt.NDArray[Any]:
-    return np.array(list(values), dtype=_STRING)
 
 
 def _column(
@@ -233,9 +233,9 @@ def _scan_columns(rows: Sequence[ScanAttributes]) -> Columns:
 def _membership_columns(rows: Sequence[ScanAttributes]) -> Columns:
     """Return patient, source and split of each scan."""
     return {
-        "patient_id": _column((row.patient_id for row in rows), _STRING),
-        "source": _column((row.source for row in rows), _STRING),
-        "split": _column((row.split for row in rows), _STRING),
+        "patient_id": _column((row.patient_id for row in rows), TEXT),
+        "source": _column((row.source for row in rows), TEXT),
+        "split": _column((row.split for row in rows), TEXT),
         "split_index": _column((row.split_index for row in rows), "i4"),
     }
 
@@ -250,7 +250,7 @@ def _grid_columns(rows: Sequence[ScanAttributes]) -> Columns:
         "spacing_zyx_mm": (by_axis, spacings, {"units": "mm"}),
         "orientation": _column(
             (row.image_source.orientation for row in rows),
-            _STRING,
+            TEXT,
             long_name="directions of the source file's axes",
         ),
     }
@@ -260,11 +260,11 @@ def _value_columns(rows: Sequence[ScanAttributes]) -> Columns:
     """Return types and ranges of the values in the image and mask of each scan."""
     ranges = [row.image_range_hu or (np.nan, np.nan) for row in rows]
     return {
-        "label_state": _column((row.label_state for row in rows), _STRING),
-        "image_dtype": _column((row.image_dtype for row in rows), _STRING),
+        "label_state": _column((row.label_state for row in rows), TEXT),
+        "image_dtype": _column((row.image_dtype for row in rows), TEXT),
         "image_stored_dtype": _column(
             (row.image_stored_dtype for row in rows),
-            _STRING,
+            TEXT,
             long_name="type of the stored numbers, before their scaling",
         ),
         "image_min_hu": _column((low for low, _ in ranges), "f8", units="HU"),
@@ -291,25 +291,25 @@ def _content_columns(rows: Sequence[ScanAttributes]) -> Columns:
     """Return hashes and sizes of each scan's source files and stored files."""
     stored = (sum(entry.size_bytes for entry in row.manifest.values()) for row in rows)
     return {
-        "image_checksum": _column((row.image_checksum for row in rows), _STRING),
+        "image_checksum": _column((row.image_checksum for row in rows), TEXT),
         "content_checksum": _column(
             (row.content_checksum for row in rows),
-            _STRING,
+            TEXT,
             long_name="hash of grid, type and voxels of image and mask",
         ),
         "masks": _column(
             (" ".join(row.masks) for row in rows),
-            _STRING,
+            TEXT,
             long_name="names of the masks beside label",
         ),
         "mask_checksums": _column(
             (" ".join(map(row.mask_checksum, row.masks)) for row in rows),
-            _STRING,
+            TEXT,
             long_name="hash of the voxels of each of these masks",
         ),
         "image_sha256": _column(
             (row.image_source.sha256 for row in rows),
-            _STRING,
+            TEXT,
             long_name="sha256 of the source image file",
         ),
         "source_bytes": _column((row.source_bytes for row in rows), "i8", units="byte"),
@@ -323,7 +323,7 @@ def with_audit_results(table: "xr.Dataset", audited: Mapping[str, AuditedScan]) 
     Rows of scans that can no longer be read stay.
     """
     texts = {
-        name: variable.astype(_STRING)
+        name: variable.astype(TEXT)
         for name, variable in table.variables.items()
         if variable.dtype.kind == "O"
     }
@@ -335,7 +335,7 @@ def with_audit_columns(table: "xr.Dataset", known: "xr.Dataset") -> "xr.Dataset"
     """Replace the audit results of a table by those of another table with the same scans."""
     columns = (known[name] for name in _audit_columns((), {}))
     texts = {
-        str(column.name): (("scan",), _strings(column.to_numpy()), column.attrs)
+        str(column.name): (("scan",), text_array(column.to_numpy()), column.attrs)
         for column in columns
     }
     return table.assign(texts)
@@ -346,11 +346,11 @@ def _audit_columns(scan_ids: Iterable[str], audited: Mapping[str, AuditedScan]) 
     return {
         "audit": _column(
             ("" if result is None else result.verdict for result in results),
-            _STRING,
+            TEXT,
             long_name="ok, or worst severity found; empty if not audited",
         ),
         "audit_findings": _column(
-            ("" if result is None else result.summary for result in results), _STRING
+            ("" if result is None else result.summary for result in results), TEXT
         ),
     }
 
@@ -373,7 +373,7 @@ def _source_columns(source_cells: Sequence[Mapping[str, str]], taken: Collection
     columns: Columns = {}
     used = set(taken)
     for name in names:
-        texts = _strings(cells.get(name, "") for cells in source_cells)
+        texts = text_array(cells.get(name, "") for cells in source_cells)
         column = _free_name(name, used, names)
         used.add(column)
         columns[column] = (("scan",), texts, {} if column == name else {"long_name": name})
@@ -417,7 +417,7 @@ def _vertebra_columns(rows: Sequence[ScanAttributes]) -> Columns:
         for name, vertebra in row.vertebrae.items():
             cell = i, LEVELS.index(name)
             count[cell] = vertebra.voxel_count
-            volume[cell] = vertebra.voxel_count * voxel_mm3 / _MM3_PER_CM3
+            volume[cell] = vertebra.voxel_count * voxel_mm3 / MM3_PER_CM3
             centroid[cell] = (affine @ (*vertebra.centroid_zyx[::-1], 1))[2::-1]
             start[cell] = vertebra.start_zyx
             stop[cell] = vertebra.stop_zyx

@@ -22,6 +22,7 @@ from spinezarr.store.array_metadata import ImageDtype, Separator
 from spinezarr.store.attributes import LARGEST_LENGTH_MM, ORIENTATIONS, is_scan_id
 from spinezarr.store.layout import LARGEST_AXIS, LARGEST_SCANS, METADATA, is_mask_name
 from spinezarr.store.manifest import ManifestEntry
+from spinezarr.store.mask_columns import MASK, STRUCTURE, mask_column_forms
 from spinezarr.store.scan_table import Column, ScanTable
 from spinezarr.store.sealed import StoredModel, describe_value, parse_sealed
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32c
@@ -59,6 +60,10 @@ _DIMENSIONS: Final = (
     ("scan", "axis"),
     ("scan", "vertebra"),
     ("scan", "vertebra", "axis"),
+    ("mask",),
+    ("structure",),
+    ("scan", "mask"),
+    ("scan", "mask", "structure"),
 )
 _FILL_VALUES: Final[dict[str, Any]] = {"string": "", "int32": 0, "int64": 0, "float64": math.nan}
 """Value of a column whose chunk is not stored, by data type."""
@@ -122,7 +127,7 @@ class _KeyEncoding(StoredModel):
 class _Column(StoredModel):
     node_type: Literal["array"]
     shape: Annotated[tuple[_Size, ...], Field(min_length=1, max_length=3)]
-    dimension_names: tuple[Literal["scan", "vertebra", "axis"], ...]
+    dimension_names: tuple[Literal["scan", "vertebra", "axis", "mask", "structure"], ...]
     data_type: Literal["string", "int32", "int64", "float64"]
     codecs: tuple[_TextCodec, _ZstdCodec, _Crc32cCodec]
     chunk_key_encoding: _KeyEncoding
@@ -313,19 +318,46 @@ def _are_masks(names: str, checksums: str) -> bool:
     return are_names and len(masks) == len(checksums.split())
 
 
+def _check_mask_columns(table: ScanTable) -> None:
+    """Refuse columns of further masks that do not belong to the masks of the scans."""
+    forms = mask_column_forms()
+    expected = sorted({name for cell in table["masks"] for name in cell.split()})
+    if not expected:
+        for name in forms.keys() & table.columns.keys():
+            raise DamagedMetadataError("such a column", "none without further masks", name)
+        return
+    for name, form in forms.items():
+        if STRUCTURE not in form[0] or STRUCTURE in table.columns or name in table.columns:
+            _check_form(table, name, *form)
+    if table[MASK].tolist() != expected:
+        raise DamagedMetadataError("other names", "those of the further masks", MASK)
+    structures = table[STRUCTURE].tolist() if STRUCTURE in table.columns else []
+    if len(set(structures)) != len(structures):
+        raise DamagedMetadataError("a name twice", "each name once", STRUCTURE)
+    if "mask_voxel_count" in table.columns and not (table["mask_voxel_count"] >= 0).all():
+        raise DamagedMetadataError("a negative count", "counts of voxels", "mask_voxel_count")
+
+
+def _check_form(
+    table: ScanTable, name: str, dimensions: tuple[str, ...], dtype: np.dtype[Any]
+) -> None:
+    """Refuse a column that is missing, or has other dimensions or another data type."""
+    if name not in table.columns:
+        raise DamagedMetadataError("no such column", "one", name)
+    column = table.columns[name]
+    found = column.values.dtype
+    if column.dimensions != dimensions or (found != dtype and dtype.kind != "T"):
+        raise DamagedMetadataError(
+            f"{column.dimensions} of {found}", f"{dimensions} of {dtype}", name
+        )
+    if (found.kind == "O") != (dtype.kind == "T"):
+        raise DamagedMetadataError(f"{found}", f"{dtype}", name)
+
+
 def _check_values(table: ScanTable) -> None:
     """Refuse a table that :func:`spinezarr.store.table.build_table` cannot have made."""
-    for name, (dimensions, dtype) in fixed_columns().items():
-        if name not in table.columns:
-            raise DamagedMetadataError("no such column", "one", name)
-        column = table.columns[name]
-        found = column.values.dtype
-        if column.dimensions != dimensions or (found != dtype and dtype.kind != "T"):
-            raise DamagedMetadataError(
-                f"{column.dimensions} of {found}", f"{dimensions} of {dtype}", name
-            )
-        if (found.kind == "O") != (dtype.kind == "T"):
-            raise DamagedMetadataError(f"{found}", f"{dtype}", name)
+    for name, form in fixed_columns().items():
+        _check_form(table, name, *form)
     if table["vertebra"].tolist() != list(LEVELS) or table["axis"].tolist() != [*"zyx"]:
         raise DamagedMetadataError("other vertebrae or axes", "C1 to the last level, and z, y, x")
     scans = table["scan"].tolist()
@@ -354,3 +386,4 @@ def _check_values(table: ScanTable) -> None:
             raise DamagedMetadataError(
                 f"an impossible value of scan {scans[row]!r}", "a possible one", name
             )
+    _check_mask_columns(table)

@@ -1,20 +1,24 @@
 """How well does a predicted mask agree with the truth, in each scan of a store?"""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spinezarr.compare.csv_table import comparison_csv
 from spinezarr.compare.masks import MaskFiles, MaskSource, StoredMask, read_nnunet_labels
 from spinezarr.compare.measures import MaskComparison, compare_masks
 from spinezarr.compare.summary import ScanComparison, StoreComparison
-from spinezarr.errors import SpinezarrError, UsageError
+from spinezarr.errors import ReadOnlyStoreError, SpinezarrError, StoreBusyError, UsageError
 from spinezarr.export.atomic_file import make_folder, write_atomically
 from spinezarr.progress import OnProgress, ProgressCounter
+from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.records import ComparisonRecord
+from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.engine import Engine
+from spinezarr.verbs.labels import save_comparisons
 
 __all__ = ["N_WORST", "CompareOutputs", "ComparedMasks", "compare_scans"]
 
@@ -26,7 +30,7 @@ N_WORST = 10
 class ComparedMasks:
     """The two masks of each scan that are compared."""
 
-    truth: MaskSource
+    truth: StoredMask
     prediction: MaskSource
 
     @classmethod
@@ -53,6 +57,15 @@ class ComparedMasks:
         values = () if dataset_json is None else read_nnunet_labels(Path(dataset_json))
         files = MaskFiles(os.fspath(masks), values, take_image_grid=take_image_grid)
         return cls(StoredMask(engine, truth), files)
+
+    def layer_to_save(self) -> str:
+        """Return the name of the predicted mask, with which a comparison can be saved."""
+        if not isinstance(self.prediction, StoredMask) or self.prediction.name == LABEL:
+            raise UsageError(
+                "--save keeps the result with a further mask of the store, which --layer names. "
+                "Add files with 'spinezarr add-labels' first."
+            )
+        return self.prediction.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +101,22 @@ def compare_scans(
     masks: ComparedMasks,
     *,
     outputs: CompareOutputs,
+    save: bool,
     on_progress: OnProgress,
 ) -> StoreComparison:
     """Compare the masks of scans; see :meth:`spinezarr.Store.compare`."""
+    layer = masks.layer_to_save() if save else None
     scan_ids = selection.scan_ids(reader.columns, reader.name)
     outputs.make_folders()
     counter = ProgressCounter(on_progress, "compare", "scans", len(scan_ids))
     compared: list[ScanComparison] = []
     failed: dict[str, str] = {}
     without_truth: list[str] = []
+    opened: dict[str, ScanHandle] = {}
     for scan_id in scan_ids:
         try:
-            comparison = _compare_scan(reader, masks, scan_id)
+            opened[scan_id] = reader.scan(scan_id)
+            comparison = _compare_scan(opened[scan_id], masks)
         except FileNotFoundError as problem:
             failed[scan_id] = f"{problem.filename or problem}: no such file."
         except (SpinezarrError, OSError) as problem:
@@ -125,15 +142,51 @@ def compare_scans(
     if outputs.pictures is not None:
         worst = result.worst(N_WORST)
         _draw(reader, engine, masks, worst, folder=outputs.pictures, on_progress=on_progress)
+    if layer is not None:
+        records = {
+            compared.scan_id: _record(
+                opened[compared.scan_id], masks.truth.name, layer, compared.comparison
+            )
+            for compared in result.scans
+        }
+        result = replace(result, not_saved=_save(reader, layer, records))
     return result
 
 
-def _compare_scan(reader: StoreReader, masks: ComparedMasks, scan_id: str) -> MaskComparison | None:
+def _compare_scan(scan: ScanHandle, masks: ComparedMasks) -> MaskComparison | None:
     """Compare the masks of one scan; return None if it has no true mask."""
-    scan = reader.scan(scan_id)
     if not masks.truth.is_present(scan):
         return None
     return compare_masks(masks.truth.read(scan), masks.prediction.read(scan), scan.affine)
+
+
+def _record(
+    scan: ScanHandle, truth: str, mask: str, comparison: MaskComparison
+) -> ComparisonRecord:
+    """Return the part of a comparison that is saved, for the masks that were read."""
+    return ComparisonRecord(
+        truth=truth,
+        truth_checksum=scan.mask(truth).content_checksum,
+        mask_checksum=scan.mask(mask).content_checksum,
+        verdict=comparison.verdict.kind,
+        text=comparison.verdict.text,
+        dice=comparison.as_named.verse.dice,
+        identification_rate=comparison.as_named.verse.identification_rate,
+    )
+
+
+def _save(reader: StoreReader, mask: str, records: Mapping[str, ComparisonRecord]) -> str:
+    """Save comparisons in the store; return why that failed, or an empty text."""
+    try:
+        replaced = save_comparisons(reader, mask, records)
+    except (ReadOnlyStoreError, StoreBusyError) as problem:
+        return f"{problem} The comparison is only reported."
+    if replaced:
+        return (
+            f"{reader.name}: masks of these scans were replaced meanwhile, so their comparison is "
+            f"not saved: {', '.join(replaced)}. Compare them again."
+        )
+    return ""
 
 
 def _write(result: StoreComparison, outputs: CompareOutputs) -> None:
@@ -159,7 +212,7 @@ def _draw(
 ) -> None:
     """Draw scans, whose masks are read again, because not all of them fit into memory."""
     # matplotlib takes long to import, and few calls draw pictures.
-    from spinezarr.compare.picture import draw_side_by_side  # noqa: PLC0415
+    from spinezarr.compare.picture import draw_comparison  # noqa: PLC0415
 
     drawn = tuple(scans)
     counter = ProgressCounter(on_progress, "pictures", "scans", len(drawn))
@@ -167,5 +220,5 @@ def _draw(
         scan = reader.scan(compared.scan_id)
         truth, prediction = masks.truth.read(scan), masks.prediction.read(scan)
         with write_atomically(folder / f"{rank:02}_{compared.scan_id}.png") as file:
-            file.write(draw_side_by_side(scan, engine, truth, prediction, compared))
+            file.write(draw_comparison(scan, engine, truth, prediction, compared))
         counter.add()

@@ -1,17 +1,25 @@
 """What does a store hold, on one screen?"""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from spinezarr.redaction import redact_url
 from spinezarr.stats.statistics import compute_statistics
+from spinezarr.store.mask_columns import MASK, has_masks, scans_by_structure
 from spinezarr.store.reader import StoreReader
 from spinezarr.verbs.sizes import uncompressed_bytes
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 __all__ = ["scans_by_split", "summarize"]
+
+_MASK_FACTS = ("model", "author", "license", "scheme")
+"""Facts on the origin of a further mask, which are columns of the scan table."""
 
 
 def scans_by_split(reader: StoreReader) -> dict[str, int]:
@@ -42,7 +50,7 @@ def summarize(reader: StoreReader) -> dict[str, Any]:
         "orientations": dict(Counter(str(name) for name in table.orientation.to_numpy())),
         "source_bytes": int(table.source_bytes.sum()),
         "stored_bytes": int(table.stored_bytes.sum()),
-        "uncompressed_bytes": uncompressed_bytes(table),
+        "uncompressed_bytes": uncompressed_bytes(table, further_masks=True),
         "scans_by_vertebra": {
             name: row.scans for name, row in statistics.vertebrae.items() if row.scans
         },
@@ -53,7 +61,29 @@ def summarize(reader: StoreReader) -> dict[str, Any]:
         },
         "scans_by_audit": dict(Counter(str(verdict) for verdict in table.audit.to_numpy())),
         "other_label_voxels": int(table.other_label_voxels.sum()),
+        "masks": list(_masks(table)),
     }
+
+
+def _masks(table: "xr.Dataset") -> Iterator[dict[str, Any]]:
+    """Yield a summary of each further mask that scans have."""
+    for name in map(str, table[MASK].to_numpy() if MASK in table.variables else ()):
+        mask = table.sel({MASK: name}).isel(scan=has_masks(table, [name]))
+        made = zip(*(mask[f"mask_{fact}"].to_numpy().tolist() for fact in _MASK_FACTS), strict=True)
+        dice = mask.mask_dice.to_numpy()
+        dice = dice[np.isfinite(dice)]
+        verdicts = Counter(str(kind) for kind in mask.mask_verdict.to_numpy() if kind)
+        yield {
+            "name": name,
+            "scans": mask.sizes["scan"],
+            "made": [
+                {**dict(zip(_MASK_FACTS, facts, strict=True)), "scans": scans}
+                for facts, scans in Counter(made).most_common()
+            ],
+            "scans_by_structure": scans_by_structure(table, name),
+            "scans_by_verdict": dict(verdicts.most_common()),
+            "mean_dice": float(dice.mean()) if dice.size else None,
+        }
 
 
 def _spread(values: npt.NDArray[Any]) -> dict[str, list[float]]:

@@ -1,7 +1,7 @@
 """How are further masks of stored scans written and removed?"""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -25,6 +25,7 @@ from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import LABEL, is_mask_name
 from spinezarr.store.lock import StoreLock
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.records import ComparisonRecord
 from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.store.selection import ScanSelection
 from spinezarr.store.writer import StoreWriter
@@ -34,6 +35,7 @@ __all__ = [
     "check_mask_name",
     "encoding_threads",
     "remove_labels",
+    "save_comparisons",
     "update_table",
     "write_labels",
     "writing_masks",
@@ -41,6 +43,8 @@ __all__ = [
 
 _RETRY_S: Final = 0.25
 """Seconds between two tries to lock a store that another program is writing."""
+_SAVE_WAIT_S: Final = 60.0
+"""Seconds that the result of a comparison waits for other programs that write the store."""
 _NUMERIC_KINDS: Final = "buif"
 
 
@@ -189,6 +193,58 @@ def remove_labels(
         finally:
             update_table(store, [*changed.values()])
     return tuple(present)
+
+
+def save_comparisons(
+    reader: StoreReader,
+    name: str,
+    records: Mapping[str, ComparisonRecord],
+    *,
+    wait_s: float = _SAVE_WAIT_S,
+) -> tuple[str, ...]:
+    """Save comparisons of a further mask with the metadata of its scans.
+
+    Parameters
+    ----------
+    reader
+        The store.
+    name
+        Name of the mask.
+    records
+        The comparisons by scan id.
+    wait_s
+        Seconds to wait for other programs that write the store.
+
+    Returns
+    -------
+    tuple of str
+        Ids of the scans whose masks are no longer those that were compared; nothing is saved there.
+
+    Raises
+    ------
+    StoreBusyError
+        If another program still writes the store after that time.
+    ReadOnlyStoreError
+        If the store cannot be written.
+    """
+    changed: dict[str, ScanAttributes] = {}
+    replaced: list[str] = []
+    with writing_masks(reader, "a comparison", wait_s=wait_s) as store:
+        try:
+            for scan_id, record in records.items():
+                scan = store.scans.published(scan_id)
+                if scan is None or name not in scan.masks:
+                    replaced.append(scan_id)
+                    continue
+                mask = scan.masks[name].model_copy(update={"comparison": record})
+                scan = scan.model_copy(update={"masks": {**scan.masks, name: mask}})
+                if scan.comparison(name) is None:
+                    replaced.append(scan_id)
+                    continue
+                changed[scan_id] = store.scans.amend(scan)
+        finally:
+            update_table(store, [*changed.values()])
+    return tuple(replaced)
 
 
 def _names_of_masks(reader: StoreReader, scan_ids: Sequence[str]) -> str:

@@ -10,9 +10,12 @@ from spinezarr.recipe import Recipe
 from spinezarr.redaction import redact_url
 from spinezarr.resources import recipe_names
 from spinezarr.stats.compare import Comparison, compare
+from spinezarr.stats.mask_table import table_of_mask
 from spinezarr.stats.statistics import Statistics, compute_statistics
+from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
+from spinezarr.verbs.masked_scans import scans_with_masks
 
 __all__ = ["compute_stats"]
 
@@ -23,6 +26,7 @@ PLOTS = ("detection.png", "volumes.png", "spacing.png")
 def compute_stats(
     reader: StoreReader,
     selection: ScanSelection,
+    layer: str,
     against: str | os.PathLike[str] | None,
     plots: str | os.PathLike[str] | None,
 ) -> Statistics | Comparison:
@@ -32,10 +36,18 @@ def compute_stats(
             "--against compares with the card of the whole dataset; leave out --scan, --split, "
             "--source and --vertebra."
         )
+    if against is not None and layer != LABEL:
+        raise UsageError(
+            "--against compares with a card, which describes the masks of the dataset itself; "
+            "leave out --layer."
+        )
+    rows = selection.rows(reader.columns, reader.name)
+    if layer != LABEL:
+        scans_with_masks(reader, selection, [layer])  # raises if there are none
     if plots is not None:
         make_folder(Path(plots))
-    table = reader.table.isel(scan=selection.rows(reader.columns, reader.name))
-    statistics = compute_statistics(table)
+    table = table_of_mask(reader.table.isel(scan=rows), layer)
+    statistics = compute_statistics(table, layer)
     result = statistics if against is None else compare(statistics, _card(reader, against))
     if plots is not None:
         # matplotlib takes long to import, and few calls draw plots.

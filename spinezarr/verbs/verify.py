@@ -1,11 +1,12 @@
 """Is a store intact, and does every voxel equal its source?"""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spinezarr.errors import UsageError
 from spinezarr.formats.limits import Limits
 from spinezarr.progress import OnProgress, ProgressCounter
 from spinezarr.store.reader import StoreReader
@@ -13,7 +14,10 @@ from spinezarr.store.selection import ScanSelection
 from spinezarr.text import count_noun
 from spinezarr.verify.store import Verification, verify_store
 
-__all__ = ["link_folders", "verify"]
+__all__ = ["Folders", "link_folders", "verify"]
+
+Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One folder or URL, or several."""
 
 
 def link_folders(folders: Collection[str | os.PathLike[str]] | None) -> tuple[str, ...]:
@@ -28,7 +32,7 @@ def verify(
     url: str,
     selection: ScanSelection,
     *,
-    against: str | os.PathLike[str] | None,
+    against: Folders | None,
     follow_links: Collection[str | os.PathLike[str]] | None,
     storage_options: Mapping[str, Any],
     raw_storage_options: Mapping[str, Any],
@@ -52,8 +56,12 @@ def verify(
     )
     if against is None:
         return verification
-    raw = os.fspath(against)
-    raw_options = raw_storage_options or (storage_options if "://" in raw else {})
+    folders = [against] if isinstance(against, str | os.PathLike) else against
+    raw = [os.fspath(folder) for folder in folders]
+    if not raw:
+        raise UsageError("against: names no folder.")
+    is_remote = any("://" in folder for folder in raw)
+    raw_options = raw_storage_options or (storage_options if is_remote else {})
     return _compare(
         verification,
         raw,
@@ -66,7 +74,7 @@ def verify(
 
 def _compare(
     verification: Verification,
-    raw: str,
+    raw: Sequence[str],
     limits: Limits,
     *,
     storage_options: Mapping[str, Any],
@@ -89,7 +97,7 @@ def _compare(
     # The readers of raw files take long to import.
     from spinezarr.verify.source import compare_with_source  # noqa: PLC0415
 
-    faults = compare_with_source(
+    comparison = compare_with_source(
         verification.url,
         raw,
         intact,
@@ -99,4 +107,8 @@ def _compare(
         on_total=counter.expect,
         on_bytes=counter.add,
     )
-    return replace(verification, faults=(*verification.faults, *faults))
+    return replace(
+        verification,
+        faults=(*verification.faults, *comparison.faults),
+        not_compared=comparison.not_compared,
+    )

@@ -30,9 +30,10 @@ _ADVICE: Final[dict[FaultKind, str]] = {
     "extra": "No reader uses this file. Check its content, then delete it.",
     "unfinished": "Run the same 'spinezarr ingest' again, which starts this scan from the "
     "beginning.",
-    "source": "Give the raw folder that was ingested. If its files have changed, ingest them "
-    "again.",
-    "voxels": "Ingest this scan again into a new store, and report it if it still differs.",
+    "source": "Give the folder with the source files. If they have changed, ingest them again, or "
+    "add further masks again with 'spinezarr add-labels'.",
+    "voxels": "Ingest this scan again into a new store, or add this mask again, and report it if "
+    "it still differs.",
 }
 
 

@@ -1,14 +1,15 @@
 """Do the stored voxels equal those of the source files?
 
-Images and masks are compared slab by slab.
+Images and masks are compared slab by slab. The file of a further mask may be in another folder than
+that of the image, and a program may have written a mask without a file.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import fsspec
 import numpy as np
@@ -25,6 +26,7 @@ from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord
+from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
@@ -33,12 +35,29 @@ from spinezarr.text import count_noun
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.files import OnBytes
 
-__all__ = ["compare_with_source"]
+__all__ = ["SourceComparison", "compare_with_source"]
+
+_NO_FILE: Final = "because a program wrote their voxels into the store"
+_NOT_FOUND: Final = (
+    "because their files are in none of the given folders; give the folder of their files with "
+    "another --against"
+)
+"""Why further masks are not compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceComparison:
+    """Result of the comparison of scans with their source files."""
+
+    faults: tuple[Fault, ...]
+    """One fault for each array that differs and each source file that cannot be read."""
+    not_compared: Mapping[str, int]
+    """Number of further masks that were not compared, by the reason."""
 
 
 def compare_with_source(
     url: str,
-    raw: str,
+    raw: Sequence[str],
     scans: Sequence[str],
     *,
     storage_options: Mapping[str, Any] | None = None,
@@ -46,7 +65,7 @@ def compare_with_source(
     limits: Limits = DEFAULT_LIMITS,
     on_total: OnBytes = lambda _: None,
     on_bytes: OnBytes = lambda _: None,
-) -> list[Fault]:
+) -> SourceComparison:
     """Read the source files of scans again and compare each voxel with the stored one.
 
     Parameters
@@ -54,7 +73,8 @@ def compare_with_source(
     url
         Path or URL of the store.
     raw
-        Folder or URL that the paths of the source files are relative to.
+        Folders or URLs that the paths of the source files are relative to. A file is read in the
+        first one that has it.
     scans
         Ids of the scans.
     storage_options, raw_options
@@ -68,8 +88,8 @@ def compare_with_source(
 
     Returns
     -------
-    list
-        One fault for each array that differs and each source file that cannot be read.
+    SourceComparison
+        Faults, and further masks that were not compared.
 
     Raises
     ------
@@ -83,67 +103,172 @@ def compare_with_source(
     if reader.root.pseudonym_key is not None:
         raise UsageError(
             f"{redact_url(url)}: does not hold the names of its source files, so they cannot be "
-            f"found in {redact_url(raw)}. Compare a store that was made without --pseudonymize."
+            f"found in {redact_url(raw[0])}. Compare a store that was made without --pseudonymize."
         )
-    fs, root = open_filesystem(raw, raw_options)
-    if not fs.isdir(root):
-        raise UsageError(
-            f"{redact_url(raw)!r} is not a folder. Give the raw folder that was ingested."
-        )
+    sources = _Sources.open(raw, raw_options, limits)
     handles = [reader.scan(name) for name in scans]
-    specs = [spec for scan in handles for spec in scan.arrays]
+    own_files = {
+        record.file
+        for scan in handles
+        for record in (scan.attributes.image_source, scan.attributes.label_source)
+        if record is not None
+    }
+    not_compared: Counter[str] = Counter()
+    planned = [
+        _SourceFile(scan, *found)
+        for scan in handles
+        for found in _source_files(scan, sources, own_files, not_compared)
+    ]
+    specs = [source.spec for source in planned]
     on_total(sum(math.prod(spec.shape_zyx) * spec.stored_dtype.itemsize for spec in specs))
     engine = Engine(fetcher_for(reader.objects))
 
-    def compare(scan: ScanHandle) -> list[Fault]:
-        source = scan.attributes.image_source
-        image = Grid(source.shape_ijk, np.array(source.affine_ijk))
-        return [*_compare_scan(scan, engine, partial(_open, fs, root, limits, image), on_bytes)]
+    def compare(source: _SourceFile) -> list[Fault]:
+        return [*_compare_file(source, engine, sources, on_bytes)]
 
     pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="spinezarr-compare")
     try:
-        return [fault for faults in pool.map(compare, handles) for fault in faults]
+        faults = tuple(fault for faults in pool.map(compare, planned) for fault in faults)
+        return SourceComparison(faults, dict(not_compared))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _compare_scan(
+@dataclass(frozen=True, slots=True)
+class _SourceFile:
+    """The source file of a stored array."""
+
+    scan: ScanHandle
+    spec: ArraySpec
+    record: SourceRecord
+    folder: "_Folder"
+    """Folder that has the file; the first one if none has it."""
+
+
+def _source_files(
     scan: ScanHandle,
-    engine: Engine,
-    open_source: Callable[[SourceRecord], Volume],
-    on_bytes: OnBytes,
-) -> Iterator[Fault]:
+    sources: "_Sources",
+    own_files: Collection[str],
+    not_compared: Counter[str],
+) -> Iterator[tuple[ArraySpec, SourceRecord, "_Folder"]]:
+    """Yield the source of each array of a scan that has one, and count the other further masks.
+
+    Parameters
+    ----------
+    scan
+        The scan.
+    sources
+        Folders with source files.
+    own_files
+        Paths of images and of files of ``label``. A further mask may have the same path in
+        another folder, so such a file counts as that of the mask only if it has its size.
+    not_compared
+        Counter of further masks without a file, by the reason.
+    """
     facts = scan.attributes
-    records = {"image": facts.image_source, "label": facts.label_source}
+    records = {IMAGE: facts.image_source, LABEL: facts.label_source}
     for spec in scan.arrays:
         record = records[spec.name]
-        if record is None:
+        if record is not None:
+            yield spec, record, sources.folder_or_first(record)
+    for name, spec in scan.masks.items():
+        source = facts.masks[name].source
+        if source is None:
+            not_compared[_NO_FILE] += 1
             continue
-        try:
-            yield from _compare_array(spec, record, open_source(record), engine, on_bytes)
-        except UsageError:
-            raise
-        except (SpinezarrError, OSError) as problem:
-            problem_text = (
-                "no such file" if isinstance(problem, FileNotFoundError) else str(problem)
-            )
-            yield Fault(facts.scan_id, record.file, "source", problem_text, _described(record))
+        folder = sources.folder_of(source, same_size=True)
+        if folder is None and source.file not in own_files:
+            folder = sources.folder_of(source)
+        if folder is None:
+            not_compared[_NOT_FOUND] += 1
+        else:
+            yield spec, source, folder
+
+
+def _compare_file(
+    source: _SourceFile, engine: Engine, sources: "_Sources", on_bytes: OnBytes
+) -> Iterator[Fault]:
+    record, scan_id = source.record, source.scan.attributes.scan_id
+    try:
+        volume = sources.volume(source)
+        yield from _compare_array(source.spec, record, volume, engine, on_bytes)
+    except UsageError:
+        raise
+    except (SpinezarrError, OSError) as problem:
+        problem_text = "no such file" if isinstance(problem, FileNotFoundError) else str(problem)
+        yield Fault(scan_id, record.file, "source", problem_text, _described(record))
 
 
 def _described(record: SourceRecord) -> str:
     return f"{record.size_bytes} bytes with sha256 {record.sha256}"
 
 
-def _open(
-    fs: fsspec.AbstractFileSystem, root: str, limits: Limits, image: Grid, record: SourceRecord
-) -> Volume:
-    if isinstance(record, LabelSourceRecord):
-        files = LabelFiles(record.file, record.parts, record.values, record.segments)
-        return open_label(fs, root, files, image, limits)
-    path = f"{root}/{record.file}"
-    if isinstance(record, ImageSourceRecord) and record.series is not None:
-        return DicomSeriesVolume.open(fs, path, limits, series=record.series)
-    return open_volume(fs, path, limits)
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder with source files."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+
+    def size_bytes(self, record: SourceRecord) -> int | None:
+        """Return the size of a file, of the first one if there are several; None without it."""
+        parts = record.parts if isinstance(record, LabelSourceRecord) else ()
+        file = parts[0][1] if parts else record.file
+        try:
+            info = self.fs.info(f"{self.path}/{file}")
+        except OSError:
+            return None
+        return int(info["size"] or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Folders with source files, and limits for the files."""
+
+    folders: tuple[_Folder, ...]
+    limits: Limits
+
+    @classmethod
+    def open(
+        cls, raw: Sequence[str], options: Mapping[str, Any] | None, limits: Limits
+    ) -> "_Sources":
+        folders = []
+        for url in raw:
+            fs, path = open_filesystem(url, options)
+            if not fs.isdir(path):
+                raise UsageError(
+                    f"{redact_url(url)!r} is not a folder. Give the raw folder that was ingested."
+                )
+            folders.append(_Folder(fs, path))
+        return cls(tuple(folders), limits)
+
+    def folder_of(self, record: SourceRecord, *, same_size: bool = False) -> _Folder | None:
+        """Return the first folder that has a file, or else None."""
+        for folder in self.folders:
+            size = folder.size_bytes(record)
+            if size is not None and (not same_size or size == record.size_bytes):
+                return folder
+        return None
+
+    def folder_or_first(self, record: SourceRecord) -> _Folder:
+        """Return the folder that has a file, or the first one, where it is then missing."""
+        found = None if len(self.folders) == 1 else self.folder_of(record)
+        return found or self.folders[0]
+
+    def volume(self, source: _SourceFile) -> Volume:
+        """Open the file of an array as it was read for the store."""
+        record, fs, root = source.record, source.folder.fs, source.folder.path
+        path = f"{root}/{record.file}"
+        if isinstance(record, ImageSourceRecord) and record.series is not None:
+            return DicomSeriesVolume.open(fs, path, self.limits, series=record.series)
+        if isinstance(record, LabelSourceRecord) and (
+            source.spec.name == LABEL or record.parts or record.segments
+        ):
+            image = source.scan.attributes.image_source
+            grid = Grid(image.shape_ijk, np.array(image.affine_ijk))
+            files = LabelFiles(record.file, record.parts, record.values, record.segments)
+            return open_label(fs, root, files, grid, self.limits)
+        return open_volume(fs, path, self.limits)
 
 
 @dataclass(slots=True)

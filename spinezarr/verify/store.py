@@ -56,6 +56,8 @@ class Verification:
     """Files that a running or interrupted ingest leaves. They are not faults."""
     listed: bool
     """Whether the store could be listed, so that files that no manifest names were found."""
+    not_compared: Mapping[str, int] = field(default_factory=dict)
+    """Number of further masks that were not compared with their source files, by the reason."""
 
     @property
     def damaged_scans(self) -> frozenset[str]:
@@ -84,6 +86,7 @@ class Verification:
             "faults": [fault.to_json() for fault in self.faults],
             "leftovers": list(self.leftovers),
             "listed": self.listed,
+            "not_compared": dict(self.not_compared),
             "exit_code": self.exit_code,
         }
 

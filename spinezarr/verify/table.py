@@ -12,7 +12,8 @@ from spinezarr.store.audit_log import AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.layout import TABLE
 from spinezarr.store.manifest import ManifestEntry
-from spinezarr.store.table import build_table
+from spinezarr.store.mask_columns import mask_column_forms
+from spinezarr.store.table import build_table, update_table
 from spinezarr.store.table_file import parse_table
 from spinezarr.store.table_reader import read_table as read_table_files
 from spinezarr.verify.fault import Fault
@@ -135,11 +136,30 @@ def compare_table(
     else:
         # A finding about one scan may depend on scans that are not checked.
         expected = expected.drop_vars(["audit", "audit_findings"])
+        expected = _with_places_of_masks(expected, update_table(root, table, attributes_of, {}))
     shared = [name for name in expected.scan.to_numpy().tolist() if name in names]
     expected_rows = expected.isel(scan=np.isin(expected.scan.to_numpy().astype(object), shared))
     yield from _cell_faults(
         table.isel(scan=[names.index(name) for name in shared]), expected_rows, shared
     )
+
+
+def _with_places_of_masks(expected: "xr.Dataset", together: "xr.Dataset") -> "xr.Dataset":
+    """Return the rows of some scans with the columns of further masks as the table of all has them.
+
+    Parameters
+    ----------
+    expected
+        Table of some scans. Masks and structures that only other scans have are not in it.
+    together
+        The same rows, together with those of all other scans.
+    """
+    rows = {name: row for row, name in enumerate(together.scan.to_numpy().tolist())}
+    chosen = together.isel(scan=[rows[name] for name in expected.scan.to_numpy().tolist()])
+    columns = {
+        name: chosen.variables[name] for name in mask_column_forms() if name in chosen.variables
+    }
+    return expected.drop_vars(mask_column_forms(), errors="ignore").assign(columns)
 
 
 def _cell_faults(
@@ -173,9 +193,12 @@ def _cell_faults(
 
 
 def _differing(cells: npt.NDArray[Any], expected: npt.NDArray[Any]) -> list[int]:
-    """Return the rows in which two arrays differ; NaN equals NaN."""
+    """Return the rows in which two arrays differ; NaN equals NaN.
+
+    Columns of other masks or structures have other shapes. The names of these are compared instead.
+    """
     if cells.shape != expected.shape:
-        return list(range(len(expected)))
+        return []
     is_equal = cells == (expected.astype(object) if expected.dtype.kind == "T" else expected)
     if expected.dtype.kind == "f":
         is_equal |= np.isnan(cells) & np.isnan(expected)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import spinezarr
+from spinezarr.audit.audited_mask import AuditedMask
 from spinezarr.audit.cross_scan_rules import scan_keys
 from spinezarr.audit.run import audit_across
 from spinezarr.audit.voxel_measurements import _dilate, measure_voxels
@@ -47,6 +48,13 @@ def ingest_all(raw, url, recipe=RECIPE, **changes):
     report = ingest(recipe, replace(found, scans=sources), str(url))
     assert not report.failed, report.failed
     return spinezarr.open(url)
+
+
+def measured(store, scan_id, mask="label"):
+    reader = store._reader
+    scan = reader.scan(scan_id)
+    counts = reader.label_chunks(scan_id, mask)
+    return measure_voxels(store._engine, scan, AuditedMask.of(scan, mask), counts)
 
 
 def short(findings):
@@ -286,8 +294,7 @@ def test_pieces_are_counted_once_over_all_chunks(tmp_path):
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     write_scan(tmp_path, "a", np.zeros(label.shape, np.int16), label, affine)
     store = ingest_all(tmp_path, tmp_path / "a.zarr")
-    reader = store._reader
-    facts = measure_voxels(store._engine, reader.scan("a"), reader.label_chunks("a"))
+    facts = measured(store, "a")
     assert sorted(facts.components) == ["T1", "T2", "T3", "T4", "T5"]
     for name, pieces in facts.components.items():
         mask = label == VALUE_OF_NAME[name]
@@ -318,11 +325,10 @@ def bone_by_numpy(image, label, spacing_zyx, reach_mm=6.0):
 
 def test_bone_is_compared_with_its_surroundings(planted):
     store, expected = planted
-    reader = store._reader
     for name in ("clean", "split", "moved_mask", "mask_beside_bone"):
         scan = store.scan(name)
         image, label = scan.image.to_numpy(), expected[name][2]
-        found = measure_voxels(store._engine, reader.scan(name), reader.label_chunks(name)).bone
+        found = measured(store, name).bone
         vertebra, median, count, share = bone_by_numpy(image, label, scan.attrs["spacing_zyx_mm"])
         assert (found.vertebra, found.median_hu, found.voxel_count) == (vertebra, median, count)
         assert found.brighter_share == pytest.approx(share)
@@ -336,8 +342,7 @@ def test_only_the_middle_of_a_large_label_is_sampled_and_never_the_sacrum(tmp_pa
     image = np.where(label == 20, 500, 40).astype(np.int16)
     write_scan(tmp_path, "a", image, label, np.eye(4))
     store = ingest_all(tmp_path, tmp_path / "a.zarr")
-    reader = store._reader
-    bone = measure_voxels(store._engine, reader.scan("a"), reader.label_chunks("a")).bone
+    bone = measured(store, "a").bone
     assert (bone.vertebra, bone.median_hu, bone.brighter_share) == ("L1", 500, None)
     assert bone.voxel_count == 192 * 192
 
@@ -589,3 +594,29 @@ def test_an_audit_that_cannot_be_written_does_not_change_the_store(raw_copy, tmp
     (tmp_path / "a.zarr/audit/zarr.json").mkdir()
     assert "cannot be written" in store.audit().not_written
     assert set(columns(store).values()) == {""}
+
+
+LABEL_RULES = {
+    "empty-mask", "skipped-level", "label-order", "pieces", "stray-voxels", "stray-label",
+    "fragment", "unknown-value", "mask-off-bone",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("moved", [0, 100])
+def test_a_further_mask_has_the_findings_of_an_equal_label(planted, audited, tmp_path, moved):
+    """The vertebrae of a mask are known by their names, whatever their values are."""
+    shutil.copytree(planted[0].url, tmp_path / "planted.zarr")
+    store = spinezarr.open(tmp_path / "planted.zarr")
+    scheme = {value + moved: name for value, name in NAME_OF_VALUE.items()}
+    for scan_id, (_, _, label) in planted[1].items():
+        values = np.where(label > 0, label.astype(int) + moved, 0)
+        store.write_labels(scan_id, "copy", values, scheme=scheme)
+    found = store.audit(layer="copy")
+    for scan_id, findings in found.by_scan().items():
+        expected = [finding for finding in audited[scan_id] if finding.rule in LABEL_RULES]
+        if scan_id == "unknown_value":
+            assert short(findings) == short(expected)
+            continue
+        assert findings == expected
+    assert {rule for rule, _, _ in short(found.findings)} == LABEL_RULES
+    assert store.table.audit.to_numpy().tolist() == planted[0].table.audit.to_numpy().tolist()

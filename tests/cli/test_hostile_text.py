@@ -337,5 +337,5 @@ def test_pictures_can_be_drawn_with_any_text(text, places, tmp_path):
     statistics = compute_statistics(table)
     for figure in (draw_detection(statistics), draw_volumes(table), draw_spacing(table)):
         figure.savefig(tmp_path / "x.png", dpi=20)
-    plane = PreviewPlane("axial", np.zeros((9, 9)), None, (1.0, 1.0), 0.0, (0.0, 0.0), (), {})
+    plane = PreviewPlane("axial", np.zeros((9, 9)), None, (1.0, 1.0), 0.0, (0.0, 0.0))
     draw_preview(text, [plane], text).savefig(tmp_path / "x.png", dpi=20)

@@ -81,7 +81,7 @@ def write_as_nibabel_scales_floats(path, values):
 
 def assert_equal_to_source(out, raw):
     assert not verify_store(str(out)).faults
-    assert compare_with_source(str(out), str(raw), ["a"]) == []
+    assert compare_with_source(str(out), [str(raw)], ["a"]).faults == ()
 
 
 # Rounding

@@ -213,7 +213,7 @@ def test_the_memory_budget_changes_no_byte(odd, tmp_path):
 
 def test_verify_against_the_sources_finds_them_equal(odd):
     assert not verify_store(odd.url).faults
-    assert compare_with_source(odd.url, str(odd.raw), list(odd.image)) == []
+    assert compare_with_source(odd.url, [str(odd.raw)], list(odd.image)).faults == ()
 
 
 def test_verify_reports_another_scaling_in_the_source(odd, tmp_path):
@@ -221,7 +221,7 @@ def test_verify_reports_another_scaling_in_the_source(odd, tmp_path):
     data = bytearray((raw / "byte_ct.nii").read_bytes())
     data[112:116] = np.float32(0.3001).tobytes()
     (raw / "byte_ct.nii").write_bytes(data)
-    faults = compare_with_source(odd.url, str(raw), ["byte"])
+    faults = compare_with_source(odd.url, [str(raw)], ["byte"]).faults
     assert {fault.kind for fault in faults} == {"source", "voxels"}
 
 
@@ -277,7 +277,9 @@ def test_a_series_of_one_fractional_scaling_keeps_its_numbers(tmp_path, form, st
     store = spinezarr.open(tmp_path / "s.zarr")
     for scan in (xr.open_zarr(tmp_path / "s.zarr/scans/a"), store.scan("a")):
         np.testing.assert_array_equal(np.sort(scan.image, None), np.sort(values, None))
-    assert compare_with_source(str(tmp_path / "s.zarr"), str(tmp_path / "raw"), ["a"]) == []
+    assert (
+        compare_with_source(str(tmp_path / "s.zarr"), [str(tmp_path / "raw")], ["a"]).faults == ()
+    )
     (file,) = store.export_nifti(out=tmp_path, scans="a", overwrite=True).done[0].files
     exported = np.asarray(nib.as_closest_canonical(nib.load(file)).dataobj).transpose(2, 1, 0)
     np.testing.assert_array_equal(exported, scan.image)

@@ -28,7 +28,13 @@ from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger, LedgerEntry
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE, _Holder
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
-from spinezarr.store.records import LabelRecord, MaskRecord
+from spinezarr.store.mask_columns import (
+    LARGEST_MASK_COUNTS,
+    MaskCells,
+    mask_column_forms,
+    mask_columns,
+)
+from spinezarr.store.records import ComparisonRecord, LabelRecord, MaskRecord
 from spinezarr.store.sharding import crc32c
 from spinezarr.store.table import build_table, fixed_columns
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
@@ -69,6 +75,7 @@ MODELS = [
     ("Vertebra", 0, [VertebraRecord]),
     ("Further mask", 0, [MaskRecord]),
     ("Label of a mask", 0, [LabelRecord]),
+    ("Comparison", 0, [ComparisonRecord]),
     ("Centroid", 0, [CentroidRecord]),
     ("Source", 0, [ImageSourceRecord, LabelSourceRecord]),
     ("NIfTI", 0, [NiftiRecord]),
@@ -111,14 +118,17 @@ def test_the_page_says_which_attributes_may_be_null(heading, number, models):
 
 
 def test_every_column_of_the_table_is_specified():
-    specified = {
-        name: (tuple(dims.split(", ")), kind)
-        for name, (dims, kind, _) in fields("Scan table").items()
-    }
-    assert specified == {
-        name: (dims, "string" if dtype.kind == "T" else dtype.name)
-        for name, (dims, dtype) in fixed_columns().items()
-    }
+    known = {"Scan table": fixed_columns(), "Columns of further masks": mask_column_forms()}
+    for heading, columns in known.items():
+        specified = {
+            name: (tuple(dims.split(", ")), kind)
+            for name, (dims, kind, _) in fields(heading).items()
+        }
+        assert specified == {
+            name: (dims, "string" if dtype.kind == "T" else dtype.name)
+            for name, (dims, dtype) in columns.items()
+        }
+    assert f"more than {LARGEST_MASK_COUNTS:,} values" in PAGE
 
 
 def test_the_page_has_the_column_attributes_of_the_code():
@@ -130,6 +140,12 @@ def test_the_page_has_the_column_attributes_of_the_code():
     root = dict.fromkeys(("dataset", "title", "license", "citation"), "")
     table = build_table(RootAttributes(format_version=layout.FORMAT_VERSION, **root), [])
     assert specified == {name: v.attrs for name, v in table.variables.items() if v.attrs}
+    own = mask_columns([{"x1": MaskCells({}, {}, {})}])
+    specified = {}
+    for column, attributes in tables(section("Columns of further masks"))[1]:
+        words = NAME.findall(attributes)
+        specified[NAME.fullmatch(column)[1]] = dict(zip(words[::2], words[1::2], strict=True))
+    assert specified == {name: attrs for name, (_, _, attrs) in own.items() if attrs}
 
 
 def test_the_page_has_the_version_and_the_keys_of_the_code():

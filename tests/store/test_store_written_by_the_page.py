@@ -445,6 +445,36 @@ def column_values(scans):
         "erratum": (("scan",), [scan["columns"]["erratum"] for scan in scans]),
         "scanner": (("scan",), [scan["columns"]["scanner"] for scan in scans]),
         "split_in_source": (("scan",), [scan["columns"]["split"] for scan in scans]),
+        **mask_column_values(scans),
+    }
+
+
+def mask_column_values(scans):
+    """Return the columns of the only further mask, which has not been compared (section 9.1)."""
+    n, by_mask, by_structure = len(scans), ("scan", "mask"), ("scan", "mask", "structure")
+    facts = ("scheme", "license", "author", "model")
+    texts_of = {
+        f"mask_{fact}": (by_mask, [[scan["masks"][PARTS][fact]] for scan in scans])
+        for fact in facts
+    }
+    not_compared = dict.fromkeys(("compared_with", "verdict", "verdict_text"), [[""]] * n)
+    rates = dict.fromkeys(("mask_dice", "mask_identification_rate"), np.full((n, 1), np.nan))
+    names = {"41": "label_41", "26": "upper_arch"}
+    count, volume = np.zeros((n, 1, 2), "i8"), np.full((n, 1, 2), np.nan)
+    for row, scan in enumerate(scans):
+        voxel_mm3 = abs(np.linalg.det(np.array(scan["affine"])[:3, :3]))
+        for value, label in scan["masks"][PARTS]["labels"].items():
+            at = row, 0, list(names).index(value)
+            count[at] = label["voxel_count"]
+            volume[at] = label["voxel_count"] * voxel_mm3 / 1000
+    return {
+        "mask": (("mask",), [PARTS]),
+        "structure": (("structure",), list(names.values())),
+        **texts_of,
+        **{f"mask_{name}": (by_mask, cells) for name, cells in not_compared.items()},
+        **{name: (by_mask, values) for name, values in rates.items()},
+        "mask_voxel_count": (by_structure, count),
+        "mask_volume_cm3": (by_structure, volume),
     }
 
 
@@ -475,6 +505,18 @@ def attributes_of_columns():
         "image_sha256": named("sha256 of the source image file"),
         "audit": named("ok, or worst severity found; empty if not audited"),
         "split_in_source": named("split"),
+        "mask_scheme": named("where the names of the labels come from"),
+        "mask_license": named("license of the mask; empty if it is not known"),
+        "mask_author": named("who made or annotated the mask"),
+        "mask_model": named("program that made the mask"),
+        "mask_compared_with": named(
+            "true mask of the last saved comparison; empty if there is none"
+        ),
+        "mask_verdict": named("fault of the mask in that comparison"),
+        "mask_verdict_text": named("the same in sentences"),
+        "mask_dice": named("mean Dice coefficient of the vertebrae as named, in that comparison"),
+        "mask_identification_rate": named("identification rate of VerSe, in that comparison"),
+        "mask_volume_cm3": {"units": "cm3"},
     }
 
 
@@ -483,8 +525,10 @@ def table_files(root, scans):
     members, files = {}, {}
     for name, (dims, values) in column_values(scans).items():
         if isinstance(values, list):
-            kind, fill, shape, first = "string", "", (len(values),), {"name": "vlen-utf8"}
-            data = texts(values)
+            flat = [cell for row in values for cell in row] if len(dims) > 1 else values
+            shape = (len(values), 1)[: len(dims)]
+            kind, fill, first = "string", "", {"name": "vlen-utf8"}
+            data = texts(flat)
         else:
             kind, shape, first = values.dtype.name, values.shape, BYTES
             fill, data = "NaN" if kind == "float64" else 0, values.tobytes()

@@ -15,6 +15,7 @@ from spinezarr.cli.console import (
     print_json,
 )
 from spinezarr.redaction import redact_url
+from spinezarr.store.layout import LABEL
 from spinezarr.store.severity import SEVERITIES, Severity
 from spinezarr.text import MultilineText, count_noun
 
@@ -36,7 +37,9 @@ def print_audits(audits: Sequence[StoreAudit], severity: Severity, *, as_json: b
 
 
 def _print(audit: StoreAudit, severity: Severity) -> None:
-    print_heading(f"Audit of {redact_url(audit.url)}: {count_noun(len(audit.scans), 'scan')}")
+    mask = "" if audit.mask == LABEL else f", mask {audit.mask}"
+    scans = count_noun(len(audit.scans), "scan")
+    print_heading(f"Audit of {redact_url(audit.url)}{mask}: {scans}")
     counts = Table("", "rule", *reversed(SEVERITIES), right=SEVERITIES)
     for rule, by_severity in audit.counts.items():
         counts.add_row(rule, *(str(by_severity.get(name, 0)) for name in reversed(SEVERITIES)))

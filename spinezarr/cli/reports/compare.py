@@ -38,6 +38,8 @@ def print_comparison(
     """Print a comparison, and where its files are."""
     for scan_id, reason in comparison.failed.items():
         print_error(f"{scan_id}: {reason}")
+    if comparison.not_saved:
+        print_error(comparison.not_saved)
     if as_json:
         print_json(comparison.to_json())
     else:

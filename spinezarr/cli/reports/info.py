@@ -61,11 +61,41 @@ def print_summary(summary: dict[str, Any]) -> None:
         OUT.say(
             f"{summary['other_label_voxels']} mask voxels have values outside the label scheme."
         )
+    for mask in summary["masks"]:
+        _print_mask(mask)
     audit = ", ".join(
         f"{n} {verdict or 'not audited'}"
         for verdict, n in sorted(summary["scans_by_audit"].items())
     )
     OUT.say(StyledText("Audit", "bold"), f": {audit or 'no scans'}")
+
+
+def _print_mask(mask: dict[str, Any]) -> None:
+    """Print what the store holds of one further mask."""
+    OUT.say(
+        StyledText(f"Further mask {mask['name']}", "bold"),
+        f" of {count_noun(mask['scans'], 'scan')}",
+    )
+    for made in mask["made"]:
+        facts = [
+            f"by {' and '.join(filter(None, (made['model'], made['author'])))}"
+            if made["model"] or made["author"]
+            else "by an unknown author",
+            f"license {to_printable(made['license'], _LONGEST_TEXT)}"
+            if made["license"]
+            else "no license of its own",
+            f"scheme {made['scheme']}",
+        ]
+        only = f" ({count_noun(made['scans'], 'scan')})" if len(mask["made"]) > 1 else ""
+        OUT.say(f"{', '.join(facts)}{only}")
+    if mask["scans_by_verdict"]:
+        verdicts = ", ".join(f"{n} {kind}" for kind, n in mask["scans_by_verdict"].items())
+        dice = "" if mask["mean_dice"] is None else f", mean Dice {mask['mean_dice']:.3f}"
+        OUT.say(f"compared: {verdicts}{dice}")
+    if mask["scans_by_structure"] is None:
+        OUT.say("The scan table has no room for its labels.")
+    else:
+        _print_counts(f"Scans that show each label of {mask['name']}", mask["scans_by_structure"])
 
 
 def _print_counts(title: str, counts: dict[str, int]) -> None:

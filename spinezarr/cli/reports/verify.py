@@ -1,5 +1,7 @@
 """How is the check of a store printed?"""
 
+from collections.abc import Sequence
+
 from spinezarr.cli.console import (
     MAX_ROWS,
     OUT,
@@ -15,8 +17,8 @@ from spinezarr.verify.store import Verification
 __all__ = ["print_verification"]
 
 
-def print_verification(verification: Verification, raw: str | None) -> None:
-    """Print the faults of a store. If ``raw`` is given, it was also compared with this folder."""
+def print_verification(verification: Verification, raw: Sequence[str]) -> None:
+    """Print the faults of a store, which was also compared with the folders in ``raw``."""
     print_heading(
         f"Check of {redact_url(verification.url)}: {count_noun(len(verification.scans), 'scan')}"
     )
@@ -28,13 +30,12 @@ def print_verification(verification: Verification, raw: str | None) -> None:
             f"A running or interrupted ingest left these files: {names}. If no ingest is running, "
             "run the same 'spinezarr ingest' again, which removes them."
         )
+    for reason, count in verification.not_compared.items():
+        OUT.say(f"Not compared with a source: {count_noun(count, 'further mask')}, {reason}.")
     if not verification.faults:
-        raw_location = None if raw is None else redact_url(raw)
-        comparison = (
-            ""
-            if raw_location is None
-            else f" Every voxel equals its source file in {raw_location}."
-        )
+        folders = " and ".join(map(redact_url, raw))
+        rest = " compared" if verification.not_compared else ""
+        comparison = f" Every{rest} voxel equals its source file in {folders}." if raw else ""
         OUT.say(f"Every byte is as it was written.{comparison}")
         return
     table = Table("Faults", "scan", "file", "fault", "found", "expected")

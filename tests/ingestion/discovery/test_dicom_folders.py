@@ -285,7 +285,7 @@ def test_every_ct_series_of_a_hospital_tree_is_a_scan(hospital, tmp_path):
         np.testing.assert_array_equal(stored.image, phantom.image[:: plan.thinned])
         if plan.mask:
             np.testing.assert_array_equal(stored.label, phantom.label)
-    assert compare_with_source(store_url, str(raw), report.done) == []
+    assert compare_with_source(store_url, [str(raw)], report.done).faults == ()
 
 
 @pytest.mark.parametrize(
