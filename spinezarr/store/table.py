@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANOMALY",
     "ERRATUM",
+    "ERRATUM_APPLIED",
     "build_table",
     "fixed_columns",
     "natural_key",
@@ -36,6 +37,8 @@ __all__ = [
 
 ANOMALY, ERRATUM = "anomaly", "erratum"
 """Columns for anatomical variants and for known annotation errors, which every table has."""
+ERRATUM_APPLIED = "erratum_applied"
+"""Column with what a list of errata has changed in the mask, which not every table has."""
 
 _STRING = np.dtypes.StringDType()
 _MM3_PER_CM3 = 1000.0
