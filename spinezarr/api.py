@@ -37,9 +37,11 @@ from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.read.range_cache import NO_CACHE, CacheSettings
 from spinezarr.stream.spacing import NATIVE_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.text import count_noun, to_nfc, to_printable, to_printable_json
+from spinezarr.vertebrae import LabelState
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
     from matplotlib.figure import Figure
 
     from spinezarr.audit.run import StoreAudit
@@ -718,7 +720,11 @@ class Store:
         max_axis_voxels: int = 8192,
         max_volume_gb: float = 32.0,
         follow_links: Sequence[str | os.PathLike[str]] | None = None,
+        label_state: LabelState = "unknown",
         scratch: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
+        workers: int | None = None,
+        scheduler: "str | Client | None" = None,
         scans: Names | None = None,
         split: Names | None = None,
         source: Names | None = None,
@@ -731,6 +737,7 @@ class Store:
 
         Each mask must lie on the grid of its image, as at an ingest; nothing is resampled. A scan
         that has the mask from the same file is skipped. A file that fails does not stop the others.
+        With one file for each structure, the files of a scan are merged by the names of the scheme.
 
         Parameters
         ----------
@@ -738,22 +745,29 @@ class Store:
             As in :meth:`write_labels`.
         labels
             Pattern of the paths or URLs of the masks, with ``{scan}`` for the scan id, such as
-            ``"pred/{scan}.nii.gz"``.
+            ``"pred/{scan}.nii.gz"``. With ``{part}``, there is one binary file for each structure,
+            named as in the scheme, such as ``"pred/{scan}/{part}.nii.gz"``. If two structures
+            overlap, the one of the larger value wins.
+        label_state
+            Whether vertebrae cut by the end of the volume are annotated (``"all-visible"``) or not
+            (``"whole-only"``), or whether a model drew the masks (``"predicted"``).
         take_image_grid
             Whether a mask takes its image's affine if both have the same shape.
-        max_axis_voxels, max_volume_gb, follow_links, scratch
+        max_axis_voxels, max_volume_gb, follow_links, scratch, workers, scheduler
             As in :func:`spinezarr.ingest`.
+        dry_run
+            Whether to find the files and return the report without writing anything.
         scans, split, source, vertebra
             Add masks to these scans alone, as in :meth:`patches`.
         raw_storage_options
             Options for the file system of ``labels``. By default, those of the store for a URL.
         on_progress
-            Called after each scan.
+            Called when scans start, advance and end.
 
         Returns
         -------
         AddLabelsReport
-            Scans by outcome, notes, and files whose scan is not in the store.
+            Scans by outcome, with their files and notes, and files that belong to no scan.
 
         Raises
         ------
@@ -768,6 +782,7 @@ class Store:
         # Training never writes.
         from spinezarr.formats.limits import Limits  # noqa: PLC0415
         from spinezarr.ingestion.masks import MaskFacts  # noqa: PLC0415
+        from spinezarr.ingestion.scan import ScanOptions  # noqa: PLC0415
         from spinezarr.label_schemes import label_scheme  # noqa: PLC0415
         from spinezarr.verbs.add_labels import AddLabelsOptions, add_labels  # noqa: PLC0415
         from spinezarr.verbs.verify import link_folders  # noqa: PLC0415
@@ -779,15 +794,20 @@ class Store:
             name,
             pattern,
             AddLabelsOptions(
-                facts=MaskFacts(label_scheme(scheme), license, author, model),
-                take_image_grid=take_image_grid,
-                limits=Limits(
-                    axis_voxels=max_axis_voxels,
-                    volume_bytes=int(max_volume_gb * 1e9),
-                    link_folders=link_folders(follow_links),
+                facts=MaskFacts(label_scheme(scheme), license, author, model, label_state),
+                scan=ScanOptions(
+                    take_image_grid=take_image_grid,
+                    limits=Limits(
+                        axis_voxels=max_axis_voxels,
+                        volume_bytes=int(max_volume_gb * 1e9),
+                        link_folders=link_folders(follow_links),
+                    ),
+                    scratch=None if scratch is None else os.fspath(scratch),
                 ),
-                scratch=None if scratch is None else os.fspath(scratch),
                 wait_s=wait_s,
+                dry_run=dry_run,
+                workers=workers,
+                scheduler=scheduler,
             ),
             raw_options=raw_storage_options or (store_options if "://" in pattern else {}),
             on_progress=on_progress,

@@ -9,6 +9,7 @@ from typing import Any, Final
 from spinezarr.audit.audited_mask import AuditedMask
 from spinezarr.audit.centroid_rules import centroid_order, centroid_outside, centroid_unmatched
 from spinezarr.audit.cross_scan_rules import ScanKey, same_image, same_patient, scan_keys
+from spinezarr.audit.errata_rules import corrected_labels
 from spinezarr.audit.finding import Finding
 from spinezarr.audit.grid_rules import header_conflicts, oblique_or_sheared, spacing, unplaced
 from spinezarr.audit.image_rules import extreme_values, image_type, image_values, not_finite
@@ -46,6 +47,7 @@ _FACT_RULES: Final[tuple[Callable[[ScanAttributes], Iterator[Finding]], ...]] = 
     centroid_outside,
     centroid_unmatched,
     centroid_order,
+    corrected_labels,
     spacing,
     oblique_or_sheared,
     unplaced,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.ingest import SourceFileOptions
+from spinezarr.cli.ingest import SourceFileOptions, WorkerOptions
 from spinezarr.cli.options import (
     AsJson,
     OpenOptions,
@@ -14,6 +14,7 @@ from spinezarr.cli.options import (
     StoreUrl,
     command,
 )
+from spinezarr.vertebrae import LabelState
 
 __all__ = ["add_labels"]
 
@@ -27,14 +28,18 @@ def add_labels(
     ],
     labels: Annotated[
         str,
-        typer.Option(metavar="PATTERN", help="Paths of the masks, e.g. 'pred/{scan}.nii.gz'."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Paths of the masks, e.g. 'pred/{scan}.nii.gz', or 'pred/{scan}/{part}.nii.gz' "
+            "with one file for each name of the scheme.",
+        ),
     ],
     scheme: Annotated[
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="Names of the values: vertebrae, subregions (TPTBox), spineps, or a .yaml file "
-            "with the value of each name, 'labels: {left_rib: 1}'.",
+            help="Names of the values: vertebrae, subregions (TPTBox), spineps, totalsegmentator, "
+            "or a .yaml file with the value of each name, 'labels: {left_rib: 1}'.",
         ),
     ] = "vertebrae",
     license: Annotated[
@@ -44,6 +49,13 @@ def add_labels(
     model: Annotated[
         str, typer.Option(metavar="TEXT", help="Program that made the masks, with its version.")
     ] = "",
+    label_state: Annotated[
+        LabelState,
+        typer.Option(
+            help="Whether vertebrae cut by the end of the volume are in the masks, or a model drew "
+            "them.",
+        ),
+    ] = "unknown",
     take_image_grid: Annotated[
         bool,
         typer.Option(
@@ -60,6 +72,10 @@ def add_labels(
             help="Folder for data that do not fit into memory; by default that of a local store.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show which files go to which scans; write nothing.")
+    ] = False,
+    worker: WorkerOptions,
     as_json: AsJson = False,
     open_options: OpenOptions,
     raw_bucket: RawBucketOptions,
@@ -79,6 +95,9 @@ def add_labels(
     Example:  spinezarr add-labels ctspine1k.zarr --name prediction --labels 'pred/{scan}.nii.gz'
     --model 'SPINEPS 2.1' --scheme spineps
 
+    Example:  spinezarr add-labels ctspine1k.zarr --name structures
+    --labels 'ts/{scan}/{part}.nii.gz' --scheme totalsegmentator --label-state predicted
+
     Store and masks may be in buckets. The S3 options then apply to both. If an S3 option with --raw
     is given, only those with --raw apply to the masks.
     """
@@ -94,11 +113,15 @@ def add_labels(
             license=license,
             author=author,
             model=model,
+            label_state=label_state,
             take_image_grid=take_image_grid,
             max_axis_voxels=source_files.max_axis_voxels,
             max_volume_gb=source_files.max_volume_gb,
             follow_links=source_files.follow_links,
             scratch=scratch,
+            dry_run=dry_run,
+            workers=worker.workers,
+            scheduler=worker.scheduler,
             **scan_options.names,
             raw_storage_options=raw_bucket.storage_options,
             on_progress=on_progress,

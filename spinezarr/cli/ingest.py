@@ -14,6 +14,7 @@ from spinezarr.cli.options import (
     RawBucketOptions,
     command,
 )
+from spinezarr.errata import Errata
 from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.store.layout import LARGEST_AXIS, PROFILES
 
@@ -87,17 +88,17 @@ class SourceFileOptions:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """Processes or cluster that ingest scans at the same time."""
+    """Processes or cluster that work on several scans at the same time."""
 
     workers: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Ingest N scans at once, each in a separate process."
+            metavar="N", min=1, help="Work on N scans at once, each in a separate process."
         ),
     ] = None
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Ingest on a Dask cluster: tcp://HOST:8786."),
+        typer.Option(metavar="URL", help="Work on a Dask cluster: tcp://HOST:8786."),
     ] = None
 
 
@@ -145,6 +146,10 @@ def ingest(
             help="Folder for data that do not fit into memory; by default that of a local store.",
         ),
     ] = None,
+    errata: Annotated[
+        Errata,
+        typer.Option(help="Whether lists of errata only mark scans, or also correct their masks."),
+    ] = "mark",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the scans and files, and write nothing.")
     ] = False,
@@ -203,6 +208,7 @@ def ingest(
             max_volume_gb=source_files.max_volume_gb,
             follow_links=source_files.follow_links,
             scratch=scratch,
+            errata=errata,
             dry_run=dry_run,
             workers=worker.workers,
             scheduler=worker.scheduler,

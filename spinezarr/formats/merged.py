@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -45,6 +45,8 @@ class MergedLabels:
         Label (1 to 255) and opened volume of each file. Later parts overwrite earlier ones.
     paths
         Paths of the files, for messages.
+    vertebrae
+        Labels that are whole vertebrae.
 
     Raises
     ------
@@ -54,7 +56,12 @@ class MergedLabels:
         If a part has another grid than the first, or its axes in another order.
     """
 
-    def __init__(self, parts: Sequence[tuple[int, Volume]], paths: Sequence[str]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[tuple[int, Volume]],
+        paths: Sequence[str],
+        vertebrae: Container[int] = NAME_OF_VALUE,
+    ) -> None:
         if not parts:
             raise UsageError("there is no mask file to merge, expected at least one")
         for (label, volume), path in zip(parts, paths, strict=True):
@@ -63,6 +70,7 @@ class MergedLabels:
             _check_same_grid(parts[0][1].grid, volume.grid, paths[0], path)
         self._parts = tuple(parts)
         self._paths = tuple(paths)
+        self._vertebrae = vertebrae
         self._overlap_voxels: int | None = None
         self._rounding = Rounding()
 
@@ -103,7 +111,9 @@ class MergedLabels:
         self._rounding = Rounding()
         slab_thicknesses = tuple(thicknesses)
         readers = [
-            _PartReader(label, path, volume.slabs(slab_thicknesses))
+            _PartReader(
+                label, path, volume.slabs(slab_thicknesses), is_vertebra=label in self._vertebrae
+            )
             for (label, volume), path in zip(self._parts, self._paths, strict=True)
         ]
         overlap_voxels = 0
@@ -146,11 +156,14 @@ class MergedLabels:
 class _PartReader:
     """Reads the mask of one part, slab by slab."""
 
-    def __init__(self, label: int, path: str, slabs: Iterator[npt.NDArray[Any]]) -> None:
+    def __init__(
+        self, label: int, path: str, slabs: Iterator[npt.NDArray[Any]], *, is_vertebra: bool
+    ) -> None:
         self.rounding = Rounding()
         self._label = label
         self._path = path
         self._slabs = slabs
+        self._is_vertebra = is_vertebra
         self._foreground: npt.NDArray[Any] | None = None
         self._claimed_voxels = 0
 
@@ -193,7 +206,7 @@ class _PartReader:
         # Requesting one more slab makes the volume check the end of its file.
         next(self._slabs, None)
         share = self._claimed_voxels / n_voxels
-        if share > _MAX_VERTEBRA_SHARE and self._label in NAME_OF_VALUE:
+        if share > _MAX_VERTEBRA_SHARE and self._is_vertebra:
             raise LabelError(
                 f"{self._path}: its value {self._foreground} fills {share:.1%} of the volume, "
                 f"expected at most {_MAX_VERTEBRA_SHARE:.0%} for one vertebra. If 0 marks the "

@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import count
 from logging import ERROR, Filter, LogRecord, getLogger
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import dask
 from distributed import (
@@ -38,7 +38,7 @@ from fsspec.implementations.local import LocalFileSystem
 from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, UsageError
 from spinezarr.forks import PerProcess
 from spinezarr.ingestion.run import Listener
-from spinezarr.ingestion.task import IngestJob, ScanResult, ScanTask, run_task
+from spinezarr.ingestion.task import Job, ScanResult, Task
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url, redact_urls_in
 from spinezarr.remote.filesystem import open_filesystem
@@ -51,6 +51,8 @@ __all__ = [
     "existing_cluster",
     "local_cluster",
 ]
+
+TaskT = TypeVar("TaskT", bound=Task)
 
 _TASKS_PER_THREAD: Final = 2
 """Number of tasks for each worker thread.
@@ -170,7 +172,7 @@ class DaskWorkers:
         return link or None
 
     def run(
-        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+        self, job: Job[TaskT], tasks: Iterable[TaskT], listener: Listener
     ) -> Generator[ScanResult]:
         """See :class:`spinezarr.ingestion.run.Workers`.
 
@@ -301,10 +303,10 @@ def _check_versions(client: Client) -> None:
         )
 
 
-def _with_absolute_path(job: IngestJob) -> IngestJob:
+def _with_absolute_path(job: Job[TaskT]) -> Job[TaskT]:
     """Return the job with absolute paths, so that workers may run in other folders."""
     fs, path = open_filesystem(job.raw, job.raw_options)
-    return replace(job, raw=path) if isinstance(fs, LocalFileSystem) else job
+    return job.with_raw(path) if isinstance(fs, LocalFileSystem) else job
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,10 +325,10 @@ class _EndMessage:
 
 
 @dataclass(slots=True)
-class _Submission:
+class _Submission(Generic[TaskT]):
     """A scan that was submitted to the cluster."""
 
-    task: ScanTask
+    task: TaskT
     future: Future[ScanResult]
     resubmissions: int
     """Number of times that it was submitted before."""
@@ -335,13 +337,13 @@ class _Submission:
     share: float = 0.0
 
 
-class _Run:
-    """The client's side of one ingest."""
+class _Run(Generic[TaskT]):
+    """The client's side of one run."""
 
     def __init__(
         self,
         client: Client,
-        job: IngestJob,
+        job: Job[TaskT],
         listener: Listener,
         encode_threads: int | None,
         settings: ClusterSettings,
@@ -352,8 +354,8 @@ class _Run:
         self._encode_threads = encode_threads
         self._settings = settings
         self._token = secrets.token_hex(4)
-        self._in_flight: dict[str, _Submission] = {}
-        self._restarted: dict[str, tuple[ScanTask, ScanResult]] = {}
+        self._in_flight: dict[str, _Submission[TaskT]] = {}
+        self._restarted: dict[str, tuple[TaskT, ScanResult]] = {}
         """Results of scans that several workers have started."""
         self._started: set[str] = set()
         """Scans whose start was reported to the listener."""
@@ -363,7 +365,7 @@ class _Run:
         self._threads_counted_at: float | None = None
         client.subscribe_topic(_topic_of(self._token), self._on_event)
 
-    def results(self, tasks: Iterator[ScanTask]) -> Iterator[ScanResult]:
+    def results(self, tasks: Iterator[TaskT]) -> Iterator[ScanResult]:
         """Keep a bounded number of tasks submitted, and yield results as they arrive."""
         exhausted = False
         while True:
@@ -388,8 +390,8 @@ class _Run:
                 if result.scan is not None:
                     self._restarted[scan_id] = (submission.task, result)
         self._in_flight = {}
-        for scan_id, (_, result) in self._restarted.items():
-            if self._job.store.recover_scan(scan_id) is not None:
+        for scan_id, (task, result) in self._restarted.items():
+            if self._job.store.recover_scan(scan_id, task.masks) is not None:
                 yield result
 
     def stop(self) -> None:
@@ -424,10 +426,10 @@ class _Run:
             self._threads_counted_at = now
         return _TASKS_PER_THREAD * self._n_threads
 
-    def _submit(self, task: ScanTask, resubmissions: int = 0) -> None:
+    def _submit(self, task: TaskT, resubmissions: int = 0) -> None:
         scan_id = task.source.scan_id
         future = self._client.submit(
-            _ingest_on_worker,
+            _run_on_worker,
             self._job,
             task,
             self._token,
@@ -463,7 +465,7 @@ class _Run:
         else:  # the worker died with the result, and Dask runs the task again
             self._await_end(message.scan_id, submission.future)
 
-    def _progress(self, submission: _Submission, share: float | None) -> None:
+    def _progress(self, submission: _Submission[TaskT], share: float | None) -> None:
         source = submission.task.source
         if share is not None:
             submission.share += share
@@ -477,7 +479,7 @@ class _Run:
             self._listener.advanced(source, -submission.share)
         submission.share = 0.0
 
-    def _take_result(self, submission: _Submission) -> Iterator[ScanResult]:
+    def _take_result(self, submission: _Submission[TaskT]) -> Iterator[ScanResult]:
         scan_id = submission.task.source.scan_id
         try:
             result = submission.future.result()
@@ -498,7 +500,7 @@ class _Run:
                 yield result
 
     def _resubmit_killed(
-        self, submission: _Submission, problem: KilledWorker
+        self, submission: _Submission[TaskT], problem: KilledWorker
     ) -> Iterator[ScanResult]:
         """Submit the scan again, or report it as failed.
 
@@ -510,7 +512,7 @@ class _Run:
             self._submit(submission.task, submission.resubmissions + 1)
             return
         scan_id = submission.task.source.scan_id
-        self._job.store.recover_scan(scan_id)
+        self._job.store.recover_scan(scan_id, submission.task.masks)
         reason = (
             f"{deaths} workers died while they ran it, the last at {problem.last_worker.address}. "
             "The usual cause is too little memory. Look at the logs of the workers, give each more "
@@ -527,7 +529,7 @@ class _Run:
         """
         restarted, self._restarted = self._restarted, {}
         for scan_id, (task, result) in restarted.items():
-            if self._job.store.recover_scan(scan_id) is None:
+            if self._job.store.recover_scan(scan_id, task.masks) is None:
                 self._submit(task)
             else:
                 yield result
@@ -557,8 +559,8 @@ class _StoppedError(SpinezarrError):
     """Raised in a worker when the client has stopped the run."""
 
 
-def _ingest_on_worker(
-    job: IngestJob, task: ScanTask, token: str, encode_threads: int | None, progress_s: float
+def _run_on_worker(
+    job: Job[TaskT], task: TaskT, token: str, encode_threads: int | None, progress_s: float
 ) -> ScanResult:
     worker = get_worker()
     scan_id = task.source.scan_id
@@ -570,7 +572,7 @@ def _ingest_on_worker(
 
     send(None)
     pool = _encode_pool(encode_threads or worker.state.nthreads).get()
-    return run_task(job, task, pool, _ProgressReporter(token, send, progress_s))
+    return job.run(task, pool, _ProgressReporter(token, send, progress_s))
 
 
 class _ProgressReporter:

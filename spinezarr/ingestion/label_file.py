@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final, Self
 
 import fsspec
 
@@ -14,8 +15,11 @@ from spinezarr.formats.segments import SegmentedLabels, name_segments
 from spinezarr.formats.volume import Volume, open_volume
 from spinezarr.geometry import Grid
 from spinezarr.text import count_noun
+from spinezarr.vertebrae import NAME_OF_VALUE
 
 __all__ = ["LabelFiles", "open_label"]
+
+_VERTEBRAE: Final = frozenset(NAME_OF_VALUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,21 @@ class LabelFiles:
     """Pairs of value in the file and stored value; empty if values are stored as they are."""
     segments: Sequence[tuple[str, int]] = ()
     """Pairs of the name of a segment and its stored value; empty if segments have no names."""
+    vertebrae: frozenset[int] = _VERTEBRAE
+    """Stored values that are whole vertebrae."""
+
+    @classmethod
+    def of(
+        cls,
+        label: str | None,
+        parts: Sequence[tuple[int, str]] = (),
+        values: Sequence[tuple[int, int]] = (),
+        segments: Sequence[tuple[str, int]] = (),
+        vertebrae: frozenset[int] = _VERTEBRAE,
+    ) -> Self:
+        """Return the files of a mask, which is one file, or has a file for each structure."""
+        file = f"{parts[0][1].rpartition('/')[0] or '.'}/" if parts else label or ""
+        return cls(file, parts, values, segments, vertebrae)
 
 
 def open_label(
@@ -61,7 +80,7 @@ def open_label(
         volumes = [
             (value, open_volume(fs, f"{root}/{path}", limits)) for value, path in files.parts
         ]
-        return MergedLabels(volumes, [path for _, path in files.parts])
+        return MergedLabels(volumes, [path for _, path in files.parts], files.vertebrae)
     path = f"{root}/{files.file}"
     if files.segments:
         segmentation = open_segmentation(fs, path, image, limits)

@@ -188,10 +188,9 @@ def _texts_of_recipe(recipe: Recipe) -> frozenset[str]:
 def _safe_columns(recipe: Recipe) -> list[BoundedRegex]:
     """Return patterns of the columns to keep: constants, and columns that identify nobody."""
     tables = recipe.tables.values()
-    constant_columns = [
-        compile_bounded(re.escape(column)) for table in tables for column in table.constants
-    ]
-    return constant_columns + [
+    safe_columns = [column for table in tables for column in table.constants]
+    safe_columns += ["fold"] if recipe.folds is not None else []
+    return [compile_bounded(re.escape(column)) for column in safe_columns] + [
         PathPattern(text).regex for table in tables for text in table.non_identifying
     ]
 

@@ -5,25 +5,34 @@ writes the files that all scans share: the scan table and the ledger.
 """
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
 from spinezarr.ingestion.discovery.discover import (
     Discovery,
     MissingScans,
     PathNote,
-    ScanSource,
     TableUse,
     UnpairedImage,
 )
 from spinezarr.ingestion.pseudonyms import Pseudonyms
 from spinezarr.ingestion.scan import ScanOptions
-from spinezarr.ingestion.task import IngestJob, Outcome, ScanResult, ScanTask, run_task
+from spinezarr.ingestion.task import (
+    IngestJob,
+    Job,
+    LayerResult,
+    Outcome,
+    ScanResult,
+    ScanTask,
+    Task,
+    TaskSource,
+)
 from spinezarr.processors import cpu_count
 from spinezarr.recipe import Recipe
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
@@ -37,7 +46,16 @@ from spinezarr.store.writer import StoreWriter
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FailedScan", "IngestReport", "Listener", "LocalThreads", "Workers", "ingest"]
+__all__ = [
+    "Damage",
+    "FailedScan",
+    "IngestReport",
+    "LayerReport",
+    "Listener",
+    "LocalThreads",
+    "Workers",
+    "ingest",
+]
 
 _CANNOT_REPAIR: Final = (
     "its stored files are damaged, and its source files are not in the raw folder. Put them there "
@@ -46,6 +64,8 @@ _CANNOT_REPAIR: Final = (
 _TABLE_INTERVAL_S: Final = 60.0
 """Seconds between two updates of the scan table during an ingest, for concurrent readers."""
 
+TaskT = TypeVar("TaskT", bound=Task)
+
 
 @dataclass(frozen=True, slots=True)
 class FailedScan:
@@ -53,6 +73,32 @@ class FailedScan:
 
     scan_id: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What became of one further mask of all scans in an ingest."""
+
+    name: str
+    """Name of the mask."""
+    done: tuple[str, ...]
+    """Scans whose mask was written."""
+    skipped: tuple[str, ...]
+    """Scans that had this mask already, from the same files."""
+    failed: tuple[FailedScan, ...]
+    """Scans whose mask could not be written; an earlier mask of that name stays."""
+    without_file: tuple[str, ...]
+    """Scans that have no file of this mask. They do not count as failures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """The stored files that are damaged."""
+
+    scans: frozenset[str] = frozenset()
+    """Scans of which a file of image, label or metadata is damaged."""
+    masks: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Names of the further masks with a damaged file, by scan id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +147,8 @@ class IngestReport:
 
     None if their files are ``.nii.gz`` already.
     """
+    layers: tuple[LayerReport, ...] = ()
+    """Each further mask that the recipe names."""
 
     @property
     def orphans_failed(self) -> bool:
@@ -109,42 +157,43 @@ class IngestReport:
 
     @property
     def exit_code(self) -> int:
-        """Exit code: 0 if each scan of the raw folder is in the store and its table, else 1."""
-        left_out = self.failed or self.orphans_failed or self.unlisted
+        """Exit code: 0 if all scans of the raw folder are in the store with their masks, else 1."""
+        failed_layers = any(layer.failed for layer in self.layers)
+        left_out = self.failed or failed_layers or self.orphans_failed or self.unlisted
         return 1 if left_out or self.problem else 0
 
 
 class Listener(Protocol):
     """Receives the progress of an ingest, in the thread that runs it."""
 
-    def started(self, source: ScanSource) -> None:
+    def started(self, source: TaskSource) -> None:
         """Handle the start of a scan."""
 
-    def advanced(self, source: ScanSource, share: float) -> None:
+    def advanced(self, source: TaskSource, share: float) -> None:
         """Handle that a further ``share`` (0 to 1) of a scan is done.
 
         The share is negative if a part is repeated.
         """
 
-    def finished(self, source: ScanSource, outcome: Outcome) -> None:
+    def finished(self, source: TaskSource, outcome: Outcome) -> None:
         """Handle the end of a scan."""
 
 
 class _SilentListener:
     """A listener that reports nothing."""
 
-    def started(self, source: ScanSource) -> None: ...
+    def started(self, source: TaskSource) -> None: ...
 
-    def advanced(self, source: ScanSource, share: float) -> None: ...
+    def advanced(self, source: TaskSource, share: float) -> None: ...
 
-    def finished(self, source: ScanSource, outcome: Outcome) -> None: ...
+    def finished(self, source: TaskSource, outcome: Outcome) -> None: ...
 
 
 class Workers(Protocol):
     """Runs tasks, and limits how many are under way."""
 
     def run(
-        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+        self, job: Job[TaskT], tasks: Iterable[TaskT], listener: Listener
     ) -> Generator[ScanResult]:
         """Yield results as they arrive; take a further task whenever a worker is free.
 
@@ -154,17 +203,17 @@ class Workers(Protocol):
 
 
 class LocalThreads:
-    """Ingests one scan after the other in this process; all cores encode its chunks."""
+    """Does one task after the other in this process; all cores encode its chunks."""
 
     def run(
-        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+        self, job: Job[TaskT], tasks: Iterable[TaskT], listener: Listener
     ) -> Generator[ScanResult]:
         """See :class:`Workers`."""
         threads = cpu_count()
         with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
             for task in tasks:
                 listener.started(task.source)
-                yield run_task(job, task, pool, partial(listener.advanced, task.source))
+                yield job.run(task, pool, partial(listener.advanced, task.source))
 
 
 def ingest(
@@ -179,7 +228,7 @@ def ingest(
     workers: Workers | None = None,
     raw_options: Mapping[str, Any] | None = None,
     out_options: Mapping[str, Any] | None = None,
-    find_damaged: Callable[[], Collection[str]] | None = None,
+    find_damaged: Callable[[], Damage] | None = None,
 ) -> IngestReport:
     """Ingest every scan of ``discovery`` into the store at ``out``.
 
@@ -208,10 +257,9 @@ def ingest(
     raw_options, out_options
         Options for the file systems of the raw folder and of the store.
     find_damaged
-        Function that returns the scans with a damaged stored file, such as
-        :attr:`spinezarr.verify.store.Verification.damaged_scans`. It is called once the store is
-        locked. These scans are read again from their source files, and the table and the ledger are
-        written anew. Without it, the stored files are not checked.
+        Function that returns the damaged files of the store. It is called once the store is locked.
+        These scans and masks are read again from their source files, and the table and the ledger
+        are written anew. Without it, the stored files are not checked.
 
     Raises
     ------
@@ -245,11 +293,11 @@ def ingest(
             store.registry.drop_damaged_audit_log()
         store.registry.audit_log()  # a damaged log ends the run before any work is done
         state = _StoreState.load(store, recover=lock.took_over, repair=repair)
-        damaged = frozenset(find_damaged() if find_damaged is not None else ())
+        damage = Damage() if find_damaged is None else find_damaged()
         # Records of headers may name a series. Pseudonyms must hide such names.
         state.record_folders({} if options.pseudonyms else discovery.folders)
         job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
-        run = _Run(job, discovery, state, listener, damaged)
+        run = _Run(job, discovery, state, listener, damage)
         try:
             with closing((workers or LocalThreads()).run(job, run.tasks(), listener)) as results:
                 for result in results:
@@ -307,6 +355,9 @@ class _StoreState:
         self._table = table
         self.entries = entries
         self._changed = changed
+        self._masks = {} if table is None else _listed_masks(table)
+        self._masks |= {scan_id: frozenset(scan.masks) for scan_id, scan in changed.items()}
+        """Names of the further masks of each scan."""
         self._is_written = table is not None and table.attrs == table_attributes(store.root)
 
     @classmethod
@@ -329,12 +380,20 @@ class _StoreState:
             entries[scan_id] = entry
         return cls(store, None, entries, scans, {})
 
-    def change(self, scan: ScanAttributes, inputs: str, stamp: str) -> None:
+    def masks_of(self, scan_id: str) -> frozenset[str]:
+        """Return the names of the further masks of a scan; empty if it is not in the store."""
+        return self._masks.get(scan_id, frozenset())
+
+    def change(
+        self, scan: ScanAttributes, inputs: str, stamp: str, *, has_new_masks: bool = False
+    ) -> None:
         """Record a scan that a worker has published or confirmed."""
         entry = LedgerEntry(inputs=inputs, stamp=stamp, identity=scan_identity(scan))
         old_entry = self.entries.get(scan.scan_id)
-        if old_entry is None or old_entry.identity != entry.identity:
+        is_changed = old_entry is None or old_entry.identity != entry.identity
+        if is_changed or has_new_masks or scan.scan_id in self._changed:
             self._changed[scan.scan_id] = scan
+        self._masks[scan.scan_id] = frozenset(scan.masks)
         self.entries[scan.scan_id] = entry
         self._is_written = False
 
@@ -353,6 +412,12 @@ class _StoreState:
             self._is_written = True
 
 
+def _listed_masks(table: "xr.Dataset") -> dict[str, frozenset[str]]:
+    """Return the names of the further masks of each scan of a scan table."""
+    columns = (table[name].to_numpy().tolist() for name in ("scan", "masks"))
+    return {scan_id: frozenset(masks.split()) for scan_id, masks in zip(*columns, strict=True)}
+
+
 class _Run:
     """The state of one ingest."""
 
@@ -362,10 +427,10 @@ class _Run:
         discovery: Discovery,
         state: _StoreState,
         listener: Listener,
-        damaged: frozenset[str],
+        damage: Damage,
     ) -> None:
         self._job = job
-        self._damaged = damaged
+        self._damage = damage
         self._discovery = discovery
         self._state = state
         self._listener = listener
@@ -379,11 +444,15 @@ class _Run:
         self._done: list[ScanAttributes] = []
         self._updated: list[ScanAttributes] = []
         self._skipped: list[str] = []
+        self._layers: dict[str, tuple[LayerResult, ...]] = {}
+        """What became of the further masks of each scan that is in the store."""
         self._failed = [FailedScan(scan_id, reason) for scan_id, reason in discovery.failing]
         self._failed += [
             FailedScan(scan_id, _CANNOT_REPAIR)
-            for scan_id in sorted(damaged - present_ids, key=natural_key)
+            for scan_id in sorted(damage.scans - present_ids, key=natural_key)
         ]
+        self._layer_notes: dict[str, tuple[str, ...]] = {}
+        """Notes on masks that were written, by scan id."""
         self._problem = ""
         self._unclean = False
         self._table_written = time.monotonic()
@@ -395,15 +464,28 @@ class _Run:
         for source in self._discovery.scans:
             inputs = self._storable_hash(hash_inputs(shared, source))
             entry = self._state.entries.get(source.scan_id)
-            damaged = source.scan_id in self._damaged
-            if entry is not None and entry.inputs == inputs and not damaged:
+            damaged = source.scan_id in self._damage.scans
+            damaged_masks = self._damage.masks.get(source.scan_id, frozenset())
+            names = {layer.name for layer in source.layers}
+            is_whole = not damaged and names.isdisjoint(damaged_masks)
+            is_whole = is_whole and names <= self._state.masks_of(source.scan_id)
+            if entry is not None and entry.inputs == inputs and is_whole:
                 self._skipped.append(source.scan_id)
+                self._layers[source.scan_id] = tuple(
+                    LayerResult(layer.name, "already in the store") for layer in source.layers
+                )
                 self._listener.finished(source, "already in the store")
                 continue
             self._inputs[source.scan_id] = inputs
             same_files = entry is not None and entry.stamp == self._storable_hash(source.stamp)
             stored = entry is not None
-            yield ScanTask(source, stored=stored, same_files=same_files, damaged=damaged)
+            yield ScanTask(
+                source,
+                stored=stored,
+                same_files=same_files,
+                damaged=damaged,
+                damaged_masks=damaged_masks,
+            )
 
     def _storable_hash(self, digest: str) -> str:
         """Return the hash that may be stored. It is keyed if the store has pseudonyms."""
@@ -418,8 +500,18 @@ class _Run:
             self._failed.append(FailedScan(result.scan_id, result.reason))
             self._unclean |= result.unclean
         else:
+            self._layers[result.scan_id] = result.layers
+            self._layer_notes[result.scan_id] = tuple(
+                f"{layer.name}: {note}"
+                for layer in result.layers
+                if layer.outcome == "done"
+                for note in result.scan.masks[layer.name].notes
+            )
+            outcomes = {layer.outcome for layer in result.layers}
+            if "failed" in outcomes:
+                inputs = ""  # the next run tries the layer again
             stamp = self._storable_hash(source.stamp)
-            self._state.change(result.scan, inputs, stamp)
+            self._state.change(result.scan, inputs, stamp, has_new_masks="done" in outcomes)
             if result.outcome == "done":
                 self._done.append(result.scan)
             elif result.outcome == "updated":
@@ -469,7 +561,7 @@ class _Run:
             skipped=tuple(sorted(self._skipped, key=position.__getitem__)),
             failed=tuple(sorted(self._failed, key=lambda scan: position.get(scan.scan_id, -1))),
             from_earlier_runs=self._from_earlier_runs,
-            notes={scan.scan_id: scan.notes for scan in (*done, *updated) if scan.notes},
+            notes=self._notes(done, updated),
             source_bytes=sum(scan.source_bytes for scan in done),
             stored_bytes=sum(entry.size_bytes for scan in done for entry in scan.manifest.values()),
             seconds=seconds,
@@ -482,4 +574,37 @@ class _Run:
             absent=self._discovery.absent,
             tables=self._discovery.tables,
             missing=self._discovery.missing,
+            layers=tuple(self._layer_reports()),
         )
+
+    def _notes(
+        self, done: Sequence[ScanAttributes], updated: Sequence[ScanAttributes]
+    ) -> dict[str, tuple[str, ...]]:
+        """Return the notes on scans that are new or updated, and on new masks, by scan id."""
+        notes = {scan.scan_id: scan.notes for scan in (*done, *updated)}
+        for scan_id, new_notes in self._layer_notes.items():
+            notes[scan_id] = (*notes.get(scan_id, ()), *new_notes)
+        return {scan_id: texts for scan_id, texts in notes.items() if texts}
+
+    def _layer_reports(self) -> Iterator[LayerReport]:
+        layouts = self._job.recipe.layouts.values()
+        for name in dict.fromkeys(name for layout in layouts for name in layout.layers):
+            scans: dict[str, list[str]] = defaultdict(list)
+            failed: list[FailedScan] = []
+            for scan_id in self._sources:
+                for layer in self._layers.get(scan_id, ()):
+                    if layer.name == name and layer.outcome == "failed":
+                        failed.append(FailedScan(scan_id, layer.reason))
+                    elif layer.name == name:
+                        scans[layer.outcome].append(scan_id)
+            yield LayerReport(
+                name,
+                done=tuple(scans["done"]),
+                skipped=tuple(scans["already in the store"]),
+                failed=tuple(failed),
+                without_file=tuple(
+                    scan_id
+                    for scan_id, source in self._sources.items()
+                    if name not in {layer.name for layer in source.layers}
+                ),
+            )

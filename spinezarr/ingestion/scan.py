@@ -5,8 +5,9 @@ import json
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ from spinezarr.ingestion.voxels.chunks import (
     ImageFacts,
     LabelEncoder,
     LabelFacts,
+    stored_labels,
 )
 from spinezarr.ingestion.voxels.encode import ChunkEncoder, Facts, encode_volume
 from spinezarr.ingestion.voxels.memory import MemoryBudget, Workspace
@@ -52,18 +54,24 @@ from spinezarr.recipe import Recipe
 from spinezarr.resources import package_version
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.scan_writer import ScanWriter
+from spinezarr.store.table import ERRATUM_APPLIED
 from spinezarr.store.writer import StoreWriter
 from spinezarr.text import count_noun
 from spinezarr.vertebrae import NAME_OF_VALUE
 
 __all__ = [
     "ScanOptions",
+    "absent_parts_note",
     "descriptive_metadata",
+    "grid_on_image",
     "ingest_scan",
     "label_files",
     "label_notes",
+    "label_rounding",
+    "naming_label",
     "open_image",
     "source_key",
     "source_record",
@@ -82,6 +90,9 @@ The mask gets the rest, because its voxels are half as large.
 _REPORT_PERIOD_S: Final = 0.1
 _OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
 _ABSENT_NOTE: Final = "parts of the mask that are absent, so their voxels are background: "
+_CORRECTED_NOTE: Final = "labels corrected by a list of errata: "
+_MAX_PARTS_SHOWN: Final = 40
+"""Largest number of absent parts that a note names. A whole spine has 26 vertebrae."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,16 @@ def ingest_scan(
     label = None if files is None else open_label(fs, root, files, image.grid, options.limits)
     notes = [*image.notes]
     # Grids are compared before any voxel is decompressed.
-    label_grid = None if label is None else _label_grid(source, image, label, options, notes)
+    label_grid = None
+    if label is not None:
+        label_grid, grid_notes = grid_on_image(
+            image.grid,
+            label,
+            image_path=source.image,
+            label_path=_label_path(source),
+            take_image_grid=options.take_image_grid,
+        )
+        notes += grid_notes
     centroids = annotated_centroids(source, companions.centroids, image.grid)
     writer = store.scans.start(source.scan_id)
     voxel_writer = _VoxelWriter(
@@ -185,24 +205,28 @@ def ingest_scan(
             "written_by": f"spinezarr {package_version()}",
         }
         counts = None
+        correction = ""
         if label is None or label_grid is None or label_result is None:
             facts |= {"vertebrae": {}, "other_labels": {}}
             facts |= {"centroids": centroids.records({}), "label_source": None}
         else:
-            label_facts, rounding = label_result
+            label_facts, centroids = label_result.facts, label_result.centroids
             counts = label_chunks(label_facts)
             facts |= _label_summary(label_facts)
             facts["centroids"] = centroids.records(_distances_mm(label_facts))
             facts["label_source"] = {
                 **source_record(_label_path(source), label, label.source_file(), label_grid),
                 "parts": tuple((part.value, part.path) for part in source.label_parts),
-                "values": source.label_values,
+                "values": label_result.values,
                 "segments": source.label_segments,
-                "rounded_voxels": rounding.voxels,
+                "rounded_voxels": label_result.rounding.voxels,
             }
-            notes += label_notes(label, label_facts, rounding)
+            notes += label_notes(label, label_facts, label_result.rounding)
+            correction = label_result.correction
         notes += centroids.notes(facts["centroids"])
-        facts |= descriptive_metadata(source, recipe, companions, facts["other_labels"], notes)
+        facts |= descriptive_metadata(
+            source, recipe, companions, facts["other_labels"], notes, correction=correction
+        )
         if options.pseudonyms is not None:
             facts = options.pseudonyms.facts(facts, source.scan_id)
         return writer.publish(facts, counts)
@@ -217,6 +241,8 @@ def descriptive_metadata(
     companions: CompanionFiles,
     other_labels: Iterable[str],
     notes: Iterable[str],
+    *,
+    correction: str = "",
 ) -> dict[str, Any]:
     """Return the metadata of a scan that do not depend on its voxels.
 
@@ -234,6 +260,8 @@ def descriptive_metadata(
         Mask values that are no vertebrae.
     notes
         Notes so far. New notes of the same kinds replace earlier ones.
+    correction
+        What a list of errata has changed in the mask; empty if it was not applied.
     """
     structures = {
         value: name for value, name in recipe.labels.structures.items() if value in other_labels
@@ -241,12 +269,10 @@ def descriptive_metadata(
     unknown_values = [value for value in other_labels if value not in structures]
     new_notes = [f"{_OUTSIDE_NOTE}{', '.join(unknown_values)}"] if unknown_values else []
     if source.absent_parts:
-        n_parts = len(source.absent_parts) + len(source.label_parts)
-        new_notes.append(
-            f"{_ABSENT_NOTE}{', '.join(source.absent_parts)} ({len(source.absent_parts)} of "
-            f"{n_parts})"
-        )
-    replaced_kinds = (SIDECAR_NOTE, _OUTSIDE_NOTE, _ABSENT_NOTE)
+        new_notes.append(absent_parts_note(source.absent_parts, len(source.label_parts)))
+    if correction:
+        new_notes.append(f"{_CORRECTED_NOTE}{correction}")
+    replaced_kinds = (SIDECAR_NOTE, _OUTSIDE_NOTE, _ABSENT_NOTE, _CORRECTED_NOTE)
     voxel_notes = (note for note in notes if not note.startswith(replaced_kinds))
     return {
         "dataset": recipe.name,
@@ -258,11 +284,21 @@ def descriptive_metadata(
         "license": source.license or recipe.license,
         "citation": recipe.citation,
         "label_state": source.label_state if source.has_mask else "none",
-        "columns": source.columns,
+        "columns": {**source.columns, **({ERRATUM_APPLIED: correction} if correction else {})},
         "sidecar": companions.sidecar,
         "structures": structures,
         "notes": (*voxel_notes, *companions.notes, *new_notes),
     }
+
+
+def absent_parts_note(absent: Sequence[str], n_present: int) -> str:
+    """Return the remark that some structures of a mask have no file although others have one."""
+    names = ", ".join(absent[:_MAX_PARTS_SHOWN])
+    more = len(absent) - _MAX_PARTS_SHOWN
+    return (
+        f"{_ABSENT_NOTE}{names}{f' and {more} more' if more > 0 else ''} ({len(absent)} of "
+        f"{len(absent) + n_present})"
+    )
 
 
 def source_key(source: ScanSource, companions: CompanionFiles) -> str:
@@ -274,8 +310,16 @@ def source_key(source: ScanSource, companions: CompanionFiles) -> str:
     image = source.image if source.series is None else (source.image, source.series.key)
     files = [image, source.label, parts, source.label_values]
     segments = [source.label_segments] if source.label_segments else []
+    errata = [] if source.correction is None else [canonical_json(source.correction)]
     key = json.dumps(
-        [*files, *segments, source.centroids, source.centroid_convention, centroids_hash]
+        [
+            *files,
+            *segments,
+            *errata,
+            source.centroids,
+            source.centroid_convention,
+            centroids_hash,
+        ]
     )
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
@@ -308,14 +352,13 @@ def label_files(source: ScanSource) -> LabelFiles | None:
     if not source.has_mask:
         return None
     parts = [(part.value, part.path) for part in source.label_parts]
-    return LabelFiles(_label_path(source), parts, source.label_values, source.label_segments)
+    return LabelFiles.of(source.label, parts, source.label_values, source.label_segments)
 
 
 def _label_path(source: ScanSource) -> str:
     """Return the path of the mask, or the folder of its first part if it is in parts."""
-    if source.label_parts:
-        return f"{source.label_parts[0].path.rpartition('/')[0] or '.'}/"
-    return source.label or ""
+    files = label_files(source)
+    return "" if files is None else files.file
 
 
 class _StoppedError(Exception):
@@ -356,8 +399,20 @@ class _Progress:
         self._stopped = True
 
 
-_LabelResult = tuple[list[LabelFacts], Rounding]
-"""Facts about the chunks of a mask, and the rounding of its values."""
+@dataclass(frozen=True, slots=True)
+class _LabelResult:
+    """What is known of a mask that was encoded."""
+
+    facts: list[LabelFacts]
+    """Facts about its chunks."""
+    rounding: Rounding
+    """Count of its rounded values."""
+    values: tuple[tuple[int, int], ...]
+    """Pairs of value in the file and stored value; empty if values are stored as they are."""
+    centroids: AnnotatedCentroids
+    """Annotated centroids, named as the stored labels are."""
+    correction: str = ""
+    """What a list of errata has changed, and who says so; empty if it was not applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,20 +477,29 @@ class _VoxelWriter:
         )
 
 
-def _label_grid(
-    source: ScanSource, image: Volume, label: Volume, options: ScanOptions, notes: list[str]
-) -> Grid:
+def grid_on_image(
+    image: Grid, label: Volume, *, image_path: str, label_path: str, take_image_grid: bool
+) -> tuple[Grid, list[str]]:
+    """Check that a mask lies on the grid of its image; see :func:`aligned_label_grid`.
+
+    Returns
+    -------
+    grid
+        Grid whose axis directions determine the order of the stored axes.
+    notes
+        Remarks on the file and its grid for the user.
+    """
     grid = aligned_label_grid(
-        image.grid,
+        image,
         label.grid,
-        image_path=source.image,
-        label_path=_label_path(source),
-        take_image_grid=options.take_image_grid,
+        image_path=image_path,
+        label_path=label_path,
+        take_image_grid=take_image_grid,
     )
-    notes += [f"mask: {note}" for note in label.notes]
-    if grid is image.grid:
+    notes = [f"mask: {note}" for note in label.notes]
+    if grid is image:
         notes.append("the mask was given the affine of the image (--take-image-grid)")
-    return grid
+    return grid, notes
 
 
 def _write_image(
@@ -508,20 +572,62 @@ def _write_label(
     centroids: AnnotatedCentroids,
     voxel_writer: _VoxelWriter,
 ) -> _LabelResult:
-    encoder = LabelEncoder(
-        voxel_writer.writer.profile,
-        values=source.label_values,
-        centroid_zyx=centroids.index_by_value(),
-        spacing_zyx_mm=grid.spacing_zyx_mm,
-    )
-    if isinstance(label, MergedLabels | SegmentedLabels):  # its errors name the refused file
+    values, correction = source.label_values, ""
+    with naming_label(label, _label_path(source)):
+        if source.correction is not None:
+            # The mask is read twice, because its levels are known only at its end.
+            heights = _label_heights(label, grid, source.label_values, voxel_writer)
+            new_values = source.correction.new_values(heights)
+            correction = source.correction.describe(new_values)
+            if new_values:
+                kept = values or tuple((value, value) for value in heights)
+                values = tuple((value, new_values.get(old, old)) for value, old in kept)
+            centroids = centroids.renamed(new_values)
+        encoder = LabelEncoder(
+            voxel_writer.writer.profile,
+            values=values,
+            centroid_zyx=centroids.index_by_value(),
+            spacing_zyx_mm=grid.spacing_zyx_mm,
+        )
         facts = voxel_writer.encode(LABEL, label, grid, encoder, voxel_writer.progress.count)
-        return facts, label.rounding if isinstance(label, MergedLabels) else encoder.rounding
+    return _LabelResult(facts, label_rounding(label, encoder), values, centroids, correction)
+
+
+def _label_heights(
+    label: Volume, grid: Grid, values: tuple[tuple[int, int], ...], voxel_writer: _VoxelWriter
+) -> dict[int, float]:
+    """Read a mask to its end, and return the mean index of each label along z."""
+    axis_map = grid.axis_map
+    boxes = axis_map.slab_boxes(grid.shape_zyx, voxel_writer.writer.profile.chunk_shape_zyx)
+    axis = axis_map.source_axis_zyx.index(2)
+    counts, sums = np.zeros((2, np.iinfo(np.uint8).max + 1), np.int64)
+    slabs = label.slabs([box.shape_zyx[axis] for box in boxes])
+    # With strict, one more slab is requested, so the volume checks its file to the end.
+    for box, slab in zip(boxes, slabs, strict=True):
+        voxel_writer.progress.count(0)
+        labels, _ = stored_labels(axis_map.to_zyx(slab), values)
+        for z, plane in enumerate(labels, start=box.start_zyx[0]):
+            in_plane = np.bincount(plane.ravel(), minlength=len(counts))
+            counts += in_plane
+            sums += in_plane * z
+    counts[0] = 0
+    return {value: float(sums[value] / counts[value]) for value in np.flatnonzero(counts).tolist()}
+
+
+@contextmanager
+def naming_label(label: Volume, path: str) -> Iterator[None]:
+    """Let the errors about the values of a mask name its file."""
     try:
-        facts = voxel_writer.encode(LABEL, label, grid, encoder, voxel_writer.progress.count)
+        yield
     except LabelError as problem:
-        raise LabelError(f"{_label_path(source)}: {problem}") from problem
-    return facts, encoder.rounding
+        if isinstance(label, MergedLabels | SegmentedLabels):  # its errors name the refused file
+            raise
+        raise LabelError(f"{path}: {problem}") from problem
+
+
+def label_rounding(label: Volume, encoder: LabelEncoder) -> Rounding:
+    """Return the count of rounded values of a mask that was encoded."""
+    return label.rounding if isinstance(label, MergedLabels) else encoder.rounding
 
 
 def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
@@ -534,8 +640,13 @@ def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
     return nearest
 
 
-def label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding) -> list[str]:
-    """Return remarks for the user on values of a mask that are not stored as the file has them."""
+def label_notes(
+    label: Volume, facts: Iterable[LabelFacts], rounding: Rounding, named_by: str = "recipe"
+) -> list[str]:
+    """Return remarks for the user on values of a mask that are not stored as the file has them.
+
+    ``named_by`` says what names the labels.
+    """
     notes = []
     if rounding.voxels:
         notes.append(
@@ -548,14 +659,14 @@ def label_notes(label: Volume, facts: Iterable[LabelFacts], rounding: Rounding) 
     if dropped:
         values = ", ".join(map(str, sorted(dropped)))
         notes.append(
-            f"{dropped.total()} mask voxels became background, because the recipe names no label "
-            f"for their values: {values}"
+            f"{dropped.total()} mask voxels became background, because the {named_by} names no "
+            f"label for their values: {values}"
         )
     if isinstance(label, MergedLabels | SegmentedLabels) and label.overlap_voxels:
         noun = "mask" if isinstance(label, MergedLabels) else "segment"
         notes.append(
             f"{count_noun(label.overlap_voxels, 'voxel')} in two {noun}s at once got the label of "
-            f"the {noun} that the recipe names later"
+            f"the {noun} that the {named_by} names later"
         )
     return notes
 

@@ -1,18 +1,21 @@
 """What does a worker do for one scan, in this process or on another machine?
 
-Workers share nothing but the files.
+A task is all work on one scan: an ingest reads it with its masks, and ``add-labels`` adds a mask to
+it. Workers share nothing but the files.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from spinezarr.errors import LostLockError, SpinezarrError
 from spinezarr.formats.volume import Volume
 from spinezarr.ingestion.discovery.annotations import CompanionFiles, read_companion_files
-from spinezarr.ingestion.discovery.discover import ScanSource
-from spinezarr.ingestion.label_file import open_label
+from spinezarr.ingestion.discovery.discover import ScanLayer, ScanSource
+from spinezarr.ingestion.label_file import LabelFiles, open_label
+from spinezarr.ingestion.masks import MaskFacts, MaskFiles, write_mask_files
 from spinezarr.ingestion.scan import (
     ScanOptions,
     descriptive_metadata,
@@ -25,37 +28,63 @@ from spinezarr.recipe import Recipe
 from spinezarr.redaction import redact_urls_in
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.table import ERRATUM_APPLIED
 from spinezarr.store.writer import StoreWriter
 from spinezarr.text import describe_os_error, to_printable
 
-__all__ = ["IngestJob", "Outcome", "ScanResult", "ScanTask", "run_task"]
+__all__ = [
+    "IngestJob",
+    "Job",
+    "LayerResult",
+    "MaskJob",
+    "MaskSourceFiles",
+    "MaskTask",
+    "Outcome",
+    "ScanResult",
+    "ScanTask",
+    "Task",
+    "TaskSource",
+]
 
 Outcome = Literal["done", "updated", "already in the store", "failed"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class IngestJob:
-    """Settings that all scans of one ingest share."""
+class TaskSource(Protocol):
+    """What a task reads."""
 
-    recipe: Recipe
-    raw: str = field(repr=False)
-    """Folder or URL of the source files."""
-    raw_options: Mapping[str, Any] = field(repr=False)
-    store: StoreWriter
-    options: ScanOptions
+    @property
+    def scan_id(self) -> str:
+        """Id of the scan."""
+        ...
+
+    @property
+    def read_bytes(self) -> int:
+        """Size of all files in bytes, for progress."""
+        ...
+
+
+class Task(Protocol):
+    """All work on one scan."""
+
+    @property
+    def source(self) -> TaskSource:
+        """What the task reads."""
+        ...
+
+    @property
+    def masks(self) -> Collection[str]:
+        """Names of the further masks that the task writes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class ScanTask:
-    """A scan that may have to be read."""
+class LayerResult:
+    """What became of a further mask of a scan that an ingest has read."""
 
-    source: ScanSource
-    stored: bool
-    """Whether the store has a scan of this id."""
-    same_files: bool
-    """Whether all files still have the sizes and times that they had when the scan was stored."""
-    damaged: bool = False
-    """Whether its stored files are damaged. If so, it is read again in any case."""
+    name: str
+    outcome: Literal["done", "already in the store", "failed"]
+    reason: str = ""
+    """Why it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +102,187 @@ class ScanResult:
     """Why it failed."""
     unclean: bool = False
     """Whether a write may have been cut off. If so, the store may hold leftover files."""
+    layers: tuple[LayerResult, ...] = ()
+    """Further masks of the scan that an ingest has read."""
 
 
-def run_task(
-    job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
-) -> ScanResult:
-    """Ingest one scan; if that fails, return the reason.
+TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
 
-    Parameters
-    ----------
-    job, task
-        Settings of the ingest, and the scan.
-    pool
-        Threads that encode chunks.
-    on_share
-        Called with each further share of the scan that is done (0 to 1).
 
-    Raises
-    ------
-    LostLockError
-        If another run has taken over the store.
+class Job(Protocol[TaskT_contra]):
+    """Settings that all tasks of one run share. It is sent to workers with each task."""
+
+    @property
+    def raw(self) -> str:
+        """Folder or URL of the source files."""
+        ...
+
+    @property
+    def raw_options(self) -> Mapping[str, Any]:
+        """Options for the file system of the source files."""
+        ...
+
+    @property
+    def store(self) -> StoreWriter:
+        """The store."""
+        ...
+
+    def with_raw(self, raw: str) -> Self:
+        """Return the job with another path of the source files."""
+        ...
+
+    def run(
+        self, task: TaskT_contra, pool: Executor, on_share: Callable[[float], None]
+    ) -> ScanResult:
+        """Do a task; if that fails, return the reason.
+
+        Parameters
+        ----------
+        task
+            The task.
+        pool
+            Threads that encode chunks.
+        on_share
+            Called with each further share of the task that is done (0 to 1).
+
+        Raises
+        ------
+        LostLockError
+            If another run has taken over the store.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScanTask:
+    """A scan that may have to be read."""
+
+    source: ScanSource
+    stored: bool
+    """Whether the store has a scan of this id."""
+    same_files: bool
+    """Whether all files still have the sizes and times that they had when the scan was stored."""
+    damaged: bool = False
+    """Whether its stored files are damaged. If so, it is read again in any case."""
+    damaged_masks: frozenset[str] = frozenset()
+    """Further masks whose stored files are damaged. They are read again in any case."""
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Names of the further masks that the task writes."""
+        return tuple(layer.name for layer in self.source.layers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IngestJob:
+    """Settings that all scans of one ingest share."""
+
+    recipe: Recipe
+    raw: str = field(repr=False)
+    """Folder or URL of the source files."""
+    raw_options: Mapping[str, Any] = field(repr=False)
+    store: StoreWriter
+    options: ScanOptions
+
+    def with_raw(self, raw: str) -> Self:
+        """Return the job with another path of the source files."""
+        return replace(self, raw=raw)
+
+    def run(self, task: ScanTask, pool: Executor, on_share: Callable[[float], None]) -> ScanResult:
+        """Ingest one scan and its further masks; see :class:`Job`."""
+        source = task.source
+        layer_bytes = source.read_bytes - source.size_bytes
+        own_share = source.size_bytes / source.read_bytes if layer_bytes else 1.0
+        try:
+            result = _ingest(self, task, pool, partial(_scaled, on_share, own_share))
+            layers = []
+            for layer in source.layers:
+                layer_share = layer.size_bytes / source.read_bytes if layer_bytes else 0.0
+                scan, layer_result = _write_layer(
+                    self, task, layer, pool, partial(_scaled, on_share, layer_share)
+                )
+                layers.append(layer_result)
+                result = replace(result, scan=scan or result.scan, layers=tuple(layers))
+        except LostLockError:
+            raise
+        except Exception as error:  # noqa: BLE001  one bad scan never stops the others
+            return _failed(source.scan_id, error)
+        return result
+
+
+def _scaled(on_share: Callable[[float], None], factor: float, share: float) -> None:
+    on_share(share * factor)
+
+
+def _failed(scan_id: str, error: Exception) -> ScanResult:
+    unclean = not isinstance(error, SpinezarrError)
+    return ScanResult(scan_id, "failed", reason=_failure_reason(error), unclean=unclean)
+
+
+def _write_layer(
+    job: IngestJob,
+    task: ScanTask,
+    layer: ScanLayer,
+    pool: Executor,
+    on_share: Callable[[float], None],
+) -> tuple[ScanAttributes | None, LayerResult]:
+    """Write a further mask of a scan that is in the store; the scan stays if that fails.
+
+    Returns
+    -------
+    scan
+        Attributes of the scan as published; None if the mask was not written.
+    result
+        What became of the mask.
     """
+    if layer.problem:
+        return None, LayerResult(layer.name, "failed", layer.problem)
+    described = job.recipe.layouts[layer.layout].layers[layer.name]
+    scheme = described.label_scheme
+    files = MaskFiles(
+        LabelFiles.of(
+            layer.label,
+            [(part.value, part.path) for part in layer.parts],
+            described.stored_values,
+            described.stored_segments,
+            scheme.vertebrae,
+        ),
+        layer.stamp,
+        layer.absent_parts,
+    )
+    facts = MaskFacts(
+        scheme, described.license, described.author, described.model, described.label_state
+    )
     try:
-        return _run_task(job, task, pool, on_share)
+        fs, root = open_filesystem(job.raw, job.raw_options)
+        scan = write_mask_files(
+            job.store,
+            task.source.scan_id,
+            layer.name,
+            files,
+            facts,
+            fs=fs,
+            root=root,
+            options=job.options,
+            pool=pool,
+            on_share=on_share,
+            again=layer.name in task.damaged_masks,
+            named_by="recipe",
+        )
     except LostLockError:
         raise
-    except Exception as error:  # noqa: BLE001  one bad scan never stops the others
-        reason, unclean = _failure_reason(error), not isinstance(error, SpinezarrError)
-        return ScanResult(task.source.scan_id, "failed", reason=reason, unclean=unclean)
+    except Exception as error:  # noqa: BLE001  one bad mask never stops the others
+        return None, LayerResult(layer.name, "failed", _failure_reason(error))
+    return scan, LayerResult(layer.name, "already in the store" if scan is None else "done")
 
 
-def _run_task(
-    job: IngestJob, task: ScanTask, pool: Executor, on_share: Callable[[float], None]
+def _ingest(
+    job: IngestJob,
+    task: ScanTask,
+    pool: Executor,
+    on_share: Callable[[float], None],
 ) -> ScanResult:
+    """Ingest image and label of a scan, unless they are in the store."""
     source = task.source
     fs, root = open_filesystem(job.raw, job.raw_options)
     companions = read_companion_files(fs, root, source, job.options.limits)
@@ -171,7 +348,14 @@ def _keep_voxels(
 ) -> ScanResult:
     """Keep the stored voxels; update the metadata of the scan if they have changed."""
     metadata = descriptive_metadata(
-        source, job.recipe, companions, stored_scan.other_labels, stored_scan.notes
+        source,
+        job.recipe,
+        companions,
+        stored_scan.other_labels,
+        stored_scan.notes,
+        correction=stored_scan.columns.get(ERRATUM_APPLIED, "")
+        if source.correction is not None
+        else "",
     )
     scan = ScanAttributes.model_validate({**dict(stored_scan), **metadata})
     # Texts are compared, because the order of columns counts too.
@@ -189,3 +373,65 @@ def _failure_reason(error: Exception) -> str:
         else f"unexpected {type(error).__name__}: {error}. Please report this."
     )
     return to_printable(redact_urls_in(" ".join(description.split())))
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSourceFiles:
+    """The files of a further mask that is added to a stored scan."""
+
+    scan_id: str
+    files: MaskFiles
+    read_bytes: int
+    """Size of the files in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTask:
+    """A further mask that is added to a stored scan."""
+
+    source: MaskSourceFiles
+    masks: tuple[str, ...]
+    """Name of the mask."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskJob:
+    """Settings that all scans share to which a mask is added."""
+
+    name: str
+    """Name of the mask."""
+    facts: MaskFacts
+    raw: str = field(repr=False)
+    """Folder or URL of the files."""
+    raw_options: Mapping[str, Any] = field(repr=False)
+    store: StoreWriter
+    options: ScanOptions
+
+    def with_raw(self, raw: str) -> Self:
+        """Return the job with another path of the source files."""
+        return replace(self, raw=raw)
+
+    def run(self, task: MaskTask, pool: Executor, on_share: Callable[[float], None]) -> ScanResult:
+        """Add the mask to one scan; see :class:`Job`."""
+        scan_id = task.source.scan_id
+        try:
+            fs, root = open_filesystem(self.raw, self.raw_options)
+            scan = write_mask_files(
+                self.store,
+                scan_id,
+                self.name,
+                task.source.files,
+                self.facts,
+                fs=fs,
+                root=root,
+                options=self.options,
+                pool=pool,
+                on_share=on_share,
+            )
+        except LostLockError:
+            raise
+        except Exception as error:  # noqa: BLE001  one bad scan never stops the others
+            return _failed(scan_id, error)
+        if scan is None:
+            return ScanResult(scan_id, "already in the store", self.store.scans.published(scan_id))
+        return ScanResult(scan_id, "done", scan)

@@ -1,11 +1,13 @@
 """How does a recipe state where the files of a dataset lie, and what their values mean?"""
 
 from spinezarr.recipe.bounded_regex import BoundedRegex, compile_bounded
+from spinezarr.recipe.correction import LabelCorrection
 from spinezarr.recipe.layout import (
     CentroidConvention,
     CentroidFiles,
     LabelParts,
     Labels,
+    Layer,
     Layout,
     label_value,
 )
@@ -17,7 +19,7 @@ from spinezarr.recipe.pattern import (
     template_regex,
 )
 from spinezarr.recipe.series import SERIES_NAMES, SeriesInfo, SeriesSelection
-from spinezarr.recipe.table import Download, ImageList, Table
+from spinezarr.recipe.table import Download, Folds, ImageList, Relabeling, Table
 
 __all__ = [
     "SERIES_NAMES",
@@ -25,14 +27,18 @@ __all__ = [
     "CentroidConvention",
     "CentroidFiles",
     "Download",
+    "Folds",
     "IgnoredFiles",
     "ImageList",
+    "LabelCorrection",
     "LabelParts",
     "Labels",
+    "Layer",
     "Layout",
     "Lookup",
     "PathPattern",
     "Recipe",
+    "Relabeling",
     "SeriesInfo",
     "SeriesSelection",
     "Splits",

@@ -5,6 +5,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from spinezarr.errors import UsageError
+from spinezarr.label_schemes import LabelScheme, label_scheme
+from spinezarr.mask_names import is_mask_name
 from spinezarr.recipe.pattern import (
     PathPattern,
     PathTemplate,
@@ -22,6 +25,7 @@ __all__ = [
     "CentroidFiles",
     "LabelParts",
     "Labels",
+    "Layer",
     "Layout",
     "label_value",
 ]
@@ -84,9 +88,19 @@ def _checked_number(text: str, highest: int) -> str:
     return text
 
 
+def _checked_layer_name(name: str) -> str:
+    if not is_mask_name(name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a layer: expected a small letter and then 1 to 63 "
+            "small letters, digits and underscores, and not 'image', 'label' or 'sampling'"
+        )
+    return name
+
+
 LabelText = Annotated[str, AfterValidator(_checked_label)]
 MaskValueText = Annotated[str, AfterValidator(_checked_mask_value)]
 SegmentName = Annotated[str, Field(min_length=1, max_length=_MAX_SEGMENT_CHARACTERS)]
+LayerName = Annotated[str, AfterValidator(_checked_layer_name)]
 StructureText = Annotated[str, AfterValidator(_checked_structure)]
 
 
@@ -111,6 +125,79 @@ class CentroidFiles(StrictModel):
     files: TemplateTexts
     """Templates of the files, tried in order."""
     convention: CentroidConvention
+
+
+class Layer(StrictModel):
+    """A further mask of the scans of a layout, beside ``label``."""
+
+    files: Annotated[TemplateTexts, Field(min_length=1)]
+    """Templates of the mask, tried in order.
+
+    With ``{part}``, there is one binary file for each name of the scheme. If two structures
+    overlap, the one of the larger value wins.
+    """
+    scheme: str | Annotated[dict[MaskValueText, str], Field(min_length=1)] = "vertebrae"
+    """Names of the stored values: a scheme of :mod:`spinezarr.label_schemes`, or each name."""
+    values: dict[MaskValueText, str] = Field(default_factory=dict)
+    """Name of the scheme, or stored value, for each value in the file.
+
+    Other values become background. Without it, values are stored as they are.
+    """
+    segments: dict[SegmentName, str] = Field(default_factory=dict)
+    """Name of the scheme, or stored value, for each segment of a file whose segments have names."""
+    model: str = ""
+    """Program or network that made the masks, with its version; empty if there is none."""
+    author: str = ""
+    """Who made or annotated the masks; empty if it is not known."""
+    license: str = ""
+    """License of the masks; empty if it is not known."""
+    label_state: LabelState = "unknown"
+    """Whether vertebrae cut by the end of the volume are annotated, or a model drew the masks."""
+
+    @model_validator(mode="after")
+    def _values_are_in_the_scheme(self) -> Self:
+        try:
+            scheme = self.label_scheme
+            for label in (*self.values.values(), *self.segments.values()):
+                scheme.value_of(label)
+        except UsageError as problem:
+            raise ValueError(str(problem).removesuffix(".")) from problem
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_file(self) -> Self:
+        in_parts = {"part" in template_names(template) for template in self.files}
+        if len(in_parts) > 1:
+            raise ValueError("either all 'files' of a layer name {part}, or none does")
+        if self.in_parts and (self.values or self.segments):
+            raise ValueError("files that name {part} have the values of the scheme, and no others")
+        if self.values and self.segments:
+            raise ValueError("give either 'values' or 'segments'")
+        return self
+
+    @property
+    def label_scheme(self) -> LabelScheme:
+        """Names of the stored values."""
+        if isinstance(self.scheme, str):
+            return label_scheme(self.scheme)
+        return label_scheme({int(value): name for value, name in self.scheme.items()})
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there is one file for each structure."""
+        return "part" in template_names(self.files[0])
+
+    @property
+    def stored_values(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of value in the file and stored value; empty if values are kept."""
+        scheme = self.label_scheme
+        return tuple((int(value), scheme.value_of(label)) for value, label in self.values.items())
+
+    @property
+    def stored_segments(self) -> tuple[tuple[str, int], ...]:
+        """Pairs of the name of a segment and its stored value; empty if masks have none."""
+        scheme = self.label_scheme
+        return tuple((name, scheme.value_of(label)) for name, label in self.segments.items())
 
 
 class Layout(StrictModel):
@@ -140,6 +227,8 @@ class Layout(StrictModel):
     """
     label_state: LabelState | None = None
     """Label state of this layout, if it differs from ``labels.state``."""
+    layers: dict[LayerName, Layer] = Field(default_factory=dict)
+    """Further masks, by name. A scan need not have them."""
     centroids: CentroidFiles | None = None
     sidecar: TemplateTexts = ()
     """Templates of a JSON file that accompanies the image, tried in order."""
@@ -192,6 +281,27 @@ class Layout(StrictModel):
     def mask_templates(self) -> tuple[str, ...]:
         """Templates of the mask files, whole or in parts."""
         return (*self.label, *((self.label_parts.file,) if self.label_parts else ()))
+
+    @property
+    def mask_parts(self) -> tuple[str, ...]:
+        """Names of the structures that have a file of their own in place of ``label``."""
+        return () if self.label_parts is None else tuple(self.label_parts.values)
+
+    def layer_parts(self, template: str) -> tuple[str, ...]:
+        """Return the names of the structures whose files a template of layers names."""
+        return tuple(
+            dict.fromkeys(
+                part
+                for layer in self.layers.values()
+                if layer.in_parts and template in layer.files
+                for part in layer.label_scheme.values
+            )
+        )
+
+    @property
+    def layer_templates(self) -> tuple[str, ...]:
+        """Templates of the files of all layers."""
+        return tuple(template for layer in self.layers.values() for template in layer.files)
 
     @property
     def centroid_templates(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What does a recipe state: where do the files of a dataset lie, and what do they mean?"""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -25,7 +25,7 @@ from spinezarr.recipe.pattern import (
     template_regex_text,
 )
 from spinezarr.recipe.series import SERIES_NAMES, SeriesSelection
-from spinezarr.recipe.table import Download, Table
+from spinezarr.recipe.table import Download, Folds, Table
 from spinezarr.regular_file import read_regular_file
 from spinezarr.resources import recipe_path, resource
 from spinezarr.strict_model import StrictModel
@@ -202,6 +202,8 @@ class Recipe(StrictModel):
     splits: Splits | None = None
     split: TemplateText = ""
     """Template of the split, for scans that no split list names."""
+    folds: Folds | None = None
+    """File with the folds of a cross-validation."""
     labels: Labels
     orphaned_masks: Literal["failed", "expected"] = "failed"
     """Whether a mask without its image is a failure.
@@ -315,11 +317,8 @@ class Recipe(StrictModel):
             for pattern in layout.image:
                 known_names = self._known_names(PathPattern(pattern).names | layout.extra_names)
                 for key, template in self._templates(name, layout):
-                    allowed = (
-                        known_names | {"part"}
-                        if key[-2:] == ("label_parts", "file")
-                        else known_names
-                    )
+                    in_parts = key[2:3] in {("label_parts",), ("layers",)}
+                    allowed = known_names | {"part"} if in_parts else known_names
                     missing = sorted(template_names(template) - allowed)
                     if missing:
                         names = (
@@ -373,6 +372,8 @@ class Recipe(StrictModel):
             yield (key,), getattr(self, key)
         for table_name, table in self.tables.items():
             yield ("tables", table_name, "matches"), table.matches
+        if self.folds is not None:
+            yield ("folds", "matches"), self.folds.matches
         layout_key = ("layouts", name)
         for keys, template in self._templates_of_files(layout):
             yield (*layout_key, *keys), template
@@ -392,6 +393,9 @@ class Recipe(StrictModel):
                 yield keys, template
         if layout.label_parts is not None:
             yield ("label_parts", "file"), layout.label_parts.file
+        for name, layer in layout.layers.items():
+            for template in layer.files:
+                yield ("layers", name, "files"), template
 
     @staticmethod
     def _lookup_regex(name: str, lookup: Lookup, constant: str | None) -> str:
@@ -492,15 +496,27 @@ class Recipe(StrictModel):
                 values[name] = value
         return values
 
-    def path_regexes(self, layout: Layout, template: str) -> list[BoundedRegex]:
+    def path_regexes(
+        self, layout: Layout, template: str, parts: Sequence[str] = ()
+    ) -> list[BoundedRegex]:
         """Return expressions for all paths that a template may give for images of a layout.
+
+        Parameters
+        ----------
+        layout
+            Layout of the images.
+        template
+            Template of a file.
+        parts
+            Names that ``{part}`` stands for. By default, those of the masks and layers that have
+            this template.
 
         Raises
         ------
         RecipeLimitError
             If such an expression is too long.
         """
-        extra_regexes = self._extra_regexes(layout, template)
+        extra_regexes = self._extra_regexes(layout, template, parts)
         patterns = (template_regex(template, image, extra_regexes) for image in layout.image)
         return list(dict.fromkeys(patterns))
 
@@ -509,11 +525,16 @@ class Recipe(StrictModel):
         extra_regexes = self._extra_regexes(layout, template)
         return (template_regex_text(template, image, extra_regexes) for image in layout.image)
 
-    def _extra_regexes(self, layout: Layout, template: str) -> dict[str, str]:
+    def _extra_regexes(
+        self, layout: Layout, template: str, parts: Sequence[str] = ()
+    ) -> dict[str, str]:
         """Return an expression for each text that a template may use in addition to the image."""
         extra_regexes = {name: re.escape(text) for name, text in layout.constants.items()}
         for name, lookup in self.lookups.items():
             extra_regexes[name] = self._lookup_regex(name, lookup, extra_regexes.get(name))
-        if layout.label_parts is not None and template == layout.label_parts.file:
-            extra_regexes["part"] = "|".join(map(re.escape, layout.label_parts.values))
+        if not parts:
+            own = layout.label_parts is not None and template == layout.label_parts.file
+            parts = (*(layout.mask_parts if own else ()), *layout.layer_parts(template))
+        if parts:
+            extra_regexes["part"] = "|".join(map(re.escape, dict.fromkeys(parts)))
         return extra_regexes

@@ -5,10 +5,10 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from spinezarr.recipe.bounded_regex import compile_bounded
-from spinezarr.recipe.pattern import FileName, PatternTexts, TemplateText
+from spinezarr.recipe.pattern import FileName, PatternTexts, TemplateText, Texts
 from spinezarr.strict_model import StrictModel
 
-__all__ = ["Download", "ImageList", "Table"]
+__all__ = ["Download", "Folds", "ImageList", "Relabeling", "Table"]
 
 
 def _checked_regex(text: str) -> str:
@@ -17,6 +17,19 @@ def _checked_regex(text: str) -> str:
     except ValueError as problem:
         raise ValueError(f"regular expression {text!r}: {problem}") from problem
     return text
+
+
+class Relabeling(StrictModel):
+    """Columns of a list of errata with the correct labels of scans.
+
+    ``spinezarr ingest --errata apply`` gives the labels to the masks.
+    """
+
+    column: str
+    """Column with pairs such as ``L1>T13 L2>L1``, or with the level of each vertebra from the top
+    down, such as ``C7 T1 T2``. It does not go into the scan table."""
+    source: str
+    """Column that says who found the errors."""
 
 
 class Table(StrictModel):
@@ -48,6 +61,8 @@ class Table(StrictModel):
     """
     split: str | None = None
     """Column with the split of the scan, which may be one of ``constants``."""
+    relabel: Relabeling | None = None
+    """Columns with the correct labels of the scan, if the table is a list of errata."""
 
     @model_validator(mode="after")
     def _one_way_to_name_scans(self) -> Self:
@@ -67,6 +82,8 @@ class Table(StrictModel):
                 f"'split' {self.split!r} is no column: with 'scan_regex', a table has "
                 "only the columns of 'constants'"
             )
+        if self.relabel is not None and self.scan_regex is not None:
+            raise ValueError("'relabel' needs a table with columns, so it excludes 'scan_regex'")
         if self.header and self.key is not None and self.key not in self.header:
             raise ValueError(f"'key' {self.key!r} is not in 'header'")
         return self
@@ -81,6 +98,27 @@ class Download(StrictModel):
     """Split of its scans."""
     scans: Annotated[int, Field(ge=1)]
     """Number of its scans."""
+
+
+class Folds(StrictModel):
+    """A JSON file that lists the folds of a cross-validation.
+
+    The fold in which a scan validates becomes the column ``fold``, counted from 0. The test scans
+    are in the split ``test``, and the scans of the folds in the split ``train``.
+    """
+
+    files: PatternTexts
+    """Patterns of the file, relative to the raw folder, tried in order."""
+    matches: TemplateText = "{scan}"
+    """Template that a name in the file must equal. Leading zeros of numbers do not count."""
+    column: str | None = None
+    """Column of a table with the name of the scan, which comes before ``matches``."""
+    folds: str = "folds"
+    """Key of the list of folds."""
+    validation: Texts = ("validation",)
+    """Keys of the names of validation scans in a fold, tried in order."""
+    test: str = "test"
+    """Key of the list with the names of test scans, which are in no fold."""
 
 
 class ImageList(StrictModel):

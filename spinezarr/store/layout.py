@@ -17,13 +17,13 @@ No other module defines these numbers.
         sampling/<mask>_chunks
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from spinezarr.errors import UsageError
+from spinezarr.mask_names import MASK_NAME, is_mask_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,7 @@ __all__ = [
     "LARGEST_CHUNK_BYTES",
     "LARGEST_SCANS",
     "LARGEST_SHARD_CHUNKS",
+    "MASK_NAME",
     "PROFILES",
     "SMALL_ARRAY",
     "BloscCodecSpec",
@@ -74,10 +75,6 @@ SAMPLING: Final = "sampling"
 """Name of the group of a scan that holds the voxel counts of its masks."""
 LABEL_CHUNKS: Final = "sampling/label_chunks"
 """Key of the array of a scan with the voxel count of each label in each chunk."""
-MASK_NAME: Final = "[a-z][a-z0-9_]{1,63}"
-"""Pattern of the names of further masks; coordinates have names of one letter."""
-_RESERVED_NAMES: Final = frozenset({IMAGE, LABEL, SAMPLING})
-"""Names of other members of a scan, which no further mask may have."""
 TABLE: Final = "table"
 """Key of the scan table."""
 SCANS: Final = "scans"
@@ -235,17 +232,6 @@ def fill_value(array: str, dtype: "np.dtype[Any]") -> int | float:
 def scan_key(scan_id: str) -> str:
     """Return the key of a scan's group in the store."""
     return f"{SCANS}/{scan_id}"
-
-
-def is_mask_name(name: str) -> bool:
-    """Whether a further mask can have this name.
-
-    Examples
-    --------
-    >>> is_mask_name("prediction"), is_mask_name("label"), is_mask_name("z"), is_mask_name("A b")
-    (True, False, False, False)
-    """
-    return re.fullmatch(MASK_NAME, name) is not None and name not in _RESERVED_NAMES
 
 
 def counts_key(mask: str) -> str:

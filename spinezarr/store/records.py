@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.store.layout import LARGEST_AXIS, is_mask_name
 from spinezarr.store.sealed import StoredAttributes, describe_value
+from spinezarr.vertebrae import LabelState
 
 __all__ = [
     "LARGEST_LENGTH_MM",
@@ -271,6 +272,8 @@ class MaskRecord(StoredAttributes):
     """Who made or annotated the mask; empty if it is not known."""
     model: str
     """Program or network that made the mask, with its version; empty if there is none."""
+    label_state: LabelState = "unknown"
+    """Whether vertebrae cut by the end of the volume are annotated, or a model drew the mask."""
     source: LabelSourceRecord | None
     """File of the mask; None if a program wrote its voxels into the store."""
     source_key: str

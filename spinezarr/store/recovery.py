@@ -6,7 +6,7 @@ size. Leftovers are deleted. A damaged scan stays as it is until it is ingested 
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
 from typing import Final
 
@@ -73,20 +73,26 @@ def recover_store(
     return whole
 
 
-def recover_scan(store: WritableStore, scan_id: str) -> ScanAttributes | None:
-    """Delete leftovers of dead workers in one scan; return its attributes if it is whole."""
+def recover_scan(
+    store: WritableStore, scan_id: str, masks: Collection[str] = ()
+) -> ScanAttributes | None:
+    """Delete leftovers of dead workers in one scan; return its attributes if it is whole.
+
+    ``masks`` are the further masks that must be whole too, if the scan has them.
+    """
     folder = store.scan_folder(scan_id)
     sizes = list_sizes(store.fs, folder)
     metadata = read_files(store.fs, [f"{folder}/{METADATA}"]).get(f"{folder}/{METADATA}")
     scan = _clean_scan(store, scan_id, sizes, metadata, None)
     remove_empty_folders(store.fs, folder)
-    return scan
+    return scan if scan is None or is_whole(scan, sizes, masks) else None
 
 
-def is_whole(scan: ScanAttributes, sizes: Mapping[str, int]) -> bool:
+def is_whole(scan: ScanAttributes, sizes: Mapping[str, int], masks: Collection[str] = ()) -> bool:
     """Whether every file that the manifest of a scan names exists with its size.
 
-    Files of further masks do not count, because reading the scan again does not bring them back.
+    Files of further masks count only if they are named, because reading the scan again does not
+    bring the others back.
 
     Parameters
     ----------
@@ -94,8 +100,10 @@ def is_whole(scan: ScanAttributes, sizes: Mapping[str, int]) -> bool:
         Attributes of the scan.
     sizes
         Sizes in bytes of the files in its folder, by key.
+    masks
+        Names of further masks whose files count.
     """
-    manifest = scan.without_masks().manifest
+    manifest = scan.without_masks(scan.masks.keys() - set(masks)).manifest
     return all(sizes.get(key) == entry.size_bytes for key, entry in manifest.items())
 
 

@@ -5,7 +5,7 @@ Commands and functions take the same four conditions. A scan is chosen if it mee
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from spinezarr.store.scan_table import TableColumns
 from spinezarr.text import to_nfc
 
 __all__ = ["Names", "ScanSelection", "check_scan_ids", "unknown_scan"]
+
+_FOLD: Final = "fold"
+"""Column with the fold of a cross-validation in which a scan validates."""
 
 
 @runtime_checkable
@@ -43,7 +46,7 @@ class ScanSelection:
     scans: tuple[str, ...] | None = None
     """Ids of scans, in the order in which they are processed."""
     split: tuple[str, ...] | None = None
-    """Splits; a scan is in one of them."""
+    """Splits, or folds such as ``fold 0``; a scan is in one of them."""
     source: tuple[str, ...] | None = None
     """Sources; a scan comes from one of them."""
     vertebra: tuple[str, ...] | None = None
@@ -84,7 +87,7 @@ class ScanSelection:
             of the table.
         """
         columns = (
-            ("split", self.split, _scans_by_text),
+            ("split", self.split, _scans_by_split),
             ("source", self.source, _scans_by_text),
             ("vertebra", self.vertebra, _scans_by_vertebra),
         )
@@ -120,6 +123,24 @@ def _names(value: Names | None) -> tuple[str, ...] | None:
     else:
         names = [value] if isinstance(value, str) else value
     return tuple(dict.fromkeys(to_nfc(str(name)) for name in names))
+
+
+def _scans_by_split(
+    table: TableColumns, column: str
+) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """Yield each split, and each fold of a cross-validation as a split, with its scans."""
+    splits = dict(_scans_by_text(table, column))
+    yield from splits.items()
+    try:
+        folds = np.asarray(table[_FOLD]).astype(object)
+    except KeyError:  # the dataset has no folds
+        return
+    folds_of_scans = [str(text).split("; ") for text in folds.tolist()]  # it may be in several
+    known = {fold for folds_of_scan in folds_of_scans for fold in folds_of_scan if fold}
+    for fold in sorted(known, key=lambda fold: (len(fold), fold)):
+        name = f"{_FOLD} {fold}"
+        if name not in splits:
+            yield name, np.array([fold in names for names in folds_of_scans], bool)
 
 
 def _scans_by_text(table: TableColumns, column: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:

@@ -68,6 +68,13 @@ class StoredScans:
         sizes = list_sizes(self._store.fs, self._store.scan_folder(scan_id))
         return scan if is_whole(scan, sizes) else None
 
+    def has_files_of(self, scan: ScanAttributes, mask: str) -> bool:
+        """Whether each file of a further mask exists with its size."""
+        sizes = list_sizes(self._store.fs, self._store.scan_folder(scan.scan_id))
+        others = scan.without_masks([mask]).manifest
+        own = {key: entry for key, entry in scan.manifest.items() if key not in others}
+        return all(sizes.get(key) == entry.size_bytes for key, entry in own.items())
+
     def start(self, scan_id: str) -> ScanWriter:
         """Start to write a scan; a published version stays until the new one is published."""
         folder = self._store.scan_folder(scan_id)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANOMALY",
     "ERRATUM",
+    "ERRATUM_APPLIED",
     "build_table",
     "fixed_columns",
     "natural_key",
@@ -46,6 +47,8 @@ __all__ = [
 
 ANOMALY, ERRATUM = "anomaly", "erratum"
 """Columns for anatomical variants and for known annotation errors, which every table has."""
+ERRATUM_APPLIED = "erratum_applied"
+"""Column with what a list of errata has changed in the mask, which not every table has."""
 
 _INVALID_CHARACTERS = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
 """Characters that the name of an array must not have, as it is also the name of a folder."""

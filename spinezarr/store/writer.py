@@ -4,7 +4,7 @@ One :class:`StoreWriter` stands for the store as a whole: its root and its lock.
 scans and the registry of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -113,6 +113,9 @@ class StoreWriter:
         """Delete leftovers of dead writers; return all whole scans. See :func:`recover_store`."""
         return recover_store(self._files, trusted)
 
-    def recover_scan(self, scan_id: str) -> ScanAttributes | None:
-        """Delete leftovers of dead workers in one scan; return its attributes if it is whole."""
-        return recover_scan(self._files, scan_id)
+    def recover_scan(self, scan_id: str, masks: Collection[str] = ()) -> ScanAttributes | None:
+        """Delete leftovers of dead workers in one scan; return its attributes if it is whole.
+
+        ``masks`` are the further masks that must be whole too, if the scan has them.
+        """
+        return recover_scan(self._files, scan_id, masks)

@@ -22,6 +22,8 @@ _IMAGE_FORM: Final = NiftiForm("LAS")
 _MASK_FORM: Final = NiftiForm("LAS", "uint8")
 _CADS_LEVELS: Final = usual_levels("C1", "L5")[::-1]
 """Vertebrae in the order of their values, of which the first is 1."""
+_CADS_PARTS: Final = {553: 0, 554: 11, 555: 24}
+"""Further masks, and the value of their first voxel: nothing, the sacrum, the last right rib."""
 _DISC: Final = 100
 _ENDPLATES: Final = 200
 
@@ -59,8 +61,12 @@ def write_cads(root: Path) -> tuple[WrittenScan, ...]:
         segmentations = root / folder / "segmentations" / scan
         label_path = segmentations / f"{scan}_part_552.nii.gz"
         write_nifti(label_path, values, phantom.affine_xyz, _MASK_FORM)
-        other = segmentations / f"{scan}_part_553.nii.gz"
-        write_nifti(other, np.zeros_like(values), phantom.affine_xyz, _MASK_FORM)
+        other = np.zeros_like(values)
+        for part, value in _CADS_PARTS.items():
+            other[0, 0, 0] = value
+            write_nifti(
+                segmentations / f"{scan}_part_{part}.nii.gz", other, phantom.affine_xyz, _MASK_FORM
+            )
         image_path = root / folder / "images" / f"{scan}{ending}.nii.gz"
         written.append(_with_image(f"{folder}_{scan}", folder, image_path, label_path, phantom))
     return tuple(written)

@@ -6,26 +6,25 @@ scans are ingested in this process, in other processes of this machine, or on a 
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, overload
 
 from spinezarr.catalog import CatalogEntry, load_catalog
+from spinezarr.errata import Errata
 from spinezarr.errors import SpinezarrError, UsageError
 from spinezarr.export.nii_gz_size import estimate_nii_gz_bytes
 from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.ingestion.discovery.dicom_folders import known_folders
 from spinezarr.ingestion.discovery.discover import Discovery, discover
 from spinezarr.ingestion.pseudonyms import apply_pseudonyms, map_file
-from spinezarr.ingestion.run import IngestReport, Workers
+from spinezarr.ingestion.run import Damage, IngestReport
 from spinezarr.ingestion.run import ingest as ingest_scans
 from spinezarr.ingestion.scan import ScanOptions
-from spinezarr.progress import OnProgress, Progress, ProgressCounter, ignore_progress
+from spinezarr.progress import OnProgress, ProgressCounter, ignore_progress
 from spinezarr.recipe import Recipe
-from spinezarr.redaction import redact_url
 from spinezarr.store.claim import stored_root
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read.engine import Engine
@@ -33,6 +32,7 @@ from spinezarr.stream.read.fetch import fetcher_for
 from spinezarr.text import count_noun
 from spinezarr.verbs.ingest_progress import IngestProgress
 from spinezarr.verbs.verify import link_folders
+from spinezarr.verbs.workers import check_worker_options, chosen_workers
 from spinezarr.verify.store import verify_store
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class IngestOptions(TypedDict, total=False):
     max_volume_gb: float
     follow_links: Collection[str | os.PathLike[str]] | None
     scratch: str | os.PathLike[str] | None
+    errata: Errata
     workers: int | None
     scheduler: "str | Client | None"
     repair: bool
@@ -108,6 +109,7 @@ def ingest(
     max_volume_gb: float = DEFAULT_LIMITS.volume_bytes / _BYTES_PER_GB,
     follow_links: Collection[str | os.PathLike[str]] | None = None,
     scratch: str | os.PathLike[str] | None = None,
+    errata: Errata = "mark",
     dry_run: bool = False,
     workers: int | None = None,
     scheduler: "str | Client | None" = None,
@@ -157,6 +159,9 @@ def ingest(
         Folders into which the voxels of a ``.mhd`` may lead through a link.
     scratch
         Folder for data that do not fit into memory. By default, that of a local store.
+    errata
+        Whether lists of errata only mark scans (``"mark"``), or also correct the labels of their
+        masks (``"apply"``). A second run with another choice reads only these scans again.
     dry_run
         Whether to find the files and return the result without writing anything.
     workers
@@ -203,14 +208,7 @@ def ingest(
     """
     if pseudonyms is not None and not pseudonymize:
         raise UsageError("--pseudonyms needs --pseudonymize.")
-    if workers is not None and scheduler is not None:
-        raise UsageError(
-            "--workers starts a cluster, and --scheduler uses a running one. Give one of them."
-        )
-    if scratch is not None and scheduler is None and not Path(scratch).is_dir():
-        raise UsageError(
-            f"--scratch {scratch}: is not a folder. Make it, or give one with free space."
-        )
+    check_worker_options(workers, scheduler, _text(scratch))
     request = _Request(
         dataset=os.fspath(dataset),
         patterns=_Patterns(image, label, scan_id),
@@ -224,7 +222,9 @@ def ingest(
     recipe, entry = _recipe_and_entry(request)
     locations = _locate(request, entry)
     dicom_folders = known_folders(locations.out, locations.out_options)
-    discovery = discover(recipe, locations.raw, locations.raw_options, known=dicom_folders)
+    discovery = discover(
+        recipe, locations.raw, locations.raw_options, known=dicom_folders, errata=errata
+    )
     if dry_run:
         return discovery
     if locations.out is None:
@@ -241,8 +241,8 @@ def ingest(
             discovery, recipe, locations.out, map_path, locations.out_options
         )
         options = replace(options, pseudonyms=names)
-    find_damaged = partial(_damaged_scans, locations.out, locations.out_options, on_progress)
-    with _workers(workers, scheduler, on_progress) as cluster:
+    find_damaged = partial(_find_damage, locations.out, locations.out_options, on_progress)
+    with chosen_workers(workers, scheduler, "ingest", on_progress) as chosen:
         report = ingest_scans(
             recipe,
             discovery,
@@ -253,7 +253,7 @@ def ingest(
             listener=IngestProgress(discovery.scans, on_progress),
             raw_options=locations.raw_options,
             out_options=locations.out_options,
-            workers=cluster,
+            workers=chosen,
             find_damaged=find_damaged if repair else None,
         )
     return replace(report, nii_gz_bytes=_nii_gz_bytes(report, discovery))
@@ -355,30 +355,8 @@ def _locate(request: _Request, entry: CatalogEntry | None) -> _Locations:
     return _Locations(raw, raw_options, out, out_options, license)
 
 
-@contextmanager
-def _workers(
-    n_workers: int | None, scheduler: "str | Client | None", on_progress: OnProgress
-) -> Iterator[Workers | None]:
-    """Start or use the requested workers, if any, and report their dashboard."""
-    if n_workers is None and scheduler is None:
-        yield None
-        return
-    # Dask's scheduler takes half a second to import.
-    from spinezarr.ingestion.cluster import existing_cluster, local_cluster  # noqa: PLC0415
-
-    with (
-        local_cluster(n_workers) if n_workers is not None else existing_cluster(scheduler or "")
-    ) as cluster:
-        if cluster.dashboard:
-            message = f"Dashboard: {redact_url(cluster.dashboard)}"
-            on_progress(Progress("ingest", 0, None, message=message))
-        yield cluster
-
-
-def _damaged_scans(
-    url: str, storage_options: Mapping[str, Any], on_progress: OnProgress
-) -> frozenset[str]:
-    """Check a store, and return its damaged scans."""
+def _find_damage(url: str, storage_options: Mapping[str, Any], on_progress: OnProgress) -> Damage:
+    """Check a store, and return its damaged scans and masks."""
     counter = ProgressCounter(on_progress, "check")
     verification = verify_store(
         url,
@@ -390,7 +368,7 @@ def _damaged_scans(
         f"The check found {count_noun(len(verification.faults), 'fault')}, in "
         f"{count_noun(len(verification.damaged_scans), 'scan')}."
     )
-    return verification.damaged_scans
+    return Damage(verification.damaged_scans, verification.damaged_masks)
 
 
 def _nii_gz_bytes(report: IngestReport, discovery: Discovery) -> int | None:

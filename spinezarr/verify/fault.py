@@ -19,8 +19,9 @@ _REPAIR_FILE: Final = (
     "Run the same 'spinezarr ingest' again with --repair, which writes this file again."
 )
 _REPAIR_MASK: Final = (
-    "Write this mask again as before ('spinezarr add-labels', or write_labels in Python), or "
-    "remove it with 'spinezarr remove-labels'."
+    "Write this mask again as before ('spinezarr add-labels', or write_labels in Python; if the "
+    "recipe names it, the same 'spinezarr ingest' with --repair), or remove it with 'spinezarr "
+    "remove-labels'."
 )
 _ADVICE: Final[dict[FaultKind, str]] = {
     "missing": _REPAIR,
@@ -56,7 +57,7 @@ class Fault:
     def mask(self) -> str | None:
         """Name of the further mask that the file belongs to; None for another file.
 
-        Reading the scan again from its source does not bring that mask back.
+        Reading the scan again from its source brings it back only if the recipe names it.
         """
         folder, _, *parts = [*self.path.split("/"), ""]
         if folder != SCANS or not parts:

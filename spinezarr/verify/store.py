@@ -1,6 +1,7 @@
 """Is a whole store intact, and does it hold no other files?"""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -63,15 +64,28 @@ class Verification:
     def damaged_scans(self) -> frozenset[str]:
         """Ids of the scans with a file that is missing or is not as it was written.
 
-        Files of further masks do not count, because an ingest cannot write them again.
+        Files of further masks do not count; see :attr:`damaged_masks`.
         """
-        return frozenset(
-            fault.scan_id
-            for fault in self.faults
-            if fault.scan_id is not None
-            and fault.kind in {"missing", "damaged", "misplaced"}
-            and fault.mask is None
-        )
+        return frozenset(scan_id for scan_id, mask in self._damaged if mask is None)
+
+    @property
+    def damaged_masks(self) -> dict[str, frozenset[str]]:
+        """Names of the further masks with such a file, by scan id.
+
+        An ingest can write only those again that its recipe names.
+        """
+        masks: dict[str, set[str]] = defaultdict(set)
+        for scan_id, mask in self._damaged:
+            if mask is not None:
+                masks[scan_id].add(mask)
+        return {scan_id: frozenset(names) for scan_id, names in masks.items()}
+
+    @property
+    def _damaged(self) -> Iterator[tuple[str, str | None]]:
+        """Scan id and further mask of each file that is missing or not as it was written."""
+        for fault in self.faults:
+            if fault.scan_id is not None and fault.kind in {"missing", "damaged", "misplaced"}:
+                yield fault.scan_id, fault.mask
 
     @property
     def exit_code(self) -> int:

@@ -37,7 +37,7 @@ from spinezarr.testing import (
     write_verse_subjects,
     write_xvertseg,
 )
-from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE
+from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME
 
 
 def run(name, raw, out, **options):
@@ -373,6 +373,70 @@ def test_masks_of_models_are_marked_and_their_structures_named(tmp_path):
     assert set(np.unique(label)) == {0, 49}
     assert "body_border" in label.attrs["flag_meanings"]
     assert set(store.table.label_state.to_numpy()) == {"predicted"}
+
+
+def test_masks_of_models_beside_the_label_keep_their_own_values(tmp_path):
+    write_cads(tmp_path / "cads")
+    _, report, store = run("cads", tmp_path / "cads", tmp_path / "cads.zarr")
+    assert (report.exit_code, [len(layer.done) for layer in report.layers]) == (0, [3, 3])
+    scan = store.scan("0010_verse_verse004")
+    assert scan.ribs.to_numpy()[0, 0, 0] == 24
+    assert scan.ribs.flag_meanings == "background rib_right_12"
+    assert scan.bones_and_muscles.flag_meanings == "background sacrum"
+
+    write_spineps(tmp_path / "spineps")
+    _, report, store = run("spineps", tmp_path / "spineps", tmp_path / "spineps.zarr")
+    scan = store.scan("sub-0001")
+    assert set(np.unique(scan.subregions)) == {0, 49}
+    record = scan.attrs["masks"]["subregions"]
+    assert (record["model"], record["label_state"]) == ("SPINEPS", "predicted")
+    assert scan.subregions.flag_meanings == "background corpus_border"
+
+
+@pytest.mark.parametrize("write", [write_totalsegmentator, write_totalsegmentator_multilabel])
+def test_all_structures_of_totalsegmentator_keep_their_own_values(tmp_path, write):
+    written = write(tmp_path / "raw")
+    found, report, store = run("totalsegmentator", tmp_path / "raw", tmp_path / "ts.zarr")
+    assert (report.exit_code, len(report.layers[0].done)) == (0, 3)
+    assert found.without_image == ()
+    values = totalsegmentator_values("v2")
+    values_of_label = {
+        VALUE_OF_NAME.get(name.removeprefix("vertebrae_"), 29): value
+        for name, value in values.items()
+    }
+    for plan in written:
+        scan = store.scan(plan.scan_id)
+        names = scan.structures.flag_meanings.split()[1:]
+        numbers = list(scan.structures.flag_values)[1:]
+        assert [values.get(name, 5) for name in names] == numbers, "5 is the liver"
+        label = scan.label.to_numpy()
+        assert all(
+            (scan.structures.to_numpy()[label == value] == values_of_label[value]).all()
+            for value in np.unique(label).tolist()
+            if value
+        )
+
+
+def test_masks_of_spineps_beside_verse_are_layers(tmp_path):
+    plans = [plan for plan in VERSE_2019 if plan.split == "training"][:2]
+    write_verse_subjects(tmp_path / "raw", plans)
+    release = tmp_path / "raw/dataset-verse19training"
+    (mask, *_) = sorted(release.glob("derivatives/*/sub-*_seg-vert_msk.nii.gz"))
+    folder = mask.parents[2] / "derivatives_seg" / mask.parent.name
+    folder.mkdir(parents=True)
+    stem = mask.name.removesuffix("_seg-vert_msk.nii.gz")
+    image = nib.load(mask)
+    values = np.asanyarray(image.dataobj).copy()
+    values[values == 24] = 26  # S1 of SPINEPS
+    drawn = nib.Nifti1Image(values.astype("u1"), image.affine)
+    nib.save(drawn, folder / f"{stem}_mod-ct_seg-vert_msk.nii.gz")
+    _, report, store = run("verse", tmp_path / "raw", tmp_path / "verse.zarr")
+    assert (report.exit_code, report.without_image) == (0, ())
+    ((scan_id,), ()) = (layer.done for layer in report.layers)
+    scan = store.scan(scan_id)
+    np.testing.assert_array_equal(scan.spineps == 26, scan.label == 24)
+    assert scan.spineps.flag_meanings.split()[-2:] == ["L4", "S1"]
+    assert scan.label.flag_meanings.split()[-2:] == ["L4", "L5"]
 
 
 def test_verse_marks_doubted_levels_and_the_license_of_each_scan(subjects, tmp_path):

@@ -365,7 +365,7 @@ def test_mask_parts_are_counted_and_absent_ones_listed(tmp_path):
     assert [scan.scan_id for scan in found.scans] == ["s0", "s1"]
     assert [image.scan_id for image in found.without_mask] == ["s2"]
     files = {(use.layout, use.kind): use.files for use in found.patterns if use.files}
-    assert files == {("dataset", "image"): 3, ("dataset", "mask"): 5}
+    assert files == {("dataset", "image"): 3, ("dataset", "mask"): 5, ("dataset", "layer"): 1}
     counts = {use.part: (use.scans_with, use.scans_without) for use in found.parts}
     assert counts["vertebrae_L1"] == (2, 0)
     assert counts["vertebrae_L2"] == (1, 1)
@@ -374,10 +374,9 @@ def test_mask_parts_are_counted_and_absent_ones_listed(tmp_path):
         "s3/segmentations/sacrum.nii.gz",
         "s3/segmentations/vertebrae_L1.nii.gz",
     }
-    assert {note.path: note.reason for note in found.ignored} == dict.fromkeys(
-        ["s1/segmentations/heart.nii.gz", "s3/segmentations/heart.nii.gz"],
-        "mask of another structure",
-    )
+    assert {note.path: note.reason for note in found.ignored} == {
+        "s3/segmentations/heart.nii.gz": "mask of another structure"
+    }
 
 
 def test_every_file_of_a_raw_folder_is_reported_once(raw, out):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import UsageError
 from spinezarr.ingestion.discovery.discover import discover
-from spinezarr.ingestion.run import ingest
+from spinezarr.ingestion.run import Damage, ingest
 from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.ingestion.voxels.memory import MemoryBudget
 from spinezarr.recipe import Recipe
@@ -286,7 +286,7 @@ def test_a_repeated_run_redoes_missing_and_replaced_scans(tmp_path, differing_fi
     (out / "scans" / "b" / "zarr.json").unlink()
     shard = shards(out, "c", "label")[0]
     shard.write_bytes(shard.read_bytes()[:-1])
-    again = run(raw, out, find_damaged=lambda: verify_store(str(out)).damaged_scans)
+    again = run(raw, out, find_damaged=lambda: Damage(verify_store(str(out)).damaged_scans))
     assert (again.done, again.skipped) == (("a", "b", "c"), ("d",))
     assert differing_files(out, complete) == []
     write_pair(raw, "d", image=PHANTOM.image // 2)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from spinezarr.cli.main import app
 from spinezarr.errors import UsageError
 from spinezarr.ingestion.discovery.discover import discover
-from spinezarr.ingestion.run import ingest
+from spinezarr.ingestion.run import Damage, ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, write_nifti
 from spinezarr.verify.store import verify_store
@@ -68,7 +68,7 @@ def repair(folder, url=None):
         RECIPE,
         discover(RECIPE, str(folder / "raw")),
         url,
-        find_damaged=lambda: verify_store(url).damaged_scans,
+        find_damaged=lambda: Damage(verify_store(url).damaged_scans),
     )
 
 
@@ -183,7 +183,7 @@ def test_the_root_is_not_written_again_for_another_dataset(folder):
             other,
             discover(other, str(folder / "raw")),
             str(folder / "mended.zarr"),
-            find_damaged=frozenset,
+            find_damaged=Damage,
         )
 
 

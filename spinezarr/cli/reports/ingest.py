@@ -63,12 +63,35 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
     if report.problem:
         OUT.say(report.problem, style="bold red")
     print_by_scan("Failed", "reason", [(scan.scan_id, scan.reason) for scan in report.failed])
+    _print_layers(report)
     print_by_scan(
         "Notes",
         "note",
         [(scan_id, MultilineText(*texts)) for scan_id, texts in report.notes.items()],
     )
     _print_leftovers(report)
+
+
+def _print_layers(report: IngestReport) -> None:
+    """Print what became of the further masks that the recipe names."""
+    if not report.layers:
+        return
+    columns = ("done", "skipped, already there", "without a file", "failed")
+    table = Table("Further masks", "mask", *columns, right=columns)
+    for layer in report.layers:
+        groups = (layer.done, layer.skipped, layer.without_file, layer.failed)
+        counts = (str(len(scans)) for scans in groups)
+        table.add_row(layer.name, *counts, style="bold red" if layer.failed else None)
+    OUT.print(table)
+    print_by_scan(
+        "Masks that failed; their scans are in the store",
+        "reason",
+        [
+            (f"{scan.scan_id}: {layer.name}", scan.reason)
+            for layer in report.layers
+            for scan in layer.failed
+        ],
+    )
 
 
 def print_by_scan(title: str, column: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -146,6 +169,9 @@ def print_discovery(discovery: Discovery, *, as_json: bool) -> None:
         name = "all" if source is None else source or "(one)"
         table.add_row(name, *row, str(len(source_scans)), megabytes(size))
     OUT.print(table)
+    corrected = sum(scan.correction is not None for scan in scans)
+    if corrected:
+        OUT.say(f"Labels to correct by a list of errata: {count_noun(corrected, 'scan')}.")
     _print_patterns(discovery)
     _print_tables(discovery)
     if any(splits):
@@ -159,6 +185,19 @@ def _print_patterns(discovery: Discovery) -> None:
     with_mask = sum(scan.has_mask for scan in discovery.scans)
     with_centroids = sum(scan.centroids is not None for scan in discovery.scans)
     OUT.say(f"With a mask: {count_noun(with_mask, 'scan')}; with centroids: {with_centroids}.")
+    layers = [layer for scan in discovery.scans for layer in scan.layers]
+    for name, count in Counter(layer.name for layer in layers).items():
+        OUT.say(f"With the further mask {name!r}: {count_noun(count, 'scan')}.")
+    print_by_scan(
+        "Further masks that will fail",
+        "reason",
+        [
+            (f"{scan.scan_id}: {layer.name}", layer.problem)
+            for scan in discovery.scans
+            for layer in scan.layers
+            if layer.problem
+        ],
+    )
     patterns = Table(
         "Patterns", "layout", "images", "kind", "pattern", "files", right=("images", "files")
     )

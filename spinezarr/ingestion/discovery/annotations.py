@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import fsspec
@@ -16,7 +16,7 @@ from spinezarr.geometry import Grid
 from spinezarr.ingestion.discovery.discover import ScanSource
 from spinezarr.recipe import PathPattern
 from spinezarr.store.attributes import CentroidRecord
-from spinezarr.vertebrae import VALUE_OF_NAME
+from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
 
 __all__ = [
     "SIDECAR_NOTE",
@@ -51,6 +51,23 @@ class AnnotatedCentroids:
                 x, y, z = (to_index @ (*position, 1))[:3].tolist()
                 indices[VALUE_OF_NAME[name]] = (z, y, x)
         return indices
+
+    def renamed(self, new_values: Mapping[int, int]) -> "AnnotatedCentroids":
+        """Return the centroids with other labels for some vertebrae.
+
+        A centroid whose level would get the name of another is left out.
+
+        Parameters
+        ----------
+        new_values
+            New label of each vertebra that changes, by its present label.
+        """
+        new_names = {NAME_OF_VALUE[old]: NAME_OF_VALUE[new] for old, new in new_values.items()}
+        positions: dict[str, tuple[float, float, float]] = {}
+        # Those that change come first, because the mask shows that their new names are right.
+        for name in sorted(self.centroids.positions_xyz_mm, key=lambda name: name not in new_names):
+            positions.setdefault(new_names.get(name, name), self.centroids.positions_xyz_mm[name])
+        return replace(self, centroids=replace(self.centroids, positions_xyz_mm=positions))
 
     def records(self, distance_mm: Mapping[int, float]) -> dict[str, CentroidRecord]:
         """Return the centroids as they are stored.

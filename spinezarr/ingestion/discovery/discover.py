@@ -5,12 +5,14 @@ Only tables, lists and headers of DICOM files are opened.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from spinezarr.errata import Errata
 from spinezarr.errors import RecipeError, RecipeLimitError, UsageError
 from spinezarr.formats.volume import unsupported_kind
 from spinezarr.ingestion.discovery.dicom_folders import inspect_dicom_folders
+from spinezarr.ingestion.discovery.folds import join_folds
 from spinezarr.ingestion.discovery.images import (
     LabelPart,
     PairedImage,
@@ -26,7 +28,13 @@ from spinezarr.ingestion.discovery.nothing_found import known_layouts, nothing_f
 from spinezarr.ingestion.discovery.pattern_use import PartUse, PatternUse, part_uses, pattern_uses
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
 from spinezarr.ingestion.discovery.tables import JoinedTables, TableUse, join_tables
-from spinezarr.recipe import CentroidConvention, PathPattern, Recipe, fill_template
+from spinezarr.recipe import (
+    CentroidConvention,
+    LabelCorrection,
+    PathPattern,
+    Recipe,
+    fill_template,
+)
 from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.ledger import FolderRecord
@@ -41,11 +49,39 @@ __all__ = [
     "PathNote",
     "PatternUse",
     "RefusedScan",
+    "ScanLayer",
     "ScanSource",
     "TableUse",
     "UnpairedImage",
     "discover",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanLayer:
+    """Files of a further mask of one scan."""
+
+    name: str
+    """Name of the mask."""
+    layout: str
+    """Layout of the recipe that describes the mask."""
+    label: str | None
+    """Path of the file, relative to the raw folder; None if there is one for each structure."""
+    parts: tuple[LabelPart, ...] = ()
+    """Binary masks, one for each structure, in place of ``label``."""
+    absent_parts: tuple[str, ...] = ()
+    """Structures of the scheme whose masks are absent although others are present."""
+    size_bytes: int = 0
+    """Size of the files in bytes."""
+    stamp: str = ""
+    """Hash of names, sizes and times of the files."""
+    problem: str = ""
+    """Why the files cannot be used; empty if they can."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All files of the mask."""
+        return (*(part.path for part in self.parts), *filter(None, [self.label]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +101,7 @@ class ScanSource:
     label: str | None
     """Path of the mask, relative to the raw folder; None for an image without one."""
     size_bytes: int
-    """Size of image and mask in bytes."""
+    """Size of image and mask in bytes, without further masks."""
     label_parts: tuple[LabelPart, ...] = ()
     """Binary masks, one for each structure, in place of ``label``."""
     absent_parts: tuple[str, ...] = ()
@@ -99,6 +135,10 @@ class ScanSource:
     """License of the scan, if it may differ from that of the dataset; else empty."""
     series: SeriesFiles | None = None
     """Series of the folder ``image``, if each series of the folder is a scan; else None."""
+    layers: tuple[ScanLayer, ...] = ()
+    """Further masks of the scan."""
+    correction: LabelCorrection | None = None
+    """Correct labels of the mask, if a list of errata is applied; else None."""
 
     @property
     def has_mask(self) -> bool:
@@ -106,11 +146,17 @@ class ScanSource:
         return self.label is not None or bool(self.label_parts)
 
     @property
+    def read_bytes(self) -> int:
+        """Size of image, mask and further masks in bytes."""
+        return self.size_bytes + sum(layer.size_bytes for layer in self.layers)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """All files and folders that the scan is read from."""
         parts = (part.path for part in self.label_parts)
         image = (self.image,) if self.series is None else self.series.files
-        files = (*image, self.label, *parts, self.centroids, self.sidecar)
+        layers = (path for layer in self.layers for path in layer.paths)
+        files = (*image, self.label, *parts, self.centroids, self.sidecar, *layers)
         return tuple(path for path in files if path is not None)
 
 
@@ -226,6 +272,7 @@ def discover(
     storage_options: Mapping[str, Any] | None = None,
     *,
     known: Mapping[str, FolderRecord] | None = None,
+    errata: Errata = "mark",
 ) -> Discovery:
     """Match every file below ``raw`` against the recipe.
 
@@ -244,20 +291,28 @@ def discover(
         Records of an earlier run about folders of DICOM files
         (:func:`spinezarr.ingestion.discovery.dicom_folders.known_folders`). Folders that have not
         changed since are not opened.
+    errata
+        Whether lists of errata correct labels (``"apply"``), or only mark scans (``"mark"``).
 
     Raises
     ------
     UsageError
         If ``raw`` is not a folder, or if no file in it matches. The message lists the layouts that
         the recipe knows, the files that are there, and a nearby folder that would match.
+        If ``errata`` is ``"apply"`` and the recipe has no list of correct labels.
     RecipeError
         If the names of all images are unusable; see :attr:`Discovery.refused`. RecipeLimitError if
         patterns take too long or templates give endless texts.
     FormatError
         If a table or list of the dataset cannot be read.
     """
+    if errata == "apply" and not any(table.relabel for table in recipe.tables.values()):
+        raise UsageError(
+            f"--errata apply: the recipe {recipe.name!r} has no list of correct labels. "
+            "Leave the option out."
+        )
     try:
-        return _discover(recipe, raw, storage_options, known)
+        return _discover(recipe, raw, storage_options, known, errata)
     except RecipeLimitError as problem:
         raise RecipeLimitError(f"{recipe.origin}: {problem}") from problem
 
@@ -267,6 +322,7 @@ def _discover(
     raw: str,
     storage_options: Mapping[str, Any] | None,
     known: Mapping[str, FolderRecord] | None,
+    errata: Errata,
 ) -> Discovery:
     folder = _list_folder(recipe, raw, storage_options)
     splits, split_file = _read_splits(recipe, folder)
@@ -279,8 +335,11 @@ def _discover(
     if chosen.refused and not chosen.pairs:
         raise _all_refused_error(chosen.refused)
     tables = join_tables(recipe, folder, images)
+    tables = join_folds(recipe, folder, images, tables).join(tables)
     leftovers = Leftovers(recipe, folder)
     complete_pairs = [image for image in chosen.pairs if _is_complete(recipe, image)]
+    if errata == "mark":
+        tables = replace(tables, corrections={})
     scans = [_scan_source(recipe, folder, image, splits, tables) for image in complete_pairs]
     without_mask = [
         _unpaired_image(recipe, image, leftovers)
@@ -294,7 +353,11 @@ def _discover(
         folder,
         leftovers,
         used,
-        [image.path for image in images] + [path for scan in chosen.refused for path in scan.paths],
+        [
+            *(image.path for image in images),
+            *(path for scan in chosen.refused for path in scan.paths),
+            *(path for paired in chosen.pairs for path in paired.layer_files),
+        ],
         (*chosen.left_out, *inspected.matched.ignored),
     )
     listed = {image.listed_as for image in images}
@@ -377,7 +440,7 @@ def _other_files(
     used
         Files of scans, tables, lists and splits.
     reported
-        Files and folders of images that are reported elsewhere.
+        Files and folders of scans that are reported elsewhere, and files of layers.
     notes
         Files that were matched and are not used, each with the reason.
     """
@@ -425,7 +488,21 @@ def _scan_source(
         columns=dict(tables.columns.get(image.scan_id, {})) | _license_column(license),
         license=license,
         stamp=folder.stamp_of(paired.files),
+        correction=tables.corrections.get(image.scan_id) if paired.masks else None,
         series=image.series,
+        layers=tuple(
+            ScanLayer(
+                layer.name,
+                image.layout,
+                layer.label,
+                layer.parts,
+                layer.absent_parts,
+                sum(map(folder.size_of, layer.paths)),
+                folder.stamp_of(layer.paths),
+                layer.problem,
+            )
+            for layer in paired.layers
+        ),
     )
 
 

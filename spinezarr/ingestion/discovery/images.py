@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
-from spinezarr.recipe import Layout, PathPattern, Recipe, fill_template, label_value
+from spinezarr.recipe import Layer, Layout, PathPattern, Recipe, fill_template, label_value
 from spinezarr.store.table import natural_key
 from spinezarr.text import MultilineText, count_noun, is_printable, to_nfc, to_printable
 
 __all__ = [
     "ChosenImages",
     "FoundImage",
+    "FoundLayer",
     "LabelPart",
     "MatchedImages",
     "PairedImage",
@@ -56,6 +57,26 @@ class LabelPart:
     value: int
     """Stored value of its voxels."""
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLayer:
+    """The files of a further mask of an image."""
+
+    name: str
+    """Name of the mask."""
+    label: str | None
+    """Path of the file; None if there is one for each structure."""
+    parts: tuple[LabelPart, ...] = ()
+    absent_parts: tuple[str, ...] = ()
+    """Structures of the scheme without a file although others have one."""
+    problem: str = ""
+    """Why the files cannot be used; empty if they can."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All files of the mask."""
+        return (*(part.path for part in self.parts), *filter(None, [self.label]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +151,8 @@ class PairedImage:
     """Files that fit the templates of the image, too, but are not used."""
     problem: str
     """Why it is unclear which files belong to the image; empty if it is clear."""
+    layers: tuple[FoundLayer, ...] = ()
+    """Further masks of the image."""
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -138,13 +161,18 @@ class PairedImage:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files and folders that the scan is read from."""
-        return (*self.image.files, *self.companions)
+        """All files and folders that the scan is read from, without those of its layers."""
+        return (*self.image.files, *self.masks, *filter(None, [self.centroids, self.sidecar]))
+
+    @property
+    def layer_files(self) -> tuple[str, ...]:
+        """All files of further masks."""
+        return tuple(path for layer in self.layers for path in layer.paths)
 
     @property
     def companions(self) -> tuple[str, ...]:
         """All files except those of the image."""
-        return (*self.masks, *filter(None, [self.centroids, self.sidecar]))
+        return (*self.files[len(self.image.files) :], *self.layer_files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +255,7 @@ def mask_matcher(recipe: Recipe) -> Callable[[str], bool]:
         folders: [
             pattern
             for layout in recipe.layouts.values()
-            for template in layout.mask_templates
+            for template in (*layout.mask_templates, *layout.layer_templates)
             if template.endswith("/") == folders
             for pattern in recipe.path_regexes(layout, template)
         ]
@@ -334,7 +362,9 @@ def choose_images(recipe: Recipe, raw: RawFolder, matched: MatchedImages) -> Cho
     unambiguous = [paired for paired in pairs if paired.image.identity not in ambiguous]
     unambiguous.sort(key=lambda paired: (paired.image.path, natural_key(paired.image.scan_id)))
     return ChosenImages(
-        tuple(unambiguous), tuple(left_out.values()), (*refused, *_unique_by_id(ambiguous.values()))
+        tuple(_with_usable_layers(unambiguous, raw)),
+        tuple(left_out.values()),
+        (*refused, *_unique_by_id(ambiguous.values())),
     )
 
 
@@ -363,7 +393,9 @@ def _unique_by_id(refused: Iterable[RefusedScan]) -> Iterator[RefusedScan]:
 def _refused_scan(images: Iterable[PairedImage], reason: str) -> RefusedScan:
     """Return a refused scan, which may have several images."""
     images = list(images)
-    paths = dict.fromkeys(path for paired in images for path in paired.files)
+    paths = dict.fromkeys(
+        path for paired in images for path in (*paired.files, *paired.layer_files)
+    )
     return RefusedScan(to_printable(images[0].image.scan_id), tuple(paths), reason)
 
 
@@ -394,6 +426,29 @@ def _ambiguous_scans(
             )
             refused |= dict.fromkeys((paired.image.identity for paired in same_id), refused_scan)
     return refused
+
+
+def _with_usable_layers(pairs: Sequence[PairedImage], raw: RawFolder) -> Iterator[PairedImage]:
+    """Give each layer whose files cannot be used its reason. The scan itself is not refused."""
+    owners: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for paired in pairs:
+        for layer in paired.layers:
+            for path in layer.paths:
+                owners[layer.name, path].append(paired.image.name)
+
+    def problem(layer: FoundLayer) -> str:
+        if layer.problem:
+            return layer.problem
+        for path in layer.paths:
+            if raw.cannot_open(path):
+                return _unusable_path_message(path)
+            if len(owners[layer.name, path]) > 1:
+                return _shared_mask_message(path, owners[layer.name, path])
+        return ""
+
+    for paired in pairs:
+        layers = (replace(layer, problem=problem(layer)) for layer in paired.layers)
+        yield replace(paired, layers=tuple(layers))
 
 
 def _shared_mask_message(path: str, images: Sequence[str]) -> str:
@@ -473,6 +528,12 @@ class _Pairing:
             chooser.first(self._files(text, image.texts) for text in templates)
             for templates in (layout.centroid_templates, layout.sidecar)
         )
+        layer_chooser = _FileChooser(image.name, self._recipe.picks_one_of_several(image.layout))
+        layers = tuple(
+            found
+            for name, layer in layout.layers.items()
+            if (found := self._layer(image, name, layer, layer_chooser)).paths
+        )
         return PairedImage(
             image,
             label,
@@ -482,9 +543,34 @@ class _Pairing:
             sidecar,
             has_expected_mask=label is not None or bool(parts) or not layout.has_masks,
             absent_parts=tuple(absent) if parts else (),
-            alternatives=tuple(chooser.alternatives),
+            alternatives=(*chooser.alternatives, *layer_chooser.alternatives),
             problem=chooser.problem,
+            layers=layers,
         )
+
+    def _layer(
+        self, image: FoundImage, name: str, layer: Layer, chooser: "_FileChooser"
+    ) -> FoundLayer:
+        """Find the files of a further mask, which has no paths if there are none."""
+        chooser.problem = ""
+        if not layer.in_parts:
+            path = chooser.first(self._files(text, image.texts) for text in layer.files)
+            return FoundLayer(name, path, problem=chooser.problem)
+        parts: list[LabelPart] = []
+        absent: list[str] = []
+        values = layer.label_scheme.values
+        # One template must give all files, so that parts of two masks are never merged.
+        for template in layer.files:
+            absent = []
+            for part, value in values.items():
+                path = chooser.first([self._files(template, {**image.texts, "part": part})])
+                if path is None:
+                    absent.append(part)
+                else:
+                    parts.append(LabelPart(value, path))
+            if parts:
+                break
+        return FoundLayer(name, None, tuple(parts), tuple(absent), chooser.problem)
 
     def _files(self, template: str, texts: dict[str, str]) -> list[str]:
         """Return the files of a template. Ignored files count only if there are no others.

@@ -25,7 +25,7 @@ _NIFTI: Final = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class _Pattern:
     kind: str
-    """``image`` or ``mask``."""
+    """``image``, ``mask`` or ``layer``."""
     text: str
     regex: BoundedRegex
 
@@ -111,10 +111,11 @@ def _patterns(recipe: Recipe) -> Iterator[_Pattern]:
         for text in layout.image:
             if not text.endswith("/"):
                 yield _Pattern("image", text, PathPattern(text).regex)
-        for text in layout.mask_templates:
-            if not text.endswith("/"):
-                for regex in recipe.path_regexes(layout, text):
-                    yield _Pattern("mask", text, regex)
+        for kind, templates in (("mask", layout.mask_templates), ("layer", layout.layer_templates)):
+            for text in templates:
+                if not text.endswith("/"):
+                    for regex in recipe.path_regexes(layout, text):
+                        yield _Pattern(kind, text, regex)
 
 
 def _names_of_folder(name: str) -> list[str]:

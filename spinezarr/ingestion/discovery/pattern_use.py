@@ -9,13 +9,20 @@ from spinezarr.formats.file_kinds import DICOM, DICOM_SEG_STEP, DICOM_SERIES_STE
 from spinezarr.formats.volume import unsupported_kind
 from spinezarr.ingestion.discovery.images import MatchedImages, PairedImage
 from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
-from spinezarr.recipe import BoundedRegex, PathPattern, Recipe
+from spinezarr.recipe import BoundedRegex, Layout, PathPattern, Recipe
 from spinezarr.text import to_nfc
 
 __all__ = ["PartUse", "PatternUse", "part_uses", "pattern_uses"]
 
-Kind = Literal["image", "mask", "centroids", "sidecar", "list"]
-_KIND_ORDER: Final[tuple[Kind, ...]] = ("mask", "image", "centroids", "sidecar", "list")
+Kind = Literal["image", "mask", "layer", "centroids", "sidecar", "list"]
+_KIND_ORDER: Final[tuple[Kind, ...]] = (
+    "mask",
+    "layer",
+    "image",
+    "centroids",
+    "sidecar",
+    "list",
+)
 """Order of the kinds. A file that fits patterns of several kinds counts for the first of them."""
 
 
@@ -76,7 +83,9 @@ def pattern_uses(
     for image in (*matched.images, *(image for image, _ in matched.misnamed)):
         images.setdefault(image.path, []).append(image.layout)
     layout_of_path = {
-        path: paired.image.layout for paired in paired_images for path in paired.files
+        path: paired.image.layout
+        for paired in paired_images
+        for path in (*paired.files, *paired.layer_files)
     }
     image_folders = {paired.image.path for paired in paired_images if paired.image.path[-1] == "/"}
 
@@ -98,13 +107,13 @@ def pattern_uses(
             continue
         files[pattern] += 1
         kind = None
-        if pattern.kind in {"image", "mask"}:
-            segments = pattern.kind == "mask" and bool(recipe.layouts[pattern.layout].segments)
+        if pattern.kind in {"image", "mask", "layer"}:
+            segments = _has_segments(recipe.layouts[pattern.layout], pattern)
             kind = unsupported_kind(path, segments=segments)
         if kind is not None:
             step = kind.next_step
             if kind is DICOM:
-                step = DICOM_SEG_STEP if pattern.kind == "mask" else DICOM_SERIES_STEP
+                step = DICOM_SERIES_STEP if pattern.kind == "image" else DICOM_SEG_STEP
             unread.setdefault(pattern, []).append(f"By its ending it is {kind.name}. {step}")
     return tuple(
         PatternUse(
@@ -145,6 +154,15 @@ class _Pattern:
     regexes: tuple[BoundedRegex, ...]
 
 
+def _has_segments(layout: Layout, pattern: _Pattern) -> bool:
+    """Return whether the files of a pattern are masks with named segments."""
+    if pattern.kind == "layer":
+        return any(
+            layer.segments for layer in layout.layers.values() if pattern.text in layer.files
+        )
+    return pattern.kind == "mask" and bool(layout.segments)
+
+
 def _first_match(
     patterns: Iterable[_Pattern], path: str, used_layout: str | None, image_layouts: Collection[str]
 ) -> _Pattern | None:
@@ -168,11 +186,13 @@ def _patterns(recipe: Recipe, key: str) -> Iterator[_Pattern]:
         yield _Pattern(key, "image", text, (PathPattern(text).regex,))
     templates: tuple[tuple[Kind, tuple[str, ...]], ...] = (
         ("mask", layout.mask_templates),
+        ("layer", tuple(dict.fromkeys(layout.layer_templates))),
         ("centroids", layout.centroid_templates),
         ("sidecar", layout.sidecar),
     )
     for kind, texts in templates:
         for text in texts:
-            yield _Pattern(key, kind, text, tuple(recipe.path_regexes(layout, text)))
+            parts = layout.layer_parts(text) if kind == "layer" else layout.mask_parts
+            yield _Pattern(key, kind, text, tuple(recipe.path_regexes(layout, text, parts)))
     for text in layout.image_list.files if layout.image_list else ():
         yield _Pattern(key, "list", text, (PathPattern(text).regex,))

@@ -9,10 +9,17 @@ from spinezarr.errors import FormatError
 from spinezarr.formats.sheet import Sheet, read_sheet
 from spinezarr.ingestion.discovery.images import FoundImage
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
-from spinezarr.recipe import Recipe, Table, compile_bounded, fill_template
+from spinezarr.recipe import (
+    LabelCorrection,
+    Recipe,
+    Relabeling,
+    Table,
+    compile_bounded,
+    fill_template,
+)
 from spinezarr.text import count_noun, to_nfc
 
-__all__ = ["JoinedTables", "TableUse", "join_tables"]
+__all__ = ["JoinedTables", "TableUse", "join_tables", "without_leading_zeros"]
 
 
 _MAX_JOINED_CELLS: Final = 10_000_000
@@ -41,6 +48,8 @@ class JoinedTables:
     """Text of each column, by scan id."""
     splits: Mapping[str, str]
     """Split of each scan that a table names, by scan id."""
+    corrections: Mapping[str, LabelCorrection]
+    """Correct labels of each scan that a list of errata names, by scan id."""
     uses: tuple[TableUse, ...]
 
 
@@ -57,6 +66,7 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
     images = list({image.scan_id: image for image in images}.values())
     columns: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     splits: dict[str, str] = {}
+    corrections: dict[str, LabelCorrection] = {}
     uses = []
     for name, table in recipe.tables.items():
         scans_by_name = _ScansByName(table, images)
@@ -81,12 +91,14 @@ def join_tables(recipe: Recipe, raw: RawFolder, images: Iterable[FoundImage]) ->
                 split = row.cells.get(table.split or "")
                 if split:
                     splits[scan_id] = split
+                if row.correction is not None:
+                    corrections[scan_id] = row.correction
         uses.append(TableUse(name, tuple(files), rows, matched, tuple(unmatched)))
     joined = {
         scan_id: {column: "; ".join(texts) for column, texts in cells.items()}
         for scan_id, cells in columns.items()
     }
-    return JoinedTables(joined, splits, tuple(uses))
+    return JoinedTables(joined, splits, corrections, tuple(uses))
 
 
 class _ScansByName:
@@ -99,7 +111,7 @@ class _ScansByName:
             name = fill_template(table.matches, image.texts)
             if name is not None:
                 self._by_exact_name[name.strip()].append(image.scan_id)
-                self._by_normalized_name[_without_leading_zeros(name)].append(image.scan_id)
+                self._by_normalized_name[without_leading_zeros(name)].append(image.scan_id)
 
     @property
     def names(self) -> frozenset[str]:
@@ -112,11 +124,11 @@ class _ScansByName:
         If there are none, return those whose name differs only in leading zeros.
         """
         return self._by_exact_name.get(name.strip()) or self._by_normalized_name.get(
-            _without_leading_zeros(name), []
+            without_leading_zeros(name), []
         )
 
 
-def _without_leading_zeros(text: str) -> str:
+def without_leading_zeros(text: str) -> str:
     """Return the name of a scan. If it is a number, remove leading zeros."""
     text = text.strip()
     return text.lstrip("0") if text.isdecimal() else text
@@ -126,6 +138,7 @@ def _without_leading_zeros(text: str) -> str:
 class _Row:
     scan: str
     cells: dict[str, str]
+    correction: LabelCorrection | None = None
 
 
 def _rows(
@@ -155,7 +168,9 @@ def _parse(table: Table, data: bytes, path: str, scan_names: frozenset[str]) -> 
         return
     sheet = read_sheet(data, path, delimiter=table.delimiter, header=table.header)
     key = table.key or _naming_column(sheet, scan_names)
-    for column in filter(None, (key, table.split)):
+    relabel = table.relabel
+    needed = (key, table.split, *((relabel.column, relabel.source) if relabel else ()))
+    for column in filter(None, needed):
         if column not in sheet.columns and column not in table.constants:
             raise FormatError(
                 f"{path}: has no column {column!r}, which the recipe names. It has "
@@ -164,16 +179,32 @@ def _parse(table: Table, data: bytes, path: str, scan_names: frozenset[str]) -> 
             )
     for row in sheet.rows:
         if key in row:
-            cells = {column: text for column, text in row.items() if column != key}
-            yield _Row(row[key], {**cells, **table.constants})
+            hidden = {key, relabel.column} if relabel else {key}
+            cells = {column: text for column, text in row.items() if column not in hidden}
+            all_cells = {**row, **table.constants}
+            correction = None if relabel is None else _correction(relabel, all_cells, path)
+            yield _Row(row[key], {**cells, **table.constants}, correction)
+
+
+def _correction(relabel: Relabeling, row: Mapping[str, str], path: str) -> LabelCorrection | None:
+    """Return the correct labels that a row of a list of errata states; None if it has none."""
+    text = row.get(relabel.column, "").strip()
+    if not text:
+        return None
+    try:
+        return LabelCorrection.parse(text, row.get(relabel.source, "") or path)
+    except ValueError as problem:
+        raise FormatError(
+            f"{path}: column {relabel.column!r}: {problem}. Write pairs such as 'L1>T13 L2>L1', or "
+            "the levels from the top down."
+        ) from problem
 
 
 def _naming_column(sheet: Sheet, scan_names: frozenset[str]) -> str:
     """Return the column that names most of the scans; empty if no column names any."""
     n_named_scans = {
         column: len(
-            {_without_leading_zeros(row[column]) for row in sheet.rows if column in row}
-            & scan_names
+            {without_leading_zeros(row[column]) for row in sheet.rows if column in row} & scan_names
         )
         for column in sheet.columns
     }
