@@ -21,9 +21,12 @@ __all__ = [
     "NAME_OF_VALUE",
     "OPTIONAL_LEVELS",
     "VALUE_OF_NAME",
+    "Color",
     "LabelState",
     "hex_color",
+    "hex_of",
     "label_color",
+    "structure_color",
     "vertebra_color",
 ]
 
@@ -102,6 +105,14 @@ def vertebra_color(value: int) -> Color:
     return colorsys.hsv_to_rgb((order * _GOLDEN_ANGLE) % 1, 0.75, 1.0)
 
 
+def structure_color(value: int) -> Color:
+    """Return the color of a value of a further mask that is no vertebra.
+
+    Adjacent values have hues that are far apart.
+    """
+    return colorsys.hsv_to_rgb((value * _GOLDEN_ANGLE) % 1, 0.5, 1.0)
+
+
 def label_color(value: int | None) -> Color:
     """Return the color of any label value, which is gray if it is not a vertebra.
 
@@ -121,4 +132,15 @@ def hex_color(value: int) -> str:
     >>> hex_color(1), hex_color(20), hex_color(99)
     ('#ff4040', '#405fff', '#d9d9d9')
     """
-    return "#" + "".join(f"{round(255 * part):02x}" for part in label_color(value))
+    return hex_of(label_color(value))
+
+
+def hex_of(color: Color) -> str:
+    """Return a color in hexadecimal notation, as web pages write it.
+
+    Examples
+    --------
+    >>> hex_of((1.0, 0.5, 0.0))
+    '#ff8000'
+    """
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color)

@@ -20,6 +20,7 @@ __all__ = [
     "BucketOptions",
     "FollowLinks",
     "IncludeRestricted",
+    "Layer",
     "OpenOptions",
     "Overwrite",
     "RawBucketOptions",
@@ -52,6 +53,14 @@ FollowLinks = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Layer = Annotated[
+    str,
+    typer.Option(
+        "--layer",
+        metavar="NAME",
+        help="Mask of the store: label, or the name of a further mask such as a prediction.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files and images.")]
 IncludeRestricted = Annotated[
     bool,

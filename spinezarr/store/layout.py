@@ -76,6 +76,8 @@ LABEL_CHUNKS: Final = "sampling/label_chunks"
 """Key of the array of a scan with the voxel count of each label in each chunk."""
 MASK_NAME: Final = "[a-z][a-z0-9_]{1,63}"
 """Pattern of the names of further masks; coordinates have names of one letter."""
+ARRAY_NAME: Final = f"^(?:{MASK_NAME})$"
+"""Pattern of the names of image, ``label`` and further masks, as a whole text."""
 _RESERVED_NAMES: Final = frozenset({IMAGE, LABEL, SAMPLING})
 """Names of other members of a scan, which no further mask may have."""
 TABLE: Final = "table"
