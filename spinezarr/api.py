@@ -1095,7 +1095,7 @@ class Store:
             scan_id=scan.attributes.scan_id,
             tiling=Tiling.cover(scan.image.shape_zyx, (z, y, x), overlap),
             batch_size=batch_size,
-            client=self._client_for(masks),
+            client=self._batch_client,
             save_mask=partial(self.write_labels, scan.attributes.scan_id),
         )
 
@@ -1260,6 +1260,7 @@ class Store:
         self,
         *,
         out: str | os.PathLike[str],
+        layer: str | Sequence[str] | None = None,
         scans: Names | None = None,
         split: Names | None = None,
         source: Names | None = None,
@@ -1270,7 +1271,7 @@ class Store:
         include_restricted: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> "ExportReport":
-        """Write image and mask of each scan as NIfTI, in the source's axes.
+        """Write image and masks of each scan as NIfTI, in the source's axes.
 
         Voxels, type and position of a NIfTI source are restored bit for bit. There are two
         exceptions, which become NIfTI-1 in the narrowest type that holds the values: sources of
@@ -1281,7 +1282,11 @@ class Store:
         ----------
         out
             Folder for ``<scan_id>_ct.nii.gz`` and ``<scan_id>_seg.nii.gz``, which is created if it
-            does not exist.
+            does not exist. A further mask is ``<scan_id>_seg-<layer>.nii.gz``.
+        layer
+            Mask to write, or several: ``"label"``, which is the default, or the names of further
+            masks. A mask that a program wrote into the store lies on the grid of the exported
+            image. Of a scan that lacks the mask, the image alone is written.
         scans, split, source, vertebra
             Export only these scans, as in :meth:`patches`.
         compressed
@@ -1292,8 +1297,9 @@ class Store:
         overwrite
             Replace existing files.
         include_restricted
-            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
-            report names those that are left out in ``left_out``.
+            Also export scans and further masks whose license allows no derivatives, such as CC
+            BY-NC-ND. The report names those that are left out in ``left_out`` and
+            ``left_out_masks``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -1307,9 +1313,12 @@ class Store:
         ------
         UnknownScanError
             If the store has no such scan.
+        UnknownMaskError
+            If no chosen scan has such a further mask.
         UsageError
             If a file exists already, also with the same name and the other ending, because
-            SimpleITK confuses the two. Also if the store has no such split, source or vertebra.
+            SimpleITK confuses the two. Also if the store has no such split, source or vertebra, or
+            a mask is named twice.
 
         Examples
         --------
@@ -1327,6 +1336,7 @@ class Store:
             self._engine,
             ScanSelection.of(scans, split, source, vertebra),
             out,
+            masks=_mask_names(LABEL if layer is None else layer, "layer"),
             compressed=compressed,
             exact=exact,
             overwrite=overwrite,
@@ -1371,6 +1381,7 @@ class Store:
         out: str | os.PathLike[str],
         dataset_id: int = 501,
         name: str | None = None,
+        layer: str = LABEL,
         scans: Names | None = None,
         split: Names | None = None,
         source: Names | None = None,
@@ -1394,6 +1405,8 @@ class Store:
         dataset_id, name
             Number (1 to 999) and name of the dataset in nnU-Net. The default name is the store's
             title.
+        layer
+            Mask to write: ``"label"`` or a further one. Scans without it go to ``imagesTs``.
         scans, split, source, vertebra
             Export only these scans, as in :meth:`patches`.
         preprocessed
@@ -1403,8 +1416,8 @@ class Store:
         overwrite
             Replace existing files.
         include_restricted
-            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
-            report names those that are left out in ``left_out``.
+            Also export scans whose license, or that of the further mask, allows no derivatives,
+            such as CC BY-NC-ND. The report names those that are left out in ``left_out``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -1417,9 +1430,12 @@ class Store:
         ------
         UnknownScanError
             If the store has no such scan.
+        UnknownMaskError
+            If no chosen scan has such a further mask.
         UsageError
             If there are no scans for training, if nnU-Net does not accept the name, if files exist
-            already, or if the store has no such split, source or vertebra.
+            already, if scans name the values of the mask differently, or if the store has no such
+            split, source or vertebra.
         """
         # nibabel takes long to import, and training never exports.
         from spinezarr.verbs.export import write_nnunet_dataset  # noqa: PLC0415
@@ -1429,6 +1445,7 @@ class Store:
             self._engine,
             ScanSelection.of(scans, split, source, vertebra),
             out,
+            mask=layer,
             dataset_id=dataset_id,
             name=name,
             preprocessed=preprocessed,
@@ -1454,8 +1471,8 @@ class Store:
     ) -> "ExportReport":
         """Write each scan as an OME-Zarr image (version 0.5), for other viewers.
 
-        Image and mask are the stored shards, byte for byte. Coarser levels are computed. Each image
-        appears only when it is complete.
+        Image and masks are the stored shards, byte for byte. Coarser levels are computed. Each
+        image appears only when it is complete.
 
         Parameters
         ----------
@@ -1471,8 +1488,9 @@ class Store:
         overwrite
             Replace existing images.
         include_restricted
-            Also export scans whose license allows no derivatives, such as CC BY-NC-ND. The
-            report names those that are left out in ``left_out``.
+            Also export scans and further masks whose license allows no derivatives, such as CC
+            BY-NC-ND. The report names those that are left out in ``left_out`` and
+            ``left_out_masks``.
         on_progress
             Called with the number of bytes of stored voxels that are done, from several threads.
 
@@ -1637,10 +1655,6 @@ class Store:
             raise UsageError(f"{self._reader.name}: there are no scans to draw from{condition}.")
         return table
 
-    def _client_for(self, masks: tuple[str, ...]) -> BatchClient | None:
-        """Return the client of a server that reads batches; it reads no further masks."""
-        return None if _further(masks) else self._batch_client
-
     def _draw(
         self,
         axes: str,
@@ -1758,20 +1772,20 @@ class Store:
             epoch=epoch,
             window=window,
             on_change=on_change,
-            client=self._client_for(masks),
+            client=self._batch_client,
         )
 
 
-def _mask_names(labels: bool | Sequence[str]) -> tuple[str, ...]:  # noqa: FBT001  as the user gives it
+def _mask_names(labels: bool | Sequence[str], option: str = "labels") -> tuple[str, ...]:  # noqa: FBT001  as the user gives it
     """Return the names of the masks that a user requests."""
     if isinstance(labels, bool):
         return (LABEL,) if labels else ()
     names = (labels,) if isinstance(labels, str) else tuple(labels)
     for name in names:
         if name != LABEL and not is_mask_name(name):
-            raise UsageError(f"labels: {name!r} cannot be the name of a mask.")
+            raise UsageError(f"{option}: {name!r} cannot be the name of a mask.")
     if len(set(names)) < len(names):
-        raise UsageError(f"labels {names}: give each mask once.")
+        raise UsageError(f"{option} {names}: give each mask once.")
     return names
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Color",
     "LabelState",
     "hex_color",
+    "hex_of",
     "label_color",
     "structure_color",
     "vertebra_color",
@@ -131,4 +132,15 @@ def hex_color(value: int) -> str:
     >>> hex_color(1), hex_color(20), hex_color(99)
     ('#ff4040', '#405fff', '#d9d9d9')
     """
-    return "#" + "".join(f"{round(255 * part):02x}" for part in label_color(value))
+    return hex_of(label_color(value))
+
+
+def hex_of(color: Color) -> str:
+    """Return a color in hexadecimal notation, as web pages write it.
+
+    Examples
+    --------
+    >>> hex_of((1.0, 0.5, 0.0))
+    '#ff8000'
+    """
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color)

@@ -9,6 +9,7 @@ from spinezarr.cli.help import Command, command_group
 from spinezarr.cli.options import (
     AsJson,
     IncludeRestricted,
+    Layer,
     OpenOptions,
     Overwrite,
     ScanOptions,
@@ -28,6 +29,13 @@ def nifti(
     store: StoreUrl,
     *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Mask to write: label, which is the default, or a further mask; may be repeated.",
+        ),
+    ] = None,
     scan_options: ScanOptions,
     uncompressed: Uncompressed = False,
     exact: Annotated[
@@ -45,9 +53,10 @@ def nifti(
 ) -> None:
     """Write each scan as NIfTI that other programs read, with the source's voxels and axis order.
 
-    Image and mask become DIR/SCAN_ct.nii.gz and DIR/SCAN_seg.nii.gz. A NIfTI source comes back bit
-    for bit if SimpleITK, ITK-SNAP and nibabel agree on it. Other sources become NIfTI-1 in the
-    narrowest type that holds the values. Notes say how a file differs from its source.
+    Image and mask become DIR/SCAN_ct.nii.gz and DIR/SCAN_seg.nii.gz, and a further mask becomes
+    DIR/SCAN_seg-NAME.nii.gz. A NIfTI source comes back bit for bit if SimpleITK, ITK-SNAP and
+    nibabel agree on it. Other sources become NIfTI-1 in the narrowest type that holds the values.
+    Notes say how a file differs from its source.
 
     Exit code 0: every scan was written; 1: some failed, all others were written; 2: wrong usage.
 
@@ -59,6 +68,7 @@ def nifti(
     with show_progress() as on_progress:
         report = open_options.open(store).export_nifti(
             out=out,
+            layer=layer,
             **scan_options.names,
             compressed=not uncompressed,
             exact=exact,
@@ -89,6 +99,7 @@ def nnunet(
         str | None,
         typer.Option(help="Name of the dataset in nnU-Net; the title of the store by default."),
     ] = None,
+    layer: Layer = "label",
     scan_options: ScanOptions,
     preprocessed: Annotated[
         Path | None,
@@ -123,6 +134,7 @@ def nnunet(
             out=out,
             dataset_id=dataset_id,
             name=name,
+            layer=layer,
             **scan_options.names,
             preprocessed=preprocessed,
             compressed=not uncompressed,
@@ -165,7 +177,7 @@ def ome_zarr(
 ) -> None:
     """Write each scan as an OME-Zarr image, for napari, neuroglancer and other viewers.
 
-    Each image is DIR/SCAN.ome.zarr, version 0.5 on Zarr v3. It holds image and mask as shards of
+    Each image is DIR/SCAN.ome.zarr, version 0.5 on Zarr v3. It holds image and masks as shards of
     the store, coarser levels, and names and colors of vertebrae. If the file system can, shards
     share their blocks with those of the store until one is changed.
 

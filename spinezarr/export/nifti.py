@@ -6,7 +6,7 @@ of the source file, these are written. Otherwise values with a slope and an inte
 back, if this gives the same values again; every value is checked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from spinezarr.export.nifti_form import NiftiForm, NotScaledBackError, dtype_to_
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
 
 # isal has few annotations, so strict mypy would refuse each call.
 _igzip: Any = igzip
-_SUFFIXES: Final = {"image": "ct", "label": "seg"}
+_SUFFIXES: Final = {IMAGE: "ct", LABEL: "seg"}
 _GZIP_LEVEL: Final = 2
 """Compression level of ISA-L (0 to 3), a compromise of speed and size."""
 
@@ -54,14 +55,17 @@ class ExportedScan:
 
 
 def file_name(scan_id: str, array: str, *, compressed: bool) -> str:
-    """Return the file name for the array ``image`` or ``label``.
+    """Return the file name for ``image``, ``label`` or a further mask.
 
     Examples
     --------
     >>> file_name("liver_0", "label", compressed=True)
     'liver_0_seg.nii.gz'
+    >>> file_name("liver_0", "prediction", compressed=False)
+    'liver_0_seg-prediction.nii'
     """
-    return f"{scan_id}_{_SUFFIXES[array]}{'.nii.gz' if compressed else '.nii'}"
+    suffix = _SUFFIXES.get(array) or f"{_SUFFIXES[LABEL]}-{array}"
+    return f"{scan_id}_{suffix}{'.nii.gz' if compressed else '.nii'}"
 
 
 def check_no_conflicting_file(path: Path) -> None:
@@ -88,11 +92,12 @@ def export_scan(
     voxels: VoxelReader,
     folder: Path,
     *,
+    masks: Collection[str] = (LABEL,),
     compressed: bool = True,
     exact: bool = False,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> ExportedScan:
-    """Write image and mask of a scan as NIfTI files.
+    """Write image and masks of a scan as NIfTI files.
 
     Only one slab of stored voxels, one chunk thick, is in memory.
 
@@ -104,6 +109,8 @@ def export_scan(
         Reader of its voxels.
     folder
         Existing folder for the files. Existing files of the same names are replaced.
+    masks
+        Names of the masks to write; those that the scan lacks are left out.
     compressed
         Whether to write ``.nii.gz`` rather than ``.nii``.
     exact
@@ -127,7 +134,7 @@ def export_scan(
     facts = scan.attributes
     files: list[str] = []
     notes: list[str] = []
-    for spec in scan.arrays:
+    for spec in (scan.image, *(scan.mask(name) for name in scan.mask_names if name in masks)):
         path = folder / file_name(facts.scan_id, spec.name, compressed=compressed)
         notes += write_nifti(path, spec, facts, voxels, on_bytes, exact=exact)
         files.append(str(path))

@@ -78,6 +78,8 @@ class NiftiForm:
     def exact(cls, spec: ArraySpec, facts: ScanAttributes) -> "NiftiForm":
         """Return the form that is nearest to the source."""
         record = _record(spec, facts)
+        if record is None:
+            return cls.on_image(facts, spec.dtype, exact=True)
         label_notes = _notes_on_labels(record)
         dtype, scaling = np.dtype(record.stored_dtype), record.scaling
         if label_notes:
@@ -89,6 +91,8 @@ class NiftiForm:
     def portable(cls, spec: ArraySpec, facts: ScanAttributes) -> "NiftiForm":
         """Return the form nearest to the source that every program reads in the same way."""
         record = _record(spec, facts)
+        if record is None:
+            return cls.on_image(facts, spec.dtype)
         label_notes = _notes_on_labels(record)
         placement = NiftiPlacement.portable(record, _affine_of_image(record, facts))
         notes = [*label_notes, *placement.notes]
@@ -110,10 +114,13 @@ class NiftiForm:
         return cls(record, placement, dtype, None, tuple(notes))
 
     @classmethod
-    def on_image(cls, facts: ScanAttributes, dtype: np.dtype[Any]) -> "NiftiForm":
+    def on_image(
+        cls, facts: ScanAttributes, dtype: np.dtype[Any], *, exact: bool = False
+    ) -> "NiftiForm":
         """Return the form for other values on the grid of the exported image."""
         record = facts.image_source
-        return cls(record, NiftiPlacement.portable(record), dtype, None)
+        place = NiftiPlacement.exact if exact else NiftiPlacement.portable
+        return cls(record, place(record), dtype, None)
 
     def with_values(self) -> "NiftiForm":
         """Return the form that holds scaled values instead of the numbers of the source."""
@@ -149,7 +156,10 @@ class NiftiForm:
         return file_numbers.astype(self.dtype, copy=False)
 
 
-def _record(spec: ArraySpec, facts: ScanAttributes) -> SourceRecord:
+def _record(spec: ArraySpec, facts: ScanAttributes) -> SourceRecord | None:
+    """Return the record of the source; None for a mask that a program wrote into the store."""
+    if spec.name in facts.masks:
+        return facts.masks[spec.name].source
     record = facts.image_source if spec.name == "image" else facts.label_source
     if record is None:
         raise ValueError(f"scan {facts.scan_id!r} has a mask and no record of its source")

@@ -11,7 +11,7 @@ References
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,7 +24,9 @@ from spinezarr.export.atomic_file import check_not_link, write_atomically
 from spinezarr.export.nifti import ExportedScan, write_label_on_image, write_nifti
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.resources import package_version
+from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.files import PARTIAL
+from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.store.selection import ScanSelection
@@ -35,6 +37,8 @@ __all__ = ["NnunetExport", "NnunetLabels"]
 
 Subset = Literal["train", "validation", "test"]
 
+_BACKGROUND: Final = "background"
+"""nnU-Net's name for 0."""
 _IGNORE: Final = "ignore"
 """nnU-Net's name for voxels that training ignores. It must have the highest number."""
 _READER: Final = "NibabelIOWithReorient"
@@ -54,19 +58,25 @@ class NnunetLabels:
     """Label value in the store for each number."""
 
     @classmethod
-    def from_scans(cls, scans: Sequence[ScanHandle]) -> "NnunetLabels":
+    def from_scans(cls, scans: Iterable[ScanHandle], mask: str = LABEL) -> "NnunetLabels":
         """Return numbers for the labels of masks in the order of their values, ``ignore`` last.
 
         Pass all scans of a store, so that all exports of its parts have the same numbers.
+
+        Raises
+        ------
+        UsageError
+            If a further mask has different names for one value, or one name for several values.
         """
         names: dict[int, str] = {}
         for attributes in (scan.attributes for scan in scans):
-            names |= {VALUE_OF_NAME[name]: name for name in attributes.vertebrae}
-            for value in attributes.other_labels:
-                names[int(value)] = attributes.structures.get(value, f"label_{value}")
+            if mask == LABEL:
+                names |= _names_in_label(attributes)
+            else:
+                _merge(names, _names_in_mask(attributes, mask), mask, attributes.scan_id)
         values = sorted(names, key=lambda value: (names[value] == _IGNORE, value))
         numbers = {names[value]: number for number, value in enumerate(values, 1)}
-        return cls({"background": BACKGROUND, **numbers}, dict(enumerate(values, 1)))
+        return cls({_BACKGROUND: BACKGROUND, **numbers}, dict(enumerate(values, 1)))
 
     @property
     def number_of_stored(self) -> npt.NDArray[np.uint8]:
@@ -98,6 +108,8 @@ class NnunetExport:
     subset_of_scan: dict[str, Subset]
     """Subset of each scan, by its id."""
     labels: NnunetLabels
+    mask: str
+    """Mask that is written: ``label`` or a further one."""
 
     @classmethod
     def plan(
@@ -107,6 +119,7 @@ class NnunetExport:
         folder: Path,
         selection: ScanSelection,
         *,
+        mask: str,
         dataset_id: int,
         name: str | None,
         preprocessed: Path | None,
@@ -117,8 +130,8 @@ class NnunetExport:
         Raises
         ------
         UsageError
-            If the number or name is not valid in nnU-Net, the store lacks a split, or no scan has a
-            mask to train on.
+            If the number or name is not valid in nnU-Net, the store lacks a split, no scan has a
+            mask to train on, or the masks of the scans name their values differently.
         """
         name = name or re.sub(r"[^A-Za-z0-9_-]+", "_", reader.root.title)
         if not _VALID_NAME.fullmatch(name) or not 1 <= dataset_id <= 999:  # noqa: PLR2004
@@ -127,17 +140,23 @@ class NnunetExport:
                 "of letters, digits, _ and -."
             )
         table = reader.table
-        columns = (table.scan, table.split, table.label_state)
-        rows = list(zip(*(column.to_numpy().tolist() for column in columns), strict=True))
+        columns = (table.scan, table.split, table.label_state, table.masks)
+        rows = [
+            (scan_id, split, state != "none" if mask == LABEL else mask in masks.split())
+            for scan_id, split, state, masks in zip(
+                *(column.to_numpy().tolist() for column in columns), strict=True
+            )
+        ]
         chosen = set(selection.scan_ids(reader.columns, reader.name))
         subset_of_scan = {
-            scan_id: _subset(split, has_mask=state != "none")
-            for scan_id, split, state in rows
+            scan_id: _subset(split, has_mask=has_mask)
+            for scan_id, split, has_mask in rows
             if scan_id in chosen
         }
         if not {"train", "validation"} & set(subset_of_scan.values()):
-            raise UsageError(f"{reader.name}: there are no scans with masks to train on.")
-        masks = [reader.scan(scan_id) for scan_id, _, state in rows if state != "none"]
+            kind = "masks" if mask == LABEL else f"a mask {mask!r}"
+            raise UsageError(f"{reader.name}: there are no scans with {kind} to train on.")
+        masked = (reader.scan(scan_id) for scan_id, _, has_mask in rows if has_mask)
         return cls(
             reader,
             voxels,
@@ -145,7 +164,8 @@ class NnunetExport:
             preprocessed,
             ".nii.gz" if compressed else ".nii",
             subset_of_scan,
-            NnunetLabels.from_scans(masks),
+            NnunetLabels.from_scans(masked, mask),
+            mask,
         )
 
     @property
@@ -157,7 +177,7 @@ class NnunetExport:
         """Return the paths of image and mask of a scan; the latter is None without a mask."""
         kind = "Ts" if self.subset_of_scan[scan_id] == "test" else "Tr"
         image = self.folder / f"images{kind}" / f"{scan_id}_0000{self.ending}"
-        has_mask = self.reader.scan(scan_id).label is not None
+        has_mask = self.mask in self.reader.scan(scan_id).mask_names
         label = self.folder / f"labels{kind}" / f"{scan_id}{self.ending}"
         return image, label if has_mask else None
 
@@ -223,10 +243,10 @@ class NnunetExport:
         image, label = self.files(scan_id)
         attributes = scan.attributes
         notes = write_nifti(image, scan.image, attributes, self.voxels, on_bytes)
-        if label is not None and scan.label is not None:
+        if label is not None:
             write_label_on_image(
                 label,
-                scan.label,
+                scan.mask(self.mask),
                 attributes,
                 self.voxels,
                 on_bytes,
@@ -276,7 +296,49 @@ class NnunetExport:
             "license": root.license,
             "converted_by": f"spinezarr {package_version()}",
             "stored_labels": {str(n): value for n, value in self.labels.stored_of_number.items()},
+            "stored_mask": self.mask,
         }
+
+
+def _names_in_label(attributes: ScanAttributes) -> dict[int, str]:
+    """Return the name of each value of ``label``."""
+    names = {VALUE_OF_NAME[name]: name for name in attributes.vertebrae}
+    for value in attributes.other_labels:
+        names[int(value)] = attributes.structures.get(value, f"label_{value}")
+    return names
+
+
+def _names_in_mask(attributes: ScanAttributes, mask: str) -> dict[int, str]:
+    """Return the name of each value of a further mask."""
+    labels = attributes.masks[mask].labels if mask in attributes.masks else {}
+    return {
+        int(value): label.name if label.name not in {"", _BACKGROUND} else f"label_{value}"
+        for value, label in labels.items()
+    }
+
+
+def _merge(names: dict[int, str], others: dict[int, str], mask: str, scan_id: str) -> None:
+    """Add the names of the values of another mask.
+
+    Raises
+    ------
+    UsageError
+        If one value has two names, or one name two values.
+    """
+    values = {name: value for value, name in names.items()}
+    for value, name in others.items():
+        known_name, known_value = names.get(value, name), values.get(name, value)
+        if known_name != name:
+            problem = f"names the value {value} {name!r}, and in another scan {known_name!r}"
+        elif known_value != value:
+            problem = f"has {name!r} as the value {value}, and in another scan as {known_value}"
+        else:
+            names[value], values[name] = name, value
+            continue
+        raise UsageError(
+            f"scan {scan_id!r}: the mask {mask!r} {problem}. Write this mask of all scans with one "
+            "scheme."
+        )
 
 
 def _subset(split: str, *, has_mask: bool) -> Subset:

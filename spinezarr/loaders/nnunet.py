@@ -29,6 +29,7 @@ from spinezarr.export.atomic_file import write_atomically
 from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.geometry import AxisMap, Box
 from spinezarr.store.attributes import SourceRecord
+from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.draw.voxel_finder import StoredVoxelFinder
@@ -359,6 +360,8 @@ class _Locations:
     voxels: int
     """Number of voxels of the label."""
     grid: _Grid
+    mask: str
+    """Mask of the label."""
 
     def __len__(self) -> int:
         """Return the number of stored voxels."""
@@ -367,7 +370,7 @@ class _Locations:
     def __getitem__(self, k: int) -> npt.NDArray[np.int64]:
         """Return the position of voxel ``k`` after resampling."""
         finder = StoredVoxelFinder(self.reader, self.engine)
-        voxels, rank = finder.chunk_voxels_of_label(self.scan_id, self.value, k)
+        voxels, rank = finder.chunk_voxels_of_label(self.scan_id, self.value, k, self.mask)
         zyx = voxels[rank]
         position = [0]
         for stored_axis, axis in zip(self.grid.transpose, self.grid.axes, strict=True):
@@ -421,6 +424,7 @@ class StoreDataset:
             )
         self._preprocessing = _Preprocessing.of_plans(plans, link["configuration"])
         self._stored = {int(n): int(value) for n, value in dataset["stored_labels"].items()}
+        self._mask = dataset.get("stored_mask", LABEL)
         self._numbers = np.zeros(256, np.int16)
         self._numbers[list(self._stored.values())] = list(self._stored)
         self._reader = StoreReader(link["store"])
@@ -454,16 +458,14 @@ class StoreDataset:
 
         Raises
         ------
-        UnknownScanError
-            If the store has no such scan.
+        UnknownScanError, UnknownMaskError
+            If the store has no such scan, or the scan lacks the mask.
         CorruptStoreError
             When sliced, if stored bytes are missing or damaged.
         """
         scan = self._reader.scan(identifier)
         grid = _Grid.of(scan, self._preprocessing)
-        mask = scan.label
-        if mask is None:
-            raise UsageError(f"scan {identifier!r} has no mask.")
+        mask = self._reader.listed_mask(identifier, self._mask)
         image = _LazyArray(grid.shape, np.float32, lambda spans: self._image(scan, grid, spans))
         label = _LazyArray(grid.shape, np.int16, lambda spans: self._label(mask, grid, spans))
         return image, label, None, self._properties(scan, grid)
@@ -539,14 +541,13 @@ class StoreDataset:
         }
 
     def _locations(self, scan: ScanHandle, grid: _Grid) -> Iterator[tuple[int, _Locations]]:
-        chunk_counts = self._reader.label_chunks(scan.attributes.scan_id)
+        scan_id = scan.attributes.scan_id
+        chunk_counts = self._reader.label_chunks(scan_id, self._mask)
         for number, value in self._stored.items():
             voxels = int(chunk_counts[chunk_counts[:, 0] == value, 4].sum())
             yield (
                 number,
-                _Locations(
-                    self._reader, self._engine, scan.attributes.scan_id, value, voxels, grid
-                ),
+                _Locations(self._reader, self._engine, scan_id, value, voxels, grid, self._mask),
             )
 
 

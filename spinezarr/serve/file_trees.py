@@ -3,8 +3,9 @@
 Zarr clients read 404 as "this chunk does not exist" and show background in its place. So 404 means
 only that. A failed read is 503, and a file that was replaced meanwhile is 410 or 412.
 
-``/zarr/<store>/@<content_checksum>/<key>`` names one version of a scan. It never changes, so caches
-may keep it. The answer is 410 when the scan has been replaced.
+``/zarr/<store>/@<content_checksum>/<key>`` names one version of a scan. Its image and ``label``
+never change, so caches may keep them. The answer is 410 when the scan has been replaced. Further
+masks may come, change and go, so caches must ask again for them, and for metadata.
 """
 
 import re
@@ -15,7 +16,8 @@ from typing import Final, Protocol
 from spinezarr.serve.conditions import check_conditions
 from spinezarr.serve.http import Answer, Request, text_answer
 from spinezarr.serve.served_files import GoneError, ServedFile, UnreadableError, split_scan_key
-from spinezarr.view.ome import FOLDER_SUFFIX
+from spinezarr.store.layout import SAMPLING, is_mask_name
+from spinezarr.view.ome import FOLDER_SUFFIX, parse_ome_key
 
 __all__ = ["Files", "answer_file"]
 
@@ -73,9 +75,30 @@ def answer_file(files_of: Callable[[str], Files | None], request: Request, path:
         return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, str(problem), retry_after="1")
     if file is None:
         return text_answer(HTTPStatus.NOT_FOUND, "There is no such file.")
-    return _file_answer(
-        request.method, request.headers, file, key, is_immutable=version is not None
-    )
+    is_immutable = version is not None and _is_of_version(rest)
+    return _file_answer(request.method, request.headers, file, key, is_immutable=is_immutable)
+
+
+def _is_of_version(key: str) -> bool:
+    """Whether a version of a scan determines the file of a key: it is no further mask's.
+
+    Examples
+    --------
+    >>> _is_of_version("scans/liver_0/label/c/0/0/0"), _is_of_version("liver_0.ome.zarr/2/c/0/0/0")
+    (True, True)
+    >>> _is_of_version("scans/liver_0/parts/c/0/0/0"), _is_of_version("scans/liver_0/zarr.json")
+    (False, False)
+    """
+    if key.endswith("zarr.json"):
+        return False
+    key_in_image = key.partition(f"{FOLDER_SUFFIX}/")[2]
+    if key_in_image:
+        ome_key = parse_ome_key(key_in_image)
+        return ome_key is not None and not is_mask_name(ome_key.array)
+    array, _, rest = split_scan_key(key)[1].partition("/")
+    if array == SAMPLING:
+        array = rest.partition("/")[0].removesuffix("_chunks")
+    return not is_mask_name(array)
 
 
 def _absent_store_answer(key: str, *, is_key: bool) -> Answer:

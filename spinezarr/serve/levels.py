@@ -18,11 +18,11 @@ from spinezarr.geometry import Box
 from spinezarr.serve.compression import FAST, gzip_bytes
 from spinezarr.serve.http import Answer, Request, accepts_gzip, text_answer
 from spinezarr.serve.limits import ServeLimits
-from spinezarr.serve.opened_scan import OpenedScan
+from spinezarr.serve.opened_scan import OpenedScan, mask_of
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.version_headers import RefusedError, headers_of_version
-from spinezarr.store.layout import IMAGE, LABEL, LARGEST_AXIS
+from spinezarr.store.layout import ARRAY_NAME, IMAGE, LARGEST_AXIS, is_mask_name
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.view.levels import Level, LevelCache, LevelReader, levels_of, shown_dtype
@@ -43,8 +43,9 @@ _Size = Annotated[int, Field(ge=1, le=LARGEST_AXIS)]
 class LevelQuery(QueryModel):
     """Voxels of a level to send. Elements of a list are separated by commas."""
 
-    array: Literal["image", "label"] = "image"
-    """``image`` is sent as int16, or as float32 if its values do not fit; ``label`` as uint8."""
+    array: Annotated[str, Field(pattern=ARRAY_NAME)] = IMAGE
+    """``image``, ``label``, or the name of a further mask. An image is sent as int16, or as float32
+    if its values do not fit, and a mask as uint8."""
     start_zyx: tuple[_Start, _Start, _Start] = (0, 0, 0)
     """First voxel of the box, in voxels of the level."""
     size_zyx: tuple[_Size, _Size, _Size] | None = None
@@ -53,6 +54,8 @@ class LevelQuery(QueryModel):
     """``"gzip"`` sends a gzip file, whose CRC-32 programs can check."""
     content_checksum: Annotated[str, Field(max_length=64)] | None = None
     """The version of the scan; with it, the answer may be kept for ever."""
+    mask_checksum: Annotated[str, Field(max_length=64)] | None = None
+    """The version of a further mask, which ``content_checksum`` leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ def answer_level(
     except RefusedError as refusal:
         return refusal.answer
     except ScanChangedError:
-        return _CHANGING if query.content_checksum is None else _CHANGED
+        is_named = (query.content_checksum, query.mask_checksum) != (None, None)
+        return _CHANGED if is_named else _CHANGING
     except CorruptStoreError:
         return _DAMAGED
 
@@ -123,13 +127,15 @@ def _answer(
     array, level, box = _select(scan, level_request.level, query, source.limits)
     is_file = query.pack == "gzip"
     accepted = request.headers.get("accept-encoding", "")
-    is_packed = not is_file and array.name == LABEL and accepts_gzip(accepted)
-    version_parts = (scan.content_checksum, array.name, level.factor_zyx, box, is_packed, is_file)
+    is_packed = not is_file and array.name != IMAGE and accepts_gzip(accepted)
+    version = (array.content_checksum, array.name)
+    version_parts = (*version, level.factor_zyx, box, is_packed, is_file)
     headers = headers_of_version(
         request,
         _BYTES,
         *map(str, version_parts),
-        is_named=query.content_checksum is not None,
+        is_named=query.content_checksum is not None
+        and (not is_mask_name(array.name) or query.mask_checksum is not None),
         vary="Accept-Encoding",
     )
     levels = LevelReader(opened.engine, opened.reader.url, level_request.cache)
@@ -137,9 +143,9 @@ def _answer(
 
     def read() -> bytes:
         current: ScanHandle = opened.reader.scan(level_request.scan_id)
-        if current.content_checksum != scan.content_checksum:
-            raise ScanChangedError("the scan was replaced.", level_request.scan_id)
         current_array, _, _ = _select(current, level_request.level, query, source.limits)
+        if (current_array.content_checksum, current_array.name) != version:
+            raise ScanChangedError("the scan was replaced.", level_request.scan_id)
         return (
             levels.read(current_array, level, box, threads=threads)
             .astype(dtype, copy=False)
@@ -168,16 +174,17 @@ def _select(
     Raises
     ------
     RefusedError
-        If there is no such array, level or box, or it is too large.
+        If there is no such array, level or box, if the mask has another version, or if the answer
+        would be too large.
     """
     levels = levels_of(scan, limits.coarsest_level_voxels)
     if _NUMBER.fullmatch(number) is None or int(number) >= len(levels):
         raise _refused(
             HTTPStatus.NOT_FOUND, f"There is no such level; the last one is {len(levels) - 1}."
         )
-    array = scan.image if query.array == IMAGE else scan.label
-    if array is None:
-        raise _refused(HTTPStatus.UNPROCESSABLE_ENTITY, "The scan has no mask.")
+    array = scan.image
+    if query.array != IMAGE:
+        array = mask_of(scan, query.array, query.mask_checksum)
     level = levels[int(number)]
     z, y, x = (max(1, n - a) for n, a in zip(level.shape_zyx, query.start_zyx, strict=True))
     box = Box.at(query.start_zyx, query.size_zyx or (z, y, x))

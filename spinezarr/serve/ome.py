@@ -112,17 +112,18 @@ class OmeFolder:
     def _chunk(self, scan_id: str, scan: ServedScan, key: OmeKey) -> ServedFile | None:
         """Return a chunk of a coarse level; None if it is background."""
         levels = self._tree(scan_id, scan).levels
-        metadata = scan.group.arrays.image if key.array == IMAGE else scan.group.arrays.label
-        if metadata is None or key.level >= len(levels):  # an older version of the scan had it
+        is_present = key.array in scan.group.arrays.volumes
+        if not is_present or key.level >= len(levels):  # an older version of the scan had it
             raise GoneError(f"scan {scan_id!r} has no such level any more.")
         level = levels[key.level]
         reader, engine = self._patches.reader_and_engine([scan_id])
 
         def read() -> tuple[ArraySpec, npt.NDArray[Any]]:
             current: ScanHandle = reader.scan(scan_id)
-            array = current.image.unscaled() if key.array == IMAGE else current.label
-            if array is None or current.content_checksum != scan.content_checksum:
+            versions = current.content_checksum, current.mask_checksums.get(key.array)
+            if versions != (scan.content_checksum, scan.mask_checksums.get(key.array)):
                 raise UnreadableError(f"scan {scan_id!r} is being replaced.")
+            array = current.image.unscaled() if key.array == IMAGE else current.mask(key.array)
             piece_zyx = piece_shape_zyx(array)
             index = chunk_index(
                 key.key_in_level, array.separator, chunk_grid(level.shape_zyx, piece_zyx)

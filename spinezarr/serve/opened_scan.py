@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from spinezarr.errors import CorruptStoreError, UnknownScanError
+from spinezarr.errors import CorruptStoreError, UnknownMaskError, UnknownScanError
 from spinezarr.serve.http import text_answer
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.version_headers import RefusedError
+from spinezarr.store.layout import is_mask_name
 from spinezarr.store.reader import StoreReader
-from spinezarr.store.scan_handle import ScanHandle
+from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
 
-__all__ = ["NO_SCAN", "OpenedScan"]
+__all__ = ["NO_SCAN", "OpenedScan", "mask_of"]
 
 NO_SCAN: Final = text_answer(HTTPStatus.NOT_FOUND, "There is no such scan.")
 
@@ -62,3 +63,32 @@ class OpenedScan:
                 text_answer(HTTPStatus.GONE, "The scan was replaced by another version.")
             )
         return cls(scan, reader, engine)
+
+
+def mask_of(scan: ScanHandle, name: str, checksum: str | None) -> ArraySpec:
+    """Return a mask of a scan.
+
+    Parameters
+    ----------
+    scan
+        The scan.
+    name
+        ``label``, or the name of a further mask.
+    checksum
+        Version of a further mask; None for the current one.
+
+    Raises
+    ------
+    RefusedError
+        If the scan has no such mask, or the mask has another version.
+    """
+    try:
+        mask = scan.mask(name)
+    except UnknownMaskError:
+        names = ", ".join(scan.mask_names)
+        text = f"The scan has no mask {name}; it has {names}." if names else "The scan has no mask."
+        raise RefusedError(text_answer(HTTPStatus.UNPROCESSABLE_ENTITY, text)) from None
+    if is_mask_name(name) and checksum not in {None, mask.content_checksum}:
+        text = f"The mask {name} was replaced by another version."
+        raise RefusedError(text_answer(HTTPStatus.GONE, text))
+    return mask

@@ -1,10 +1,11 @@
 """In which formats are patches sent?
 
 The default is a safetensors file (https://github.com/huggingface/safetensors#format). Its tensors
-``image`` and ``label`` hold the items that could be read, in the requested order. Other tensors
-hold the other fields of the batch, and the metadata hold the status of each requested item. A
-compressed tensor is a Blosc frame of bytes, and the metadata hold its type and shape. An Arrow
-stream holds the same: one row for each item, columns of tensors, and the metadata in its schema.
+``image``, ``label`` and those with the names of further masks hold the items that could be read, in
+the requested order. Other tensors hold the other fields of the batch, and the metadata hold the
+status of each requested item. A compressed tensor is a Blosc frame of bytes, and the metadata hold
+its type and shape. An Arrow stream holds the same: one row for each item, columns of tensors, and
+the metadata in its schema.
 """
 
 import json
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ NIFTI: Final = "application/x-nifti"
 NIFTI_GZ: Final = "application/gzip"
 NPY: Final = "application/x-npy"
 SAFETENSORS: Final = "application/x-safetensors"
+_SCAN_ID: Final = "scan_id"
+"""Column of an Arrow stream."""
 BATCH_MEDIA_TYPES: Final = (SAFETENSORS, ARROW)
 """Media types of several patches; the first is the default."""
 PATCH_MEDIA_TYPES: Final = (SAFETENSORS, ARROW, NPY, NIFTI_GZ, NIFTI)
@@ -57,7 +60,7 @@ class FormatOptions:
     """
 
     pack: Pack = "none"
-    array: Literal["image", "label"] = "image"
+    array: str = "image"
     flat_axis: int | None = None
 
 
@@ -94,18 +97,24 @@ def encode_batch(
 
 def _voxels(batch: Batch) -> dict[str, npt.NDArray[Any]]:
     label = {} if batch.label is None else {"label": batch.label}
-    return {"image": batch.image, **label}
+    return {"image": batch.image, **label, **batch.masks}
 
 
 def _tensors(batch: Batch) -> dict[str, npt.NDArray[Any]]:
-    return {
-        **_voxels(batch),
+    others = {
         "index": batch.index,
         "start_zyx": batch.start_zyx,
         "padding_zyx": batch.padding_zyx,
         "affine": batch.affine,
         "spacing_zyx_mm": batch.spacing_zyx_mm,
     }
+    for name in batch.masks:
+        if name in others or name == _SCAN_ID:
+            raise UsageError(
+                f"labels: the mask {name} has the name of another tensor; read its array below "
+                "/zarr instead."
+            )
+    return {**_voxels(batch), **others}
 
 
 def _as_safetensors(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
@@ -118,7 +127,7 @@ def _as_safetensors(batch: Batch, statuses: Sequence[str], options: FormatOption
 def _as_arrow(batch: Batch, statuses: Sequence[str], options: FormatOptions) -> bytes:
     import pyarrow as pa  # noqa: PLC0415  optional
 
-    columns: dict[str, Any] = {"scan_id": pa.array(batch.scan_id, pa.string())}
+    columns: dict[str, Any] = {_SCAN_ID: pa.array(batch.scan_id, pa.string())}
     for name, values in _tensors(batch).items():
         columns[name] = (
             pa.array(values)
@@ -175,11 +184,10 @@ def _as_nifti_gz(batch: Batch, statuses: Sequence[str], options: FormatOptions) 
 
 
 def _array(batch: Batch, options: FormatOptions) -> npt.NDArray[Any]:
-    if options.array == "image":
-        return batch.image
-    if batch.label is None:
-        raise UsageError("array: the label is read only with with_label=true.")
-    return batch.label
+    voxels = _voxels(batch)
+    if options.array not in voxels:
+        raise UsageError(f"array: {options.array} must also be in labels.")
+    return voxels[options.array]
 
 
 _WRITERS: Final[Mapping[str, Callable[[Batch, Sequence[str], FormatOptions], bytes]]] = (

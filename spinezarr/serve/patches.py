@@ -31,11 +31,13 @@ from spinezarr.serve.patch_formats import (
     is_available,
 )
 from spinezarr.serve.query import QueryModel, WrongQueryError, describe_first_fault, parse_query
-from spinezarr.serve.served_files import ServedFolder
+from spinezarr.serve.served_files import ServedFolder, ServedScan
 from spinezarr.serve.storage import UnavailableError
 from spinezarr.serve.version_headers import RefusedError, headers_of_version
 from spinezarr.store.attributes import is_scan_id
+from spinezarr.store.layout import ARRAY_NAME, IMAGE, LABEL
 from spinezarr.store.reader import StoreReader
+from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.batch_limits import PROTOCOL, BatchLimits
 from spinezarr.stream.read.batch_reader import BatchReader
@@ -64,6 +66,9 @@ _Size = Annotated[int, Field(ge=1, le=4096)]
 _Start = Annotated[int, Field(ge=-(1 << 20), le=1 << 20)]
 _Millimeters = Annotated[float, Field(ge=MIN_MM, le=1000)]
 _Checksum = Annotated[str, Field(max_length=64)]
+_MaskName = Annotated[str, Field(pattern=ARRAY_NAME)]
+_MASKS: Final = 64
+"""Most masks of a request."""
 
 
 def batch_limits(limits: ServeLimits) -> BatchLimits:
@@ -85,8 +90,8 @@ class _PatchModel(QueryModel):
         None,
     )
     """Spacing to resample to; null along an axis keeps the spacing of the scan."""
-    with_label: bool = True
-    """Whether masks are read, too."""
+    labels: Annotated[tuple[_MaskName, ...], Field(max_length=_MASKS)] = (LABEL,)
+    """Names of the masks to read: ``label`` and further ones; empty for images alone."""
     image_dtype: Literal["int16", "uint16", "int32", "uint32", "int64", "float32", "float64"] = (
         "int16"
     )
@@ -100,9 +105,15 @@ class _PatchModel(QueryModel):
     nonfinite: Nonfinite = "refuse"
     """Whether voxels that are NaN or infinite are refused, kept, or replaced by a number."""
     pack: Pack = "none"
-    """Compression of the voxels. In safetensors, ``image`` and ``label`` become Blosc frames of
-    bytes, and ``packed`` in the metadata holds their types and shapes. An Arrow stream compresses
+    """Compression of the voxels. In safetensors, image and masks become Blosc frames of bytes,
+    and ``packed`` in the metadata holds their types and shapes. An Arrow stream compresses
     its buffers."""
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels must name each mask once")
+        return self
 
     @model_validator(mode="after")
     def _check_slice_fields(self) -> Self:
@@ -118,7 +129,12 @@ class _PatchModel(QueryModel):
         """Return the size of a number of patches in bytes, without compression."""
         z, y, x = self.size_zyx
         images = (2 * self.neighbors + 1) * np.dtype(self.image_dtype).itemsize
-        return count * z * y * x * (images + int(self.with_label))
+        return count * z * y * x * (images + len(self.labels))
+
+    @property
+    def further_masks(self) -> tuple[str, ...]:
+        """Names of the masks to read besides ``label``."""
+        return tuple(name for name in self.labels if name != LABEL)
 
 
 class ItemModel(QueryModel):
@@ -129,6 +145,9 @@ class ItemModel(QueryModel):
     """First voxel of the patch. Outside the volume, a patch holds air and background."""
     content_checksum: _Checksum | None = None
     """Version of the scan; null for the current one."""
+    mask_checksums: Annotated[tuple[_Checksum | None, ...], Field(max_length=_MASKS)] = ()
+    """Versions of the further masks among ``labels``, in their order, which ``content_checksum``
+    leaves out; null for the current ones."""
 
 
 class BatchModel(_PatchModel):
@@ -144,14 +163,21 @@ class PatchQuery(_PatchModel):
     """First voxel of the patch. Outside the volume, a patch holds air and background."""
     content_checksum: _Checksum | None = None
     """The version of the scan; with it, the answer may be kept for ever."""
-    array: Literal["image", "label"] = "image"
-    """Array to send, in formats that hold one array."""
+    mask_checksums: Annotated[tuple[_Checksum, ...], Field(max_length=_MASKS)] = ()
+    """Versions of the further masks among ``labels``, in their order, which ``content_checksum``
+    leaves out."""
+    array: _MaskName = IMAGE
+    """Array to send, in formats that hold one array: ``image`` or one of ``labels``."""
 
 
+_CHECKSUMS: Final = {"content_checksum", "mask_checksums"}
 _NO_SCAN: Final = "there is no such scan"
+_CHANGED: Final = "the scan has changed"
+_MASK_CHANGED: Final = "a mask of the scan has changed"
 _FAILURES: Final[Mapping[str, HTTPStatus]] = {
     _NO_SCAN: HTTPStatus.NOT_FOUND,
-    "the scan has changed": HTTPStatus.GONE,
+    _CHANGED: HTTPStatus.GONE,
+    _MASK_CHANGED: HTTPStatus.GONE,
     "the scan is damaged": HTTPStatus.SERVICE_UNAVAILABLE,
     "the scan is damaged, or has changed": HTTPStatus.SERVICE_UNAVAILABLE,
 }
@@ -180,7 +206,7 @@ class PatchSource:
         self._opened: tuple[StoreReader, Engine] | None = None
 
     def reader_and_engine(self, scan_ids: Iterable[str]) -> tuple[StoreReader, Engine]:
-        """Return reader and engine of the store; open it again if one of the scans has changed.
+        """Return reader and engine of the store; open it again if a scan or mask has changed.
 
         Raises
         ------
@@ -208,9 +234,23 @@ class PatchSource:
                 raise
             except SpinezarrError:
                 return True  # reading the scan raises the error
-            return current is not None and current.content_checksum == known.content_checksum
+            return (
+                current is not None
+                and current.content_checksum == known.content_checksum
+                and _has_same_masks(current, known)
+            )
 
         return all(reader.objects.each(is_current, scan_ids))
+
+
+def _has_same_masks(current: ServedScan, known: ScanHandle) -> bool:
+    """Whether the further masks of a scan are the known ones, with the same names of labels."""
+    volumes = current.group.arrays.volumes
+    return (
+        current.mask_checksums == known.mask_checksums
+        and current.group.attributes.masks == known.attributes.masks
+        and all(volumes[mask.name].separator == mask.separator for mask in known.masks.values())
+    )
 
 
 def answer_batch(source: PatchSource, request: Request, body: bytes, *, threads: int) -> Answer:
@@ -260,21 +300,26 @@ def answer_patch(source: PatchSource, request: Request, scan_id: str, *, threads
         media_type = _choose_media_type(request, PATCH_MEDIA_TYPES)
         query = parse_query(PatchQuery, request.query)
         item = ItemModel.model_construct(
-            scan_id=scan_id, start_zyx=query.start_zyx, content_checksum=query.content_checksum
+            scan_id=scan_id,
+            start_zyx=query.start_zyx,
+            content_checksum=query.content_checksum,
+            mask_checksums=query.mask_checksums,
         )
         patch_read = _PatchRead.of(source, query, [item])
         patch_read.check()
-        checksum = patch_read.batches.reader.scan(scan_id).content_checksum
+        version = patch_read.version_of(scan_id)
+        is_named = query.content_checksum is not None
+        is_named &= len(query.mask_checksums) == len(query.further_masks)
         headers = headers_of_version(
             request,
-            *(media_type, checksum, query.model_dump_json(exclude={"content_checksum"})),
-            is_named=query.content_checksum is not None,
+            *(media_type, *version, query.model_dump_json(exclude=_CHECKSUMS)),
+            is_named=is_named,
             vary="Accept",
         )
         batch = patch_read.run(threads)
         patch_read.check()
-        if patch_read.batches.reader.scan(scan_id).content_checksum != checksum:
-            patch_read.statuses[0] = "the scan has changed"
+        if patch_read.version_of(scan_id) != version:
+            patch_read.statuses[0] = _CHANGED
             patch_read.check()
         options = FormatOptions(query.pack, query.array, query.flat_axis)
         data = encode_batch(media_type, batch, patch_read.statuses, options)
@@ -317,8 +362,8 @@ class _PatchRead:
     batches: BatchReader
     requests: Sequence[PatchRequest]
     statuses: list[str]
-    versions: Sequence[str | None]
-    """The ``content_checksum`` that each item names."""
+    items: Sequence[ItemModel]
+    """The items, which may name versions."""
     limits: ServeLimits
 
     @classmethod
@@ -332,6 +377,15 @@ class _PatchRead:
         RefusedError
             If the request is not valid, or it is too large.
         """
+        n_masks = len(model.further_masks)
+        if any(item.mask_checksums and len(item.mask_checksums) != n_masks for item in items):
+            raise RefusedError(
+                text_answer(
+                    HTTPStatus.BAD_REQUEST,
+                    f"mask_checksums: must have as many elements as further masks are read, "
+                    f"{n_masks}.",
+                )
+            )
         voxel_bytes = model.voxel_bytes(len(items))
         limits = source.limits
         if voxel_bytes > limits.batch_voxel_bytes:
@@ -350,7 +404,8 @@ class _PatchRead:
             engine=engine,
             size_zyx=model.size_zyx,
             spacing_zyx_mm=model.spacing_zyx_mm,
-            with_label=model.with_label,
+            with_label=LABEL in model.labels,
+            masks=model.further_masks,
             image_dtype=np.dtype(model.image_dtype),
             flat_axis=model.flat_axis,
             neighbors=model.neighbors,
@@ -365,8 +420,13 @@ class _PatchRead:
             _status(reader, item, batches) if source.may_have(item.scan_id) else _NO_SCAN
             for item in items
         ]
-        versions = [item.content_checksum for item in items]
-        return cls(batches, requests, statuses, versions, limits)
+        return cls(batches, requests, statuses, items, limits)
+
+    def version_of(self, scan_id: str) -> tuple[str, ...]:
+        """Return the checksums of the current version of a scan and of its further masks."""
+        scan: ScanHandle = self.batches.reader.scan(scan_id)
+        masks = [scan.masks[name] for name in self.batches.masks if name in scan.masks]
+        return (scan.content_checksum, *(mask.content_checksum for mask in masks))
 
     def check(self) -> None:
         """Raise RefusedError if an item cannot be read."""
@@ -406,14 +466,14 @@ class _PatchRead:
             for request in readable:
                 try:
                     batches.read_together([[request]], threads=threads)
-                    checksum = batches.reader.scan(request.scan_id).content_checksum
+                    scan = batches.reader.scan(request.scan_id)
                 except (ConnectionError, PermissionError):
                     raise
                 except (SpinezarrError, OSError):
                     statuses[request.index] = "the scan is damaged, or has changed"
                 else:  # the scan may have been replaced since it was checked
-                    if self.versions[request.index] not in {None, checksum}:
-                        statuses[request.index] = "the scan has changed"
+                    change = _change(scan, self.items[request.index], batches)
+                    statuses[request.index] = change or "ok"
         remaining = [request for request in readable if statuses[request.index] == "ok"]
         return batches.read_together([remaining], threads=threads)[0]
 
@@ -426,16 +486,30 @@ def _status(reader: StoreReader, item: ItemModel, batches: BatchReader) -> str:
         return _NO_SCAN
     except CorruptStoreError:
         return "the scan is damaged"
+    change = _change(scan, item, batches)
+    if change:
+        return change
     attributes = scan.attributes
     has_nonfinite = attributes.image_nan_voxels or attributes.image_infinite_voxels
     reasons = {
-        "the scan has changed": item.content_checksum not in {None, scan.content_checksum},
         "the scan has no mask": batches.with_label and scan.label is None,
+        **{f"the scan has no mask {name}": name not in scan.masks for name in batches.masks},
         "the scan has voxels that are NaN or infinite": has_nonfinite
         and batches.nonfinite == "refuse",
         f"the image is {scan.image.dtype}": not np.can_cast(scan.image.dtype, batches.image_dtype),
     }
     return next((reason for reason, applies in reasons.items() if applies), "ok")
+
+
+def _change(scan: ScanHandle, item: ItemModel, batches: BatchReader) -> str:
+    """Return why a scan is not the version that an item names; empty if it is."""
+    if item.content_checksum not in {None, scan.content_checksum}:
+        return _CHANGED
+    for name, checksum in zip(batches.masks, item.mask_checksums, strict=False):
+        stored = scan.masks[name].content_checksum if name in scan.masks else ""
+        if checksum not in {None, stored}:
+            return _MASK_CHANGED
+    return ""
 
 
 def _source_bytes(
@@ -454,5 +528,5 @@ def _source_bytes(
         ]
         if batches.neighbors and batches.flat_axis is not None:
             extents[batches.flat_axis] = scan.image.shape_zyx[batches.flat_axis]
-        total += math.prod(extents) * (scan.image.dtype.itemsize + int(batches.with_label))
+        total += math.prod(extents) * (scan.image.dtype.itemsize + len(batches.mask_names))
     return total

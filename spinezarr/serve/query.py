@@ -103,6 +103,8 @@ def parameters_of(model: type[QueryModel]) -> Mapping[str, Mapping[str, Any]]:
 
 def _value(text: str, schema: Mapping[str, Any]) -> Any:  # noqa: ANN401  JSON
     if schema.get("type") == "array":
+        if not text:
+            return []
         return [_scalar(part) for part in text.split(",")]
     kinds = {kind.get("type") for kind in schema.get("anyOf", [schema])}
     return text if kinds == {"string"} else _scalar(text)

@@ -74,6 +74,8 @@ class ServedScan:
         When this file was written; see :class:`spinezarr.serve.storage.CurrentFile`.
     content_checksum
         See :attr:`spinezarr.store.attributes.ScanAttributes.content_checksum`.
+    mask_checksums
+        See :meth:`spinezarr.store.attributes.ScanAttributes.mask_checksum`, by mask.
     group
         The parsed metadata.
     """
@@ -81,6 +83,7 @@ class ServedScan:
     identity: Identity
     written_at: int
     content_checksum: str
+    mask_checksums: Mapping[str, str]
     group: ScanGroup = field(repr=False)
 
     @property
@@ -253,8 +256,14 @@ class ServedFolder:
             raise UnreadableError(f"{key} is damaged.") from problem
         if group.attributes.scan_id != scan_id:
             raise UnreadableError(f"{key} belongs to another scan.")
-        checksum = group.attributes.content_checksum
-        scan = ServedScan(current.identity, current.written_at, checksum, group)
+        facts = group.attributes
+        scan = ServedScan(
+            current.identity,
+            current.written_at,
+            facts.content_checksum,
+            {name: facts.mask_checksum(name) for name in facts.masks},
+            group,
+        )
         self._scans.keep(scan_id, scan.identity, scan)
         return scan
 

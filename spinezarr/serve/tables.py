@@ -24,6 +24,7 @@ from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.served_files import ServedFolder
 from spinezarr.store.attributes import ScanAttributes, is_scan_id
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog
+from spinezarr.store.layout import ARRAY_NAME, LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.batch_limits import BatchLimits
@@ -115,7 +116,9 @@ class RowModel(_ResponseModel):
     spacing_zyx_mm: tuple[float, float, float]
     stored_bytes: _Count
     vertebrae: tuple[str, ...]
-    """Vertebrae that the mask shows."""
+    """Vertebrae that the mask ``label`` shows."""
+    masks: tuple[str, ...]
+    """Names of all masks, ``label`` first; empty for a scan without a mask."""
 
 
 class ScansModel(_ResponseModel):
@@ -145,7 +148,9 @@ class ScansQuery(QueryModel):
     source: str | None = None
     """Collection within the dataset."""
     vertebra: _Level | None = None
-    """Vertebra that the mask must show."""
+    """Vertebra that the mask ``label`` must show."""
+    mask: Annotated[str, Field(pattern=ARRAY_NAME)] | None = None
+    """Mask that the scan must have: ``label`` or a further one."""
     anomaly: Literal["true"] | None = None
     """``true`` for scans with an anatomical variant."""
     erratum: Literal["true"] | None = None
@@ -340,6 +345,8 @@ def _matching_scans(table: xr.Dataset, query: ScansQuery) -> xr.Dataset:
     for name in ("anomaly", "erratum"):
         if getattr(query, name) is not None:
             matches &= table[name].to_numpy().astype(str) != ""
+    if query.mask is not None:
+        matches &= np.array([query.mask in names for names in _mask_names(table)], bool)
     if query.audit is not None:
         severity = "" if query.audit == "none" else query.audit
         matches &= table.audit.to_numpy().astype(str) == severity
@@ -355,13 +362,24 @@ def _rows(table: xr.Dataset) -> Iterator[dict[str, Any]]:
     columns = [table[name].to_numpy().astype(str).tolist() for name in ("scan", *texts)]
     numbers = (table.shape_zyx, table.spacing_zyx_mm, table.stored_bytes)
     columns += [column.to_numpy().tolist() for column in numbers]
+    columns.append(_mask_names(table))
     is_visible = (table.voxel_count.to_numpy() > 0).tolist()
-    names = ("scan_id", *texts, "shape_zyx", "spacing_zyx_mm", "stored_bytes")
+    names = ("scan_id", *texts, "shape_zyx", "spacing_zyx_mm", "stored_bytes", "masks")
     for row, is_level_visible in zip(zip(*columns, strict=True), is_visible, strict=True):
         yield {
             **dict(zip(names, row, strict=True)),
             "vertebrae": list(compress(LEVELS, is_level_visible)),
         }
+
+
+def _mask_names(table: xr.Dataset) -> list[list[str]]:
+    """Return the names of the masks of each scan, ``label`` first."""
+    states = table.label_state.to_numpy().astype(str).tolist()
+    further = table.masks.to_numpy().astype(str).tolist()
+    return [
+        [*([] if state == "none" else [LABEL]), *names.split()]
+        for state, names in zip(states, further, strict=True)
+    ]
 
 
 def answer_scan(served_table: ServedTable, scan_id: str) -> Answer:

@@ -102,6 +102,16 @@ class ScanHandle:
         """The image, the mask and the further masks."""
         return (*self.arrays, *self.masks.values())
 
+    @property
+    def mask_checksums(self) -> dict[str, str]:
+        """See :meth:`spinezarr.store.attributes.ScanAttributes.mask_checksum`, by mask."""
+        return {name: mask.content_checksum for name, mask in self.masks.items()}
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of all masks of the scan, ``label`` first."""
+        return (*(() if self.label is None else (LABEL,)), *self.masks)
+
     def mask(self, name: str) -> ArraySpec:
         """Return the mask of a name: ``label`` or a further one.
 
@@ -115,7 +125,7 @@ class ScanHandle:
         if name not in masks:
             raise UnknownMaskError(
                 f"scan {self.attributes.scan_id!r} has no mask {name!r}; it has "
-                f"{', '.join(masks) or 'none'}."
+                f"{', '.join(self.mask_names) or 'none'}."
             )
         return masks[name]
 

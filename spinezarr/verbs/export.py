@@ -9,13 +9,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
-from spinezarr.errors import SpinezarrError, UsageError
+from spinezarr.errors import SpinezarrError, UnknownMaskError, UsageError
 from spinezarr.export.atomic_file import make_folder
 from spinezarr.export.nifti import ExportedScan, check_no_conflicting_file, export_scan, file_name
 from spinezarr.export.nnunet import NnunetExport
 from spinezarr.processors import cpu_count
 from spinezarr.progress import OnProgress, ProgressCounter
 from spinezarr.redaction import redact_url
+from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.engine import Engine
@@ -41,6 +42,8 @@ class ExportReport:
     """Why each of the other scans could not be written, by scan id."""
     left_out: dict[str, str] = field(default_factory=dict)
     """License of each scan that was left out, because it allows no derivatives, by scan id."""
+    left_out_masks: dict[str, dict[str, str]] = field(default_factory=dict)
+    """License of each further mask that was left out for the same reason, by mask and scan id."""
     files: tuple[str, ...] = ()
     """Paths of files that describe the whole dataset, such as ``dataset.json``."""
 
@@ -55,7 +58,12 @@ class ExportReport:
             {"scan_id": scan.scan_id, "files": list(scan.files), "notes": list(scan.notes)}
             for scan in self.done
         ]
-        return {"done": done, "failed": self.failed, "left_out": self.left_out}
+        return {
+            "done": done,
+            "failed": self.failed,
+            "left_out": self.left_out,
+            "left_out_masks": self.left_out_masks,
+        }
 
 
 def write_nifti_files(
@@ -64,6 +72,7 @@ def write_nifti_files(
     selection: ScanSelection,
     out: str | os.PathLike[str],
     *,
+    masks: tuple[str, ...],
     compressed: bool,
     exact: bool,
     overwrite: bool,
@@ -72,22 +81,30 @@ def write_nifti_files(
 ) -> ExportReport:
     """Write each scan as NIfTI; see :meth:`spinezarr.Store.export_nifti`."""
     folder = Path(out)
+    for name in masks:
+        _check_has_mask(reader, selection, name)
     scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
+    restricted = {} if include_restricted else _restricted_masks(reader, scan_ids, masks)
     make_folder(folder)
     for scan_id in scan_ids:
-        for array in ("image", "label"):
+        for array in (IMAGE, *masks):
             path = folder / file_name(scan_id, array, compressed=compressed)
             check_no_conflicting_file(path)
             _check_free(path, overwrite=overwrite)
 
     def export(scan_id: str, on_bytes: _OnBytes) -> ExportedScan:
-        scan = reader.scan(scan_id)
         return export_scan(
-            scan, engine, folder, compressed=compressed, exact=exact, on_bytes=on_bytes
+            reader.scan(scan_id),
+            engine,
+            folder,
+            masks=[name for name in masks if scan_id not in restricted.get(name, ())],
+            compressed=compressed,
+            exact=exact,
+            on_bytes=on_bytes,
         )
 
     report = _export_each(reader, scan_ids, str(folder), export, on_progress)
-    return replace(report, left_out=left_out)
+    return replace(report, left_out=left_out, left_out_masks=restricted)
 
 
 def write_nnunet_dataset(
@@ -96,6 +113,7 @@ def write_nnunet_dataset(
     selection: ScanSelection,
     out: str | os.PathLike[str],
     *,
+    mask: str,
     dataset_id: int,
     name: str | None,
     preprocessed: str | os.PathLike[str] | None,
@@ -105,12 +123,18 @@ def write_nnunet_dataset(
     on_progress: OnProgress,
 ) -> ExportReport:
     """Write a raw dataset of nnU-Net v2; see :meth:`spinezarr.Store.export_nnunet`."""
+    _check_has_mask(reader, selection, mask)
     scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
+    if not include_restricted:
+        # A scan without its mask would become a case to predict, so it is left out, too.
+        left_out |= _restricted_masks(reader, scan_ids, [mask]).get(mask, {})
+        scan_ids = [scan_id for scan_id in scan_ids if scan_id not in left_out]
     plan = NnunetExport.plan(
         reader,
         engine,
         Path(out),
         ScanSelection(scans=tuple(scan_ids)) if left_out else selection,
+        mask=mask,
         dataset_id=dataset_id,
         name=name,
         preprocessed=None if preprocessed is None else Path(preprocessed),
@@ -145,7 +169,15 @@ def write_ome_zarr_images(
         for scan_id in scan_ids:
             _check_free(Path(ome_zarr_location(target, scan_id)), overwrite=overwrite)
 
+    names = {name for scan_id in scan_ids for name in reader.scan(scan_id).masks}
+    restricted = {} if include_restricted else _restricted_masks(reader, scan_ids, sorted(names))
+
     def export(scan_id: str, on_bytes: _OnBytes) -> ExportedScan:
+        masks = [
+            name
+            for name in reader.scan(scan_id).mask_names
+            if scan_id not in restricted.get(name, ())
+        ]
         return export_ome_zarr(
             reader,
             engine,
@@ -154,11 +186,12 @@ def write_ome_zarr_images(
             storage_options=storage_options if "://" in target else None,
             link=link,
             overwrite=overwrite,
+            masks=masks,
             on_bytes=on_bytes,
         )
 
     report = _export_each(reader, scan_ids, redact_url(target), export, on_progress)
-    return replace(report, left_out=left_out)
+    return replace(report, left_out=left_out, left_out_masks=restricted)
 
 
 def _exported_scans(
@@ -189,6 +222,40 @@ def _exported_scans(
             "--include-restricted (include_restricted=True)."
         )
     return [scan_id for scan_id in scan_ids if scan_id not in left_out], left_out
+
+
+def _check_has_mask(reader: StoreReader, selection: ScanSelection, name: str) -> None:
+    """Check that at least one of the chosen scans has a further mask.
+
+    Raises
+    ------
+    UnknownMaskError
+        If none has it.
+    """
+    if name == LABEL:
+        return
+    rows = selection.rows(reader.columns, reader.name)
+    cells = reader.columns.take(rows)["masks"]
+    if not any(name in cell.split() for cell in cells):
+        names = sorted({mask for cell in cells for mask in cell.split()})
+        raise UnknownMaskError(
+            f"{reader.name}: no chosen scan has a mask {name!r}; further masks are: "
+            f"{', '.join(names) or 'none'}."
+        )
+
+
+def _restricted_masks(
+    reader: StoreReader, scan_ids: Sequence[str], masks: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Return the licenses of further masks that allow no derivatives, by mask and scan id."""
+    restricted: dict[str, dict[str, str]] = {}
+    for scan_id in scan_ids:
+        records = reader.scan(scan_id).attributes.masks
+        for name in masks:
+            license = records[name].license if name in records else ""
+            if _NO_DERIVATIVES.search(license) is not None:
+                restricted.setdefault(name, {})[scan_id] = license
+    return restricted
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:

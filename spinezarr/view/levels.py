@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box, Matrix4x4, ShapeZYX, SpacingZYX
-from spinezarr.store.layout import LABEL, chunk_grid
+from spinezarr.store.layout import IMAGE, chunk_grid
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.box_reader import BoxRead
 from spinezarr.stream.read.cache import BoundedCache
@@ -188,7 +188,7 @@ def shown_dtype(array: ArraySpec) -> np.dtype[Any]:
 
     It is uint8 for a mask, int16 for an image whose values fit, and float32 for other images.
     """
-    if array.name == LABEL:
+    if array.name != IMAGE:
         return np.dtype(np.uint8)
     fits = array.scaling is None and np.can_cast(array.stored_dtype, np.int16)
     return np.dtype(np.int16 if fits else np.float32)
@@ -341,10 +341,10 @@ class LevelReader:
             return
         voxels = self._engine.buffers.empty(stored_box.shape_zyx, _dtype(array))
         self._engine.read([BoxRead(array, stored_box, voxels)])
-        if array.name == LABEL:
-            out[...] = _modes(voxels, level.factor_zyx)
-        else:
+        if array.name == IMAGE:
             out[...] = _means(voxels, level.factor_zyx)
+        else:
+            out[...] = _modes(voxels, level.factor_zyx)
 
 
 def _dtype(array: ArraySpec) -> np.dtype[Any]:

@@ -7,7 +7,8 @@
       0/                      the stored image, shard by shard
       1/ ...                  coarser levels
       labels/zarr.json        names the masks
-      labels/vertebrae/       multiscales, image-label, and its levels
+      labels/vertebrae/       the mask ``label``: multiscales, image-label, and its levels
+      labels/<mask>/          the same of each further mask
 
 The image follows version 0.5 of the specification [1]_, on Zarr v3. Its positions are the
 coordinates ``z``, ``y`` and ``x`` of the scan, which are RAS+ mm unless the scan is oblique. Scale
@@ -24,7 +25,7 @@ References
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,12 +34,12 @@ import numpy.typing as npt
 
 from spinezarr.geometry import SHEAR_TOLERANCE_DEG, ShapeZYX, shear_deg
 from spinezarr.scaling import Scaling
-from spinezarr.store.attributes import ScanAttributes
-from spinezarr.store.layout import IMAGE, LABEL, BloscCodecSpec, fill_value
+from spinezarr.store.layout import IMAGE, LABEL, BloscCodecSpec, fill_value, is_mask_name
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.store.sharding import encode_chunk
-from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE, label_color
+from spinezarr.vertebrae import BACKGROUND
 from spinezarr.view.levels import COARSEST_VOXELS, Level, levels_of, piece_shape_zyx
+from spinezarr.view.shown_labels import shown_labels
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 
 __all__ = [
@@ -61,8 +62,8 @@ ITK: Final = "itk"
 """Folder of the trees whose translations are origins of ITK."""
 LABELS: Final = "labels"
 _MASK: Final = "vertebrae"
-_LEVELS_FOLDERS: Final[Mapping[str, str]] = {IMAGE: "", LABEL: f"{LABELS}/{_MASK}/"}
-"""Folder of the levels of each array."""
+_MASK_PREFIX: Final = "mask-"
+"""Beginning of the folder of a further mask that has the name of the folder of ``label``."""
 _LEVEL: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _VERSION: Final = "0.5"
 _LARGEST_LABEL: Final = 255
@@ -98,7 +99,7 @@ class OmeKey:
     """A key below a level of a scan."""
 
     array: str
-    """Array of the level: ``image`` or ``label``."""
+    """Array of the level: ``image``, ``label`` or the name of a further mask."""
     level: int
     key_in_level: str
     """Rest of the key, after the folder of the level."""
@@ -109,6 +110,7 @@ def ome_tree(
     stored: Mapping[str, Node],
     *,
     for_itk: bool = False,
+    masks: Collection[str] | None = None,
     coarsest_voxels: int = COARSEST_VOXELS,
 ) -> OmeTree:
     """Make the nodes of a scan.
@@ -118,22 +120,28 @@ def ome_tree(
     scan
         The scan.
     stored
-        Stored Zarr metadata of its arrays ``image`` and ``label``.
+        Stored Zarr metadata of its image and its masks, by name.
     for_itk
         Whether translations are origins of ITK.
+    masks
+        Names of the masks in the tree; None for all.
     coarsest_voxels
         Most voxels of the coarsest level.
     """
     levels = levels_of(scan, coarsest_voxels)
     datasets = [_dataset(scan, level, for_itk=for_itk) for level in levels]
     nodes: dict[str, Node] = {}
-    for array in scan.arrays:
-        folder = _LEVELS_FOLDERS[array.name]
+    names = [name for name in scan.mask_names if masks is None or name in masks]
+    for array in (scan.image, *map(scan.mask, names)):
+        folder = levels_folder(array.name)
         for level in levels:
             nodes[f"{folder}{level.level}"] = _array_node(array, level, stored[array.name])
-    if scan.label is not None:
-        nodes[LABELS] = _group({"ome": {"version": _VERSION, "labels": [_MASK]}})
-        nodes[f"{LABELS}/{_MASK}"] = _group({"ome": _mask(scan, datasets)})
+    if names:
+        folders = [_mask_folder(name) for name in names]
+        nodes[LABELS] = _group({"ome": {"version": _VERSION, "labels": folders}})
+    for name in names:
+        attributes = {"ome": _mask(scan, name, datasets), "spinezarr": _mask_provenance(scan, name)}
+        nodes[f"{LABELS}/{_mask_folder(name)}"] = _group(attributes)
     root = _group({"ome": _image(scan, datasets), "spinezarr": _provenance(scan)})
     members = dict(sorted(nodes.items()))
     consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
@@ -148,19 +156,40 @@ def parse_ome_key(key: str) -> OmeKey | None:
     --------
     >>> parse_ome_key("labels/vertebrae/3/c/0/1/2")
     OmeKey(array='label', level=3, key_in_level='c/0/1/2')
+    >>> parse_ome_key("labels/prediction/0/c/0/1/2").array
+    'prediction'
     >>> parse_ome_key("labels/zarr.json"), parse_ome_key("00/c/0/0/0"), parse_ome_key("0")
     (None, None, None)
     """
-    array = LABEL if key.startswith(_LEVELS_FOLDERS[LABEL]) else IMAGE
-    level, _, rest = key.removeprefix(_LEVELS_FOLDERS[array]).partition("/")
-    if _LEVEL.fullmatch(level) is None or not rest:
+    array, rest = IMAGE, key
+    if key.startswith(f"{LABELS}/"):
+        folder, _, rest = key.removeprefix(f"{LABELS}/").partition("/")
+        name = LABEL if folder == _MASK else folder.removeprefix(_MASK_PREFIX)
+        if folder != _mask_folder(name) or not (name == LABEL or is_mask_name(name)):
+            return None
+        array = name
+    level, _, key_in_level = rest.partition("/")
+    if _LEVEL.fullmatch(level) is None or not key_in_level:
         return None
-    return OmeKey(array, int(level), rest)
+    return OmeKey(array, int(level), key_in_level)
 
 
 def levels_folder(array: str) -> str:
-    """Return the folder of the levels of ``image`` or ``label``: empty, or with a final slash."""
-    return _LEVELS_FOLDERS[array]
+    """Return the folder of the levels of image or mask: empty, or with a final slash.
+
+    Examples
+    --------
+    >>> levels_folder("image"), levels_folder("label"), levels_folder("prediction")
+    ('', 'labels/vertebrae/', 'labels/prediction/')
+    """
+    return "" if array == IMAGE else f"{LABELS}/{_mask_folder(array)}/"
+
+
+def _mask_folder(name: str) -> str:
+    """Return the name of the folder of a mask, which viewers show."""
+    if name == LABEL:
+        return _MASK
+    return f"{_MASK_PREFIX}{name}" if name == _MASK else name
 
 
 def is_oblique(scan: ScanHandle) -> bool:
@@ -173,7 +202,7 @@ def encode_piece(array: ArraySpec, piece: npt.NDArray[Any]) -> bytes | None:
 
     The result is None for background, which has no chunk.
     """
-    if array.name == LABEL and not piece.any():
+    if array.name != IMAGE and not piece.any():
         return None
     shape = piece_shape_zyx(array)
     if piece.shape != shape:
@@ -259,32 +288,47 @@ def _image(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
     }
 
 
-def _mask(scan: ScanHandle, datasets: Sequence[Node]) -> Node:
+def _mask(scan: ScanHandle, name: str, datasets: Sequence[Node]) -> Node:
     # Masks have no omero metadata, because the plugin of napari cannot open masks that have them.
-    values = sorted(scan.attributes.label_voxels)
-    colors = [(v, [*(round(_LARGEST_LABEL * c) for c in label_color(v)), 255]) for v in values]
+    labels = sorted(shown_labels(scan.attributes, name), key=lambda label: label.value)
+    background = {"label-value": BACKGROUND}
     return {
         "version": _VERSION,
-        "multiscales": _multiscales(datasets, _MASK, "mode"),
+        "multiscales": _multiscales(datasets, _mask_folder(name), "mode"),
         "image-label": {
             "version": _VERSION,
-            "colors": [
-                {"label-value": value, "rgba": rgba}
-                for value, rgba in [(BACKGROUND, [0, 0, 0, 0]), *colors]
+            "colors": [{**background, "rgba": [0, 0, 0, 0]}]
+            + [
+                {
+                    "label-value": label.value,
+                    "rgba": [
+                        *(round(_LARGEST_LABEL * part) for part in label.color),
+                        _LARGEST_LABEL,
+                    ],
+                }
+                for label in labels
             ],
-            "properties": [
-                {"label-value": value, "name": _name_of(value, scan.attributes)}
-                for value in [BACKGROUND, *values]
-            ],
+            "properties": [{**background, "name": "background"}]
+            + [{"label-value": label.value, "name": label.name} for label in labels],
             "source": {"image": "../../"},
         },
     }
 
 
-def _name_of(value: int, facts: ScanAttributes) -> str:
-    if value == BACKGROUND:
-        return "background"
-    return NAME_OF_VALUE.get(value) or facts.structures.get(str(value), f"label {value}")
+def _mask_provenance(scan: ScanHandle, name: str) -> Node:
+    """Return which mask of the store it is, and who or what made it."""
+    facts = scan.attributes
+    if name == LABEL:
+        return {"mask": LABEL, "license": facts.license}
+    record = facts.masks[name]
+    return {
+        "mask": name,
+        "scheme": record.scheme,
+        "license": record.license,
+        "author": record.author,
+        "model": record.model,
+        "mask_checksum": facts.mask_checksum(name),
+    }
 
 
 def _window(

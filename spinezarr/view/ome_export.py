@@ -1,6 +1,6 @@
 """How is a scan written as an OME-Zarr image to a folder or bucket?
 
-The shards of image and mask are copied unchanged, and each is compared with its checksum. On file
+The shards of image and masks are copied unchanged, and each is compared with its checksum. On file
 systems with reflinks, a copy shares the blocks of the original. Hard links save as much space on
 every file system. They are made on request. An S3 service copies the shards of a store that it has,
 and reports their checksums. Coarse levels become arrays. On disk, an image gets its
@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
@@ -91,6 +91,7 @@ def export_ome_zarr(
     storage_options: Mapping[str, Any] | None = None,
     link: bool = False,
     overwrite: bool = False,
+    masks: Collection[str] | None = None,
     on_bytes: OnBytes = lambda _: None,
     coarsest_voxels: int = COARSEST_VOXELS,
 ) -> ExportedScan:
@@ -103,10 +104,11 @@ def export_ome_zarr(
     except DamagedMetadataError as problem:
         raise CorruptStoreError(f"{folder}/{_METADATA}: is damaged ({problem}).") from problem
     stored = json.loads(data)["consolidated_metadata"]["metadata"]
-    tree = ome_tree(scan, stored, coarsest_voxels=coarsest_voxels)
+    tree = ome_tree(scan, stored, masks=masks, coarsest_voxels=coarsest_voxels)
+    written = [scan.mask(name) for name in scan.mask_names if masks is None or name in masks]
     target_location = ome_zarr_location(out, scan_id)
     with _target(target_location, storage_options, link=link, overwrite=overwrite) as target:
-        for array in scan.arrays:
+        for array in (scan.image, *written):
             for level in tree.levels:
                 level_folder = f"{levels_folder(array.name)}{level.level}/"
                 if level.level == 0:

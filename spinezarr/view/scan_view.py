@@ -15,16 +15,20 @@ from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SHEAR_TOLERANCE_DEG, shear_deg
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.audit_log import AuditedScan
+from spinezarr.store.layout import LABEL
 from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.store.severity import SEVERITIES, Severity
 from spinezarr.store.table import ANOMALY, ERRATUM
-from spinezarr.vertebrae import ANATOMICAL_ORDER, VALUE_OF_NAME, hex_color
+from spinezarr.vertebrae import hex_of
 from spinezarr.view.levels import COARSEST_VOXELS, Level, levels_of, shown_dtype
+from spinezarr.view.shown_labels import shown_labels
 from spinezarr.view.windows import WINDOWS_HU, WindowHU
 
 __all__ = ["ViewModel", "shown_vertebrae", "view_of"]
 
 _MM3_PER_ML = 1000.0
+_LABEL_SCHEME = "vertebrae"
+"""Scheme of the masks ``label`` of all stores."""
 
 _Count = Annotated[int, Field(ge=0)]
 _XYZ = tuple[float, float, float]
@@ -66,11 +70,12 @@ class VertebraModel(_ViewBaseModel):
     value: Annotated[int, Field(ge=1, le=255)]
     name: str
     color: Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
-    """Color of the vertebra, the same in every picture; gray for other structures."""
+    """Color of the vertebra, the same in every picture and mask. Other structures are gray in
+    ``label``, and pale in further masks."""
     voxel_count: _Count
     volume_ml: float
     centroid_xyz_mm: _XYZ | None
-    """Mean position of its voxels, x, y, z in RAS+ mm; null for other structures."""
+    """Mean position of its voxels, x, y, z in RAS+ mm; null for other structures of ``label``."""
 
 
 class MaskModel(_ViewBaseModel):
@@ -78,8 +83,33 @@ class MaskModel(_ViewBaseModel):
 
     name: str
     """Name of the array."""
+    checksum: str
+    """Names the version of the mask: ``content_checksum`` for ``label``, ``mask_checksum`` for a
+    further mask."""
+    scheme: str
+    """Name of the scheme that the names of the values come from, such as ``vertebrae``."""
+    license: str
+    """License of a further mask; often empty."""
+    author: str
+    """Who made a further mask; often empty."""
+    model: str
+    """Program or network that made a further mask; often empty."""
     vertebrae: tuple[VertebraModel, ...]
     """Vertebrae from head to tail, then other structures."""
+
+    @classmethod
+    def of(cls, scan: ScanHandle, name: str) -> "MaskModel":
+        """Make the model of a mask that the scan has."""
+        record = scan.attributes.masks.get(name)
+        return cls(
+            name=name,
+            checksum=scan.mask(name).content_checksum,
+            scheme=_LABEL_SCHEME if record is None else record.scheme,
+            license="" if record is None else record.license,
+            author="" if record is None else record.author,
+            model="" if record is None else record.model,
+            vertebrae=tuple(shown_vertebrae(scan.attributes, name)),
+        )
 
 
 class NoteModel(_ViewBaseModel):
@@ -126,7 +156,7 @@ class ViewModel(_ViewBaseModel):
     image_nan_voxels: _Count
     image_infinite_voxels: _Count
     masks: tuple[MaskModel, ...]
-    """Masks of the scan; empty if it has none."""
+    """Masks of the scan, ``label`` first; empty if it has none."""
     findings: tuple[NoteModel, ...]
     """Findings of the last audit, the worst first."""
     windows: dict[str, WindowHU]
@@ -190,9 +220,7 @@ def view_of(
         image_range_hu=facts.image_range_hu,
         image_nan_voxels=facts.image_nan_voxels,
         image_infinite_voxels=facts.image_infinite_voxels,
-        masks=()
-        if scan.label is None
-        else (MaskModel(name=scan.label.name, vertebrae=tuple(shown_vertebrae(facts))),),
+        masks=tuple(MaskModel.of(scan, name) for name in scan.mask_names),
         findings=() if audited is None else tuple(_notes(audited)),
         windows=dict(WINDOWS_HU),
         middle_mm=_middle_mm(scan, voxels),
@@ -201,34 +229,23 @@ def view_of(
     )
 
 
-def shown_vertebrae(facts: ScanAttributes) -> Iterator[VertebraModel]:
+def shown_vertebrae(facts: ScanAttributes, mask: str = LABEL) -> Iterator[VertebraModel]:
     """Yield the vertebrae of a mask from head to tail, then other structures."""
     affine = np.array(facts.affine)
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / _MM3_PER_ML
-    for name in ANATOMICAL_ORDER:
-        vertebra = facts.vertebrae.get(name)
-        if vertebra is not None:
-            value = VALUE_OF_NAME[name]
-            x, y, z = (affine[:3] @ (*vertebra.centroid_zyx[::-1], 1)).tolist()
-            yield VertebraModel(
-                value=value,
-                name=name,
-                color=hex_color(value),
-                voxel_count=vertebra.voxel_count,
-                volume_ml=vertebra.voxel_count * voxel_ml,
-                centroid_xyz_mm=(x, y, z),
-            )
-    for value in sorted(map(int, facts.other_labels)):
-        count = facts.other_labels[str(value)]
-        if value and count:
-            yield VertebraModel(
-                value=value,
-                name=facts.structures.get(str(value), f"value {value}").replace("_", " "),
-                color=hex_color(value),
-                voxel_count=count,
-                volume_ml=count * voxel_ml,
-                centroid_xyz_mm=None,
-            )
+    for label in shown_labels(facts, mask):
+        centroid: _XYZ | None = None
+        if label.record is not None:
+            x, y, z = (affine[:3] @ (*label.record.centroid_zyx[::-1], 1)).tolist()
+            centroid = x, y, z
+        yield VertebraModel(
+            value=label.value,
+            name=label.name,
+            color=hex_of(label.color),
+            voxel_count=label.voxel_count,
+            volume_ml=label.voxel_count * voxel_ml,
+            centroid_xyz_mm=centroid,
+        )
 
 
 def _notes(audited: AuditedScan) -> Iterator[NoteModel]:

@@ -1,4 +1,4 @@
-"""How is a slice drawn as a picture with a window, colored vertebrae and square pixels?
+"""How is a slice drawn as a picture with a window, colored masks and square pixels?
 
 Slices have radiological display: the head is up, the patient's right is on the left of coronal and
 axial slices, and anterior is up in axial and on the left in sagittal slices. Planes are those of
@@ -6,8 +6,8 @@ the stored grid, so the planes of an oblique scan are tilted like its axes.
 """
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -18,11 +18,22 @@ from spinezarr.errors import UsageError
 from spinezarr.export.spine_slices import middle_slice, read_slice
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SLICE_AXIS, Plane, axis_positions_mm
+from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.layout import LABEL
 from spinezarr.store.scan_handle import ScanHandle
-from spinezarr.vertebrae import ANATOMICAL_ORDER, BACKGROUND, VALUE_OF_NAME, label_color
+from spinezarr.vertebrae import ANATOMICAL_ORDER, BACKGROUND
+from spinezarr.view.shown_labels import ShownLabel, shown_labels
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU, WindowHU, gray_of
 
-__all__ = ["LARGEST_PX", "SliceRequest", "draw_slice", "parse_labels", "slice_at", "slice_png"]
+__all__ = [
+    "LARGEST_PX",
+    "SliceRequest",
+    "draw_slice",
+    "label_names",
+    "parse_labels",
+    "slice_at",
+    "slice_png",
+]
 
 LARGEST_PX: Final = 2048
 """Most pixels along the longer side of a picture."""
@@ -46,14 +57,35 @@ class SliceRequest:
     """Index of the slice along the axis across its plane."""
     window_hu: WindowHU = WINDOWS_HU[DEFAULT_WINDOW]
     """HU of black and of white."""
-    labels: frozenset[int] | None = None
-    """Values of the mask to color; None for all."""
+    labels: frozenset[str] | None = None
+    """Names of the labels to color in both masks, as :func:`parse_labels` returns; None for all."""
     size_px: int | None = None
     """Pixels along the longer side; None for one pixel for each voxel of the finer spacing."""
+    mask: str = LABEL
+    """Mask that is filled with colors; the scan may lack ``label``."""
+    outline: str | None = None
+    """Mask that is outlined over it; None for none. The filled mask then has no outlines."""
 
 
-def parse_labels(text: str) -> frozenset[int] | None:
-    """Parse which vertebrae to color: ``true``, ``false``, or names separated by commas.
+def label_names(facts: ScanAttributes, mask: str) -> list[str]:
+    """Return the names of the labels of a mask, as a list that commas separate has them."""
+    return [_key(label) for label in shown_labels(facts, mask)]
+
+
+def parse_labels(text: str, names: Collection[str] = ()) -> frozenset[str] | None:
+    """Parse which labels to color: ``true``, ``false``, or names separated by commas.
+
+    Parameters
+    ----------
+    text
+        The text.
+    names
+        Names that are allowed besides those of vertebrae; see :func:`label_names`.
+
+    Returns
+    -------
+    frozenset of str or None
+        The names; None for all.
 
     Raises
     ------
@@ -62,18 +94,22 @@ def parse_labels(text: str) -> frozenset[int] | None:
 
     Examples
     --------
-    >>> parse_labels("true"), sorted(parse_labels("L1,sacrum")), sorted(parse_labels("false"))
-    (None, [20, 26], [])
+    >>> parse_labels("true"), sorted(parse_labels("L1,disc", ["disc"])), parse_labels("false")
+    (None, ['L1', 'disc'], frozenset())
     """
     if text in {"true", "false"}:
         return None if text == "true" else frozenset()
-    names = text.split(",")
-    if not VALUE_OF_NAME.keys() >= set(names):
+    chosen, known = frozenset(text.split(",")), dict.fromkeys((*ANATOMICAL_ORDER, *names))
+    if not known.keys() >= chosen:
         raise UsageError(
-            f"labels: must be true, false, or names separated by commas, of "
-            f"{', '.join(ANATOMICAL_ORDER)}."
+            f"labels: must be true, false, or names separated by commas, of {', '.join(known)}."
         )
-    return frozenset(VALUE_OF_NAME[name] for name in names)
+    return chosen
+
+
+def _key(label: ShownLabel) -> str:
+    """Return the name of a label in a list that commas separate."""
+    return label.name.replace(",", " ")
 
 
 def slice_at(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | None) -> int:
@@ -143,12 +179,27 @@ def draw_slice(scan: ScanHandle, voxels: VoxelReader, request: SliceRequest) -> 
     image = read_slice(scan.image, voxels, flat, request.index)
     shape = _size_px(image.shape, (rows_mm, columns_mm), request.size_px)
     gray = _resized(gray_of(_flipped(image), request.window_hu), shape)
-    if scan.label is None or request.labels == frozenset():
+    if request.labels == frozenset():
         return gray
-    label = _nearest(_flipped(read_slice(scan.label, voxels, flat, request.index)), shape)
-    if request.labels is not None:
-        label = np.where(np.isin(label, list(request.labels)), label, BACKGROUND)
-    return _colored(gray, label) if label.any() else gray
+    pixels = np.repeat(gray[..., None], 3, axis=2)
+    is_colored = False
+    for mask, is_outline in ((request.mask, False), (request.outline, True)):
+        if mask is None or (mask == LABEL and scan.label is None):
+            continue
+        voxel_labels = read_slice(scan.mask(mask), voxels, flat, request.index)
+        label = _nearest(_flipped(voxel_labels), shape)
+        colors, is_shown = _colors_of(scan.attributes, mask, request.labels)
+        label = np.where(is_shown[label], label, BACKGROUND)
+        has_outlines = request.outline is None and max(shape) >= _MIN_OUTLINED_PX
+        _color(
+            pixels,
+            label,
+            colors,
+            inner_opacity=0.0 if is_outline else _OPACITY,
+            has_outlines=has_outlines or is_outline,
+        )
+        is_colored |= bool(label.any())
+    return pixels if is_colored else gray
 
 
 def _flipped(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -185,17 +236,22 @@ def _nearest(label: Pixels, shape: tuple[int, int]) -> Pixels:
     return pixels
 
 
-def _colored(gray: Pixels, label: Pixels) -> Pixels:
-    """Blend colors over labels. The pixels at their borders get the full color."""
+def _color(
+    pixels: Pixels,
+    label: Pixels,
+    colors: npt.NDArray[np.float64],
+    *,
+    inner_opacity: float,
+    has_outlines: bool,
+) -> None:
+    """Blend colors over labels in place. With outlines, borders get the full color."""
     has_label = label != BACKGROUND
-    opacity = np.full(int(has_label.sum()), _OPACITY)
-    if max(label.shape) >= _MIN_OUTLINED_PX:
+    opacity = np.full(int(has_label.sum()), inner_opacity)
+    if has_outlines:
         opacity[_is_border(label)[has_label]] = 1.0
-    pixels = np.repeat(gray[..., None], 3, axis=2)
     opacity = opacity[:, None]
-    blended = pixels[has_label] * (1 - opacity) + _colors()[label[has_label]] * opacity
+    blended = pixels[has_label] * (1 - opacity) + colors[label[has_label]] * opacity
     pixels[has_label] = np.rint(blended)
-    return pixels
 
 
 def _is_border(label: Pixels) -> npt.NDArray[np.bool_]:
@@ -210,7 +266,13 @@ def _is_border(label: Pixels) -> npt.NDArray[np.bool_]:
     return border
 
 
-@cache
-def _colors() -> npt.NDArray[np.float64]:
-    """Return the color of each label value, RGB of 0 to 255."""
-    return 255 * np.array([label_color(value) for value in range(_N_LABELS)])
+def _colors_of(
+    facts: ScanAttributes, mask: str, names: frozenset[str] | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Return the color of each value of a mask, RGB of 0 to 255, and whether it is shown."""
+    colors = np.zeros((_N_LABELS, 3))
+    is_shown = np.zeros(_N_LABELS, bool)
+    for label in shown_labels(facts, mask):
+        colors[label.value] = label.color
+        is_shown[label.value] = names is None or _key(label) in names
+    return 255 * colors, is_shown

@@ -337,3 +337,74 @@ def test_a_part_of_a_store_can_be_exported_as_a_dataset(
     assert (report.failed, Path(report.files[-1]).name) == ({}, "dataset.json")
     assert seen[-1].done == seen[-1].total
     assert_keeps_the_rules(Path(report.out))
+
+
+GAPS = {3: "left rib", 77: "background", 90: "ignore"}
+"""A scheme with gaps, and with names that have a meaning in nnU-Net."""
+
+
+@pytest.fixture
+def with_parts(ctspine1k_url, tmp_path):
+    """Return a copy of the store in which all scans but one have a further mask, and the masks."""
+    store = spinezarr.open(shutil.copytree(ctspine1k_url, tmp_path / "copy.zarr"))
+    values = np.array([0, 3, 77, 90, 200], np.uint8)
+    parts = {}
+    for number, scan_id in enumerate([*TRAIN[:2], *VALIDATION, *TEST]):
+        rng = np.random.default_rng(number)
+        shape = store.scan(scan_id).image.shape
+        parts[scan_id] = rng.choice(values[: 5 - number % 2], shape)
+        license = "CC-BY-NC-ND-4.0" if scan_id == VALIDATION[1] else ""
+        store.write_labels(scan_id, "parts", parts[scan_id], scheme=GAPS, license=license)
+    return spinezarr.open(store.url), parts
+
+
+def test_a_further_mask_with_gaps_becomes_a_dataset(with_parts, tmp_path, assert_keeps_the_rules):
+    store, parts = with_parts
+    words = ("export", "nnunet", store.url, "--out", tmp_path / "raw", "--layer", "parts")
+    output = run(*words, nnUNet_preprocessed="").output
+    assert "Left out 1 scan whose license allows no derivatives (CC-BY-NC-ND-4.0)" in output
+    folder = tmp_path / "raw/Dataset501_CTSpine1K"
+    facts = assert_keeps_the_rules(folder)
+    names = ["background", "left rib", "label_77", "label_200", "ignore"]
+    assert list(facts["labels"]) == names
+    assert facts["stored_labels"] == {"1": 3, "2": 77, "3": 200, "4": 90}
+    assert facts["stored_mask"] == "parts"
+    # The scan without the mask is a case to predict, and the restricted one is left out.
+    cases = [*TRAIN[:2], VALIDATION[0]]
+    assert files(folder / "labelsTr") == sorted(f"{scan}.nii.gz" for scan in cases)
+    assert files(folder / "imagesTs") == sorted(f"{s}_0000.nii.gz" for s in (TRAIN[2], *TEST))
+    stored = np.array([0, *(facts["stored_labels"][str(n)] for n in range(1, 5))])
+    for scan_id in cases:
+        path = str(folder / f"labelsTr/{scan_id}.nii.gz")
+        numbers, _ = NibabelIOWithReorient().read_seg(path)
+        np.testing.assert_array_equal(stored[numbers[0].astype(int)], parts[scan_id])
+    report = store.export_nnunet(
+        out=tmp_path / "all", layer="parts", include_restricted=True, name="all"
+    )
+    assert (report.left_out, len(report.done)) == ({}, 6)
+
+
+def test_masks_that_name_their_values_differently_are_no_dataset(with_parts, tmp_path):
+    store, parts = with_parts
+    scan_id = TRAIN[0]
+    for scheme, message in (
+        ({3: "right rib"}, "names the value 3 'left rib', and in another scan 'right rib'"),
+        ({77: "left rib"}, "has 'left rib' as the value 3, and in another scan as 77"),
+    ):
+        store.write_labels(scan_id, "parts", parts[scan_id], scheme=scheme)
+        again = spinezarr.open(store.url)
+        with pytest.raises(UsageError) as refused:
+            again.export_nnunet(out=tmp_path / "raw", layer="parts")
+        text = str(refused.value)
+        assert "one scheme" in text
+        assert message in text or "in another scan" in text
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize("verb", ["nifti", "nnunet"])
+def test_a_mask_that_no_scan_has_is_an_error(ctspine1k_url, tmp_path, verb):
+    words = ("export", verb, ctspine1k_url, "--out", tmp_path / "x", "--layer", "teeth")
+    assert "no chosen scan has a mask 'teeth'; further masks are: none." in " ".join(
+        run(*words, code=2).output.split()
+    )
+    assert not (tmp_path / "x").exists()

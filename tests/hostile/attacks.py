@@ -446,7 +446,7 @@ _VALUES: Final = (
     "[" * 3000 + "]" * 3000, "0x1", "01", "1.", ".5", "+1", "'a'", "undefined", "0b1", "1_0",
     "\\u0031", "//", "/**/1", "1,", "[1,]", "{,}",
 )  # fmt: skip
-_FIELDS: Final = ("items", "size_zyx", "spacing_zyx_mm", "with_label", "image_dtype", "flat_axis",
+_FIELDS: Final = ("items", "size_zyx", "spacing_zyx_mm", "labels", "image_dtype", "flat_axis",
     "neighbors", "neighbor_step_mm", "nonfinite", "pack", "other", "__proto__", "")  # fmt: skip
 
 
@@ -460,7 +460,7 @@ def _json_body(draw: Draw) -> tuple[str, bytes]:  # noqa: PLR0911  one a way
         return f"{name} is {value[:60]}", b"{" + text.encode() + b"}"
     if way == 4:
         name, value = (
-            draw.one(["scan_id", "start_zyx", "content_checksum", "other"]),
+            draw.one(["scan_id", "start_zyx", "content_checksum", "mask_checksums", "other"]),
             draw.one(_VALUES),
         )
         item = {"scan_id": json.dumps(draw.scan()), "start_zyx": "[0,0,0]"} | {name: value}
@@ -477,7 +477,8 @@ def _json_body(draw: Draw) -> tuple[str, bytes]:  # noqa: PLR0911  one a way
             "items": _items(draw, draw.one([0, 1, 40])), "size_zyx": sizes,
             "image_dtype": draw.one(["int16", "float64", "uint16"]),
             "neighbors": draw.one([0, 1, 64]), "flat_axis": draw.one([None, 0, 2]),
-            "with_label": draw.chance(0.5), "pack": draw.one(["none", "lz4", "zstd"]),
+            "labels": draw.one([[], ["label"], ["label", "parts"]]),
+            "pack": draw.one(["none", "lz4", "zstd"]),
             "spacing_zyx_mm": draw.one([(None,) * 3, (1e-9,) * 3, (1000.0,) * 3,
                 (0.5, None, 1e-300)]),
         }  # fmt: skip

@@ -327,7 +327,7 @@ def test_token_and_key_files_are_readable_only_by_their_owner(own):
 def test_answers_to_a_token_are_private_to_the_client(lab):
     checksum = spinezarr.open(lab.file.parent / "ct.zarr").table.content_checksum[0].item()
     scan = spinezarr.open(lab.file.parent / "ct.zarr").table.scan[0].item()
-    path = f"/ct/@{checksum}/scans/{scan}/zarr.json"
+    path = f"/ct/@{checksum}/scans/{scan}/image/c/0/0/0"
     for tree in ("zarr", "flat"):
         for url in (f"{lab.url}/{tree}{path}", lab.sign(f"/{tree}{path}")):
             status, said, _ = fetch(url, authorization=f"Bearer {lab.token}")

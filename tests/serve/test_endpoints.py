@@ -97,7 +97,8 @@ ASKED = [
     (LEVEL, f"{SCAN}/levels/0?array=label&size_zyx=2,3,4", {"accept_encoding": "gzip"}, 200),
     (LEVEL, f"{SCAN}/levels/0", {"if_none_match": "*"}, 304),
     (LEVEL, f"{SCAN}/levels/0", {"if_match": '"x"'}, 412),
-    (LEVEL, f"{SCAN}/levels/0?array=other", {}, 400),
+    (LEVEL, f"{SCAN}/levels/0?array=other", {}, 422),
+    (LEVEL, f"{SCAN}/levels/0?array=Other", {}, 400),
     (LEVEL, f"{SCAN}/levels/99", {}, 404),
     (LEVEL, f"{SCAN}/levels/0?content_checksum=0", {}, 410),
     (LEVEL, f"{SCAN}/levels/0?start_zyx=999,0,0", {}, 422),
@@ -641,13 +642,15 @@ def test_the_answer_has_the_preferred_media_type(accept, expected):
 def test_a_query_is_parsed_into_its_model():
     asked = parse_query(
         PatchQuery,
-        "size_zyx=1,2,3&start_zyx=-1,0,%31&spacing_zyx_mm=1.5,null,2&with_label=false&nonfinite=-1e3"
+        "size_zyx=1,2,3&start_zyx=-1,0,%31&spacing_zyx_mm=1.5,null,2&labels=&nonfinite=-1e3"
         "&content_checksum=007&flat_axis=0&neighbors=2&neighbor_step_mm=3",
     )
     assert asked.size_zyx == (1, 2, 3)
     assert asked.start_zyx == (-1, 0, 1)
     assert asked.spacing_zyx_mm == (1.5, None, 2)
-    assert (asked.with_label, asked.nonfinite, asked.neighbor_step_mm) == (False, -1000, 3)
+    assert (asked.labels, asked.nonfinite, asked.neighbor_step_mm) == ((), -1000, 3)
+    several = parse_query(PatchQuery, "size_zyx=1,1,1&start_zyx=0,0,0&labels=label,parts")
+    assert several.labels == ("label", "parts")
     assert asked.content_checksum == "007"
     assert parse_query(PatchQuery, "size_zyx=1,1,1&start_zyx=0,0,0&nonfinite=keep").nonfinite == (
         "keep"
@@ -666,8 +669,9 @@ def test_a_query_is_parsed_into_its_model():
         "size_zyx=1,1,&start_zyx=0,0,0",
         "size_zyx=1,1,1&start_zyx=0,0,0&start_zyx=0,0,0",
         "size_zyx=1,1,1&start_zyx=0,0,0&other=1",
-        "size_zyx=1,1,1&start_zyx=0,0,0&with_label=yes",
-        "size_zyx=1,1,1&start_zyx=0,0,0&with_label=1",
+        "size_zyx=1,1,1&start_zyx=0,0,0&labels=Label",
+        "size_zyx=1,1,1&start_zyx=0,0,0&labels=label,label",
+        "size_zyx=1,1,1&start_zyx=0,0,0&labels=1",
         "size_zyx=1,1,1&start_zyx=0,0,0&neighbor_step_mm=NaN",
         "size_zyx=1,1,1&start_zyx=0,0,0&neighbor_step_mm=Infinity",
         "size_zyx=1,1,1&start_zyx=0,0,0&neighbor_step_mm=1e999",

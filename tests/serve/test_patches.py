@@ -75,7 +75,7 @@ def test_patches_of_the_server_equal_those_of_a_stream(
     body = {
         "items": [{"scan_id": scan_id, "start_zyx": start} for scan_id, start in wanted],
         "size_zyx": size_zyx,
-        "with_label": with_label,
+        "labels": ["label"] * with_label,
         "pack": pack,
     }
     status, headers, answer = fetch_patches(served, body)
@@ -427,10 +427,10 @@ def test_the_affine_of_a_nifti_patch_agrees_with_that_of_the_scan(scan_url, loca
         (f"{ONE}&image_dtype=int64", "application/gzip", 400, "64-bit"),
         ("size_zyx=1,9,9&start_zyx=0,0,0&flat_axis=0&neighbors=1", "application/gzip", 400, "one"),
         (
-            f"{ONE}&with_label=false&array=label",
+            f"{ONE}&labels=&array=label",
             "application/x-npy",
             400,
-            "read only with with_label",
+            "label must also be in labels",
         ),
         (f"{ONE}&flat_axis=0", "*/*", 400, "flat_axis"),
         (f"{ONE}&image_dtype=uint16", "*/*", 422, "int16"),
@@ -468,7 +468,7 @@ def test_a_patch_of_a_version_may_be_cached(scan_url, local, monkeypatch):
     assert kept["cache-control"] == "private, max-age=31536000, immutable"
     assert kept["etag"] == tag
     others = [
-        fetch(f"{now}&with_label=false")[1]["etag"],
+        fetch(f"{now}&labels=")[1]["etag"],
         fetch(now.replace("-2,5,7", "-2,5,6"))[1]["etag"],
         fetch(now, accept="application/x-npy")[1]["etag"],
         fetch(f"{now}&array=label", accept="application/x-npy")[1]["etag"],

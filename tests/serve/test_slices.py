@@ -110,7 +110,7 @@ def test_a_slice_may_be_cached_until_the_scan_is_replaced(served, local):
         (
             "other=1",
             400,
-            "The parameters are plane, mm, window, labels, size_px, content_checksum.",
+            "The parameters are plane, mm, window, labels, mask, outline, size_px, ",
         ),
         ("mm=1e9", 422, "mm: x of this scan is between "),
         ("plane=axial&mm=-1e9", 422, "mm: z of this scan is between "),

@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 import warnings
 
 import numpy as np
@@ -16,11 +17,12 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
-from spinezarr.vertebrae import VALUE_OF_NAME, label_color
+from spinezarr.vertebrae import label_color, structure_color
 from spinezarr.view.slice_picture import (
     LARGEST_PX,
     SliceRequest,
     draw_slice,
+    label_names,
     parse_labels,
     slice_at,
     slice_png,
@@ -277,13 +279,80 @@ def test_a_window_is_a_name_or_two_numbers():
 
 
 def test_labels_are_chosen_by_name():
-    assert parse_labels("T13,C1,coccyx") == {VALUE_OF_NAME[n] for n in ("T13", "C1", "coccyx")}
+    assert parse_labels("T13,C1,coccyx") == {"T13", "C1", "coccyx"}
+    assert parse_labels("left rib,C1", ["left rib"]) == {"left rib", "C1"}
     for text in ("", "L1,", "L9", "l1", "20", "L1, L2", "True", "true,L1"):
         with pytest.raises(
             UsageError,
             match=r"^labels: must be true, false, or names ",
         ):
             parse_labels(text)
+
+
+@pytest.fixture(scope="module")
+def two_masks(labeled, tmp_path_factory):
+    """Return a copy of the store in which "phantom" has a further mask, and that mask."""
+    folder = tmp_path_factory.mktemp("two-masks")
+    store = spinezarr.open(shutil.copytree(labeled.url, folder / "x.zarr"))
+    parts = np.zeros(store.scan("phantom").label.shape, np.uint8)
+    parts[10:30, 10:30, 15:30] = 7
+    parts[30:40, 10:30, 15:30] = 9
+    parts[40:45, 10:30, 15:30] = 11
+    scheme = {7: "L1", 9: "left, upper rib"}
+    store.write_labels("phantom", "parts", parts, scheme=scheme)
+    return store, parts
+
+
+RIB, NAMELESS = structure_color(9), structure_color(11)
+NAMES = ["L1", "left  upper rib", "value 11"]
+
+
+@pytest.mark.parametrize(
+    ("names", "colors"),
+    [
+        (None, {7: label_color(20), 9: RIB, 11: NAMELESS}),
+        (frozenset(NAMES[:1]), {7: label_color(20)}),
+        (frozenset(NAMES[1:]), {9: RIB, 11: NAMELESS}),
+    ],
+)
+def test_a_further_mask_has_its_own_names_and_colors(two_masks, names, colors):
+    store, parts = two_masks
+    scan = store._reader.scan("phantom")
+    assert label_names(scan.attributes, "parts") == NAMES
+    found = drawn(store, "phantom", "sagittal", 22, mask="parts", labels=names)
+    plain = drawn(store, "phantom", "sagittal", 22, labels=frozenset())[..., None]
+    slice_zy = parts[..., 22][::-1, ::-1]
+    model = np.repeat(plain, 3, 2).astype(float)
+    for value, color in colors.items():
+        inside = slice_zy == value
+        assert inside.any()
+        model[inside] = np.round(plain[inside] * 0.6 + 255 * np.array(color) * 0.4)
+    np.testing.assert_array_equal(found, model)
+
+
+@pytest.mark.parametrize(("mask", "outline"), [("label", "parts"), ("parts", "label")])
+def test_one_mask_is_filled_and_the_other_is_outlined(two_masks, mask, outline):
+    store, parts = two_masks
+    slices = {"parts": parts[..., 22], "label": store.scan("phantom").label.values[..., 22]}
+    found = drawn(store, "phantom", "sagittal", 22, mask=mask, outline=outline, size_px=480)
+    filled = drawn(store, "phantom", "sagittal", 22, mask=mask, outline=outline, size_px=48)
+    alone = drawn(store, "phantom", "sagittal", 22, mask=mask, size_px=48)
+    scale = 480 // len(slices[mask])
+    label = slices[outline][::-1, ::-1].repeat(scale, 0).repeat(scale, 1)
+    framed = np.pad(label, 1, "edge")
+    others = [framed[1:-1, :-2], framed[1:-1, 2:], framed[:-2, 1:-1], framed[2:, 1:-1]]
+    edge = np.any([other != label for other in others], axis=0) & (label > 0)
+    assert edge.any()
+    of_parts = {7: label_color(20), 9: RIB, 11: NAMELESS}
+    color_of = of_parts.get if outline == "parts" else label_color
+    colors = np.array([color_of(int(value)) for value in label[edge]])
+    np.testing.assert_array_equal(found[edge], np.rint(255 * colors))
+    # Inside the outline, and outside of it, the picture is that of the filled mask alone.
+    inner = slices[outline][::-1, ::-1]
+    framed = np.pad(inner, 1, "edge")
+    others = [framed[1:-1, :-2], framed[1:-1, 2:], framed[:-2, 1:-1], framed[2:, 1:-1]]
+    same = np.all([other == inner for other in others], axis=0) | (inner == 0)
+    np.testing.assert_array_equal(filled[same], alone[same])
 
 
 def test_mask_values_of_other_structures_are_gray(labeled):

@@ -32,6 +32,12 @@ def _print_notes_and_failures(column: str, report: ExportReport) -> None:
             f"Left out {count_noun(len(report.left_out), 'scan')} whose license allows no "
             f"derivatives ({licenses}); --include-restricted exports them, too."
         )
+    for name, license_of_scan in report.left_out_masks.items():
+        licenses = ", ".join(sorted(set(license_of_scan.values())))
+        OUT.say(
+            f"Left out the mask {name} of {count_noun(len(license_of_scan), 'scan')}, as its "
+            f"license allows no derivatives ({licenses}); --include-restricted exports it, too."
+        )
     _print_rows("Failed", ("scan", "reason"), list(report.failed.items()))
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import UsageError
 from spinezarr.geometry import Box, ShapeZYX
+from spinezarr.store.layout import LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read.box_reader import BoxRead, BoxReader
 from spinezarr.stream.read.retry import retry_if_rewritten
@@ -49,9 +50,9 @@ class StoredVoxelFinder:
         return self.chunk_voxels_of_label(scan_id, VALUE_OF_NAME[vertebra], k)
 
     def chunk_voxels_of_label(
-        self, scan_id: str, value: int, k: int
+        self, scan_id: str, value: int, k: int, mask: str = LABEL
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Return the voxels of a label in the chunk of its k-th voxel.
+        """Return the voxels of a label of a mask in the chunk of its k-th voxel.
 
         The stored counts of voxels tell the chunk. Then the chunk is read.
 
@@ -65,20 +66,22 @@ class StoredVoxelFinder:
         Raises
         ------
         UsageError
-            If the scan has no mask.
+            If the scan has no mask ``label``.
+        UnknownMaskError
+            If the scan has no such further mask.
         CorruptStoreError
             If stored bytes are missing or damaged, or the stored counts are wrong.
         """
-        return retry_if_rewritten(lambda: self._read_chunk_voxels(scan_id, value, k))
+        return retry_if_rewritten(lambda: self._read_chunk_voxels(scan_id, value, k, mask))
 
     def _read_chunk_voxels(
-        self, scan_id: str, value: int, k: int
+        self, scan_id: str, value: int, k: int, mask: str
     ) -> tuple[npt.NDArray[np.int64], int]:
         scan = self.reader.listed_scan(scan_id)
-        label = scan.label
-        if label is None:
+        if mask == LABEL and scan.label is None:
             raise UsageError(f"scan {scan_id!r} has no mask.")
-        table = self.reader.label_chunks(scan_id)
+        label = self.reader.listed_mask(scan_id, mask)
+        table = self.reader.label_chunks(scan_id, mask)
         rows = table[table[:, 0] == value]
         ends = np.cumsum(rows[:, 4])
         if not len(ends) or k >= ends[-1]:

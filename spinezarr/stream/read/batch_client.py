@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from spinezarr.errors import CorruptStoreError, SpinezarrError
@@ -24,6 +23,7 @@ from spinezarr.forks import ProcessLock
 from spinezarr.geometry import Box
 from spinezarr.redaction import redact_url
 from spinezarr.remote.transport import UnsupportedRequestError
+from spinezarr.store.layout import LABEL
 from spinezarr.store.objects import Objects
 from spinezarr.store.table_reader import TableRow
 from spinezarr.stream.batch import Batch
@@ -465,20 +465,20 @@ def _request_body(
     pack: Pack,
 ) -> bytes:
     """Return the body of a request; see :class:`spinezarr.serve.patches.BatchModel`."""
-    items = [
-        {
-            "scan_id": request.scan_id,
-            "start_zyx": request.box.start_zyx,
-            "content_checksum": None if row is None else row.content_checksum,
-        }
-        for request, row in zip(requests, rows, strict=True)
-    ]
+    items = []
+    for request, row in zip(requests, rows, strict=True):
+        item: dict[str, Any] = {"scan_id": request.scan_id, "start_zyx": request.box.start_zyx}
+        if row is not None:
+            checksums = dict(row.mask_checksums)
+            item["content_checksum"] = row.content_checksum
+            item["mask_checksums"] = [checksums.get(name) for name in batch_reader.masks]
+        items.append(item)
     return json.dumps(
         {
             "items": items,
             "size_zyx": batch_reader.size_zyx,
             "spacing_zyx_mm": batch_reader.spacing_zyx_mm,
-            "with_label": batch_reader.with_label,
+            "labels": batch_reader.mask_names,
             "image_dtype": batch_reader.image_dtype.name,
             "flat_axis": batch_reader.flat_axis,
             "neighbors": batch_reader.neighbors,
@@ -503,9 +503,10 @@ def _to_batch(
     starts = np.array([request.box.start_zyx for request in requests])
     if (tensors.get("start_zyx", (n, 3), np.int64) != starts).any():
         raise DamagedTensorsError("the patches are not the requested ones")
-    label: npt.NDArray[Any] | None = None
-    if batch_reader.with_label:
-        label = tensors.get("label", (n, *batch_reader.shape), np.uint8, empty)
+    masks = {
+        name: tensors.get(name, (n, *batch_reader.shape), np.uint8, empty)
+        for name in batch_reader.mask_names
+    }
     return Batch(
         image=tensors.get(
             "image",
@@ -513,7 +514,8 @@ def _to_batch(
             batch_reader.image_dtype,
             empty,
         ),
-        label=label,
+        label=masks.pop(LABEL, None),
+        masks=masks,
         dims=batch_reader.dims,
         scan_id=tuple(request.scan_id for request in requests),
         start_zyx=starts,

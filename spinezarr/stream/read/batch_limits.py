@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["PROTOCOL", "BatchLimits", "parse_limits"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the requests for batches and of their responses. Both sides must have the same."""
 
 

@@ -7,7 +7,7 @@ import { VERTEBRAE, orderOf } from "./vertebrae.js";
 
 const MAX_TEXTS = 60;
 const NAMES = {
-  split: "Split", source: "Source", vertebra: "Vertebra", anomaly: "Anomaly", erratum: "Erratum", audit: "Audit",
+  split: "Split", source: "Source", vertebra: "Vertebra", mask: "Mask", anomaly: "Anomaly", erratum: "Erratum", audit: "Audit",
 };
 const WITHOUT = {
   split: "No split", source: "No source", anomaly: "Without anomaly", erratum: "Without erratum", audit: "Not audited",
@@ -57,12 +57,14 @@ export class Filters {
     const options = this._options(name).map(([value, text]) => element("option", { value }, text));
     return element("select", {
       name, "aria-label": NAMES[name], title: `Filter by ${name}`, disabled: options.length === 0,
+      hidden: name === "mask" && !this._index.hasFurtherMasks,
       onchange: (event) => this._onchange({ [name]: event.target.value }),
     }, element("option", { value: "" }, NAMES[name]), ...options);
   }
 
   _options(name) {
     if (name === "vertebra") return this._vertebrae();
+    if (name === "mask") return this._masks();
     const values = this._index.valuesOf(name);
     const without = values.filter(([value]) => value === "").map(([, count]) => [NONE, withCount(WITHOUT[name], count)]);
     const texts = values.filter(([value]) => value !== "");
@@ -75,6 +77,12 @@ export class Filters {
     const some = isMark && total ? [[SOME, withCount(`With ${name}`, total)]] : [];
     const listed = isMark && texts.length > MAX_TEXTS ? [] : texts;
     return [...some, ...without, ...listed.map(([value, count]) => [value, withCount(value, count)])];
+  }
+
+  _masks() {
+    const masks = this._index.masks().map(([value, count]) => [value, withCount(value, count)]);
+    const without = this._index.rows.filter((row) => row.masks.length === 0).length;
+    return without ? [...masks, [NONE, withCount("Without a mask", without)]] : masks;
   }
 
   _vertebrae() {

@@ -4,7 +4,7 @@ changes no element of the page. */
 import { orderOf } from "./vertebrae.js";
 
 /** Filters of scans, besides the words of the search. */
-export const FILTERS = Object.freeze(["split", "source", "vertebra", "anomaly", "erratum", "audit"]);
+export const FILTERS = Object.freeze(["split", "source", "vertebra", "mask", "anomaly", "erratum", "audit"]);
 /** Values of the filter of a text column, for rows with any text and for rows without text. */
 export const SOME = "true";
 export const NONE = "false";
@@ -67,7 +67,7 @@ export class ScanIndex {
   /** @param {Object[]} rows in the order of the server */
   constructor(rows) {
     this.rows = rows;
-    this._texts = rows.map((row) => SEARCHED.map((name) => row[name]).join("\n").toLowerCase());
+    this._texts = rows.map((row) => [...SEARCHED.map((name) => row[name]), ...row.masks].join("\n").toLowerCase());
     this._masks = Int32Array.from(rows, (row) =>
       row.vertebrae.reduce((mask, name) => mask | (orderOf(name) < 0 ? 0 : 1 << orderOf(name)), 0));
     this._keys = new Map();
@@ -76,6 +76,19 @@ export class ScanIndex {
   /** Whether the mask of the row at a position shows the vertebra with a rank. */
   shows(position, order) {
     return (this._masks[position] >> order & 1) === 1;
+  }
+
+  /** Whether a scan has a mask besides `label`. */
+  get hasFurtherMasks() {
+    return this.rows.some((row) => row.masks.some((name) => name !== "label"));
+  }
+
+  /** Masks of the scans, `label` first, each with its number of scans. */
+  masks() {
+    const counts = new Map();
+    for (const row of this.rows) for (const name of row.masks) counts.set(name, (counts.get(name) ?? 0) + 1);
+    const isLabel = (name) => Number(name === "label");
+    return [...counts].sort(([a], [b]) => isLabel(b) - isLabel(a) || COMPARE(a, b));
   }
 
   /** Values of a column of texts in natural order, each with its number of scans. */
@@ -102,6 +115,10 @@ export class ScanIndex {
     if (name === "vertebra") {
       const order = orderOf(value);
       return order < 0 ? () => false : (position) => this.shows(position, order);
+    }
+    if (name === "mask") {
+      if (value === NONE) return (position) => this.rows[position].masks.length === 0;
+      return (position) => this.rows[position].masks.includes(value);
     }
     if (value === SOME) return (position) => this.rows[position][name] !== "";
     if (value === NONE) return (position) => this.rows[position][name] === "";

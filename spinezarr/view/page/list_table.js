@@ -235,6 +235,8 @@ export class ScanTable {
     const row = this._index.rows[this._positions[at]];
     const isActive = at === this._active;
     const vertebraText = rangesText(row.vertebrae);
+    const masks = row.masks.some((name) => name !== "label") ? row.masks : [];
+    const about = masks.length ? `${row.scan_id}, masks ${masks.join(", ")}` : row.scan_id;
     const node = element("tr", {
       role: "row", "aria-rowindex": at + 2, "data-at": at, class: isActive ? "active" : null,
     },
@@ -242,8 +244,9 @@ export class ScanTable {
     element("th", { role: "rowheader", scope: "row", class: "scan", "aria-colindex": 2 },
       element("a", {
         href: scanUrl(this._store, row.scan_id, this._order), tabindex: isActive ? 0 : -1,
-        title: row.scan_id, "aria-label": row.scan_id,
-      }, ...shortenedName(row.scan_id))),
+        title: about, "aria-label": about,
+      }, ...shortenedName(row.scan_id)),
+      masks.length ? element("span", { class: "masks", "aria-hidden": "true" }, masks.join(", ")) : null),
     cell("source", 3, element("span", { title: row.source }, row.source)),
     cell("split", 4, row.split),
     cell("vertebrae", 5, strip(row.vertebrae), element("span", { title: row.vertebrae.join(", ") }, vertebraText || "no vertebra")),

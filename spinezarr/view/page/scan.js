@@ -42,47 +42,58 @@ function showProblem(problem, isWhole = false) {
 /** Show the stored values of the voxel where the planes cross. */
 function showVoxelValues(source, state) {
   const status = byId("status");
-  const names = new Map(source.vertebrae.map((vertebra) => [vertebra.value, vertebra.name]));
   let reading = null;
   let shownPlace = "";
-  const showText = (hu, label) => {
+  const nameOf = (mask, value) => {
+    const label = source.labelsOf(mask).find((found) => found.value === value);
+    return value === 0 ? "" : (label?.name ?? `value ${value}`);
+  };
+  /** Name the values of one mask, or of two with the names of the masks. */
+  const labelTexts = (masks, values) => {
+    const names = values.map((value, at) => nameOf(masks[at], value));
+    return masks.length < 2 ? names : names.map((name, at) => `${masks[at]} ${name || "\u2013"}`);
+  };
+  const placeOf = (masks) => [...state.voxel, ...masks].join(" ");
+  const shownMasks = () => [state.mask, state.shownOutline].filter((name) => name !== null);
+  const showText = (hu, labels) => {
     const [i, j, k] = state.voxel;
     status.replaceChildren(
       element("b", { class: "hu" }, hu),
-      element("b", { class: "label" }, label),
+      ...labels.map((label) => element("b", { class: "label" }, label)),
       element("span", {}, `${placeText(source.grid.mmOf(state.voxel))} mm`),
       element("span", { class: "quiet" }, `voxel k ${k}, j ${j}, i ${i}`),
     );
   };
   const read = async () => {
+    const masks = shownMasks();
     const place = String(state.voxel);
-    if (place === shownPlace) return;
+    if (placeOf(masks) === shownPlace) return;
     reading?.abort();
     reading = new AbortController();
     const { signal } = reading;
     try {
       await new Promise((resolve) => setTimeout(resolve, READ_AFTER_MS));
       if (signal.aborted) return;
-      const { hu, label } = await source.valuesAt(state.voxel, signal);
+      const { hu, labels } = await source.valuesAt(state.voxel, masks, signal);
       if (signal.aborted) return;
-      shownPlace = place;
+      shownPlace = placeOf(masks);
       const huText = Number.isFinite(hu) ? `${numberText(hu, 2)} HU` : `${hu}`;
-      showText(huText, label ? (names.get(label) ?? `value ${label}`) : "");
+      showText(huText, labelTexts(masks, labels));
       status.dataset.voxel = place;
     } catch (problem) {
       if (problem.name === "AbortError") return;
-      showText("not read", "");
+      showText("not read", []);
       showProblem(problem);
     }
   };
   state.addEventListener("change", () => {
-    if (String(state.voxel) === shownPlace) return;
+    if (placeOf(shownMasks()) === shownPlace) return;
     delete status.dataset.voxel;
     shownPlace = "";
-    showText("\u2026", "");
+    showText("\u2026", []);
     read();
   });
-  showText("\u2026", "");
+  showText("\u2026", []);
   read();
 }
 
@@ -200,6 +211,8 @@ async function addNeighbors(source, state) {
     const address = () => {
       const query = new URLSearchParams({ window: state.windowName ?? state.window.join(",") });
       if (!state.areLabelsOn) query.set("labels", "false");
+      if (state.mask !== (source.facts.masks[0]?.name ?? null)) query.set("mask", state.mask);
+      if (state.outline !== null) query.set("outline", state.outline);
       if (!state.hasOutlines) query.set("outlines", "false");
       if (state.layout !== "all") query.set("layout", state.layout);
       if (state.list !== null) query.set("list", state.list);
@@ -264,6 +277,12 @@ async function addOpenIn(source) {
   });
 }
 
+/** Fill the next mask of the scan. */
+function nextMask(source, state) {
+  const names = source.facts.masks.map(({ name }) => name);
+  if (names.length > 1) state.setMask(names[(names.indexOf(state.mask) + 1) % names.length]);
+}
+
 /** Add the keys of the whole page. */
 function addKeys(source, state, stage) {
   const windows = Object.keys(source.facts.windows);
@@ -274,6 +293,7 @@ function addKeys(source, state, stage) {
     p: clickLink("previous"),
     o: () => state.set({ hasOutlines: !state.hasOutlines }),
     l: () => state.set({ areLabelsOn: !state.areLabelsOn }),
+    m: () => nextMask(source, state),
     i: () => state.set({ isNearest: !state.isNearest }),
     f: () => loadFull(state, stage),
     "+": () => stage.zoom(ZOOM_STEP),

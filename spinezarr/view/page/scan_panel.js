@@ -26,7 +26,7 @@ export class Panel {
     this.opacity.parentElement.hidden = true;
   }
 
-  /** Go to a vertebra, and choose it. */
+  /** Go to a label, and choose it. */
   choose(vertebra) {
     this.state.goTo(this.source.grid.voxelAt(vertebra.centroid_xyz_mm), { vertebra: vertebra.name });
   }
@@ -40,11 +40,8 @@ export class Panel {
       section.append(element("p", { class: "quiet" }, "This scan has no mask."));
       return section;
     }
-    if (source.facts.masks.length > 1) {
-      // Only the first of several masks is drawn.
-      section.append(element("p", { class: "quiet" }, `Mask ${source.facts.masks[0].name}`));
-    }
-    title.append(element("span", { class: "quiet" }, ` ${source.vertebrae.length}`));
+    this.title = title;
+    if (source.facts.masks.length > 1) section.append(...this.#masks());
     this.labels = element(
       "button",
       {
@@ -73,12 +70,11 @@ export class Panel {
       step: 0.05,
       oninput: () => state.set({ opacity: Number(this.opacity.value) }),
     });
-    const all = (visible) => state.set({ visible: new Set(visible), areLabelsOn: true });
     const search = element("input", {
       type: "search",
       placeholder: "Search, e.g. T12",
       "aria-label": "Search the vertebrae",
-      oninput: () => this.#filter(search.value),
+      oninput: () => this.#filter(),
       onkeydown: (event) => {
         const first = [...this.rows.values()].find(({ row, go }) => !row.hidden && !go.disabled);
         if (event.key === "Enter" && first) first.go.click();
@@ -95,30 +91,83 @@ export class Panel {
       element(
         "div",
         { class: "row" },
-        element("button", { type: "button", id: "all", onclick: () => all(source.vertebrae.map((v) => v.value)) }, "All"),
-        element("button", { type: "button", id: "none", onclick: () => all([]) }, "None"),
+        element("button", { type: "button", id: "all", onclick: () => state.showOnly(state.labels.map(({ name }) => name)) }, "All"),
+        element("button", { type: "button", id: "none", onclick: () => state.showOnly([]) }, "None"),
         element("span", { class: "space" }),
         element("span", { class: "quiet" }, "volume, ml"),
       ),
       search,
-      element("ul", { class: "vertebrae", id: "vertebrae" }, ...source.vertebrae.map((v) => this.#row(v))),
     );
+    this.search = search;
+    this.list = element("ul", { class: "vertebrae", id: "vertebrae" });
     this.empty = element("p", { class: "quiet", hidden: true }, "No vertebra matches.");
-    section.append(this.empty);
+    section.append(this.list, this.empty);
     return section;
+  }
+
+  /** The choice of the filled and of the outlined mask, and where the filled one comes from. */
+  #masks() {
+    const { source, state } = this;
+    const names = source.facts.masks.map(({ name }) => name);
+    const options = () => names.map((name) => element("option", { value: name }, name));
+    this.mask = element("select", { id: "mask", onchange: () => state.setMask(this.mask.value) }, ...options());
+    this.outline = element(
+      "select",
+      { id: "outline", onchange: () => state.set({ outline: this.outline.value || null, hasOutlines: true }) },
+      element("option", { value: "" }, "none"),
+      ...options(),
+    );
+    this.about = element("p", { class: "quiet about", id: "about-mask" });
+    const choice = (text, select) => element("label", { class: "choice" }, element("span", { class: "quiet" }, text), select);
+    return [
+      element("div", { class: "row masks" }, choice("Mask", this.mask), choice("Outline", this.outline)),
+      this.about,
+    ];
+  }
+
+  /** List the labels of the shown masks. */
+  #listLabels() {
+    const { source, state } = this;
+    const masks = `${state.mask} ${state.outline}`;
+    if (masks === this.listedMasks) return;
+    this.listedMasks = masks;
+    const labels = state.labels;
+    const isSpine = source.mask(state.mask).scheme === "vertebrae";
+    this.title.replaceChildren(
+      isSpine ? "Vertebrae" : "Labels",
+      element("span", { class: "quiet" }, ` ${labels.length}`),
+    );
+    this.rows.clear();
+    this.list.replaceChildren(...labels.map((label) => this.#row(label)));
+    this.#filter();
+    if (this.mask) this.#showMasks();
+  }
+
+  #showMasks() {
+    const { source, state } = this;
+    this.mask.value = state.mask;
+    this.outline.value = state.outline ?? "";
+    for (const option of this.outline.options) option.disabled = option.value === state.mask;
+    const { model, author, license } = source.mask(state.mask);
+    const parts = [model, author, license].filter(Boolean);
+    this.about.textContent = parts.join(", ");
+    this.about.hidden = parts.length === 0;
   }
 
   #row(vertebra) {
     const { state, source } = this;
-    const notes = source.facts.findings.filter((note) => note.vertebra === vertebra.name);
+    const isFilled = source.labelsOf(state.mask).includes(vertebra);
+    // The audit checks the mask "label".
+    const isAudited = state.mask === "label" && isFilled;
+    const notes = isAudited ? source.facts.findings.filter((note) => note.vertebra === vertebra.name) : [];
     const box = element("input", {
       type: "checkbox",
       "aria-label": `Show ${vertebra.name}`,
       onchange: () => {
-        const visible = new Set(state.visible);
-        if (box.checked) visible.add(vertebra.value);
-        else visible.delete(vertebra.value);
-        state.set({ visible, areLabelsOn: true });
+        const hidden = new Set(state.hidden);
+        if (box.checked) hidden.delete(vertebra.name);
+        else hidden.add(vertebra.name);
+        state.set({ hidden, areLabelsOn: true });
       },
     });
     const flag = notes.length
@@ -149,13 +198,14 @@ export class Panel {
         type: "button",
         class: "only",
         "aria-label": `Show ${vertebra.name} only`,
-        onclick: () => state.set({ visible: new Set([vertebra.value]), areLabelsOn: true }),
+        onclick: () => state.showOnly([vertebra.name]),
       },
       "only",
     );
     const more = element(
       "p",
       { class: "more", hidden: true },
+      isFilled ? "" : `only in ${state.outline}, `,
       vertebra.centroid_xyz_mm ? `centroid ${placeText(vertebra.centroid_xyz_mm)} mm` : "",
       ...notes.flatMap((note) => [element("br"), note.text]),
     );
@@ -171,11 +221,12 @@ export class Panel {
     return row;
   }
 
-  #filter(text) {
-    const words = text.toLowerCase().split(/[\s,]+/).filter(Boolean);
+  #filter() {
+    const words = this.search.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
     let count = 0;
     for (const { row, vertebra } of this.rows.values()) {
-      row.hidden = words.length > 0 && !words.some((word) => vertebra.name.toLowerCase().startsWith(word));
+      const parts = vertebra.name.toLowerCase().split(" ");
+      row.hidden = words.length > 0 && !words.some((word) => parts.some((part) => part.startsWith(word)));
       if (!row.hidden) count += 1;
     }
     this.empty.hidden = count > 0;
@@ -196,7 +247,7 @@ export class Panel {
   }
 
   #note(note) {
-    const vertebra = this.source.vertebrae.find(({ name }) => name === note.vertebra);
+    const vertebra = this.source.labelsOf("label").find(({ name }) => name === note.vertebra);
     const place = note.position_xyz_mm ?? vertebra?.centroid_xyz_mm;
     const go = () =>
       this.state.goTo(this.source.grid.voxelAt(place), { vertebra: vertebra?.name ?? this.state.vertebra });
@@ -242,15 +293,16 @@ export class Panel {
 
   #update() {
     const { state } = this;
+    if (this.list) this.#listLabels();
     this.labels?.setAttribute("aria-pressed", String(state.areLabelsOn));
     this.outlines?.setAttribute("aria-pressed", String(state.hasOutlines));
     if (this.opacity) this.opacity.value = String(state.opacity);
     for (const { row, box, more, vertebra } of this.rows.values()) {
       const isChosen = state.vertebra === vertebra.name;
       row.classList.toggle("chosen", isChosen);
-      row.classList.toggle("off", !state.shownValues.has(vertebra.value));
+      row.classList.toggle("off", !state.shows(vertebra.name));
       more.hidden = !isChosen;
-      box.checked = state.visible.has(vertebra.value);
+      box.checked = !state.hidden.has(vertebra.name);
     }
   }
 }

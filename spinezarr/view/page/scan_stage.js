@@ -3,7 +3,7 @@
 import { element, hasNiivue } from "./common.js";
 import { AXIS_NAMES, Camera, PLANES, PLANE_NAMES, PlaneOnScreen } from "./plane_geometry.js";
 import { SliceView } from "./slice_view.js";
-import { VolumeView } from "./volume_view.js";
+import { VolumeView, masksKey } from "./volume_view.js";
 
 const ZOOM_STEP = 1.25;
 const WHEEL_PX = 40;
@@ -53,6 +53,10 @@ export class Stage extends EventTarget {
     this.slices = new SliceView(source, (plane, problem) => this.#drawn(plane, problem));
     this.volume = null;
     this.loading = null;
+    this.loadingLevel = null;
+    this.loadingMasks = "";
+    this.isRenderStarting = false;
+    this.failedRender = null;
     /** Resolves when everything visible is drawn. */
     this.firstView = new Promise((resolve) => {
       this.resolveFirstView = resolve;
@@ -109,18 +113,29 @@ export class Stage extends EventTarget {
     await this.#startRender();
   }
 
+  /** Load the masks that the state shows now, in the level that is shown or being loaded. */
+  async #loadMasks() {
+    try {
+      await this.loadLevel(this.loadingLevel ?? this.volume.levelIndex, { isQuiet: true });
+    } catch (problem) {
+      this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
+    }
+  }
+
   /** Load a level, and show it when it is complete. */
   async loadLevel(level, { isQuiet = false } = {}) {
     this.loading?.abort();
     const loading = new AbortController();
     this.loading = loading;
+    this.loadingLevel = level;
+    this.loadingMasks = masksKey(this.state);
     const total = this.bytesOf(level);
     let bytes = 0;
     const report = (share) =>
       this.dispatchEvent(new CustomEvent("progress", { detail: { level, share, isQuiet } }));
     report(0);
     try {
-      await this.volume.load(level, {
+      await this.volume.load(level, this.state, {
         signal: loading.signal,
         onBytes: (count) => report(Math.min(1, (bytes += count) / total)),
       });
@@ -130,14 +145,18 @@ export class Stage extends EventTarget {
       this.root.dataset.level = String(level);
       this.update();
     } finally {
-      if (this.loading === loading) this.loading = null;
+      if (this.loading === loading) {
+        this.loading = null;
+        this.loadingLevel = null;
+      }
       report(null);
     }
   }
 
   /** Approximate size of a level in bytes. Masks are sent compressed. */
   bytesOf(level) {
-    return this.source.levels[level].voxels * (this.source.hasMask ? 3 : 2);
+    const masks = [this.state.mask, this.state.outline].filter((name) => name !== null);
+    return this.source.levels[level].voxels * (2 + masks.length);
   }
 
   /** The finest level that fits. */
@@ -182,7 +201,10 @@ export class Stage extends EventTarget {
       voxel: state.voxel,
       window: state.window,
       labelsText: state.labelsText,
-      visible: state.shownValues,
+      mask: state.mask,
+      outline: state.shownOutline,
+      visible: state.shownValues(state.mask),
+      visibleOutline: state.shownValues(state.outline),
       opacity: state.opacity,
       hasOutlines: state.hasOutlines,
       isNearest: state.isNearest,
@@ -205,6 +227,12 @@ export class Stage extends EventTarget {
     const shown = this.#shown();
     if (!this.slices.isHidden) this.slices.show(shown);
     this.volume?.show(shown);
+    if (this.volume?.levelIndex != null) {
+      // Masks that could not be loaded are not requested again at each change.
+      const key = masksKey(this.state);
+      if (this.volume.masksKey !== key && this.loadingMasks !== key) this.#loadMasks();
+    }
+    this.#showRenderState();
     for (const [plane, onScreen] of Object.entries(shown.planes)) this.#mark(plane, onScreen);
     if (layout === "render") this.#firstView();
     if (shown.isRenderShown && this.volume?.levelIndex != null) this.#startRender();
@@ -454,23 +482,41 @@ export class Stage extends EventTarget {
   }
 
   async #startRender() {
-    if (this.tiles.render.tile.hidden || this.isRenderStarted || !this.source.hasMask) return;
-    this.isRenderStarted = true;
+    const { mask } = this.state;
+    const isDone = this.volume?.renderMask === mask || this.failedRender === mask;
+    if (this.tiles.render.tile.hidden || this.isRenderStarting || isDone || mask === null) return;
+    this.isRenderStarting = true;
+    this.failedRender = null;
     // The planes are drawn first, one frame before 3D.
     await new Promise((resolve) => setTimeout(resolve, 50));
     try {
-      await this.volume.loadRender();
-      const isEmpty = this.volume.render === null;
-      if (isEmpty) this.rendering.textContent = "The mask of this scan is empty";
-      this.rendering.hidden = !isEmpty;
-      this.rotate.disabled = isEmpty;
+      await this.volume?.loadRender(mask);
       performance.mark("render");
-      this.root.dataset.render = "true";
     } catch (problem) {
-      this.isRenderStarted = false;
-      this.rendering.textContent = problem.message;
+      this.failedRender = mask;
+      this.renderProblem = problem.message;
       this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
+    } finally {
+      this.isRenderStarting = false;
+      this.update();
     }
+  }
+
+  /** Show 3D of the filled mask, or say why there is none. */
+  #showRenderState() {
+    const { mask } = this.state;
+    if (!this.volume || mask === null) return;
+    const isLoaded = this.volume.renderMask === mask;
+    const isEmpty = isLoaded && this.volume.isRenderEmpty;
+    const isShown = isLoaded && !isEmpty;
+    this.renderCanvas.style.visibility = isShown ? "" : "hidden";
+    this.rendering.hidden = isShown;
+    this.rotate.disabled = !isShown;
+    if (isEmpty) this.rendering.textContent = "The mask of this scan is empty";
+    else if (this.failedRender === mask) this.rendering.textContent = this.renderProblem;
+    else this.rendering.textContent = "3D is loaded after the planes";
+    if (isLoaded) this.root.dataset.render = mask;
+    else delete this.root.dataset.render;
   }
 
   #turn(azimuth, elevation) {

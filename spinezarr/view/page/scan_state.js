@@ -25,7 +25,15 @@ export class ScanState extends EventTarget {
     super();
     this.source = source;
     const { windows } = source.facts;
-    const namedVertebra = source.vertebrae.find((vertebra) => vertebra.name === query.get("vertebra"));
+    const masks = source.facts.masks.map(({ name }) => name);
+    /** Mask that is filled with colors; null if the scan has none. */
+    this.mask = masks.includes(query.get("mask")) ? query.get("mask") : (masks[0] ?? null);
+    const outline = masks.includes(query.get("outline")) ? query.get("outline") : null;
+    /** Mask that is outlined over it; null for none. */
+    this.outline = outline === this.mask ? null : outline;
+    /** Names of the labels that are not shown, in both masks. */
+    this.hidden = this.#hiddenBy(query.get("labels"));
+    const namedVertebra = this.labels.find((vertebra) => vertebra.name === query.get("vertebra"));
     const requestedMm = parseNumbers(query.get("at_mm"), 3);
     const mm = requestedMm ?? namedVertebra?.centroid_xyz_mm ?? source.facts.middle_mm;
     this.voxel = source.grid.voxelAt(mm);
@@ -36,7 +44,6 @@ export class ScanState extends EventTarget {
     if (!isWindow) this.windowName ??= DEFAULT_WINDOW;
     this.window = this.windowName ? windows[this.windowName] : limits;
     this.areLabelsOn = query.get("labels") !== "false";
-    this.visible = this.#valuesOf(query.get("labels"));
     this.opacity = parseFraction(query.get("opacity"), PICTURE_OPACITY);
     this.hasOutlines = query.get("outlines") !== "false";
     this.isNearest = query.get("interpolation") === "nearest";
@@ -69,23 +76,51 @@ export class ScanState extends EventTarget {
     this.set({ windowName: name, window: this.source.facts.windows[name] });
   }
 
-  /** Values of the mask that are shown. */
-  get shownValues() {
-    return this.areLabelsOn ? this.visible : new Set();
+  /** Fill another mask. If it was the outlined one, the two change places. */
+  setMask(mask) {
+    this.set({ mask, outline: this.outline === mask ? this.mask : this.outline });
+  }
+
+  /** Labels of the filled mask, and those that the outlined one has beside them. */
+  get labels() {
+    const filled = this.source.labelsOf(this.mask);
+    const names = new Set(filled.map(({ name }) => name));
+    return [...filled, ...this.source.labelsOf(this.outline).filter(({ name }) => !names.has(name))];
+  }
+
+  /** Whether a label is shown. */
+  shows(name) {
+    return this.areLabelsOn && !this.hidden.has(name);
+  }
+
+  /** Values of a mask that are shown. */
+  shownValues(mask) {
+    const shown = this.source.labelsOf(mask).filter(({ name }) => this.shows(name));
+    return new Set(shown.map(({ value }) => value));
+  }
+
+  /** Show these labels alone. */
+  showOnly(names) {
+    const hidden = this.labels.map(({ name }) => name).filter((name) => !names.includes(name));
+    this.set({ hidden: new Set(hidden), areLabelsOn: true });
   }
 
   /** The shown labels, as in the query of the server's pictures. */
   get labelsText() {
-    const shown = this.shownValues;
-    if (shown.size === 0) return "false";
-    if (shown.size === this.source.vertebrae.length) return "true";
-    const names = this.source.vertebrae.filter((vertebra) => shown.has(vertebra.value) && vertebra.centroid_xyz_mm);
-    return names.map((vertebra) => vertebra.name).join(",") || "false";
+    const names = this.labels.map(({ name }) => name).filter((name) => this.shows(name));
+    if (names.length === 0) return "false";
+    if (names.length === this.labels.length) return "true";
+    return names.map(listedName).join(",");
+  }
+
+  /** The outlined mask; null if outlines are off. */
+  get shownOutline() {
+    return this.hasOutlines ? this.outline : null;
   }
 
   /** Whether pictures of the server show the labels in the same way. */
   get matchesPictures() {
-    return (this.opacity === PICTURE_OPACITY && this.hasOutlines) || this.shownValues.size === 0;
+    return (this.opacity === PICTURE_OPACITY && this.hasOutlines) || this.labelsText === "false";
   }
 
   /** The query of the URL: all values that differ from their defaults. */
@@ -94,6 +129,8 @@ export class ScanState extends EventTarget {
     const { grid } = this.source;
     query.set("at_mm", grid.mmOf(this.voxel).map((mm) => Number(mm.toFixed(2))).join(","));
     query.set("window", this.windowName ?? this.window.join(","));
+    if (this.mask !== (this.source.facts.masks[0]?.name ?? null)) query.set("mask", this.mask);
+    if (this.outline !== null) query.set("outline", this.outline);
     if (this.vertebra) query.set("vertebra", this.vertebra);
     if (this.source.hasMask && this.labelsText !== "true") query.set("labels", this.labelsText);
     if (this.opacity !== PICTURE_OPACITY) query.set("opacity", String(this.opacity));
@@ -106,12 +143,16 @@ export class ScanState extends EventTarget {
     return query.toString().replaceAll("%2C", ",");
   }
 
-  #valuesOf(text) {
-    const { vertebrae } = this.source;
+  #hiddenBy(text) {
     const names = text && text !== "true" && text !== "false" ? text.split(",") : null;
-    const shown = vertebrae.filter(({ name }) => names === null || names.includes(name));
-    return new Set(shown.map(({ value }) => value));
+    const hidden = this.labels.filter(({ name }) => names !== null && !names.includes(listedName(name)));
+    return new Set(hidden.map(({ name }) => name));
   }
+}
+
+/** Return a name as it is in a list that commas separate. */
+function listedName(name) {
+  return name.replaceAll(",", " ");
 }
 
 function parseNumbers(text, count) {

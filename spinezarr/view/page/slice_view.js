@@ -56,6 +56,8 @@ export class SliceView {
       state.requested = this.source.slicePath(plane, index, {
         window: shown.window,
         labels: shown.labelsText,
+        mask: shown.mask,
+        outline: shown.outline,
         sizePx: Math.max(SIZE_STEP_PX, sizePx),
       });
       const isDrawn = state.requested === state.drawn && !state.hasFailed;

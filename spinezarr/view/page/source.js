@@ -28,19 +28,24 @@ export class ScanSource {
     this.path = `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(facts.scan_id)}`;
   }
 
-  /** Vertebrae and other structures of the first mask; empty without a mask. */
-  get vertebrae() {
-    return this.facts.masks.length ? this.facts.masks[0].vertebrae : [];
-  }
-
   get hasMask() {
     return this.facts.masks.length > 0;
+  }
+
+  /** Return the facts of a mask by its name; null if the scan has none. */
+  mask(name) {
+    return this.facts.masks.find((mask) => mask.name === name) ?? null;
+  }
+
+  /** Vertebrae and other structures of a mask; empty without one. */
+  labelsOf(name) {
+    return this.mask(name)?.vertebrae ?? [];
   }
 
   /**
    * Return the source of the voxels of an array, in the form of NiiVue 1.0's
    * `loadChunkedVolume`.
-   * @param {"image"|"label"} array
+   * @param {string} array "image", or the name of a mask
    */
   chunked(array) {
     return {
@@ -51,7 +56,7 @@ export class ScanSource {
 
   /**
    * Fetch a box of a level: voxels with x fastest. Voxels outside the level are zero.
-   * @param {"image"|"label"} array
+   * @param {string} array "image", or the name of a mask
    * @param {{levelIndex: number, texOrigin: number[], texDims: number[]}} chunk x, y, z
    * @param {{signal: AbortSignal=, onBytes: function(number)=}} options
    */
@@ -71,6 +76,7 @@ export class ScanSource {
       size_zyx: [...size].reverse().join(","),
       content_checksum: this.facts.content_checksum,
     });
+    if (array !== "image") query.set("mask_checksum", this.mask(array).checksum);
     const response = await request(`${this.path}/levels/${levelIndex}?${query}`, {
       signal: options.signal,
     });
@@ -83,23 +89,26 @@ export class ScanSource {
     return isWhole ? voxels : padded(voxels, size, first, texOrigin, texDims);
   }
 
-  /** Fetch the stored values of one voxel, for any shown level. */
-  async valuesAt(voxel, signal) {
+  /**
+   * Fetch the stored values of one voxel, for any shown level.
+   * @param {number[]} voxel x, y, z
+   * @param {string[]} masks names
+   */
+  async valuesAt(voxel, masks, signal) {
     const chunk = { levelIndex: 0, texOrigin: voxel, texDims: [1, 1, 1] };
-    const arrays = this.hasMask ? ["image", "label"] : ["image"];
-    const [image, label] = await Promise.all(
-      arrays.map((array) => this.fetchChunk(array, chunk, { signal })),
+    const [image, ...labels] = await Promise.all(
+      ["image", ...masks].map((array) => this.fetchChunk(array, chunk, { signal })),
     );
-    return { hu: image[0], label: label ? label[0] : null };
+    return { hu: image[0], labels: labels.map(([value]) => value) };
   }
 
   /**
    * Return the URL of a slice that the server draws.
    * @param {string} plane
    * @param {number} index of the slice
-   * @param {{window: number[], labels: string, sizePx: number}} shown
+   * @param {{window: number[], labels: string, mask: ?string, outline: ?string, sizePx: number}} shown
    */
-  slicePath(plane, index, { window, labels, sizePx }) {
+  slicePath(plane, index, { window, labels, mask, outline, sizePx }) {
     const { flat } = PLANES[plane];
     const query = new URLSearchParams({
       plane,
@@ -109,6 +118,14 @@ export class ScanSource {
       size_px: String(sizePx),
       content_checksum: this.facts.content_checksum,
     });
+    if (mask !== null && mask !== "label") {
+      query.set("mask", mask);
+      query.set("mask_checksum", this.mask(mask).checksum);
+    }
+    if (outline !== null) {
+      query.set("outline", outline);
+      query.set("outline_checksum", this.mask(outline).checksum);
+    }
     return `${this.path}/slice.png?${query}`;
   }
 

@@ -23,6 +23,8 @@ const SLAB_VOXELS = 16e6;
 const RENDER_VOXELS = 3e6;
 const ILLUMINATION = 0.6;
 const FIRST_RENDER_ZOOM = 0.8;
+/** Opacity inside outlines. NiiVue does not draw layers with an opacity of 0. */
+const OUTLINE_OPACITY = 1e-3;
 
 let loading = null;
 
@@ -74,12 +76,20 @@ export class VolumeView {
    */
   constructor(source, canvas, renderCanvas) {
     this.source = source;
-    this.lookup = lookupTable(source.vertebrae);
     this.renderCanvas = renderCanvas;
     this.planes = null;
     this.attaching = this.#attach(canvas);
     this.render = null;
+    /** Mask that is rendered in 3D; null before the first one. */
+    this.renderMask = null;
+    this.isRenderEmpty = false;
     this.levelIndex = null;
+    /** Voxels of the shown level by array. */
+    this.voxels = new Map();
+    /** Masks of the layers above the image, from below. */
+    this.masks = [];
+    /** The masks that are loaded, as text. */
+    this.masksKey = "";
     this.shown = null;
     this.drawnWindow = "";
     this.drawnLabels = "";
@@ -110,34 +120,45 @@ export class VolumeView {
     planes.screenFieldOfViewExtendedVox = (sliceType) => this.#region(sliceType, wholeRegion);
     planes.calculateWidthHeight = (_sliceType, _scale, width, height) => [width, height];
     leaveOutGradients(planes);
+    outlineByLayer(planes);
     this.planes = planes;
   }
 
   /**
    * Fetch and show a level. If that fails, the shown level stays.
    * @param {number} levelIndex
+   * @param {{mask: ?string, outline: ?string}} shownMasks
    * @param {{signal: AbortSignal=, onBytes: function(number)=}} options
    */
-  async load(levelIndex, options = {}) {
+  async load(levelIndex, { mask, outline }, options = {}) {
     const level = this.source.levels[levelIndex];
-    const arrays = this.source.hasMask ? ["image", "label"] : ["image"];
+    const masks = [mask, outline].filter((name) => name !== null);
+    const arrays = ["image", ...masks];
     const fetched = Promise.all(
-      arrays.map((array) => fetchLevel(this.source.chunked(array), levelIndex, options)),
+      arrays.map((array) => this.#levelOf(array, levelIndex, options)),
     );
-    const [[image, label]] = await Promise.all([fetched, this.attaching]);
+    const [voxels] = await Promise.all([fetched, this.attaching]);
     const { shape, spacing } = level;
-    const volumes = [this.#volume(image, shape, spacing, "gray", this.shown.window)];
-    if (label) volumes.push(this.#volume(label, shape, spacing, "gray", [0, N_LABELS - 1]));
-    const loaded = await Promise.all(volumes);
-    this.label = label ?? null;
+    const loaded = await Promise.all(
+      voxels.map((values, layer) =>
+        this.#volume(values, shape, spacing, "gray", layer ? [0, N_LABELS - 1] : this.shown.window),
+      ),
+    );
+    this.voxels = new Map(arrays.map((array, layer) => [array, voxels[layer]]));
+    this.masks = masks;
+    this.masksKey = masksKey({ mask, outline });
     this.#color(loaded, this.shown);
     setVolumes(this.planes, loaded);
     this.levelIndex = levelIndex;
     this.level = level;
-    this.coarseLabel ??= label;
-    this.coarseLevel ??= level;
     this.planes.updateGLVolume();
     this.show(this.shown);
+  }
+
+  /** Return all voxels of a level of an array, which are fetched unless they are shown. */
+  async #levelOf(array, levelIndex, options) {
+    if (levelIndex === this.levelIndex && this.voxels.has(array)) return this.voxels.get(array);
+    return fetchLevel(this.source.chunked(array), levelIndex, options);
   }
 
   /** Show a state. */
@@ -151,7 +172,8 @@ export class VolumeView {
     }
     if (volumes.length > 1 && this.drawnLabels !== labelsKey(shown)) {
       this.#color(volumes, shown);
-      this.planes.refreshLayers(volumes[1], 1);
+      // Each layer is drawn onto those below it.
+      volumes.slice(1).forEach((volume, at) => this.planes.refreshLayers(volume, at + 1));
     }
     this.planes.opts.isNearestInterpolation = shown.isNearest;
     volumes.forEach((_, layer) => this.planes.updateInterpolation(layer));
@@ -185,41 +207,54 @@ export class VolumeView {
     this.#showRender();
   }
 
-  /** Prepare the spine in 3D from the non-empty part of the mask, once. */
-  async loadRender(signal) {
-    if (this.render || this.isRenderLoading || !this.source.hasMask) return;
-    this.isRenderLoading = true;
-    try {
-      const box = nonEmptyBoxMm(this.coarseLabel, this.coarseLevel, this.source.grid);
-      if (box === null) return;
-      const chunk = this.#renderChunk(box);
-      const label = await this.source.chunked("label").fetchChunk(chunk, { signal });
-      const { spacing } = this.source.levels[chunk.levelIndex];
-      const volume = await this.#volume(label, chunk.texDims, spacing, "gray", [0, 255]);
-      volume.setColormapLabel(this.lookup);
-      volume.img = withoutHidden(label, this.source.vertebrae, this.shown.visible);
-      const render = await createNiivue(this.niivue, this.renderCanvas);
-      render.opts.sliceType = RENDER;
-      setVolumes(render, [volume]);
-      render.updateGLVolume();
-      await render.setVolumeRenderIllumination(ILLUMINATION);
-      render.setCrosshairWidth(0);
-      this.drawnRenderLabels = String([...this.shown.visible]);
-      this.render = render;
-      this.renderLabel = label;
-      this.#showRender();
-    } finally {
-      this.isRenderLoading = false;
+  /** Prepare the 3D picture of a mask from its non-empty part. */
+  async loadRender(mask) {
+    const [levelIndex, coarse] = await this.#coarseLevelOf(mask);
+    const box = nonEmptyBoxMm(coarse, this.source.levels[levelIndex], this.source.grid);
+    if (box === null) {
+      this.renderMask = mask;
+      this.isRenderEmpty = true;
+      return;
     }
+    const chunk = this.#renderChunk(box);
+    const label = await this.source.chunked(mask).fetchChunk(chunk, {});
+    const { spacing } = this.source.levels[chunk.levelIndex];
+    const volume = await this.#volume(label, chunk.texDims, spacing, "gray", [0, 255]);
+    const labels = this.source.labelsOf(mask);
+    volume.setColormapLabel(lookupTable(labels));
+    volume.img = withoutHidden(label, labels, this.shown.visible);
+    const isFirst = this.render === null;
+    const render = this.render ?? (await createNiivue(this.niivue, this.renderCanvas));
+    render.opts.sliceType = RENDER;
+    setVolumes(render, [volume]);
+    render.updateGLVolume();
+    if (isFirst) await render.setVolumeRenderIllumination(ILLUMINATION);
+    render.setCrosshairWidth(0);
+    this.drawnRenderLabels = "";
+    this.render = render;
+    this.renderLabel = label;
+    this.renderMask = mask;
+    this.isRenderEmpty = false;
+    this.#showRender();
+  }
+
+  /** Return the number and the voxels of a level of a mask in which its extent is found quickly. */
+  async #coarseLevelOf(mask) {
+    if (this.voxels.has(mask) && this.level.voxels <= RENDER_VOXELS) {
+      return [this.levelIndex, this.voxels.get(mask)];
+    }
+    const last = this.source.levels.length - 1;
+    return [last, await this.#levelOf(mask, last, {})];
   }
 
   #showRender() {
-    if (this.render === null || !this.shown.isRenderShown) return;
-    const labels = String([...this.shown.visible]);
+    const isLoaded = this.render !== null && this.renderMask === this.shown.mask;
+    if (!isLoaded || this.isRenderEmpty || !this.shown.isRenderShown) return;
+    const { mask, visible } = this.shown;
+    const labels = `${mask} ${[...visible]}`;
     if (labels !== this.drawnRenderLabels) {
       this.drawnRenderLabels = labels;
-      const { vertebrae } = this.source;
-      this.render.volumes[0].img = withoutHidden(this.renderLabel, vertebrae, this.shown.visible);
+      this.render.volumes[0].img = withoutHidden(this.renderLabel, this.source.labelsOf(mask), visible);
       this.render.refreshLayers(this.render.volumes[0], 0);
     }
     this.render.scene.renderAzimuth = this.turn.azimuth;
@@ -257,24 +292,33 @@ export class VolumeView {
     return region;
   }
 
-  #color(volumes, shown) {
-    const [image, label] = volumes;
+  #color([image, ...layers], shown) {
     [image.cal_min, image.cal_max] = shown.window;
     this.drawnWindow = String(shown.window);
-    if (label) {
-      label.setColormapLabel(this.lookup);
+    layers.forEach((layer, at) => {
+      const mask = this.masks[at];
+      const labels = this.source.labelsOf(mask);
+      const isOutline = mask === shown.outline;
+      const isShown = isOutline || mask === shown.mask;
+      const visible = isOutline ? shown.visibleOutline : shown.visible;
+      layer.setColormapLabel(lookupTable(labels));
       // NiiVue also outlines transparent values, so hidden values are removed from the voxels.
-      label.img = withoutHidden(this.label, this.source.vertebrae, shown.visible);
-      label._opacity = shown.opacity;
-      this.planes.opts.atlasOutline = shown.hasOutlines ? 1 : 0;
-      this.drawnLabels = labelsKey(shown);
-    }
+      layer.img = withoutHidden(this.voxels.get(mask), labels, isShown ? visible : new Set());
+      layer._opacity = isOutline ? OUTLINE_OPACITY : shown.opacity;
+      layer.hasOutlines = isOutline || (shown.hasOutlines && shown.outline === null);
+    });
+    this.drawnLabels = labelsKey(shown);
   }
 
   #volume(voxels, shape, spacing, colormap, [low, high]) {
     const file = niftiFile(voxels, shape, spacing, [low, high]);
     return this.niivue.NVImage.new(file, "volume.nii", colormap, 1, null, low, high);
   }
+}
+
+/** Return a text that names the filled and the outlined mask. */
+export function masksKey({ mask, outline }) {
+  return `${mask} ${outline}`;
 }
 
 /** Make the color table of a mask. Values without a name are transparent. */
@@ -344,6 +388,15 @@ function leaveOutGradients(planes) {
   };
 }
 
+/** Draw outlines in the layers that have them; NiiVue itself has one setting for all layers. */
+function outlineByLayer(planes) {
+  const refresh = planes.refreshLayers.bind(planes);
+  planes.refreshLayers = (volume, layer) => {
+    planes.opts.atlasOutline = volume.hasOutlines ? 1 : 0;
+    refresh(volume, layer);
+  };
+}
+
 /** Replace all volumes at once, and draw once. */
 function setVolumes(drawn, volumes) {
   [drawn.back, ...drawn.overlays] = volumes;
@@ -358,8 +411,8 @@ function windowOfHeader() {
   return [low, high, low, high];
 }
 
-function labelsKey(shown) {
-  return `${[...shown.visible]} ${shown.opacity} ${shown.hasOutlines}`;
+function labelsKey({ mask, outline, visible, visibleOutline, opacity, hasOutlines }) {
+  return [mask, outline, ...visible, "", ...visibleOutline, opacity, hasOutlines].join(" ");
 }
 
 /** Return the box of a mask, in mm from the edge of the volume along each axis; null if it is empty. */
