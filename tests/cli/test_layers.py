@@ -15,6 +15,8 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.label_schemes import SCHEMES
 from spinezarr.recipe import Recipe
+from spinezarr.store.table import with_audit_results
+from spinezarr.store.writer import StoreWriter
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, usual_levels, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME, structure_color
 
@@ -269,26 +271,27 @@ def test_a_comparison_is_saved_until_one_of_its_masks_changes(run, copied):
     assert spinezarr.open(url).verify().faults == ()
 
 
-def test_a_comparison_of_masks_that_were_replaced_meanwhile_is_not_saved(copied, monkeypatch):
+@pytest.mark.parametrize("change", ["replace", "remove"])
+def test_a_comparison_of_masks_that_changed_meanwhile_is_not_saved(copied, monkeypatch, change):
     from spinezarr.verbs import compare as verb  # noqa: PLC0415
 
     url = str(copied / "s.zarr")
     measure = verb.compare_masks
 
-    def replacing(truth, prediction, affine):
+    def changing(truth, prediction, affine):
         other = spinezarr.open(url)
-        if str(other.table.masks.sel(scan="b").item()).split() != ["blank"]:
+        if change == "replace":
+            other.write_labels("b", "prediction", other.scan("b").label)
+        elif "prediction" in other.scan("b"):
             other.remove_labels("prediction", scans="b")
         return measure(truth, prediction, affine)
 
-    monkeypatch.setattr(verb, "compare_masks", replacing)
-    comparison = spinezarr.open(url).compare(layer="prediction", save=True, scans="a")
-    assert comparison.not_saved == ""
-    store = spinezarr.open(copied / "s.zarr")
-    store.write_labels("b", "prediction", store.scan("b").label)
-    comparison = spinezarr.open(url).compare(layer="prediction", save=True, scans="b")
+    monkeypatch.setattr(verb, "compare_masks", changing)
+    store = spinezarr.open(url)
+    comparison = store.compare(layer="prediction", save=True, scans=["b", "a"])
     assert comparison.exit_code == 1
-    assert "masks of these scans were replaced meanwhile" in comparison.not_saved
+    assert comparison.not_saved.endswith("is not saved: b. Compare them again.")
+    assert saved(url)["mask_verdict"] == ["shifted", "", ""]
     assert spinezarr.open(url).verify().faults == ()
 
 
@@ -359,6 +362,21 @@ def test_pictures_show_the_spine_unless_the_mask_lies_elsewhere(copied):
     image = scan.image.to_numpy()
     store.write_labels("c", "spot", np.where(np.arange(image.size).reshape(image.shape) == 0, 9, 0))
     assert store.figure("c", "spot").axes, "a scan without a label"
+
+
+def test_verify_finds_a_wrong_count_of_a_mask_in_the_table(copied):
+    store = spinezarr.open(copied / "s.zarr")
+    assert [store.verify(scans=scan_id).faults for scan_id in SCANS] == [()] * 3
+    table = with_audit_results(store._reader.table, {})
+    table.mask_voxel_count.loc["a", "parts", "L1"] += 1
+    writer = StoreWriter(store.url, store._reader.root, {})
+    with writer.lock("a test"):
+        writer.registry.publish_table(table)
+    for found in (store.verify(), store.verify(scans="a")):
+        (fault,) = found.faults
+        assert (fault.scan_id, fault.kind) == ("a", "disagrees")
+        assert "mask_voxel_count" in fault.found
+    assert store.verify(scans=["b", "c"]).faults == ()
 
 
 def test_python_takes_the_same_masks(url):
