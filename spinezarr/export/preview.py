@@ -49,8 +49,8 @@ def preview_scan(scan: ScanHandle, voxels: VoxelReader, mask: str = LABEL) -> Fi
     """
     attributes = scan.attributes
     points = annotated_centers(scan)
-    middle_zyx = middle_of_spine(scan, voxels, mask)
     array = scan.label if mask == LABEL else scan.mask(mask)
+    middle_zyx = middle_of_spine(scan, voxels, mask)
     planes = [
         preview_plane(
             scan,

@@ -1,5 +1,6 @@
 """Which slices run through the middle of the spine of a scan?"""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,8 @@ import numpy.typing as npt
 
 from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SLICE_AXIS, Box, Plane, ShapeZYX
-from spinezarr.store.layout import LABEL
-from spinezarr.store.records import VertebraRecord
+from spinezarr.store.layout import LABEL, LARGEST_AXIS
+from spinezarr.store.records import LabelRecord, VertebraRecord
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
 
@@ -39,12 +40,14 @@ def middle_of_spine(scan: ScanHandle, voxels: VoxelReader, mask: str = LABEL) ->
     voxels
         Reader of one slice of the mask.
     mask
-        Mask that shows the vertebrae. If a further mask has none, its other labels count.
+        Mask that is shown. If it has no vertebrae, those of ``label`` count, unless the mask lies
+        elsewhere; then its own labels do.
     """
     attributes = scan.attributes
-    labels = _labeled_vertebrae(scan) if mask == LABEL else _labels_of(scan, mask)
-    if labels:
-        return _middle_of_labels(scan.mask(mask), voxels, labels)
+    for name, labels in _candidates(scan, mask):
+        middle_zyx = _middle_of_labels(scan.mask(name), voxels, labels)
+        if name == mask or _is_in_box(middle_zyx, attributes.masks[mask].labels.values()):
+            return middle_zyx
     last_zyx = np.array(attributes.shape_zyx) - 1
     points = annotated_centers(scan)
     if points:
@@ -85,12 +88,33 @@ def _labeled_vertebrae(scan: ScanHandle) -> list[VertebraRecord]:
     return [vertebrae[name] for name in ANATOMICAL_ORDER if name in vertebrae]
 
 
-def _labels_of(scan: ScanHandle, mask: str) -> list[VertebraRecord]:
-    """Return the vertebrae of a further mask, or else its other labels, from head to tail."""
+def _candidates(scan: ScanHandle, mask: str) -> Iterator[tuple[str, list[VertebraRecord]]]:
+    """Yield masks and labels whose middle a picture of a mask may show, the best first."""
     record = scan.attributes.masks.get(mask)
-    labels = [] if record is None else [*record.labels.values()]
-    vertebrae = [label for label in labels if label.name in ANATOMICAL_ORDER]
-    return sorted(vertebrae or labels, key=lambda label: -label.centroid_zyx[0])
+    own = [] if record is None else _from_head_to_tail(record.labels.values())
+    own_vertebrae = [label for label in own if label.name in ANATOMICAL_ORDER]
+    spine = [] if scan.label is None else _labeled_vertebrae(scan)
+    if own_vertebrae:
+        yield mask, [*own_vertebrae]
+    elif spine:
+        yield LABEL, spine
+    if own and not own_vertebrae:
+        yield mask, [*own]
+
+
+def _from_head_to_tail(labels: Iterable[LabelRecord]) -> list[LabelRecord]:
+    return sorted(labels, key=lambda label: -label.centroid_zyx[0])
+
+
+def _is_in_box(voxel_zyx: ShapeZYX, labels: Iterable[VertebraRecord]) -> bool:
+    """Whether a voxel is in the common bounding box of some labels."""
+    boxes = [(label.start_zyx, label.stop_zyx) for label in labels]
+    return all(
+        min((start[axis] for start, _ in boxes), default=0)
+        <= voxel_zyx[axis]
+        < max((stop[axis] for _, stop in boxes), default=LARGEST_AXIS)
+        for axis in range(3)
+    )
 
 
 def _middle_x(vertebrae: list[VertebraRecord]) -> int:

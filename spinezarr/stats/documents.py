@@ -216,10 +216,12 @@ def _counts(title: str, column: str, counts: dict[str, int], unnamed: str) -> Te
 def _vertebra_table(statistics: Statistics) -> TextTable:
     """Return a table with one row for each vertebra, without columns that would be empty."""
     rows = statistics.vertebrae
-    columns: dict[str, list[str]] = {
-        "Label": [_NO_VALUE if row.value is None else str(row.value) for row in rows.values()],
-        "Anatomy Structure": list(rows),
-    }
+    columns: dict[str, list[str]] = {}
+    if any(row.value is not None for row in rows.values()):
+        columns["Label"] = [
+            _NO_VALUE if row.value is None else str(row.value) for row in rows.values()
+        ]
+    columns["Anatomy Structure"] = list(rows)
     if statistics.scans_with_mask:
         columns["Detection Count"] = [str(row.scans) for row in rows.values()]
         columns["Detection Rate"] = [f"{row.detection_percent:.2f}%" for row in rows.values()]

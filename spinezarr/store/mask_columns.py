@@ -117,24 +117,25 @@ def cells_of_table(table: "xr.Dataset") -> list[dict[str, MaskCells]]:
     masks = [str(name) for name in table[MASK].to_numpy()]
     words = {name: table[name].to_numpy() for name in _TEXTS}
     numbers = {name: table[name].to_numpy() for name in _NUMBERS}
-    counts, volumes, structures = None, None, np.empty(0, object)
-    if STRUCTURE in table.variables:
-        structures = table[STRUCTURE].to_numpy().astype(object)
-        counts, volumes = table[_VOXEL_COUNT].to_numpy(), table[_VOLUME_CM3].to_numpy()
+    has_structures = STRUCTURE in table.variables
     for row, names in enumerate(table.masks.to_numpy()):
         for name in str(names).split():
             at = row, masks.index(name)
             cells[row][name] = MaskCells(
                 texts={column: str(values[at]) for column, values in words.items()},
                 numbers={column: float(values[at]) for column, values in numbers.items()},
-                structures=None
-                if counts is None or volumes is None
-                else {
-                    str(structures[i]): (int(counts[at][i]), float(volumes[at][i]))
-                    for i in np.flatnonzero(counts[at])
-                },
+                structures=_structures_of_table(table, *at) if has_structures else None,
             )
     return cells
+
+
+def _structures_of_table(table: "xr.Dataset", row: int, mask: int) -> dict[str, tuple[int, float]]:
+    """Return voxel count and volume in cm³ of each label of one mask of one scan."""
+    counts = table.variables[_VOXEL_COUNT].values[row, mask]
+    shown = np.flatnonzero(counts)
+    columns = (counts, table.variables[_VOLUME_CM3].values[row, mask])
+    cells = zip(*(column[shown].tolist() for column in columns), strict=True)
+    return dict(zip(table.variables[STRUCTURE].values[shown].tolist(), cells, strict=True))
 
 
 def has_masks(table: TableColumns, masks: Collection[str]) -> npt.NDArray[np.bool_]:
@@ -202,9 +203,9 @@ def _structure_columns(rows: Sequence[Mapping[str, MaskCells]], masks: Sequence[
     order = {name: i for i, name in enumerate(names)}
     for (row, row_cells), (column, mask) in product(enumerate(rows), enumerate(masks)):
         found = row_cells[mask].structures if mask in row_cells else None
-        for name, (count, volume_cm3) in (found or {}).items():
-            at = row, column, order[name]
-            counts[at], volumes[at] = count, volume_cm3
+        if found:
+            at = row, column, [order[name] for name in found]
+            counts[at], volumes[at] = zip(*found.values(), strict=True)
     by_structure = ("scan", MASK, STRUCTURE)
     return {
         STRUCTURE: ((STRUCTURE,), text_array(names), {}),

@@ -37,12 +37,9 @@ from spinezarr.verify.files import OnBytes
 
 __all__ = ["SourceComparison", "compare_with_source"]
 
-_NO_FILE: Final = "because a program wrote their voxels into the store"
-_NOT_FOUND: Final = (
-    "because their files are in none of the given folders; give the folder of their files with "
-    "another --against"
-)
-"""Why further masks are not compared."""
+_NO_FILE: Final = "a program wrote the voxels, and there is no file"
+_NOT_FOUND: Final = "no given folder has the file; name its folder with another --against"
+"""Why a further mask is not compared."""
 
 
 @dataclass(frozen=True, slots=True)

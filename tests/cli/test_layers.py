@@ -15,6 +15,8 @@ from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.label_schemes import SCHEMES
 from spinezarr.recipe import Recipe
+from spinezarr.store.table import with_audit_results
+from spinezarr.store.writer import StoreWriter
 from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, usual_levels, write_nifti
 from spinezarr.vertebrae import VALUE_OF_NAME, structure_color
 
@@ -99,8 +101,9 @@ def test_info_says_who_made_each_mask_and_what_it_shows(run, url):
         for value in np.unique(store.scan(scan_id).prediction.to_numpy())[1:].tolist():
             shown[next(name for name, v in VALUE_OF_NAME.items() if v == value)] += 1
     assert masks["prediction"]["scans_by_structure"] == shown
-    for text in ("by net 3 and A. B.", "left_bone 1", "scheme spineps", "license MIT", "L2_disc 1"):
-        assert text in " ".join(said.split())
+    words = " ".join(said.replace("│", " ").split())
+    for text in ("net 3, A. B. - vertebrae", "left_bone 1", "prediction 2 net 2 MIT", "L2_disc 1"):
+        assert text in words
 
 
 def test_stats_measure_the_labels_of_a_mask_as_numpy_does(run, url, tmp_path):
@@ -239,7 +242,7 @@ def test_a_comparison_is_saved_until_one_of_its_masks_changes(run, copied):
     assert "wrong names by one" in plain.mask_verdict_text.item()
     info = spinezarr.open(url).info()["masks"][-1]
     assert (info["scans_by_verdict"], info["mean_dice"]) == ({"shifted": 2}, 0.0)
-    assert b"compared: 2 shifted" in run("info", url, code=0).out
+    assert b"2 shifted, mean" in run("info", url, code=0).out
     assert spinezarr.open(url).verify().faults == ()
     assert spinezarr.open(url).table.audit.to_numpy().tolist() == before, audit.counts
     # Other masks come and go without effect.
@@ -268,26 +271,27 @@ def test_a_comparison_is_saved_until_one_of_its_masks_changes(run, copied):
     assert spinezarr.open(url).verify().faults == ()
 
 
-def test_a_comparison_of_masks_that_were_replaced_meanwhile_is_not_saved(copied, monkeypatch):
+@pytest.mark.parametrize("change", ["replace", "remove"])
+def test_a_comparison_of_masks_that_changed_meanwhile_is_not_saved(copied, monkeypatch, change):
     from spinezarr.verbs import compare as verb  # noqa: PLC0415
 
     url = str(copied / "s.zarr")
     measure = verb.compare_masks
 
-    def replacing(truth, prediction, affine):
+    def changing(truth, prediction, affine):
         other = spinezarr.open(url)
-        if str(other.table.masks.sel(scan="b").item()).split() != ["blank"]:
+        if change == "replace":
+            other.write_labels("b", "prediction", other.scan("b").label)
+        elif "prediction" in other.scan("b"):
             other.remove_labels("prediction", scans="b")
         return measure(truth, prediction, affine)
 
-    monkeypatch.setattr(verb, "compare_masks", replacing)
-    comparison = spinezarr.open(url).compare(layer="prediction", save=True, scans="a")
-    assert comparison.not_saved == ""
-    store = spinezarr.open(copied / "s.zarr")
-    store.write_labels("b", "prediction", store.scan("b").label)
-    comparison = spinezarr.open(url).compare(layer="prediction", save=True, scans="b")
+    monkeypatch.setattr(verb, "compare_masks", changing)
+    store = spinezarr.open(url)
+    comparison = store.compare(layer="prediction", save=True, scans=["b", "a"])
     assert comparison.exit_code == 1
-    assert "masks of these scans were replaced meanwhile" in comparison.not_saved
+    assert comparison.not_saved.endswith("is not saved: b. Compare them again.")
+    assert saved(url)["mask_verdict"] == ["shifted", "", ""]
     assert spinezarr.open(url).verify().faults == ()
 
 
@@ -307,15 +311,15 @@ def test_a_comparison_in_a_store_that_cannot_be_written_is_shown(run, copied, pl
 def verified(run, copied, *folders, code=0):
     words = [word for folder in folders for word in ("--against", folder)]
     said = json.loads(run("verify", copied / "s.zarr", *words, "--json", code=code).out)
-    return said["faults"], {reason.split()[1]: n for reason, n in said["not_compared"].items()}
+    return said["faults"], {reason.split()[0]: n for reason, n in said["not_compared"].items()}
 
 
 def test_verify_compares_masks_with_their_files_and_counts_the_others(run, copied):
     raw, pred = copied / "raw", copied / "pred"
-    assert verified(run, copied, raw) == ([], {"a": 3, "their": 3})
+    assert verified(run, copied, raw) == ([], {"a": 3, "no": 3})
     assert verified(run, copied, raw, pred) == ([], {"a": 3})
     shown = run("verify", copied / "s.zarr", "--against", raw, code=0).out.decode()
-    assert "3 further masks, because a program wrote" in " ".join(shown.split())
+    assert "3 further masks were not compared with a source: a program" in " ".join(shown.split())
     # An image of the same name in the raw folder is not the file of the mask.
     shutil.copy(raw / "a_ct.nii.gz", raw / "extra.nii.gz")
     store = spinezarr.open(copied / "s.zarr")
@@ -323,7 +327,7 @@ def test_verify_compares_masks_with_their_files_and_counts_the_others(run, copie
     (copied / "moved").mkdir()
     shutil.copy(pred / "a.nii.gz", copied / "moved/a_ct.nii.gz")
     store.add_labels("moved", f"{copied}/moved/{{scan}}_ct.nii.gz")
-    assert verified(run, copied, raw) == ([], {"a": 3, "their": 4})
+    assert verified(run, copied, raw) == ([], {"a": 3, "no": 4})
     assert verified(run, copied, raw, pred, copied / "moved") == ([], {"a": 3})
     # A changed file, and a changed voxel of the store.
     data = nib.load(pred / "a.nii.gz")
@@ -334,6 +338,45 @@ def test_verify_compares_masks_with_their_files_and_counts_the_others(run, copie
     assert {(fault["scan_id"], fault["path"]) for fault in faults} == {("a", "a.nii.gz")}
     assert {"source", "voxels"} == {fault["kind"] for fault in faults}
     assert any("1 voxel of another value, first prediction" in fault["found"] for fault in faults)
+
+
+def places(figure):
+    """Return the headings of the panels, which say where the planes lie."""
+    return {t.get_text() for axes in figure.axes for t in axes.texts if " mm" in t.get_text()}
+
+
+def test_pictures_show_the_spine_unless_the_mask_lies_elsewhere(copied):
+    store = spinezarr.open(copied / "s.zarr")
+    assert places(store.figure("a", "bone")) == places(store.figure("a"))
+    assert places(store.figure("b", "blank")) == places(store.figure("b"))
+    scan = store.scan("a")
+    spot = np.zeros(scan.image.shape, np.uint8)
+    spot[3, 30, 5] = 1
+    store.write_labels("a", "spot", spot, scheme={1: "spot"})
+    at = {name: float(scan[axis][i]) for name, axis, i in (
+        ("sagittal", "x", 5), ("coronal", "y", 30), ("axial", "z", 3)
+    )}  # fmt: skip
+    shown = places(store.figure("a", "spot"))
+    for name, axis in (("sagittal", "x"), ("coronal", "y"), ("axial", "z")):
+        assert f"{name}   {axis} = {at[name]:.1f} mm" in shown
+    image = scan.image.to_numpy()
+    store.write_labels("c", "spot", np.where(np.arange(image.size).reshape(image.shape) == 0, 9, 0))
+    assert store.figure("c", "spot").axes, "a scan without a label"
+
+
+def test_verify_finds_a_wrong_count_of_a_mask_in_the_table(copied):
+    store = spinezarr.open(copied / "s.zarr")
+    assert [store.verify(scans=scan_id).faults for scan_id in SCANS] == [()] * 3
+    table = with_audit_results(store._reader.table, {})
+    table.mask_voxel_count.loc["a", "parts", "L1"] += 1
+    writer = StoreWriter(store.url, store._reader.root, {})
+    with writer.lock("a test"):
+        writer.registry.publish_table(table)
+    for found in (store.verify(), store.verify(scans="a")):
+        (fault,) = found.faults
+        assert (fault.scan_id, fault.kind) == ("a", "disagrees")
+        assert "mask_voxel_count" in fault.found
+    assert store.verify(scans=["b", "c"]).faults == ()
 
 
 def test_python_takes_the_same_masks(url):

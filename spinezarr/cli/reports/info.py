@@ -15,6 +15,7 @@ __all__ = ["print_summary"]
 
 _LONGEST_TEXT: Final = 300
 """Most characters of a title or license that are shown, because some licenses are whole texts."""
+_NOT_STATED: Final = "-"
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -61,8 +62,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         OUT.say(
             f"{summary['other_label_voxels']} mask voxels have values outside the label scheme."
         )
-    for mask in summary["masks"]:
-        _print_mask(mask)
+    _print_masks(summary["masks"])
     audit = ", ".join(
         f"{n} {verdict or 'not audited'}"
         for verdict, n in sorted(summary["scans_by_audit"].items())
@@ -70,32 +70,38 @@ def print_summary(summary: dict[str, Any]) -> None:
     OUT.say(StyledText("Audit", "bold"), f": {audit or 'no scans'}")
 
 
-def _print_mask(mask: dict[str, Any]) -> None:
-    """Print what the store holds of one further mask."""
-    OUT.say(
-        StyledText(f"Further mask {mask['name']}", "bold"),
-        f" of {count_noun(mask['scans'], 'scan')}",
+def _print_masks(masks: list[dict[str, Any]]) -> None:
+    """Print who made each further mask, and how many scans show each of its labels."""
+    if not masks:
+        return
+    table = Table(
+        "Further masks", "", "scans", "made by", "license", "scheme", "compared", right=("scans",)
     )
-    for made in mask["made"]:
-        facts = [
-            f"by {' and '.join(filter(None, (made['model'], made['author'])))}"
-            if made["model"] or made["author"]
-            else "by an unknown author",
-            f"license {to_printable(made['license'], _LONGEST_TEXT)}"
-            if made["license"]
-            else "no license of its own",
-            f"scheme {made['scheme']}",
-        ]
-        only = f" ({count_noun(made['scans'], 'scan')})" if len(mask["made"]) > 1 else ""
-        OUT.say(f"{', '.join(facts)}{only}")
-    if mask["scans_by_verdict"]:
-        verdicts = ", ".join(f"{n} {kind}" for kind, n in mask["scans_by_verdict"].items())
-        dice = "" if mask["mean_dice"] is None else f", mean Dice {mask['mean_dice']:.3f}"
-        OUT.say(f"compared: {verdicts}{dice}")
-    if mask["scans_by_structure"] is None:
-        OUT.say("The scan table has no room for its labels.")
-    else:
-        _print_counts(f"Scans that show each label of {mask['name']}", mask["scans_by_structure"])
+    for mask in masks:
+        for number, made in enumerate(mask["made"]):
+            makers = ", ".join(filter(None, (made["model"], made["author"])))
+            table.add_row(
+                "" if number else mask["name"],
+                str(made["scans"]),
+                makers or _NOT_STATED,
+                to_printable(made["license"], _LONGEST_TEXT) or _NOT_STATED,
+                made["scheme"],
+                "" if number else _comparison(mask),
+            )
+    OUT.print(table)
+    for mask in masks:
+        title = f"Scans that show each label of {mask['name']}"
+        if mask["scans_by_structure"] is None:
+            OUT.say(f"{title}: the scan table has no room for these numbers.")
+        else:
+            _print_counts(title, mask["scans_by_structure"])
+
+
+def _comparison(mask: dict[str, Any]) -> str:
+    """Return the verdicts of the saved comparisons of a mask, and its mean Dice coefficient."""
+    verdicts = [f"{n} {kind}" for kind, n in mask["scans_by_verdict"].items()]
+    dice = [] if mask["mean_dice"] is None else [f"mean Dice {mask['mean_dice']:.3f}"]
+    return ", ".join(verdicts + dice)
 
 
 def _print_counts(title: str, counts: dict[str, int]) -> None:

@@ -1,6 +1,6 @@
 """How are the figures of a dataset, and a comparison with its card, printed?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -27,6 +27,7 @@ from spinezarr.stats.documents import (
     verdict_line,
 )
 from spinezarr.stats.statistics import Statistics
+from spinezarr.store.layout import LABEL
 
 __all__ = ["print_comparison", "print_statistics"]
 
@@ -46,6 +47,7 @@ _NARROW: Final = {
     "Annotated Centers": "Centers",
 }
 """Shorter headings for a terminal of 80 columns."""
+_NARROW_OF_FURTHER_MASK: Final = {**_NARROW, "Anatomy Structure": "Structure"}
 _NARROW_FIGURES: Final = {" detection rate (%)": " rate %", " volume (cm³)": " cm³", " (mm)": " mm"}
 """Shorter ends of the names of figures, for a terminal of 80 columns."""
 _MAX_NAMED_FIGURES: Final = 3
@@ -70,8 +72,9 @@ def print_statistics(statistics: Statistics, output: Format) -> None:
     print_heading(statistics.title)
     for line in summary_lines(statistics):
         OUT.say(f"{line}.")
+    narrow = _NARROW if statistics.mask == LABEL else _NARROW_OF_FURTHER_MASK
     for sheet in statistics_tables(statistics):
-        _print_sheet(sheet)
+        _print_sheet(sheet, narrow=narrow)
 
 
 def print_comparison(comparison: Comparison, output: Format) -> None:
@@ -109,9 +112,11 @@ def _narrow_figure(title: str) -> str:
     return title
 
 
-def _print_sheet(sheet: TextTable, styles: list[str] | None = None) -> None:
-    columns = [_NARROW.get(column, column) for column in sheet.columns]
-    right = tuple(_NARROW.get(column, column) for column in sheet.numeric)
+def _print_sheet(
+    sheet: TextTable, styles: list[str] | None = None, narrow: Mapping[str, str] = _NARROW
+) -> None:
+    columns = [narrow.get(column, column) for column in sheet.columns]
+    right = tuple(narrow.get(column, column) for column in sheet.numeric)
     table = Table(sheet.title, *columns, right=right)
     for row_number, row in enumerate(sheet.rows):
         table.add_row(*row, style=styles[row_number] if styles else None)

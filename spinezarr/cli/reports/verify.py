@@ -31,7 +31,8 @@ def print_verification(verification: Verification, raw: Sequence[str]) -> None:
             "run the same 'spinezarr ingest' again, which removes them."
         )
     for reason, count in verification.not_compared.items():
-        OUT.say(f"Not compared with a source: {count_noun(count, 'further mask')}, {reason}.")
+        were = "was" if count == 1 else "were"
+        OUT.say(f"{count_noun(count, 'further mask')} {were} not compared with a source: {reason}.")
     if not verification.faults:
         folders = " and ".join(map(redact_url, raw))
         rest = " compared" if verification.not_compared else ""
