@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from http import HTTPStatus
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -181,6 +181,7 @@ class _Endpoints:
             "page_file": lambda request: self._page_file(request, request.path_params["file"]),
             "image_nifti": lambda request: self._write_nifti(request, "image"),
             "label_nifti": lambda request: self._write_nifti(request, "label"),
+            "mask_nifti": lambda request: self._write_nifti(request, request.path_params["mask"]),
             "open_in": self._list_programs,
             "neuroglancer": self._open_neuroglancer,
             "neuroglancer_segments": self._name_segments,
@@ -246,9 +247,9 @@ class _Endpoints:
         )
 
     async def _name_segments(self, request: StarletteRequest) -> Answer:
-        scan_id = request.path_params["scan_id"]
+        scan_id, mask = request.path_params["scan_id"], request.path_params["mask"]
         return await self._answer_from_source(
-            request, lambda source: answer_segments(source, scan_id)
+            request, lambda source: answer_segments(source, scan_id, mask)
         )
 
     async def _send_client(self, request: StarletteRequest) -> Answer:
@@ -315,9 +316,7 @@ class _Endpoints:
             request, lambda source: answer_level(source, parsed, level_request, threads=threads)
         )
 
-    async def _write_nifti(
-        self, request: StarletteRequest, array: Literal["image", "label"]
-    ) -> Answer:
+    async def _write_nifti(self, request: StarletteRequest, array: str) -> Answer:
         if self.streams >= self.limits.streams:
             return _BUSY_STREAMS
         parsed, scan_id = _parsed_request(request), request.path_params["scan_id"]

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from spinezarr.serve.body import Body
 from spinezarr.serve.http import Answer, Request, text_answer
-from spinezarr.serve.opened_scan import OpenedScan
+from spinezarr.serve.opened_scan import OpenedScan, mask_of
 from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.version_headers import RefusedError
@@ -160,26 +160,28 @@ def answer_state(source: PatchSource, request: Request, store: str, scan_id: str
         return text_answer(HTTPStatus.BAD_REQUEST, "The request names no host.")
     store_part, scan_part = quote(store, safe=""), quote(scan_id, safe="")
     arrays = f"{origin}/flat/{store_part}/@{scan.content_checksum}/scans/{scan_part}"
+    segments = f"{origin}/neuroglancer/{store_part}/{scan_part}/segments"
     sources = LayerUrls(
         f"{arrays}/image",
-        f"{arrays}/label",
-        f"{origin}/neuroglancer/{store_part}/{scan_part}/segments",
+        {name: f"{arrays}/{name}" for name in scan.mask_names},
+        {name: f"{segments}/{name}" for name in scan.mask_names},
     )
     state = neuroglancer_state(scan, sources, f"{scan_id} in {store}")
     location = f"{CLIENT}/{client.version}/{_INDEX}#{state_fragment(state)}"
     return Answer(HTTPStatus.SEE_OTHER, {"location": location, "cache-control": "no-store"})
 
 
-def answer_segments(source: PatchSource, scan_id: str) -> Answer:
+def answer_segments(source: PatchSource, scan_id: str, mask: str) -> Answer:
     """Answer with the names of the segments of a mask, in neuroglancer's format."""
     try:
         scan = OpenedScan.of(source, scan_id, None).scan
+        mask_of(scan, mask, None)
     except RefusedError as refusal:
         return refusal.answer
     return Answer(
         HTTPStatus.OK,
         {"content-type": "application/json", "cache-control": "no-cache"},
-        to_ascii_json(segment_properties(scan.attributes), indent=None).encode(),
+        to_ascii_json(segment_properties(scan.attributes, mask), indent=None).encode(),
     )
 
 

@@ -1,16 +1,16 @@
 """How is a whole scan downloaded as NIfTI?
 
-``GET /v1/<store>/scans/<scan_id>/image.nii.gz`` and ``label.nii.gz`` send the same files as
-``spinezarr export nifti`` writes. They are compressed while they are sent, so memory holds one slab
-of voxels, and the size of a file is not known before its end. If a read fails, the connection ends
-early. The checksum at the end of the gzip stream is missing then, so no program mistakes the file
-for a complete one.
+``GET /v1/<store>/scans/<scan_id>/image.nii.gz``, ``label.nii.gz`` and ``masks/<mask>.nii.gz`` send
+the same files as ``spinezarr export nifti`` writes. They are compressed while they are sent, so
+memory holds one slab of voxels, and the size of a file is not known before its end. If a read
+fails, the connection ends early. The checksum at the end of the gzip stream is missing then, so no
+program mistakes the file for a complete one.
 """
 
 from collections.abc import Iterator
 from http import HTTPStatus
 from itertools import chain
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 from isal import isal_zlib
@@ -18,14 +18,14 @@ from pydantic import Field
 
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.serve.http import Answer, Request, text_answer
-from spinezarr.serve.opened_scan import OpenedScan
+from spinezarr.serve.opened_scan import OpenedScan, mask_of
 from spinezarr.serve.patch_formats import NIFTI_GZ
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
 from spinezarr.serve.version_headers import RefusedError, headers_of_version
-from spinezarr.store.layout import IMAGE
+from spinezarr.store.layout import IMAGE, is_mask_name
 
-__all__ = ["NiftiQuery", "answer_nifti"]
+__all__ = ["MaskNiftiQuery", "NiftiQuery", "answer_nifti"]
 
 _isal_zlib: Any = isal_zlib  # the package has few annotations
 _GZIP_LEVEL: Final = 2
@@ -43,9 +43,14 @@ class NiftiQuery(QueryModel):
     """The version of the scan; with it, the answer may be kept for ever."""
 
 
-def answer_nifti(
-    source: PatchSource, request: Request, scan_id: str, array: Literal["image", "label"]
-) -> Answer:
+class MaskNiftiQuery(NiftiQuery):
+    """The version of the scan and of its further mask to send."""
+
+    mask_checksum: Annotated[str, Field(max_length=64)] | None = None
+    """The version of the mask, which ``content_checksum`` leaves out."""
+
+
+def answer_nifti(source: PatchSource, request: Request, scan_id: str, array: str) -> Answer:
     """Answer a request for a NIfTI file. Its first part is read before the answer starts.
 
     Parameters
@@ -57,10 +62,12 @@ def answer_nifti(
     scan_id
         Id of the scan.
     array
-        Array to send.
+        ``image`` or the name of a mask. For a further mask, the query is a
+        :class:`MaskNiftiQuery`, else a :class:`NiftiQuery`.
     """
     try:
-        query = parse_query(NiftiQuery, request.query)
+        model = MaskNiftiQuery if is_mask_name(array) else NiftiQuery
+        query = parse_query(model, request.query)
         return _answer(source, request, scan_id, array, query)
     except WrongQueryError as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
@@ -84,16 +91,11 @@ def _answer(
 
     opened = OpenedScan.of(source, scan_id, query.content_checksum)
     scan = opened.scan
-    spec = scan.image if array == IMAGE else scan.label
-    if spec is None:
-        raise RefusedError(text_answer(HTTPStatus.UNPROCESSABLE_ENTITY, "The scan has no mask."))
-    headers = headers_of_version(
-        request,
-        NIFTI_GZ,
-        scan.content_checksum,
-        array,
-        is_named=query.content_checksum is not None,
-    )
+    mask_checksum = query.mask_checksum if isinstance(query, MaskNiftiQuery) else None
+    spec = scan.image if array == IMAGE else mask_of(scan, array, mask_checksum)
+    is_named = query.content_checksum is not None
+    is_named &= not is_mask_name(array) or mask_checksum is not None
+    headers = headers_of_version(request, NIFTI_GZ, spec.content_checksum, array, is_named=is_named)
     name = quote(file_name(scan_id, array, compressed=True), safe="")
     headers |= {
         "content-type": NIFTI_GZ,

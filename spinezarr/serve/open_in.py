@@ -68,7 +68,12 @@ def answer_open_in(
     except RefusedError as refusal:
         return refusal.answer
     served_scan = ServedScan(
-        origin, store, scan_id, has_label=scan.label is not None, needs_token=needs_token
+        origin,
+        store,
+        scan_id,
+        has_label=scan.label is not None,
+        needs_token=needs_token,
+        masks=tuple(scan.masks),
     )
     options = tuple(
         OptionModel(name=option.name, kind=option.kind, text=option.text, hint=option.hint)

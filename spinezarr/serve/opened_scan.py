@@ -86,7 +86,8 @@ def mask_of(scan: ScanHandle, name: str, checksum: str | None) -> ArraySpec:
         mask = scan.mask(name)
     except UnknownMaskError:
         names = ", ".join(scan.mask_names)
-        text = f"The scan has no mask {name}; it has {names}." if names else "The scan has no mask."
+        asked = f"mask {name}" if is_mask_name(name) else "such mask"
+        text = f"The scan has no {asked}; it has {names}." if names else "The scan has no mask."
         raise RefusedError(text_answer(HTTPStatus.UNPROCESSABLE_ENTITY, text)) from None
     if is_mask_name(name) and checksum not in {None, mask.content_checksum}:
         text = f"The mask {name} was replaced by another version."

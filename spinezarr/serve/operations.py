@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from spinezarr.serve.http import TEXT
 from spinezarr.serve.levels import LEVEL_HEADERS, LevelQuery
-from spinezarr.serve.nifti import NiftiQuery
+from spinezarr.serve.nifti import MaskNiftiQuery, NiftiQuery
 from spinezarr.serve.open_in import OpenInModel
 from spinezarr.serve.patch_formats import BATCH_MEDIA_TYPES, NIFTI_GZ, PATCH_MEDIA_TYPES
 from spinezarr.serve.patches import BatchModel, PatchQuery
@@ -36,6 +36,7 @@ PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
         "store": "Name of a store, as /v1/stores lists it.",
         "scan_id": "Id of a scan, as /v1/<store>/scans lists it.",
         "file": "Name of a file of the page.",
+        "mask": "Name of a mask of the scan.",
         "level": "Number of the level; 0 is the stored array, and higher numbers are coarser.",
         "key": "Key of a file below the store, e.g. scans/liver_0/zarr.json. If it starts with "
         "@<content_checksum>/, it names a version of the scan.",
@@ -202,6 +203,8 @@ OME: Final = Operation(
     _BYTES_ANSWERS,
     headers=_RANGES,
 )
+_NO_MASK: Final = {HTTPStatus.UNPROCESSABLE_ENTITY: Content("The scan has no such mask.")}
+
 OPERATIONS: Final = (
     ZARR,
     FLAT,
@@ -399,7 +402,7 @@ OPERATIONS: Final = (
         Operation(
             f"{array}_nifti",
             "GET",
-            f"/v1/{{store}}/scans/{{scan_id}}/{array}.nii.gz",
+            f"/v1/{{store}}/scans/{{scan_id}}/{file}.nii.gz",
             "Files",
             f"The whole {noun} of a scan as NIfTI, as 'spinezarr export nifti' writes it",
             {
@@ -418,16 +421,13 @@ OPERATIONS: Final = (
                     "Too many files are being sent.", headers=("Retry-After",)
                 ),
             },
-            query=NiftiQuery,
+            query=query,
             headers=_CONDITIONS,
         )
-        for array, noun, missing in (
-            ("image", "image", {}),
-            (
-                "label",
-                "mask",
-                {HTTPStatus.UNPROCESSABLE_ENTITY: Content("The scan has no mask.")},
-            ),
+        for array, file, noun, query, missing in (
+            ("image", "image", "image", NiftiQuery, {}),
+            ("label", "label", "mask", NiftiQuery, _NO_MASK),
+            ("mask", "masks/{mask}", "further mask", MaskNiftiQuery, _NO_MASK),
         )
     ),
     Operation(
@@ -467,10 +467,14 @@ OPERATIONS: Final = (
     Operation(
         "neuroglancer_segments",
         "GET",
-        "/neuroglancer/{store}/{scan_id}/segments/info",
+        "/neuroglancer/{store}/{scan_id}/segments/{mask}/info",
         "Pages",
         "Names and volumes of the segments of a mask, for neuroglancer",
-        {HTTPStatus.OK: Content("The properties of the segments.", (_JSON,)), **_FACTS},
+        {
+            HTTPStatus.OK: Content("The properties of the segments.", (_JSON,)),
+            **_FACTS,
+            **_NO_MASK,
+        },
     ),
     Operation(
         "neuroglancer_client",

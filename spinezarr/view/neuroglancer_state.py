@@ -28,8 +28,10 @@ import numpy.typing as npt
 
 from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
+from spinezarr.store.layout import LABEL
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
-from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, VALUE_OF_NAME, hex_color
+from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, hex_of
+from spinezarr.view.shown_labels import shown_labels
 from spinezarr.view.windows import DEFAULT_WINDOW, WINDOWS_HU
 
 __all__ = [
@@ -44,6 +46,8 @@ SHOWN_DTYPES: Final = frozenset({"int8", "int16", "int32", "uint8", "uint16", "u
 """Types of stored images that neuroglancer can draw."""
 _IMAGE: Final = "CT"
 _LABEL: Final = "vertebrae"
+_PREFIX: Final = "mask "
+"""Beginning of the name of the layer of a further mask that is called ``vertebrae``."""
 _DIMENSIONS: Final = {axis: [0.001, "m"] for axis in "xyz"}
 _QUATERNIONS: Final[Mapping[str, list[float]]] = {
     "axial": [0.0, 0.0, 1.0, 0.0],
@@ -68,10 +72,10 @@ class LayerUrls:
 
     image: str
     """URL of the image, a Zarr v3 array."""
-    label: str
-    """URL of the mask, a Zarr v3 array."""
-    segments: str
-    """URL of a folder whose ``info`` is the value of :func:`segment_properties`."""
+    masks: Mapping[str, str]
+    """URL of each mask, a Zarr v3 array, by name."""
+    segments: Mapping[str, str]
+    """URL of a folder for each mask whose ``info`` is the value of :func:`segment_properties`."""
 
 
 def neuroglancer_state(scan: ScanHandle, urls: LayerUrls, title: str) -> dict[str, Any]:
@@ -88,9 +92,11 @@ def neuroglancer_state(scan: ScanHandle, urls: LayerUrls, title: str) -> dict[st
     """
     facts = scan.attributes
     layers = [_image_layer(scan, urls)]
-    if scan.label is not None:
-        layers.append(_label_layer(scan, urls))
-    selected = {"layer": layers[-1]["name"], "visible": True}
+    layers += [_mask_layer(scan, name, urls) for name in scan.mask_names]
+    # The first mask is visible, and a click shows others.
+    for layer in layers[2:]:
+        layer["visible"] = False
+    selected = {"layer": layers[:2][-1]["name"], "visible": True}
     return {
         "title": title,
         "dimensions": _DIMENSIONS,
@@ -105,25 +111,20 @@ def neuroglancer_state(scan: ScanHandle, urls: LayerUrls, title: str) -> dict[st
     }
 
 
-def segment_properties(facts: ScanAttributes) -> dict[str, Any]:
+def segment_properties(facts: ScanAttributes, mask: str = LABEL) -> dict[str, Any]:
     """Return the names and volumes of the segments of a mask, in neuroglancer's format.
 
     Vertebrae come first, from head to tail. Other values follow, by number.
     """
-    counts = facts.label_voxels
-    names = {VALUE_OF_NAME[name]: name for name in ANATOMICAL_ORDER if name in facts.vertebrae}
-    names |= {
-        value: facts.structures.get(str(value), f"value {value}").replace("_", " ")
-        for value in sorted(counts.keys() - names.keys())
-    }
+    labels = shown_labels(facts, mask)
     voxel_ml = abs(float(np.linalg.det(np.array(facts.affine)[:3, :3]))) / 1000
-    volumes = [_rounded(counts[value] * voxel_ml) for value in names]
+    volumes = [_rounded(label.voxel_count * voxel_ml) for label in labels]
     return {
         "@type": "neuroglancer_segment_properties",
         "inline": {
-            "ids": list(map(str, names)),
+            "ids": [str(label.value) for label in labels],
             "properties": [
-                {"id": "label", "type": "label", "values": list(names.values())},
+                {"id": "label", "type": "label", "values": [label.name for label in labels]},
                 {
                     "id": "volume_ml",
                     "type": "number",
@@ -159,21 +160,27 @@ def _image_layer(scan: ScanHandle, urls: LayerUrls) -> dict[str, Any]:
     }
 
 
-def _label_layer(scan: ScanHandle, urls: LayerUrls) -> dict[str, Any]:
+def _mask_layer(scan: ScanHandle, mask: str, urls: LayerUrls) -> dict[str, Any]:
     facts = scan.attributes
-    values = [VALUE_OF_NAME[name] for name in ANATOMICAL_ORDER if name in facts.vertebrae]
+    # Other structures of ``label`` are listed, and not shown at first.
+    labels = [
+        label
+        for label in shown_labels(facts, mask)
+        if mask != LABEL or label.name in facts.vertebrae
+    ]
+    name = f"{_PREFIX}{mask}" if mask == _LABEL else mask
     return {
         "type": "segmentation",
-        "name": _LABEL,
+        "name": _LABEL if mask == LABEL else name,
         "source": [
-            {"url": f"{urls.label}/|zarr3:", "transform": _transform(scan)},
-            f"{urls.segments}/|neuroglancer-precomputed:",
+            {"url": f"{urls.masks[mask]}/|zarr3:", "transform": _transform(scan)},
+            f"{urls.segments[mask]}/|neuroglancer-precomputed:",
         ],
         "tab": "segments",
         "selectedAlpha": _ALPHA,
         "notSelectedAlpha": 0,
-        "segments": list(map(str, values)),
-        "segmentColors": {str(value): hex_color(value) for value in values},
+        "segments": [str(label.value) for label in labels],
+        "segmentColors": {str(label.value): hex_of(label.color) for label in labels},
     }
 
 

@@ -25,6 +25,8 @@ class ServedScan:
     """Whether the scan has a mask."""
     needs_token: bool
     """Whether the server requires tokens."""
+    masks: tuple[str, ...] = ()
+    """Names of its further masks."""
 
     @property
     def path(self) -> str:
@@ -104,6 +106,11 @@ def open_in_options(scan: ServedScan) -> tuple[OpenInOption, ...]:
     if scan.has_label:
         hint = "This file holds the whole mask with the values of the store."
         options.append(OpenInOption("NIfTI, mask", "link", f"{scan.api_path}/label.nii.gz", hint))
+    hint = "This file holds the whole mask with its own values."
+    options += [
+        OpenInOption(f"NIfTI, mask {name}", "link", f"{scan.api_path}/masks/{name}.nii.gz", hint)
+        for name in scan.masks
+    ]
     return tuple(options)
 
 

@@ -388,16 +388,14 @@ def test_masks_that_name_their_values_differently_are_no_dataset(with_parts, tmp
     store, parts = with_parts
     scan_id = TRAIN[0]
     for scheme, message in (
-        ({3: "right rib"}, "names the value 3 'left rib', and in another scan 'right rib'"),
-        ({77: "left rib"}, "has 'left rib' as the value 3, and in another scan as 77"),
+        ({3: "right rib"}, r"names the value 3 '\w+ rib', and in another scan '\w+ rib'"),
+        ({77: "left rib"}, r"has 'left rib' as the value \d+, and in another scan as \d+"),
     ):
-        store.write_labels(scan_id, "parts", parts[scan_id], scheme=scheme)
+        mask = np.where(np.isin(parts[scan_id], [*scheme]), parts[scan_id], 0)
+        store.write_labels(scan_id, "parts", mask, scheme=scheme)
         again = spinezarr.open(store.url)
-        with pytest.raises(UsageError) as refused:
+        with pytest.raises(UsageError, match=f"{message}.* one scheme"):
             again.export_nnunet(out=tmp_path / "raw", layer="parts")
-        text = str(refused.value)
-        assert "one scheme" in text
-        assert message in text or "in another scan" in text
     assert not (tmp_path / "raw").exists()
 
 

@@ -61,7 +61,7 @@ IMAGE_KEYS: Final = (
 """Keys of a scan as an OME-Zarr image."""
 _DRAWN: Final = (
     "/", "/scan/{store}/{scan}", "/page/page.css", "/page/niivue.js",
-    "/neuroglancer/{store}/{scan}", "/neuroglancer/{store}/{scan}/segments/info",
+    "/neuroglancer/{store}/{scan}", "/neuroglancer/{store}/{scan}/segments/label/info",
     "/v1/{store}/statistics",
     *(
         f"/v1/{{store}}/scans/{{scan}}/{name}"

@@ -374,3 +374,21 @@ if find_spec("nnunetv2") and find_spec("acvl_utils"):  # only with all of nnU-Ne
             )
             np.testing.assert_allclose(found[:], wanted, atol=3e-6)
             assert (seg[:] != mask).mean() < 1e-3  # ties, which hang on the last bit
+
+
+def test_cases_of_a_further_mask_are_trained_with_that_mask(made, tmp_path):
+    store = spinezarr.open(shutil.copytree(made[0], tmp_path / "copy.zarr"))
+    parts = np.zeros(SHAPE, np.uint8)
+    parts[5:60, 4:30, 3:20], parts[5:60, 4:30, 30:50] = 7, 200
+    store.write_labels("a", "parts", parts, scheme={7: "arch", 200: "body"})
+    store = spinezarr.open(store.url)
+    raw = Path(store.export_nnunet(out=tmp_path, name="parts", layer="parts").out)
+    dataset = linked((store.url, raw), tmp_path / "pre", plans_of(SPACING_ZYX))
+    assert dataset.identifiers == ["a"]
+    _, seg, _, properties = dataset.load_case("a")
+    numbers = np.zeros(256, np.int16)
+    numbers[[7, 200]] = [1, 2]
+    np.testing.assert_array_equal(seg[:][0], numbers[parts])
+    for number, found in properties["class_locations"].items():
+        assert len(found) == (seg[:] == number).sum()
+        assert seg[:][tuple(found[len(found) // 2])] == number

@@ -36,6 +36,7 @@ SCAN = "/v1/ctspine1k/scans/liver_0"
 PATCH = f"{SCAN}/patch?size_zyx=4,4,4&start_zyx=0,0,0"
 SLICE = f"{SCAN}/slice.png?size_px=32"
 NIFTI = "/v1/{store}/scans/{scan_id}/label.nii.gz"
+MASK_NIFTI = "/v1/{store}/scans/{scan_id}/masks/{mask}.nii.gz"
 LEVEL = "/v1/{store}/scans/{scan_id}/levels/{level}"
 EMPTY = {"items": [], "size_zyx": (1, 1, 1)}
 
@@ -112,13 +113,16 @@ ASKED = [
     (NIFTI, f"{SCAN}/label.nii.gz?other=1", {}, 400),
     (NIFTI, f"{SCAN}/label.nii.gz?content_checksum=0", {}, 410),
     (NIFTI, "/v1/ctspine1k/scans/none/label.nii.gz", {}, 404),
+    (MASK_NIFTI, f"{SCAN}/masks/label.nii.gz", {}, 200),
+    (MASK_NIFTI, f"{SCAN}/masks/parts.nii.gz", {}, 422),
+    (MASK_NIFTI, f"{SCAN}/masks/parts.nii.gz?other=1", {}, 400),
     ("/v1/{store}/scans/{scan_id}/open-in", f"{SCAN}/open-in", {}, 200),
     ("/v1/{store}/scans/{scan_id}/open-in", "/v1/ctspine1k/scans/none/open-in", {}, 404),
     ("/neuroglancer/{store}/{scan_id}", "/neuroglancer/ctspine1k/liver_0", {}, 303),
     ("/neuroglancer/{store}/{scan_id}", "/neuroglancer/ctspine1k/none", {}, 404),
     (
-        "/neuroglancer/{store}/{scan_id}/segments/info",
-        "/neuroglancer/ctspine1k/liver_0/segments/info",
+        "/neuroglancer/{store}/{scan_id}/segments/{mask}/info",
+        "/neuroglancer/ctspine1k/liver_0/segments/label/info",
         {},
         200,
     ),

@@ -1,5 +1,6 @@
 """What a server gives of further masks: files, patches, levels, pictures, lists, OME-Zarr."""
 
+import gzip
 import io
 import json
 import shutil
@@ -278,3 +279,25 @@ def test_only_image_and_label_of_a_version_are_kept_forever(served, tree):
         status, headers, _ = fetch(f"{base}/{key}")
         assert status == HTTPStatus.OK, key
         assert (headers["cache-control"] == NEVER) == kept, key
+
+
+def test_a_mask_is_sent_as_the_file_that_the_export_writes(served, tmp_path):
+    url, store, _ = served
+    scan = f"{url}/v1/ctspine1k/scans/{SCAN}"
+    options = json.loads(fetch(f"{scan}/open-in")[2])["options"]
+    (link,) = [option["text"] for option in options if option["name"] == "NIfTI, mask parts"]
+    status, headers, body = fetch(f"{url}{link}")
+    assert (status, headers["cache-control"]) == (200, "no-cache")
+    assert f"{SCAN}_seg-parts.nii.gz" in headers["content-disposition"]
+    exported = store.export_nifti(out=tmp_path / "out", layer="parts", scans=SCAN)
+    with gzip.open(exported.done[0].files[1]) as file:
+        assert file.read() == gzip.decompress(body)
+    handle = store._reader.scan(SCAN)
+    named = f"content_checksum={handle.content_checksum}&mask_checksum="
+    kept = fetch(f"{url}{link}?{named}{handle.mask_checksums['parts']}")
+    assert (kept[1]["cache-control"], kept[2]) == (NEVER, body)
+    assert fetch(f"{url}{link}?{named}0")[0] == HTTPStatus.GONE
+    assert fetch(f"{scan}/masks/teeth.nii.gz")[::2] == (
+        422,
+        b"The scan has no mask teeth; it has label, parts.\n",
+    )

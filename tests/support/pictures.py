@@ -11,9 +11,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 
+import numpy as np
 from large_table import write_large_table
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -24,11 +25,14 @@ from spinezarr.recipe import Recipe
 from spinezarr.serve.run import BackgroundServer
 from spinezarr.serve.settings import ServeSettings
 from spinezarr.testing import PhantomSpec, ScanPlan, usual_levels, write_ctspine1k
+from spinezarr.vertebrae import ANATOMICAL_ORDER, OPTIONAL_LEVELS, VALUE_OF_NAME
 
 STORE = "ctspine1k"
 SCAN_PAGE = "/scan/{store}/{scan}"
 N_SCANS = 1005
 SEED = 3
+WITH_PREDICTION = "scan-masks"
+"""Picture of a scan that gets a further mask, so it is taken last."""
 LEVELS = (
     usual_levels("T9", "L5"),
     usual_levels("T11", "sacrum"),
@@ -107,6 +111,9 @@ PICTURES = {
         prepare=lambda page: page.wait_for_timeout(1500),
     ),
     "scan-3d": Picture(f"{SCAN_PAGE}?layout=render", "#stage[data-first]", prepare=_rotate_spine),
+    WITH_PREDICTION: Picture(
+        f"{SCAN_PAGE}?outline=prediction", "#stage[data-first]", prepare=_wait_for_tiles
+    ),
 }
 """Screenshots by file name."""
 
@@ -148,6 +155,17 @@ def ingest_pair(image: Path, label: Path, folder: Path) -> tuple[str, str]:
     return store.stem, scan
 
 
+def write_prediction(store: Path, scan: str) -> None:
+    """Write a mask whose names are wrong by one level, and whose voxels are moved forward."""
+    opened = spinezarr.open(str(store))
+    lower = np.arange(256, dtype=np.uint8)
+    names = [name for name in ANATOMICAL_ORDER if name not in OPTIONAL_LEVELS]
+    for upper, name in pairwise(names):
+        lower[VALUE_OF_NAME[upper]] = VALUE_OF_NAME[name]
+    moved = np.roll(lower[opened.scan(scan).label.values], 4, axis=1)
+    opened.write_labels(scan, "prediction", moved, model="net 2")
+
+
 def take_screenshot(browser: Browser, url: str, picture: Picture, file: Path) -> None:
     """Open a page, and save its screenshot."""
     width, height = picture.size_px
@@ -180,9 +198,11 @@ def main() -> None:
         flags = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         with BackgroundServer(ServeSettings(paths=(str(folder / "stores"),))) as server:
-            for name in options.only:
+            for name in sorted(options.only, key=[*PICTURES].index):
                 file = options.out / f"{name}.png"
                 picture = PICTURES[name]
+                if name == WITH_PREDICTION:
+                    write_prediction(folder / "stores" / f"{store}.zarr", scan)
                 path = picture.path.format(store=store, scan=scan)
                 take_screenshot(browser, server.url + path, picture, file)
                 sys.stdout.write(f"{file}: {file.stat().st_size / 1000:.0f} kB\n")

@@ -1,6 +1,7 @@
 """The state for neuroglancer has the positions, colors, names and windows that NumPy computes."""
 
 import json
+import shutil
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import spinezarr
 from spinezarr.scaling import Scaling
-from spinezarr.vertebrae import VALUE_OF_NAME, hex_color
+from spinezarr.vertebrae import VALUE_OF_NAME, hex_color, hex_of, structure_color
 from spinezarr.view.neuroglancer_state import (
     LayerUrls,
     neuroglancer_state,
@@ -20,7 +21,12 @@ from spinezarr.view.neuroglancer_state import (
 )
 from spinezarr.view.windows import WINDOWS_HU
 
-LAYER_URLS = LayerUrls("http://h/i", "http://h/l", "http://h/s")
+MASKS = ("label", "parts", "vertebrae")
+LAYER_URLS = LayerUrls(
+    "http://h/i",
+    {name: f"http://h/{name}" for name in MASKS},
+    {name: f"http://h/s/{name}" for name in MASKS},
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +135,28 @@ def test_vertebrae_have_their_names_and_colors(scan):
     voxel_ml = np.prod(scan.attributes.spacing_zyx_mm) / 1000
     expected = [scan.attributes.vertebrae[name].voxel_count * voxel_ml for name in names]
     np.testing.assert_allclose(volumes, expected, rtol=1e-3)
+
+
+def test_each_further_mask_is_a_layer_that_a_click_shows(ctspine1k_url, tmp_path):
+    store = spinezarr.open(shutil.copytree(ctspine1k_url, tmp_path / "copy.zarr"))
+    parts = np.zeros(store.scan("liver_0").image.shape, np.uint8)
+    parts[3:9, 4:9, 5:9], parts[12:15, 4:9, 5:9] = 20, 200
+    for name in MASKS[1:]:
+        store.write_labels("liver_0", name, parts, scheme={20: "left rib", 200: "L1"})
+    scan = spinezarr.open(store.url)._reader.scan("liver_0")
+    layers = layers_of(scan)
+    assert list(layers) == ["CT", "vertebrae", "parts", "mask vertebrae"]
+    assert [layer.get("visible", True) for layer in layers.values()] == [True, True, False, False]
+    for name, mask in (("parts", "parts"), ("mask vertebrae", "vertebrae")):
+        layer = layers[name]
+        assert layer["source"][0]["url"] == f"http://h/{mask}/|zarr3:"
+        assert layer["source"][1] == f"http://h/s/{mask}/|neuroglancer-precomputed:"
+        colors = {"200": hex_color(20), "20": hex_of(structure_color(20))}
+        assert layer["segmentColors"] == colors
+        assert layer["segments"] == ["200", "20"]
+    inline = segment_properties(scan.attributes, "parts")["inline"]
+    assert inline["ids"] == ["200", "20"]
+    assert inline["properties"][0]["values"] == ["L1", "left rib"]
 
 
 def test_mask_values_of_other_structures_have_names(scan):
