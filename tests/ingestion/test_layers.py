@@ -171,6 +171,12 @@ def test_a_bad_layer_fails_alone_and_is_tried_again(recipe, raw, tmp_path):
     write_nifti(raw / "a_mapped.nii", boxes(4), AFFINE, LPS)
     report = run(recipe, raw, out, take_image_grid=True)
     assert (report.exit_code, counts(report)["mapped"]) == (0, (1, 0, 0, 1))
+    # A bad new file fails in each run, and the mask of the old one stays.
+    (raw / "a_mapped.nii").write_bytes(b"no nifti")
+    for _ in range(2):
+        report = run(recipe, raw, out, take_image_grid=True)
+        assert (report.exit_code, counts(report)["mapped"]) == (1, (0, 0, 1, 1))
+    np.testing.assert_array_equal(spinezarr.open(out).scan("a").mapped, boxes(7))
     assert verify_store(str(out)).faults == ()
 
 
