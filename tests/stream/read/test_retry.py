@@ -11,7 +11,7 @@ import pytest
 import spinezarr
 from spinezarr.errors import CorruptStoreError, ScanChangedError, UnknownScanError
 from spinezarr.ingestion.discovery.discover import discover
-from spinezarr.ingestion.run import ingest
+from spinezarr.ingestion.run import Damage, ingest
 from spinezarr.loaders.torch import PatchLoader
 from spinezarr.recipe import Recipe
 from spinezarr.store.reader import StoreReader
@@ -177,8 +177,8 @@ def test_streams_go_on_if_the_same_voxels_are_written_again(dataset):
     for scan in SCANS:
         path = next(Path(dataset.url, "scans", scan, "image").rglob("c/*/*/*"))
         path.write_bytes(path.read_bytes()[:-1])
-    damaged = verify_store(dataset.url).damaged_scans
-    assert set(dataset.ingest(find_damaged=lambda: damaged).done) == set(SCANS)
+    damage = Damage(verify_store(dataset.url).damaged_scans)
+    assert set(dataset.ingest(find_damaged=lambda: damage).done) == set(SCANS)
     after = {scan: StoreReader(dataset.url).scan(scan).image.separator for scan in SCANS}
     assert all(after[scan] != before[scan] for scan in SCANS)
     for stream, images in zip(streams, expected, strict=True):
