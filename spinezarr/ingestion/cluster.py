@@ -1,4 +1,4 @@
-"""How are scans ingested on a Dask cluster?
+"""How are the scans of a run made on a Dask cluster?
 
 Each scan is one task. A bounded number of tasks is under way at a time. A task is repeated if its
 worker dies. A task needs the source files and the store, and nothing from other tasks. The cluster
@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import count
 from logging import ERROR, Filter, LogRecord, getLogger
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 import dask
 from distributed import (
@@ -33,15 +33,13 @@ from distributed import (
     wait,
 )
 from distributed.versions import VersionMismatchWarning
-from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, UsageError
 from spinezarr.forks import PerProcess
+from spinezarr.ingestion.job import Job, ScanResult, ScanTask, Source, run_task
 from spinezarr.ingestion.run import Listener
-from spinezarr.ingestion.task import IngestJob, ScanResult, ScanTask, run_task
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url, redact_urls_in
-from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.text import to_printable
 
 __all__ = [
@@ -125,7 +123,7 @@ _INTERRUPT_FILTER: Final = _InterruptFilter()
 
 
 class DaskWorkers:
-    """Ingests scans on a Dask cluster; see :class:`spinezarr.ingestion.run.Workers`.
+    """Makes scans on a Dask cluster; see :class:`spinezarr.ingestion.run.Workers`.
 
     Parameters
     ----------
@@ -170,7 +168,7 @@ class DaskWorkers:
         return link or None
 
     def run(
-        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+        self, job: Job[Source], tasks: Iterable[ScanTask[Source]], listener: Listener
     ) -> Generator[ScanResult]:
         """See :class:`spinezarr.ingestion.run.Workers`.
 
@@ -181,9 +179,7 @@ class DaskWorkers:
         LostLockError
             If another run has taken over the store.
         """
-        run = _Run(
-            self._client, _with_absolute_path(job), listener, self._encode_threads, self._settings
-        )
+        run = _Run(self._client, job.portable(), listener, self._encode_threads, self._settings)
         try:
             yield from run.results(iter(tasks))
         except KeyboardInterrupt:
@@ -295,16 +291,10 @@ def _check_versions(client: Client) -> None:
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""  # noqa: PLR2004
         raise UsageError(
-            f"the cluster at {_address(client)} cannot do this ingest: "
+            f"the cluster at {_address(client)} cannot do this work: "
             f"{'; '.join(problems[:3])}{more}. Install the same versions for scheduler, workers "
             "and this command, for example from one container image."
         )
-
-
-def _with_absolute_path(job: IngestJob) -> IngestJob:
-    """Return the job with absolute paths, so that workers may run in other folders."""
-    fs, path = open_filesystem(job.raw, job.raw_options)
-    return replace(job, raw=path) if isinstance(fs, LocalFileSystem) else job
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,10 +313,10 @@ class _EndMessage:
 
 
 @dataclass(slots=True)
-class _Submission:
+class _Submission(Generic[Source]):
     """A scan that was submitted to the cluster."""
 
-    task: ScanTask
+    task: ScanTask[Source]
     future: Future[ScanResult]
     resubmissions: int
     """Number of times that it was submitted before."""
@@ -335,13 +325,13 @@ class _Submission:
     share: float = 0.0
 
 
-class _Run:
-    """The client's side of one ingest."""
+class _Run(Generic[Source]):
+    """The client's side of one run."""
 
     def __init__(
         self,
         client: Client,
-        job: IngestJob,
+        job: Job[Source],
         listener: Listener,
         encode_threads: int | None,
         settings: ClusterSettings,
@@ -352,8 +342,8 @@ class _Run:
         self._encode_threads = encode_threads
         self._settings = settings
         self._token = secrets.token_hex(4)
-        self._in_flight: dict[str, _Submission] = {}
-        self._restarted: dict[str, tuple[ScanTask, ScanResult]] = {}
+        self._in_flight: dict[str, _Submission[Source]] = {}
+        self._restarted: dict[str, tuple[ScanTask[Source], ScanResult]] = {}
         """Results of scans that several workers have started."""
         self._started: set[str] = set()
         """Scans whose start was reported to the listener."""
@@ -363,7 +353,7 @@ class _Run:
         self._threads_counted_at: float | None = None
         client.subscribe_topic(_topic_of(self._token), self._on_event)
 
-    def results(self, tasks: Iterator[ScanTask]) -> Iterator[ScanResult]:
+    def results(self, tasks: Iterator[ScanTask[Source]]) -> Iterator[ScanResult]:
         """Keep a bounded number of tasks submitted, and yield results as they arrive."""
         exhausted = False
         while True:
@@ -424,10 +414,10 @@ class _Run:
             self._threads_counted_at = now
         return _TASKS_PER_THREAD * self._n_threads
 
-    def _submit(self, task: ScanTask, resubmissions: int = 0) -> None:
+    def _submit(self, task: ScanTask[Source], resubmissions: int = 0) -> None:
         scan_id = task.source.scan_id
         future = self._client.submit(
-            _ingest_on_worker,
+            _run_on_worker,
             self._job,
             task,
             self._token,
@@ -463,7 +453,7 @@ class _Run:
         else:  # the worker died with the result, and Dask runs the task again
             self._await_end(message.scan_id, submission.future)
 
-    def _progress(self, submission: _Submission, share: float | None) -> None:
+    def _progress(self, submission: _Submission[Source], share: float | None) -> None:
         source = submission.task.source
         if share is not None:
             submission.share += share
@@ -477,7 +467,7 @@ class _Run:
             self._listener.advanced(source, -submission.share)
         submission.share = 0.0
 
-    def _take_result(self, submission: _Submission) -> Iterator[ScanResult]:
+    def _take_result(self, submission: _Submission[Source]) -> Iterator[ScanResult]:
         scan_id = submission.task.source.scan_id
         try:
             result = submission.future.result()
@@ -498,7 +488,7 @@ class _Run:
                 yield result
 
     def _resubmit_killed(
-        self, submission: _Submission, problem: KilledWorker
+        self, submission: _Submission[Source], problem: KilledWorker
     ) -> Iterator[ScanResult]:
         """Submit the scan again, or report it as failed.
 
@@ -557,8 +547,12 @@ class _StoppedError(SpinezarrError):
     """Raised in a worker when the client has stopped the run."""
 
 
-def _ingest_on_worker(
-    job: IngestJob, task: ScanTask, token: str, encode_threads: int | None, progress_s: float
+def _run_on_worker(
+    job: Job[Source],
+    task: ScanTask[Source],
+    token: str,
+    encode_threads: int | None,
+    progress_s: float,
 ) -> ScanResult:
     worker = get_worker()
     scan_id = task.source.scan_id

@@ -1,43 +1,70 @@
-"""How is a whole dataset ingested, and what is reported?
+"""How are all scans of a run written, such as those of an ingest, and what is reported?
 
 Each scan is a task for workers. A scan that fails does not stop the others. Only this process
 writes the files that all scans share: the scan table and the ledger.
 """
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 
 from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
 from spinezarr.ingestion.discovery.discover import (
     Discovery,
     MissingScans,
     PathNote,
-    ScanSource,
     TableUse,
     UnpairedImage,
 )
+from spinezarr.ingestion.job import (
+    Job,
+    Outcome,
+    ScanInput,
+    ScanResult,
+    ScanTask,
+    Source,
+    run_task,
+)
 from spinezarr.ingestion.pseudonyms import Pseudonyms
 from spinezarr.ingestion.scan import ScanOptions
-from spinezarr.ingestion.task import IngestJob, Outcome, ScanResult, ScanTask, run_task
+from spinezarr.ingestion.task import IngestJob
 from spinezarr.processors import cpu_count
 from spinezarr.recipe import Recipe
+from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import scan_identity
-from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.layout import FORMAT_VERSION, LARGEST_SCANS, profile_named
-from spinezarr.store.ledger import FolderRecord, LedgerEntry, hash_inputs
+from spinezarr.store.ledger import FolderRecord, LedgerEntry
 from spinezarr.store.table import natural_key, table_attributes
 from spinezarr.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FailedScan", "IngestReport", "Listener", "LocalThreads", "Workers", "ingest"]
+__all__ = [
+    "FailedScan",
+    "IngestReport",
+    "Listener",
+    "LocalThreads",
+    "RunReport",
+    "Workers",
+    "ingest",
+    "open_writer",
+    "run_job",
+]
 
 _CANNOT_REPAIR: Final = (
     "its stored files are damaged, and its source files are not in the raw folder. Put them there "
@@ -49,30 +76,30 @@ _TABLE_INTERVAL_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class FailedScan:
-    """A scan that could not be ingested, and why."""
+    """A scan that could not be written, and why."""
 
     scan_id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class IngestReport:
-    """The result of an ingest."""
+class RunReport:
+    """The result of a run that writes scans."""
 
     store: str
     """Path or URL of the store, without secrets."""
     done: tuple[str, ...]
     updated: tuple[str, ...]
-    """Scans of which only the metadata from recipe, splits, tables or sidecars have changed."""
+    """Scans of which only metadata have changed, such as those from recipe, splits or tables."""
     skipped: tuple[str, ...]
     """Scans that were already up to date in the store."""
     failed: tuple[FailedScan, ...]
     from_earlier_runs: tuple[str, ...]
-    """Scans from earlier runs that are not in the raw folder; they stay in the store."""
+    """Scans from earlier runs that are not among those of this run; they stay in the store."""
     notes: dict[str, tuple[str, ...]]
     """Notes for the user on scans that are done or updated, by scan id."""
     source_bytes: int
-    """Size of the source files of the scans that are done."""
+    """Size of the sources of the scans that are done."""
     stored_bytes: int
     seconds: float
     problem: str
@@ -80,6 +107,17 @@ class IngestReport:
 
     The scans that are done are in the store in any case.
     """
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code: 0 if each scan of the run is in the store and its table, else 1."""
+        return 1 if self.failed or self.problem else 0
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport(RunReport):
+    """The result of an ingest."""
+
     without_mask: tuple[UnpairedImage, ...]
     """Images that should have a mask and have none; they count as failed."""
     without_image: tuple[PathNote, ...]
@@ -115,36 +153,36 @@ class IngestReport:
 
 
 class Listener(Protocol):
-    """Receives the progress of an ingest, in the thread that runs it."""
+    """Receives the progress of a run, in the thread that runs it."""
 
-    def started(self, source: ScanSource) -> None:
+    def started(self, source: ScanInput) -> None:
         """Handle the start of a scan."""
 
-    def advanced(self, source: ScanSource, share: float) -> None:
+    def advanced(self, source: ScanInput, share: float) -> None:
         """Handle that a further ``share`` (0 to 1) of a scan is done.
 
         The share is negative if a part is repeated.
         """
 
-    def finished(self, source: ScanSource, outcome: Outcome) -> None:
+    def finished(self, source: ScanInput, outcome: Outcome) -> None:
         """Handle the end of a scan."""
 
 
 class _SilentListener:
     """A listener that reports nothing."""
 
-    def started(self, source: ScanSource) -> None: ...
+    def started(self, source: ScanInput) -> None: ...
 
-    def advanced(self, source: ScanSource, share: float) -> None: ...
+    def advanced(self, source: ScanInput, share: float) -> None: ...
 
-    def finished(self, source: ScanSource, outcome: Outcome) -> None: ...
+    def finished(self, source: ScanInput, outcome: Outcome) -> None: ...
 
 
 class Workers(Protocol):
     """Runs tasks, and limits how many are under way."""
 
     def run(
-        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+        self, job: Job[Source], tasks: Iterable[ScanTask[Source]], listener: Listener
     ) -> Generator[ScanResult]:
         """Yield results as they arrive; take a further task whenever a worker is free.
 
@@ -154,10 +192,10 @@ class Workers(Protocol):
 
 
 class LocalThreads:
-    """Ingests one scan after the other in this process; all cores encode its chunks."""
+    """Makes one scan after the other in this process; all cores encode its chunks."""
 
     def run(
-        self, job: IngestJob, tasks: Iterable[ScanTask], listener: Listener
+        self, job: Job[Source], tasks: Iterable[ScanTask[Source]], listener: Listener
     ) -> Generator[ScanResult]:
         """See :class:`Workers`."""
         threads = cpu_count()
@@ -231,14 +269,74 @@ def ingest(
             f"{discovery.raw}: has {len(discovery.scans)} scans, and a store holds at most "
             f"{LARGEST_SCANS}. Make several stores, with a recipe for each part."
         )
-    listener = listener or _SilentListener()
-    started = time.monotonic()
     options = options or ScanOptions()
     repair = find_damaged is not None
     store = _open_store(recipe, out, codec, options.pseudonyms, out_options, repair=repair)
+    report = run_job(
+        IngestJob(recipe, discovery.raw, raw_options or {}, store, options),
+        discovery.scans,
+        purpose="an ingest",
+        failing=discovery.failing,
+        # Records of headers may name a series. Pseudonyms must hide such names.
+        folders={} if options.pseudonyms else discovery.folders,
+        listener=listener,
+        workers=workers,
+        find_damaged=find_damaged,
+    )
+    return IngestReport(
+        **{item.name: getattr(report, item.name) for item in fields(report)},
+        without_mask=discovery.without_mask,
+        without_image=discovery.without_image,
+        orphans_expected=discovery.orphans_expected,
+        unlisted=discovery.unlisted,
+        ignored=discovery.ignored,
+        absent=discovery.absent,
+        tables=discovery.tables,
+        missing=discovery.missing,
+    )
+
+
+def run_job(
+    job: Job[Source],
+    sources: Sequence[Source],
+    *,
+    purpose: str,
+    failing: Iterable[tuple[str, str]] = (),
+    folders: Mapping[str, FolderRecord] = MappingProxyType({}),
+    listener: Listener | None = None,
+    workers: Workers | None = None,
+    find_damaged: Callable[[], Collection[str]] | None = None,
+) -> RunReport:
+    """Write the scans of a job into its store, then the scan table and the ledger.
+
+    Parameters
+    ----------
+    job
+        Settings of the run.
+    sources
+        Sources of the scans. Those with unchanged inputs are skipped.
+    purpose
+        Operation that needs the lock of the store, such as "an ingest", for messages.
+    failing
+        Ids of scans that cannot be written, and why.
+    folders
+        Records of folders of DICOM files for the ledger.
+    listener, workers, find_damaged
+        See :func:`ingest`.
+
+    Raises
+    ------
+    UsageError
+        If the store cannot be written.
+    StoreBusyError, LostLockError
+        If another process is writing the store, or has taken it over during the run.
+    """
+    started = time.monotonic()
+    listener, store = listener or _SilentListener(), job.store
+    repair = find_damaged is not None
     with ExitStack() as stack:
         try:
-            lock = stack.enter_context(store.lock("an ingest"))
+            lock = stack.enter_context(store.lock(purpose))
         except ReadOnlyStoreError as problem:
             raise UsageError(str(problem)) from problem
         if repair:
@@ -246,10 +344,8 @@ def ingest(
         store.registry.audit_log()  # a damaged log ends the run before any work is done
         state = _StoreState.load(store, recover=lock.took_over, repair=repair)
         damaged = frozenset(find_damaged() if find_damaged is not None else ())
-        # Records of headers may name a series. Pseudonyms must hide such names.
-        state.record_folders({} if options.pseudonyms else discovery.folders)
-        job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
-        run = _Run(job, discovery, state, listener, damaged)
+        state.record_folders(dict(folders))
+        run = _Run(job, sources, state, failing=list(failing), listener=listener, damaged=damaged)
         try:
             with closing((workers or LocalThreads()).run(job, run.tasks(), listener)) as results:
                 for result in results:
@@ -283,11 +379,29 @@ def _open_store(
         codec_profile=None if codec is None else profile_named(codec).name,
         pseudonym_key=None if pseudonyms is None else pseudonyms.fingerprint,
     )
+    return open_writer(out, root, storage_options, repair=repair)
+
+
+def open_writer(
+    out: str,
+    root: RootAttributes,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    repair: bool = False,
+) -> StoreWriter:
+    """Open a store for a run, or start a new one; see :class:`.StoreWriter`.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be written, or something else lies at its place.
+    """
     try:
         return StoreWriter(out, root, storage_options, repair=repair)
     except OSError as problem:
         raise UsageError(
-            f"{out}: cannot be written: {problem.strerror or problem}. Choose another path."
+            f"{redact_url(out)}: cannot be written: {problem.strerror or problem}. Choose another "
+            "path."
         ) from problem
 
 
@@ -353,33 +467,32 @@ class _StoreState:
             self._is_written = True
 
 
-class _Run:
-    """The state of one ingest."""
+class _Run(Generic[Source]):
+    """The state of one run."""
 
     def __init__(
         self,
-        job: IngestJob,
-        discovery: Discovery,
+        job: Job[Source],
+        sources: Sequence[Source],
         state: _StoreState,
+        *,
+        failing: Sequence[tuple[str, str]],
         listener: Listener,
         damaged: frozenset[str],
     ) -> None:
         self._job = job
         self._damaged = damaged
-        self._discovery = discovery
         self._state = state
         self._listener = listener
-        present_ids = {source.scan_id for source in discovery.scans}
-        present_ids |= {image.scan_id for image in discovery.without_mask}
-        present_ids |= {scan.scan_id for scan in discovery.refused}
+        self._sources = {source.scan_id: source for source in sources}
+        present_ids = self._sources.keys() | {scan_id for scan_id, _ in failing}
         self._from_earlier_runs = tuple(sorted(state.entries.keys() - present_ids, key=natural_key))
-        self._sources = {source.scan_id: source for source in discovery.scans}
         self._inputs: dict[str, str] = {}
         """Hash of the inputs of each scan that a worker has."""
         self._done: list[ScanAttributes] = []
         self._updated: list[ScanAttributes] = []
         self._skipped: list[str] = []
-        self._failed = [FailedScan(scan_id, reason) for scan_id, reason in discovery.failing]
+        self._failed = [FailedScan(scan_id, reason) for scan_id, reason in failing]
         self._failed += [
             FailedScan(scan_id, _CANNOT_REPAIR)
             for scan_id in sorted(damaged - present_ids, key=natural_key)
@@ -388,12 +501,11 @@ class _Run:
         self._unclean = False
         self._table_written = time.monotonic()
 
-    def tasks(self) -> Iterator[ScanTask]:
-        """Yield the scans to ingest; skip those with unchanged inputs."""
-        options = self._job.options
-        shared = canonical_json((self._job.recipe, options.take_image_grid, options.limits))
-        for source in self._discovery.scans:
-            inputs = self._storable_hash(hash_inputs(shared, source))
+    def tasks(self) -> Iterator[ScanTask[Source]]:
+        """Yield the scans to write; skip those with unchanged inputs."""
+        inputs_of = self._job.input_hasher()
+        for source in self._sources.values():
+            inputs = inputs_of(source)
             entry = self._state.entries.get(source.scan_id)
             damaged = source.scan_id in self._damaged
             if entry is not None and entry.inputs == inputs and not damaged:
@@ -401,14 +513,9 @@ class _Run:
                 self._listener.finished(source, "already in the store")
                 continue
             self._inputs[source.scan_id] = inputs
-            same_files = entry is not None and entry.stamp == self._storable_hash(source.stamp)
+            same_files = entry is not None and entry.stamp == self._job.stamp_of(source)
             stored = entry is not None
             yield ScanTask(source, stored=stored, same_files=same_files, damaged=damaged)
-
-    def _storable_hash(self, digest: str) -> str:
-        """Return the hash that may be stored. It is keyed if the store has pseudonyms."""
-        pseudonyms = self._job.options.pseudonyms
-        return digest if pseudonyms is None else pseudonyms.keyed_hash(digest)
 
     def record(self, result: ScanResult) -> None:
         """Record the result of a task."""
@@ -418,8 +525,7 @@ class _Run:
             self._failed.append(FailedScan(result.scan_id, result.reason))
             self._unclean |= result.unclean
         else:
-            stamp = self._storable_hash(source.stamp)
-            self._state.change(result.scan, inputs, stamp)
+            self._state.change(result.scan, inputs, self._job.stamp_of(source))
             if result.outcome == "done":
                 self._done.append(result.scan)
             elif result.outcome == "updated":
@@ -455,14 +561,14 @@ class _Run:
             self._job.store.registry.forget_ledger()
         self._table_written = time.monotonic()
 
-    def report(self, seconds: float) -> IngestReport:
+    def report(self, seconds: float) -> RunReport:
         """Return the report, in the order of the sources."""
         position = {scan_id: i for i, scan_id in enumerate(self._sources)}
         done, updated = (
             sorted(scans, key=lambda scan: position[scan.scan_id])
             for scans in (self._done, self._updated)
         )
-        return IngestReport(
+        return RunReport(
             store=self._job.store.name,
             done=tuple(scan.scan_id for scan in done),
             updated=tuple(scan.scan_id for scan in updated),
@@ -474,12 +580,4 @@ class _Run:
             stored_bytes=sum(entry.size_bytes for scan in done for entry in scan.manifest.values()),
             seconds=seconds,
             problem=self._problem,
-            without_mask=self._discovery.without_mask,
-            without_image=self._discovery.without_image,
-            orphans_expected=self._discovery.orphans_expected,
-            unlisted=self._discovery.unlisted,
-            ignored=self._discovery.ignored,
-            absent=self._discovery.absent,
-            tables=self._discovery.tables,
-            missing=self._discovery.missing,
         )

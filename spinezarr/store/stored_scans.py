@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 
 from spinezarr.errors import CorruptStoreError
 from spinezarr.store.attributes import ScanAttributes, parse_scan_group
@@ -68,8 +69,16 @@ class StoredScans:
         sizes = list_sizes(self._store.fs, self._store.scan_folder(scan_id))
         return scan if is_whole(scan, sizes) else None
 
-    def start(self, scan_id: str) -> ScanWriter:
-        """Start to write a scan; a published version stays until the new one is published."""
+    def start(self, scan_id: str, masks: Collection[str] = ()) -> ScanWriter:
+        """Start to write a scan; a published version stays until the new one is published.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        masks
+            Names of further masks that the new version replaces or removes.
+        """
         folder = self._store.scan_folder(scan_id)
         metadata = self._read_metadata(scan_id)
         if metadata is not None and readable_group(metadata) is None:
@@ -77,7 +86,7 @@ class StoredScans:
             keys = filter(is_scan_file, list_sizes(self._store.fs, folder))
             self._store.remove(folder, [METADATA, *keys])
             metadata = None
-        return ScanWriter(self._store, folder, metadata, self._profile)
+        return ScanWriter(self._store, folder, metadata, self._profile, masks)
 
     def start_mask(self, scan_id: str, name: str) -> MaskWriter:
         """Start to write a further mask of a scan; a published version of it stays until then.

@@ -22,7 +22,13 @@ from spinezarr.stream.read.engine import Engine
 from spinezarr.verbs.sizes import uncompressed_bytes
 from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_location
 
-__all__ = ["ExportReport", "write_nifti_files", "write_nnunet_dataset", "write_ome_zarr_images"]
+__all__ = [
+    "ExportReport",
+    "scans_to_share",
+    "write_nifti_files",
+    "write_nnunet_dataset",
+    "write_ome_zarr_images",
+]
 
 _OnBytes = Callable[[int], None]
 _NO_DERIVATIVES: Final = re.compile(r"\bCC[- ]BY(-NC)?-ND\b", re.IGNORECASE)
@@ -72,7 +78,7 @@ def write_nifti_files(
 ) -> ExportReport:
     """Write each scan as NIfTI; see :meth:`spinezarr.Store.export_nifti`."""
     folder = Path(out)
-    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
+    scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
     make_folder(folder)
     for scan_id in scan_ids:
         for array in ("image", "label"):
@@ -105,7 +111,7 @@ def write_nnunet_dataset(
     on_progress: OnProgress,
 ) -> ExportReport:
     """Write a raw dataset of nnU-Net v2; see :meth:`spinezarr.Store.export_nnunet`."""
-    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
+    scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
     plan = NnunetExport.plan(
         reader,
         engine,
@@ -139,7 +145,7 @@ def write_ome_zarr_images(
 ) -> ExportReport:
     """Write each scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
     target = os.fspath(out)
-    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
+    scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
     if "://" not in target:
         make_folder(Path(target))
         for scan_id in scan_ids:
@@ -161,12 +167,12 @@ def write_ome_zarr_images(
     return replace(report, left_out=left_out)
 
 
-def _exported_scans(
+def scans_to_share(
     reader: StoreReader, selection: ScanSelection, *, include_restricted: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the scans to export, and the license of each scan that is left out.
+    """Return the scans to export or derive, and the license of each scan that is left out.
 
-    An export is a derivative that people share, so a license without derivatives excludes a scan.
+    The result is a derivative that people share, so a license without derivatives excludes a scan.
 
     Raises
     ------

@@ -38,7 +38,7 @@ from spinezarr.verify.store import verify_store
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["IngestOptions", "ingest"]
+__all__ = ["IngestOptions", "check_workers", "ingest", "open_workers"]
 
 _PAIRS: Final = "pairs"
 _BYTES_PER_GB: Final = 1_000_000_000
@@ -203,14 +203,7 @@ def ingest(
     """
     if pseudonyms is not None and not pseudonymize:
         raise UsageError("--pseudonyms needs --pseudonymize.")
-    if workers is not None and scheduler is not None:
-        raise UsageError(
-            "--workers starts a cluster, and --scheduler uses a running one. Give one of them."
-        )
-    if scratch is not None and scheduler is None and not Path(scratch).is_dir():
-        raise UsageError(
-            f"--scratch {scratch}: is not a folder. Make it, or give one with free space."
-        )
+    check_workers(workers, scheduler, scratch)
     request = _Request(
         dataset=os.fspath(dataset),
         patterns=_Patterns(image, label, scan_id),
@@ -242,7 +235,7 @@ def ingest(
         )
         options = replace(options, pseudonyms=names)
     find_damaged = partial(_damaged_scans, locations.out, locations.out_options, on_progress)
-    with _workers(workers, scheduler, on_progress) as cluster:
+    with open_workers(workers, scheduler, on_progress) as cluster:
         report = ingest_scans(
             recipe,
             discovery,
@@ -257,6 +250,28 @@ def ingest(
             find_damaged=find_damaged if repair else None,
         )
     return replace(report, nii_gz_bytes=_nii_gz_bytes(report, discovery))
+
+
+def check_workers(
+    workers: int | None,
+    scheduler: "str | Client | None",
+    scratch: str | os.PathLike[str] | None,
+) -> None:
+    """Check options that several commands share.
+
+    Raises
+    ------
+    UsageError
+        If two kinds of workers are requested, or the folder for scratch files does not exist.
+    """
+    if workers is not None and scheduler is not None:
+        raise UsageError(
+            "--workers starts a cluster, and --scheduler uses a running one. Give one of them."
+        )
+    if scratch is not None and scheduler is None and not Path(scratch).is_dir():
+        raise UsageError(
+            f"--scratch {scratch}: is not a folder. Make it, or give one with free space."
+        )
 
 
 def _text(path: str | os.PathLike[str] | None) -> str | None:
@@ -356,8 +371,11 @@ def _locate(request: _Request, entry: CatalogEntry | None) -> _Locations:
 
 
 @contextmanager
-def _workers(
-    n_workers: int | None, scheduler: "str | Client | None", on_progress: OnProgress
+def open_workers(
+    n_workers: int | None,
+    scheduler: "str | Client | None",
+    on_progress: OnProgress,
+    step: str = "ingest",
 ) -> Iterator[Workers | None]:
     """Start or use the requested workers, if any, and report their dashboard."""
     if n_workers is None and scheduler is None:
@@ -371,7 +389,7 @@ def _workers(
     ) as cluster:
         if cluster.dashboard:
             message = f"Dashboard: {redact_url(cluster.dashboard)}"
-            on_progress(Progress("ingest", 0, None, message=message))
+            on_progress(Progress(step, 0, None, message=message))
         yield cluster
 
 

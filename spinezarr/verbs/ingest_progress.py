@@ -1,30 +1,31 @@
-"""How far is an ingest that may work on several scans at once?"""
+"""How far is a run that may work on several scans at once?"""
 
 from collections.abc import Collection
-from typing import Final
 
-from spinezarr.ingestion.discovery.discover import ScanSource
+from spinezarr.ingestion.job import Outcome, ScanInput
 from spinezarr.ingestion.run import Listener
-from spinezarr.ingestion.task import Outcome
 from spinezarr.progress import OnProgress, Progress
 
 __all__ = ["IngestProgress"]
 
-_STEP: Final = "ingest"
-
 
 class IngestProgress(Listener):
-    """Adds up the source bytes of scans as they are ingested.
+    """Adds up the source bytes of scans as they are written.
 
     Parameters
     ----------
     scans
-        All scans of the ingest.
+        Sources of all scans of the run.
     on_progress
         Called whenever something has changed.
+    step
+        Name of the run, such as "ingest".
     """
 
-    def __init__(self, scans: Collection[ScanSource], on_progress: OnProgress) -> None:
+    def __init__(
+        self, scans: Collection[ScanInput], on_progress: OnProgress, step: str = "ingest"
+    ) -> None:
+        self._step = step
         self._on_progress = on_progress
         self._total_bytes = sum(scan.size_bytes for scan in scans)
         self._done_bytes = 0.0
@@ -33,18 +34,18 @@ class IngestProgress(Listener):
         self._fractions: dict[str, float] = {}
         """Finished fraction (0 to 1) of each scan in progress."""
 
-    def started(self, source: ScanSource) -> None:
+    def started(self, source: ScanInput) -> None:
         """Add a scan to those in progress."""
         self._fractions[source.scan_id] = 0.0
         self._report()
 
-    def advanced(self, source: ScanSource, share: float) -> None:
+    def advanced(self, source: ScanInput, share: float) -> None:
         """Count the bytes of a further part of a scan, a share from 0 to 1."""
         self._fractions[source.scan_id] += share
         self._done_bytes += share * source.size_bytes
         self._report()
 
-    def finished(self, source: ScanSource, outcome: Outcome) -> None:
+    def finished(self, source: ScanInput, outcome: Outcome) -> None:
         """Count a scan. If it was not read, reduce the total, so that the speed stays correct."""
         self._scans_done += 1
         rest = (1 - self._fractions.pop(source.scan_id, 0.0)) * source.size_bytes
@@ -58,7 +59,7 @@ class IngestProgress(Listener):
         first, *others = self._fractions or [""]
         self._on_progress(
             Progress(
-                _STEP,
+                self._step,
                 self._done_bytes,
                 self._total_bytes,
                 scan=f"{first} + {len(others)}" if others else first,

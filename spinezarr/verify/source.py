@@ -25,6 +25,7 @@ from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord
+from spinezarr.store.layout import SCANS
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
@@ -91,6 +92,7 @@ def compare_with_source(
             f"{redact_url(raw)!r} is not a folder. Give the raw folder that was ingested."
         )
     handles = [reader.scan(name) for name in scans]
+    _refuse_derived(reader.name, handles)
     specs = [spec for scan in handles for spec in scan.arrays]
     on_total(sum(math.prod(spec.shape_zyx) * spec.stored_dtype.itemsize for spec in specs))
     engine = Engine(fetcher_for(reader.objects))
@@ -105,6 +107,17 @@ def compare_with_source(
         return [fault for faults in pool.map(compare, handles) for fault in faults]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _refuse_derived(store: str, scans: Sequence[ScanHandle]) -> None:
+    """Refuse scans whose voxels are not those of a source file."""
+    for scan in scans:
+        origin = scan.attributes.derived_from
+        if origin is not None and scan.attributes.image_source.file.startswith(f"{SCANS}/"):
+            raise UsageError(
+                f"{store}: scan {origin.scan_id!r} was derived from {origin.store}, so its voxels "
+                "are in no source file. Compare that store with the source files."
+            )
 
 
 def _compare_scan(

@@ -13,6 +13,7 @@ from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store import layout
 from spinezarr.store.attributes import (
     CentroidRecord,
+    DerivationRecord,
     FileRecord,
     ImageSourceRecord,
     LabelSourceRecord,
@@ -69,6 +70,7 @@ MODELS = [
     ("Vertebra", 0, [VertebraRecord]),
     ("Further mask", 0, [MaskRecord]),
     ("Label of a mask", 0, [LabelRecord]),
+    ("Origin", 0, [DerivationRecord]),
     ("Centroid", 0, [CentroidRecord]),
     ("Source", 0, [ImageSourceRecord, LabelSourceRecord]),
     ("NIfTI", 0, [NiftiRecord]),
