@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from spinezarr.stats.compare import Comparison
     from spinezarr.stats.statistics import Statistics
     from spinezarr.verbs.add_labels import AddLabelsReport
+    from spinezarr.verbs.derive import DeriveReport
     from spinezarr.verbs.export import ExportReport
     from spinezarr.verify.store import Verification
     from spinezarr.view.widget import ScanView
@@ -1527,6 +1528,131 @@ class Store:
             link=link,
             overwrite=overwrite,
             include_restricted=include_restricted,
+            on_progress=on_progress,
+        )
+
+    def derive(
+        self,
+        *,
+        out: str | os.PathLike[str],
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        layers: Sequence[str] | None = None,
+        spacing_mm: tuple[float, ...] | float | None = None,
+        antialias: bool = True,
+        mask_interpolation: Literal["nearest", "linear"] | None = None,
+        crop: Literal["spine"] | None = None,
+        margin_mm: float | None = None,
+        intensity: tuple[float, float] | None = None,
+        codec: str | None = None,
+        workers: int | None = None,
+        scheduler: "str | Client | None" = None,
+        scratch: str | os.PathLike[str] | None = None,
+        include_restricted: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "DeriveReport":
+        """Make another store of some scans: resampled, cropped, or with fewer masks.
+
+        Run it again to bring the derived store up to date: scans that are done are skipped, and
+        those whose source has changed are made again. A scan that fails does not stop the others.
+
+        Parameters
+        ----------
+        out
+            Path or URL of the store to write.
+        scans, split, source, vertebra
+            Derive only these scans, as in :meth:`patches`.
+        layers
+            Names of the masks beside ``label`` that are carried over, where a scan has them. By
+            default all of them; an empty sequence for none.
+        spacing_mm
+            Distance between voxels in mm along z, y and x, or one number for all, as
+            ``spacing_zyx_mm`` of :meth:`patches`. By default, that of each scan.
+        antialias
+            Whether an image is filtered along axes on which it gets fewer voxels. Without the
+            filter, its voxels are those that :meth:`patches` computes.
+        mask_interpolation
+            With ``spacing_mm``: ``"nearest"`` takes the nearest voxel of a mask, and is the
+            default. ``"linear"`` takes the label with the largest linear weight.
+        crop
+            ``"spine"`` keeps the box around all vertebrae of the mask ``label``. A scan without a
+            vertebra fails.
+        margin_mm
+            Margin around this box in mm; by default 10.
+        intensity
+            Lowest and highest value in HU, which are stored as 0 and 255 of uint8. Values outside
+            become these two. Readers get HU again, in steps of a 255th of the window.
+        codec
+            Name of the codec profile. By default, that of the derived store, or ``"balanced"`` for
+            a new one.
+        workers, scheduler, scratch
+            As in :func:`spinezarr.ingest`.
+        include_restricted
+            Also derive scans and further masks whose license allows no derivatives, such as
+            CC BY-NC-ND. The report names those that are left out in ``left_out`` and
+            ``left_out_masks``.
+        storage_options
+            Options for the file system of ``out``, if it is a URL. By default, those of the store.
+        on_progress
+            Called when scans start, advance and end.
+
+        Returns
+        -------
+        DeriveReport
+            Scans by outcome, and notes.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UnknownMaskError
+            If none of the scans has a mask of ``layers``.
+        UsageError
+            If options contradict each other, if the store has no such split, source or vertebra,
+            or if something else lies at ``out``, such as a store that was derived in another way.
+        StoreBusyError
+            If another process is writing the derived store.
+        LostLockError, LostClusterError
+            As for :func:`spinezarr.ingest`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = store.derive(
+        ...         out=f"{folder}/2mm.zarr", scans="liver_0", spacing_mm=2, crop="spine"
+        ...     )
+        >>> report.done, report.failed
+        (('liver_0',), ())
+        """
+        # Training never writes.
+        from spinezarr.derive.parameters import Derivation  # noqa: PLC0415
+        from spinezarr.verbs.derive import derive  # noqa: PLC0415
+
+        derivation = Derivation.of(
+            spacing_mm=spacing_mm,
+            antialias=antialias,
+            mask_interpolation=mask_interpolation,
+            crop=crop,
+            margin_mm=margin_mm,
+            intensity=intensity,
+        )
+        store_options = self._reader.storage_options or {}
+        return derive(
+            self._reader,
+            ScanSelection.of(scans, split, source, vertebra),
+            os.fspath(out),
+            derivation,
+            layers=layers,
+            codec=codec,
+            workers=workers,
+            scheduler=scheduler,
+            scratch=None if scratch is None else os.fspath(scratch),
+            include_restricted=include_restricted,
+            storage_options=store_options if storage_options is None else storage_options,
             on_progress=on_progress,
         )
 

@@ -23,6 +23,7 @@ _COMMANDS: Final = (
     "ingest",
     "add-labels",
     "remove-labels",
+    "derive",
     "info",
     "audit",
     "verify",

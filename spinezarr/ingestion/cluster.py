@@ -1,4 +1,4 @@
-"""How are scans ingested on a Dask cluster?
+"""How are the tasks of a run done on a Dask cluster?
 
 Each scan is one task. A bounded number of tasks is under way at a time. A task is repeated if its
 worker dies. A task needs the source files and the store, and nothing from other tasks. The cluster
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from itertools import count
 from logging import ERROR, Filter, LogRecord, getLogger
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
 
 import dask
 from distributed import (
@@ -33,15 +33,13 @@ from distributed import (
     wait,
 )
 from distributed.versions import VersionMismatchWarning
-from fsspec.implementations.local import LocalFileSystem
 
 from spinezarr.errors import LostClusterError, LostLockError, SpinezarrError, UsageError
 from spinezarr.forks import PerProcess
+from spinezarr.ingestion.job import Job, ScanResult, TaskT, run_task
 from spinezarr.ingestion.run import Listener
-from spinezarr.ingestion.task import Job, ScanResult, Task
 from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url, redact_urls_in
-from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.text import to_printable
 
 __all__ = [
@@ -51,8 +49,6 @@ __all__ = [
     "existing_cluster",
     "local_cluster",
 ]
-
-TaskT = TypeVar("TaskT", bound=Task)
 
 _TASKS_PER_THREAD: Final = 2
 """Number of tasks for each worker thread.
@@ -127,7 +123,7 @@ _INTERRUPT_FILTER: Final = _InterruptFilter()
 
 
 class DaskWorkers:
-    """Ingests scans on a Dask cluster; see :class:`spinezarr.ingestion.run.Workers`.
+    """Does tasks on a Dask cluster; see :class:`spinezarr.ingestion.run.Workers`.
 
     Parameters
     ----------
@@ -183,9 +179,7 @@ class DaskWorkers:
         LostLockError
             If another run has taken over the store.
         """
-        run = _Run(
-            self._client, _with_absolute_path(job), listener, self._encode_threads, self._settings
-        )
+        run = _Run(self._client, job.portable(), listener, self._encode_threads, self._settings)
         try:
             yield from run.results(iter(tasks))
         except KeyboardInterrupt:
@@ -297,16 +291,10 @@ def _check_versions(client: Client) -> None:
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""  # noqa: PLR2004
         raise UsageError(
-            f"the cluster at {_address(client)} cannot do this ingest: "
+            f"the cluster at {_address(client)} cannot do this work: "
             f"{'; '.join(problems[:3])}{more}. Install the same versions for scheduler, workers "
             "and this command, for example from one container image."
         )
-
-
-def _with_absolute_path(job: Job[TaskT]) -> Job[TaskT]:
-    """Return the job with absolute paths, so that workers may run in other folders."""
-    fs, path = open_filesystem(job.raw, job.raw_options)
-    return job.with_raw(path) if isinstance(fs, LocalFileSystem) else job
 
 
 @dataclass(frozen=True, slots=True)
@@ -560,7 +548,11 @@ class _StoppedError(SpinezarrError):
 
 
 def _run_on_worker(
-    job: Job[TaskT], task: TaskT, token: str, encode_threads: int | None, progress_s: float
+    job: Job[TaskT],
+    task: TaskT,
+    token: str,
+    encode_threads: int | None,
+    progress_s: float,
 ) -> ScanResult:
     worker = get_worker()
     scan_id = task.source.scan_id
@@ -572,7 +564,7 @@ def _run_on_worker(
 
     send(None)
     pool = _encode_pool(encode_threads or worker.state.nthreads).get()
-    return job.run(task, pool, _ProgressReporter(token, send, progress_s))
+    return run_task(job, task, pool, _ProgressReporter(token, send, progress_s))
 
 
 class _ProgressReporter:

@@ -1,4 +1,4 @@
-"""How is a whole dataset ingested, and what is reported?
+"""How are all scans of a run written, such as those of an ingest, and what is reported?
 
 Each scan is a task for workers. A scan that fails does not stop the others. Only this process
 writes the files that all scans share: the scan table and the ledger.
@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 
 from spinezarr.errors import LostLockError, ReadOnlyStoreError, UsageError
 from spinezarr.ingestion.discovery.discover import (
@@ -21,25 +22,28 @@ from spinezarr.ingestion.discovery.discover import (
     TableUse,
     UnpairedImage,
 )
-from spinezarr.ingestion.pseudonyms import Pseudonyms
-from spinezarr.ingestion.scan import ScanOptions
-from spinezarr.ingestion.task import (
-    IngestJob,
+from spinezarr.ingestion.job import (
     Job,
     LayerResult,
     Outcome,
+    ScanJob,
     ScanResult,
     ScanTask,
-    Task,
+    Source,
     TaskSource,
+    TaskT,
+    run_task,
 )
+from spinezarr.ingestion.pseudonyms import Pseudonyms
+from spinezarr.ingestion.scan import ScanOptions
+from spinezarr.ingestion.task import IngestJob
 from spinezarr.processors import cpu_count
 from spinezarr.recipe import Recipe
+from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.audit_log import scan_identity
-from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.layout import FORMAT_VERSION, LARGEST_SCANS, profile_named
-from spinezarr.store.ledger import FolderRecord, LedgerEntry, hash_inputs
+from spinezarr.store.ledger import FolderRecord, LedgerEntry
 from spinezarr.store.table import natural_key, table_attributes
 from spinezarr.store.writer import StoreWriter
 
@@ -53,8 +57,11 @@ __all__ = [
     "LayerReport",
     "Listener",
     "LocalThreads",
+    "RunReport",
     "Workers",
     "ingest",
+    "open_writer",
+    "run_job",
 ]
 
 _CANNOT_REPAIR: Final = (
@@ -64,12 +71,10 @@ _CANNOT_REPAIR: Final = (
 _TABLE_INTERVAL_S: Final = 60.0
 """Seconds between two updates of the scan table during an ingest, for concurrent readers."""
 
-TaskT = TypeVar("TaskT", bound=Task)
-
 
 @dataclass(frozen=True, slots=True)
 class FailedScan:
-    """A scan that could not be ingested, and why."""
+    """A scan that could not be written, and why."""
 
     scan_id: str
     reason: str
@@ -77,18 +82,18 @@ class FailedScan:
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What became of one further mask of all scans in an ingest."""
+    """What became of one further mask of all scans of a run."""
 
     name: str
     """Name of the mask."""
     done: tuple[str, ...]
     """Scans whose mask was written."""
     skipped: tuple[str, ...]
-    """Scans that had this mask already, from the same files."""
+    """Scans that had this mask already, from the same source."""
     failed: tuple[FailedScan, ...]
     """Scans whose mask could not be written; an earlier mask of that name stays."""
     without_file: tuple[str, ...]
-    """Scans that have no file of this mask. They do not count as failures."""
+    """Scans whose source has no mask of this name. They do not count as failures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +107,23 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
-class IngestReport:
-    """The result of an ingest."""
+class RunReport:
+    """The result of a run that writes scans."""
 
     store: str
     """Path or URL of the store, without secrets."""
     done: tuple[str, ...]
     updated: tuple[str, ...]
-    """Scans of which only the metadata from recipe, splits, tables or sidecars have changed."""
+    """Scans of which only metadata have changed, such as those from recipe, splits or tables."""
     skipped: tuple[str, ...]
     """Scans that were already up to date in the store."""
     failed: tuple[FailedScan, ...]
     from_earlier_runs: tuple[str, ...]
-    """Scans from earlier runs that are not in the raw folder; they stay in the store."""
+    """Scans from earlier runs that are not among those of this run; they stay in the store."""
     notes: dict[str, tuple[str, ...]]
     """Notes for the user on scans that are done or updated, by scan id."""
     source_bytes: int
-    """Size of the source files of the scans that are done."""
+    """Size of the sources of the scans that are done."""
     stored_bytes: int
     seconds: float
     problem: str
@@ -126,6 +131,24 @@ class IngestReport:
 
     The scans that are done are in the store in any case.
     """
+    layers: tuple[LayerReport, ...]
+    """Each further mask that the run writes with its scans."""
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a scan of the run or one of its masks is not in the store or its table."""
+        return bool(self.failed or any(layer.failed for layer in self.layers) or self.problem)
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code: 0 if all scans of the run are in the store with their masks, else 1."""
+        return 1 if self.is_incomplete else 0
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport(RunReport):
+    """The result of an ingest."""
+
     without_mask: tuple[UnpairedImage, ...]
     """Images that should have a mask and have none; they count as failed."""
     without_image: tuple[PathNote, ...]
@@ -147,8 +170,6 @@ class IngestReport:
 
     None if their files are ``.nii.gz`` already.
     """
-    layers: tuple[LayerReport, ...] = ()
-    """Each further mask that the recipe names."""
 
     @property
     def orphans_failed(self) -> bool:
@@ -158,13 +179,11 @@ class IngestReport:
     @property
     def exit_code(self) -> int:
         """Exit code: 0 if all scans of the raw folder are in the store with their masks, else 1."""
-        failed_layers = any(layer.failed for layer in self.layers)
-        left_out = self.failed or failed_layers or self.orphans_failed or self.unlisted
-        return 1 if left_out or self.problem else 0
+        return 1 if self.is_incomplete or self.orphans_failed or self.unlisted else 0
 
 
 class Listener(Protocol):
-    """Receives the progress of an ingest, in the thread that runs it."""
+    """Receives the progress of a run, in the thread that runs it."""
 
     def started(self, source: TaskSource) -> None:
         """Handle the start of a scan."""
@@ -213,7 +232,7 @@ class LocalThreads:
         with ThreadPoolExecutor(threads, thread_name_prefix="spinezarr-encode") as pool:
             for task in tasks:
                 listener.started(task.source)
-                yield job.run(task, pool, partial(listener.advanced, task.source))
+                yield run_task(job, task, pool, partial(listener.advanced, task.source))
 
 
 def ingest(
@@ -279,14 +298,78 @@ def ingest(
             f"{discovery.raw}: has {len(discovery.scans)} scans, and a store holds at most "
             f"{LARGEST_SCANS}. Make several stores, with a recipe for each part."
         )
-    listener = listener or _SilentListener()
-    started = time.monotonic()
     options = options or ScanOptions()
     repair = find_damaged is not None
     store = _open_store(recipe, out, codec, options.pseudonyms, out_options, repair=repair)
+    report = run_job(
+        IngestJob(recipe, discovery.raw, raw_options or {}, store, options),
+        discovery.scans,
+        purpose="an ingest",
+        layers=[name for layout in recipe.layouts.values() for name in layout.layers],
+        failing=discovery.failing,
+        # Records of headers may name a series. Pseudonyms must hide such names.
+        folders={} if options.pseudonyms else discovery.folders,
+        listener=listener,
+        workers=workers,
+        find_damaged=find_damaged,
+    )
+    return IngestReport(
+        **{item.name: getattr(report, item.name) for item in fields(report)},
+        without_mask=discovery.without_mask,
+        without_image=discovery.without_image,
+        orphans_expected=discovery.orphans_expected,
+        unlisted=discovery.unlisted,
+        ignored=discovery.ignored,
+        absent=discovery.absent,
+        tables=discovery.tables,
+        missing=discovery.missing,
+    )
+
+
+def run_job(
+    job: ScanJob[Source],
+    sources: Sequence[Source],
+    *,
+    purpose: str,
+    layers: Iterable[str] = (),
+    failing: Iterable[tuple[str, str]] = (),
+    folders: Mapping[str, FolderRecord] = MappingProxyType({}),
+    listener: Listener | None = None,
+    workers: Workers | None = None,
+    find_damaged: Callable[[], Damage] | None = None,
+) -> RunReport:
+    """Write the scans of a job into its store, then the scan table and the ledger.
+
+    Parameters
+    ----------
+    job
+        Settings of the run.
+    sources
+        Sources of the scans. Those with unchanged inputs are skipped.
+    purpose
+        Operation that needs the lock of the store, such as "an ingest", for messages.
+    layers
+        Names of the further masks that the report names.
+    failing
+        Ids of scans that cannot be written, and why.
+    folders
+        Records of folders of DICOM files for the ledger.
+    listener, workers, find_damaged
+        See :func:`ingest`.
+
+    Raises
+    ------
+    UsageError
+        If the store cannot be written.
+    StoreBusyError, LostLockError
+        If another process is writing the store, or has taken it over during the run.
+    """
+    started = time.monotonic()
+    listener, store = listener or _SilentListener(), job.store
+    repair = find_damaged is not None
     with ExitStack() as stack:
         try:
-            lock = stack.enter_context(store.lock("an ingest"))
+            lock = stack.enter_context(store.lock(purpose))
         except ReadOnlyStoreError as problem:
             raise UsageError(str(problem)) from problem
         if repair:
@@ -294,10 +377,8 @@ def ingest(
         store.registry.audit_log()  # a damaged log ends the run before any work is done
         state = _StoreState.load(store, recover=lock.took_over, repair=repair)
         damage = Damage() if find_damaged is None else find_damaged()
-        # Records of headers may name a series. Pseudonyms must hide such names.
-        state.record_folders({} if options.pseudonyms else discovery.folders)
-        job = IngestJob(recipe, discovery.raw, raw_options or {}, store, options)
-        run = _Run(job, discovery, state, listener, damage)
+        state.record_folders(dict(folders))
+        run = _Run(job, sources, state, failing=list(failing), listener=listener, damage=damage)
         try:
             with closing((workers or LocalThreads()).run(job, run.tasks(), listener)) as results:
                 for result in results:
@@ -309,7 +390,7 @@ def ingest(
             run.write_table()
             raise
         run.write_table()
-        return run.report(time.monotonic() - started)
+        return run.report(time.monotonic() - started, layers)
 
 
 def _open_store(
@@ -331,11 +412,29 @@ def _open_store(
         codec_profile=None if codec is None else profile_named(codec).name,
         pseudonym_key=None if pseudonyms is None else pseudonyms.fingerprint,
     )
+    return open_writer(out, root, storage_options, repair=repair)
+
+
+def open_writer(
+    out: str,
+    root: RootAttributes,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    repair: bool = False,
+) -> StoreWriter:
+    """Open a store for a run, or start a new one; see :class:`.StoreWriter`.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be written, or something else lies at its place.
+    """
     try:
         return StoreWriter(out, root, storage_options, repair=repair)
     except OSError as problem:
         raise UsageError(
-            f"{out}: cannot be written: {problem.strerror or problem}. Choose another path."
+            f"{redact_url(out)}: cannot be written: {problem.strerror or problem}. Choose another "
+            "path."
         ) from problem
 
 
@@ -418,27 +517,26 @@ def _listed_masks(table: "xr.Dataset") -> dict[str, frozenset[str]]:
     return {scan_id: frozenset(masks.split()) for scan_id, masks in zip(*columns, strict=True)}
 
 
-class _Run:
-    """The state of one ingest."""
+class _Run(Generic[Source]):
+    """The state of one run."""
 
     def __init__(
         self,
-        job: IngestJob,
-        discovery: Discovery,
+        job: ScanJob[Source],
+        sources: Sequence[Source],
         state: _StoreState,
+        *,
+        failing: Sequence[tuple[str, str]],
         listener: Listener,
         damage: Damage,
     ) -> None:
         self._job = job
         self._damage = damage
-        self._discovery = discovery
         self._state = state
         self._listener = listener
-        present_ids = {source.scan_id for source in discovery.scans}
-        present_ids |= {image.scan_id for image in discovery.without_mask}
-        present_ids |= {scan.scan_id for scan in discovery.refused}
+        self._sources = {source.scan_id: source for source in sources}
+        present_ids = self._sources.keys() | {scan_id for scan_id, _ in failing}
         self._from_earlier_runs = tuple(sorted(state.entries.keys() - present_ids, key=natural_key))
-        self._sources = {source.scan_id: source for source in discovery.scans}
         self._inputs: dict[str, str] = {}
         """Hash of the inputs of each scan that a worker has."""
         self._done: list[ScanAttributes] = []
@@ -446,51 +544,43 @@ class _Run:
         self._skipped: list[str] = []
         self._layers: dict[str, tuple[LayerResult, ...]] = {}
         """What became of the further masks of each scan that is in the store."""
-        self._failed = [FailedScan(scan_id, reason) for scan_id, reason in discovery.failing]
+        self._layer_notes: dict[str, tuple[str, ...]] = {}
+        """Notes on masks that were written, by scan id."""
+        self._failed = [FailedScan(scan_id, reason) for scan_id, reason in failing]
         self._failed += [
             FailedScan(scan_id, _CANNOT_REPAIR)
             for scan_id in sorted(damage.scans - present_ids, key=natural_key)
         ]
-        self._layer_notes: dict[str, tuple[str, ...]] = {}
-        """Notes on masks that were written, by scan id."""
         self._problem = ""
         self._unclean = False
         self._table_written = time.monotonic()
 
-    def tasks(self) -> Iterator[ScanTask]:
-        """Yield the scans to ingest; skip those with unchanged inputs."""
-        options = self._job.options
-        shared = canonical_json((self._job.recipe, options.take_image_grid, options.limits))
-        for source in self._discovery.scans:
-            inputs = self._storable_hash(hash_inputs(shared, source))
+    def tasks(self) -> Iterator[ScanTask[Source]]:
+        """Yield the scans to write; skip those with unchanged inputs."""
+        inputs_of = self._job.input_hasher()
+        for source in self._sources.values():
+            inputs = inputs_of(source)
             entry = self._state.entries.get(source.scan_id)
             damaged = source.scan_id in self._damage.scans
             damaged_masks = self._damage.masks.get(source.scan_id, frozenset())
-            names = {layer.name for layer in source.layers}
-            is_whole = not damaged and names.isdisjoint(damaged_masks)
-            is_whole = is_whole and names <= self._state.masks_of(source.scan_id)
+            names = source.mask_names
+            is_whole = not damaged and damaged_masks.isdisjoint(names)
+            is_whole = is_whole and self._state.masks_of(source.scan_id).issuperset(names)
             if entry is not None and entry.inputs == inputs and is_whole:
                 self._skipped.append(source.scan_id)
                 self._layers[source.scan_id] = tuple(
-                    LayerResult(layer.name, "already in the store") for layer in source.layers
+                    LayerResult(name, "already in the store") for name in names
                 )
                 self._listener.finished(source, "already in the store")
                 continue
             self._inputs[source.scan_id] = inputs
-            same_files = entry is not None and entry.stamp == self._storable_hash(source.stamp)
-            stored = entry is not None
             yield ScanTask(
                 source,
-                stored=stored,
-                same_files=same_files,
+                stored=entry is not None,
+                same_files=entry is not None and entry.stamp == self._job.stamp_of(source),
                 damaged=damaged,
                 damaged_masks=damaged_masks,
             )
-
-    def _storable_hash(self, digest: str) -> str:
-        """Return the hash that may be stored. It is keyed if the store has pseudonyms."""
-        pseudonyms = self._job.options.pseudonyms
-        return digest if pseudonyms is None else pseudonyms.keyed_hash(digest)
 
     def record(self, result: ScanResult) -> None:
         """Record the result of a task."""
@@ -510,7 +600,7 @@ class _Run:
             outcomes = {layer.outcome for layer in result.layers}
             if "failed" in outcomes:
                 inputs = ""  # the next run tries the layer again
-            stamp = self._storable_hash(source.stamp)
+            stamp = self._job.stamp_of(source)
             self._state.change(result.scan, inputs, stamp, has_new_masks="done" in outcomes)
             if result.outcome == "done":
                 self._done.append(result.scan)
@@ -547,14 +637,14 @@ class _Run:
             self._job.store.registry.forget_ledger()
         self._table_written = time.monotonic()
 
-    def report(self, seconds: float) -> IngestReport:
+    def report(self, seconds: float, layers: Iterable[str]) -> RunReport:
         """Return the report, in the order of the sources."""
         position = {scan_id: i for i, scan_id in enumerate(self._sources)}
         done, updated = (
             sorted(scans, key=lambda scan: position[scan.scan_id])
             for scans in (self._done, self._updated)
         )
-        return IngestReport(
+        return RunReport(
             store=self._job.store.name,
             done=tuple(scan.scan_id for scan in done),
             updated=tuple(scan.scan_id for scan in updated),
@@ -566,15 +656,7 @@ class _Run:
             stored_bytes=sum(entry.size_bytes for scan in done for entry in scan.manifest.values()),
             seconds=seconds,
             problem=self._problem,
-            without_mask=self._discovery.without_mask,
-            without_image=self._discovery.without_image,
-            orphans_expected=self._discovery.orphans_expected,
-            unlisted=self._discovery.unlisted,
-            ignored=self._discovery.ignored,
-            absent=self._discovery.absent,
-            tables=self._discovery.tables,
-            missing=self._discovery.missing,
-            layers=tuple(self._layer_reports()),
+            layers=tuple(map(self._layer_report, dict.fromkeys(layers))),
         )
 
     def _notes(
@@ -586,25 +668,23 @@ class _Run:
             notes[scan_id] = (*notes.get(scan_id, ()), *new_notes)
         return {scan_id: texts for scan_id, texts in notes.items() if texts}
 
-    def _layer_reports(self) -> Iterator[LayerReport]:
-        layouts = self._job.recipe.layouts.values()
-        for name in dict.fromkeys(name for layout in layouts for name in layout.layers):
-            scans: dict[str, list[str]] = defaultdict(list)
-            failed: list[FailedScan] = []
-            for scan_id in self._sources:
-                for layer in self._layers.get(scan_id, ()):
-                    if layer.name == name and layer.outcome == "failed":
-                        failed.append(FailedScan(scan_id, layer.reason))
-                    elif layer.name == name:
-                        scans[layer.outcome].append(scan_id)
-            yield LayerReport(
-                name,
-                done=tuple(scans["done"]),
-                skipped=tuple(scans["already in the store"]),
-                failed=tuple(failed),
-                without_file=tuple(
-                    scan_id
-                    for scan_id, source in self._sources.items()
-                    if name not in {layer.name for layer in source.layers}
-                ),
-            )
+    def _layer_report(self, name: str) -> LayerReport:
+        scans: dict[str, list[str]] = defaultdict(list)
+        failed: list[FailedScan] = []
+        for scan_id in self._sources:
+            for layer in self._layers.get(scan_id, ()):
+                if layer.name == name and layer.outcome == "failed":
+                    failed.append(FailedScan(scan_id, layer.reason))
+                elif layer.name == name:
+                    scans[layer.outcome].append(scan_id)
+        return LayerReport(
+            name,
+            done=tuple(scans["done"]),
+            skipped=tuple(scans["already in the store"]),
+            failed=tuple(failed),
+            without_file=tuple(
+                scan_id
+                for scan_id, source in self._sources.items()
+                if name not in source.mask_names
+            ),
+        )

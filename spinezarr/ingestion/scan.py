@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -14,7 +12,6 @@ from typing import Any, Final
 import fsspec
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer
 
 from spinezarr.errors import FormatError, LabelError
 from spinezarr.formats.dicom import DicomSeriesVolume
@@ -26,7 +23,7 @@ from spinezarr.formats.rounding import Rounding
 from spinezarr.formats.segments import SegmentedLabels
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.formats.volume import Volume, open_volume
-from spinezarr.geometry import SHEAR_TOLERANCE_DEG, Grid, ShapeZYX, oblique_angle_deg, shear_deg
+from spinezarr.geometry import SHEAR_TOLERANCE_DEG, Grid, oblique_angle_deg, shear_deg
 from spinezarr.ingestion.discovery.annotations import (
     SIDECAR_NOTE,
     AnnotatedCentroids,
@@ -37,6 +34,7 @@ from spinezarr.ingestion.discovery.discover import ScanSource
 from spinezarr.ingestion.label_file import LabelFiles, open_label
 from spinezarr.ingestion.labels import label_chunks, label_summaries
 from spinezarr.ingestion.pseudonyms import Pseudonyms
+from spinezarr.ingestion.voxel_writer import ScanProgress, VoxelWriter
 from spinezarr.ingestion.voxels.align import aligned_label_grid
 from spinezarr.ingestion.voxels.chunks import (
     HU_DTYPE,
@@ -47,8 +45,7 @@ from spinezarr.ingestion.voxels.chunks import (
     LabelFacts,
     stored_labels,
 )
-from spinezarr.ingestion.voxels.encode import ChunkEncoder, Facts, encode_volume
-from spinezarr.ingestion.voxels.memory import MemoryBudget, Workspace
+from spinezarr.ingestion.voxels.memory import MemoryBudget
 from spinezarr.nifti_geometry import is_default_affine
 from spinezarr.recipe import Recipe
 from spinezarr.resources import package_version
@@ -56,7 +53,6 @@ from spinezarr.scaling import Scaling
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.layout import IMAGE, LABEL
-from spinezarr.store.scan_writer import ScanWriter
 from spinezarr.store.table import ERRATUM_APPLIED
 from spinezarr.store.writer import StoreWriter
 from spinezarr.text import count_noun
@@ -66,11 +62,14 @@ __all__ = [
     "ScanOptions",
     "absent_parts_note",
     "descriptive_metadata",
+    "distances_mm",
     "grid_on_image",
+    "image_summary",
     "ingest_scan",
     "label_files",
     "label_notes",
     "label_rounding",
+    "label_summary",
     "naming_label",
     "open_image",
     "source_key",
@@ -82,12 +81,6 @@ _OBLIQUE_NOTE_DEG: Final = 0.1
 
 Above it, coordinates along the axes are wrong by more than one voxel in 512.
 """
-_IMAGE_THIRDS: Final = 2
-"""Thirds of the memory that the image gets.
-
-The mask gets the rest, because its voxels are half as large.
-"""
-_REPORT_PERIOD_S: Final = 0.1
 _OUTSIDE_NOTE: Final = "mask values outside the label scheme: "
 _ABSENT_NOTE: Final = "parts of the mask that are absent, so their voxels are background: "
 _CORRECTED_NOTE: Final = "labels corrected by a list of errata: "
@@ -174,8 +167,13 @@ def ingest_scan(
         notes += grid_notes
     centroids = annotated_centroids(source, companions.centroids, image.grid)
     writer = store.scans.start(source.scan_id)
-    voxel_writer = _VoxelWriter(
-        writer, pool, _Progress(image.grid, label_grid, on_share), options, store.local_folder
+    shapes = [image.grid.shape_ijk] if label is None else [image.grid.shape_ijk] * 2
+    voxel_writer = VoxelWriter(
+        writer,
+        pool,
+        ScanProgress(shapes, on_share),
+        options.memory,
+        options.scratch or store.local_folder,
     )
     try:
         # Mask and image are read at the same time, so that the encoding threads have work while
@@ -212,8 +210,8 @@ def ingest_scan(
         else:
             label_facts, centroids = label_result.facts, label_result.centroids
             counts = label_chunks(label_facts)
-            facts |= _label_summary(label_facts)
-            facts["centroids"] = centroids.records(_distances_mm(label_facts))
+            facts |= label_summary(label_facts)
+            facts["centroids"] = centroids.records(distances_mm(label_facts))
             facts["label_source"] = {
                 **source_record(_label_path(source), label, label.source_file(), label_grid),
                 "parts": tuple((part.value, part.path) for part in source.label_parts),
@@ -361,44 +359,6 @@ def _label_path(source: ScanSource) -> str:
     return "" if files is None else files.file
 
 
-class _StoppedError(Exception):
-    """Ends a thread whose result is no longer needed."""
-
-
-class _Progress:
-    """Adds up the progress of several threads on one scan.
-
-    Only the thread that runs the scan reports the sum.
-    """
-
-    def __init__(
-        self, image_grid: Grid, label_grid: Grid | None, on_share: Callable[[float], None]
-    ) -> None:
-        self._voxels = math.prod(image_grid.shape_ijk) * (1 if label_grid is None else 2)
-        self._on_share = on_share
-        self._lock = threading.Lock()
-        self._unreported = 0
-        self._stopped = False
-
-    def count(self, voxels: int) -> None:
-        """Add voxels, or subtract them if negative. Any thread may call it."""
-        if self._stopped:
-            raise _StoppedError
-        with self._lock:
-            self._unreported += voxels
-
-    def report(self) -> None:
-        """Report the voxels that were counted since the last report."""
-        with self._lock:
-            voxels, self._unreported = self._unreported, 0
-        if voxels:
-            self._on_share(voxels / self._voxels)
-
-    def stop(self) -> None:
-        """Make the next call of :meth:`count` raise, so that its thread ends."""
-        self._stopped = True
-
-
 @dataclass(frozen=True, slots=True)
 class _LabelResult:
     """What is known of a mask that was encoded."""
@@ -413,68 +373,6 @@ class _LabelResult:
     """Annotated centroids, named as the stored labels are."""
     correction: str = ""
     """What a list of errata has changed, and who says so; empty if it was not applied."""
-
-
-@dataclass(frozen=True, slots=True)
-class _VoxelWriter:
-    """Writes the voxels of one scan."""
-
-    writer: ScanWriter
-    pool: Executor
-    progress: _Progress
-    options: ScanOptions
-    store_folder: str | None
-    """Folder of a store on a local disk; None for a store elsewhere."""
-
-    def encode(
-        self,
-        array: str,
-        volume: Volume,
-        grid: Grid,
-        encoder: ChunkEncoder[Facts],
-        on_voxels: Callable[[int], None],
-    ) -> list[Facts]:
-        """Encode a volume into the shards of ``array``.
-
-        If it fails, its voxels are subtracted from the progress.
-        """
-        encoded_voxels = 0
-
-        def count(voxels: int) -> None:
-            nonlocal encoded_voxels
-            encoded_voxels += voxels
-            on_voxels(voxels)
-
-        def write(shard_zyx: ShapeZYX, parts: Iterable[Buffer]) -> None:
-            self.writer.write_shard(array, shard_zyx, parts)
-
-        try:
-            return encode_volume(
-                volume,
-                grid,
-                encoder,
-                profile=self.writer.profile,
-                write_shard=write,
-                pool=self.pool,
-                on_voxels=count,
-                workspace=self._workspace(array),
-            )
-        except DoesNotFitError:
-            on_voxels(-encoded_voxels)
-            raise
-
-    def wait_for(self, future: Future[_LabelResult]) -> _LabelResult:
-        """Return the result of another thread, and report progress meanwhile."""
-        while not wait([future], _REPORT_PERIOD_S).done:
-            self.progress.report()
-        self.progress.report()
-        return future.result()
-
-    def _workspace(self, array: str) -> Workspace:
-        thirds = _IMAGE_THIRDS if array == IMAGE else 3 - _IMAGE_THIRDS
-        return Workspace(
-            self.options.memory.share(thirds, 3), self.options.scratch or self.store_folder
-        )
 
 
 def grid_on_image(
@@ -503,7 +401,7 @@ def grid_on_image(
 
 
 def _write_image(
-    image: Volume, voxel_writer: _VoxelWriter, notes: list[str]
+    image: Volume, voxel_writer: VoxelWriter, notes: list[str]
 ) -> tuple[SourceFile, dict[str, Any]]:
     """Encode the image as int16. If a value does not fit, encode it in the type of the file."""
 
@@ -511,13 +409,10 @@ def _write_image(
         volume: Volume, dtype: np.dtype[Any], scaling: Scaling | None = None
     ) -> tuple[SourceFile, list[ImageFacts]]:
         encoder = ImageEncoder(voxel_writer.writer.profile, dtype, scaling)
-        facts = voxel_writer.encode(IMAGE, volume, image.grid, encoder, count)
+        facts = voxel_writer.encode(IMAGE, volume, image.grid, encoder, on_voxels)
         return volume.source_file(), facts
 
-    def count(voxels: int) -> None:
-        voxel_writer.progress.count(voxels)
-        voxel_writer.progress.report()
-
+    on_voxels = voxel_writer.progress.count_and_report
     value_dtype = stored_dtype = HU_DTYPE
     scaling = None
     try:
@@ -536,7 +431,7 @@ def _write_image(
             f"the image was {storage}, because it holds {problem.value:g}, which int16 cannot hold"
         )
         file, facts = encode(numbers, stored_dtype, scaling)
-    summary = _image_summary(facts)
+    summary = image_summary(facts)
     nan, infinite = summary["image_nan_voxels"], summary["image_infinite_voxels"]
     if nan or infinite:
         notes.append(
@@ -570,7 +465,7 @@ def _write_label(
     label: Volume,
     grid: Grid,
     centroids: AnnotatedCentroids,
-    voxel_writer: _VoxelWriter,
+    voxel_writer: VoxelWriter,
 ) -> _LabelResult:
     values, correction = source.label_values, ""
     with naming_label(label, _label_path(source)):
@@ -594,7 +489,7 @@ def _write_label(
 
 
 def _label_heights(
-    label: Volume, grid: Grid, values: tuple[tuple[int, int], ...], voxel_writer: _VoxelWriter
+    label: Volume, grid: Grid, values: tuple[tuple[int, int], ...], voxel_writer: VoxelWriter
 ) -> dict[int, float]:
     """Read a mask to its end, and return the mean index of each label along z."""
     axis_map = grid.axis_map
@@ -630,7 +525,7 @@ def label_rounding(label: Volume, encoder: LabelEncoder) -> Rounding:
     return label.rounding if isinstance(label, MergedLabels) else encoder.rounding
 
 
-def _distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
+def distances_mm(facts: Iterable[LabelFacts]) -> dict[int, float]:
     """Return the distance from each annotated centroid to its label in mm, by value."""
     nearest: dict[int, float] = {}
     for label in (label for fact in facts for label in fact.labels):
@@ -726,7 +621,8 @@ def source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> di
     }
 
 
-def _image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
+def image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
+    """Return the attributes that sum up the voxels of an image."""
     checksums = np.array([fact.checksum for fact in facts], "<u4")
     lowest, highest = min(fact.lowest for fact in facts), max(fact.highest for fact in facts)
     return {
@@ -737,7 +633,8 @@ def _image_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
     }
 
 
-def _label_summary(facts: Iterable[LabelFacts]) -> dict[str, Any]:
+def label_summary(facts: Iterable[LabelFacts]) -> dict[str, Any]:
+    """Return the attributes that sum up the labels of a mask."""
     vertebrae: dict[str, Any] = {}
     other_labels: dict[str, int] = {}
     for value, summary in label_summaries(facts).items():

@@ -7,7 +7,14 @@ import re
 from collections.abc import Collection
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from spinezarr.errors import DamagedMetadataError
 from spinezarr.geometry import ShapeZYX
@@ -21,6 +28,7 @@ from spinezarr.store.records import (
     Affine,
     ComparisonRecord,
     Count,
+    DerivationRecord,
     FileRecord,
     ImageSourceRecord,
     LabelSourceRecord,
@@ -51,6 +59,7 @@ __all__ = [
     "NEAR_LABEL_MM",
     "ORIENTATIONS",
     "CentroidRecord",
+    "DerivationRecord",
     "FileRecord",
     "ImageSourceRecord",
     "LabelSourceRecord",
@@ -123,6 +132,19 @@ class RootAttributes(StoredAttributes):
     """Name of the profile with the chunks and codecs of new scans; None for the default."""
     pseudonym_key: str | None = None
     """Fingerprint of the key of the pseudonyms; None if the ids are the dataset's own."""
+    derived_from: str | None = None
+    """Path or URL of the store that this one was derived from, without secrets; else None."""
+    derivation: str | None = None
+    """How the scans were derived, for people; None for a store of ingested scans."""
+
+    @model_serializer(mode="wrap")
+    def _without_derivation(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what a store of ingested scans does not have, as older stores lack it."""
+        fields: dict[str, Any] = serialize(self)
+        if self.derivation is None:
+            fields.pop("derived_from", None)
+            fields.pop("derivation", None)
+        return fields
 
 
 class OtherFormatError(Exception):
@@ -233,6 +255,8 @@ class ScanAttributes(StoredAttributes):
     centroid_source: FileRecord | None
     written_by: str
     notes: tuple[str, ...]
+    derived_from: DerivationRecord | None = None
+    """The scan of another store that this one was derived from; None for an ingested scan."""
     masks: dict[MaskName, MaskRecord] = Field(default_factory=dict)
     """Masks beside ``label``, by name."""
     manifest: dict[
@@ -240,6 +264,14 @@ class ScanAttributes(StoredAttributes):
         Annotated[ManifestEntry | ShardEntry, Field(union_mode="left_to_right")],
     ]
     """Entries of all files of the scan except its ``zarr.json``, by key."""
+
+    @model_serializer(mode="wrap")
+    def _without_derivation(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``derived_from`` of an ingested scan, as older stores lack it."""
+        fields: dict[str, Any] = serialize(self)
+        if self.derived_from is None:
+            fields.pop("derived_from", None)
+        return fields
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as they are stored."""

@@ -55,8 +55,8 @@ def claim_store(store: WritableStore, requested: RootAttributes, *, repair: bool
     Raises
     ------
     UsageError
-        If something else lies at its place, or the store has another dataset, codec profile or
-        pseudonym key.
+        If something else lies at its place, or the store has another dataset, derivation, codec
+        profile or pseudonym key.
     """
     stored = existing = _read_root(store, repair=repair)
     if existing is None and _is_occupied(store):
@@ -127,11 +127,16 @@ def _root_from_table(store: WritableStore, *, repair: bool) -> RootAttributes:
 
 
 def _check_root(name: str, existing: RootAttributes, requested: RootAttributes) -> None:
-    """Refuse a store of another dataset, codec profile or pseudonym key."""
+    """Refuse a store of another dataset, derivation, codec profile or pseudonym key."""
     if (existing.dataset, existing.title) != (requested.dataset, requested.title):
         raise UsageError(
             f"{name}: holds {_describe(existing)}, not {_describe(requested)}. "
             "One store holds one dataset: choose another place."
+        )
+    if existing.derivation != requested.derivation:
+        raise UsageError(
+            f"{name}: holds {_describe_origin(existing)}, not {_describe_origin(requested)}. "
+            "Choose another place."
         )
     stored_profile = profile_named(existing.codec_profile).name
     if requested.codec_profile is not None and requested.codec_profile != stored_profile:
@@ -150,6 +155,12 @@ def _check_root(name: str, existing: RootAttributes, requested: RootAttributes) 
 
 def _describe(root: RootAttributes) -> str:
     return f"the dataset {root.dataset!r} ({root.title})"
+
+
+def _describe_origin(root: RootAttributes) -> str:
+    if root.derivation is None:
+        return "scans that were ingested"
+    return f"scans that were derived ({root.derivation})"
 
 
 def _is_occupied(store: WritableStore) -> bool:

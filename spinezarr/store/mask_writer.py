@@ -90,7 +90,7 @@ class MaskWriter:
             self.profile,
             shape_zyx=old.shape_zyx,
             label_chunks=label_chunks,
-            names={int(value): label.name for value, label in record.labels.items()},
+            names=record.names,
             separator=self._separator,
         )
         kept = old.without_masks([self.name]).manifest

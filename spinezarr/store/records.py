@@ -19,6 +19,7 @@ __all__ = [
     "Affine",
     "ComparisonRecord",
     "Count",
+    "DerivationRecord",
     "FileRecord",
     "ImageSourceRecord",
     "LabelRecord",
@@ -97,6 +98,7 @@ VoxelIndex = Annotated[int, Field(ge=0, le=LARGEST_AXIS)]
 ZYX = tuple[Coordinate, Coordinate, Coordinate]
 SpacingZYX = tuple[Length, Length, Length]
 Share = Annotated[float, Field(ge=0, le=1)]
+TargetSpacingZYX = tuple[Length | None, Length | None, Length | None]
 SizeIJK = tuple[Size, Size, Size]
 SizeZYX = tuple[Size, Size, Size]
 VoxelIndexZYX = tuple[VoxelIndex, VoxelIndex, VoxelIndex]
@@ -203,6 +205,37 @@ class LabelSourceRecord(SourceRecord):
         return fields
 
 
+class DerivationRecord(StoredAttributes):
+    """The scan that a derived scan was made from, and how."""
+
+    store: str
+    """Path or URL of its store, without secrets."""
+    scan_id: str
+    content_checksum: str
+    """Hash of grid, type and voxels of its image and mask."""
+    mask_checksums: dict[MaskName, str]
+    """Hash of the voxels of each further mask that was carried over, by name."""
+    spacing_zyx_mm: TargetSpacingZYX | None
+    """Spacing that was asked for; None along an axis, or in all, for that of the source."""
+    image_filter: Literal["gaussian"] | None
+    """Filter against aliasing before the image was sampled; None without one."""
+    mask_interpolation: Literal["nearest", "linear"] | None
+    """How masks were sampled; None if the spacing is that of the source."""
+    crop: Literal["spine"] | None
+    """Part of the scan that was kept; None for all of it."""
+    margin_mm: Annotated[float, Field(ge=0, le=LARGEST_LENGTH_MM)] | None
+    """Margin around this part; None without ``crop``."""
+    start_zyx: ZYX
+    """Position of the first voxel, in voxels of the source."""
+    window_hu: tuple[float, float] | None
+    """Values that became 0 and 255; None if the image keeps its type."""
+
+    @property
+    def keeps_voxels(self) -> bool:
+        """Whether image and masks are those of the source, voxel for voxel."""
+        return self.spacing_zyx_mm is None and self.crop is None and self.window_hu is None
+
+
 class VertebraRecord(StoredAttributes):
     """The voxels of one vertebra in one scan."""
 
@@ -282,6 +315,11 @@ class MaskRecord(StoredAttributes):
     notes: tuple[str, ...]
     comparison: ComparisonRecord | None = None
     """Result of the last comparison that was saved; None if there is none."""
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Name of each value in the mask except background; empty for a value without a name."""
+        return {int(value): label.name for value, label in self.labels.items()}
 
     @property
     def label_voxels(self) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 
 from spinezarr.errors import CorruptStoreError
 from spinezarr.store.attributes import ScanAttributes, parse_scan_group
@@ -75,8 +76,16 @@ class StoredScans:
         own = {key: entry for key, entry in scan.manifest.items() if key not in others}
         return all(sizes.get(key) == entry.size_bytes for key, entry in own.items())
 
-    def start(self, scan_id: str) -> ScanWriter:
-        """Start to write a scan; a published version stays until the new one is published."""
+    def start(self, scan_id: str, masks: Collection[str] = ()) -> ScanWriter:
+        """Start to write a scan; a published version stays until the new one is published.
+
+        Parameters
+        ----------
+        scan_id
+            The scan.
+        masks
+            Names of further masks that the new version replaces or removes.
+        """
         folder = self._store.scan_folder(scan_id)
         metadata = self._read_metadata(scan_id)
         if metadata is not None and readable_group(metadata) is None:
@@ -84,7 +93,7 @@ class StoredScans:
             keys = filter(is_scan_file, list_sizes(self._store.fs, folder))
             self._store.remove(folder, [METADATA, *keys])
             metadata = None
-        return ScanWriter(self._store, folder, metadata, self._profile)
+        return ScanWriter(self._store, folder, metadata, self._profile, masks)
 
     def start_mask(self, scan_id: str, name: str) -> MaskWriter:
         """Start to write a further mask of a scan; a published version of it stays until then.

@@ -163,6 +163,8 @@ class _TableAttributes(StoredModel):
     homepage: str | None = None
     codec_profile: str | None = None
     pseudonym_key: str | None = None
+    derived_from: str | None = None
+    derivation: str | None = None
     manifest: dict[TableFile, ManifestEntry]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import UsageError
-from spinezarr.geometry import ShapeZYX
+from spinezarr.geometry import Matrix4x4, ShapeZYX
 from spinezarr.store.scan_table import TableColumns
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Positions",
     "StepZYX",
     "TargetZYX",
+    "grid_affine",
     "grid_shape_zyx",
     "patch_size",
     "positions_along",
@@ -76,6 +77,29 @@ def grid_shape_zyx(shape_zyx: Sequence[int], step_zyx: Sequence[float]) -> Shape
         for n, step in zip(shape_zyx, step_zyx, strict=True)
     )
     return (z, y, x)
+
+
+def grid_affine(affine: Matrix4x4, start_zyx: ShapeZYX, step_zyx: StepZYX) -> Matrix4x4:
+    """Return the affine of a part of the grid.
+
+    Parameters
+    ----------
+    affine
+        4 x 4 matrix from voxel ``(x, y, z, 1)`` of the scan to RAS+ mm.
+    start_zyx
+        First voxel of the part, in voxels of the grid.
+    step_zyx
+        Step of the grid.
+
+    Examples
+    --------
+    >>> grid_affine(np.diag([0.5, 0.5, 2.0, 1.0]), (1, 0, 0), (0.5, 2.0, 2.0))[2].tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    moved = affine.copy()
+    moved[:3, :3] *= step_zyx[::-1]
+    moved[:3, 3] += moved[:3, :3] @ start_zyx[::-1]
+    return moved
 
 
 def positions_along(start: int, stop: int, step: float, n: int) -> Positions:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spinezarr.errors import UsageError
 from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
+from spinezarr.ingestion.job import ScanResult
 from spinezarr.ingestion.label_file import LabelFiles
 from spinezarr.ingestion.masks import MaskFacts, MaskFiles
 from spinezarr.ingestion.run import FailedScan
 from spinezarr.ingestion.scan import ScanOptions
-from spinezarr.ingestion.task import MaskJob, MaskSourceFiles, MaskTask, ScanResult
+from spinezarr.ingestion.task import MaskJob, MaskSourceFiles, MaskTask
 from spinezarr.progress import OnProgress
 from spinezarr.recipe import PathPattern
 from spinezarr.redaction import redact_url

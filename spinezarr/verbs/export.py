@@ -23,7 +23,15 @@ from spinezarr.stream.read.engine import Engine
 from spinezarr.verbs.sizes import uncompressed_bytes
 from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_location
 
-__all__ = ["ExportReport", "write_nifti_files", "write_nnunet_dataset", "write_ome_zarr_images"]
+__all__ = [
+    "ExportReport",
+    "allows_derivatives",
+    "check_has_mask",
+    "scans_to_share",
+    "write_nifti_files",
+    "write_nnunet_dataset",
+    "write_ome_zarr_images",
+]
 
 _OnBytes = Callable[[int], None]
 _NO_DERIVATIVES: Final = re.compile(r"\bCC[- ]BY(-NC)?-ND\b", re.IGNORECASE)
@@ -82,8 +90,8 @@ def write_nifti_files(
     """Write each scan as NIfTI; see :meth:`spinezarr.Store.export_nifti`."""
     folder = Path(out)
     for name in masks:
-        _check_has_mask(reader, selection, name)
-    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
+        check_has_mask(reader, selection, name)
+    scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
     restricted = {} if include_restricted else _restricted_masks(reader, scan_ids, masks)
     make_folder(folder)
     for scan_id in scan_ids:
@@ -123,8 +131,8 @@ def write_nnunet_dataset(
     on_progress: OnProgress,
 ) -> ExportReport:
     """Write a raw dataset of nnU-Net v2; see :meth:`spinezarr.Store.export_nnunet`."""
-    _check_has_mask(reader, selection, mask)
-    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
+    check_has_mask(reader, selection, mask)
+    scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
     if not include_restricted:
         # A scan without its mask would become a case to predict, so it is left out, too.
         left_out |= _restricted_masks(reader, scan_ids, [mask]).get(mask, {})
@@ -163,7 +171,7 @@ def write_ome_zarr_images(
 ) -> ExportReport:
     """Write each scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
     target = os.fspath(out)
-    scan_ids, left_out = _exported_scans(reader, selection, include_restricted=include_restricted)
+    scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
     if "://" not in target:
         make_folder(Path(target))
         for scan_id in scan_ids:
@@ -194,12 +202,12 @@ def write_ome_zarr_images(
     return replace(report, left_out=left_out, left_out_masks=restricted)
 
 
-def _exported_scans(
+def scans_to_share(
     reader: StoreReader, selection: ScanSelection, *, include_restricted: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the scans to export, and the license of each scan that is left out.
+    """Return the scans to export or derive, and the license of each scan that is left out.
 
-    An export is a derivative that people share, so a license without derivatives excludes a scan.
+    The result is a derivative that people share, so a license without derivatives excludes a scan.
 
     Raises
     ------
@@ -211,9 +219,7 @@ def _exported_scans(
         return scan_ids, {}
     licenses = {scan_id: reader.scan(scan_id).attributes.license for scan_id in scan_ids}
     left_out = {
-        scan_id: license
-        for scan_id, license in licenses.items()
-        if _NO_DERIVATIVES.search(license) is not None
+        scan_id: license for scan_id, license in licenses.items() if not allows_derivatives(license)
     }
     if left_out and len(left_out) == len(scan_ids):
         raise UsageError(
@@ -224,7 +230,18 @@ def _exported_scans(
     return [scan_id for scan_id in scan_ids if scan_id not in left_out], left_out
 
 
-def _check_has_mask(reader: StoreReader, selection: ScanSelection, name: str) -> None:
+def allows_derivatives(license: str) -> bool:
+    """Whether a license allows to share what is made from the data.
+
+    Examples
+    --------
+    >>> allows_derivatives("CC BY-NC 4.0"), allows_derivatives("CC-BY-NC-ND-4.0")
+    (True, False)
+    """
+    return _NO_DERIVATIVES.search(license) is None
+
+
+def check_has_mask(reader: StoreReader, selection: ScanSelection, name: str) -> None:
     """Check that at least one of the chosen scans has a further mask.
 
     Raises
@@ -253,7 +270,7 @@ def _restricted_masks(
         records = reader.scan(scan_id).attributes.masks
         for name in masks:
             license = records[name].license if name in records else ""
-            if _NO_DERIVATIVES.search(license) is not None:
+            if not allows_derivatives(license):
                 restricted.setdefault(name, {})[scan_id] = license
     return restricted
 

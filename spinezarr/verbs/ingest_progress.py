@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
+from spinezarr.ingestion.job import Outcome, TaskSource
 from spinezarr.ingestion.run import Listener
-from spinezarr.ingestion.task import Outcome, TaskSource
 from spinezarr.progress import OnProgress, Progress
 
 __all__ = ["IngestProgress"]

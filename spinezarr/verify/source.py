@@ -26,7 +26,7 @@ from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord
-from spinezarr.store.layout import IMAGE, LABEL
+from spinezarr.store.layout import IMAGE, LABEL, SCANS
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
@@ -104,6 +104,7 @@ def compare_with_source(
         )
     sources = _Sources.open(raw, raw_options, limits)
     handles = [reader.scan(name) for name in scans]
+    _refuse_derived(reader.name, handles)
     own_files = {
         record.file
         for scan in handles
@@ -129,6 +130,17 @@ def compare_with_source(
         return SourceComparison(faults, dict(not_compared))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _refuse_derived(store: str, scans: Sequence[ScanHandle]) -> None:
+    """Refuse scans whose voxels are not those of a source file."""
+    for scan in scans:
+        origin = scan.attributes.derived_from
+        if origin is not None and scan.attributes.image_source.file.startswith(f"{SCANS}/"):
+            raise UsageError(
+                f"{store}: scan {origin.scan_id!r} was derived from {origin.store}, so its voxels "
+                "are in no source file. Compare that store with the source files."
+            )
 
 
 @dataclass(frozen=True, slots=True)

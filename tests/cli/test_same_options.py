@@ -12,6 +12,7 @@ from spinezarr.cli.main import app
 
 VERBS = {
     "ingest": spinezarr.ingest,
+    "derive": Store.derive,
     "info": Store.info,
     "audit": Store.audit,
     "verify": Store.verify,
@@ -34,7 +35,7 @@ OF_RAW_S3 = {f"raw_{name}" for name in OF_S3}
 PRINTING = {"as_json", "output"}
 PLURAL = {"scan": "scans"}
 """Options that may be repeated, with the names of their parameters in Python."""
-NEGATED = {"uncompressed": "compressed", "no_write": "write"}
+NEGATED = {"uncompressed": "compressed", "no_write": "write", "no_antialias": "antialias"}
 """Flags that turn something off, with the parameters of Python that turn it on."""
 
 
@@ -71,7 +72,7 @@ def test_a_command_and_its_function_have_the_same_options_and_defaults(command):
         # The store is open, with the options of its file system.
         for name in ("store", "stores", "catalog"):
             options.pop(name, None)
-        if command != "export ome-zarr":  # the images may be written to a bucket
+        if command not in {"derive", "export ome-zarr"}:  # they may write to a bucket
             options.pop("storage_options")
     if command == "audit":
         assert found.pop("others") == ()  # replaces several stores

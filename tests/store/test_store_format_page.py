@@ -13,6 +13,7 @@ from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store import layout
 from spinezarr.store.attributes import (
     CentroidRecord,
+    DerivationRecord,
     FileRecord,
     ImageSourceRecord,
     LabelSourceRecord,
@@ -76,6 +77,7 @@ MODELS = [
     ("Further mask", 0, [MaskRecord]),
     ("Label of a mask", 0, [LabelRecord]),
     ("Comparison", 0, [ComparisonRecord]),
+    ("Origin", 0, [DerivationRecord]),
     ("Centroid", 0, [CentroidRecord]),
     ("Source", 0, [ImageSourceRecord, LabelSourceRecord]),
     ("NIfTI", 0, [NiftiRecord]),

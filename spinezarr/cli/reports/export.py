@@ -1,13 +1,13 @@
 """What does an export print?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from spinezarr.cli.console import MAX_ROWS, OUT, Table, print_capped
 from spinezarr.export.nifti import ExportedScan
-from spinezarr.text import count_noun
+from spinezarr.text import count_noun, to_printable
 from spinezarr.verbs.export import ExportReport
 
-__all__ = ["print_files", "print_images"]
+__all__ = ["print_files", "print_images", "print_left_out"]
 
 
 def print_images(report: ExportReport) -> None:
@@ -26,19 +26,37 @@ def print_files(report: ExportReport) -> None:
 
 def _print_notes_and_failures(column: str, report: ExportReport) -> None:
     _print_rows("Notes", (column, "note"), _grouped(report.done))
-    if report.left_out:
-        licenses = ", ".join(sorted(set(report.left_out.values())))
+    print_left_out(report.left_out, report.left_out_masks, "exports")
+    _print_rows("Failed", ("scan", "reason"), list(report.failed.items()))
+
+
+def print_left_out(
+    scans: Mapping[str, str], masks: Mapping[str, Mapping[str, str]], verb: str
+) -> None:
+    """Print how many scans and masks were left out because of their license.
+
+    Parameters
+    ----------
+    scans
+        License of each scan that was left out, by scan id.
+    masks
+        License of each further mask that was left out, by mask and scan id.
+    verb
+        What the command does with a scan, such as "exports".
+    """
+    if scans:
+        licenses = ", ".join(sorted(set(scans.values())))
         OUT.say(
-            f"Left out {count_noun(len(report.left_out), 'scan')} whose license allows no "
-            f"derivatives ({licenses}); --include-restricted exports them, too."
+            f"Left out {count_noun(len(scans), 'scan')} whose license allows no "
+            f"derivatives ({to_printable(licenses)}); --include-restricted {verb} them, too."
         )
-    for name, license_of_scan in report.left_out_masks.items():
+    for name, license_of_scan in masks.items():
         licenses = ", ".join(sorted(set(license_of_scan.values())))
         OUT.say(
             f"Left out the mask {name} of {count_noun(len(license_of_scan), 'scan')}, as its "
-            f"license allows no derivatives ({licenses}); --include-restricted exports it, too."
+            f"license allows no derivatives ({to_printable(licenses)}); --include-restricted "
+            f"{verb} it, too."
         )
-    _print_rows("Failed", ("scan", "reason"), list(report.failed.items()))
 
 
 def _grouped(done: Sequence[ExportedScan]) -> list[tuple[str, str]]:

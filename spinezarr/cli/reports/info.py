@@ -27,6 +27,11 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{count_noun(summary['patients'], 'patient')}, "
         f"{summary['scans_without_mask']} without a mask"
     )
+    if summary.get("derivation"):
+        OUT.say(
+            f"derived from {to_printable(summary['derived_from'])}: "
+            f"{to_printable(summary['derivation'], _LONGEST_TEXT)}"
+        )
     if summary["citation"]:
         OUT.say(f"cite: {summary['citation']}")
     splits = list(summary["splits"])

@@ -18,11 +18,11 @@ from spinezarr.cli.console import (
 from spinezarr.ingestion.discovery.discover import Discovery, PathNote
 from spinezarr.ingestion.discovery.leftovers import UNMATCHED
 from spinezarr.ingestion.discovery.near_misses import NEARLY
-from spinezarr.ingestion.run import IngestReport
+from spinezarr.ingestion.run import IngestReport, RunReport
 from spinezarr.redaction import redact_url
 from spinezarr.text import MultilineText, count_noun
 
-__all__ = ["print_by_scan", "print_discovery", "print_report"]
+__all__ = ["print_by_scan", "print_discovery", "print_report", "print_run"]
 
 _EXAMPLES: Final = 3
 """Number of file names in one sentence."""
@@ -34,6 +34,32 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
         print_json({**asdict(report), "exit_code": report.exit_code})
         return
     print_heading(f"Ingest into {report.store}")
+    print_run(
+        report,
+        kept="The store keeps {} from earlier runs, which the raw folder does not have. For a "
+        "store without them, choose another path.",
+        source="Source files",
+        nii_gz_bytes=report.nii_gz_bytes,
+    )
+    _print_leftovers(report)
+
+
+def print_run(
+    report: RunReport, *, kept: str, source: str, nii_gz_bytes: int | None = None
+) -> None:
+    """Print what became of the scans of a run that writes a store.
+
+    Parameters
+    ----------
+    report
+        Result of the run.
+    kept
+        Sentence on scans from earlier runs, with ``{}`` for their number.
+    source
+        Name of what was read.
+    nii_gz_bytes
+        Estimated size of the scans as ``.nii.gz``; None if it is not known.
+    """
     table = Table("", "", "scans", right=("scans",))
     table.add_row("done", str(len(report.done)))
     if report.updated:
@@ -42,24 +68,20 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
     table.add_row("failed", str(len(report.failed)), style="bold red" if report.failed else None)
     OUT.print(table)
     if report.from_earlier_runs:
-        n_scans = count_noun(len(report.from_earlier_runs), "scan")
-        OUT.say(
-            f"The store keeps {n_scans} from earlier runs, which the raw folder does not have. For "
-            "a store without them, choose another path."
-        )
+        OUT.say(kept.format(count_noun(len(report.from_earlier_runs), "scan")))
     if report.done:
-        share = report.stored_bytes / report.source_bytes
+        share = report.stored_bytes / max(1, report.source_bytes)
         OUT.say(
-            f"Source files: {megabytes(report.source_bytes)}. Stored: "
+            f"{source}: {megabytes(report.source_bytes)}. Stored: "
             f"{megabytes(report.stored_bytes)}, {share:.2f} times as much."
         )
-        if report.nii_gz_bytes:
+        if nii_gz_bytes:
             OUT.say(
-                f"The same voxels as .nii.gz: about {megabytes(report.nii_gz_bytes)}. Stored: "
-                f"{report.stored_bytes / report.nii_gz_bytes:.2f} times as much."
+                f"The same voxels as .nii.gz: about {megabytes(nii_gz_bytes)}. Stored: "
+                f"{report.stored_bytes / nii_gz_bytes:.2f} times as much."
             )
         speed = megabytes(report.source_bytes / report.seconds)
-        OUT.say(f"Time: {report.seconds:.1f} s, {speed} of source files a second.")
+        OUT.say(f"Time: {report.seconds:.1f} s, {speed} of {source.lower()} a second.")
     if report.problem:
         OUT.say(report.problem, style="bold red")
     print_by_scan("Failed", "reason", [(scan.scan_id, scan.reason) for scan in report.failed])
@@ -69,11 +91,10 @@ def print_report(report: IngestReport, *, as_json: bool) -> None:
         "note",
         [(scan_id, MultilineText(*texts)) for scan_id, texts in report.notes.items()],
     )
-    _print_leftovers(report)
 
 
-def _print_layers(report: IngestReport) -> None:
-    """Print what became of the further masks that the recipe names."""
+def _print_layers(report: RunReport) -> None:
+    """Print what became of the further masks of the scans."""
     if not report.layers:
         return
     columns = ("done", "skipped, already there", "without a file", "failed")

@@ -151,6 +151,11 @@ class ScanSource:
         return self.size_bytes + sum(layer.size_bytes for layer in self.layers)
 
     @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of the further masks."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """All files and folders that the scan is read from."""
         parts = (part.path for part in self.label_parts)

@@ -29,6 +29,7 @@ from spinezarr.stream.spacing import (
     MIN_MM,
     Positions,
     StepZYX,
+    grid_affine,
     grid_shape_zyx,
     positions_along,
     step_zyx,
@@ -209,7 +210,7 @@ class BatchReader:
             masks_i = {name: mask[i] for name, mask in masks.items()}
             self._plan_patch(request, place, work, image=image[i], masks=masks_i)
             padding[i] = padding_zyx(request.box, place.volume)
-            affine[i] = _patch_affine(place.scan.affine, request.box.start_zyx, place.step)
+            affine[i] = grid_affine(place.scan.affine, request.box.start_zyx, place.step)
         return Batch(
             image=image,
             label=masks.pop(LABEL, None),
@@ -342,13 +343,3 @@ def padding_zyx(box: Box, volume: Box) -> list[tuple[int, int]]:
         (max(first - start, 0), max(stop - last, 0))
         for (start, first), (stop, last) in zip(starts, stops, strict=True)
     ]
-
-
-def _patch_affine(
-    affine: npt.NDArray[np.float64], start_zyx: ShapeZYX, step: StepZYX
-) -> npt.NDArray[np.float64]:
-    """Return the affine of a patch that starts at a voxel of a resampled grid."""
-    moved = affine.copy()
-    moved[:3, :3] *= step[::-1]
-    moved[:3, 3] += moved[:3, :3] @ start_zyx[::-1]
-    return moved

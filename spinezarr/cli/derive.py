@@ -1,0 +1,150 @@
+"""``spinezarr derive``: how does a store become another store?"""
+
+from typing import Annotated, Literal
+
+import typer
+
+from spinezarr.cli.ingest import WorkerOptions
+from spinezarr.cli.options import (
+    AsJson,
+    IncludeRestricted,
+    OpenOptions,
+    ScanOptions,
+    StoreUrl,
+    command,
+)
+from spinezarr.errors import UsageError
+from spinezarr.store.layout import PROFILES
+
+__all__ = ["derive"]
+
+
+@command
+def derive(
+    store: StoreUrl,
+    *,
+    out: Annotated[str, typer.Option(metavar="URL", help="Path or URL of the store to write.")],
+    scan_options: ScanOptions,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Carry over only this mask beside 'label'; may be repeated. 'none' for none of "
+            "them; by default all.",
+        ),
+    ] = None,
+    spacing_mm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MM", help="Resample to voxels of this size: 1 for all axes, or z,y,x: 3,1,1."
+        ),
+    ] = None,
+    no_antialias: Annotated[
+        bool,
+        typer.Option(
+            "--no-antialias",
+            help="Do not filter images before they get fewer voxels, as streams do not.",
+        ),
+    ] = False,
+    mask_interpolation: Annotated[
+        Literal["nearest", "linear"] | None,
+        typer.Option(
+            help="How masks are resampled: the nearest voxel, which is the default, or the label "
+            "with the largest linear weight."
+        ),
+    ] = None,
+    crop: Annotated[
+        Literal["spine"] | None,
+        typer.Option(help="Keep the box around all vertebrae and a margin."),
+    ] = None,
+    margin_mm: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MM", min=0, help="With --crop: margin around the box; 10 by default."
+        ),
+    ] = None,
+    intensity: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Store images as uint8: LOW and HIGH are the HU of 0 and 255, such as -200 1000.",
+        ),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE",
+            help=f"Chunks and codecs: {', '.join(PROFILES)}; by default those of the derived "
+            "store, or balanced for a new one.",
+        ),
+    ] = None,
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for data that do not fit into memory; by default that of a local store.",
+        ),
+    ] = None,
+    worker: WorkerOptions,
+    include_restricted: IncludeRestricted = False,
+    as_json: AsJson = False,
+    open_options: OpenOptions,
+) -> None:
+    """Make a store from a store: fewer scans or masks, another spacing, or the spine alone.
+
+    Run it again to bring the derived store up to date. Scans that are done are skipped, and those
+    whose source has changed are made again. Each scan says what it was made from.
+
+    Exit code 0: every chosen scan is in the derived store, except those whose license forbids it.
+
+    Exit code 1: some scans failed, such as scans without a vertebra with --crop. All others are in
+    the derived store.
+
+    Exit code 2: wrong usage.
+
+    Example:  spinezarr derive ctspine1k.zarr --out 1mm.zarr --spacing-mm 1 --crop spine
+
+    Both stores may be in buckets. The S3 options then apply to both. If only the derived store is
+    in a bucket, they apply to it.
+    """
+    from spinezarr.cli.console import show_progress
+    from spinezarr.cli.reports.derive import print_derived
+
+    # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
+    is_local_store = "://" in out and "://" not in store
+    opened_store = (
+        OpenOptions(catalog=open_options.catalog) if is_local_store else open_options
+    ).open(store)
+    with show_progress() as on_progress:
+        report = opened_store.derive(
+            out=out,
+            **scan_options.names,
+            layers=() if layers == ["none"] else layers,
+            spacing_mm=_spacing(spacing_mm),
+            antialias=not no_antialias,
+            mask_interpolation=mask_interpolation,
+            crop=crop,
+            margin_mm=margin_mm,
+            intensity=intensity,
+            codec=codec,
+            workers=worker.workers,
+            scheduler=worker.scheduler,
+            scratch=scratch,
+            include_restricted=include_restricted,
+            storage_options=open_options.storage_options or None,
+            on_progress=on_progress,
+        )
+    print_derived(report, as_json=as_json)
+    raise typer.Exit(report.exit_code)
+
+
+def _spacing(text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers of an option such as ``3,1,1``."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--spacing-mm {text!r}: give one number in mm, or three for z, y and x such as 3,1,1."
+        ) from None
