@@ -59,13 +59,13 @@ def test_time_in_which_the_process_was_stopped_does_not_count():
 
     before = signal.signal(signal.SIGVTALRM, stop)
     try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.005)  # after some milliseconds of work
-        found = made("a").findall("a" * 100_000)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.002)  # after some milliseconds of work
+        found = made("a").findall("a" * 30_000)
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
     assert stops
-    assert len(found) == 100_000
+    assert len(found) == 30_000
 
 
 def matched(budget, length, took_s, times):
@@ -101,7 +101,7 @@ def test_shipped_recipes_stay_far_below_the_limits(name):
         for _, template in recipe._templates_of_files(layout)
         for text in recipe._possible_expressions(layout, template)
     )
-    assert characters < 2_000
+    assert characters < 5_000
 
 
 pieces = st.recursive(

@@ -204,7 +204,7 @@ def test_every_route_is_described_once(described):
 
 @pytest.mark.parametrize("op", [op for op in OPERATIONS if op.group != "Bytes"])
 def test_methods_that_are_not_described_are_refused(served, op):
-    parts = {"file": "page.css", "level": "0", "version": "1"}
+    parts = {"file": "page.css", "level": "0", "version": "1", "mask": "prediction"}
     path = op.path.format(store="ctspine1k", scan_id="liver_0", **parts)
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         if method != op.method:
