@@ -28,6 +28,7 @@ def derive(
     layers: Annotated[
         list[str] | None,
         typer.Option(
+            "--layer",
             metavar="NAME",
             help="Carry over only this mask beside 'label'; may be repeated. 'none' for none of "
             "them; by default all.",

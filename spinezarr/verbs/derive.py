@@ -116,7 +116,7 @@ def _check_layers(
     """Refuse a mask that none of the scans has."""
     for name in layers or ():
         if name == LABEL:
-            raise UsageError(f"--layers {LABEL}: a derived store has this mask in any case.")
+            raise UsageError(f"--layer {LABEL}: a derived store has this mask in any case.")
         check_has_mask(reader, ScanSelection.of(scans=scan_ids), name)
 
 

@@ -14,7 +14,7 @@ def own(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("own"), ["box", "oblique", "bare"])
 
 
-OPTIONS = ("--spacing-mm", "5,1,1", "--crop", "spine", "--margin-mm", 3, "--layers", "none")
+OPTIONS = ("--spacing-mm", "5,1,1", "--crop", "spine", "--margin-mm", 3, "--layer", "none")
 
 
 def test_the_command_has_exit_codes_and_reports(run, own, tmp_path):
@@ -45,7 +45,7 @@ def test_the_command_has_exit_codes_and_reports(run, own, tmp_path):
         (["--intensity", "5", "5"], "larger HU of 255"),
         (["--crop", "skull"], "skull"),
         (["--scan", "nobody"], "has no scan 'nobody'"),
-        (["--layers", "label"], "in any case"),
+        (["--layer", "label"], "in any case"),
         (["--codec", "tiny"], "no codec profile 'tiny'"),
     ],
 )
