@@ -19,6 +19,7 @@ from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.engine import Engine
 from spinezarr.verbs.labels import save_comparisons
+from spinezarr.verbs.masked_scans import scans_with_masks
 
 __all__ = ["N_WORST", "CompareOutputs", "ComparedMasks", "compare_scans"]
 
@@ -107,6 +108,9 @@ def compare_scans(
     """Compare the masks of scans; see :meth:`spinezarr.Store.compare`."""
     layer = masks.layer_to_save() if save else None
     scan_ids = selection.scan_ids(reader.columns, reader.name)
+    stored = [mask.name for mask in (masks.prediction, masks.truth) if isinstance(mask, StoredMask)]
+    if further := [name for name in stored if name != LABEL]:
+        scans_with_masks(reader, selection, further)  # an error if no scan has them
     outputs.make_folders()
     counter = ProgressCounter(on_progress, "compare", "scans", len(scan_ids))
     compared: list[ScanComparison] = []
