@@ -83,9 +83,15 @@ export class ScanState extends EventTarget {
 
   /** Labels of the filled mask, and those that the outlined one has beside them. */
   get labels() {
-    const filled = this.source.labelsOf(this.mask);
-    const names = new Set(filled.map(({ name }) => name));
-    return [...filled, ...this.source.labelsOf(this.outline).filter(({ name }) => !names.has(name))];
+    const labels = [...this.source.labelsOf(this.mask)];
+    // Each label of the outlined mask alone comes before the one that follows it in that mask.
+    let place = labels.length;
+    for (const label of [...this.source.labelsOf(this.outline)].reverse()) {
+      const known = labels.findIndex(({ name }) => name === label.name);
+      if (known < 0) labels.splice(place, 0, label);
+      else place = known;
+    }
+    return labels;
   }
 
   /** Whether a label is shown. */
