@@ -66,8 +66,8 @@ IncludeRestricted = Annotated[
     bool,
     typer.Option(
         "--include-restricted",
-        help="Also export scans whose license allows no derivatives (CC BY-NC-ND). Do not share "
-        "these files.",
+        help="Also write scans and masks whose license allows no derivatives (CC BY-NC-ND). Do not "
+        "share the result.",
     ),
 ]
 Uncompressed = Annotated[bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")]
