@@ -292,6 +292,7 @@ PINNED = {
     "scan_id": ["liver_0", "none"],
     "file": ["page.css", "none"],
     "level": ["0", "1"],
+    "mask": ["label", "none"],
     "version": ["1"],
     "key": ["zarr.json", "scans/liver_0/zarr.json", "scans/liver_0/image/c/0/0/0", "none"],
 }
