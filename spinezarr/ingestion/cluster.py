@@ -122,6 +122,16 @@ class _InterruptFilter(Filter):
 _INTERRUPT_FILTER: Final = _InterruptFilter()
 
 
+class _HeartbeatFilter(Filter):
+    """Drops a log record with a traceback, which a worker writes if its scheduler ends first."""
+
+    def filter(self, record: LogRecord) -> bool:
+        return "communicate with scheduler during heartbeat" not in record.getMessage()
+
+
+_HEARTBEAT_FILTER: Final = _HeartbeatFilter()
+
+
 class DaskWorkers:
     """Does tasks on a Dask cluster; see :class:`spinezarr.ingestion.run.Workers`.
 
@@ -214,7 +224,7 @@ def local_cluster(
             silence_logs=ERROR,
         )
     with cluster, Client(cluster, set_as_default=False) as client:
-        client.register_plugin(_IgnoreInterrupt())
+        client.register_plugin(_OwnWorker())
         encode_threads = max(1, cpu_count() // n_workers)
         yield DaskWorkers(client, encode_threads=encode_threads, settings=settings)
 
@@ -256,16 +266,17 @@ def existing_cluster(
         yield DaskWorkers(client, settings=settings)
 
 
-class _IgnoreInterrupt(WorkerPlugin):
+class _OwnWorker(WorkerPlugin):
     """Makes workers ignore Ctrl-C, which reaches every process of a terminal.
 
-    The client stops the workers.
+    The client stops scheduler and workers, in any order.
     """
 
-    name = "spinezarr-ignore-interrupt"
+    name = "spinezarr-own-worker"
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002  as Dask calls it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        getLogger("distributed.worker").addFilter(_HEARTBEAT_FILTER)
 
 
 def _address(client: Client) -> str:

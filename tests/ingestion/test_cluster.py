@@ -26,7 +26,12 @@ from distributed.utils import LoopRunner, sync
 import spinezarr
 from spinezarr.errors import LostClusterError, LostLockError, UsageError
 from spinezarr.ingestion import cluster as cluster_module
-from spinezarr.ingestion.cluster import ClusterSettings, DaskWorkers, existing_cluster
+from spinezarr.ingestion.cluster import (
+    ClusterSettings,
+    DaskWorkers,
+    existing_cluster,
+    local_cluster,
+)
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
@@ -361,6 +366,20 @@ def test_an_interrupt_before_a_call_begins_is_not_logged(filtered, caplog):
         runner.stop()
         logger.removeFilter(interrupts)
     assert ("sync.<locals>.cancel" in caplog.text) != filtered
+
+
+def test_workers_do_not_log_that_their_scheduler_ended_first(capfd):
+    def log_lost_heartbeat():
+        logger = logging.getLogger("distributed.worker")
+        message = "Failed to communicate with scheduler during heartbeat."
+        logger.error(message, exc_info=OSError("no scheduler"))
+        logger.error("no heart")
+
+    with local_cluster(1) as workers:
+        workers._client.run(log_lost_heartbeat)
+    stderr = capfd.readouterr().err
+    assert "no heart" in stderr
+    assert "no scheduler" not in stderr
 
 
 @pytest.mark.parametrize("own", [True, False])
