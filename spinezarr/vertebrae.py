@@ -26,6 +26,7 @@ __all__ = [
     "hex_color",
     "hex_of",
     "label_color",
+    "levels_between",
     "structure_color",
     "vertebra_color",
 ]
@@ -94,6 +95,19 @@ Color = tuple[float, float, float]
 _GOLDEN_ANGLE = 0.381966
 """Step on the hue circle, as a share of it, by which the hues of neighbors differ much."""
 _OTHER_COLOR: Final = (0.85, 0.85, 0.85)
+
+
+def levels_between(upper: str, lower: str) -> tuple[str, ...]:
+    """Return the levels that lie between two others in everybody.
+
+    Examples
+    --------
+    >>> levels_between("T11", "L1"), levels_between("T12", "L1"), levels_between("L5", "sacrum")
+    (('T12',), (), ())
+    """
+    first, last = LEVELS.index(upper), LEVELS.index(lower)
+    between = LEVELS[first + 1 : last]
+    return tuple(n for n in between if n in ANATOMICAL_ORDER and n not in OPTIONAL_LEVELS)
 
 
 def vertebra_color(value: int) -> Color:

@@ -15,13 +15,12 @@ from spinezarr.audit.levels import (
     WHOLE_VOLUME_CM3,
     Level,
     fragment_names,
-    levels_between,
     min_whole_volume_cm3,
     scan_levels,
 )
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.severity import Severity
-from spinezarr.vertebrae import MULTI_SEGMENT_LEVELS
+from spinezarr.vertebrae import MULTI_SEGMENT_LEVELS, levels_between
 
 __all__ = [
     "border_contact",

@@ -9,13 +9,12 @@ import numpy.typing as npt
 
 from spinezarr.geometry import ShapeZYX
 from spinezarr.store.attributes import ScanAttributes, VertebraRecord
-from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, OPTIONAL_LEVELS
+from spinezarr.vertebrae import ANATOMICAL_ORDER
 
 __all__ = [
     "WHOLE_VOLUME_CM3",
     "Level",
     "fragment_names",
-    "levels_between",
     "min_whole_volume_cm3",
     "scan_levels",
     "voxel_volume_mm3",
@@ -119,19 +118,6 @@ def _faces(record: VertebraRecord, shape_zyx: ShapeZYX) -> Iterable[str]:
             yield low
         if record.stop_zyx[axis] == shape_zyx[axis]:
             yield high
-
-
-def levels_between(upper: str, lower: str) -> tuple[str, ...]:
-    """Return the levels that lie between two others in everybody.
-
-    Examples
-    --------
-    >>> levels_between("T11", "L1"), levels_between("T12", "L1"), levels_between("L5", "sacrum")
-    (('T12',), (), ())
-    """
-    first, last = LEVELS.index(upper), LEVELS.index(lower)
-    between = LEVELS[first + 1 : last]
-    return tuple(n for n in between if n in ANATOMICAL_ORDER and n not in OPTIONAL_LEVELS)
 
 
 def min_whole_volume_cm3(levels: Sequence[Level]) -> dict[str, float]:

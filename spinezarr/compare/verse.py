@@ -1,26 +1,44 @@
 """Which figures does VerSe's benchmark give a predicted mask?
 
-The rules are those of the benchmark [1]_ and of its public code [2]_:
+The rules come from the public code of the benchmark [2]_ where it has one, otherwise from the paper
+[1]_ or the pages of the challenge [3]_:
 
-- A vertebra that both masks name is identified if its own true centroid is the nearest of the true
-  centroids to the predicted one, and at most 20 mm away. The candidates are the vertebrae that both
-  masks name. The identification rate is the share of the true vertebrae that are identified.
-- The mean localization distance is that between true and predicted centroids of the same name.
-- Dice is the mean over the true vertebrae. A missing vertebra counts as 0.
-- The Hausdorff distance is the mean over the vertebrae that both masks name.
+Identification rate
+    Code: ``get_hits`` takes the vertebrae that both sides name as candidates. A vertebra is
+    identified if its own true centroid is the nearest of the true centroids of the candidates to
+    the predicted one, and at most 20 mm away. (Page and docstring say less than 20 mm; exactly
+    20 mm is a hit in the code.) Of equal distances, the lowest label value wins. The notebook
+    divides the hits by the true vertebrae of one scan. So a missing vertebra counts as not
+    identified, and an invented one changes nothing. (The notebook rescales centroids by a mask that
+    it has resampled to 1 mm before, so they stay in voxels of the file. Here they are in mm.)
+Mean localization distance
+    No code: the notebook says that there is no script for it, because it is not valid for missed
+    vertebrae, and that VerSe 2020 did not use it. Page: the distance of each predicted centroid
+    from the true one of the same name. A missing vertebra has no distance; it is left out here, as
+    in the paper.
+Dice
+    Code: ``compute_dice`` compares two binary masks, and the notebook gives it all vertebrae as one
+    mask, so that names do not count; two empty masks have 1. The paper defines the mean over the
+    true vertebrae, which is used here. A missing vertebra has 0, and a mask without true vertebrae
+    has no value.
+Hausdorff distance
+    No code, as for the mean localization distance. Paper: the largest distance between the surfaces
+    of a vertebra, not a percentile; the mean over vertebrae. It is in mm, because masks were
+    resampled to 1 mm. A missing vertebra is left out.
 
-Distances of a missing vertebra are undefined, so it is left out of their means. That is why VerSe
-2020 ranked by identification rate and Dice alone [2]_. Invented vertebrae change no figure.
+Means over scans are means of the values of the scans, as in the paper. The page of 2019 defines
+identification rate and localization distance over all vertebrae of the test set instead.
 
-Two things differ here. VerSe resampled both masks to 1 mm, and its centroids were annotated; here,
-the voxels are those of the scan, and a centroid is the mean position of a label.
+Two things differ here. VerSe resampled both masks to 1 mm [2]_, and its centroids were annotated;
+here, the voxels are those of the scan, and a centroid is the mean position of a label.
 
 References
 ----------
 .. [1] Sekuboyina et al., "VerSe: A vertebrae labelling and segmentation benchmark",
    https://doi.org/10.1016/j.media.2021.102166
 .. [2] https://github.com/anjany/verse at 02b292b, ``utils/eval_utilities.py`` and
-   ``utils/evaluate.ipynb``; the same rule in words: https://verse2019.grand-challenge.org/Tasks/
+   ``utils/evaluate.ipynb``
+.. [3] https://verse2019.grand-challenge.org/Tasks/
 """
 
 from collections.abc import Collection, Iterable, Mapping

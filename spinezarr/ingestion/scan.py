@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -56,7 +56,7 @@ from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.table import ERRATUM_APPLIED
 from spinezarr.store.writer import StoreWriter
 from spinezarr.text import count_noun
-from spinezarr.vertebrae import NAME_OF_VALUE
+from spinezarr.vertebrae import BACKGROUND, NAME_OF_VALUE
 
 __all__ = [
     "ScanOptions",
@@ -220,6 +220,7 @@ def ingest_scan(
                 "rounded_voxels": label_result.rounding.voxels,
             }
             notes += label_notes(label, label_facts, label_result.rounding)
+            notes += label_result.notes
             correction = label_result.correction
         notes += centroids.notes(facts["centroids"])
         facts |= descriptive_metadata(
@@ -309,11 +310,13 @@ def source_key(source: ScanSource, companions: CompanionFiles) -> str:
     files = [image, source.label, parts, source.label_values]
     segments = [source.label_segments] if source.label_segments else []
     errata = [] if source.correction is None else [canonical_json(source.correction)]
+    earlier = [] if source.earlier_values is None else [canonical_json(source.earlier_values)]
     key = json.dumps(
         [
             *files,
             *segments,
             *errata,
+            *earlier,
             source.centroids,
             source.centroid_convention,
             centroids_hash,
@@ -373,6 +376,8 @@ class _LabelResult:
     """Annotated centroids, named as the stored labels are."""
     correction: str = ""
     """What a list of errata has changed, and who says so; empty if it was not applied."""
+    notes: tuple[str, ...] = ()
+    """Remarks on the values of the file for the user."""
 
 
 def grid_on_image(
@@ -468,10 +473,16 @@ def _write_label(
     voxel_writer: VoxelWriter,
 ) -> _LabelResult:
     values, correction = source.label_values, ""
+    notes: tuple[str, ...] = ()
+    # In both cases, the mask is read twice, because all of its values are known only at its end.
     with naming_label(label, _label_path(source)):
+        if source.earlier_values is not None:
+            found = _label_heights(label, grid, (), voxel_writer)
+            values = source.earlier_values.stored_values(found)
+            notes = _earlier_notes(values, found)
         if source.correction is not None:
-            # The mask is read twice, because its levels are known only at its end.
-            heights = _label_heights(label, grid, source.label_values, voxel_writer)
+            heights = _label_heights(label, grid, values, voxel_writer)
+            heights.pop(BACKGROUND, None)
             new_values = source.correction.new_values(heights)
             correction = source.correction.describe(new_values)
             if new_values:
@@ -485,13 +496,26 @@ def _write_label(
             spacing_zyx_mm=grid.spacing_zyx_mm,
         )
         facts = voxel_writer.encode(LABEL, label, grid, encoder, voxel_writer.progress.count)
-    return _LabelResult(facts, label_rounding(label, encoder), values, centroids, correction)
+    rounding = label_rounding(label, encoder)
+    return _LabelResult(facts, rounding, values, centroids, correction, notes)
+
+
+def _earlier_notes(values: tuple[tuple[int, int], ...], found: Collection[int]) -> tuple[str, ...]:
+    """Return the remark that a mask had the values of an earlier version of the dataset."""
+    pairs = [
+        f"{value} became {NAME_OF_VALUE.get(new, str(new))}"
+        for value, new in values
+        if value in found
+    ]
+    if not pairs:
+        return ()
+    return (f"the mask has the values of an earlier version of the dataset: {', '.join(pairs)}",)
 
 
 def _label_heights(
     label: Volume, grid: Grid, values: tuple[tuple[int, int], ...], voxel_writer: VoxelWriter
 ) -> dict[int, float]:
-    """Read a mask to its end, and return the mean index of each label along z."""
+    """Read a mask to its end, and return the mean index of each value along z, also of 0."""
     axis_map = grid.axis_map
     boxes = axis_map.slab_boxes(grid.shape_zyx, voxel_writer.writer.profile.chunk_shape_zyx)
     axis = axis_map.source_axis_zyx.index(2)
@@ -505,7 +529,6 @@ def _label_heights(
             in_plane = np.bincount(plane.ravel(), minlength=len(counts))
             counts += in_plane
             sums += in_plane * z
-    counts[0] = 0
     return {value: float(sums[value] / counts[value]) for value in np.flatnonzero(counts).tolist()}
 
 

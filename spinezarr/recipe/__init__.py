@@ -2,11 +2,11 @@
 
 from spinezarr.recipe.bounded_regex import BoundedRegex, compile_bounded
 from spinezarr.recipe.correction import LabelCorrection
+from spinezarr.recipe.labels import EarlierValues, Labels
 from spinezarr.recipe.layout import (
     CentroidConvention,
     CentroidFiles,
     LabelParts,
-    Labels,
     Layer,
     Layout,
     label_value,
@@ -27,6 +27,7 @@ __all__ = [
     "CentroidConvention",
     "CentroidFiles",
     "Download",
+    "EarlierValues",
     "Folds",
     "IgnoredFiles",
     "ImageList",

@@ -24,9 +24,11 @@ __all__ = [
     "CentroidConvention",
     "CentroidFiles",
     "LabelParts",
-    "Labels",
+    "LabelText",
     "Layer",
     "Layout",
+    "MaskValueText",
+    "StructureText",
     "label_value",
 ]
 
@@ -322,14 +324,3 @@ class Layout(StrictModel):
     def has_masks(self) -> bool:
         """Whether the scans of the layout have masks."""
         return bool(self.label) or self.label_parts is not None
-
-
-class Labels(StrictModel):
-    """Meaning of the values of the masks."""
-
-    scheme: Literal["canonical"]
-    """Label scheme. ``canonical`` has the values of :mod:`spinezarr.vertebrae`."""
-    state: LabelState
-    """Whether vertebrae cut by the end of the volume are annotated."""
-    structures: dict[StructureText, str] = Field(default_factory=dict)
-    """Names of values that are no vertebrae. ``ignore`` marks voxels that were not annotated."""

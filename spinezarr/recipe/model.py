@@ -11,7 +11,8 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from spinezarr.card import Card
 from spinezarr.errors import RecipeError, RecipeLimitError
 from spinezarr.recipe.bounded_regex import MAX_REGEX_CHARACTERS, BoundedRegex
-from spinezarr.recipe.layout import Labels, Layout
+from spinezarr.recipe.labels import Labels
+from spinezarr.recipe.layout import Layout
 from spinezarr.recipe.pattern import (
     FileName,
     PathPattern,
@@ -304,7 +305,7 @@ class Recipe(StrictModel):
         return recipe
 
     def problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield the key and the mistake for each template that uses an unknown name.
+        """Yield the key and the mistake for each template that uses an unknown name, and the like.
 
         The last mistake may be that the layouts together describe too many files.
         """
@@ -313,6 +314,16 @@ class Recipe(StrictModel):
                 ("splits", "entry"),
                 f"{self.splits.entry!r} does not name {{scan}}, the scan that a line lists.",
             )
+        if self.labels.earlier is not None:
+            for name, layout in self.layouts.items():
+                if layout.values or layout.segments or layout.label_parts is not None:
+                    yield (
+                        ("labels", "earlier"),
+                        (
+                            "goes with masks whose values are stored as they are, and the layout "
+                            f"{name!r} gives its masks other values."
+                        ),
+                    )
         for name, layout in self.layouts.items():
             for pattern in layout.image:
                 known_names = self._known_names(PathPattern(pattern).names | layout.extra_names)

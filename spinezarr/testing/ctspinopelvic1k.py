@@ -3,6 +3,7 @@
 References
 ----------
 .. [1] https://github.com/Gregory-Schwing-MD-PhD/CTSpinoPelvic1K
+.. [2] Its ``scripts/export_hf.py`` before commit 75ccaf9
 """
 
 import csv
@@ -21,6 +22,8 @@ from spinezarr.testing.structures import organ_box, s1_of_sacrum
 from spinezarr.testing.written import WrittenScan
 
 __all__ = ["CTSPINOPELVIC1K_SCANS", "SpinoPelvicPlan", "write_ctspinopelvic1k"]
+
+Version = Literal[1, 2, 3, 5]
 
 SpinoPelvicConfig = Literal["fused", "spine_only", "pelvic_native"]
 """Content of the mask: both halves, or one of two acquisitions."""
@@ -50,8 +53,23 @@ _LATER_STRUCTURES: Final = {
 _RIBS: Final = range(34, 58)
 _IGNORE: Final = 255
 """Value of voxels that the annotator of the other half did not label."""
+_EARLIER_IGNORE: Final = 10
+_EARLIER_VALUES: Final = {
+    **{20 + n: 1 + n for n in range(6)},  # L1 to L6
+    26: 7,  # sacrum
+    _S1: 7,
+    30: 8,  # hips
+    31: 9,
+    **{8 + n: 20 + n for n in range(12)},  # T1 to T12, in version 2
+}
+"""Value of each level in versions 1 and 2 as they were until June 2026, by its present value [2]_.
+
+Structures that are not named were background.
+"""
+_THORACIC: Final = range(8, 20)
 _FOLDS: Final = 5
 _V5: Final = 5
+_LAST_EARLIER: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +104,7 @@ def write_ctspinopelvic1k(
     root: Path,
     scans: Sequence[SpinoPelvicPlan] = CTSPINOPELVIC1K_SCANS,
     *,
-    version: Literal[3, 5] = 3,
+    version: Version = 3,
 ) -> tuple[WrittenScan, ...]:
     """Write the dataset [1]_, with its manifests and folds.
 
@@ -98,7 +116,8 @@ def write_ctspinopelvic1k(
         Scans to write.
     version
         Version of the dataset. Version 5 has more structures, and columns on transitional
-        vertebrae.
+        vertebrae. Versions 1 and 2 have the values that they had until June 2026 [2]_. In version
+        1, vertebrae above L1 are background, and masks of one half have no background.
 
     Returns
     -------
@@ -131,7 +150,7 @@ def _names(plan: SpinoPelvicPlan) -> tuple[str, str]:
     return f"ct/{stem}_ct.nii.gz", f"labels/{stem}_label.nii.gz"
 
 
-def _write_record(root: Path, plan: SpinoPelvicPlan, version: Literal[3, 5]) -> WrittenScan:
+def _write_record(root: Path, plan: SpinoPelvicPlan, version: Version) -> WrittenScan:
     image_name, label_name = _names(plan)
     spec = _spec_of_mask(plan)
     phantom = make_phantom(spec)
@@ -142,6 +161,8 @@ def _write_record(root: Path, plan: SpinoPelvicPlan, version: Literal[3, 5]) -> 
         box = np.zeros(mask.shape, np.bool_)
         box[organ_box(phantom, place_zyx)] = True
         mask[box & (mask == 0)] = value
+    if version <= _LAST_EARLIER:
+        mask = _earlier_mask(mask, plan.config, version)
     write_nifti(root / label_name, mask, phantom.affine_xyz, label_form)
     return WrittenScan(
         scan_id=f"{plan.token:04d}{_INFIX[plan.config]}",
@@ -171,7 +192,21 @@ def _mask(
     return mask
 
 
-def _manifest_row(plan: SpinoPelvicPlan, version: Literal[3, 5]) -> dict[str, Any]:
+def _earlier_mask(
+    mask: npt.NDArray[np.uint8], config: SpinoPelvicConfig, version: Version
+) -> npt.NDArray[np.uint8]:
+    """Return a mask with the values of an earlier version."""
+    table = np.zeros(256, np.uint8)
+    for value, earlier in _EARLIER_VALUES.items():
+        if version == _LAST_EARLIER or value not in _THORACIC:
+            table[value] = earlier
+    values = table[mask]
+    if config != "fused" and version != _LAST_EARLIER:
+        values[values == 0] = _EARLIER_IGNORE
+    return values
+
+
+def _manifest_row(plan: SpinoPelvicPlan, version: Version) -> dict[str, Any]:
     image_name, label_name = _names(plan)
     has_l6 = "L6" in plan.spec.levels
     later = {

@@ -128,6 +128,22 @@ def test_each_made_prediction_is_named_by_its_fault(url, predictions, kind, verd
     assert (found["as_named"]["dice"] < 0.1) == (kind == "shifted")
 
 
+def test_each_layer_of_a_store_is_named_by_its_fault(url, phantoms, tmp_path):
+    """The same three predictions as masks of one store, compared one after the other."""
+    own = str(shutil.copytree(url, tmp_path / "s.zarr"))
+    store = spinezarr.open(own)
+    for kind, make in PREDICTIONS.items():
+        for scan, phantom in phantoms.items():
+            store.write_labels(scan, kind, make(phantom.label))
+    found = {
+        kind: json.loads(run(own, "--layer", kind, "--save", "--json").stdout)["verdicts"]
+        for kind in PREDICTIONS
+    }
+    assert found == {"good": {"right": 2}, "shifted": {"shifted": 2}, "half": {"incomplete": 2}}
+    table = spinezarr.open(own).table.sel(scan=list(SCANS), mask=list(PREDICTIONS))
+    assert table.mask_verdict.to_numpy().tolist() == [["right", "shifted", "incomplete"]] * 2
+
+
 def test_the_terminal_shows_the_verdict_and_all_names(url, predictions):
     output = run(url, "--masks", masks(predictions, "shifted")).output
     assert "wrong names by one" in " ".join(output.replace("│", "").split())

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinezarr.compare.measures import compare_masks
+from spinezarr.compare.summary import MeanMeasures
 from spinezarr.compare.verse import identified_levels
 from spinezarr.vertebrae import VALUE_OF_NAME
 
@@ -107,3 +108,39 @@ def test_empty_masks(truth, prediction, dice):
 def test_masks_of_two_shapes_are_a_mistake():
     with pytest.raises(ValueError, match="shapes"):
         compare_masks(spine(), spine()[1:], np.eye(4))
+
+
+def test_a_shift_may_leave_one_vertebra_identified():
+    """The prediction has no T11, so the true T12 is the nearest candidate to its T12, on T11."""
+    truth = points(T11=40.0, T12=22.0, T13=4.0)
+    assert identified_levels(truth, points(T12=40.0, T13=22.0, L1=4.0)) == {"T12"}
+
+
+def test_means_over_scans_are_means_of_scans_and_not_of_vertebrae():
+    """The mean of 1 of 1 and 1 of 3 vertebrae is 2/3; of all, 2 of 4 are found."""
+    scans = [
+        (spine(L1=(20, 30)), spine(L1=(20, 30))),
+        (spine(T11=(60, 70), T12=(40, 50), L1=(20, 30)), spine(L1=(20, 30))),
+    ]
+    compared = [compare_masks(*masks, np.eye(4)).as_named for masks in scans]
+    means = MeanMeasures.of(compared)
+    assert means.identification_rate == means.dice == pytest.approx((1 + 1 / 3) / 2)
+    assert means.hausdorff_mm == means.mean_localization_distance_mm == 0
+    identified = [row.identified for scan in compared for row in scan.vertebrae]
+    assert np.mean(identified) == 0.5
+
+
+def test_dice_of_wrong_names_is_that_of_the_names():
+    """One Dice of both vertebrae together would be 1."""
+    truth, prediction = spine(T12=(40, 50), L1=(20, 30)), spine(T12=(40, 50), L2=(20, 30))
+    assert compare_masks(truth, prediction, np.eye(4)).as_named.verse.dice == 0.5
+
+
+def test_the_hausdorff_distance_is_the_largest_and_in_mm():
+    """One stray voxel, 20 slices of 2 mm above the vertebra, counts in full."""
+    truth = spine(L1=(20, 40))
+    prediction = truth.copy()
+    prediction[59, 1, 1] = VALUE_OF_NAME["L1"]
+    row = compare_masks(truth, prediction, np.diag([1.0, 1.0, 2.0, 1.0])).as_named.vertebrae[0]
+    assert row.hausdorff_mm == 40
+    assert row.hausdorff95_mm == 0

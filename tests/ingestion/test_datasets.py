@@ -37,6 +37,7 @@ from spinezarr.testing import (
     write_verse_subjects,
     write_xvertseg,
 )
+from spinezarr.verify.source import compare_with_source
 from spinezarr.vertebrae import ANATOMICAL_ORDER, NAME_OF_VALUE, VALUE_OF_NAME
 
 
@@ -541,6 +542,45 @@ def test_version_5_of_ctspinopelvic1k_names_its_later_structures(tmp_path):
     assert {"rib_left_1", "rib_right_12", "psoas_left", "lumbar_rib_left", "hardware_cage"} <= names
     assert store.table.castellvi_type.sel(scan="0149") == "IIIa"
     assert store.attrs["license"] == "CC-BY-NC-SA-4.0"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_earlier_values_of_ctspinopelvic1k_become_the_present_ones(version, tmp_path):
+    write_ctspinopelvic1k(tmp_path / "now")
+    write_ctspinopelvic1k(tmp_path / "then", version=version)
+    found, report, store = run("ctspinopelvic1k", tmp_path / "then", tmp_path / "s.zarr")
+    assert not report.failed
+    later = np.arange(256)
+    later[[29, 32, 33, 34, 57]] = [26, 0, 0, 0, 0]  # S1 was sacrum; femora and ribs were none
+    if version == 1:
+        later[8:20] = 0
+    for scan in found.scans:
+        expected = later[canonical_zyx(tmp_path / "now" / scan.label)]
+        expected[expected == 255] = 0
+        if version == 1 and "_" in scan.scan_id:
+            expected[expected == 0] = 255
+        stored = store.scan(scan.scan_id)
+        np.testing.assert_array_equal(stored.label, expected)
+        (note,) = (text for text in stored.attrs["notes"] if "earlier version" in text)
+        pelvic = scan.scan_id == "0004_pelvic"
+        assert ("7 became sacrum" if pelvic else "1 became L1, 2 became L2") in note
+    ids = [scan.scan_id for scan in found.scans]
+    assert compare_with_source(str(store.url), [str(tmp_path / "then")], ids).faults == ()
+    again = ingest(Recipe.load("ctspinopelvic1k"), found, str(tmp_path / "s.zarr"))
+    assert len(again.skipped) == len(found.scans)
+
+
+def test_a_mask_of_no_known_version_fails_and_names_the_file(tmp_path):
+    (written, *_) = write_ctspinopelvic1k(tmp_path / "raw", version=1)
+    mask = nib.load(written.label_path)
+    values = np.asarray(mask.dataobj)
+    values[values == 9] = 11
+    nib.save(nib.Nifti1Image(values, mask.affine), written.label_path)
+    _, report, _ = run("ctspinopelvic1k", tmp_path / "raw", tmp_path / "s.zarr")
+    (failed,) = report.failed
+    assert failed.scan_id == "0001"
+    assert failed.reason.startswith("labels/0001_label.nii.gz: the values 1, 2, 3, 4, 5, 7")
+    assert "(they do not name 11)" in failed.reason
 
 
 def test_rsna_scans_without_mask_are_scans_and_fractures_are_columns(tmp_path):

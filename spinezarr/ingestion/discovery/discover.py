@@ -30,6 +30,7 @@ from spinezarr.ingestion.discovery.raw_folder import RawFolder
 from spinezarr.ingestion.discovery.tables import JoinedTables, TableUse, join_tables
 from spinezarr.recipe import (
     CentroidConvention,
+    EarlierValues,
     LabelCorrection,
     PathPattern,
     Recipe,
@@ -139,6 +140,8 @@ class ScanSource:
     """Further masks of the scan."""
     correction: LabelCorrection | None = None
     """Correct labels of the mask, if a list of errata is applied; else None."""
+    earlier_values: EarlierValues | None = None
+    """Values of earlier versions, which the mask may have; None if the dataset has none."""
 
     @property
     def has_mask(self) -> bool:
@@ -494,6 +497,7 @@ def _scan_source(
         license=license,
         stamp=folder.stamp_of(paired.files),
         correction=tables.corrections.get(image.scan_id) if paired.masks else None,
+        earlier_values=recipe.labels.earlier,
         series=image.series,
         layers=tuple(
             ScanLayer(
