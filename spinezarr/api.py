@@ -551,8 +551,9 @@ class Store:
         ----------
         against
             Folder or URL of the raw files, or several. If given, each voxel is compared with them
-            too. A further mask that came from a file is compared if one of them has the file;
-            ``not_compared`` of the result counts the others.
+            too. A further mask that came from a file is compared if one of them has the file.
+            Voxels of derived scans are in no file. ``not_compared`` of the result counts what was
+            not compared.
         scans, split, source, vertebra
             Check only these scans, as in :meth:`patches`, the scan table and the root.
         follow_links
@@ -1550,6 +1551,7 @@ class Store:
         workers: int | None = None,
         scheduler: "str | Client | None" = None,
         scratch: str | os.PathLike[str] | None = None,
+        repair: bool = False,
         include_restricted: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         on_progress: OnProgress = ignore_progress,
@@ -1590,6 +1592,9 @@ class Store:
             a new one.
         workers, scheduler, scratch
             As in :func:`spinezarr.ingest`.
+        repair
+            Whether to check every byte of the derived store first, and to make damaged scans again
+            from this store, as it is now.
         include_restricted
             Also derive scans and further masks whose license allows no derivatives, such as
             CC BY-NC-ND. The report names those that are left out in ``left_out`` and
@@ -1651,6 +1656,7 @@ class Store:
             workers=workers,
             scheduler=scheduler,
             scratch=None if scratch is None else os.fspath(scratch),
+            repair=repair,
             include_restricted=include_restricted,
             storage_options=store_options if storage_options is None else storage_options,
             on_progress=on_progress,

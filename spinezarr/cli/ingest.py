@@ -12,6 +12,7 @@ from spinezarr.cli.options import (
     CatalogFile,
     FollowLinks,
     RawBucketOptions,
+    Repair,
     command,
 )
 from spinezarr.errata import Errata
@@ -154,13 +155,7 @@ def ingest(
         bool, typer.Option("--dry-run", help="Show the scans and files, and write nothing.")
     ] = False,
     worker: WorkerOptions,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair",
-            help="Check every stored byte as 'verify' does, and write damaged files again.",
-        ),
-    ] = False,
+    repair: Repair = False,
     as_json: AsJson = False,
     catalog: CatalogFile = None,
     bucket: BucketOptions,

@@ -24,6 +24,7 @@ __all__ = [
     "OpenOptions",
     "Overwrite",
     "RawBucketOptions",
+    "Repair",
     "ScanOptions",
     "StoreUrl",
     "Uncompressed",
@@ -68,6 +69,13 @@ IncludeRestricted = Annotated[
         "--include-restricted",
         help="Also write scans and masks whose license allows no derivatives (CC BY-NC-ND). Do not "
         "share the result.",
+    ),
+]
+Repair = Annotated[
+    bool,
+    typer.Option(
+        "--repair",
+        help="Check every stored byte as 'verify' does, and write damaged files again.",
     ),
 ]
 Uncompressed = Annotated[bool, typer.Option("--uncompressed", help="Write .nii, not .nii.gz.")]

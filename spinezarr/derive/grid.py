@@ -110,9 +110,9 @@ def _spine_box(scan: ScanAttributes, step: StepZYX, whole: Box, margin_mm: float
     """Return the box of the grid around all vertebrae and a margin."""
     vertebrae = scan.vertebrae.values()
     if not vertebrae:
+        lack = "it has no mask" if scan.label_state == "none" else "its mask shows no vertebra"
         raise UsageError(
-            "its mask shows no vertebra, so there is no spine to crop to. Choose other scans, or "
-            "leave out --crop."
+            f"{lack}, so there is no spine to crop to. Choose other scans, or leave out --crop."
         )
     first = np.min([vertebra.start_zyx for vertebra in vertebrae], axis=0)
     last = np.max([vertebra.stop_zyx for vertebra in vertebrae], axis=0) - 1

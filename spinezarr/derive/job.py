@@ -80,6 +80,15 @@ class DeriveJob:
         shared = canonical_json(self.derivation)
         return lambda source: hash_inputs(shared, source)
 
+    @property
+    def cannot_repair(self) -> str:
+        """See :class:`~spinezarr.ingestion.job.ScanJob`."""
+        return (
+            "its stored files are damaged, and it is not among the scans that were chosen from "
+            f"{redact_url(self.source_url)}. Choose it too if that store has it, or copy the scan "
+            "from an undamaged store."
+        )
+
     def stamp_of(self, source: StoredSource) -> str:
         """See :class:`~spinezarr.ingestion.job.ScanJob`."""
         return source.content_checksum
@@ -97,10 +106,11 @@ class DeriveJob:
         source = task.source
         reader = StoreReader(self.source_url, self.source_options, with_table=False)
         scan = reader.scan(source.scan_id)
-        if scan.content_checksum != source.content_checksum:
+        has_masks = scan.masks.keys() >= {*source.mask_names}
+        if scan.content_checksum != source.content_checksum or not has_masks:
             raise ScanChangedError(
-                f"{reader.name}: scan {source.scan_id!r} was replaced while it was derived. Run "
-                "the same command again.",
+                f"{reader.name}: scan {source.scan_id!r} was replaced, or lost a mask, while it "
+                "was derived. Run the same command again.",
                 source.scan_id,
             )
         origin = ScanOrigin.of(
@@ -109,7 +119,8 @@ class DeriveJob:
         # Another worker may have published the scan in this very run, and died before its report.
         scans = self.store.scans
         stored = (scans.published if task.stored else scans.complete)(source.scan_id)
-        if stored is not None and not task.damaged and is_current(stored, origin):
+        is_whole = not task.damaged and task.damaged_masks.isdisjoint(source.mask_names)
+        if stored is not None and is_whole and is_current(stored, origin):
             result = keep_voxels(self.store, stored, derived_metadata(origin, dict(stored)))
             outcome = result.outcome if task.stored else "done"
             layers = _layers(source, "already in the store" if task.stored else "done")

@@ -69,13 +69,11 @@ class Sampling(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PlainSampling:
-    """Takes voxels as they are, or as a stream resamples them; see :class:`Sampling`."""
+class _ArraySampling:
+    """A sampling of one array that needs no more memory than its voxels and the new values."""
 
     engine: Engine
     array: ArraySpec
-    linear: bool
-    """Whether to interpolate linearly between voxels; otherwise the nearest voxel is taken."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -97,6 +95,14 @@ class PlainSampling:
         """As in :class:`Sampling`."""
         return 1
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainSampling(_ArraySampling):
+    """Takes voxels as they are, or as a stream resamples them; see :class:`Sampling`."""
+
+    linear: bool
+    """Whether to interpolate linearly between voxels; otherwise the nearest voxel is taken."""
+
     def fill(self, positions_zyx: Sequence[Positions], out: Voxels) -> None:
         """As in :class:`Sampling`."""
         region = SourceRegion.of(positions_zyx)
@@ -107,28 +113,16 @@ class PlainSampling:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FilteredSampling:
+class FilteredSampling(_ArraySampling):
     """Interpolates an image that is filtered along some axes before; see :class:`Sampling`."""
 
-    engine: Engine
-    array: ArraySpec
     step_zyx: StepZYX
     """Distance of neighboring positions, which determines the filter along each axis."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """As in :class:`Sampling`."""
-        return self.array.dtype
 
     @property
     def source_bytes(self) -> int:
         """As in :class:`Sampling`: voxels, and three arrays of floats."""
         return self.array.dtype.itemsize + 3 * self._float_dtype.itemsize
-
-    @property
-    def value_bytes(self) -> int:
-        """As in :class:`Sampling`."""
-        return self.array.dtype.itemsize
 
     @property
     def margin_z(self) -> int:
@@ -166,20 +160,12 @@ class FilteredSampling:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LabelwiseSampling:
+class LabelwiseSampling(_ArraySampling):
     """Takes the label with the largest linear weight at each position; see :class:`Sampling`.
 
     Each label is interpolated linearly by itself, as 1 inside and 0 outside. Of labels with equal
     weights, the smallest is taken, so background comes first.
     """
-
-    engine: Engine
-    array: ArraySpec
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """As in :class:`Sampling`."""
-        return self.array.dtype
 
     @property
     def source_bytes(self) -> int:
@@ -190,11 +176,6 @@ class LabelwiseSampling:
     def value_bytes(self) -> int:
         """As in :class:`Sampling`: a label, and the weights of two labels."""
         return 1 + 2 * np.dtype(np.float32).itemsize
-
-    @property
-    def margin_z(self) -> int:
-        """As in :class:`Sampling`."""
-        return 1
 
     def fill(self, positions_zyx: Sequence[Positions], out: Voxels) -> None:
         """As in :class:`Sampling`."""

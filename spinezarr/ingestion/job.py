@@ -161,6 +161,11 @@ class ScanJob(Job[ScanTask[Source]], Protocol[Source]):
         """
         ...
 
+    @property
+    def cannot_repair(self) -> str:
+        """Why a damaged scan without a source in this run is not written again, and what to do."""
+        ...
+
     def stamp_of(self, source: Source) -> str:
         """Return a hash of the state of a source, such as names, sizes and times of its files."""
         ...

@@ -64,10 +64,6 @@ __all__ = [
     "run_job",
 ]
 
-_CANNOT_REPAIR: Final = (
-    "its stored files are damaged, and its source files are not in the raw folder. Put them there "
-    "and run the command again, or copy the scan from an undamaged store."
-)
 _TABLE_INTERVAL_S: Final = 60.0
 """Seconds between two updates of the scan table during an ingest, for concurrent readers."""
 
@@ -548,7 +544,7 @@ class _Run(Generic[Source]):
         """Notes on masks that were written, by scan id."""
         self._failed = [FailedScan(scan_id, reason) for scan_id, reason in failing]
         self._failed += [
-            FailedScan(scan_id, _CANNOT_REPAIR)
+            FailedScan(scan_id, job.cannot_repair)
             for scan_id in sorted(damage.scans - present_ids, key=natural_key)
         ]
         self._problem = ""

@@ -60,6 +60,14 @@ class IngestJob:
         shared = canonical_json((self.recipe, options.take_image_grid, options.limits))
         return lambda source: self._storable_hash(hash_inputs(shared, source))
 
+    @property
+    def cannot_repair(self) -> str:
+        """See :class:`~spinezarr.ingestion.job.ScanJob`."""
+        return (
+            "its stored files are damaged, and its source files are not in the raw folder. Put "
+            "them there and run the command again, or copy the scan from an undamaged store."
+        )
+
     def stamp_of(self, source: ScanSource) -> str:
         """Return the stamp of the files of a scan as it may be stored."""
         return self._storable_hash(source.stamp)

@@ -190,7 +190,8 @@ class StoreReader:
         if self.objects.read([f"{self.path}/{TABLE}/zarr.json"]):
             raise CorruptStoreError(
                 f"{self.objects.name(self.path)}/zarr.json: the root of the store {problem}. Run "
-                "the same 'spinezarr ingest' again with --repair to write the root anew."
+                "the same 'spinezarr ingest' or 'spinezarr derive' again with --repair to write "
+                "the root anew."
             )
 
     @cached_property
@@ -306,7 +307,7 @@ class StoreReader:
             raise CorruptStoreError(
                 f"{self.name}: the scan table says that {scan_id!r} has {row.shape_zyx} voxels, "
                 f"and it has {scan.image.shape_zyx}. Copy the store again, or run the same "
-                "'spinezarr ingest' again with --repair."
+                "'spinezarr ingest' or 'spinezarr derive' again with --repair."
             )
         return scan
 

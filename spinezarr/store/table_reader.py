@@ -59,8 +59,8 @@ def read_table(read: ReadFiles, folder: str, url: str) -> ScanTable:
     raw = read([f"{folder}/zarr.json"]).get(f"{folder}/zarr.json")
     if raw is None:
         raise CorruptStoreError(
-            f"{url}: has no scan table: an ingest was cut off before its first scan was "
-            "done. Run the same 'spinezarr ingest' again."
+            f"{url}: has no scan table: a run was cut off before its first scan was done. Run the "
+            "same 'spinezarr ingest' or 'spinezarr derive' again."
         )
     try:
         stored = parse_table(raw)
@@ -73,6 +73,7 @@ def read_table(read: ReadFiles, folder: str, url: str) -> ScanTable:
         return stored.table(data)
     except DamagedMetadataError as problem:
         raise CorruptStoreError(
-            f"{folder}/zarr.json: is damaged ({problem}). "
-            "Run the same 'spinezarr ingest' again with --repair to write the table anew."
+            f"{folder}/zarr.json: is damaged, or an early version wrote it ({problem}). Run the "
+            "same 'spinezarr ingest' or 'spinezarr derive' again with --repair to write the table "
+            "anew."
         ) from problem

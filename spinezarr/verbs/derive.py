@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from spinezarr.store.layout import LABEL, profile_named
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.store.selection import ScanSelection
+from spinezarr.verbs.damage import find_damage
 from spinezarr.verbs.export import allows_derivatives, check_has_mask, scans_to_share
 from spinezarr.verbs.ingest_progress import IngestProgress
 from spinezarr.verbs.workers import check_worker_options, chosen_workers
@@ -51,6 +53,7 @@ def derive(
     workers: int | None,
     scheduler: "str | Client | None",
     scratch: str | None,
+    repair: bool,
     include_restricted: bool,
     storage_options: Mapping[str, Any],
     on_progress: OnProgress,
@@ -62,6 +65,11 @@ def derive(
     if _is_same_place(reader.url, out):
         raise UsageError(f"{reader.name}: is the store that is read. Choose another place.")
     scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
+    if not scan_ids:
+        raise UsageError(
+            f"{reader.name}: has no scan to derive that meets all of the conditions. See "
+            "'spinezarr info' for the scans that it has."
+        )
     _check_layers(reader, scan_ids, layers)
     sources = _Sources.read(
         reader, scan_ids, layers, derivation, include_restricted=include_restricted
@@ -80,7 +88,7 @@ def derive(
     job = DeriveJob(
         source_url=reader.url,
         source_options=reader.storage_options or {},
-        store=open_writer(out, root, options),
+        store=open_writer(out, root, options, repair=repair),
         derivation=derivation,
         scratch=scratch,
     )
@@ -93,6 +101,7 @@ def derive(
             failing=sources.failing,
             listener=IngestProgress(sources.scans, on_progress, "derive"),
             workers=chosen,
+            find_damaged=partial(find_damage, out, options, on_progress) if repair else None,
         )
     return DeriveReport(
         **{item.name: getattr(report, item.name) for item in fields(report)},

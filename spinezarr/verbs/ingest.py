@@ -20,20 +20,19 @@ from spinezarr.formats.limits import DEFAULT_LIMITS, Limits
 from spinezarr.ingestion.discovery.dicom_folders import known_folders
 from spinezarr.ingestion.discovery.discover import Discovery, discover
 from spinezarr.ingestion.pseudonyms import apply_pseudonyms, map_file
-from spinezarr.ingestion.run import Damage, IngestReport
+from spinezarr.ingestion.run import IngestReport
 from spinezarr.ingestion.run import ingest as ingest_scans
 from spinezarr.ingestion.scan import ScanOptions
-from spinezarr.progress import OnProgress, ProgressCounter, ignore_progress
+from spinezarr.progress import OnProgress, ignore_progress
 from spinezarr.recipe import Recipe
 from spinezarr.store.claim import stored_root
 from spinezarr.store.reader import StoreReader
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
-from spinezarr.text import count_noun
+from spinezarr.verbs.damage import find_damage
 from spinezarr.verbs.ingest_progress import IngestProgress
 from spinezarr.verbs.verify import link_folders
 from spinezarr.verbs.workers import check_worker_options, chosen_workers
-from spinezarr.verify.store import verify_store
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -241,7 +240,7 @@ def ingest(
             discovery, recipe, locations.out, map_path, locations.out_options
         )
         options = replace(options, pseudonyms=names)
-    find_damaged = partial(_find_damage, locations.out, locations.out_options, on_progress)
+    find_damaged = partial(find_damage, locations.out, locations.out_options, on_progress)
     with chosen_workers(workers, scheduler, "ingest", on_progress) as chosen:
         report = ingest_scans(
             recipe,
@@ -353,22 +352,6 @@ def _locate(request: _Request, entry: CatalogEntry | None) -> _Locations:
     out_options = {} if raw_options and "://" not in (out or "") else store_options
     license = None if entry is None else entry.license
     return _Locations(raw, raw_options, out, out_options, license)
-
-
-def _find_damage(url: str, storage_options: Mapping[str, Any], on_progress: OnProgress) -> Damage:
-    """Check a store, and return its damaged scans and masks."""
-    counter = ProgressCounter(on_progress, "check")
-    verification = verify_store(
-        url,
-        storage_options=storage_options,
-        on_total=counter.expect,
-        on_bytes=counter.add,
-    )
-    counter.say(
-        f"The check found {count_noun(len(verification.faults), 'fault')}, in "
-        f"{count_noun(len(verification.damaged_scans), 'scan')}."
-    )
-    return Damage(verification.damaged_scans, verification.damaged_masks)
 
 
 def _nii_gz_bytes(report: IngestReport, discovery: Discovery) -> int | None:

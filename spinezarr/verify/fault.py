@@ -23,14 +23,40 @@ _REPAIR_MASK: Final = (
     "recipe names it, the same 'spinezarr ingest' with --repair), or remove it with 'spinezarr "
     "remove-labels'."
 )
+_START_AGAIN: Final = (
+    "Run the same 'spinezarr ingest' again, which starts this scan from the beginning."
+)
+_DERIVE: Final = (
+    "Run the same 'spinezarr derive' from {store} again with --repair, which makes these scans and "
+    "their masks again from that store as it is now. If it is gone or has changed, give an "
+    "unchanged copy of it, or copy the files again from an intact copy of this store."
+)
+_DERIVE_FILE: Final = (
+    "Run the same 'spinezarr derive' from {store} again with --repair, which writes this file "
+    "again."
+)
+_DERIVE_MASK: Final = (
+    "If this mask was added to the derived store, write it again as before ('spinezarr "
+    "add-labels', or write_labels in Python), or remove it with 'spinezarr remove-labels'. If it "
+    "came from {store}, run the same 'spinezarr derive' again with --repair."
+)
+_DERIVE_AGAIN: Final = (
+    "Run the same 'spinezarr derive' from {store} again, which starts this scan from the beginning."
+)
+_OF_DERIVED: Final = {
+    _REPAIR: _DERIVE,
+    _REPAIR_FILE: _DERIVE_FILE,
+    _REPAIR_MASK: _DERIVE_MASK,
+    _START_AGAIN: _DERIVE_AGAIN,
+}
+"""Advice for a derived store in place of that for a store of ingested scans."""
 _ADVICE: Final[dict[FaultKind, str]] = {
     "missing": _REPAIR,
     "damaged": _REPAIR,
     "misplaced": _REPAIR,
     "disagrees": _REPAIR_FILE,
     "extra": "No reader uses this file. Check its content, then delete it.",
-    "unfinished": "Run the same 'spinezarr ingest' again, which starts this scan from the "
-    "beginning.",
+    "unfinished": _START_AGAIN,
     "source": "Give the folder with the source files. If they have changed, ingest them again, or "
     "add further masks again with 'spinezarr add-labels'.",
     "voxels": "Ingest this scan again into a new store, or add this mask again, and report it if "
@@ -52,6 +78,8 @@ class Fault:
     """Value or state that was found."""
     expected: str
     """Value or state that was expected."""
+    derived_from: str | None = None
+    """Path or URL of the store that the store was derived from; None if it was ingested."""
 
     @property
     def mask(self) -> str | None:
@@ -68,6 +96,14 @@ class Fault:
     @property
     def advice(self) -> str:
         """Next step for the user."""
+        advice = self._advice_if_ingested
+        if self.derived_from is None:
+            return advice
+        return _OF_DERIVED.get(advice, advice).replace("{store}", self.derived_from)
+
+    @property
+    def _advice_if_ingested(self) -> str:
+        """Next step if the scans of the store were ingested."""
         if self.kind in {"extra", "source", "voxels"}:
             return _ADVICE[self.kind]
         if self.mask is not None:
@@ -77,4 +113,6 @@ class Fault:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fault as values that JSON has."""
-        return {**asdict(self), "advice": self.advice}
+        fields = asdict(self)
+        del fields["derived_from"]  # it is a fact about the store
+        return {**fields, "advice": self.advice}

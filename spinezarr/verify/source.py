@@ -1,7 +1,8 @@
 """Do the stored voxels equal those of the source files?
 
 Images and masks are compared slab by slab. The file of a further mask may be in another folder than
-that of the image, and a program may have written a mask without a file.
+that of the image, and a program may have written a mask without a file. The voxels of a derived
+scan are in no file, but further masks may have been added to it from files.
 """
 
 import math
@@ -26,7 +27,7 @@ from spinezarr.processors import cpu_count
 from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.attributes import ImageSourceRecord, LabelSourceRecord, SourceRecord
-from spinezarr.store.layout import IMAGE, LABEL, SCANS
+from spinezarr.store.layout import IMAGE, LABEL, scan_key
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
@@ -39,7 +40,10 @@ __all__ = ["SourceComparison", "compare_with_source"]
 
 _NO_FILE: Final = "a program wrote the voxels, and there is no file"
 _NOT_FOUND: Final = "no given folder has the file; name its folder with another --against"
-"""Why a further mask is not compared."""
+_DERIVED: Final = (
+    "the voxels were derived from another store; compare that store with its source files"
+)
+"""Why an image or mask is not compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class SourceComparison:
     faults: tuple[Fault, ...]
     """One fault for each array that differs and each source file that cannot be read."""
     not_compared: Mapping[str, int]
-    """Number of further masks that were not compared, by the reason."""
+    """Number of images and masks that were not compared, by the reason."""
 
 
 def compare_with_source(
@@ -86,13 +90,13 @@ def compare_with_source(
     Returns
     -------
     SourceComparison
-        Faults, and further masks that were not compared.
+        Faults, and the number of images and masks that were not compared.
 
     Raises
     ------
     UsageError
-        If ``raw`` is not a folder, the store has pseudonyms, or the format of a file needs a
-        package that is not installed.
+        If ``raw`` is not a folder, the store has pseudonyms, all voxels were derived, or the
+        format of a file needs a package that is not installed.
     CorruptStoreError, UnknownScanError
         If a scan cannot be read.
     """
@@ -104,7 +108,6 @@ def compare_with_source(
         )
     sources = _Sources.open(raw, raw_options, limits)
     handles = [reader.scan(name) for name in scans]
-    _refuse_derived(reader.name, handles)
     own_files = {
         record.file
         for scan in handles
@@ -117,6 +120,8 @@ def compare_with_source(
         for scan in handles
         for found in _source_files(scan, sources, own_files, not_compared)
     ]
+    if not planned:
+        _refuse_derived(reader.name, handles)
     specs = [source.spec for source in planned]
     on_total(sum(math.prod(spec.shape_zyx) * spec.stored_dtype.itemsize for spec in specs))
     engine = Engine(fetcher_for(reader.objects))
@@ -133,14 +138,21 @@ def compare_with_source(
 
 
 def _refuse_derived(store: str, scans: Sequence[ScanHandle]) -> None:
-    """Refuse scans whose voxels are not those of a source file."""
+    """Refuse scans of which nothing came from a source file."""
     for scan in scans:
         origin = scan.attributes.derived_from
-        if origin is not None and scan.attributes.image_source.file.startswith(f"{SCANS}/"):
+        if origin is not None and _is_sampled(scan):
             raise UsageError(
                 f"{store}: scan {origin.scan_id!r} was derived from {origin.store}, so its voxels "
                 "are in no source file. Compare that store with the source files."
             )
+
+
+def _is_sampled(scan: ScanHandle) -> bool:
+    """Whether the voxels of a scan were computed from those of another store."""
+    facts = scan.attributes
+    is_array = facts.image_source.file == f"{scan_key(facts.scan_id)}/{IMAGE}"
+    return facts.derived_from is not None and is_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +172,7 @@ def _source_files(
     own_files: Collection[str],
     not_compared: Counter[str],
 ) -> Iterator[tuple[ArraySpec, SourceRecord, "_Folder"]]:
-    """Yield the source of each array of a scan that has one, and count the other further masks.
+    """Yield the source of each array of a scan that has one, and count the others.
 
     Parameters
     ----------
@@ -172,18 +184,22 @@ def _source_files(
         Paths of images and of files of ``label``. A further mask may have the same path in
         another folder, so such a file counts as that of the mask only if it has its size.
     not_compared
-        Counter of further masks without a file, by the reason.
+        Counter of images and masks without a file, by the reason.
     """
     facts = scan.attributes
     records = {IMAGE: facts.image_source, LABEL: facts.label_source}
+    is_sampled = _is_sampled(scan)
     for spec in scan.arrays:
         record = records[spec.name]
-        if record is not None:
+        if is_sampled:
+            not_compared[_DERIVED] += 1
+        elif record is not None:
             yield spec, record, sources.folder_or_first(record)
+    carried = () if facts.derived_from is None else facts.derived_from.mask_checksums
     for name, spec in scan.masks.items():
         source = facts.masks[name].source
         if source is None:
-            not_compared[_NO_FILE] += 1
+            not_compared[_DERIVED if is_sampled and name in carried else _NO_FILE] += 1
             continue
         folder = sources.folder_of(source, same_size=True)
         if folder is None and source.file not in own_files:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from spinezarr.errors import DamagedMetadataError, StoreNotFoundError
@@ -58,7 +58,9 @@ class Verification:
     listed: bool
     """Whether the store could be listed, so that files that no manifest names were found."""
     not_compared: Mapping[str, int] = field(default_factory=dict)
-    """Number of further masks that were not compared with their source files, by the reason."""
+    """Number of images and masks that were not compared with their source files, by the reason."""
+    derived_from: str | None = None
+    """Path or URL of the store that the store was derived from; None if it was ingested."""
 
     @property
     def damaged_scans(self) -> frozenset[str]:
@@ -199,9 +201,16 @@ class _Check:
         self._compare_ledger(checked, every_scan=requested is None)
         leftovers = self._leftovers_and_extras(checked, unfinished, whole=requested is None)
         order = {None: -1, **{name: i for i, name in enumerate(names)}}
+        origin = _origin(root, checked)
         faults = sorted(self._faults, key=lambda fault: order.get(fault.scan_id, len(order)))
-        listed = self._files.sizes is not None
-        return Verification(self._url, tuple(read_ids), tuple(faults), leftovers, listed)
+        return Verification(
+            self._url,
+            tuple(read_ids),
+            tuple(replace(fault, derived_from=origin) for fault in faults),
+            leftovers,
+            listed=self._files.sizes is not None,
+            derived_from=origin,
+        )
 
     def _root(self) -> RootAttributes | None:
         written = "the root's metadata as spinezarr wrote them"
@@ -360,6 +369,14 @@ class _Check:
                     Fault(name, key, "extra", description, "no file, because no manifest names it")
                 )
         return tuple(leftovers)
+
+
+def _origin(root: RootAttributes | None, scans: Iterable[CheckedScan]) -> str | None:
+    """Return the store that a store was derived from; if its root is lost, the scans say it."""
+    if root is not None:
+        return root.derived_from
+    records = (scan.attributes.derived_from for scan in scans if scan.attributes is not None)
+    return next((record.store for record in records if record is not None), None)
 
 
 def _is_leftover(parts: Sequence[str]) -> bool:

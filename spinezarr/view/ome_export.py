@@ -384,5 +384,5 @@ def _read_checked(reader: StoreReader, shard: _Shard) -> bytes:
 def _damaged(shard: _Shard) -> CorruptStoreError:
     return CorruptStoreError(
         f"{shard.path}: differs from the manifest of the scan. Copy the store again, or run the "
-        "same 'spinezarr ingest' again with --repair."
+        "same 'spinezarr ingest' or 'spinezarr derive' again with --repair."
     )

@@ -319,7 +319,9 @@ def test_verify_compares_masks_with_their_files_and_counts_the_others(run, copie
     assert verified(run, copied, raw) == ([], {"a": 3, "no": 3})
     assert verified(run, copied, raw, pred) == ([], {"a": 3})
     shown = run("verify", copied / "s.zarr", "--against", raw, code=0).out.decode()
-    assert "3 further masks were not compared with a source: a program" in " ".join(shown.split())
+    assert "3 of the images and masks were not compared with a source: a program" in " ".join(
+        shown.split()
+    )
     # An image of the same name in the raw folder is not the file of the mask.
     shutil.copy(raw / "a_ct.nii.gz", raw / "extra.nii.gz")
     store = spinezarr.open(copied / "s.zarr")

@@ -169,7 +169,7 @@ def test_scans_that_cannot_be_derived_do_not_stop_the_others(own, tmp_path):
     report = derive(own, out, crop="spine")
     assert (report.done, report.exit_code) == (("box",), 1)
     reasons = {scan.scan_id: scan.reason for scan in report.failed}
-    assert "shows no vertebra, so there is no spine to crop to" in reasons["bare"]
+    assert "it has no mask, so there is no spine to crop to" in reasons["bare"]
     assert "crc32c" in reasons["oblique"]
     assert {path.name for path in (out / "scans").iterdir()} == {"zarr.json", "box"}
     derived = spinezarr.open(out)
@@ -249,13 +249,76 @@ def test_stores_may_be_on_a_web_server_and_in_a_bucket(own, tmp_path, serve, s3_
     np.testing.assert_array_equal(copy.image, local.scan("box").image)
 
 
+def test_an_interrupted_run_keeps_finished_scans_and_can_be_continued(
+    own, tmp_path, differing_files
+):
+    """Ctrl-C raises KeyboardInterrupt at any moment; this one comes amid the second scan."""
+    out = tmp_path / "derived.zarr"
+
+    moments = []
+
+    def interrupt(progress):
+        if progress.scans_done == 1 and progress.scan:
+            moments.append(progress.done)
+            if len(moments) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        derive(own, out, spacing_mm=2, on_progress=interrupt)
+    store = spinezarr.open(out)
+    (finished,) = store.table.scan.to_numpy().tolist()
+    assert {path.name for path in (out / "scans").iterdir()} == {"zarr.json", finished}
+    assert store.verify().faults == ()
+    report = derive(own, out, spacing_mm=2)
+    assert (len(report.done), report.skipped) == (2, (finished,))
+    derive(own, tmp_path / "fresh.zarr", spacing_mm=2)
+    assert differing_files(out, tmp_path / "fresh.zarr") == []
+
+
+def test_a_mask_that_is_removed_from_the_source_meanwhile_fails_only_its_scan(own, tmp_path):
+    out = tmp_path / "derived.zarr"
+
+    def remove(progress):
+        other = spinezarr.open(own.url)
+        if "disc" in other.scan("box"):
+            other.remove_labels("disc", scans="box")
+
+    report = derive(own, out, on_progress=remove)
+    (failed,) = report.failed
+    assert failed.scan_id == "box"
+    assert "lost a mask, while it was derived. Run the same command again" in failed.reason
+    assert derive(own, out).done == ("box",)
+
+
+def test_no_scan_one_scan_and_scans_without_a_vertebra(small, tmp_path):
+    store, out = spinezarr.open(small.url), tmp_path / "derived.zarr"
+    for selection in ({"scans": []}, {"split": "train", "scans": "oblique"}):
+        with pytest.raises(UsageError, match="has no scan to derive that meets all"):
+            store.derive(out=out, **selection)
+    assert not out.exists()
+    report = store.derive(out=out, crop="spine", scans=["empty", "bare"])
+    reasons = {scan.scan_id: scan.reason for scan in report.failed}
+    assert (report.exit_code, report.done) == (1, ())
+    assert reasons["empty"].startswith("its mask shows no vertebra")
+    assert reasons["bare"].startswith("it has no mask")
+    derived = spinezarr.open(out)  # a store without a scan
+    assert derived.table.sizes["scan"] == 0
+    assert derived.verify().faults == ()
+    with pytest.raises(UsageError, match="has no scan to derive"):
+        derived.derive(out=tmp_path / "again.zarr")
+    assert store.derive(out=out, crop="spine", scans="voxel").done == ("voxel",)
+    np.testing.assert_array_equal(
+        spinezarr.open(out).scan("voxel").image, store.scan("voxel").image
+    )
+
+
 @pytest.mark.long
 def test_workers_derive_the_same_store(own, tmp_path, monkeypatch):
     derive(own, tmp_path / "one.zarr", spacing_mm=2, crop="spine", scans=["box", "oblique"])
     monkeypatch.chdir(tmp_path)
     store = spinezarr.open("small.zarr")
     options = {"spacing_mm": 2, "crop": "spine", "scans": ["box", "oblique"]}
-    report = store.derive(out="two.zarr", workers=2, **options)
+    report = store.derive(out="two.zarr", workers=3, **options)  # more workers than scans
     assert (set(report.done), report.failed) == ({"box", "oblique"}, ())
     one, two = spinezarr.open("one.zarr"), spinezarr.open("two.zarr")
     for name in report.done:

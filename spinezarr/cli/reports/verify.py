@@ -26,13 +26,14 @@ def print_verification(verification: Verification, raw: Sequence[str]) -> None:
         OUT.say("A web server cannot be listed, so leftover files cannot be found.")
     if verification.leftovers:
         names = ", ".join(verification.leftovers)
+        command = "ingest" if verification.derived_from is None else "derive"
         OUT.say(
-            f"A running or interrupted ingest left these files: {names}. If no ingest is running, "
-            "run the same 'spinezarr ingest' again, which removes them."
+            f"A running or interrupted command left these files: {names}. If no command is writing "
+            f"the store, run the same 'spinezarr {command}' again, which removes them."
         )
     for reason, count in verification.not_compared.items():
         were = "was" if count == 1 else "were"
-        OUT.say(f"{count_noun(count, 'further mask')} {were} not compared with a source: {reason}.")
+        OUT.say(f"{count} of the images and masks {were} not compared with a source: {reason}.")
     if not verification.faults:
         folders = " and ".join(map(redact_url, raw))
         rest = " compared" if verification.not_compared else ""
