@@ -1192,7 +1192,8 @@ class Store:
         self,
         scan_id: str,
         *,
-        mask: Literal["label"] | None = "label",
+        mask: str | None = "label",
+        outline: str | None = None,
         window: str = "bone",
         level: int | None = None,
         height_px: int = 600,
@@ -1208,7 +1209,10 @@ class Store:
         scan_id
             The scan.
         mask
-            Mask that lies over the image: ``"label"``, or None for no mask.
+            Mask that is filled with colors: ``"label"`` or a further one; None for none. A scan
+            that lacks ``label`` is shown without it.
+        outline
+            Mask whose border is drawn over it, such as the truth over a prediction; None for none.
         window
             ``"bone"``, ``"soft_tissue"``, ``"lung"``, or the HU of black and white, such as
             ``"-160,240"``.
@@ -1227,10 +1231,12 @@ class Store:
         ------
         UnknownScanError
             If the store has no such scan.
+        UnknownMaskError
+            If the scan has no mask of that name; the message lists those that it has.
         CorruptStoreError
             When it is shown, if stored bytes are missing or damaged.
         UsageError
-            If there is no such mask, window or level.
+            If there is no such window or level, or ``mask`` and ``outline`` are one mask.
 
         Examples
         --------
@@ -1242,8 +1248,6 @@ class Store:
         from spinezarr.view.widget import ScanView  # noqa: PLC0415
         from spinezarr.view.windows import parse_window  # noqa: PLC0415
 
-        if mask not in {None, "label"}:
-            raise UsageError(f"mask {mask!r}: must be 'label' or None.")
         objects, client = self._reader.objects, self._batch_client
         served = None
         if client and isinstance(objects, RemoteObjects) and client.is_offered(objects):
@@ -1251,7 +1255,8 @@ class Store:
         return ScanView(
             self._reader.scan(scan_id),
             self._engine,
-            with_label=mask is not None,
+            mask=mask,
+            outline=outline,
             window_hu=parse_window(window),
             level=level,
             height_px=height_px,

@@ -24,7 +24,7 @@ from spinezarr.errors import UsageError
 from spinezarr.strict_model import StrictModel
 from spinezarr.strict_yaml import load_strict_yaml
 from spinezarr.text import is_printable
-from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME
+from spinezarr.vertebrae import NAME_OF_VALUE, vertebra_of
 
 __all__ = ["SCHEMES", "LabelScheme", "label_scheme", "named_scheme"]
 
@@ -33,8 +33,6 @@ _LARGEST_NAME: Final = 100
 """Largest number of characters of a name."""
 _CUSTOM: Final = "custom"
 _DIGITS: Final = re.compile("[1-9][0-9]{0,2}")
-_VERTEBRA_PREFIX: Final = "vertebrae_"
-"""Start of the names of vertebrae in TotalSegmentator [3]_."""
 _RIB_OFFSET, _DISC_OFFSET, _ENDPLATE_OFFSET = 32, 100, 200
 """Distances of the value of a rib, disc or endplate from that of its vertebra [1]_."""
 _L1, _T13, _RIB_OF_T13 = 20, 28, 53
@@ -62,9 +60,7 @@ class LabelScheme:
     def vertebrae(self) -> frozenset[int]:
         """Values that are whole vertebrae."""
         return frozenset(
-            value
-            for value, name in self.names.items()
-            if name.removeprefix(_VERTEBRA_PREFIX) in VALUE_OF_NAME
+            value for value, name in self.names.items() if vertebra_of(name) is not None
         )
 
     def value_of(self, text: str) -> int:

@@ -11,6 +11,7 @@ References
 """
 
 import colorsys
+import re
 from typing import Final, Literal
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "hex_of",
     "label_color",
     "levels_between",
+    "named_color",
     "structure_color",
     "vertebra_color",
+    "vertebra_of",
 ]
 
 LabelState = Literal["all-visible", "whole-only", "predicted", "unknown"]
@@ -95,6 +98,33 @@ Color = tuple[float, float, float]
 _GOLDEN_ANGLE = 0.381966
 """Step on the hue circle, as a share of it, by which the hues of neighbors differ much."""
 _OTHER_COLOR: Final = (0.85, 0.85, 0.85)
+_SPELLING: Final = re.compile(
+    "(?:vertebrae?[ _-])?([a-z]+[0-9]*)(?:[ _-]vertebrae?)?", re.ASCII | re.IGNORECASE
+)
+"""A vertebra, as masks name it: ``L1``, ``vertebrae_L1`` of TotalSegmentator, ``L1 vertebra``."""
+_NAME_OF_LOWERCASE: Final = {name.lower(): name for name in VALUE_OF_NAME}
+
+
+def vertebra_of(name: str) -> str | None:
+    """Return the vertebra that a name of a mask means, whatever its spelling.
+
+    Parameters
+    ----------
+    name
+        Name of a label value, as a label scheme or a user writes it.
+
+    Returns
+    -------
+    str or None
+        Name of the vertebra in :data:`VALUE_OF_NAME`; None for other structures.
+
+    Examples
+    --------
+    >>> vertebra_of("vertebrae_L1"), vertebra_of("Sacrum"), vertebra_of("L1_disc")
+    ('L1', 'sacrum', None)
+    """
+    found = _SPELLING.fullmatch(name)
+    return None if found is None else _NAME_OF_LOWERCASE.get(found[1].lower())
 
 
 def levels_between(upper: str, lower: str) -> tuple[str, ...]:
@@ -125,6 +155,22 @@ def structure_color(value: int) -> Color:
     Adjacent values have hues that are far apart.
     """
     return colorsys.hsv_to_rgb((value * _GOLDEN_ANGLE) % 1, 0.5, 1.0)
+
+
+def named_color(name: str, value: int) -> Color:
+    """Return the color of a value of a further mask, whose scheme gives it a name.
+
+    A name of a vertebra has the color of the vertebra in all masks, whatever its value is.
+
+    Examples
+    --------
+    >>> named_color("vertebrae_L1", 31) == vertebra_color(20)
+    True
+    >>> named_color("liver", 5) == structure_color(5)
+    True
+    """
+    vertebra = vertebra_of(name)
+    return structure_color(value) if vertebra is None else vertebra_color(VALUE_OF_NAME[vertebra])
 
 
 def label_color(value: int | None) -> Color:

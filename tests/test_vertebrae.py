@@ -3,13 +3,17 @@ from itertools import combinations, pairwise
 
 import pytest
 
+from spinezarr.label_schemes import SCHEMES
 from spinezarr.vertebrae import (
     ANATOMICAL_ORDER,
     BACKGROUND,
     NAME_OF_VALUE,
     VALUE_OF_NAME,
     hex_color,
+    named_color,
+    structure_color,
     vertebra_color,
+    vertebra_of,
 )
 
 VERSE_SCHEME = [
@@ -69,3 +73,44 @@ def test_hex_colors_equal_the_rgb_colors():
 def test_values_that_are_no_vertebra_have_no_color(value):
     with pytest.raises(KeyError):
         vertebra_color(value)
+
+
+SPELLINGS = ("{}", "vertebrae_{}", "vertebra {}", "{} vertebra", "VERTEBRAE-{}")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_vertebra_has_one_color_in_every_spelling(spelling):
+    for name, value in VALUE_OF_NAME.items():
+        text = spelling.format(name)
+        assert vertebra_of(text) == vertebra_of(text.lower()) == name
+        assert named_color(text, 77) == vertebra_color(value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "L7",
+        "S1",
+        "vertebrae_S1",
+        "vertebrae_",
+        "vertebra",
+        "L1_disc",
+        "T4_rib",
+        "L1 L2",
+        "C1\n",
+    ],
+)
+def test_a_structure_that_is_no_vertebra_has_the_color_of_its_value(name):
+    assert vertebra_of(name) is None
+    assert named_color(name, 20) == structure_color(20)
+
+
+def test_the_vertebrae_of_all_schemes_have_the_same_colors():
+    for scheme in SCHEMES.values():
+        colors = {}
+        for value in scheme.vertebrae:
+            name = vertebra_of(scheme.names[value])
+            colors[name] = named_color(scheme.names[value], value)
+        assert colors == {name: vertebra_color(VALUE_OF_NAME[name]) for name in colors}
+    assert len(SCHEMES["totalsegmentator"].vertebrae) == 25  # C1 to L5, and the sacrum

@@ -13,7 +13,7 @@ from spinezarr.export.voxel_reader import VoxelReader
 from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, axis_positions_mm
 from spinezarr.store.layout import LABEL
 from spinezarr.store.scan_handle import ScanHandle
-from spinezarr.vertebrae import NAME_OF_VALUE, VALUE_OF_NAME, structure_color
+from spinezarr.vertebrae import NAME_OF_VALUE, named_color
 
 __all__ = ["mask_caption", "mask_legend", "preview_plane", "preview_scan"]
 
@@ -83,11 +83,7 @@ def mask_legend(scan: ScanHandle, mask: str) -> MaskLegend:
     labels = {int(value): label for value, label in attributes.masks[mask].labels.items()}
     return MaskLegend(
         {value: _words(label.flag_word(value)) for value, label in labels.items()},
-        {
-            value: structure_color(value)
-            for value, label in labels.items()
-            if label.name not in VALUE_OF_NAME
-        },
+        {value: named_color(label.name, value) for value, label in labels.items()},
     )
 
 

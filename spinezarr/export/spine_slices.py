@@ -11,7 +11,7 @@ from spinezarr.geometry import SLICE_AXIS, Box, Plane, ShapeZYX
 from spinezarr.store.layout import LABEL, LARGEST_AXIS
 from spinezarr.store.records import LabelRecord, VertebraRecord
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
-from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS
+from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, vertebra_of
 
 __all__ = ["Points", "annotated_centers", "middle_of_spine", "middle_slice", "read_slice"]
 
@@ -59,15 +59,15 @@ def middle_of_spine(scan: ScanHandle, voxels: VoxelReader, mask: str = LABEL) ->
     return (z, y, x)
 
 
-def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane) -> int:
+def middle_slice(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mask: str = LABEL) -> int:
     """Return the index of the slice that contains :func:`middle_of_spine`.
 
-    For a sagittal slice of a labeled scan, no voxel is read.
+    For a sagittal slice of ``label``, no voxel is read.
     """
     vertebrae = _labeled_vertebrae(scan)
-    if plane == "sagittal" and scan.label is not None and vertebrae:
+    if plane == "sagittal" and mask == LABEL and scan.label is not None and vertebrae:
         return _middle_x(vertebrae)
-    return middle_of_spine(scan, voxels)[SLICE_AXIS[plane]]
+    return middle_of_spine(scan, voxels, mask)[SLICE_AXIS[plane]]
 
 
 def read_slice(
@@ -92,7 +92,7 @@ def _candidates(scan: ScanHandle, mask: str) -> Iterator[tuple[str, list[Vertebr
     """Yield masks and labels whose middle a picture of a mask may show, the best first."""
     record = scan.attributes.masks.get(mask)
     own = [] if record is None else _from_head_to_tail(record.labels.values())
-    own_vertebrae = [label for label in own if label.name in ANATOMICAL_ORDER]
+    own_vertebrae = [label for label in own if vertebra_of(label.name) is not None]
     spine = [] if scan.label is None else _labeled_vertebrae(scan)
     if own_vertebrae:
         yield mask, [*own_vertebrae]

@@ -80,11 +80,15 @@ def mask_of(scan: ScanHandle, name: str, checksum: str | None) -> ArraySpec:
     Raises
     ------
     RefusedError
-        If the scan has no such mask, or the mask has another version.
+        If the scan has no such mask, or the mask has another version. A mask whose version is named
+        but which the scan lacks was removed.
     """
     try:
         mask = scan.mask(name)
     except UnknownMaskError:
+        if is_mask_name(name) and checksum is not None:
+            text = f"The mask {name} was removed."
+            raise RefusedError(text_answer(HTTPStatus.GONE, text)) from None
         names = ", ".join(scan.mask_names)
         asked = f"mask {name}" if is_mask_name(name) else "such mask"
         text = f"The scan has no {asked}; it has {names}." if names else "The scan has no mask."

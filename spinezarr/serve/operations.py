@@ -140,7 +140,7 @@ _CONDITIONAL: Final = {
 }
 _VERSION: Final = {
     **_CONDITIONAL,
-    HTTPStatus.GONE: Content("The scan was replaced by another version, or removed."),
+    HTTPStatus.GONE: Content("The scan or mask was replaced by another version, or removed."),
 }
 _BYTES_ANSWERS: Final = {
     HTTPStatus.OK: Content("The file.", (_BYTES, _JSON), headers=("ETag", "Accept-Ranges")),

@@ -44,7 +44,8 @@ class SliceQuery(QueryModel):
     """Plane of the stored grid; the planes of an oblique scan are tilted like its axes."""
     mm: float | None = None
     """Position of the slice in mm, as the coordinate x, y or z of the scan (RAS+). The nearest
-    slice is drawn. By default it is the middle of the spine, or of the scan if it has no mask."""
+    slice is drawn. By default it is the middle of the spine that ``mask`` shows, or of the scan if
+    it has no mask."""
     window: Annotated[str, Field(max_length=64)] = DEFAULT_WINDOW
     """``bone``, ``soft_tissue``, ``lung``, or the HU of black and white, such as -160,240."""
     labels: Annotated[str, Field(max_length=_LARGEST_NAMES)] = "true"
@@ -105,7 +106,7 @@ def answer_slice(source: PatchSource, request: Request, scan_id: str) -> Answer:
     except UsageError as problem:
         return text_answer(HTTPStatus.BAD_REQUEST, str(problem))
     try:
-        index = slice_at(scan, opened.engine, query.plane, query.mm)
+        index = slice_at(scan, opened.engine, query.plane, query.mm, query.mask)
     except UsageError as problem:
         return text_answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(problem))
     slice_request = SliceRequest(

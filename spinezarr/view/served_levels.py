@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import CorruptStoreError
 from spinezarr.remote.requests import RemoteObjects
+from spinezarr.store.layout import is_mask_name
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.view.levels import Level, shown_dtype
 
@@ -57,10 +58,10 @@ class ServedLevels:
         dtype = shown_dtype(array).newbyteorder("<")
         n_bytes = math.prod(level.shape_zyx) * dtype.itemsize
         scan_id = quote(scan.attributes.scan_id, safe="")
-        query = urlencode(
-            {"array": array.name, "content_checksum": scan.content_checksum, "pack": "gzip"}
-        )
-        url = f"{self.url}/scans/{scan_id}/levels/{level.level}?{query}"
+        query = {"array": array.name, "content_checksum": scan.content_checksum, "pack": "gzip"}
+        if is_mask_name(array.name):
+            query["mask_checksum"] = array.content_checksum
+        url = f"{self.url}/scans/{scan_id}/levels/{level.level}?{urlencode(query)}"
         try:
             compressed = self.objects.read_once(
                 url, n_bytes + n_bytes // _GZIP_OVERHEAD_DIVISOR + _GZIP_OVERHEAD_BYTES

@@ -15,7 +15,8 @@ from spinezarr.vertebrae import (
     VALUE_OF_NAME,
     Color,
     label_color,
-    structure_color,
+    named_color,
+    vertebra_of,
 )
 
 __all__ = ["ShownLabel", "shown_labels"]
@@ -45,8 +46,13 @@ def shown_labels(facts: ScanAttributes, mask: str = LABEL) -> list[ShownLabel]:
         Name of the mask.
     """
     labels = _labels_of_label(facts) if mask == LABEL else _labels_of_mask(facts, mask)
-    order = {name: rank for rank, name in enumerate(ANATOMICAL_ORDER)}
-    return sorted(labels, key=lambda label: (order.get(label.name, len(order)), label.value))
+    return sorted(labels, key=_rank)
+
+
+def _rank(label: ShownLabel) -> tuple[int, int]:
+    vertebra = vertebra_of(label.name)
+    level = len(ANATOMICAL_ORDER) if vertebra is None else ANATOMICAL_ORDER.index(vertebra)
+    return level, label.value
 
 
 def _labels_of_label(facts: ScanAttributes) -> Iterator[ShownLabel]:
@@ -62,9 +68,8 @@ def _labels_of_label(facts: ScanAttributes) -> Iterator[ShownLabel]:
 
 def _labels_of_mask(facts: ScanAttributes, mask: str) -> Iterator[ShownLabel]:
     for text, record in facts.masks[mask].labels.items():
-        value, vertebra = int(text), VALUE_OF_NAME.get(record.name)
-        color = structure_color(value) if vertebra is None else label_color(vertebra)
-        name = _shown_name(value, record.name)
+        value = int(text)
+        name, color = _shown_name(value, record.name), named_color(record.name, value)
         yield ShownLabel(value, name, color, record.voxel_count, record)
 
 

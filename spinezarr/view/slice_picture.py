@@ -29,6 +29,7 @@ __all__ = [
     "LARGEST_PX",
     "SliceRequest",
     "draw_slice",
+    "is_border",
     "label_names",
     "parse_labels",
     "slice_at",
@@ -112,7 +113,9 @@ def _key(label: ShownLabel) -> str:
     return label.name.replace(",", " ")
 
 
-def slice_at(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | None) -> int:
+def slice_at(
+    scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | None, mask: str = LABEL
+) -> int:
     """Return the index of a slice.
 
     Parameters
@@ -126,6 +129,8 @@ def slice_at(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | No
     mm
         Position along the axis across the plane, as the coordinate ``x``, ``y`` or ``z`` of the
         scan (RAS+); None for the middle of the spine, or of a scan without a mask.
+    mask
+        Mask that the slice shows, whose vertebrae have the middle.
 
     Raises
     ------
@@ -133,7 +138,7 @@ def slice_at(scan: ScanHandle, voxels: VoxelReader, plane: Plane, mm: float | No
         If the position is outside of the scan; the message gives its range.
     """
     if mm is None:
-        return middle_slice(scan, voxels, plane)
+        return middle_slice(scan, voxels, plane, mask)
     axis = SLICE_AXIS[plane]
     name = "zyx"[axis]
     at_mm = axis_positions_mm(scan.affine, scan.image.shape_zyx)[name]
@@ -248,18 +253,24 @@ def _color(
     has_label = label != BACKGROUND
     opacity = np.full(int(has_label.sum()), inner_opacity)
     if has_outlines:
-        opacity[_is_border(label)[has_label]] = 1.0
+        opacity[is_border(label)[has_label]] = 1.0
     opacity = opacity[:, None]
     blended = pixels[has_label] * (1 - opacity) + colors[label[has_label]] * opacity
     pixels[has_label] = np.rint(blended)
 
 
-def _is_border(label: Pixels) -> npt.NDArray[np.bool_]:
-    """Find the pixels next to a pixel of another value."""
+def is_border(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Find the pixels of a slice, or the voxels of a mask, next to one of another value.
+
+    Examples
+    --------
+    >>> is_border(np.array([[[0, 0, 1, 1, 1]]], np.uint8))
+    array([[[False,  True,  True, False, False]]])
+    """
     border = np.zeros(label.shape, bool)
-    for axis in (0, 1):
+    for axis in range(label.ndim):
         differs = np.diff(label, axis=axis) != 0
-        first, last = [slice(None)] * 2, [slice(None)] * 2
+        first, last = [slice(None)] * label.ndim, [slice(None)] * label.ndim
         first[axis], last[axis] = slice(None, -1), slice(1, None)
         border[tuple(first)] |= differs
         border[tuple(last)] |= differs

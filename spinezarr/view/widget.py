@@ -1,9 +1,9 @@
 """How does a notebook show a scan, without a server?
 
 It shows NiiVue as a widget, or a picture where widgets are not available. The widget gets image and
-mask as NIfTI files in memory, of the finest level that fits, with the same window, names and colors
-as all pictures of spinezarr. The notebook file also holds the picture, for people who
-view it without running it.
+masks as NIfTI files in memory, of the finest level that fits, with the same window, names and
+colors as all pictures of spinezarr. The notebook file also holds the picture, for people who view
+it without running it.
 
 References
 ----------
@@ -30,12 +30,15 @@ from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.export.preview import preview_scan
 from spinezarr.export.spine_slices import middle_of_spine
 from spinezarr.processors import cpu_count
+from spinezarr.store.layout import LABEL
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.stream.read.engine import Engine
 from spinezarr.text import to_printable
+from spinezarr.vertebrae import BACKGROUND
 from spinezarr.view.levels import Level, LevelReader, levels_of, shown_dtype
 from spinezarr.view.scan_view import VertebraModel, shown_vertebrae
 from spinezarr.view.served_levels import ServedLevels
+from spinezarr.view.slice_picture import is_border
 from spinezarr.view.windows import WindowHU
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ LARGEST_AXIS: Final = 2048
 _INSTALL: Final = "Widgets need more packages: pip install 'spinezarr[notebook]'."
 _GZIP_LEVEL: Final = 1
 _OPACITY: Final = 0.5
+_NO_LABEL: Final = "\N{EN DASH}"
+"""Stands for background in the line that names the values of two masks."""
 _BACKGROUND_COLOR: Final = (0.0, 0.0, 0.0, 1.0)
 _AZIMUTH_ELEVATION_DEG: Final = (150.0, 15.0)
 """Azimuth and elevation of the 3D view in degrees: the view is from the front, left and above."""
@@ -89,8 +94,11 @@ class ScanView:
         The scan.
     engine
         Reads its voxels.
-    with_label
-        Whether the mask is shown over the image.
+    mask
+        Mask that is filled with colors; None for none. A scan that lacks ``label`` is shown without
+        it.
+    outline
+        Mask that is outlined over it; None for none.
     window_hu
         HU of black and of white.
     level
@@ -102,8 +110,10 @@ class ScanView:
 
     Raises
     ------
+    UnknownMaskError
+        If the scan has no such mask.
     UsageError
-        If there is no such level.
+        If there is no such level, or both masks are one.
     """
 
     def __init__(
@@ -111,7 +121,8 @@ class ScanView:
         scan: ScanHandle,
         engine: Engine,
         *,
-        with_label: bool,
+        mask: str | None,
+        outline: str | None,
         window_hu: WindowHU,
         level: int | None,
         height_px: int,
@@ -120,11 +131,17 @@ class ScanView:
         levels = levels_of(scan)
         if level is not None and not 0 <= level < len(levels):
             raise UsageError(f"level {level}: the levels of the scan are 0 to {len(levels) - 1}.")
+        if mask is not None and mask == outline:
+            raise UsageError(
+                f"outline {outline!r}: this mask is filled already. Name another one, or fill "
+                "none with mask=None."
+            )
         self.level = finest_that_fits(scan) if level is None else levels[level]
         """Level that the widget shows."""
         self._scan = scan
         self._engine = engine
-        self._label = scan.label if with_label else None
+        self._filled = _mask_of(scan, mask)
+        self._outlined = None if outline is None else scan.mask(outline)
         self._window_hu = window_hu
         self._height_px = height_px
         self._served = served
@@ -132,16 +149,20 @@ class ScanView:
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.level.shape_zyx))
         spacing = " x ".join(f"{mm:.3g}" for mm in self.level.spacing_zyx_mm)
-        mask = "" if self._label is None else " and mask"
+        filled = "" if self._filled is None else f", mask {self._filled.name}"
+        outlined = "" if self._outlined is None else f", outline {self._outlined.name}"
         return to_printable(
-            f"<spinezarr view of {self._scan.attributes.scan_id}: image{mask}, level "
+            f"<spinezarr view of {self._scan.attributes.scan_id}: image{filled}{outlined}, level "
             f"{self.level.level}, {shape} voxels of {spacing} mm (z, y, x)>"
         )
 
     @cached_property
     def figure(self) -> "Figure":
-        """The picture: three planes through the spine, as :meth:`spinezarr.Store.figure` draws."""
-        return preview_scan(self._scan, self._engine)
+        """The picture: three planes through the spine, as :meth:`spinezarr.Store.figure` draws.
+
+        It shows one mask: the filled one, or the outlined one if none is filled.
+        """
+        return preview_scan(self._scan, self._engine, self._leading)
 
     @cached_property
     def widget(self) -> Any:  # noqa: ANN401  of an extra
@@ -164,11 +185,19 @@ class ScanView:
             cal_max=high,
         )
         volumes = [image]
-        if "label" in self._voxels:
-            data = _nifti(self._voxels["label"], self.level)
-            mask = niivue.Volume(name="label.nii.gz", data=data, opacity=_OPACITY)
-            mask.set_colormap_label(_colors(self._vertebrae))
-            volumes.append(mask)
+        for mask in self._masks:
+            voxels = self._voxels[mask.name]
+            is_outline = mask is self._outlined
+            if is_outline:
+                # NiiVue can only outline all masks of a widget, or none.
+                voxels = np.where(is_border(voxels), voxels, np.uint8(BACKGROUND))
+            volume = niivue.Volume(
+                name=f"{mask.name}.nii.gz",
+                data=_nifti(voxels, self.level),
+                opacity=1.0 if is_outline else _OPACITY,
+            )
+            volume.set_colormap_label(_colors(self._labels_of(mask)))
+            volumes.append(volume)
         widget = niivue.NiiVue(
             height=self._height_px,
             back_color=_BACKGROUND_COLOR,
@@ -185,10 +214,19 @@ class ScanView:
         return widget
 
     @cached_property
+    def _masks(self) -> tuple[ArraySpec, ...]:
+        """The shown masks, the filled one first."""
+        return tuple(mask for mask in (self._filled, self._outlined) if mask is not None)
+
+    @property
+    def _leading(self) -> str:
+        """Name of the mask whose spine the planes show."""
+        return self._masks[0].name if self._masks else LABEL
+
+    @cached_property
     def _voxels(self) -> dict[str, npt.NDArray[Any]]:
-        """Voxels of image and mask of the level, by name."""
-        arrays = [self._scan.image] if self._label is None else [self._scan.image, self._label]
-        return {array.name: self._read(array) for array in arrays}
+        """Voxels of image and masks of the level, by name."""
+        return {array.name: self._read(array) for array in (self._scan.image, *self._masks)}
 
     def _read(self, array: ArraySpec) -> npt.NDArray[Any]:
         if self._served is not None and self.level.level > 0:
@@ -199,21 +237,31 @@ class ScanView:
         voxels = levels.read(array, self.level, threads=cpu_count())
         return voxels.astype(shown_dtype(array), copy=False)
 
-    @property
-    def _vertebrae(self) -> list[VertebraModel]:
-        """Vertebrae and other structures of the mask."""
-        return [] if self._label is None else list(shown_vertebrae(self._scan.attributes))
+    def _labels_of(self, mask: ArraySpec) -> list[VertebraModel]:
+        """Vertebrae and other structures of a mask."""
+        return list(shown_vertebrae(self._scan.attributes, mask.name))
 
     @cached_property
     def _widget_with_text(self) -> Any:  # noqa: ANN401  of an extra
-        """The widget, the names of the vertebrae, and a line that describes the clicked voxel."""
+        """The widget, the names of the labels, and a line that describes the clicked voxel."""
         import ipywidgets  # noqa: PLC0415  comes with the extra
 
         text = ipywidgets.HTML(self._voxel_text(self._middle_mm()))
         self.widget.on_location_change(
             lambda location: setattr(text, "value", self._voxel_text(location["mm"][:3]))
         )
-        return ipywidgets.VBox([self.widget, text, ipywidgets.HTML(_legend(self._vertebrae))])
+        return ipywidgets.VBox([self.widget, text, ipywidgets.HTML(self._legend())])
+
+    def _legend(self) -> str:
+        """Return the names of the labels with their colors, as HTML; a line for each mask."""
+        lines = [_names(self._labels_of(mask)) for mask in self._masks]
+        if self._outlined is not None:
+            kinds = ("outlined",) if self._filled is None else ("filled", "outlined")
+            lines = [
+                f"<b>{escape(mask.name)}</b> ({kind}) {line}"
+                for mask, kind, line in zip(self._masks, kinds, lines, strict=True)
+            ]
+        return "<br>".join(lines)
 
     def _voxel_text(self, mm: Sequence[float]) -> str:
         """Describe the voxel at a position, x, y, z in RAS+ mm, as HTML."""
@@ -223,9 +271,12 @@ class ScanView:
         index_and_size = zip((z, y, x), self.level.shape_zyx, strict=True)
         if all(0 <= index < n for index, n in index_and_size):
             text += f" · {self._voxels['image'][z, y, x]:.4g} HU"
-            value = self._voxels["label"][z, y, x] if "label" in self._voxels else 0
-            names = [vertebra.name for vertebra in self._vertebrae if vertebra.value == value]
-            text += "".join(f" · {name}" for name in names)
+            for mask in self._masks:
+                value = self._voxels[mask.name][z, y, x]
+                found = [label.name for label in self._labels_of(mask) if label.value == value]
+                if len(self._masks) > 1:
+                    found = [f"{mask.name} {found[0] if found else _NO_LABEL}"]
+                text += "".join(f" · {name}" for name in found)
         level = self.level
         if level.level:
             text += f" (of {' x '.join(map(str, level.factor_zyx))} voxels)"
@@ -233,12 +284,12 @@ class ScanView:
 
     def _crosshair(self) -> list[float]:
         """Return the point where the planes cross, as fractions of the volume along x, y and z."""
-        middle = middle_of_spine(self._scan, self._engine)
+        middle = middle_of_spine(self._scan, self._engine, self._leading)
         axes = zip(middle, self.level.factor_zyx, self.level.shape_zyx, strict=True)
         return [(index + 0.5) / (factor * n) for index, factor, n in axes][::-1]
 
     def _middle_mm(self) -> list[float]:
-        z, y, x = middle_of_spine(self._scan, self._engine)
+        z, y, x = middle_of_spine(self._scan, self._engine, self._leading)
         position: list[float] = (self._scan.affine[:3] @ (x, y, z, 1)).tolist()
         return position
 
@@ -270,6 +321,13 @@ class ScanView:
         }
 
 
+def _mask_of(scan: ScanHandle, name: str | None) -> ArraySpec | None:
+    """Return the mask to fill; a scan may lack ``label``, which is the default."""
+    if name is None:
+        return None
+    return scan.label if name == LABEL else scan.mask(name)
+
+
 def _nifti(voxels_zyx: npt.NDArray[Any], level: Level) -> bytes:
     voxels = np.ascontiguousarray(voxels_zyx).T
     header = NiftiPlacement.from_affine(level.affine, voxels.shape).header(voxels.shape)
@@ -288,8 +346,8 @@ def _niivue() -> Any:  # noqa: ANN401  of an extra
     return ipyniivue
 
 
-def _legend(vertebrae: list[VertebraModel]) -> str:
-    """Return the names of the shown structures with their colors, as HTML."""
+def _names(vertebrae: list[VertebraModel]) -> str:
+    """Return the names of the labels of a mask with their colors, as HTML."""
     return " ".join(
         f'<span style="white-space:nowrap;margin-right:.8em"><span style="color:{vertebra.color}">'
         f"&#9632;</span> {escape(to_printable(vertebra.name))}</span>"

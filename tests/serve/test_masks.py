@@ -168,6 +168,11 @@ def test_levels_of_a_mask_are_those_of_its_version(served):
     assert (status, body) == (410, b"The mask parts was replaced by another version.\n")
     store.remove_labels("parts")
     assert fetch(level)[::2] == (422, b"The scan has no mask parts; it has label.\n")
+    assert fetch(named)[::2] == (410, b"The mask parts was removed.\n")
+    picture = f"{url}/v1/ctspine1k/scans/{SCAN}/slice.png?"
+    for query in ("mask=parts&mask_checksum", "outline=parts&outline_checksum"):
+        answer = fetch(f"{picture}{query}={checksum}")
+        assert answer[::2] == (410, b"The mask parts was removed.\n")
 
 
 def test_pictures_show_the_names_that_a_mask_has_now(served):

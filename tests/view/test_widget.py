@@ -3,6 +3,7 @@
 import base64
 import gzip
 import io
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 import spinezarr
-from spinezarr.errors import UnknownScanError, UsageError
+from spinezarr.errors import SpinezarrError, UnknownMaskError, UnknownScanError, UsageError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
@@ -84,7 +85,7 @@ def test_the_planes_cross_in_the_spine(store):
     described = view._voxel_text(view._middle_mm())
     value = label[z, y, x]
     assert f"{store.scan(SCAN).image.values[z, y, x]} HU" in described
-    names = {one.value: one.name for one in view._vertebrae}
+    names = {one.value: one.name for one in view._labels_of(view._masks[0])}
     assert not value or described.endswith(names[value])
     assert "HU" not in view._voxel_text([1e4, 0, 0])
 
@@ -94,7 +95,7 @@ def test_the_options_mask_window_and_level_are_applied_and_checked(store):
     (image,) = view.widget.volumes
     assert (image.cal_min, image.cal_max) == (-160, 240)
     assert "mask" not in repr(view)
-    for wrong in ({"mask": "other"}, {"window": "bones"}, {"level": 99}, {"level": -1}):
+    for wrong in ({"window": "bones"}, {"level": 99}, {"level": -1}):
         with pytest.raises(UsageError):
             store.view(SCAN, **wrong)
     with pytest.raises(UnknownScanError):
@@ -133,7 +134,13 @@ def test_a_coarse_level_in_the_widget_has_its_voxels_and_affine(store):
         coarse = None
     engine = store._engine
     view = ScanView(
-        scan, engine, with_label=True, window_hu=(-500, 1300), level=None, height_px=300
+        scan,
+        engine,
+        mask="label",
+        outline=None,
+        window_hu=(-500, 1300),
+        level=None,
+        height_px=300,
     )
     if coarse is not None:
         view.level = coarse
@@ -167,6 +174,7 @@ def large(tmp_path_factory):
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"{name}.nii.gz")
     recipe = Recipe.from_pairs("{scan}_ct.nii.gz", "{scan}_seg.nii.gz", name="large")
     ingest(recipe, discover(recipe, str(folder)), str(folder / "large.zarr"))
+    spinezarr.open(folder / "large.zarr").write_labels("a", "further", label.T[::-1])
     return folder / "large.zarr"
 
 
@@ -176,7 +184,7 @@ def volumes(view):
 
 @pytest.mark.parametrize("has_token", [False, True])
 def test_the_server_of_a_store_computes_the_level(large, tmp_path, monkeypatch, has_token):
-    expected = volumes(spinezarr.open(large).view("a", level=1))
+    expected = volumes(spinezarr.open(large).view("a", level=1, outline="further"))
     tokens, options = None, {}
     if has_token:
         tokens = str(tmp_path / "tokens")
@@ -184,7 +192,7 @@ def test_the_server_of_a_store_computes_the_level(large, tmp_path, monkeypatch, 
         options = {"headers": {"Authorization": f"Bearer {token}"}}
     with BackgroundServer(ServeSettings(paths=(str(large),), token_file=tokens)) as server:
         there = spinezarr.open(f"{server.url}/large", storage_options=options)
-        view = there.view("a", level=1)
+        view = there.view("a", level=1, outline="further")
         with monkeypatch.context() as patched:
             # The server runs in this process, so the thread shows where a level is computed.
             found = _computed_in(patched)
@@ -229,6 +237,87 @@ def _computed_in(patched):
     return found
 
 
+@pytest.fixture(scope="module")
+def masked(ctspine1k_url, tmp_path_factory):
+    """Return a store in which a scan has a shifted copy of ``label``, and an empty mask."""
+    folder = tmp_path_factory.mktemp("masked")
+    store = spinezarr.open(shutil.copytree(ctspine1k_url, folder / "ctspine1k.zarr"))
+    label = store.scan(SCAN).label.values
+    store.write_labels(SCAN, "prediction", np.roll(label, 3, axis=2))
+    store.write_labels(SCAN, "empty", np.zeros_like(label))
+    return spinezarr.open(store.url)
+
+
+def border_of(label):
+    """Return a mask without the voxels whose six neighbors have their value."""
+    padded, is_inner = np.pad(label, 1, "edge"), np.ones(label.shape, bool)
+    for axis in range(3):
+        for shift in (-1, 1):
+            is_inner &= np.roll(padded, shift, axis)[1:-1, 1:-1, 1:-1] == label
+    return np.where(is_inner, 0, label)
+
+
+@pytest.mark.parametrize(
+    ("mask", "outline"), [("prediction", "label"), ("label", "prediction"), (None, "prediction")]
+)
+def test_one_mask_is_filled_and_another_outlined(masked, mask, outline):
+    view, scan = masked.view(SCAN, mask=mask, outline=outline, level=0), masked.scan(SCAN)
+    _, *filled, outlined = view.widget.volumes
+    np.testing.assert_array_equal(shown_zyx(outlined), border_of(scan[outline].values))
+    assert outlined.opacity == 1
+    assert len(filled) == (mask is not None)
+    for volume in filled:
+        np.testing.assert_array_equal(shown_zyx(volume), scan[mask].values)
+        assert volume.opacity < 1
+    assert f"outline {outline}" in repr(view)
+    assert f"{outline}</b> (outlined)" in view._legend()
+
+
+def test_the_line_names_the_values_of_both_masks(masked):
+    view, scan = masked.view(SCAN, mask="prediction", outline="label", level=0), masked.scan(SCAN)
+    names = dict(zip(scan.label.flag_values, scan.label.flag_meanings.split(), strict=True))
+    names[0] = "\N{EN DASH}"
+    prediction, label = scan.prediction.values, scan.label.values
+    both = (prediction != label) & (prediction > 0)
+    for z, y, x in np.argwhere(both)[:: both.sum() // 5]:
+        position = (scan.attrs["affine"] @ np.array([x, y, z, 1]))[:3].tolist()
+        text = view._voxel_text(position)
+        expected = f"prediction {names[prediction[z, y, x]]} · label {names[label[z, y, x]]}"
+        assert text.endswith(expected)
+
+
+def test_the_spine_of_the_filled_mask_is_in_the_middle(masked):
+    shown = {name: masked.view(SCAN, mask=name) for name in ("label", "prediction", "empty")}
+    (x, *yz), (shifted_x, *shifted_yz) = (
+        shown[name].widget.scene.crosshair_pos for name in ("label", "prediction")
+    )
+    assert shifted_x - x == pytest.approx(3 / masked.scan(SCAN).sizes["x"], abs=1e-6)
+    assert shifted_yz == pytest.approx(yz)
+    assert shown["empty"]._legend() == ""
+    assert not shown_zyx(shown["empty"].widget.volumes[1]).any()
+    for view in shown.values():
+        check_picture(view._repr_mimebundle_())
+
+
+def test_masks_that_the_scan_lacks_are_refused(masked):
+    for wrong in ({"mask": "teeth"}, {"outline": "teeth"}, {"mask": "image"}):
+        with pytest.raises(UnknownMaskError, match="it has label, empty, prediction"):
+            masked.view(SCAN, **wrong)
+    with pytest.raises(UnknownMaskError, match="no mask 'prediction'; it has label"):
+        masked.view("HN_P001", outline="prediction")
+    with pytest.raises(UsageError, match="filled already"):
+        masked.view(SCAN, mask="prediction", outline="prediction")
+
+
+def test_a_mask_that_was_replaced_on_its_server_is_an_error(large, tmp_path):
+    here = spinezarr.open(shutil.copytree(large, tmp_path / "large.zarr"))
+    with BackgroundServer(ServeSettings(paths=(here.url,))) as server:
+        view = spinezarr.open(f"{server.url}/large").view("a", mask="further", level=1)
+        here.write_labels("a", "further", here.scan("a").label.values)
+        with pytest.raises(SpinezarrError):
+            _ = view.widget
+
+
 # Forms of the output in a notebook
 
 
@@ -264,7 +353,7 @@ def test_names_of_structures_are_escaped_in_html(store):
         update={"other_labels": {"41": 1}, "structures": {"41": "<script>alert(1)</script>"}}
     )
     view._scan = replace(scan, attributes=facts)
-    legend = widget_module._legend(view._vertebrae)
+    legend = view._legend()
     assert "<script>" not in legend
     assert "&lt;script&gt;" in legend
 

@@ -12,6 +12,8 @@ const URL_DELAY_MS = 200;
 /** Delay before a progress text is shown, so that it does not flicker. */
 const PROGRESS_DELAY_MS = 400;
 const NARROW = "(max-width: 1100px)";
+/** Statuses of pictures of scans or masks that were replaced or removed. */
+const OUTDATED = new Set([404, 410, 422]);
 const main = document.getElementById("main");
 const skip = document.querySelector(".skip");
 
@@ -119,12 +121,16 @@ function showScans(store, stores, rows, firstState) {
   const pick = (vertebra) => change({ vertebra: state.vertebra === vertebra ? "" : vertebra });
   const filters = new Filters(index, change);
   const charts = new Charts(index, pick);
+  const notice = new OutdatedNotice();
   const table = new ScanTable(store.name, index, {
     onsort: sortBy,
     onmove: (isImmediate) => {
       clearTimeout(saveTimer);
       if (isImmediate) saveState();
       else saveTimer = setTimeout(saveState, URL_DELAY_MS);
+    },
+    onfail: (scanId, problem) => {
+      if (OUTDATED.has(problem.status)) notice.say(scanId, problem.message);
     },
   });
   const draw = () => {
@@ -138,11 +144,28 @@ function showScans(store, stores, rows, firstState) {
   main.replaceChildren(element("div", { class: "list" },
     storeHeader(store, stores),
     element("div", { class: "tools" }, filters.element, filters.count, chartsButton(charts.element)),
+    notice.element,
     table.element, charts.element));
   const place = history.state;
   draw();
   if (place && Number.isFinite(place.top)) table.restore(place.top, place.active);
   addKeys(filters, table, saveState);
+}
+
+/** Says that the store has changed since the list was opened. */
+class OutdatedNotice {
+  constructor() {
+    this.element = element("div", { class: "notice", role: "alert", hidden: true });
+  }
+
+  /** Say what happened to a scan. The first scan is named; more would only repeat it. */
+  say(scanId, reason) {
+    if (!this.element.hidden) return;
+    const text = `The store has changed since this list was opened. ${scanId}: ${reason}`;
+    const reload = element("button", { type: "button", onclick: () => location.reload() }, "Reload");
+    this.element.replaceChildren(element("span", {}, text), reload);
+    this.element.hidden = false;
+  }
 }
 
 /** Return the elements that are shown if no row matches. */

@@ -1,7 +1,7 @@
 /* The search and the filters above the list. */
 
 import { element } from "./common.js";
-import { FILTERS, NONE, SOME, VERDICTS, isAll } from "./list_state.js";
+import { FILTERS, LABEL, NONE, SOME, VERDICTS, isAll } from "./list_state.js";
 import { scansText } from "./list_stores.js";
 import { VERTEBRAE, orderOf } from "./vertebrae.js";
 
@@ -13,12 +13,23 @@ const WITHOUT = {
   split: "No split", source: "No source", anomaly: "Without anomaly", erratum: "Without erratum", audit: "Not audited",
 };
 const withCount = (text, count) => `${text} (${count.toLocaleString("en")})`;
+const pictureText = (mask) => `Pictures: ${mask || LABEL}`;
+
+/** Show a value in a select, also one that only the URL names. */
+function choose(select, value, text) {
+  if (value && ![...select.options].some((option) => option.value === value)) {
+    select.append(element("option", { value }, text));
+  }
+  select.value = value;
+  select.classList.toggle("set", value !== "");
+}
 
 /** Controls of the filters. `onchange` is called with the changed part of the state. */
 export class Filters {
   constructor(index, onchange) {
     this._index = index;
     this._onchange = onchange;
+    this._hasFurtherMasks = index.hasFurtherMasks;
     this.search = element("input", {
       type: "search", id: "search", "aria-label": "Search scans", placeholder: "Search id, source, anomaly …",
       autocomplete: "off", spellcheck: "false", "aria-keyshortcuts": "/", oninput: () => onchange({ q: this.search.value }),
@@ -30,10 +41,11 @@ export class Filters {
         this.search.focus();
       },
     }, "Clear");
+    this._picture = this._pictureSelect();
     this._shown = element("p", { class: "shown", role: "status" });
     this.element = element("form", { class: "filters", role: "search", "aria-label": "Scans", onsubmit: (event) => event.preventDefault() },
       element("label", { class: "search" }, this.search, element("kbd", { "aria-hidden": "true" }, "/")),
-      ...this._selects.values(), this._clear);
+      ...this._selects.values(), this._clear, this._picture);
     this.count = this._shown;
   }
 
@@ -41,13 +53,10 @@ export class Filters {
   show(state, shown) {
     if (this.search.value !== state.q) this.search.value = state.q;
     for (const [name, select] of this._selects) {
-      const selected = state[name];
-      if (selected && ![...select.options].some((option) => option.value === selected)) {
-        select.append(element("option", { value: selected }, selected));
-      }
-      select.value = selected;
-      select.classList.toggle("set", selected !== "");
+      choose(select, state[name], state[name]);
     }
+    choose(this._picture, state.picture, pictureText(state.picture));
+    this._picture.hidden = !this._hasFurtherMasks && !state.picture;
     this._clear.disabled = isAll(state);
     const all = this._index.rows.length;
     this._shown.textContent = shown === all ? scansText(all) : `${shown.toLocaleString("en")} of ${scansText(all)}`;
@@ -57,9 +66,19 @@ export class Filters {
     const options = this._options(name).map(([value, text]) => element("option", { value }, text));
     return element("select", {
       name, "aria-label": NAMES[name], title: `Filter by ${name}`, disabled: options.length === 0,
-      hidden: name === "mask" && !this._index.hasFurtherMasks,
+      hidden: name === "mask" && !this._hasFurtherMasks,
       onchange: (event) => this._onchange({ [name]: event.target.value }),
     }, element("option", { value: "" }, NAMES[name]), ...options);
+  }
+
+  /** The choice of the mask in the pictures of the scans, which filters none. */
+  _pictureSelect() {
+    const further = this._index.masks().map(([name]) => name).filter((name) => name !== LABEL);
+    const options = ["", ...further].map((name) => element("option", { value: name }, pictureText(name)));
+    return element("select", {
+      name: "picture", "aria-label": "Mask in the pictures", title: "Mask in the pictures",
+      onchange: (event) => this._onchange({ picture: event.target.value }),
+    }, ...options);
   }
 
   _options(name) {

@@ -8,6 +8,8 @@ export const FILTERS = Object.freeze(["split", "source", "vertebra", "mask", "an
 /** Values of the filter of a text column, for rows with any text and for rows without text. */
 export const SOME = "true";
 export const NONE = "false";
+/** The mask in the pictures, unless another one is chosen. */
+export const LABEL = "label";
 /** Severities of the audit, from good to bad; a scan without an audit has "". */
 export const VERDICTS = Object.freeze(["", "ok", "info", "warning", "error"]);
 const SORTED = Object.freeze([
@@ -20,6 +22,7 @@ const SORTED = Object.freeze([
  * @property {string} q words of the search
  * @property {string} sort column; "" for the order of the store's table
  * @property {boolean} isDescending
+ * @property {string} picture mask in the pictures of the scans; "" for `label`
  * @property {string} split as for the other names of FILTERS: "" for all
  */
 
@@ -31,6 +34,8 @@ export function parseState(search) {
   const isKnown = SORTED.includes(column);
   const state = { store: params.get("store") ?? "", q: params.get("q") ?? "" };
   for (const name of FILTERS) state[name] = params.get(name) ?? "";
+  const picture = params.get("picture") ?? "";
+  state.picture = picture === LABEL ? "" : picture;
   state.sort = isKnown ? column : "";
   state.isDescending = isKnown && sort.startsWith("-");
   return state;
@@ -43,6 +48,7 @@ export function formatState(state, withStore = true) {
   if (state.q) params.set("q", state.q);
   for (const name of FILTERS) if (state[name]) params.set(name, state[name]);
   if (state.sort) params.set("sort", (state.isDescending ? "-" : "") + state.sort);
+  if (state.picture) params.set("picture", state.picture);
   return params.toString();
 }
 
@@ -80,14 +86,14 @@ export class ScanIndex {
 
   /** Whether a scan has a mask besides `label`. */
   get hasFurtherMasks() {
-    return this.rows.some((row) => row.masks.some((name) => name !== "label"));
+    return this.rows.some((row) => row.masks.some((name) => name !== LABEL));
   }
 
   /** Masks of the scans, `label` first, each with its number of scans. */
   masks() {
     const counts = new Map();
     for (const row of this.rows) for (const name of row.masks) counts.set(name, (counts.get(name) ?? 0) + 1);
-    const isLabel = (name) => Number(name === "label");
+    const isLabel = (name) => Number(name === LABEL);
     return [...counts].sort(([a], [b]) => isLabel(b) - isLabel(a) || COMPARE(a, b));
   }
 

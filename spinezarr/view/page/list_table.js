@@ -1,6 +1,7 @@
 /* The list of scans. Only the visible rows are in the page, for any number of scans. */
 
-import { bytesText, element, numberText } from "./common.js";
+import { bytesText, element, numberText, request } from "./common.js";
+import { LABEL } from "./list_state.js";
 import { VERTEBRAE, colorOf, orderOf, rangesText } from "./vertebrae.js";
 
 const ROW_PX = 48;
@@ -30,16 +31,29 @@ const COLUMNS = [
 ];
 const AUDIT_MARKS = { ok: "✓", info: "i", warning: "!", error: "✕" };
 
-/** URL of the page of a scan. `order` is the query string of the list from which it is opened. */
-export function scanUrl(store, scanId, order) {
-  const path = `/scan/${encodeURIComponent(store)}/${encodeURIComponent(scanId)}`;
-  return order ? `${path}?${new URLSearchParams({ list: order })}` : path;
+/**
+ * URL of the page of a scan.
+ * @param {string} store
+ * @param {Object} row of the scan
+ * @param {string} order query string of the list from which it is opened
+ * @param {string} mask mask in its picture, which the page fills if the scan has it
+ */
+function scanUrl(store, row, order, mask) {
+  const path = `/scan/${encodeURIComponent(store)}/${encodeURIComponent(row.scan_id)}`;
+  const params = new URLSearchParams();
+  if (mask !== LABEL && row.masks.includes(mask)) params.set("mask", mask);
+  if (order) params.set("list", order);
+  const query = params.toString();
+  return query ? `${path}?${query}` : path;
 }
 
-function pictureUrl(store, row) {
+/** URL of the picture of a scan, with a mask if the scan has it. */
+function pictureUrl(store, row, mask) {
   const params = new URLSearchParams({
     plane: "sagittal", size_px: PICTURE_PX, content_checksum: row.content_checksum,
   });
+  if (!row.masks.includes(mask)) params.set("labels", "false");
+  else if (mask !== LABEL) params.set("mask", mask);
   return `/v1/${encodeURIComponent(store)}/scans/${encodeURIComponent(row.scan_id)}/slice.png?${params}`;
 }
 
@@ -83,12 +97,16 @@ export class ScanTable {
   /**
    * @param {string} store name
    * @param {ScanIndex} index of its scans
-   * @param {{onsort: function(string), onmove: function()}} callbacks
+   * @param {{onsort: function(string), onmove: function(), onfail: function(string, Error)}} callbacks
+   *   `onfail` is called with the id of a scan whose picture is missing, and the reason
    */
-  constructor(store, index, { onsort, onmove }) {
+  constructor(store, index, { onsort, onmove, onfail }) {
     this._store = store;
     this._index = index;
     this._onmove = onmove;
+    this._onfail = onfail;
+    this._hasFurtherMasks = index.hasFurtherMasks;
+    this._mask = LABEL;
     this._positions = [];
     this._order = "";
     this._active = 0;
@@ -137,6 +155,7 @@ export class ScanTable {
     const hasChanged = this._positions.length !== positions.length || positions.some((position, n) => position !== this._positions[n]);
     this._positions = positions;
     this._order = order;
+    this._mask = state.picture || LABEL;
     for (const [key, head] of this._heads) {
       const isSorted = key === state.sort;
       if (isSorted) head.setAttribute("aria-sort", state.isDescending ? "descending" : "ascending");
@@ -235,15 +254,15 @@ export class ScanTable {
     const row = this._index.rows[this._positions[at]];
     const isActive = at === this._active;
     const vertebraText = rangesText(row.vertebrae);
-    const masks = row.masks.some((name) => name !== "label") ? row.masks : [];
+    const masks = row.masks.some((name) => name !== LABEL) ? row.masks : [];
     const about = masks.length ? `${row.scan_id}, masks ${masks.join(", ")}` : row.scan_id;
     const node = element("tr", {
       role: "row", "aria-rowindex": at + 2, "data-at": at, class: isActive ? "active" : null,
     },
-    cell("picture", 1, element("span", { class: "tile" })),
+    cell("picture", 1, element("span", { class: "tile" }, this._note(row))),
     element("th", { role: "rowheader", scope: "row", class: "scan", "aria-colindex": 2 },
       element("a", {
-        href: scanUrl(this._store, row.scan_id, this._order), tabindex: isActive ? 0 : -1,
+        href: scanUrl(this._store, row, this._order, this._mask), tabindex: isActive ? 0 : -1,
         title: about, "aria-label": about,
       }, ...shortenedName(row.scan_id)),
       masks.length ? element("span", { class: "masks", "aria-hidden": "true" }, masks.join(", ")) : null),
@@ -272,12 +291,35 @@ export class ScanTable {
     const last = first + this._windowRows;
     for (const [at, node] of this._rows) {
       const tile = node.querySelector(".tile");
-      if (tile.firstChild || at < first - 1 || at > last + 1) continue;
+      if (tile.querySelector("img") || at < first - 1 || at > last + 1) continue;
+      const row = this._index.rows[this._positions[at]];
       const image = element("img", { alt: "", loading: "lazy", decoding: "async" });
-      image.addEventListener("error", () => tile.classList.add("failed"));
+      image.addEventListener("error", () => this._explain(tile, image.src, row.scan_id));
       image.addEventListener("load", () => tile.classList.add("drawn"));
-      image.src = pictureUrl(this._store, this._index.rows[this._positions[at]]);
-      tile.append(image);
+      image.src = pictureUrl(this._store, row, this._mask);
+      tile.prepend(image);
+    }
+  }
+
+  /** Say on the picture of a scan that the scan lacks the mask. Stores without further masks have no such notes. */
+  _note(row) {
+    const isExpected = this._hasFurtherMasks || this._mask !== LABEL;
+    if (!isExpected || row.masks.includes(this._mask)) return null;
+    const name = element("span", { class: "hidden-text" }, ` ${this._mask}`);
+    return element("span", { class: "note", title: `This scan has no mask ${this._mask}.` }, "no mask", name);
+  }
+
+  /** Say why a picture is missing. An image element does not know the reason, so it is requested again. */
+  async _explain(tile, url, scanId) {
+    tile.classList.add("failed");
+    try {
+      await request(url);
+    } catch (problem) {
+      if (!tile.isConnected) return;
+      const reason = element("span", { class: "hidden-text" }, `: ${problem.message}`);
+      tile.querySelector(".note")?.remove();
+      tile.append(element("span", { class: "note", title: problem.message }, "no picture", reason));
+      this._onfail(scanId, problem);
     }
   }
 

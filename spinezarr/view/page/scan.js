@@ -25,7 +25,7 @@ function showProblem(problem, isWhole = false) {
   const back = element("a", { href: "/" }, "All scans");
   const [text, ...actions] = {
     404: [`There is no scan ${scanId} in ${store}.`, back],
-    410: ["The scan was replaced by another version since this page was opened.", reload],
+    410: [`${problem.message.replace(/\.$/, "")} since this page was opened.`, reload],
     503: ["The server cannot read the scan. It is damaged, or cannot be reached.", reload],
   }[problem.status] ?? [
     problem instanceof LostError

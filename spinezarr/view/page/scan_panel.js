@@ -36,6 +36,9 @@ export class Panel {
     const section = element("section", { "aria-labelledby": "vertebrae-title" });
     const title = element("h2", { id: "vertebrae-title" }, "Vertebrae");
     section.append(title);
+    for (const name of state.missingMasks) {
+      section.append(element("p", { class: "warning missing-mask" }, `This scan has no mask ${name}.`));
+    }
     if (!source.hasMask) {
       section.append(element("p", { class: "quiet" }, "This scan has no mask."));
       return section;

@@ -31,6 +31,9 @@ export class ScanState extends EventTarget {
     const outline = masks.includes(query.get("outline")) ? query.get("outline") : null;
     /** Mask that is outlined over it; null for none. */
     this.outline = outline === this.mask ? null : outline;
+    const named = [query.get("mask"), query.get("outline")];
+    /** Masks that the URL names, but the scan lacks. */
+    this.missingMasks = [...new Set(named)].filter((name) => name && !masks.includes(name));
     /** Names of the labels that are not shown, in both masks. */
     this.hidden = this.#hiddenBy(query.get("labels"));
     const namedVertebra = this.labels.find((vertebra) => vertebra.name === query.get("vertebra"));

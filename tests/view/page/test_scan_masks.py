@@ -269,14 +269,49 @@ def test_scans_with_one_mask_or_without_label_have_no_choice(quick, masked):
     assert quick.locator(".vertebra").count() == len(PARTS)
 
 
-def test_a_mask_that_was_replaced_is_an_error(page, folder, tmp_path):
+@pytest.mark.parametrize("has_niivue", [True, False])
+@pytest.mark.parametrize("change", ["replaced by another version", "removed"])
+def test_a_mask_that_changed_is_named_and_no_longer_drawn(
+    page, folder, tmp_path, change, has_niivue
+):
     store, masks = folder
     copy = spinezarr.open(shutil.copytree(store.url, tmp_path / "masked.zarr"))
+    if not has_niivue:
+        without_niivue(page)
     with BackgroundServer(ServeSettings(paths=(copy.url,))) as server:
-        page.goto(f"{server.url}/scan/masked/b")
-        wait_for_volume(page)
-        copy.write_labels("b", "parts", masks["parts"].T[::-1], scheme={40: "arch"})
+        page.goto(f"{server.url}/scan/masked/b?outline=prediction")
+        page.wait_for_selector("#status[data-voxel]")
+        if has_niivue:
+            page.wait_for_selector("#stage[data-render]")
+        if change == "removed":
+            copy.remove_labels("parts")
+        else:
+            copy.write_labels("b", "parts", masks["parts"].T[::-1], scheme={40: "arch"})
         page.locator("#mask").select_option("parts")
-        expect(page.locator("#notice")).to_contain_text("replaced by another version")
+        text = f"The mask parts was {change}"
+        expect(page.locator("#notice")).to_contain_text(f"{text} since this page was opened.")
+        expect(page.locator(".tile .failed").first).to_have_text(f"{text}.")
+        broken = "all => all.filter(one => one.checkVisibility() && !one.naturalWidth).length"
+        assert page.locator("img").evaluate_all(broken) == 0
+        page.get_by_role("button", name="Reload").click()
+        page.wait_for_selector("#status[data-voxel]")
+        assert page.locator("#notice").is_hidden()
+        if change == "removed":
+            expect(page.locator(".missing-mask")).to_have_text("This scan has no mask parts.")
+            assert page.locator("#mask").input_value() == "label"
+        else:
+            assert page.locator("#mask").input_value() == "parts"
         page.goto("about:blank")  # pictures of other planes may still be on their way
     page.logged_errors[:] = [text for text in page.logged_errors if "410" not in text]
+
+
+def test_a_link_to_a_mask_that_the_scan_lacks_says_so(quick, masked):
+    quick.goto(masked.page("a", mask="parts", outline="prediction"))
+    quick.wait_for_selector("#stage[data-first]")
+    assert quick.locator(".missing-mask").all_inner_texts() == [
+        "This scan has no mask parts.",
+        "This scan has no mask prediction.",
+    ]
+    quick.goto(masked.page("b", mask="parts", outline="label"))
+    quick.wait_for_selector("#stage[data-first]")
+    assert not quick.locator(".missing-mask").count()
