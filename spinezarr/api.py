@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from inspect import Signature, signature
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.catalog import locate_store
-from spinezarr.errors import StoreNotFoundError, UsageError
+from spinezarr.errors import UsageError
 from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.progress import OnProgress, ignore_progress
 from spinezarr.remote.requests import RemoteObjects
@@ -29,7 +28,7 @@ from spinezarr.stream.draw.window import Shuffle, window_sampler
 from spinezarr.stream.epoch.grid import GridStream
 from spinezarr.stream.epoch.stream import OnChange, PatchStream, image_dtype_of
 from spinezarr.stream.epoch.tiling import Tiling
-from spinezarr.stream.read.batch_client import BatchClient, Transfer, api_url, store_url
+from spinezarr.stream.read.batch_client import BatchClient, Transfer, api_url
 from spinezarr.stream.read.batch_reader import BatchReader
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import fetcher_for
@@ -37,6 +36,7 @@ from spinezarr.stream.read.nonfinite import Nonfinite, refuse_nonfinite
 from spinezarr.stream.read.range_cache import NO_CACHE, CacheSettings
 from spinezarr.stream.spacing import NATIVE_SPACING, TargetZYX, patch_size, target_spacing
 from spinezarr.text import count_noun, to_nfc, to_printable, to_printable_json
+from spinezarr.verbs.open_reader import open_reader
 from spinezarr.vertebrae import LabelState
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from spinezarr.stats.compare import Comparison
     from spinezarr.stats.statistics import Statistics
     from spinezarr.verbs.add_labels import AddLabelsReport
+    from spinezarr.verbs.bench import Benchmark
     from spinezarr.verbs.derive import DeriveReport
     from spinezarr.verbs.export import ExportReport
     from spinezarr.verify.store import Verification
@@ -102,21 +103,8 @@ def open(  # noqa: A001  like xarray.open_zarr
         If ``transfer`` has another value.
     """
     url, options = locate_store(os.fspath(store), catalog)
-    reader = _open_reader(url, {**options, **(storage_options or {})}, remote)
+    reader = open_reader(url, {**options, **(storage_options or {})}, remote)
     return Store(reader, cache=cache, transfer=transfer)
-
-
-def _open_reader(url: str, options: Mapping[str, Any], remote: RemoteSettings) -> StoreReader:
-    """Open a store. The URL may be the short URL of a store on a spinezarr server."""
-    try:
-        return StoreReader(url, options, remote=remote)
-    except StoreNotFoundError:
-        served_url = store_url(url)
-        if served_url is None:
-            raise
-        with suppress(StoreNotFoundError):
-            return StoreReader(served_url, options, remote=remote)
-        raise
 
 
 def _store(reader: StoreReader, cache: CacheSettings, transfer: Transfer) -> "Store":
@@ -530,6 +518,65 @@ class Store:
                 pictures=None if pictures is None else Path(pictures),
             ),
             save=save,
+            on_progress=on_progress,
+        )
+
+    def bench(
+        self,
+        *,
+        seconds: float = 60.0,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "Benchmark":
+        """Measure how fast this machine reads the store, and what bounds that.
+
+        Patches of 64³, 96³ and 128³ voxels and slices of three planes are read in turns, as a
+        training reads them but without caches. Scans without a mask are left out if others have
+        one.
+
+        Parameters
+        ----------
+        seconds
+            Time for all measurements together, at least 1.
+        scans, split, source, vertebra
+            Read only these scans, as in :meth:`patches`.
+        on_progress
+            Called with the seconds so far.
+
+        Returns
+        -------
+        Benchmark
+            Patches a second, the time of a first batch, bytes read for a patch, and what bounds
+            each rate; speeds of the disk or link alone; sizes of the store.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If no scan is left to read, ``seconds`` is too short, or the store has no such split,
+            source or vertebra.
+        CorruptStoreError
+            If stored bytes are missing or damaged.
+
+        Examples
+        --------
+        >>> bench = store.bench(seconds=1, scans="liver_0")
+        >>> [rate.kind for rate in bench.rates]
+        ['64^3', '96^3', '128^3', 'axial', 'coronal', 'sagittal']
+        """
+        # Training never measures itself.
+        from spinezarr.verbs.bench import bench_store  # noqa: PLC0415
+
+        return bench_store(
+            self._reader,
+            ScanSelection.of(scans, split, source, vertebra),
+            seconds,
+            patches=self.patches,
+            slices=self.slices,
             on_progress=on_progress,
         )
 

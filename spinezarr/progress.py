@@ -31,7 +31,7 @@ class Progress:
     """Amount that is done, in :attr:`unit`."""
     total: int | None
     """Total amount, in :attr:`unit`; None if it is not known."""
-    unit: Literal["bytes", "scans"] = "bytes"
+    unit: Literal["bytes", "scans", "seconds"] = "bytes"
     """Unit of :attr:`done` and :attr:`total`."""
     scan: str = ""
     """The scan that has been in progress longest, and the number of others in progress."""
@@ -68,12 +68,12 @@ class ProgressCounter:
         self,
         on_progress: OnProgress,
         step: str,
-        unit: Literal["bytes", "scans"] = "bytes",
+        unit: Literal["bytes", "scans", "seconds"] = "bytes",
         total: int | None = None,
     ) -> None:
         self._on_progress = on_progress
         self._step = step
-        self._unit: Literal["bytes", "scans"] = unit
+        self._unit: Literal["bytes", "scans", "seconds"] = unit
         self._total = total
         self._done = 0
         self._lock = Lock()

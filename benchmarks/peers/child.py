@@ -12,9 +12,10 @@ from typing import Any
 
 from draws import draws
 
-from peers.cold import cached_bytes, disk_bytes, evict
+from peers.cold import cached_bytes, evict
 from peers.data import Data, files_below
 from peers.reader import BoxReader, CallPattern, Reader, ReaderConfig
+from spinezarr.measure.page_cache import disk_bytes
 
 
 def find_config(module: str, name: str) -> ReaderConfig:
@@ -75,10 +76,10 @@ class Server:
         for draw in drawn[1:]:
             evict(files)
             left.append(cached_bytes(files))
-            before, started = disk_bytes(), time.perf_counter()
+            before, started = disk_bytes() or 0, time.perf_counter()
             reader.read([draw])
             seconds.append(time.perf_counter() - started)
-            disk.append(disk_bytes() - before)
+            disk.append((disk_bytes() or 0) - before)
             cached.append(cached_bytes(files))
         return {"disk": disk, "cached": cached, "left": left, "seconds": seconds}
 

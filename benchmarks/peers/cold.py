@@ -1,4 +1,4 @@
-"""Measures reads of files that are not in memory: evicts files, and counts bytes from disk."""
+"""Measures reads of files that are not in memory: evicts files, and counts what is in memory."""
 
 import ctypes
 import mmap
@@ -43,9 +43,3 @@ def cached_bytes(files: Sequence[Path]) -> int:
                 raise OSError(ctypes.get_errno(), f"{path}: mincore")
             total += sum(page & 1 for page in pages) * _PAGE
     return total
-
-
-def disk_bytes() -> int:
-    """Return the number of bytes that this process has read from disk so far."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(dict(line.split(": ") for line in lines)["read_bytes"])

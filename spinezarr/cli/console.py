@@ -239,8 +239,9 @@ class _Amount(ProgressColumn):
         progress: Progress = task.fields["progress"]
         if progress.scans_total is not None:
             return Text(f"{progress.scans_done}/{progress.scans_total} scans")
-        if progress.unit == "scans":
-            return Text(f"{progress.done:.0f}/{progress.total} scans")
+        if progress.unit != "bytes":
+            unit = "s" if progress.unit == "seconds" else progress.unit
+            return Text(f"{progress.done:.0f}/{progress.total} {unit}")
         return self._bytes.render(task)
 
 

@@ -13,9 +13,6 @@ from spinezarr.cli.options import command
 
 __all__ = ["demo"]
 
-_ARROW_BYTES_PER_VOXEL = 8
-"""Bytes of a voxel of a float32 image and an int32 mask, as the dataset's Hugging Face script
-stores them."""
 _MARKER = ".spinezarr-demo"
 """Name of the file that marks the folder of a demo, which a later demo may empty."""
 
@@ -107,14 +104,14 @@ def _rate(batches: Iterable[Sized]) -> float:
 
 def _print_figures(store: "spinezarr.Store", rates: dict[str, float]) -> None:
     from spinezarr.cli.console import OUT, Table, megabytes
+    from spinezarr.verbs.sizes import arrow_bytes
 
     table = store.table
-    voxels = int(table.shape_zyx.prod("axis").sum())
     source = int(table.source_bytes.sum())
     figures = Table("The same scans", "", "bytes", "of .nii.gz", right=("bytes", "of .nii.gz"))
     for name, size in (
         (".nii.gz files", source),
-        ("Arrow, 8 bytes a voxel", _ARROW_BYTES_PER_VOXEL * voxels),
+        ("Arrow, 8 bytes a voxel", arrow_bytes(table)),
         ("spinezarr store", int(table.stored_bytes.sum())),
     ):
         figures.add_row(name, megabytes(size), f"{size / source:.2f} x")

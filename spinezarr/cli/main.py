@@ -31,12 +31,14 @@ _COMMANDS: Final = (
     "compare",
     "preview",
     "serve",
+    "doctor",
+    "bench",
     "init",
     "demo",
     "export",
 )
 """Names of commands. Each is a function, or a group ``app``, in the module of that name."""
-_RUN_WITHOUT_ARGUMENTS: Final = {"init", "demo"}
+_RUN_WITHOUT_ARGUMENTS: Final = {"doctor", "init", "demo"}
 """Commands that run without arguments. The others print their help then."""
 _USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
 """Base class of usage errors in click, or in the copy of click inside typer."""

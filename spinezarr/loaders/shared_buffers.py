@@ -23,13 +23,11 @@ If there is no segment to use, PyTorch sends the batch in its own way.
 import itertools
 import math
 import multiprocessing
-import os
 import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 from uuid import uuid4
@@ -41,6 +39,7 @@ from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import get_worker_info
 
 from spinezarr.forks import PerProcess, at_fork, process_number
+from spinezarr.loaders.segment_limits import SegmentLimits, free_bytes, room_bytes
 from spinezarr.stream.read.buffer_pool import MIN_BYTES, leased
 from spinezarr.stream.read.tensors import Allocate
 
@@ -51,22 +50,10 @@ _RETIRED: Final = -(1 << 62)
 _HEADER_BYTES: Final = 64
 _MARK, _IS_KNOWN = range(2)
 """Numbers in the header: the mark, and whether the receiver keeps the segment."""
-_RESERVE_BYTES: Final = 512 << 20
-"""Bytes of shared memory to leave for what PyTorch sends. Containers often have only 64 MB."""
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  only asked for its free space
 _LARGEST_WASTE: Final = 2
 """A segment is used for arrays of more than its size divided by this number."""
 
 _Bytes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentLimits:
-    """How much the segments of all workers of a loader may take together."""
-
-    n_bytes: int = 2 << 30
-    n_segments: int = 256
-    """Each takes a file descriptor in both processes."""
 
 
 _LIMITS: Final = SegmentLimits()
@@ -214,11 +201,7 @@ class _Sender:
 
     def _has_room(self, n_bytes: int, limits: SegmentLimits) -> bool:
         sizes = [segment.block.nbytes for _, segment in list(self._segments.values())]
-        max_bytes = limits.n_bytes
-        if _SHARED_MEMORY.exists():
-            status = os.statvfs(_SHARED_MEMORY)
-            free = status.f_frsize * status.f_bavail
-            max_bytes = min(max_bytes, free // 2, free - _RESERVE_BYTES)
+        max_bytes = room_bytes(limits, free_bytes())
         # Each worker may use its share.
         max_segments = max(2, limits.n_segments // self._n_workers)
         max_bytes //= self._n_workers

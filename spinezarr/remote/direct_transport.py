@@ -138,7 +138,8 @@ class DirectTransport:
     def __init__(self, url: str, locator: ObjectLocator, settings: RemoteSettings) -> None:
         self._scheme = url.partition("://")[0]
         self._is_s3 = self._scheme in {"s3", "s3a"}
-        self._client = HttpClient(StallDetector(settings))
+        self._detector = StallDetector(settings)
+        self._client = HttpClient(self._detector)
         self._fsspec_buckets: set[str] = set()
         """Buckets that only fsspec can read."""
         self._located_buckets: set[str] = set()
@@ -177,6 +178,11 @@ class DirectTransport:
     def link_bytes_per_s(self) -> float | None:
         """See :class:`spinezarr.remote.transport.Transport`."""
         return self._client.link.per_s
+
+    @property
+    def received_bytes(self) -> int:
+        """See :class:`spinezarr.remote.transport.Transport`."""
+        return self._detector.received_bytes
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         """See :class:`spinezarr.remote.transport.Transport`.

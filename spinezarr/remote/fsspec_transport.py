@@ -114,6 +114,11 @@ class FsspecTransport:
             self._read = _HttpReader(self._fs).read
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="spinezarr-get")
 
+    @property
+    def received_bytes(self) -> int:
+        """See :class:`spinezarr.remote.transport.Transport`."""
+        return self._detector.received_bytes
+
     async def get(self, path: str, start: int | None, stop: int | None, limit_bytes: int) -> Buffer:
         """See :class:`spinezarr.remote.transport.Transport`."""
         return (await self.get_response(ObjectRequest(path, start, stop, limit_bytes))).data

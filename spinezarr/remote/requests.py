@@ -251,6 +251,11 @@ class RemoteObjects:
         return self.transport.link_bytes_per_s
 
     @property
+    def received_bytes(self) -> int:
+        """Bytes of all responses that have ended in this process."""
+        return self.transport.received_bytes
+
+    @property
     def gap_bytes(self) -> int:
         """Largest gap between two ranges of an object that is read with them.
 

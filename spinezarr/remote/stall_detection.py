@@ -68,6 +68,8 @@ class StallDetector:
 
     def __init__(self, settings: RemoteSettings) -> None:
         self.in_flight: set[RequestProgress] = set()
+        self.received_bytes = 0
+        """Bytes of all responses that have ended."""
         self.longest_answer_s = settings.longest_answer_s
         self._settings = settings
         self._check_s = min(_CHECK_INTERVAL_S, settings.stall_window_s / 5)
@@ -143,7 +145,9 @@ class RequestProgress:
 
     def end(self) -> None:
         """End the watch."""
-        self._detector.in_flight.discard(self)
+        if self in self._detector.in_flight:
+            self._detector.in_flight.discard(self)
+            self._detector.received_bytes += self.received_bytes
 
     async def step(self, work: Awaitable[T], longest_s: float = 0.0) -> T:
         """Await a part of the response, for one window or ``longest_s``, whichever is longer.

@@ -130,6 +130,14 @@ class Transport(Protocol):
         """Rate of the link in the last seconds, in bytes per second; None until it is measured."""
         ...
 
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of all responses that have ended in this process.
+
+        It is 0 for a file system that does not show the progress of its responses.
+        """
+        ...
+
 
 def open_transport(
     url: str,
@@ -204,6 +212,11 @@ class _Transport:
     def link_bytes_per_s(self) -> float | None:
         direct = self._direct
         return None if direct is None else direct.link_bytes_per_s
+
+    @property
+    def received_bytes(self) -> int:
+        clients = (self._direct_client.peek(), self._fsspec_client.peek())
+        return sum(client.received_bytes for client in clients if client is not None)
 
     async def get(
         self,

@@ -32,6 +32,8 @@ class LocalObjects:
     """Number of times to read a damaged file again; on disk the bytes would be the same."""
     link_bytes_per_s = None
     """Bandwidth of the link to the store in bytes per second; None as there is no link."""
+    received_bytes = 0
+    """Bytes that a link has carried; 0 as there is no link."""
 
     @staticmethod
     def name(path: str) -> str:

@@ -8,7 +8,10 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["uncompressed_bytes"]
+__all__ = ["arrow_bytes", "uncompressed_bytes"]
+
+_ARROW_IMAGE_BYTES, _ARROW_MASK_BYTES = 4, 4
+"""Bytes of a voxel of the float32 image and the int32 mask that Hugging Face scripts store."""
 
 
 def uncompressed_bytes(table: "xr.Dataset", *, further_masks: bool = False) -> int:
@@ -32,4 +35,22 @@ def uncompressed_bytes(table: "xr.Dataset", *, further_masks: bool = False) -> i
         for shape_zyx, dtype, state, masks in zip(
             *(c.to_numpy().tolist() for c in columns), strict=True
         )
+    )
+
+
+def arrow_bytes(table: "xr.Dataset") -> int:
+    """Return the bytes of all voxels as an Arrow data set holds them, uncompressed.
+
+    That is float32 for the image and int32 for the mask, as in the Hugging Face script of
+    CTSpine1K.
+
+    Parameters
+    ----------
+    table
+        Rows of the scan table.
+    """
+    columns = (table.shape_zyx, table.label_state)
+    return sum(
+        math.prod(shape_zyx) * (_ARROW_IMAGE_BYTES + _ARROW_MASK_BYTES * (state != "none"))
+        for shape_zyx, state in zip(*(c.to_numpy().tolist() for c in columns), strict=True)
     )

@@ -23,7 +23,7 @@ from spinezarr.testing import (
     write_nifti,
 )
 
-COMMANDS = ["ingest", "info", "stats", "preview", "init", "demo"]
+COMMANDS = ["ingest", "info", "stats", "preview", "doctor", "bench", "init", "demo"]
 
 
 def run(*words, code=0):
@@ -91,7 +91,17 @@ def test_help_names_each_command_with_its_first_sentence():
     said = run("--help").output.split("Commands:")[1].split("Start with:")[0]
     rows = re.findall(r"^  (\w+) +(\S.*)$", said, re.MULTILINE)
     names = [name for name, _ in rows]
-    assert {*COMMANDS, "audit", "compare", "derive", "verify", "serve", "export"} == {*names}
+    assert {
+        *COMMANDS,
+        "audit",
+        "bench",
+        "compare",
+        "derive",
+        "doctor",
+        "export",
+        "serve",
+        "verify",
+    } == {*names}
     assert dict(rows)["init"] == "Write a starter catalog of datasets, ready to edit."
     assert dict(rows)["export"] == "Write scans as files of other formats."
 

@@ -16,6 +16,7 @@ VERBS = {
     "info": Store.info,
     "audit": Store.audit,
     "verify": Store.verify,
+    "bench": Store.bench,
     "stats": Store.stats,
     "compare": Store.compare,
     "preview": Store.preview,
@@ -24,6 +25,7 @@ VERBS = {
     "export ome-zarr": Store.export_ome_zarr,
 }
 WITHOUT_A_VERB = {
+    "doctor": "it checks a machine; nothing of it is a store",
     "serve": "it runs until it is ended; Store.serve serves this program only",
     "init": "it writes a file to edit",
     "demo": "it shows what the others do",

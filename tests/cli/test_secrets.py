@@ -201,6 +201,10 @@ COMMANDS = [
     ["ingest", "pairs", "--image", "{{scan}}_ct.nii.gz", "--raw", "raw", "--out", "{}"],
     ["ingest", "pairs", "--image", "{{scan}}_ct.nii.gz", "--raw", "{}", "--out", "out/s"],
     ["ingest", "pairs", "--image", "{{scan}}_ct.nii.gz", "--raw", "{}", "--dry-run", "--json"],
+    ["doctor", "{}"],
+    ["doctor", "{}", "--json"],
+    ["bench", "{}", "--seconds", "1"],
+    ["bench", "{}", "--seconds", "1", "--json"],
 ]
 PLACES = {
     "a store": "http://user:CANARY@{0}/s",
@@ -216,7 +220,7 @@ PLACES = {
     "a bad URL": "http://user:CANARY/CANARY@{0}/s",
     "another bad one": "http://user:C@NARY/CANARY ?CANARY@{0}/s",
 }
-FEW = [1, 3, 7, 15, 16]
+FEW = [1, 3, 7, 15, 16, 23]
 
 
 @pytest.mark.parametrize(

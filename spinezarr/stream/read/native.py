@@ -36,6 +36,7 @@ __all__ = [
     "address",
     "encoding_number",
     "kernel",
+    "kernel_problem",
     "output_table",
     "resampling_table",
 ]
@@ -541,14 +542,30 @@ class Kernel:
 @cache
 def kernel() -> Kernel | None:
     """Return the kernel; None if there is none, or it does not work."""
+    return _load()[0]
+
+
+def kernel_problem() -> str:
+    """Return why there is no kernel, as the end of a sentence; empty if it works."""
+    return _load()[1]
+
+
+def _load() -> tuple[Kernel | None, str]:
     if os.environ.get(NO_KERNEL):
-        return None
+        return None, f"it is turned off by the environment variable {NO_KERNEL}"
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    path = Path(__file__).with_name(f"libkernel{suffix}")
     try:
-        library = Kernel(Path(__file__).with_name(f"libkernel{suffix}"))
-    except (OSError, AttributeError):
-        return None
-    return library if library.works() else None
+        library = Kernel(path)
+    except AttributeError:
+        return None, "another version of spinezarr compiled it"
+    except OSError as problem:
+        is_there = path.exists()
+        absent = "it was not compiled when spinezarr was installed"
+        return None, f"it cannot be loaded: {problem}" if is_there else absent
+    if library.works():
+        return library, ""
+    return None, "another version of spinezarr compiled it, or it computes wrong values here"
 
 
 def address(array: npt.NDArray[Any]) -> int:

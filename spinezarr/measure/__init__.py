@@ -1,0 +1,1 @@
+"""What can this machine do, and how fast is a store read on it?"""
