@@ -11,6 +11,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from spinezarr.accessor.registration import register_with_xarray
+
 if sys.platform == "win32":
     raise ImportError(
         "spinezarr runs on Linux and macOS, because it reads files with os.pread and forks. "
@@ -66,3 +68,6 @@ def __getattr__(name: str) -> object:
         value: object = getattr(import_module(_MODULES[name]), name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register_with_xarray()

@@ -5,7 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    Self,
+    TypedDict,
+    Unpack,
+    get_args,
+    overload,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +67,10 @@ if TYPE_CHECKING:
     from spinezarr.verify.store import Verification
     from spinezarr.view.widget import ScanView
 
-__all__ = ["Store", "audit_stores", "load_dataset", "open"]
+__all__ = ["ENCODED_STORE", "Store", "audit_stores", "load_dataset", "open"]
+
+ENCODED_STORE: Final = "spinezarr_store"
+"""Key of the encoding of a dataset that holds the store it was opened from."""
 
 
 def open(  # noqa: A001  like xarray.open_zarr
@@ -286,6 +299,9 @@ class Store:
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[object, ...]]:
         return _store, (self._reader, self._cache, self._transfer)
+
+    def __deepcopy__(self, _: dict[int, object]) -> Self:
+        return self  # a store has no state that could be changed, and datasets refer to it
 
     @property
     def url(self) -> str:
@@ -671,7 +687,7 @@ class Store:
         del attributes["manifest"]
         import xarray as xr  # noqa: PLC0415
 
-        return xr.Dataset(
+        dataset = xr.Dataset(
             {
                 spec.name: (
                     ("z", "y", "x"),
@@ -683,6 +699,9 @@ class Store:
             {axis: (axis, values, variable_attributes[axis]) for axis, values in positions.items()},
             attributes,
         )
+        # xarray keeps the place under the same key, and ``dataset.spine.view`` needs the store.
+        dataset.encoding = {"source": self.url, ENCODED_STORE: self}
+        return dataset
 
     def write_labels(
         self,

@@ -24,6 +24,7 @@ __all__ = [
     "GRID_TOLERANCE",
     "SHEAR_TOLERANCE_DEG",
     "SLICE_AXIS",
+    "AffineRows",
     "AxisMap",
     "Box",
     "Grid",
@@ -32,6 +33,7 @@ __all__ = [
     "ShapeIJK",
     "ShapeZYX",
     "SpacingZYX",
+    "affine_rows",
     "axis_positions_mm",
     "corner_distance_mm",
     "max_corner_distance_mm",
@@ -41,6 +43,8 @@ __all__ = [
 
 
 Matrix4x4 = npt.NDArray[np.float64]
+AffineRow = tuple[float, float, float, float]
+AffineRows = tuple[AffineRow, AffineRow, AffineRow, AffineRow]
 Plane = Literal["axial", "coronal", "sagittal"]
 """Orientation of a slice through a volume."""
 SLICE_AXIS: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
@@ -288,6 +292,22 @@ class Grid:
         origin = ", ".join(f"{o:.2f}" for o in affine[:3, 3])
         shape = " x ".join(str(n) for n in self.shape_ijk)
         return f"{shape} voxels, {self.axis_map.axcodes}, {spacing} mm, first voxel at ({origin})"
+
+
+def affine_rows(affine: Matrix4x4) -> AffineRows:
+    """Return the rows of a 4 x 4 matrix as tuples, the form in which records hold it.
+
+    Examples
+    --------
+    >>> affine_rows(np.eye(4))[1]
+    (0.0, 1.0, 0.0, 0.0)
+    """
+    first, second, third, last = (_row(*row) for row in affine.tolist())
+    return first, second, third, last
+
+
+def _row(a: float, b: float, c: float, d: float) -> AffineRow:
+    return a, b, c, d
 
 
 def max_corner_distance_mm(a: Grid, b: Grid) -> float:

@@ -294,13 +294,13 @@ def test_the_contracts_on_imports_leave_no_module_out():
     for path in package.iterdir():
         if path.suffix == ".py" and path.stem not in {"__init__", "api"}:
             below_api.add(f"spinezarr.{path.stem}")
-        elif (path / "__init__.py").exists() and path.name != "cli":
+        elif (path / "__init__.py").exists() and path.name not in {"cli", "accessor"}:
             below_api |= {f"spinezarr.{path.name}", f"spinezarr.{path.name}.**"}
     commands = {f"spinezarr.cli.{path.stem}" for path in (package / "cli").glob("*.py")}
     commands -= {"spinezarr.cli.__init__", "spinezarr.cli.demo"}
     commands |= {"spinezarr.cli.reports", "spinezarr.cli.reports.**"}
     above_testing = {name for name in below_api if "spinezarr.testing" not in name}
-    above_testing |= {"spinezarr.api", *commands}
+    above_testing |= {"spinezarr.accessor", "spinezarr.accessor.**", "spinezarr.api", *commands}
     assert contracts["nothing below the api imports the package's facade"] == below_api
     name = "only the demo, tests and benchmarks use synthetic data"
     assert contracts[name] == above_testing

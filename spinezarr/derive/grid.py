@@ -18,13 +18,14 @@ from spinezarr.stream.spacing import (
     NATIVE_SPACING,
     Positions,
     StepZYX,
+    TargetZYX,
     grid_affine,
     grid_shape_zyx,
     positions_along,
     step_zyx,
 )
 
-__all__ = ["DerivedGrid"]
+__all__ = ["DerivedGrid", "box_with_margin"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,20 +58,50 @@ class DerivedGrid:
         UsageError
             If the scan shall be cropped to its vertebrae and has none.
         """
-        target = derivation.target_zyx_mm or NATIVE_SPACING
-        step = step_zyx(scan.spacing_zyx_mm, target)
-        whole = Box((0, 0, 0), grid_shape_zyx(scan.shape_zyx, step))
-        box = whole
+        step = step_zyx(scan.spacing_zyx_mm, derivation.target_zyx_mm or NATIVE_SPACING)
+        box = None
         if derivation.crop is not None:
-            box = _spine_box(scan, step, whole, derivation.margin_mm or 0.0)
-        affine = np.array(scan.affine)
+            box = _spine_box(scan, step, derivation.margin_mm or 0.0)
+        return cls.resampled(
+            scan.shape_zyx,
+            scan.spacing_zyx_mm,
+            np.array(scan.affine),
+            derivation.target_zyx_mm or NATIVE_SPACING,
+            box,
+        )
+
+    @classmethod
+    def resampled(
+        cls,
+        shape_zyx: ShapeZYX,
+        spacing_zyx_mm: SpacingZYX,
+        affine: Matrix4x4,
+        target_zyx_mm: TargetZYX,
+        box: Box | None = None,
+    ) -> "DerivedGrid":
+        """Return the grid of a volume that is resampled, or of a part of it.
+
+        Parameters
+        ----------
+        shape_zyx, spacing_zyx_mm
+            Shape of the volume in voxels, and distance between neighboring voxels.
+        affine
+            4 x 4 matrix from voxel ``(x, y, z, 1)`` of the volume to RAS+ mm.
+        target_zyx_mm
+            Spacing of the grid in mm; None along an axis for that of the volume.
+        box
+            Voxels of the resampled volume that are kept; None for all.
+        """
+        step = step_zyx(spacing_zyx_mm, target_zyx_mm)
+        whole = Box((0, 0, 0), grid_shape_zyx(shape_zyx, step))
+        box = whole if box is None else box
         if box != whole or step != (1.0, 1.0, 1.0):
             affine = grid_affine(affine, box.start_zyx, step)
         z, y, x = (
             mm if wanted is None or along == 1 else wanted
-            for mm, wanted, along in zip(scan.spacing_zyx_mm, target, step, strict=True)
+            for mm, wanted, along in zip(spacing_zyx_mm, target_zyx_mm, step, strict=True)
         )
-        return cls(scan.shape_zyx, step, box, affine, (z, y, x))
+        return cls(shape_zyx, step, box, affine, (z, y, x))
 
     @property
     def shape_zyx(self) -> ShapeZYX:
@@ -106,7 +137,7 @@ class DerivedGrid:
         return (z, y, x)
 
 
-def _spine_box(scan: ScanAttributes, step: StepZYX, whole: Box, margin_mm: float) -> Box:
+def _spine_box(scan: ScanAttributes, step: StepZYX, margin_mm: float) -> Box:
     """Return the box of the grid around all vertebrae and a margin."""
     vertebrae = scan.vertebrae.values()
     if not vertebrae:
@@ -114,13 +145,46 @@ def _spine_box(scan: ScanAttributes, step: StepZYX, whole: Box, margin_mm: float
         raise UsageError(
             f"{lack}, so there is no spine to crop to. Choose other scans, or leave out --crop."
         )
-    first = np.min([vertebra.start_zyx for vertebra in vertebrae], axis=0)
-    last = np.max([vertebra.stop_zyx for vertebra in vertebrae], axis=0) - 1
+    z, y, x = np.min([vertebra.start_zyx for vertebra in vertebrae], axis=0).tolist()
+    stop_z, stop_y, stop_x = np.max([v.stop_zyx for v in vertebrae], axis=0).tolist()
+    spine = Box((z, y, x), (stop_z, stop_y, stop_x))
+    shape = grid_shape_zyx(scan.shape_zyx, step)
+    return box_with_margin(spine, margin_mm, scan.spacing_zyx_mm, shape, step)
+
+
+def box_with_margin(
+    box: Box,
+    margin_mm: float,
+    spacing_zyx_mm: SpacingZYX,
+    shape_zyx: ShapeZYX,
+    step: StepZYX = (1.0, 1.0, 1.0),
+) -> Box:
+    """Return the part of a grid around a box of voxels and a margin.
+
+    It is rounded outward, so that no part of the box is lost between two voxels of the grid.
+
+    Parameters
+    ----------
+    box
+        The box, in voxels of the volume.
+    margin_mm
+        Margin on each side in mm.
+    spacing_zyx_mm
+        Distance between neighboring voxels of the volume.
+    shape_zyx
+        Shape of the grid, beyond which no margin reaches.
+    step
+        Distance of neighboring voxels of the grid, in voxels of the volume.
+
+    Examples
+    --------
+    >>> box_with_margin(Box((4, 4, 0), (6, 6, 6)), 3.0, (2.0, 1.0, 1.0), (10, 10, 6))
+    Box(start_zyx=(2, 1, 0), stop_zyx=(8, 9, 6))
+    """
     start, stop = [0, 0, 0], [0, 0, 0]
-    for axis, (low, high) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-        margin = margin_mm / scan.spacing_zyx_mm[axis]
-        # Rounded outward, so that no part of the box is lost between two voxels of the grid.
-        n = whole.stop_zyx[axis]
-        start[axis] = min(max(math.floor((low - margin) / step[axis]), 0), n - 1)
-        stop[axis] = min(max(math.ceil((high + margin) / step[axis]) + 1, start[axis] + 1), n)
+    for axis, n in enumerate(shape_zyx):
+        margin = margin_mm / spacing_zyx_mm[axis]
+        low, high = box.start_zyx[axis] - margin, box.stop_zyx[axis] - 1 + margin
+        start[axis] = min(max(math.floor(low / step[axis]), 0), n - 1)
+        stop[axis] = min(max(math.ceil(high / step[axis]) + 1, start[axis] + 1), n)
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

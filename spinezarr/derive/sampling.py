@@ -4,7 +4,7 @@ All of it goes through the reader and the resampling of streams, so that a deriv
 streams compute.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,7 @@ from spinezarr.geometry import Box
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.read.box_reader import BoxRead
-from spinezarr.stream.read.engine import Engine
+from spinezarr.stream.read.buffer_pool import BufferPool
 from spinezarr.stream.read.resample import Resampling, SourceRegion, resample_all
 from spinezarr.stream.spacing import Positions, StepZYX
 
@@ -26,12 +26,27 @@ __all__ = [
     "LabelwiseSampling",
     "PlainSampling",
     "Sampling",
+    "VoxelSource",
     "WindowedSampling",
+    "image_sampling",
 ]
 
 Voxels = npt.NDArray[Any]
 _HIGHEST: Final = 255
 """Highest number of uint8."""
+
+
+class VoxelSource(Protocol):
+    """Reads voxels, as :class:`spinezarr.stream.read.engine.Engine` does."""
+
+    @property
+    def buffers(self) -> BufferPool:
+        """Pool of memory for voxels."""
+        ...
+
+    def read(self, reads: Iterable[BoxRead], /) -> None:
+        """Fill the outputs of some boxes."""
+        ...
 
 
 class Sampling(Protocol):
@@ -72,7 +87,7 @@ class Sampling(Protocol):
 class _ArraySampling:
     """A sampling of one array that needs no more memory than its voxels and the new values."""
 
-    engine: Engine
+    engine: VoxelSource
     array: ArraySpec
 
     @property
@@ -157,6 +172,15 @@ class FilteredSampling(_ArraySampling):
                     values = smooth_axis(values, axis, sigma, padding[axis])
         read = BoxRead(self.array, region.box, values)
         resample_all([Resampling(read, region.positions_zyx, out, linear=True)], threads=1)
+
+
+def image_sampling(
+    source: VoxelSource, array: ArraySpec, step_zyx: StepZYX, *, antialias: bool
+) -> Sampling:
+    """Return the sampling of an image, which may be filtered along axes that get fewer voxels."""
+    if antialias and max(step_zyx) > 1:
+        return FilteredSampling(source, array, step_zyx)
+    return PlainSampling(source, array, linear=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

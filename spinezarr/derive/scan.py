@@ -12,13 +12,14 @@ from spinezarr.derive.derived_array import DerivedArray
 from spinezarr.derive.grid import DerivedGrid
 from spinezarr.derive.parameters import Derivation
 from spinezarr.derive.sampling import (
-    FilteredSampling,
     LabelwiseSampling,
     PlainSampling,
     Sampling,
     WindowedSampling,
+    image_sampling,
 )
 from spinezarr.formats.array_volume import ArrayVolume
+from spinezarr.geometry import affine_rows
 from spinezarr.ingestion.labels import label_chunks, label_summaries
 from spinezarr.ingestion.scan import distances_mm, image_summary, label_summary
 from spinezarr.ingestion.voxel_writer import ScanProgress, VoxelWriter
@@ -233,9 +234,8 @@ class _Work:
         if origin.derivation.target_zyx_mm is None and window is None:
             # The numbers of the source are kept, with their scaling.
             array, scaling = array.unscaled(), array.scaling
-        sampling: Sampling = PlainSampling(self.engine, array, linear=True)
-        if origin.derivation.image_filter is not None and max(origin.grid.step_zyx) > 1:
-            sampling = FilteredSampling(self.engine, array, origin.grid.step_zyx)
+        antialias = origin.derivation.image_filter is not None
+        sampling = image_sampling(self.engine, array, origin.grid.step_zyx, antialias=antialias)
         value_dtype: str = source.image_dtype
         if window is not None:
             sampling = WindowedSampling(sampling, window)
@@ -297,7 +297,7 @@ def _voxel_metadata(origin: ScanOrigin, label_facts: Sequence[LabelFacts] | None
     if label_facts is not None:
         labels = label_summary(label_facts)
     return {
-        "affine": _rows(grid),
+        "affine": affine_rows(grid.affine),
         "shape_zyx": grid.shape_zyx,
         "spacing_zyx_mm": grid.spacing_zyx_mm,
         "oblique_deg": source.oblique_deg,
@@ -357,7 +357,7 @@ def _array_record(origin: ScanOrigin, array: ArraySpec, sha256: str) -> dict[str
         "size_bytes": sum(array.shard_sizes.values()),
         "sha256": sha256,
         "shape_ijk": (x, y, z),
-        "affine_ijk": _rows(origin.grid),
+        "affine_ijk": affine_rows(origin.grid.affine),
         "orientation": "RAS",
         "scaling": None,
         "nifti": None,
@@ -384,10 +384,6 @@ def _mask_record(origin: ScanOrigin, name: str, facts: Sequence[LabelFacts]) -> 
             "written_by": f"spinezarr {package_version()}",
         }
     )
-
-
-def _rows(grid: DerivedGrid) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in grid.affine.tolist())
 
 
 def is_current(stored: ScanAttributes, origin: ScanOrigin) -> bool:

@@ -19,10 +19,12 @@ from isal import igzip
 from spinezarr.errors import UsageError
 from spinezarr.export.atomic_file import write_atomically
 from spinezarr.export.nifti_form import NiftiForm, NotScaledBackError, dtype_to_write
+from spinezarr.export.nifti_placement import NiftiPlacement
 from spinezarr.export.voxel_reader import VoxelReader
-from spinezarr.geometry import AxisMap, Box
+from spinezarr.geometry import AxisMap, Box, Matrix4x4, affine_rows
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import IMAGE, LABEL
+from spinezarr.store.records import SourceRecord
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "write_label_on_image",
     "write_nifti",
     "write_on_image_grid",
+    "write_values",
+    "write_values_of_array",
 ]
 
 # isal has few annotations, so strict mypy would refuse each call.
@@ -316,8 +320,7 @@ def write_on_image_grid(path: Path, scan: ScanHandle, values_zyx: npt.NDArray[An
         If the path has another ending, a file of the same name with the other ending exists, the
         shape is not that of the scan, or no type holds the values.
     """
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise UsageError(f"{path}: the name must end in .nii or .nii.gz.")
+    _check_ending(path)
     if values_zyx.shape != scan.image.shape_zyx:
         raise UsageError(
             f"{path}: values of shape {values_zyx.shape} for scan {scan.image.scan_id!r}, which "
@@ -327,6 +330,86 @@ def write_on_image_grid(path: Path, scan: ScanHandle, values_zyx: npt.NDArray[An
     form = NiftiForm.on_image(scan.attributes, dtype)
     spec = replace(scan.image, stored_dtype=dtype, scaling=None)
     _write(path, spec, form, _ArrayReader(values_zyx), lambda _: None)
+
+
+def write_values_of_array(
+    path: Path, spec: ArraySpec, facts: ScanAttributes, values_zyx: npt.NDArray[Any]
+) -> None:
+    """Write values in memory in the place of an array of a scan.
+
+    If the values are those of the array, the voxels of the file are those that :func:`write_nifti`
+    writes. Values that the type and slope of its source do not hold are written in their own type.
+
+    Parameters
+    ----------
+    path
+        Path ending in ``.nii.gz`` or ``.nii``. An existing file is replaced.
+    spec, facts
+        The array, and the attributes of its scan, with the grid of the values.
+    values_zyx
+        One value for each voxel, with axes ``(z, y, x)``.
+
+    Raises
+    ------
+    UsageError
+        As for :func:`write_on_image_grid`.
+    """
+    _check_ending(path)
+    portable = NiftiForm.portable(spec, facts)
+    for form in (portable, portable.with_values()):
+        if form.holds(values_zyx):
+            _write_values(path, values_zyx, form)
+            return
+    dtype = dtype_to_write(values_zyx, path)
+    _write_values(path, values_zyx, NiftiForm.on_image(facts, dtype))
+
+
+def write_values(path: Path, values_zyx: npt.NDArray[Any], affine: Matrix4x4) -> None:
+    """Write values as NIfTI with the axes x, y and z of the store.
+
+    Parameters
+    ----------
+    path, values_zyx
+        As for :func:`write_on_image_grid`.
+    affine
+        4 x 4 matrix from voxel ``(x, y, z, 1)`` to RAS+ mm.
+
+    Raises
+    ------
+    UsageError
+        If the path has another ending, a file of the same name with the other ending exists, or no
+        type holds the values.
+    """
+    _check_ending(path)
+    z, y, x = values_zyx.shape
+    record = SourceRecord(
+        file="",
+        size_bytes=0,
+        sha256="",
+        dtype=values_zyx.dtype.name,
+        shape_ijk=(x, y, z),
+        affine_ijk=affine_rows(affine),
+        orientation="RAS",
+        stored_dtype=values_zyx.dtype.str,
+        scaling=None,
+        nifti=None,
+        metaimage=None,
+    )
+    placement = NiftiPlacement.portable(record)
+    _write_values(
+        path, values_zyx, NiftiForm(record, placement, dtype_to_write(values_zyx, path), None)
+    )
+
+
+def _write_values(path: Path, values_zyx: npt.NDArray[Any], form: NiftiForm) -> None:
+    z, y, x = values_zyx.shape
+    spec = ArraySpec.in_memory("", path.name, (z, y, x), values_zyx.dtype)
+    _write(path, spec, form, _ArrayReader(values_zyx), lambda _: None)
+
+
+def _check_ending(path: Path) -> None:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise UsageError(f"{path}: the name must end in .nii or .nii.gz.")
 
 
 class _ArrayReader:

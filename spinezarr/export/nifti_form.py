@@ -137,6 +137,16 @@ class NiftiForm:
         start: bytes = header.binaryblock
         return start.ljust(header.single_vox_offset, b"\0")
 
+    def holds(self, values: npt.NDArray[Any]) -> bool:
+        """Whether the numbers of the file stand for exactly these values."""
+        try:
+            with np.errstate(invalid="ignore", over="ignore"):
+                numbers = self.numbers(values)
+        except NotScaledBackError:
+            return False
+        is_float = values.dtype.kind == "f"
+        return self.scaling is not None or np.array_equal(numbers, values, equal_nan=is_float)
+
     def numbers(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Convert stored values to the numbers of the file."""
         if self.values is not None:

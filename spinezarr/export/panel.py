@@ -14,6 +14,7 @@ __all__ = [
     "TITLE_HEIGHT",
     "Panel",
     "arrange",
+    "strips_around",
 ]
 
 TITLE_HEIGHT: Final = 42
@@ -99,6 +100,11 @@ def arrange(planes: list[PreviewPlane]) -> tuple[list[Panel], float, float]:
             top += _column_height([plane], scale)
         x += gutter + column_width + LETTER_STRIP
     return panels, width, max(map(_column_height, columns, scales))
+
+
+def strips_around(plane: PreviewPlane) -> tuple[float, float, float, float]:
+    """Return the pixels that a slice needs for names and letters: left, right, below, above."""
+    return _gutter([plane]), LETTER_STRIP, _HEIGHT_BELOW_SLICE, _HEIGHT_ABOVE_SLICE
 
 
 def _gutter(column: list[PreviewPlane]) -> float:

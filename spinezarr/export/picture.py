@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Affine2D, Transform
 
 from spinezarr.errors import UsageError
 from spinezarr.export.marks import (
@@ -34,6 +35,7 @@ from spinezarr.export.panel import (
     TITLE_HEIGHT,
     Panel,
     arrange,
+    strips_around,
 )
 from spinezarr.export.picture_text import (
     DPI,
@@ -47,7 +49,7 @@ from spinezarr.export.picture_text import (
 from spinezarr.export.plane import PreviewPlane
 from spinezarr.geometry import Plane
 
-__all__ = ["draw_preview"]
+__all__ = ["draw_on_axes", "draw_preview", "empty_axes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ _WINDOW_HU: Final = (-400.0, 1100.0)
 _FILL_ALPHA: Final = 0.38
 _BACKGROUND_COLOR: Final = "#0d0e11"
 _SCALE_BARS_MM: Final = (50, 20, 10, 5, 2, 1)
+_LARGEST_SHARE_OF_STRIPS: Final = 2.0
+"""Small axes are at most this many times as wide or high as their slice."""
 
 
 def draw_preview(scan_id: str, planes: Sequence[PreviewPlane], caption: str) -> Figure:
@@ -141,19 +145,85 @@ def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) ->
         label=panel.content.plane,
     )
     min_column_mm, max_column_mm, min_row_mm, max_row_mm = panel.edges_mm
+    limits_mm = (max_column_mm, min_column_mm, min_row_mm, max_row_mm)
+    _draw_slice(
+        axes, panel, planes, limits_mm=limits_mm, window_hu=_WINDOW_HU, frame=axes.transAxes
+    )
+
+
+def empty_axes(content: PreviewPlane) -> Axes:
+    """Return axes for a slice that fill a new figure of pyplot, which notebooks show."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415  has global state, which pictures do without
+
+    (_,), width, height = arrange([content])
+    figure = plt.figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=_BACKGROUND_COLOR)
+    return figure.add_axes((0, 0, 1, 1), label=content.plane)
+
+
+def draw_on_axes(axes: Axes, content: PreviewPlane, window_hu: tuple[float, float]) -> None:
+    """Draw one slice on axes of a caller, whose coordinates become mm.
+
+    The axes get a dark background. Around the slice there is room for names, letters and the scale
+    bar, whose sizes follow from the size that the axes have now.
+
+    Parameters
+    ----------
+    axes
+        Axes to draw on.
+    content
+        The slice.
+    window_hu
+        HU of black and of white.
+    """
+    axes.set_facecolor(_BACKGROUND_COLOR)
+    px_per_display_px = DPI / axes.figure.dpi
+    width, height = (float(size) * px_per_display_px for size in axes.bbox.size)
+    across, up = content.size_rows_columns_mm[::-1]
+    left, right, below, above = strips_around(content)
+    px_per_mm = max(
+        min((width - left - right) / across, (height - below - above) / up),
+        min(width / across, height / up) / _LARGEST_SHARE_OF_STRIPS,
+    )
+    panel = Panel(content, px_per_mm, 0, 0)
+    min_column_mm, max_column_mm, min_row_mm, max_row_mm = panel.edges_mm
+    free_across = (width - panel.width - left - right) / 2
+    free_up = (height - panel.height - below - above) / 2
+    limits_mm = (
+        max_column_mm + (left + free_across) / px_per_mm,
+        min_column_mm - (right + free_across) / px_per_mm,
+        min_row_mm - (below + free_up) / px_per_mm,
+        max_row_mm + (above + free_up) / px_per_mm,
+    )
+    shares = Affine2D().scale(-across, up).translate(max_column_mm, min_row_mm)
+    frame = shares + axes.transData
+    _draw_slice(axes, panel, [content], limits_mm=limits_mm, window_hu=window_hu, frame=frame)
+
+
+def _draw_slice(
+    axes: Axes,
+    panel: Panel,
+    planes: Sequence[PreviewPlane],
+    *,
+    limits_mm: tuple[float, float, float, float],
+    window_hu: tuple[float, float],
+    frame: Transform,
+) -> None:
+    """Draw one slice; ``frame`` places shares of its width and height.
+
+    ``limits_mm`` are the coordinates of the left, right, lower and upper end of the axes.
+    """
+    low, high = window_hu
     axes.imshow(
-        np.clip(panel.content.image.astype(np.float32), *_WINDOW_HU),
+        np.clip(panel.content.image.astype(np.float32), low, high),
         cmap="gray",
-        vmin=_WINDOW_HU[0],
-        vmax=_WINDOW_HU[1],
+        vmin=low,
+        vmax=high,
         origin="lower",
         extent=panel.edges_mm,
         aspect="equal",
         interpolation="bicubic",
     )
-    axes.set(
-        xlim=(max_column_mm, min_column_mm), ylim=(min_row_mm, max_row_mm), xticks=[], yticks=[]
-    )
+    axes.set(xlim=limits_mm[:2], ylim=limits_mm[2:], xticks=[], yticks=[])
     axes.spines[:].set(color="#3a3d44", linewidth=0.8)
     _draw_cuts(axes, panel.content, planes)
     regions, points = list(label_regions(panel.content)), center_points(panel.content)
@@ -162,8 +232,8 @@ def _draw_panel(figure: Figure, panel: Panel, planes: Sequence[PreviewPlane]) ->
     for point in points:
         _draw_point(axes, panel.content, point)
     crossing = _draw_names(axes, panel, regions, points)
-    _draw_letters(axes, panel, raised=crossing)
-    _draw_scale_bar(axes, panel)
+    _draw_letters(axes, panel, frame, raised=crossing)
+    _draw_scale_bar(axes, panel, frame)
 
 
 def _draw_region(axes: Axes, content: PreviewPlane, region: Mark) -> None:
@@ -214,7 +284,7 @@ def _draw_cuts(axes: Axes, content: PreviewPlane, planes: Sequence[PreviewPlane]
             draw(other.position_mm, color=cut.color, linewidth=0.8, alpha=0.5, dashes=(6, 5))
 
 
-def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
+def _draw_letters(axes: Axes, panel: Panel, frame: Transform, *, raised: bool) -> None:
     """Draw header and direction letters around a panel.
 
     ``raised`` moves the left letter to the top, if names are at its usual position.
@@ -228,13 +298,14 @@ def _draw_letters(axes: Axes, panel: Panel, *, raised: bool) -> None:
         (view.left, (-half * across_per_px, 1 + half * up_per_px if raised else 0.5)),
         (view.right, (1 + half * across_per_px, 0.5)),
     ):
-        draw_text(axes, position, letter, 14, color=QUIET_COLOR, family=LETTER_FONT)
+        text = draw_text(axes, position, letter, 14, color=QUIET_COLOR, family=LETTER_FONT)
+        text.set_transform(frame)
     header = f"{panel.content.plane}   {view.normal} = {panel.content.position_mm:.1f} mm"
     above = 1 + (LETTER_STRIP + HEADER_STRIP / 2) * up_per_px
-    draw_text(axes, (0.5, above), header, 13, color=view.color)
+    draw_text(axes, (0.5, above), header, 13, color=view.color).set_transform(frame)
 
 
-def _draw_scale_bar(axes: Axes, panel: Panel) -> None:
+def _draw_scale_bar(axes: Axes, panel: Panel, frame: Transform) -> None:
     """Draw a scale bar of 50 mm below a panel, or a shorter one if the panel is narrower."""
     fitting = [mm for mm in _SCALE_BARS_MM if mm <= panel.content.size_rows_columns_mm[1]]
     if not fitting:
@@ -242,7 +313,7 @@ def _draw_scale_bar(axes: Axes, panel: Panel) -> None:
     end = fitting[0] / panel.content.size_rows_columns_mm[1]
     y = -(LETTER_STRIP + SCALE_STRIP / 2) / panel.height
     bar = Line2D([0, end], [y, y], linewidth=2, color=TEXT_COLOR, solid_capstyle="butt")
-    bar.set(transform=axes.transAxes, clip_on=False)
+    bar.set(transform=frame, clip_on=False)
     axes.add_line(bar)
     text_position = (end + 6 / panel.width, y)
-    draw_text(axes, text_position, f"{fitting[0]} mm", 12, ha="left")
+    draw_text(axes, text_position, f"{fitting[0]} mm", 12, ha="left").set_transform(frame)

@@ -10,12 +10,12 @@ from spinezarr.export.picture import draw_preview
 from spinezarr.export.plane import MaskLegend, PreviewPlane, PreviewPoint
 from spinezarr.export.spine_slices import Points, annotated_centers, middle_of_spine, read_slice
 from spinezarr.export.voxel_reader import VoxelReader
-from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, axis_positions_mm
+from spinezarr.geometry import SLICE_AXIS, Plane, ShapeZYX, SpacingZYX, axis_positions_mm
 from spinezarr.store.layout import LABEL
 from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.vertebrae import NAME_OF_VALUE, named_color
 
-__all__ = ["mask_caption", "mask_legend", "preview_plane", "preview_scan"]
+__all__ = ["mask_caption", "mask_legend", "points_in_slice", "preview_plane", "preview_scan"]
 
 _PLANES: Final[tuple[Plane, ...]] = ("sagittal", "coronal", "axial")
 _AXIAL_REACH_MM: Final = 7.5
@@ -98,6 +98,28 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def points_in_slice(
+    points: Points, plane: Plane, index: int, spacing_zyx_mm: SpacingZYX
+) -> tuple[PreviewPoint, ...]:
+    """Return the annotated centers that a slice shows, projected along its normal.
+
+    Parameters
+    ----------
+    points
+        Centers as voxel indices (z, y, x), by level.
+    plane, index
+        Orientation of the slice, and its index along the normal.
+    spacing_zyx_mm
+        Distance between neighboring voxels.
+    """
+    rows, columns = (axis for axis in range(3) if axis != SLICE_AXIS[plane])
+    return tuple(
+        PreviewPoint(name, float(index_zyx[rows]), float(index_zyx[columns]))
+        for name, index_zyx in points.items()
+        if plane != "axial" or abs(index_zyx[0] - index) * spacing_zyx_mm[0] <= _AXIAL_REACH_MM
+    )
+
+
 def preview_plane(
     scan: ScanHandle,
     voxels: VoxelReader,
@@ -130,12 +152,6 @@ def preview_plane(
     spacing_zyx_mm = scan.attributes.spacing_zyx_mm
     positions = list(axis_positions_mm(scan.affine, scan.image.shape_zyx).values())
     rows, columns = (axis for axis in range(3) if axis != slice_axis)
-    visible_points = tuple(
-        PreviewPoint(name, float(index_zyx[rows]), float(index_zyx[columns]))
-        for name, index_zyx in (points or {}).items()
-        if plane != "axial"
-        or abs(index_zyx[0] - middle_zyx[0]) * spacing_zyx_mm[0] <= _AXIAL_REACH_MM
-    )
     return PreviewPlane(
         plane=plane,
         image=read_slice(scan.image, voxels, slice_axis, index),
@@ -143,6 +159,6 @@ def preview_plane(
         spacing_rows_columns_mm=(spacing_zyx_mm[rows], spacing_zyx_mm[columns]),
         position_mm=float(positions[slice_axis][index]),
         origin_rows_columns_mm=(float(positions[rows][0]), float(positions[columns][0])),
-        points=visible_points,
+        points=points_in_slice(points or {}, plane, index, spacing_zyx_mm),
         legend=legend,
     )

@@ -13,7 +13,14 @@ from spinezarr.store.records import LabelRecord, VertebraRecord
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle
 from spinezarr.vertebrae import ANATOMICAL_ORDER, LEVELS, vertebra_of
 
-__all__ = ["Points", "annotated_centers", "middle_of_spine", "middle_slice", "read_slice"]
+__all__ = [
+    "Points",
+    "annotated_centers",
+    "middle_of_labels",
+    "middle_of_spine",
+    "middle_slice",
+    "read_slice",
+]
 
 Points = dict[str, npt.NDArray[np.float64]]
 """Voxel index (z, y, x) of each level's annotated center, from head to tail."""
@@ -45,7 +52,7 @@ def middle_of_spine(scan: ScanHandle, voxels: VoxelReader, mask: str = LABEL) ->
     """
     attributes = scan.attributes
     for name, labels in _candidates(scan, mask):
-        middle_zyx = _middle_of_labels(scan.mask(name), voxels, labels)
+        middle_zyx = middle_of_labels(scan.mask(name), voxels, labels)
         if name == mask or _is_in_box(middle_zyx, attributes.masks[mask].labels.values()):
             return middle_zyx
     last_zyx = np.array(attributes.shape_zyx) - 1
@@ -121,9 +128,10 @@ def _middle_x(vertebrae: list[VertebraRecord]) -> int:
     return round(float(np.median([vertebra.centroid_zyx[2] for vertebra in vertebrae])))
 
 
-def _middle_of_labels(
+def middle_of_labels(
     label: ArraySpec, voxels: VoxelReader, vertebrae: list[VertebraRecord]
 ) -> ShapeZYX:
+    """Return the voxel in the middle of some labels, from head to tail; one slice is read."""
     x = _middle_x(vertebrae)
     sagittal = read_slice(label, voxels, SLICE_AXIS["sagittal"], x) > 0
     if not sagittal.any():

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import fsspec
 import numpy as np
-import numpy.typing as npt
 
 from spinezarr.errors import FormatError, LabelError
 from spinezarr.formats.dicom import DicomSeriesVolume
@@ -23,7 +22,13 @@ from spinezarr.formats.rounding import Rounding
 from spinezarr.formats.segments import SegmentedLabels
 from spinezarr.formats.source_file import SourceFile
 from spinezarr.formats.volume import Volume, open_volume
-from spinezarr.geometry import SHEAR_TOLERANCE_DEG, Grid, oblique_angle_deg, shear_deg
+from spinezarr.geometry import (
+    SHEAR_TOLERANCE_DEG,
+    Grid,
+    affine_rows,
+    oblique_angle_deg,
+    shear_deg,
+)
 from spinezarr.ingestion.discovery.annotations import (
     SIDECAR_NOTE,
     AnnotatedCentroids,
@@ -613,15 +618,11 @@ def _geometry(grid: Grid, notes: list[str]) -> dict[str, Any]:
             "these axes, and only the affine gives true positions"
         )
     return {
-        "affine": _rows(grid.affine_xyz),
+        "affine": affine_rows(grid.affine_xyz),
         "shape_zyx": grid.shape_zyx,
         "spacing_zyx_mm": grid.spacing_zyx_mm,
         "oblique_deg": angle,
     }
-
-
-def _rows(matrix: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in matrix.tolist())
 
 
 def source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> dict[str, Any]:
@@ -635,7 +636,7 @@ def source_record(path: str, volume: Volume, file: SourceFile, grid: Grid) -> di
         "sha256": file.sha256,
         "dtype": volume.dtype.name,
         "shape_ijk": volume.grid.shape_ijk,
-        "affine_ijk": _rows(volume.grid.affine_ijk),
+        "affine_ijk": affine_rows(volume.grid.affine_ijk),
         "orientation": grid.axis_map.axcodes,
         "stored_dtype": (nifti.stored_dtype if nifti else volume.dtype).str,
         "scaling": (scaling.slope, scaling.intercept) if nifti and scaling else None,

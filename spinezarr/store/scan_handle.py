@@ -1,5 +1,6 @@
 """What must a reader know of a stored scan to read its voxels?"""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,6 +58,26 @@ class ArraySpec:
 
     It returns the error to raise if the store now has another version of the scan, else None.
     """
+
+    @classmethod
+    def in_memory(
+        cls, scan_id: str, name: str, shape_zyx: ShapeZYX, dtype: np.dtype[Any]
+    ) -> "ArraySpec":
+        """Describe an array in memory for code that takes stored arrays; it has no shard."""
+        n_bytes = max(1, math.prod(shape_zyx) * dtype.itemsize)
+        return cls(
+            scan_id=scan_id,
+            name=name,
+            path="",
+            shape_zyx=shape_zyx,
+            stored_dtype=dtype,
+            chunk_shape_zyx=shape_zyx,
+            shard_shape_zyx=shape_zyx,
+            shard_sizes={},
+            separator="/",
+            coding=BlockCoding(n_bytes, n_bytes, dtype.itemsize, is_lz4=True, is_shuffled=True),
+            shards={},
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "LabelEncoder",
     "LabelFacts",
     "LabelInChunk",
+    "locate_labels",
     "stored_labels",
 ]
 
@@ -224,54 +225,73 @@ class LabelEncoder:
         if not chunk.any():
             return Encoded(chunk_zyx, None, LabelFacts(chunk_zyx, ()))
         chunk, dropped = stored_labels(chunk, self.values)
-        labels = self._locate_labels(chunk, chunk_zyx)
+        z, y, x = (index * n for index, n in zip(chunk_zyx, chunk.shape, strict=True))
+        labels = locate_labels(chunk, (z, y, x), self.centroid_zyx, self.spacing_zyx_mm)
         data = encode_blocks(chunk, self.profile.label) if labels else None
         return Encoded(chunk_zyx, data, LabelFacts(chunk_zyx, labels, dropped))
 
-    def _locate_labels(
-        self, chunk: npt.NDArray[np.uint8], chunk_zyx: ShapeZYX
-    ) -> tuple[LabelInChunk, ...]:
-        """Find all labels in one pass over the voxels that are not background."""
-        flat_indices = np.flatnonzero(chunk)
-        values = chunk.ravel()[flat_indices]
-        counts = np.bincount(values, minlength=_LABEL_MAX + 1)
-        present = np.flatnonzero(counts)
-        row_of_value = np.zeros(_LABEL_MAX + 1, np.intp)
-        row_of_value[present] = range(len(present))
-        rows = row_of_value[values]
-        origin_zyx = np.multiply(chunk_zyx, chunk.shape)
-        indices_zyx = np.array(np.unravel_index(flat_indices, chunk.shape))
-        start, stop, total = np.empty((3, 3, len(present)), np.int64)
-        for axis, n in enumerate(chunk.shape):
-            # Number of voxels of each label at each index along this axis.
-            counts_along_axis = np.bincount(
-                rows * n + indices_zyx[axis], minlength=len(present) * n
-            )
-            counts_along_axis = counts_along_axis.reshape(len(present), n)
-            start[axis] = origin_zyx[axis] + (counts_along_axis > 0).argmax(1)
-            stop[axis] = origin_zyx[axis] + n - (counts_along_axis[:, ::-1] > 0).argmax(1)
-            total[axis] = counts_along_axis @ np.arange(n) + origin_zyx[axis] * counts[present]
-        return tuple(
-            LabelInChunk(
-                value=value,
-                voxel_count=int(counts[value]),
-                index_sum_zyx=_as_zyx(total[:, row]),
-                start_zyx=_as_zyx(start[:, row]),
-                stop_zyx=_as_zyx(stop[:, row]),
-                centroid_distance_mm=self._distance_mm(
-                    indices_zyx[:, rows == row] + origin_zyx[:, None], value
-                )
-                if value in self.centroid_zyx
-                else None,
-            )
-            for row, value in enumerate(present.tolist())
-        )
 
-    def _distance_mm(self, indices_zyx: npt.NDArray[np.int_], value: int) -> float:
-        # A voxel extends half its size to each side of its index.
-        gap = np.abs(indices_zyx - np.array(self.centroid_zyx[value])[:, None]) - _HALF_VOXEL
-        gap_mm = np.maximum(gap, 0) * np.array(self.spacing_zyx_mm)[:, None]
-        return float(np.linalg.norm(gap_mm, axis=0).min())
+def locate_labels(
+    voxels: npt.NDArray[np.uint8],
+    origin_zyx: ShapeZYX,
+    centroid_zyx: Mapping[int, ZYX] | None = None,
+    spacing_zyx_mm: SpacingZYX = (1.0, 1.0, 1.0),
+) -> tuple[LabelInChunk, ...]:
+    """Find all labels in one pass over the voxels that are not background.
+
+    Parameters
+    ----------
+    voxels
+        Labels of a part of a volume, ``(z, y, x)``.
+    origin_zyx
+        First voxel of the part.
+    centroid_zyx
+        Annotated centroids as voxel indices in the volume, (z, y, x), by label.
+    spacing_zyx_mm
+        Distance between neighboring voxels in mm, for the distances from centroids.
+    """
+    flat_indices = np.flatnonzero(voxels)
+    values = voxels.ravel()[flat_indices]
+    counts = np.bincount(values, minlength=_LABEL_MAX + 1)
+    present = np.flatnonzero(counts)
+    row_of_value = np.zeros(_LABEL_MAX + 1, np.intp)
+    row_of_value[present] = range(len(present))
+    rows = row_of_value[values]
+    origin = np.array(origin_zyx)
+    indices_zyx = np.array(np.unravel_index(flat_indices, voxels.shape))
+    start, stop, total = np.empty((3, 3, len(present)), np.int64)
+    for axis, n in enumerate(voxels.shape):
+        # Number of voxels of each label at each index along this axis.
+        counts_along_axis = np.bincount(rows * n + indices_zyx[axis], minlength=len(present) * n)
+        counts_along_axis = counts_along_axis.reshape(len(present), n)
+        start[axis] = origin[axis] + (counts_along_axis > 0).argmax(1)
+        stop[axis] = origin[axis] + n - (counts_along_axis[:, ::-1] > 0).argmax(1)
+        total[axis] = counts_along_axis @ np.arange(n) + origin[axis] * counts[present]
+    centroids = centroid_zyx or {}
+    return tuple(
+        LabelInChunk(
+            value=value,
+            voxel_count=int(counts[value]),
+            index_sum_zyx=_as_zyx(total[:, row]),
+            start_zyx=_as_zyx(start[:, row]),
+            stop_zyx=_as_zyx(stop[:, row]),
+            centroid_distance_mm=_distance_mm(
+                indices_zyx[:, rows == row] + origin[:, None], centroids[value], spacing_zyx_mm
+            )
+            if value in centroids
+            else None,
+        )
+        for row, value in enumerate(present.tolist())
+    )
+
+
+def _distance_mm(
+    indices_zyx: npt.NDArray[np.int_], centroid_zyx: ZYX, spacing_zyx_mm: SpacingZYX
+) -> float:
+    # A voxel extends half its size to each side of its index.
+    gap = np.abs(indices_zyx - np.array(centroid_zyx)[:, None]) - _HALF_VOXEL
+    gap_mm = np.maximum(gap, 0) * np.array(spacing_zyx_mm)[:, None]
+    return float(np.linalg.norm(gap_mm, axis=0).min())
 
 
 def stored_labels(

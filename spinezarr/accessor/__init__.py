@@ -1,0 +1,1 @@
+"""What can a scan that xarray has opened do: ``dataset.spine``?"""
