@@ -22,7 +22,7 @@ test: $(VENV)/.installed
 # These tests kill processes, let disks and networks fail, and run short forms of the benchmarks. The
 # tests of docs/deploy need proxies: apt-get install --no-install-recommends nginx-light caddy
 test-long: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 -m long tests
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m long tests
 
 # Commands read 12,000 damaged files, 20,000 malicious stores, and 4,000 malicious catalogs, recipes,
 # cards and tables, in processes with limits. Then a server gets 10,000 malicious requests. 'make

@@ -868,20 +868,20 @@ def run_driver(driver, *arguments):
 
 @pytest.mark.long
 def test_forged_tables_and_chunks_reach_no_other_memory(tmp_path):
-    told = drive(tmp_path, n_records=80, first=0, count=600)
+    told = drive(tmp_path, n_records=80, first=0, count=400)
     if told is None:
         pytest.skip("the C compiler has no sanitizers")
     assert told.returncode == 0, told.stderr
-    assert told.stdout.startswith("600 cases: ")
+    assert told.stdout.startswith("400 cases: ")
 
 
 @pytest.mark.long
 def test_forged_tables_of_resampling_reach_no_other_memory(tmp_path):
-    told = drive_resampling(tmp_path, first=0, count=1500)
+    told = drive_resampling(tmp_path, first=0, count=600)
     if told is None:
         pytest.skip("the C compiler has no sanitizers")
     assert told.returncode == 0, told.stderr
-    assert told.stdout.startswith("1500 cases of resampling: ")
+    assert told.stdout.startswith("600 cases of resampling: ")
 
 
 @pytest.mark.long
