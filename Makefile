@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-dask bench-ingest bench-loaders bench-memory bench-newest bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-newest test-ome lint types layers wheel clean
+.PHONY: bench bench-codecs bench-dask bench-derived bench-ingest bench-loaders bench-memory bench-newest bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-newest test-ome lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -114,6 +114,12 @@ bench-codecs: $(VENV)/.installed
 bench-dask: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/dask_epochs.py $(PAIR) --json build/dask.json
+
+# Compares patches of derived stores with patches that are resampled on the way, and with nnU-Net's copy
+# if its preprocessing is installed. PAIR as above.
+bench-derived: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/derived.py $(PAIR) --json build/derived.json
 
 # The Arrow form for comparison needs the package 'datasets', which nothing else needs.
 bench-ingest: $(VENV)/.installed
