@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, combinations, pairwise
 from pathlib import Path
@@ -601,6 +602,12 @@ def changed_kernel(folder, text, other):
 def test_a_kernel_with_other_structures_is_not_used(tmp_path, name):
     end = f"}} {name};"
     assert not changed_kernel(tmp_path, end, f"    int64_t more;\n{end}").works()
+
+
+def test_threads_that_load_the_kernel_at_the_same_time_all_get_it():
+    with ThreadPoolExecutor(16) as threads:
+        problems = list(threads.map(lambda _: native._load()[1], range(320)))
+    assert set(problems) == {""}
 
 
 def test_a_kernel_that_rounds_once_where_numpy_rounds_twice_is_not_used(tmp_path):
