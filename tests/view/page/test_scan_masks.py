@@ -290,7 +290,8 @@ def test_a_mask_that_changed_is_named_and_no_longer_drawn(
         page.locator("#mask").select_option("parts")
         text = f"The mask parts was {change}"
         expect(page.locator("#notice")).to_contain_text(f"{text} since this page was opened.")
-        expect(page.locator(".tile .failed").first).to_have_text(f"{text}.")
+        if not has_niivue:  # the volume is still there, without the mask
+            expect(page.locator(".tile .failed").first).to_have_text(f"{text}.")
         broken = "all => all.filter(one => one.checkVisibility() && !one.naturalWidth).length"
         assert page.locator("img").evaluate_all(broken) == 0
         page.get_by_role("button", name="Reload").click()

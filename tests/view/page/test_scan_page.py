@@ -436,14 +436,18 @@ def test_the_page_names_an_unknown_scan(page, small):
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(503, "damaged, or cannot be reached"), (410, "replaced"), (None, "connection")],
+    [
+        (503, "damaged, or cannot be reached"),
+        (410, "The scan was replaced since this page was opened."),
+        (None, "connection"),
+    ],
 )
 def test_a_scan_that_cannot_be_read_draws_nothing(page, small, status, message):
     def refuse(route):
         if status is None:
             route.abort()
         else:
-            route.fulfill(status=status, body="no")
+            route.fulfill(status=status, body="The scan was replaced.")
 
     page.route("**/slice.png*", refuse)
     page.route("**/levels/**", refuse)
