@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
 
-.PHONY: bench bench-codecs bench-dask bench-ingest bench-loaders bench-memory bench-newest bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-newest test-ome lint types layers wheel clean
+.PHONY: bench bench-codecs bench-dask bench-derived bench-ingest bench-loaders bench-memory bench-newest bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-newest test-ome lint types layers wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
@@ -22,7 +22,7 @@ test: $(VENV)/.installed
 # These tests kill processes, let disks and networks fail, and run short forms of the benchmarks. The
 # tests of docs/deploy need proxies: apt-get install --no-install-recommends nginx-light caddy
 test-long: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 -m long tests
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m long tests
 
 # Commands read 12,000 damaged files, 20,000 malicious stores, and 4,000 malicious catalogs, recipes,
 # cards and tables, in processes with limits. Then a server gets 10,000 malicious requests. 'make
@@ -114,6 +114,12 @@ bench-codecs: $(VENV)/.installed
 bench-dask: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/dask_epochs.py $(PAIR) --json build/dask.json
+
+# Compares patches of derived stores with patches that are resampled on the way, and with nnU-Net's copy
+# if its preprocessing is installed. PAIR as above.
+bench-derived: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python benchmarks/derived.py $(PAIR) --json build/derived.json
 
 # The Arrow form for comparison needs the package 'datasets', which nothing else needs.
 bench-ingest: $(VENV)/.installed

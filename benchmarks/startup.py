@@ -24,7 +24,7 @@ FIRST_BATCH = (
 PEERS = ("numpy", "zarr", "xarray", "tensorstore", "torch", "torchio", "monai")
 
 
-def programs(store: Path, side: int) -> dict[str, str]:
+def programs(store: Path, side: int, peers: list[str]) -> dict[str, str]:
     """Return the programs by the names of their rows."""
     commands = {
         "--help": ["--help"],
@@ -38,7 +38,7 @@ def programs(store: Path, side: int) -> dict[str, str]:
         **{f"spinezarr {name}": COMMAND.format(words=words) for name, words in commands.items()},
         "import spinezarr": "import spinezarr",
         "open a store, first batch": FIRST_BATCH.format(store=str(store), side=side),
-        **{f"import {name}": f"import {name}" for name in PEERS if find_spec(name)},
+        **{f"import {name}": f"import {name}" for name in peers if find_spec(name)},
     }
 
 
@@ -54,11 +54,13 @@ def make_store(work: Path, shape_zyx: tuple[int, int, int]) -> Path:
     return out
 
 
-def measure(shape_zyx: tuple[int, int, int], rounds: int) -> list[dict[str, object]]:
+def measure(
+    shape_zyx: tuple[int, int, int], rounds: int, peers: list[str]
+) -> list[dict[str, object]]:
     """Run every program once in each round."""
     with tempfile.TemporaryDirectory() as work:
         store = make_store(Path(work), shape_zyx)
-        code_by_name = programs(store, min(64, *shape_zyx))
+        code_by_name = programs(store, min(64, *shape_zyx), peers)
         costs_by_name = {name: [] for name in code_by_name}
         for number in range(1 + rounds):
             for name, code in code_by_name.items():
@@ -83,9 +85,12 @@ def main() -> None:
         "--shape", nargs=3, type=int, default=[133, 512, 512], metavar=("Z", "Y", "X")
     )
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--peers", nargs="*", default=PEERS, help="packages to import")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = measure(tuple(options.shape), options.rounds)
+    # The last column compares with NumPy.
+    peers = ["numpy", *(name for name in options.peers if name != "numpy")]
+    rows = measure(tuple(options.shape), options.rounds, peers)
     table = Table("", "core ms", "wall ms", "MB", "to import numpy")
     numpy_s = next(row["core_s"] for row in rows if row["row"] == "import numpy")
     for row in rows:

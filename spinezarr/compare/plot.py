@@ -23,6 +23,8 @@ _SERIES: Final[tuple[tuple[str, str, float, Callable[[MaskComparison], ShiftComp
 """Name, color, offset on the horizontal axis, and comparison of each series."""
 _WIDTH: Final = 0.32
 _LEGEND_MARK: Final = 9
+_MAX_NAME: Final = 40
+"""Largest number of characters of a name in the title."""
 
 
 def draw_measures(comparison: StoreComparison) -> Figure:
@@ -34,7 +36,9 @@ def draw_measures(comparison: StoreComparison) -> Figure:
     ]
     verdicts = ", ".join(f"{count} {kind}" for kind, count in comparison.verdicts.items())
     figure, (dice, hausdorff) = new_plots(
-        f"{to_drawable(comparison.title)}: predicted masks and the truth",
+        f"{to_drawable(comparison.title, _MAX_NAME)}: "
+        f"{to_drawable(comparison.prediction, _MAX_NAME)} and "
+        f"{to_drawable(comparison.truth, _MAX_NAME)}",
         f"{count_noun(len(comparison.scans), 'scan')}: {verdicts or 'none'}. Missing vertebrae "
         "have Dice 0 and no distance.",
         2,

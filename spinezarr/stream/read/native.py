@@ -531,9 +531,10 @@ class Kernel:
         """Return whether it rounds each product and each sum, as NumPy does."""
         low, high = np.random.default_rng(0).normal(0, 900, (2, 1, 1, 64)).astype(np.float32)
         weight = np.float32(0.3)
-        zero, along = np.zeros(1), np.arange(64.0)
+        # The table holds only their addresses.
+        positions_zyx = np.full(1, 0.3), np.zeros(1), np.arange(64.0)
         source, out = np.concatenate([low, high]), np.empty_like(low)
-        table = resampling_table([(source, (np.full(1, 0.3), zero, along), out, True)])
+        table = resampling_table([(source, positions_zyx, out, True)])
         self.resample(table, 0, 1)
         expected = low + weight * (high - low)
         return bool(table["status"][0] == DONE) and np.array_equal(out, expected)
