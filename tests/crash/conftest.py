@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from killing.bucket import Bucket, serve_bucket
+from killing.derived import DeriveData
 from killing.driver import Driver
 from killing.kills import BucketPlace, CrashData, FolderPlace, Place
 from killing.memory import in_memory
@@ -16,6 +17,12 @@ def crash_data() -> Iterator[CrashData]:
     """Return raw folders of two versions, and their stores, which no test may change."""
     with tempfile.TemporaryDirectory(dir=in_memory()) as name, Driver(Path(name)) as driver:
         yield CrashData.create(Path(name), driver)
+
+
+@pytest.fixture(scope="session")
+def derive_data(crash_data: CrashData) -> DeriveData:
+    """Return a source store of two versions and stores that are derived from it."""
+    return DeriveData.create(crash_data.folder / "derive", crash_data.driver)
 
 
 @pytest.fixture

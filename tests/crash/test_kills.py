@@ -84,3 +84,39 @@ def test_the_long_form_also_counts_kills_of_plain_zarr_python(tmp_path):
     assert counts["disk"]["kills"] == 1
     assert sum(counts["plain zarr-python"].values()) == 2
     assert b"silently incomplete" in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("place", "kills"), [("disk", 12), ("S3", 3)], indirect=["place"])
+def test_kills_of_derive_do_no_harm(derive_data, place, kills):
+    counts = count_kills(derive_data, place, kills, seed=2)
+    assert counts.kills == kills
+    assert set(counts.faults) <= {MIXED}, counts.examples
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("start", ["nothing", "version 1"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "open scans/kept/parts/",
+        "scans/kept/zarr.json.partial",
+        "rename scans/kept/zarr.json.partial",
+        "rename scans/new/zarr.json.partial",
+        "rename scans/amended/zarr.json.partial",
+        "rename table/zarr.json.partial",
+        "rename ingest/zarr.json.partial",
+    ],
+)
+def test_a_kill_when_a_derived_scan_is_published_does_no_harm(derive_data, disk, start, change):
+    url = disk.new(derive_data.stores[start])
+    words = derive_data.words(url)
+    run = derive_data.driver.start(words, url, Plan(pause_at=change))
+    run.wait_until_paused()
+    run.kill()
+    assert run.wait() == -9
+    reference = derive_data.references[start]
+    assert harm_after_kill(disk.files(url), url, reference) == []
+    code, run = derive_data.driver.run(words, url)
+    assert code == 0, run.output
+    assert faults_at_end(disk.files(url), url, reference) == []

@@ -287,7 +287,9 @@ if __name__ == "__main__":
 
     import killing.baseline  # noqa: F401
     import spinezarr.cli.main
+    import spinezarr.cli.reports.derive
     import spinezarr.cli.reports.ingest
+    import spinezarr.verbs.derive
     import spinezarr.verbs.ingest  # noqa: F401
 
     _serve()()
