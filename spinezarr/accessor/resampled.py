@@ -22,6 +22,7 @@ from spinezarr.derive.parameters import Derivation
 from spinezarr.derive.sampling import PlainSampling, Sampling, image_sampling
 from spinezarr.errors import UsageError
 from spinezarr.geometry import ShapeZYX, affine_rows, axis_positions_mm
+from spinezarr.store.attributes import ATTRIBUTES_OF_ANY_GRID
 from spinezarr.store.layout import IMAGE
 from spinezarr.store.scan_handle import ArraySpec
 from spinezarr.stream.spacing import NATIVE_SPACING
@@ -33,21 +34,8 @@ __all__ = ["resampled"]
 
 _BLOCK_BYTES: Final = 32 << 20
 """Bytes of the planes that one task computes."""
-_KEPT_ATTRIBUTES: Final = (
-    "dataset",
-    "scan_id",
-    "patient_id",
-    "source",
-    "split",
-    "split_index",
-    "license",
-    "citation",
-    "label_state",
-    "columns",
-    "sidecar",
-    "centroids",
-)
-"""Attributes of a scan that hold on any grid."""
+_KEPT_ATTRIBUTES: Final = (*ATTRIBUTES_OF_ANY_GRID, "centroids")
+"""Attributes that are kept; centers are in mm."""
 
 
 def resampled(

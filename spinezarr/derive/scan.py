@@ -27,7 +27,7 @@ from spinezarr.ingestion.voxels.chunks import ImageEncoder, LabelEncoder, LabelF
 from spinezarr.ingestion.voxels.memory import MemoryBudget
 from spinezarr.resources import package_version
 from spinezarr.scaling import VALUE_DTYPE
-from spinezarr.store.attributes import CentroidRecord, ScanAttributes
+from spinezarr.store.attributes import ATTRIBUTES_OF_ANY_GRID, CentroidRecord, ScanAttributes
 from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.layout import IMAGE, LABEL, scan_key
 from spinezarr.store.records import MaskRecord
@@ -192,23 +192,7 @@ def derived_metadata(origin: ScanOrigin, voxel_metadata: Mapping[str, Any]) -> d
     notes += [f"{_LOST_NOTE}{', '.join(lost)}"] if lost else []
     notes += [f"{_CENTROIDS_NOTE}{', '.join(left_out)}"] if left_out else []
     return {
-        **{
-            name: getattr(source, name)
-            for name in (
-                "dataset",
-                "scan_id",
-                "patient_id",
-                "source",
-                "split",
-                "split_index",
-                "license",
-                "citation",
-                "label_state",
-                "columns",
-                "sidecar",
-                "centroid_source",
-            )
-        },
+        **{name: getattr(source, name) for name in (*ATTRIBUTES_OF_ANY_GRID, "centroid_source")},
         "structures": {
             value: name for value, name in source.structures.items() if value in present
         },

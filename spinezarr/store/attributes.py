@@ -55,6 +55,7 @@ from spinezarr.text import is_printable, is_valid_file_name
 from spinezarr.vertebrae import LEVELS, VALUE_OF_NAME, LabelState
 
 __all__ = [
+    "ATTRIBUTES_OF_ANY_GRID",
     "LARGEST_LENGTH_MM",
     "NEAR_LABEL_MM",
     "ORIENTATIONS",
@@ -77,6 +78,21 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+ATTRIBUTES_OF_ANY_GRID: Final = (
+    "dataset",
+    "scan_id",
+    "patient_id",
+    "source",
+    "split",
+    "split_index",
+    "license",
+    "citation",
+    "label_state",
+    "columns",
+    "sidecar",
+)
+"""Attributes of a scan that hold after it is cropped or resampled."""
 
 
 NEAR_LABEL_MM: Final = 5.0

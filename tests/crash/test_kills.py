@@ -13,6 +13,21 @@ from killing.kills import count_kills
 LONG = Path(__file__).parent / "long.py"
 
 
+def check_kill_at(data, disk, start, change):
+    """Kill a run before a change of its store; check the store, and what the next run makes."""
+    url = disk.new(data.stores[start])
+    words = data.words(url)
+    run = data.driver.start(words, url, Plan(pause_at=change))
+    run.wait_until_paused()
+    run.kill()
+    assert run.wait() == -9
+    reference = data.references[start]
+    assert harm_after_kill(disk.files(url), url, reference) == []
+    code, run = data.driver.run(words, url)
+    assert code == 0, run.output
+    assert faults_at_end(disk.files(url), url, reference) == []
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("place", "kills"), [("disk", 12), ("S3", 3)], indirect=["place"])
 def test_kills_do_no_harm(crash_data, place, kills):
@@ -40,17 +55,7 @@ def test_kills_do_no_harm(crash_data, place, kills):
     ],
 )
 def test_a_kill_when_a_scan_or_the_table_is_published_does_no_harm(crash_data, disk, start, change):
-    url = disk.new(crash_data.stores[start])
-    words = crash_data.words(url)
-    run = crash_data.driver.start(words, url, Plan(pause_at=change))
-    run.wait_until_paused()
-    run.kill()
-    assert run.wait() == -9
-    reference = crash_data.references[start]
-    assert harm_after_kill(disk.files(url), url, reference) == []
-    code, run = crash_data.driver.run(words, url)
-    assert code == 0, run.output
-    assert faults_at_end(disk.files(url), url, reference) == []
+    check_kill_at(crash_data, disk, start, change)
 
 
 @pytest.mark.long
@@ -108,14 +113,4 @@ def test_kills_of_derive_do_no_harm(derive_data, place, kills):
     ],
 )
 def test_a_kill_when_a_derived_scan_is_published_does_no_harm(derive_data, disk, start, change):
-    url = disk.new(derive_data.stores[start])
-    words = derive_data.words(url)
-    run = derive_data.driver.start(words, url, Plan(pause_at=change))
-    run.wait_until_paused()
-    run.kill()
-    assert run.wait() == -9
-    reference = derive_data.references[start]
-    assert harm_after_kill(disk.files(url), url, reference) == []
-    code, run = derive_data.driver.run(words, url)
-    assert code == 0, run.output
-    assert faults_at_end(disk.files(url), url, reference) == []
+    check_kill_at(derive_data, disk, start, change)
