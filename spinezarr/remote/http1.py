@@ -10,6 +10,7 @@ process when it allocates as much memory as the head of an error claims.
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from typing_extensions import Buffer
 from spinezarr.remote.stall_detection import RateMeter, RequestProgress, StallDetector
 
 __all__ = [
+    "MAX_HEAD_BYTES",
+    "MAX_IDLE",
+    "MIN_RATE_BYTES",
     "HttpClient",
     "HttpResponse",
     "IncompleteResponseError",
@@ -29,17 +33,17 @@ __all__ = [
     "UnsupportedResponseError",
 ]
 
-_MAX_HEAD_BYTES: Final = 1 << 14
+MAX_HEAD_BYTES: Final = 1 << 14
 """Longest head of a response, in bytes; servers and proxies send less than 8 KiB."""
 _MAX_PREALLOCATED_BYTES: Final = 1 << 23
 """Longest response whose memory is allocated with the request, in bytes. For a longer one, it is
 allocated when the head gives the length."""
 _MAX_ERROR_BODY_BYTES: Final = 1 << 13
 """Longest body of an error that is read, in bytes."""
-_MIN_RATE_BYTES: Final = 1 << 17
+MIN_RATE_BYTES: Final = 1 << 17
 """Number of bytes that must follow the head for a response to count in the rate of the link. For
 fewer bytes, waking the process takes most of the time."""
-_MAX_IDLE: Final = 128
+MAX_IDLE: Final = 256
 """Largest number of idle connections to keep for each server."""
 _END: Final = b"\r\n\r\n"
 _HEAD: Final = re.compile(
@@ -161,8 +165,9 @@ class _Connection(asyncio.BufferedProtocol):
 
     def __init__(self, detector: StallDetector, idle: "list[_Connection]", link: RateMeter) -> None:
         self._link = link
-        self._transfer_start: int | None = None
-        """Number of received bytes when the transfer that counts for the rate of the link began."""
+        self._transfer_start: tuple[int, float] | None = None
+        """Number of received bytes, and time, when the transfer that counts for the rate of the
+        link began."""
         self._idle = idle
         """Idle connections to the same server."""
         self._transport: Any = None
@@ -190,7 +195,7 @@ class _Connection(asyncio.BufferedProtocol):
         response = self._response = asyncio.get_running_loop().create_future()
         # The body mostly comes together with the head. The memory is as large as both.
         body_bytes = max_bytes if max_bytes <= _MAX_PREALLOCATED_BYTES else 0
-        self._buffer, self._filled = _allocate(_MAX_HEAD_BYTES + body_bytes), 0
+        self._buffer, self._filled = _allocate(MAX_HEAD_BYTES + body_bytes), 0
         self._head, self._max_bytes = None, max_bytes
         self._progress = RequestProgress(self._detector, self._fail)
         if self._is_open:
@@ -228,10 +233,10 @@ class _Connection(asyncio.BufferedProtocol):
             self._end()
 
     def _read_head(self) -> None:
-        beginning = bytes(self._buffer[: min(self._filled, _MAX_HEAD_BYTES)])
+        beginning = bytes(self._buffer[: min(self._filled, MAX_HEAD_BYTES)])
         end = beginning.find(_END)
         if end < 0:
-            if self._filled >= _MAX_HEAD_BYTES:
+            if self._filled >= MAX_HEAD_BYTES:
                 self._fail(UnsupportedResponseError())
             return
         try:
@@ -253,16 +258,15 @@ class _Connection(asyncio.BufferedProtocol):
             larger[: self._filled] = self._buffer[: self._filled]
             self._buffer = larger
         self._buffer, self._head = self._buffer[:total], (status, headers)
-        if total - self._filled >= _MIN_RATE_BYTES:
-            self._transfer_start = self._filled
-            self._link.begin()
+        if total - self._filled >= MIN_RATE_BYTES:
+            self._transfer_start = self._filled, time.monotonic()
 
     def _end(self) -> None:
         response, self._response = self._response, None
         self._record_rate()
         body, self._buffer, self._filled = self._buffer[self._body_start :], _one_byte(), 0
         self._end_progress()
-        if self._keeps_alive and len(self._idle) < _MAX_IDLE:
+        if self._keeps_alive and len(self._idle) < MAX_IDLE:
             self._idle.append(self)
         else:
             self.abort()
@@ -278,7 +282,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _record_rate(self) -> None:
         if self._transfer_start is not None:
-            self._link.end(self._filled - self._transfer_start)
+            filled, began_s = self._transfer_start
+            self._link.add(began_s, time.monotonic(), self._filled - filled)
             self._transfer_start = None
 
     def _end_progress(self) -> None:

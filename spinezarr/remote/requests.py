@@ -10,13 +10,15 @@ import math
 import random
 import statistics
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar
+from threading import Lock
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from fsspec.asyn import get_loop
 from typing_extensions import Buffer
@@ -25,8 +27,15 @@ from spinezarr.forks import PerProcess
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import StalledResponseError
 from spinezarr.remote.object_request import ObjectRequest, ObjectResponse
+from spinezarr.remote.range_client import RangeCall
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, METADATA_BYTES, RemoteSettings
-from spinezarr.remote.transport import NoRangesError, TransientError, Transport, open_transport
+from spinezarr.remote.transport import (
+    NoRangesError,
+    RangeRequests,
+    TransientError,
+    Transport,
+    open_transport,
+)
 
 __all__ = ["RemoteObjects"]
 
@@ -44,6 +53,8 @@ _N_DURATIONS: Final = 256
 _OVERHEAD_BYTES: Final = 1 << 18
 """Number of bytes that take about as long as a request without data. Durations are divided by the
 sum of the size and this number."""
+_N_WAITS: Final = 64
+"""Number of recent waits for a place in flight that are remembered."""
 _CORE_S_EACH: Final = 250e-6
 """Core time that a request takes of client and server, in seconds (decision 039)."""
 _MIN_TIME_S: Final = 1e-9
@@ -57,6 +68,33 @@ _CALLER_THREADS: Final = 16
 _REREADS: Final = 3
 _SMALL_BYTES: Final = 1 << 15
 """Assumed size of an object whose size is unknown; such objects are metadata."""
+
+
+class _Cancellable(Protocol):
+    """Work that another thread may cancel."""
+
+    def cancel(self) -> bool:
+        """Cancel the work; its thread then raises CancelledError."""
+        ...
+
+
+class _Work:
+    """Work of a thread that may be cancelled before its future exists."""
+
+    def __init__(self) -> None:
+        self._future: Future[Any] | None = None
+        self._is_cancelled = False
+
+    def begin(self, future: Future[Any]) -> None:
+        """Set the future, and cancel it if the work was cancelled before."""
+        self._future = future
+        if self._is_cancelled:
+            future.cancel()
+
+    def cancel(self) -> bool:
+        """See :class:`_Cancellable`."""
+        self._is_cancelled = True
+        return self._future is None or self._future.cancel()
 
 
 class RemoteObjects:
@@ -88,7 +126,7 @@ class RemoteObjects:
         self._store = (url, storage_options)
         self._requests = PerProcess(partial(_Requests, self.transport, settings))
         self._thread = threading.local()
-        self._pending: dict[int, set[Future[Any]]] = {}
+        self._pending: dict[int, set[_Cancellable]] = {}
 
     def __reduce__(self) -> tuple[Callable[..., "RemoteObjects"], tuple[object, ...]]:
         return RemoteObjects, (*self._store, self.settings)
@@ -121,8 +159,8 @@ class RemoteObjects:
         The reads raise CancelledError in these threads.
         """
         for thread in threads:
-            for future in tuple(self._pending.get(thread, ())):
-                future.cancel()
+            for work in tuple(self._pending.get(thread, ())):
+                work.cancel()
 
     def read(self, paths: Iterable[str], limit_bytes: int = METADATA_BYTES) -> dict[str, bytes]:
         """Read whole objects at the same time.
@@ -193,16 +231,71 @@ class RemoteObjects:
             If an object cannot be read. The message has its URL without secrets.
         """
         n_bytes = sum(stop - start for _, start, stop in ranges) if bounded else 0
-        held = self._run(self._requests.get().get_ranges(ranges, n_bytes))
+        memory = self._requests.get().memory
+        if n_bytes:
+            self._enter(memory, n_bytes)
         try:
             data: list[Buffer] = []
-            for (path, *_), response in zip(ranges, held.responses, strict=True):
+            for (path, *_), response in zip(ranges, self._read_ranges(ranges), strict=True):
                 if response is None:
                     raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
                 data.append(response)
             yield data
         finally:
-            held.free()
+            memory.release(n_bytes)
+
+    def _read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[Buffer | None]:
+        """Read ranges in this thread, and those that did not come by the event loop."""
+        requests = self._requests.get()
+        direct = self.transport.range_requests(ranges)
+        if direct is None:
+            return self._run(requests.get_ranges(ranges))
+        at_once = min(len(ranges), self.settings.requests_in_flight)
+        began_s = time.monotonic()
+        self._enter(requests.gate, at_once)
+        requests.times.add_wait(time.monotonic() - began_s)
+        read = _DirectRead(requests, ranges, self.settings.deadline_s)
+        try:
+            with self._cancellable(read):
+                responses = read.responses(direct, at_once)
+        finally:
+            requests.gate.release(at_once)
+        if missing := [i for i, response in enumerate(responses) if response is None]:
+            repeated = self._run(requests.get_ranges([ranges[i] for i in missing]))
+            for i, response in zip(missing, repeated, strict=True):
+                responses[i] = response
+        return responses
+
+    def _enter(self, semaphore: "_FairSemaphore", amount: int) -> None:
+        """Wait until a semaphore admits this thread."""
+        work = _Work()
+        with self._cancellable(work):
+            waiter = semaphore.enter(amount)
+            if waiter is None:
+                return
+            work.begin(waiter)
+            try:
+                waiter.result(self.settings.deadline_s)
+            except TimeoutError:
+                semaphore.leave(waiter, amount)
+                raise self._deadline_error() from None
+            except BaseException:
+                semaphore.leave(waiter, amount)
+                raise
+
+    @contextmanager
+    def _cancellable(self, work: "_Cancellable") -> Iterator[None]:
+        """Let :meth:`abandon` cancel some work of this thread."""
+        pending = self._pending.setdefault(self._owner(), set())
+        pending.add(work)
+        try:
+            yield
+        finally:
+            pending.discard(work)
+
+    def _deadline_error(self) -> ConnectionError:
+        text = f"it was not read within {self.settings.deadline_s:g} s"
+        return ConnectionError(errno.ETIMEDOUT, text, self.name(self.path))
 
     def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         """Send JSON with POST, and return the response.
@@ -259,9 +352,10 @@ class RemoteObjects:
     def gap_bytes(self) -> int:
         """Largest gap between two ranges of an object that is read with them.
 
-        A gap costs the time of its bytes; a second request costs the latency and some core time.
-        Latency and rate are measured, so the gap is small on a full link, and large on a link with
-        a long latency that is not full. For example, it is 30 kB on a full link of 100 MB/s.
+        A gap costs the time of its bytes; a second request costs some core time, and the latency if
+        requests wait for a place in flight. All this is measured, so the gap is small on a full
+        link, and large where more requests are wanted than may be in flight. For example, it is
+        30 kB on a full link of 100 MB/s.
         """
         return self._requests.get().times.gap_bytes
 
@@ -272,58 +366,49 @@ class RemoteObjects:
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on fsspec's event loop, and wait for its result."""
-        future = asyncio.run_coroutine_threadsafe(work, get_loop())
-        pending = self._pending.setdefault(self._owner(), set())
-        pending.add(future)
-        try:
-            return future.result(self.settings.deadline_s)
-        except TimeoutError:
-            future.cancel()
-            text = f"it was not read within {self.settings.deadline_s:g} s"
-            raise ConnectionError(errno.ETIMEDOUT, text, self.name(self.path)) from None
-        except BaseException:  # also after KeyboardInterrupt the result is not needed
-            future.cancel()
-            raise
-        finally:
-            pending.discard(future)
+        cancellable = _Work()
+        with self._cancellable(cancellable):
+            future = asyncio.run_coroutine_threadsafe(work, get_loop())
+            cancellable.begin(future)
+            try:
+                return future.result(self.settings.deadline_s)
+            except TimeoutError:
+                future.cancel()
+                raise self._deadline_error() from None
+            except BaseException:  # also after KeyboardInterrupt the result is not needed
+                future.cancel()
+                raise
 
 
 class _Requests:
-    """Requests for one store in one process. All methods run on fsspec's event loop."""
+    """Requests for one store in one process. Its coroutines run on fsspec's event loop."""
 
     def __init__(self, transport: Transport, settings: RemoteSettings) -> None:
         self._transport = transport
         self.settings = settings
         self.times = _DurationEstimate(settings)
-        self.extra = 0
+        self._lock = Lock()
+        self._extra = 0
         """Number of requests in flight that are the second one for the same bytes."""
-        self.max_extra = max(1, settings.requests_in_flight // _REQUESTS_PER_EXTRA)
+        self._max_extra = max(1, settings.requests_in_flight // _REQUESTS_PER_EXTRA)
         self.callers = ThreadPoolExecutor(_CALLER_THREADS, "spinezarr-wait")
-        self._gate = _FairSemaphore(settings.requests_in_flight)
-        self._memory = _FairSemaphore(settings.held_bytes)
+        self.gate = _FairSemaphore(settings.requests_in_flight)
+        self.memory = _FairSemaphore(settings.held_bytes)
         self._posts = _FairSemaphore(_MAX_POSTS)
         self._has_responded = False
         self._has_sent_ranges = False
         """Whether the server has sent a range. A later response without one is then transient."""
 
-    async def get_ranges(
-        self, ranges: Sequence[tuple[str, int, int]], n_bytes: int
-    ) -> "_HeldResponses":
-        """Read ranges as soon as ``n_bytes`` more may be held."""
-        held = _HeldResponses(self._memory, n_bytes)
-        if n_bytes:
-            await self._memory.acquire(n_bytes)
-            held.is_held = True
-        try:
-            groups = list(_group_by_object(ranges))
-            results = await _gather_or_cancel(
-                self._get_ranges_of_object(path, spans) for path, spans in groups
-            )
-            held.responses = [response for responses in results for response in responses]
-        except BaseException:
-            held.free()
-            raise
-        return held
+    async def get_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[Buffer | None]:
+        """Read ranges; None for each of an object that does not exist."""
+        results = await _gather_or_cancel(
+            self._get_ranges_of_object(path, spans) for path, spans in _group_by_object(ranges)
+        )
+        return [response for responses in results for response in responses]
+
+    def note_ranges(self) -> None:
+        """Record that the server has sent a range."""
+        self._has_responded = self._has_sent_ranges = True
 
     async def get_whole(self, paths: Iterable[str], limit_bytes: int) -> list[Buffer | None]:
         """Read whole objects of at most ``limit_bytes``; None for each that does not exist."""
@@ -382,11 +467,13 @@ class _Requests:
     async def _send(
         self, send: Callable[[], Coroutine[Any, Any, T]], n_requests: int, size: int
     ) -> T:
-        await self._gate.acquire(n_requests)
+        began_s = time.monotonic()
+        await self.gate.acquire(n_requests)
+        self.times.add_wait(time.monotonic() - began_s)
         try:
             return await _HedgedRequest(self, send, n_requests, size).response()
         finally:
-            self._gate.release(n_requests)
+            self.gate.release(n_requests)
 
     async def _get_with_retries(
         self, path: str, start: int | None, stop: int | None, limit_bytes: int = 0
@@ -439,6 +526,14 @@ class _Requests:
             if n_bytes in {0, size} or n_short == _MAX_SHORT_RESPONSES:
                 return data
             n_short += 1
+
+    def add_extra(self, n: int) -> bool:
+        """Count second requests for the same bytes in flight; False if there are too many."""
+        with self._lock:
+            if n > 0 and self._extra + n > self._max_extra:
+                return False
+            self._extra += n
+            return True
 
     def gives_up(self, problem: OSError, attempts: int, waited_s: float) -> bool:
         """Whether a request that failed is not repeated."""
@@ -544,7 +639,7 @@ class _HedgedRequest(Generic[T]):
             return await self._response
         finally:
             self._timer.cancel()
-            self._requests.extra -= self._extra
+            self._requests.add_extra(-self._extra)
             for attempt in self._attempts:
                 attempt.cancel()
 
@@ -554,8 +649,7 @@ class _HedgedRequest(Generic[T]):
         attempt.add_done_callback(self._end_attempt)
 
     def _start_extra_attempt(self) -> None:
-        if self._requests.extra < self._requests.max_extra:
-            self._requests.extra += 1
+        if self._requests.add_extra(1):
             self._extra += 1
             self._start_attempt()
         delay_s = self._late_s * 2**self._extra
@@ -587,12 +681,27 @@ class _DurationEstimate:
         self.gap_bytes = settings.least_gap_bytes
         self._durations: deque[tuple[float, int, int]] = deque(maxlen=_N_DURATIONS)
         self._ends_s: deque[float] = deque(maxlen=_N_DURATIONS)
+        self._waits_s: deque[float] = deque(maxlen=_N_WAITS)
+        self._lock = Lock()
         self._latency_s = math.inf
         self._s_per_byte = 0.0
         self._n_new = 0
 
+    def add_wait(self, seconds: float) -> None:
+        """Add how long requests waited for a place in flight."""
+        self._waits_s.append(seconds)
+
+    def add_each(self, responses: Iterable[tuple[float, int, float]]) -> None:
+        """Add the duration, bytes, and time of the end of some requests."""
+        for seconds, size, end_s in responses:
+            self.add(seconds, 1, size, end_s)
+
     def add(self, seconds: float, n_requests: int, size: int, end_s: float) -> None:
         """Add the duration, bytes, and time of the end of requests that were sent together."""
+        with self._lock:
+            self._add(seconds, n_requests, size, end_s)
+
+    def _add(self, seconds: float, n_requests: int, size: int, end_s: float) -> None:
         # The latency is the minimum since the start, as on a full link each request also waits for
         # the others.
         self._latency_s = min(self._latency_s, seconds)
@@ -607,7 +716,11 @@ class _DurationEstimate:
         )
         n_bytes = sum(size for _, _, size in self._durations)
         transfer_s = sum(n * (seconds - self._latency_s) for seconds, n, _ in self._durations)
-        gap_bytes = self._latency_s * n_bytes / max(transfer_s, _MIN_TIME_S)
+        # Places in flight are scarce as far as requests wait for them, instead of for the server.
+        waited_s = statistics.fmean(self._waits_s) if self._waits_s else 0.0
+        usual_s = statistics.fmean(seconds for seconds, _, _ in self._durations)
+        scarcity = waited_s / (waited_s + usual_s + _MIN_TIME_S)
+        gap_bytes = scarcity * self._latency_s * n_bytes / max(transfer_s, _MIN_TIME_S)
         # Processors take some time for each request, also where the latency is hidden.
         if elapsed_s := self._ends_s[-1] - self._ends_s[0]:
             gap_bytes += _CORE_S_EACH * n_bytes / elapsed_s
@@ -624,27 +737,89 @@ class _DurationEstimate:
         return max(settings.least_late_s, settings.late_factor * usual_s)
 
 
-class _HeldResponses:
-    """Responses that count as held memory until :meth:`free` or garbage collection."""
+class _DirectRead:
+    """Reads ranges in one thread, and asks again by the event loop for those that are late.
 
-    def __init__(self, memory: "_FairSemaphore", n_bytes: int) -> None:
-        self.n_bytes = n_bytes
-        self.responses: list[Buffer | None] = []
-        self.is_held = False
-        self._memory = memory
-        self._loop = asyncio.get_running_loop()
+    Parameters
+    ----------
+    requests
+        The requests of the store.
+    ranges
+        ``(path, start, stop)`` of each range.
+    deadline_s
+        Seconds after which the read ends; None for no end.
+    """
 
-    def free(self) -> None:
-        if self.is_held:
-            self.is_held = False
-            self._loop.call_soon_threadsafe(self._memory.release, self.n_bytes)
+    def __init__(
+        self,
+        requests: _Requests,
+        ranges: Sequence[tuple[str, int, int]],
+        deadline_s: float | None,
+    ) -> None:
+        self._requests = requests
+        self._ranges = ranges
+        self._until_s = math.inf if deadline_s is None else time.monotonic() + deadline_s
+        self._call = RangeCall(self._on_slice)
+        self._extra: dict[int, Future[list[Buffer | None]]] = {}
 
-    def __del__(self) -> None:
-        self.free()
+    def cancel(self) -> bool:
+        """End the read soon, from any thread."""
+        return self._call.cancel()
+
+    def responses(self, direct: RangeRequests, at_once: int) -> list[Buffer | None]:
+        """Return the response to each request; None for each that did not come.
+
+        Raises
+        ------
+        CancelledError
+            If the read was cancelled.
+        """
+        spans = [(start, stop) for _, start, stop in self._ranges]
+        try:
+            results = direct.read(spans, self._call, at_once)
+            if self._call.is_cancelled:
+                raise CancelledError
+            responses: list[Buffer | None] = [None if r is None else r.data for r in results]
+            for number, future in self._extra.items():
+                if responses[number] is None and _has_result(future):
+                    (responses[number],) = future.result()
+        finally:
+            for future in self._extra.values():
+                future.cancel()
+            self._requests.add_extra(-len(self._extra))
+        came = [(r, span) for r, span in zip(results, spans, strict=True) if r is not None]
+        if came:
+            self._requests.note_ranges()
+            self._requests.times.add_each(
+                [(r.ended_s - r.began_s, stop - start, r.ended_s) for r, (start, stop) in came]
+            )
+        return responses
+
+    def _on_slice(self, call: RangeCall) -> None:
+        """Send requests again whose responses are late; the first response counts."""
+        now_s = time.monotonic()
+        if now_s >= self._until_s:
+            for number in range(len(self._ranges)):
+                call.give_up(number)
+        for number, began_s in call.running():
+            _, start, stop = self._ranges[number]
+            future = self._extra.get(number)
+            if future is not None:
+                if _has_result(future):
+                    call.give_up(number)
+            elif now_s - began_s > self._requests.times.late_s(stop - start):
+                if not self._requests.add_extra(1):
+                    return
+                work = self._requests.get_ranges([self._ranges[number]])
+                self._extra[number] = asyncio.run_coroutine_threadsafe(work, get_loop())
+
+
+def _has_result(future: "Future[list[Buffer | None]]") -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 class _FairSemaphore:
-    """A semaphore with amounts, in order of arrival.
+    """A semaphore with amounts, in order of arrival, for threads and coroutines.
 
     An amount above the limit is admitted alone.
     """
@@ -652,37 +827,52 @@ class _FairSemaphore:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._in_use = 0
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._lock = Lock()
 
     async def acquire(self, amount: int) -> None:
         """Wait until the amount fits, and take it."""
-        if not self._waiting and self._fits(amount):
-            self._in_use += amount
+        waiter = self.enter(amount)
+        if waiter is None:
             return
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append((waiter, amount))
         try:
-            await waiter
+            await asyncio.wrap_future(waiter)
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.release(amount)  # it was admitted just before
-            else:
-                with suppress(ValueError):  # it was removed just before
-                    self._waiting.remove((waiter, amount))
-                self._admit()
+            self.leave(waiter, amount)
             raise
+
+    def enter(self, amount: int) -> Future[None] | None:
+        """Take the amount if it fits, or return a future that ends when it is taken."""
+        with self._lock:
+            if not self._waiting and self._fits(amount):
+                self._in_use += amount
+                return None
+            waiter: Future[None] = Future()
+            self._waiting.append((waiter, amount))
+            return waiter
+
+    def leave(self, waiter: Future[None], amount: int) -> None:
+        """Wait no longer, or give the amount back if it was taken just before."""
+        self.release(0 if waiter.cancel() else amount)
 
     def release(self, amount: int) -> None:
         """Give an amount back."""
-        self._in_use -= amount
-        self._admit()
+        with self._lock:
+            self._in_use -= amount
+            admitted = [*self._admit()]
+        for waiter in admitted:
+            waiter.set_result(None)
 
     def _fits(self, amount: int) -> bool:
         return not self._in_use or self._in_use + amount <= self._limit
 
-    def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][1]):
-            waiter, amount = self._waiting.popleft()
+    def _admit(self) -> Iterator[Future[None]]:
+        while self._waiting:
+            waiter, amount = self._waiting[0]
             if not waiter.cancelled():
-                self._in_use += amount
-                waiter.set_result(None)
+                if not self._fits(amount):
+                    return
+                if waiter.set_running_or_notify_cancel():
+                    self._in_use += amount
+                    yield waiter
+            self._waiting.popleft()

@@ -63,9 +63,9 @@ class RemoteSettings:
         brings less than a quarter of its part of this rate.
     stall_window_s, stall_window_per_request_s
         Seconds over which that rate is measured: a fixed part, and one for each request in flight.
-        At 20 kB/s, one packet for each of 128 requests takes 9 s.
+        At 20 kB/s, one packet for each of 256 requests takes 18 s.
     longest_answer_s
-        Seconds that one answer may take. At 20 kB/s, 128 requests of 0.5 MB take 3,200 s.
+        Seconds that one answer may take. At 20 kB/s, 256 requests of 0.5 MB take 6,400 s.
     s3_first_byte_s
         Seconds until an answer of S3 begins. It includes the time in which botocore finds
         credentials and the region of the bucket.
@@ -90,10 +90,10 @@ class RemoteSettings:
     90.0
     """
 
-    requests_in_flight: int = 128
+    requests_in_flight: int = 256
     held_bytes: int = 256 << 20
     least_gap_bytes: int = 1 << 14
-    most_gap_bytes: int = 1 << 21
+    most_gap_bytes: int = 1 << 19
     longest_range_bytes: int = 8 << 20
     whole_shard_bytes: int = 1 << 19
     late_factor: float = 5.0
@@ -108,8 +108,8 @@ class RemoteSettings:
     deadline_s: float | None = None
     slowest_link_bytes_per_s: float = 20_000.0
     stall_window_s: float = 20.0
-    stall_window_per_request_s: float = 0.5
-    longest_answer_s: float = 3600.0
+    stall_window_per_request_s: float = 0.3
+    longest_answer_s: float = 7200.0
     s3_first_byte_s: float = 40.0
     credentials_refresh_s: float = 60.0
 

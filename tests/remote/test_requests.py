@@ -53,6 +53,9 @@ class Scripted:
     async def get_ranges(self, _path, _spans):
         return None
 
+    def range_requests(self, _ranges):
+        return None
+
     def __init__(self, answer):
         self.answer = answer
         self.asked = []
@@ -516,9 +519,16 @@ def test_lateness_is_measured_against_the_usual_time_for_the_size():
 # Gaps between two ranges
 
 
-def gap_bytes(latency_s, bytes_per_s, in_flight=64, size=1 << 19):
-    """Simulate reading at a rate; return the largest gap that is read along with two ranges."""
-    times = remote._DurationEstimate(DEFAULTS)
+WIDE = RemoteSettings(most_gap_bytes=1 << 21)
+
+
+def gap_bytes(latency_s, bytes_per_s, in_flight=64, size=1 << 19, waited_s=1e9):
+    """Simulate reading at a rate; return the largest gap that is read along with two ranges.
+
+    Requests wait so long for a place in flight.
+    """
+    times = remote._DurationEstimate(WIDE)
+    times.add_wait(waited_s)
     times.add(latency_s, 1, 2000, latency_s)  # metadata, read alone
     ended_s = [latency_s] * in_flight
     for _ in range(900):
@@ -531,14 +541,17 @@ def gap_bytes(latency_s, bytes_per_s, in_flight=64, size=1 << 19):
 def test_only_small_gaps_are_read_over_a_full_link():
     for latency_s in (0.0, 0.001, 0.02):
         assert gap_bytes(latency_s, 100e6) < 1 << 16
-    assert gap_bytes(0.1, 100e6) < DEFAULTS.most_gap_bytes / 2
-    assert gap_bytes(0.02, 1e6) == DEFAULTS.least_gap_bytes
+    assert gap_bytes(0.1, 100e6) < WIDE.most_gap_bytes / 2
+    assert gap_bytes(0.02, 1e6) == WIDE.least_gap_bytes
 
 
-def test_large_gaps_are_read_over_a_free_link_of_high_latency():
-    least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
+def test_large_gaps_are_read_over_a_free_link_of_high_latency_if_requests_wait():
+    least, most = WIDE.least_gap_bytes, WIDE.most_gap_bytes
     assert gap_bytes(0.1, 2e9, in_flight=128, size=1 << 18) == most
     assert least < gap_bytes(0.1, 2e9, in_flight=1000) < most
+    none, half = (gap_bytes(0.1, 2e9, 1000, waited_s=waited_s) for waited_s in (0.0, 0.25))
+    assert none == pytest.approx(remote._CORE_S_EACH * 2e9, rel=0.01)
+    assert none < half < gap_bytes(0.1, 2e9, in_flight=1000)
 
 
 def test_the_core_time_of_a_request_is_worth_some_bytes_of_a_fast_link():
@@ -550,7 +563,7 @@ def test_the_core_time_of_a_request_is_worth_some_bytes_of_a_fast_link():
 @given(st.floats(0, 0.3), st.floats(1e6, 3e9), st.floats(1, 3))
 @settings(max_examples=50)
 def test_the_gap_grows_with_the_latency_and_stays_within_its_limits(latency_s, bytes_per_s, factor):
-    least, most = DEFAULTS.least_gap_bytes, DEFAULTS.most_gap_bytes
+    least, most = WIDE.least_gap_bytes, WIDE.most_gap_bytes
     gap = gap_bytes(latency_s, bytes_per_s)
     assert least <= gap <= most
     assert gap_bytes(latency_s * factor, bytes_per_s) >= gap - 1
