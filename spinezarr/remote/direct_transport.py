@@ -30,9 +30,11 @@ from spinezarr.remote.errors import (
     certificate_error,
     no_response_error,
     object_changed_error,
+    range_header,
     redirect_error,
     response_error,
     stalled_response_error,
+    transient_error,
 )
 from spinezarr.remote.http1 import (
     HttpClient,
@@ -42,6 +44,7 @@ from spinezarr.remote.http1 import (
     UnsupportedResponseError,
 )
 from spinezarr.remote.object_request import NOT_MODIFIED, ObjectRequest, ObjectResponse
+from spinezarr.remote.range_client import RangeCall, RangeClient, ReadRange
 from spinezarr.remote.s3_errors import CREDENTIALS_ADVICE
 from spinezarr.remote.settings import RemoteSettings
 from spinezarr.remote.stall_detection import StallDetector, StalledError
@@ -50,6 +53,7 @@ __all__ = [
     "DirectTransport",
     "ObjectLocation",
     "ObjectLocator",
+    "RangeRequests",
     "UnsupportedRequestError",
     "is_unambiguous_key",
     "location_of_url",
@@ -113,6 +117,21 @@ class ObjectLocation:
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
 
+@dataclass(frozen=True, slots=True)
+class RangeRequests:
+    """Requests for ranges, all to one server."""
+
+    client: RangeClient
+    server: Server
+    heads: Sequence[bytes] = field(repr=False)
+
+    def read(
+        self, spans: Sequence[tuple[int, int]], call: RangeCall, at_once: int
+    ) -> list[ReadRange | None]:
+        """See :meth:`spinezarr.remote.range_client.RangeClient.read`."""
+        return self.client.read(self.server, self.heads, spans, call, at_once)
+
+
 class ObjectLocator(Protocol):
     """Finds the location of each path."""
 
@@ -140,6 +159,7 @@ class DirectTransport:
         self._is_s3 = self._scheme in {"s3", "s3a"}
         self._detector = StallDetector(settings)
         self._client = HttpClient(self._detector)
+        self._ranges = RangeClient(self._detector, self._client.link)
         self._fsspec_buckets: set[str] = set()
         """Buckets that only fsspec can read."""
         self._located_buckets: set[str] = set()
@@ -202,6 +222,41 @@ class DirectTransport:
             return response.body
         raise self._response_error(path, response)
 
+    def range_requests(self, ranges: Sequence[tuple[str, int, int]]) -> RangeRequests | None:
+        """See :class:`spinezarr.remote.transport.Transport`."""
+        if not ranges:
+            return None
+        heads: list[bytes] = []
+        servers: set[Server] = set()
+        located: dict[str, ObjectLocation] = {}
+        for path, start, stop in ranges:
+            location = located.get(path)
+            if location is None:
+                location = self._known_location(path)
+                if location is None:
+                    return None
+                located[path] = location
+                servers.add(location.server)
+            heads.append(location.request({"Range": range_header(start, stop)}))
+        if len(servers) > 1:
+            return None
+        return RangeRequests(self._ranges, servers.pop(), heads)
+
+    def _known_location(self, path: str) -> ObjectLocation | None:
+        """Return the location of an object that our own code in C can read at once, or None."""
+        name = path.partition("/")[0] if self._is_s3 else ""
+        if name in self._fsspec_buckets or (self._is_s3 and name not in self._located_buckets):
+            return None
+        try:
+            location = self._locate(path)
+        except (PermissionError, UnsupportedRequestError, ValueError, OSError):
+            return None  # the event loop raises the error
+        if location is None or not self._ranges.can_read(location.server):
+            return None
+        if location.signs_slowly() or _has_proxy(location.server):
+            return None
+        return location
+
     async def get_ranges(
         self, path: str, spans: Sequence[tuple[int, int]]
     ) -> Sequence[Buffer] | None:
@@ -214,10 +269,17 @@ class DirectTransport:
         path = request.path
         location = await self._location(path)
         response = await self._send(path, location, request)
+        is_direct = response.status == HTTPStatus.PARTIAL_CONTENT
         if response.status in _REDIRECT_STATUSES and not self._is_s3:
             response = await self._follow_redirects(path, location, response, request)
+            if response.status == HTTPStatus.FORBIDDEN:
+                # A signed address has expired on the way, and the next redirect has a new one.
+                text = "the address that the server redirects to refuses the request (403)"
+                raise transient_error(self._where(path), text)
         if response.status == HTTPStatus.PARTIAL_CONTENT and request.range:
             data = _requested_range(response, request.start, request.stop)
+            if is_direct and location.server.context is None:
+                self._ranges.allow(location.server)
             return self._to_object_response(data, response, request)
         if response.status == HTTPStatus.OK and not request.range:
             return self._to_object_response(response.body, response, request)

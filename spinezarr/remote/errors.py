@@ -37,6 +37,7 @@ __all__ = [
     "range_header",
     "redirect_error",
     "response_error",
+    "retry_after_s",
     "stalled_response_error",
     "transient_error",
     "web_page_error",
@@ -80,7 +81,15 @@ _CREDENTIAL_CODES: Final = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+_HUB_HEADERS: Final = {"x-error-code", "x-error-message"}
+"""Headers by which a Hugging Face hub says why it refuses a request."""
+_HUB_ADVICE: Final = (
+    "Check the name of the dataset, and log in with 'hf auth login' or set HF_TOKEN to a token "
+    "that may read it"
+)
 _MAX_WAIT_S: Final = 3600.0
+_USED_UP_LIMIT: Final = re.compile(r";\s*r=0\s*;\s*t=(\d{1,9})(?:[;,\s]|$)", re.ASCII)
+"""Limit in a ``RateLimit`` header of which nothing remains, and the seconds until it is renewed."""
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 """A ``Content-Range`` header (RFC 9110, section 14.4)."""
 MAX_REDIRECTS: Final = 5
@@ -144,14 +153,21 @@ def response_error(
     headers
         Headers of the response, names in lower case.
     """
-    code = to_printable(code[:_MAX_CODE_LENGTH]) if _is_s3(where) else ""
-    text = f"the server answered {' '.join(filter(None, (str(status or ''), code)))}"
+    headers = headers or {}
+    is_hub = not _is_s3(where) and not _HUB_HEADERS.isdisjoint(headers)
+    if not _is_s3(where):
+        code = ""
+    shown_code = headers.get("x-error-code", "") if is_hub else code
+    code, shown_code = (to_printable(c[:_MAX_CODE_LENGTH]) for c in (code, shown_code))
+    text = f"the server answered {' '.join(filter(None, (str(status or ''), shown_code)))}"
     if status == HTTPStatus.PRECONDITION_FAILED:
         return object_changed_error(where)
     if code in _TRANSIENT_CODES or _is_transient(status):
-        return transient_error(where, text, _retry_after_s(headers or {}))
+        return transient_error(where, text, retry_after_s(headers))
     if code in _CREDENTIAL_CODES or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         denial = f"{text}. Check the URL, and user, password or headers"
+        if is_hub:
+            denial = f"{text}. {_HUB_ADVICE}"
         if _is_s3(where):
             denial = ERROR_TEXTS.get(code) or ERROR_TEXTS.get(str(status), text)
         return PermissionError(errno.EACCES, denial, where)
@@ -206,10 +222,10 @@ def range_header(start: int | None, stop: int | None) -> str:
     return f"bytes={start or 0}-{'' if stop is None else stop - 1}"
 
 
-def transient_error(where: str, text: str, retry_after_s: float | None = None) -> TransientError:
+def transient_error(where: str, text: str, wait_s: float | None = None) -> TransientError:
     """Return the error for a request that may succeed if it is repeated."""
     problem = TransientError(errno.EIO, text, where)
-    problem.retry_after_s = retry_after_s
+    problem.retry_after_s = wait_s
     return problem
 
 
@@ -251,9 +267,15 @@ def _is_transient(status: int) -> bool:
     return server or status in _RETRYABLE_STATUSES
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3), or None."""
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3), or None.
+
+    A hub sends ``RateLimit`` in its place (draft-ietf-httpapi-ratelimit-headers).
+    """
     text = headers.get("retry-after", "").strip()
+    used_up = _USED_UP_LIMIT.search(headers.get("ratelimit", ""))
+    if not text and used_up:
+        text = used_up[1]
     if text.isascii() and text.isdigit():
         return min(float(text), _MAX_WAIT_S)
     try:

@@ -18,6 +18,7 @@ from spinezarr.redaction import redact_url
 from spinezarr.remote.direct_transport import (
     DirectTransport,
     ObjectLocator,
+    RangeRequests,
     UnsupportedRequestError,
 )
 from spinezarr.remote.errors import (
@@ -27,12 +28,14 @@ from spinezarr.remote.errors import (
     web_page_error,
 )
 from spinezarr.remote.http_options import http_locator
+from spinezarr.remote.hub import web_location
 from spinezarr.remote.object_request import ObjectRequest, ObjectResponse
 from spinezarr.remote.s3_options import s3_locator
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, METADATA_BYTES, RemoteSettings
 
 __all__ = [
     "NoRangesError",
+    "RangeRequests",
     "TransientError",
     "Transport",
     "UnsupportedRequestError",
@@ -112,6 +115,19 @@ class Transport(Protocol):
         """
         ...
 
+    def range_requests(self, ranges: Sequence[tuple[str, int, int]]) -> RangeRequests | None:
+        """Return requests for ``(path, start, stop)`` that the calling thread itself can send.
+
+        They take much less core time than :meth:`get_ranges`. None if some of them need the event
+        loop, for example over TLS, or before the first request to a bucket.
+
+        Raises
+        ------
+        PermissionError
+            If a request cannot be signed.
+        """
+        ...
+
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         """Send JSON to a web server with POST; return the response of at most ``limit_bytes``.
 
@@ -160,7 +176,7 @@ def open_transport(
     UsageError
         If no installed package reads such URLs, or the options do not fit.
     """
-    options = dict(storage_options or {})
+    url, options = web_location(url, storage_options)
     scheme, _, rest = url.partition("://")
     transport = _Transport(url, options, settings)
     if transport.uses_direct_client:
@@ -201,6 +217,10 @@ class _Transport:
     ) -> Sequence[Buffer] | None:
         direct = self._direct
         return None if direct is None else await direct.get_ranges(path, spans)
+
+    def range_requests(self, ranges: Sequence[tuple[str, int, int]]) -> RangeRequests | None:
+        direct = self._direct
+        return None if direct is None else direct.range_requests(ranges)
 
     async def post(self, path: str, body: bytes, limit_bytes: int) -> Buffer:
         direct = self._direct

@@ -1,0 +1,1 @@
+"""A dataset described for other catalogs: a dataset card, Croissant, and an intake catalog."""
