@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 # PyTorch is installed first, so that it can come from an index of CPU builds (PIP_EXTRA_INDEX_URL).
 TORCH ?= torch==2.13.0
 NNUNET ?= nnunetv2==2.8.1
+# What training nnU-Net imports beside what is installed. --no-deps keeps versions as they are.
+NNUNET_PACKAGES := acvl-utils batchgenerators batchgeneratorsv2 dynamic-network-architectures scikit-image seaborn \
+  fft-conv-pytorch imageio joblib lazy-loader scikit-learn tifffile timm
 
-.PHONY: bench bench-codecs bench-dask bench-derived bench-ingest bench-loaders bench-memory bench-newest bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo flips fuzz-kernel test test-ceph test-crash test-hostile test-load test-long test-newest test-ome lint types layers wheel clean
+.PHONY: bench bench-baselines bench-codecs bench-dask bench-derived bench-ingest bench-loaders bench-memory bench-newest bench-remote bench-remote-s3 bench-resampling bench-s3 bench-scans bench-serve bench-start bench-training bench-view bench-window demo docs flips fuzz-kernel golden release-check test test-catalogs test-ceph test-crash test-hostile test-load test-long test-newest test-oldest test-ome notebooks lint types layers wheel wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/spinezarr demo --out demo
 
 # Tests start many processes, so Python must keep the modules that it compiles, even if the shell forbids it.
-test test-long: export PYTHONDONTWRITEBYTECODE :=
+test test-long test-oldest release-check: export PYTHONDONTWRITEBYTECODE :=
 
 # Four processes suit two cores, because many tests wait for other processes and for slow servers. An
 # idle process takes over half of the tests of another.
@@ -21,8 +24,9 @@ test: $(VENV)/.installed
 
 # These tests kill processes, let disks and networks fail, and run short forms of the benchmarks. The
 # tests of docs/deploy need proxies: apt-get install --no-install-recommends nginx-light caddy
+LONG ?= tests
 test-long: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m long tests
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m long $(LONG)
 
 # Commands read 12,000 damaged files, 20,000 malicious stores, and 4,000 malicious catalogs, recipes,
 # cards and tables, in processes with limits. Then a server gets 10,000 malicious requests. 'make
@@ -55,13 +59,30 @@ test-crash: $(VENV)/.installed
 	CRASH_ROUNDS=10 $(BIN)/python -m pytest -n 2 tests/crash/test_concurrent_commands.py tests/crash/test_faults.py
 
 # Runs the tests with the newest Python of Debian and the newest zarr, but for those that need PyTorch,
-# nnU-Net or a browser; needs Debian, root and debootstrap.
+# nnU-Net, MkDocs or a browser; needs Debian, root and debootstrap.
 NEEDS_TORCH := spinezarr/loaders tests/loaders tests/export/test_nifti.py tests/export/test_nnunet.py \
   tests/export/test_predictions.py tests/formats/test_file_kinds.py tests/real/test_exports.py \
-  tests/stream/read/test_retry.py tests/stream/test_remote.py tests/test_docs.py
+  tests/stream/read/test_retry.py tests/stream/test_remote.py tests/test_docs.py tests/test_site.py
 test-newest:
 	tests/support/newest.sh '$$BIN/python -m pytest -n 4 --dist worksteal -m "not long" $(NEEDS_TORCH:%=--ignore=%) \
 	  --deselect tests/test_api.py::test_every_name_in_all_of_a_module_exists'
+
+# Runs the same tests with Python 3.11 and the oldest versions that pyproject.toml allows, of all packages
+# that it names, in an environment of its own.
+OLDEST := build/oldest
+TEST_TOOLS := blosc2 datasets hypothesis ipykernel 'moto[server]>=5.1' nbclient ngff-zarr obstore pcodec playwright pytest \
+  pytest-xdist safetensors schemathesis SimpleITK tensorstore zarrs
+EXTRAS_TESTED := all,neuroglancer,notebook
+test-oldest:
+	mkdir -p build
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet packaging uv
+	$(OLDEST)/bin/python tests/support/oldest.py $(EXTRAS_TESTED) build/oldest.txt
+	$(OLDEST)/bin/python -m uv pip install --quiet --compile-bytecode --python $(OLDEST)/bin/python --constraint build/oldest.txt \
+	  --editable '.[$(EXTRAS_TESTED)]' $(TEST_TOOLS)
+	# Old packages warn about the newest ones that they use.
+	$(OLDEST)/bin/python -m pytest -n 4 --dist worksteal -m "not long" -W ignore::DeprecationWarning -W ignore::FutureWarning \
+	  $(NEEDS_TORCH:%=--ignore=%) --deselect tests/test_api.py::test_every_name_in_all_of_a_module_exists
 
 # Other readers of OME-Zarr run in an environment of their own, because they need an old pydantic.
 test-ome:
@@ -70,6 +91,14 @@ test-ome:
 	build/ome/bin/python -m pip install --quiet '$(TORCH)'
 	build/ome/bin/python -m pip install --quiet --editable '.[ome-readers]'
 	build/ome/bin/python -m pytest -n 0 -p no:napari -p no:npe2 tests/serve/test_ome_readers.py
+
+# mlcroissant and intake read the descriptions of a store in an environment of their own.
+test-catalogs:
+	mkdir -p build
+	$(PYTHON) -m venv build/catalogs
+	build/catalogs/bin/python -m pip install --quiet '$(TORCH)'
+	build/catalogs/bin/python -m pip install --quiet --editable '.[catalog-readers]'
+	build/catalogs/bin/python -m pytest -n 0 tests/describe/test_catalog_readers.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -81,6 +110,10 @@ types: $(VENV)/.installed
 layers: $(VENV)/.installed
 	$(BIN)/lint-imports
 
+# Builds the documentation into build/site, from where a browser opens it without a server. Warnings are errors.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict --quiet
+
 # Installs the wheel alone in a new environment, and uses it from a folder outside the checkout.
 wheel: $(VENV)/.installed
 	rm -rf build/wheel && mkdir -p build/wheel
@@ -89,6 +122,27 @@ wheel: $(VENV)/.installed
 	build/wheel/venv/bin/python -m pip install --quiet build/wheel/*.whl
 	build/wheel/venv/bin/python -m pip check
 	cd "$$(mktemp -d)" && "$(CURDIR)/build/wheel/venv/bin/python" "$(CURDIR)/.ci/use_wheel.py"
+
+# Writes the stores of this version that later versions must read, into tests/golden. It is run once for a
+# release.
+golden: $(VENV)/.installed
+	$(BIN)/python tests/support/golden_stores.py tests/golden
+
+# Builds the files of a release into dist/: the sdist, and from it the wheels for Linux and macOS.
+RELEASE_TOOLS := build/release/tools
+wheels: $(RELEASE_TOOLS)/.installed
+	$(RELEASE_TOOLS)/bin/python .ci/release.py build
+
+$(RELEASE_TOOLS)/.installed: Makefile
+	$(PYTHON) -m venv --clear $(RELEASE_TOOLS)
+	$(RELEASE_TOOLS)/bin/python -m pip install --quiet build cffconvert 'hatchling>=1.26' lief packaging twine 'ziglang>=0.13'
+	touch $@
+
+# Does all that a release needs except uploading it: versions, golden stores, sdist, wheels, and both in
+# clean environments.
+release-check: wheels $(VENV)/.installed
+	$(BIN)/python -m pytest -n 0 tests/release tests/golden
+	$(RELEASE_TOOLS)/bin/python .ci/release.py check
 
 $(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard spinezarr/stream/read/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -104,6 +158,14 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p build
 	$(BIN)/python benchmarks/patches.py $(PAIR) --folder build --json build/patches.json --png build/patches.png
+
+# Trains a MONAI network and nnU-Net from a store and from their own formats, for the same seconds: about
+# half an hour. STORE=PATH trains on scans of your own. nnU-Net needs more packages than tests have.
+bench-baselines: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python examples/train_monai.py $(STORE) --json build/train-monai.json
+	$(BIN)/python -m pip install --quiet --upgrade --target build/nnunet --no-deps $(NNUNET_PACKAGES)
+	PYTHONPATH=build/nnunet $(BIN)/python examples/train_nnunet.py $(STORE) --json build/train-nnunet.json
 
 # SCANS='CT.nii.gz,MASK.nii.gz ...' measures scans of your own too, and draws the first.
 bench-codecs: $(VENV)/.installed
@@ -208,6 +270,10 @@ bench-remote-s3: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p build
 	$(BIN)/python benchmarks/remote.py $(PAIR) --s3 --scans 32 --layouts '64³ lz4hc 7' '32³ lz4hc 7' --folder build --json build/remote-s3.json --png build/remote-s3.png
+
+# Runs the notebooks of docs/notebooks, and keeps their outputs.
+notebooks: $(VENV)/.installed
+	$(BIN)/python tests/support/notebooks.py
 
 clean:
 	rm -rf $(VENV) build dist demo

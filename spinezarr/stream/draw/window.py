@@ -51,7 +51,8 @@ _WINDOW_SCANS: Final = 8
 _DECODED_PER_VOXEL: Final = 1.0
 """Default for decoded voxels per voxel of a patch.
 
-With a lower number, samples become more similar but hardly cheaper (``docs/sampling.md``).
+With a lower number, samples become more similar but hardly cheaper; see
+``docs/explanation/sampling.md``.
 """
 _MAX_SAMPLES: Final = 16
 """Default limit for the samples of a neighborhood; with more, few scans are seen at a time."""

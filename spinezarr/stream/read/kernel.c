@@ -6,7 +6,7 @@
  * decodes it by other means. Only what the wanted voxels need is decoded: a stream is decoded up to its
  * last wanted byte. Shuffled bytes are put together on their way into the output.
  *
- * Sources: docs/store-format.md, Blosc 1 chunk format (README_CHUNK_FORMAT.rst of C-Blosc), LZ4 block
+ * Sources: docs/reference/store-format.md, Blosc 1 chunk format (README_CHUNK_FORMAT.rst of C-Blosc), LZ4 block
  * format (lz4_Block_format.md of LZ4), CRC-32C (RFC 3720, appendix B.4).
  *
  * Buffers are not trusted: every length and offset is checked, even if the checksum is correct. The
@@ -15,6 +15,7 @@
  * bytes, and ``data`` of an output, with its strides, has its shape.
  */
 #define _GNU_SOURCE
+#include "processor.h"
 #include "tables.h"
 
 #include <errno.h>
@@ -22,6 +23,9 @@
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 #if defined(__x86_64__)
 #define X86 1
@@ -535,9 +539,12 @@ static int decode(const Chunk *chunk, const Call *call, const uint8_t *data) {
 
 /* Reads a chunk if all of it is in the page cache; returns whether it was. */
 static int read_at_once(const Chunk *chunk, uint8_t *out) {
-#ifdef RWF_NOWAIT
+#if defined(SYS_preadv2)
+    /* The function preadv2 needs glibc 2.26. The system call takes the offset in two halves, of which
+     * the first holds all of it on systems of 64 bits. */
+    const long fd = chunk->fd, n_parts = 1, high = 0, nowait = 8;
     const struct iovec into = {out, (size_t)chunk->size};
-    return preadv2(chunk->fd, &into, 1, (off_t)chunk->offset, RWF_NOWAIT) == chunk->size;
+    return syscall(SYS_preadv2, fd, &into, n_parts, (long)chunk->offset, high, nowait) == chunk->size;
 #else
     (void)chunk;
     (void)out;
@@ -609,8 +616,7 @@ static int fill(const Chunk *chunk, const Call *call, Ahead *ahead) {
 EXPORT int32_t spinezarr_kernel_version(void) {
     make_byte_tables();
 #if X86
-    __builtin_cpu_init();
-    has_crc = __builtin_cpu_supports("sse4.2");
+    has_crc = processor_has_sse42();
     make_shift_tables();
 #endif
     return VERSION;

@@ -13,6 +13,8 @@
  * are trusted: ``source`` and ``out``, with their strides, have their shapes, and each array of
  * positions is as long as its axis of ``out``.
  */
+#include "processor.h"
+
 #include <stdint.h>
 #include <string.h>
 
@@ -110,8 +112,7 @@ static int cpu_has_avx2(void) {
 #if defined(__AVX2__)
     return 1; /* the compiler was told so */
 #elif X86
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") != 0;
+    return processor_has_avx2();
 #else
     return 0;
 #endif

@@ -7,8 +7,8 @@
  * Cases are numbered; case n is the same wherever it runs. A failure names it.
  */
 #define _GNU_SOURCE
-#include <sys/uio.h>
-#undef RWF_NOWAIT /* so that chunks are fetched ahead, as from a slow disk */
+#include <sys/syscall.h>
+#undef SYS_preadv2 /* so that chunks are fetched ahead, as from a slow disk */
 #include "kernel.c"
 
 #include "driver.h"

@@ -581,7 +581,7 @@ def changed_kernel(folder, text, other):
     if compiler is None:
         pytest.skip("no C compiler")
     n_found, sources = 0, []
-    for name in ("kernel.c", "plan.c", "resample.c", "resample_rows.h", "tables.h"):
+    for name in ("kernel.c", "plan.c", "processor.h", "resample.c", "resample_rows.h", "tables.h"):
         source = Path(native.__file__).with_name(name).read_text()
         n_found += source.count(text)
         (folder / name).write_text(source.replace(text, other))
@@ -863,6 +863,12 @@ def drive_planning(folder, first, count):
     return None if driver is None else run_driver(driver, first, count)
 
 
+def drive_ranges(folder, first, count):
+    """Read damaged responses under sanitizers; return as :func:`drive` does."""
+    driver = build_driver(folder, "ranges_driver")
+    return None if driver is None else run_driver(driver, first, count)
+
+
 def run_driver(driver, *arguments):
     environment = {
         **os.environ,
@@ -900,6 +906,15 @@ def test_forged_tables_of_planning_reach_no_other_memory(tmp_path):
     assert told.stdout.startswith("20000 cases of planning: ")
 
 
+@pytest.mark.long
+def test_damaged_responses_reach_no_other_memory(tmp_path):
+    told = drive_ranges(tmp_path, first=0, count=5000)
+    if told is None:
+        pytest.skip("the C compiler has no sanitizers")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("5000 cases of ranges: ")
+
+
 def main():
     """Run random cases: on the installed kernel, and under sanitizers with forged tables too."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -910,6 +925,7 @@ def main():
             drive(Path(folder), n_records=2000, first=0, count=options.count),
             drive_resampling(Path(folder), first=0, count=options.count),
             drive_planning(Path(folder), first=0, count=options.count),
+            drive_ranges(Path(folder), first=0, count=options.count),
         ):
             if told is None:
                 raise SystemExit("the C compiler has no sanitizers")
