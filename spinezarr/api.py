@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from spinezarr.stats.statistics import Statistics
     from spinezarr.verbs.add_labels import AddLabelsReport
     from spinezarr.verbs.bench import Benchmark
+    from spinezarr.verbs.copy import CopyReport
     from spinezarr.verbs.derive import DeriveReport
     from spinezarr.verbs.export import ExportReport
     from spinezarr.verify.store import Verification
@@ -890,6 +891,7 @@ class Store:
         source: Names | None = None,
         vertebra: Names | None = None,
         wait_s: float = 60.0,
+        on_progress: OnProgress = ignore_progress,
     ) -> tuple[str, ...]:
         """Remove a further mask of scans; image and other masks stay as they are.
 
@@ -901,6 +903,8 @@ class Store:
             Remove it from these scans alone, as in :meth:`patches`.
         wait_s
             Seconds to wait for other programs that write the store.
+        on_progress
+            Called whenever a scan has lost the mask.
 
         Returns
         -------
@@ -921,7 +925,7 @@ class Store:
         from spinezarr.verbs.labels import remove_labels  # noqa: PLC0415  training never writes
 
         selection = ScanSelection.of(scans, split, source, vertebra)
-        return remove_labels(self._reader, selection, name, wait_s=wait_s)
+        return remove_labels(self._reader, selection, name, wait_s=wait_s, on_progress=on_progress)
 
     def patches(
         self,
@@ -982,7 +986,7 @@ class Store:
             ``"exact"`` draws each sample independently. ``"window"`` is several times faster: it
             takes several samples from each decoded region, and mixes them over a window of scans.
             The probability of each sample stays the same, but samples close in time are correlated;
-            see ``docs/sampling.md``.
+            see ``docs/explanation/sampling.md``.
         window_scans
             Number of scans in a window; 8 by default. If there are that many scans, a batch of at
             most that many samples has no two samples of one scan.
@@ -993,7 +997,7 @@ class Store:
         on_change
             What iteration does if a scan was ingested again after the store was opened.
             ``"error"`` raises :class:`~spinezarr.errors.ScanChangedError`. ``"follow"`` opens the
-            store again and continues with its present version; see ``docs/training.md``.
+            store again and continues with its present version; see ``docs/how-to/training.md``.
         nonfinite
             What to do with scans that hold voxels that are NaN or infinite: ``"refuse"`` them,
             ``"keep"`` such voxels, or a number that replaces them, such as -1024 for air. They are
@@ -1603,6 +1607,68 @@ class Store:
             on_progress=on_progress,
         )
 
+    def export_card(
+        self,
+        *,
+        out: str | os.PathLike[str],
+        url: str | None = None,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        overwrite: bool = False,
+        include_restricted: bool = False,
+    ) -> "ExportReport":
+        """Describe the store for a hub, for Croissant and for intake.
+
+        Parameters
+        ----------
+        out
+            Folder for ``README.md`` (a dataset card), ``scan.png``, ``scans.csv`` (the scans and
+            their URLs), ``croissant.json`` and ``intake.yaml``.
+        url
+            URL at which others will find the store; by default the URL of this store.
+        scans, split, source, vertebra
+            Describe only these scans, as in :meth:`patches`.
+        overwrite
+            Replace existing files.
+        include_restricted
+            Also describe scans whose license allows no derivatives, which :meth:`push` leaves out.
+
+        Returns
+        -------
+        ExportReport
+            Paths of the files, and in ``left_out`` the licenses of scans that are left out.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If a file exists already, if the store is on disk and no URL is given, if no scan
+            remains, or if the store has no such split, source or vertebra.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = store.export_card(out=folder, url="s3://lab/ctspine1k.zarr")
+        >>> [os.path.basename(path) for path in report.files]
+        ['README.md', 'scans.csv', 'croissant.json', 'intake.yaml', 'scan.png']
+        """
+        # Training never exports.
+        from spinezarr.verbs.card import write_card  # noqa: PLC0415
+
+        return write_card(
+            self._reader,
+            self._engine,
+            ScanSelection.of(scans, split, source, vertebra),
+            out,
+            url=url,
+            overwrite=overwrite,
+            include_restricted=include_restricted,
+        )
+
     def derive(
         self,
         *,
@@ -1730,6 +1796,133 @@ class Store:
             repair=repair,
             include_restricted=include_restricted,
             storage_options=store_options if storage_options is None else storage_options,
+            on_progress=on_progress,
+        )
+
+    def push(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
+        repair: bool = False,
+        include_restricted: bool = False,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "CopyReport":
+        """Copy this store to a bucket, a disk or a dataset repository of a Hugging Face hub.
+
+        Files are copied as they are stored. Those that the copy has already are kept, so a killed
+        copy continues. Voxels are written before metadata, and the root last. Scans that the copy
+        has besides the chosen ones stay, and its scan table lists them too.
+
+        Parameters
+        ----------
+        target
+            URL or path of the copy: ``s3://...``, or ``hf://datasets/user/name/folder``. The
+            repository must exist, and this store must then be on disk.
+        scans, split, source, vertebra
+            Copy only these scans, as in :meth:`patches`.
+        storage_options
+            Options for the file system of ``target``, if it is a URL. By default, those of the
+            store. Those of a hub are ``token`` and ``endpoint``.
+        dry_run
+            Only count what would be copied.
+        repair
+            Compare every byte of the copy with the manifests, also of scans that it has already.
+        include_restricted
+            Also copy scans and further masks whose license allows no derivatives, such as CC
+            BY-NC-ND. The report names those that are left out in ``left_out`` and
+            ``left_out_masks``.
+        on_progress
+            Called with the number of bytes that are done, from several threads.
+
+        Returns
+        -------
+        CopyReport
+            What had to be copied and what was. Scans whose files are damaged here are in
+            ``outcome.failed``, and differences of the copy from the manifests in ``faults``.
+
+        Raises
+        ------
+        UnknownScanError
+            If the store has no such scan.
+        UsageError
+            If the target holds something else or cannot be written, if no scan remains, or if the
+            store has no such split, source or vertebra.
+        StoreBusyError, LostLockError
+            If another process is writing the target, or has taken it over.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = store.push(f"{folder}/copy.zarr", scans="liver_0")
+        ...     again = store.push(f"{folder}/copy.zarr", scans="liver_0")
+        >>> report.outcome.copied, again.outcome.copied, again.outcome.kept
+        (('liver_0',), (), ('liver_0',))
+        """
+        # Training never copies.
+        from spinezarr.verbs.copy import push  # noqa: PLC0415
+
+        store_options = self._reader.storage_options or {}
+        return push(
+            self._reader,
+            ScanSelection.of(scans, split, source, vertebra),
+            os.fspath(target),
+            storage_options=store_options if storage_options is None else storage_options,
+            dry_run=dry_run,
+            repair=repair,
+            include_restricted=include_restricted,
+            on_progress=on_progress,
+        )
+
+    def pull(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        scans: Names | None = None,
+        split: Names | None = None,
+        source: Names | None = None,
+        vertebra: Names | None = None,
+        dry_run: bool = False,
+        repair: bool = False,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "CopyReport":
+        """Copy this store from a bucket, a web server or a hub to a folder on disk.
+
+        This is :meth:`push` in the other direction. No scan is left out because of its license, as
+        the copy is yours; each scan keeps its license.
+
+        Parameters
+        ----------
+        folder
+            Folder of the copy.
+        scans, split, source, vertebra, dry_run, repair, on_progress
+            As in :meth:`push`.
+
+        Returns
+        -------
+        CopyReport
+            As from :meth:`push`.
+
+        Raises
+        ------
+        UnknownScanError, UsageError, StoreBusyError, LostLockError
+            As for :meth:`push`.
+        """
+        # Training never copies.
+        from spinezarr.verbs.copy import pull  # noqa: PLC0415
+
+        return pull(
+            self._reader,
+            ScanSelection.of(scans, split, source, vertebra),
+            folder,
+            dry_run=dry_run,
+            repair=repair,
             on_progress=on_progress,
         )
 

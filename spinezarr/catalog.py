@@ -16,9 +16,11 @@ from typing import Annotated, Any, Final, NamedTuple
 from pydantic import AfterValidator, Field
 
 from spinezarr.errors import CatalogError, StoreNotFoundError
+from spinezarr.place import INGEST_ADVICE, similar_path
+from spinezarr.redaction import with_two_slashes
 from spinezarr.regular_file import describe_irregular_file, expand_home
 from spinezarr.strict_model import StrictModel
-from spinezarr.text import to_nfc
+from spinezarr.text import did_you_mean, to_nfc
 
 __all__ = [
     "CATALOG_VARIABLE",
@@ -288,7 +290,7 @@ def locate_store(
         If the catalog does not load.
     """
     path = expand_home(store)
-    if "://" in store:
+    if "://" in store or with_two_slashes(store):
         return store, {}
     if (path / "zarr.json").exists():
         return str(path), {}
@@ -303,7 +305,8 @@ def locate_store(
         if loaded_catalog is None
         else (f"{loaded_catalog.path} names {', '.join(loaded_catalog.entries) or 'no dataset'}")
     )
+    hint = "" if loaded_catalog is None else did_you_mean(store, loaded_catalog.entries)
     raise StoreNotFoundError(
-        f"{store!r} is not a store: there is no such path, and no dataset of this name ({names}). "
-        "'spinezarr ingest' makes a store."
+        f"{store!r} is not a store: there is no such path, and no dataset of this name ({names})."
+        f"{hint or similar_path(path) or INGEST_ADVICE}"
     )

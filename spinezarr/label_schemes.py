@@ -23,7 +23,7 @@ from typing import Final
 from spinezarr.errors import UsageError
 from spinezarr.strict_model import StrictModel
 from spinezarr.strict_yaml import load_strict_yaml
-from spinezarr.text import is_printable
+from spinezarr.text import did_you_mean, is_printable
 from spinezarr.vertebrae import NAME_OF_VALUE, vertebra_of
 
 __all__ = ["SCHEMES", "LabelScheme", "label_scheme", "named_scheme"]
@@ -197,6 +197,7 @@ def label_scheme(scheme: str | Mapping[int, str]) -> LabelScheme:
             raise UsageError(
                 f"there is no label scheme {scheme!r}; choose {', '.join(SCHEMES)}, or give the "
                 "name of each value."
+                f"{did_you_mean(scheme, SCHEMES)}"
             )
         return SCHEMES[scheme]
     checked = {_checked_value(value): _checked_name(value, name) for value, name in scheme.items()}

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
 
-__all__ = ["OnProgress", "Progress", "ProgressCounter", "ignore_progress"]
+__all__ = ["OnProgress", "Progress", "ProgressCounter", "Unit", "ignore_progress"]
+
+Unit = Literal["bytes", "scans", "seconds", "files", "folders", "batches"]
+"""What is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Progress:
     """Amount that is done, in :attr:`unit`."""
     total: int | None
     """Total amount, in :attr:`unit`; None if it is not known."""
-    unit: Literal["bytes", "scans", "seconds"] = "bytes"
+    unit: Unit = "bytes"
     """Unit of :attr:`done` and :attr:`total`."""
     scan: str = ""
     """The scan that has been in progress longest, and the number of others in progress."""
@@ -68,12 +71,12 @@ class ProgressCounter:
         self,
         on_progress: OnProgress,
         step: str,
-        unit: Literal["bytes", "scans", "seconds"] = "bytes",
+        unit: Unit = "bytes",
         total: int | None = None,
     ) -> None:
         self._on_progress = on_progress
         self._step = step
-        self._unit: Literal["bytes", "scans", "seconds"] = unit
+        self._unit: Unit = unit
         self._total = total
         self._done = 0
         self._lock = Lock()

@@ -10,7 +10,7 @@ Chained URLs: https://filesystem-spec.readthedocs.io/en/latest/features.html#url
 import re
 from typing import Final
 
-__all__ = ["redact_url", "redact_urls_in"]
+__all__ = ["redact_url", "redact_urls_in", "with_two_slashes"]
 
 _SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]+"
 _CHAINED: Final = rf"(?:{_SCHEME}::)*"
@@ -24,6 +24,8 @@ _ON_THIS_MACHINE: Final = re.compile(
     rf"\s*{_CHAINED}(?:file|local):(?:[/\\]|///+)(?![/\\])", re.IGNORECASE
 )
 """Start of a local path, in which a question mark is part of a name."""
+_ONE_SLASH: Final = re.compile(r"(s3a?|gs|https?):/?(?=[^/\\])", re.IGNORECASE)
+"""Start of a URL without the two slashes."""
 _WRAPPERS: Final = frozenset(
     [
         "blockcache",
@@ -89,6 +91,20 @@ def redact_url(url: str) -> str:
     if inner is not None:
         path = path[: inner.start()] + redact_url(path[inner.start() :])
     return f"{start[0]}{path}{'::' if following else ''}{redact_url(following)}"
+
+
+def with_two_slashes(text: str) -> str:
+    """Return the URL that a text without its two slashes most likely means; else an empty text.
+
+    Examples
+    --------
+    >>> with_two_slashes("s3:/bucket/a.zarr"), with_two_slashes("https:host/a")
+    ('s3://bucket/a.zarr', 'https://host/a')
+    >>> with_two_slashes("s3://bucket/a.zarr"), with_two_slashes("s3/a.zarr")
+    ('', '')
+    """
+    start = _ONE_SLASH.match(text)
+    return "" if start is None else f"{start[1]}://{text[start.end() :]}"
 
 
 def redact_urls_in(text: str) -> str:

@@ -5,11 +5,16 @@ from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Final
 
 from spinezarr.errors import RecipeError
 from spinezarr.regular_file import describe_irregular_file, expand_home
+from spinezarr.text import did_you_mean
 
 __all__ = ["package_version", "recipe_names", "recipe_path", "resource"]
+
+_PAIRS: Final = "pairs"
+"""Name of a dataset without a recipe."""
 
 
 @cache
@@ -67,7 +72,7 @@ def recipe_path(recipe: str) -> Traversable:
     if recipe in recipe_names():
         return resource(f"ingest/{recipe}.yaml")
     raise RecipeError(
-        f"There is no recipe {recipe!r}. Shipped recipes: {', '.join(recipe_names())}. "
-        "Give one of these, the path of your own .yaml file, or use 'pairs' with --image and "
-        "--label."
+        f"There is no recipe {recipe!r}.{did_you_mean(recipe, (*recipe_names(), _PAIRS))} Shipped "
+        f"recipes: {', '.join(recipe_names())}. Give one of these, the path of your own .yaml "
+        "file, or use 'pairs' with --image and --label."
     )

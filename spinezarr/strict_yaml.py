@@ -1,7 +1,6 @@
 """How is a YAML file of a user read, so that every mistake is reported with file, line and key?"""
 
 import datetime as dt
-import difflib
 import json
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -14,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from spinezarr.errors import UsageError
 from spinezarr.regular_file import read_regular_file
-from spinezarr.text import MultilineText, to_nfc, to_printable
+from spinezarr.text import MultilineText, similar_names, to_nfc, to_printable
 
 __all__ = ["load_strict_yaml", "validation_message"]
 
@@ -321,7 +320,7 @@ def _suggest(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
             or {}
         )
     known_keys = sorted(_resolve(schema, node).get("properties", {}))
-    close_keys = difflib.get_close_matches(str(location[-1]), known_keys, n=1)
+    close_keys = similar_names(str(location[-1]), known_keys)
     hint = f"; did you mean {close_keys[0]!r}?" if close_keys else ""
     return f"{hint} (known keys: {', '.join(known_keys)})" if known_keys else hint
 

@@ -8,6 +8,7 @@ Attacks by text that is not what it looks like: https://www.unicode.org/reports/
 """
 
 import csv
+import difflib
 import errno
 import io
 import json
@@ -17,6 +18,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final, Self
 
 __all__ = [
@@ -24,9 +26,11 @@ __all__ = [
     "add_path_to_disk_full_error",
     "count_noun",
     "describe_os_error",
+    "did_you_mean",
     "escape_markdown",
     "is_printable",
     "is_valid_file_name",
+    "similar_names",
     "to_ascii_json",
     "to_csv",
     "to_nfc",
@@ -65,6 +69,11 @@ _NAME_BYTES: Final = 255
 _STRAY_BYTES: Final = range(0xDC80, 0xDD00)
 """Code points that stand for bytes of a file name that are not UTF-8 (PEP 383)."""
 _FIRST_STRAY_BYTE: Final = 0xDC00
+_MOST_SUGGESTIONS: Final = 3
+_SHORTEST_PART: Final = 3
+"""Fewest characters of a part of a name by which the name is suggested."""
+_MOST_COMPARED: Final = 20_000
+"""Most names that a mistyped name is compared with."""
 
 
 def to_nfc(text: str) -> str:
@@ -270,6 +279,40 @@ def count_noun(count: int, noun: str, plural: str = "") -> str:
     ('1 scan', '1005 scans', '0 entries')
     """
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question with the known names that are most like a mistyped one.
+
+    It begins with a blank, so that it can follow a sentence. It is empty if no name is alike.
+
+    Examples
+    --------
+    >>> did_you_mean("prediciton", ["label", "prediction"])
+    " Did you mean 'prediction'?"
+    >>> did_you_mean("0007", ["1.3.6.1.4.0007", "1.3.6.1.4.0008"])
+    " Did you mean '1.3.6.1.4.0007'?"
+    >>> did_you_mean("x", ["label"])
+    ''
+    """
+    choices = " or ".join(map(repr, similar_names(name, known)))
+    return f" Did you mean {choices}?" if choices else ""
+
+
+def similar_names(name: str, known: Iterable[str]) -> list[str]:
+    """Return at most three known names that are like a mistyped one, the most similar first.
+
+    Examples
+    --------
+    >>> similar_names("LIVER_1", ["liver_0", "liver_1", "colon"])
+    ['liver_1', 'liver_0']
+    """
+    spelled = {text.lower(): text for text in islice(known, _MOST_COMPARED)}
+    wanted = name[:_NAME_BYTES].lower()
+    alike = difflib.get_close_matches(wanted, spelled, _MOST_SUGGESTIONS)
+    if not alike and len(wanted) >= _SHORTEST_PART:
+        alike = [text for text in spelled if wanted in text][:_MOST_SUGGESTIONS]
+    return [spelled[text] for text in alike]
 
 
 @contextmanager

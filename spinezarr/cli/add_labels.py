@@ -1,17 +1,21 @@
 """``spinezarr add-labels``: how do mask files become further masks of stored scans?"""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from spinezarr.cli.completion import complete_schemes
 from spinezarr.cli.ingest import SourceFileOptions, WorkerOptions
 from spinezarr.cli.options import (
     AsJson,
+    DryRun,
+    MaskName,
     OpenOptions,
     RawBucketOptions,
     ScanOptions,
+    Scratch,
     StoreUrl,
+    TakeImageGrid,
     command,
 )
 from spinezarr.vertebrae import LabelState
@@ -23,10 +27,8 @@ __all__ = ["add_labels"]
 def add_labels(
     store: StoreUrl,
     *,
-    name: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the mask, such as 'prediction'.")
-    ],
-    labels: Annotated[
+    layer: MaskName,
+    masks: Annotated[
         str,
         typer.Option(
             metavar="PATTERN",
@@ -40,6 +42,7 @@ def add_labels(
             metavar="NAME|FILE",
             help="Names of the values: vertebrae, subregions (TPTBox), spineps, totalsegmentator, "
             "or a .yaml file with the value of each name, 'labels: {left_rib: 1}'.",
+            autocompletion=complete_schemes,
         ),
     ] = "vertebrae",
     license: Annotated[
@@ -56,25 +59,11 @@ def add_labels(
             "them.",
         ),
     ] = "unknown",
-    take_image_grid: Annotated[
-        bool,
-        typer.Option(
-            "--take-image-grid",
-            help="Give a mask its image's affine where both have the same shape.",
-        ),
-    ] = False,
+    take_image_grid: TakeImageGrid = False,
     scan_options: ScanOptions,
     source_files: SourceFileOptions,
-    scratch: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for data that do not fit into memory; by default that of a local store.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show which files go to which scans; write nothing.")
-    ] = False,
+    scratch: Scratch = None,
+    dry_run: DryRun = False,
     worker: WorkerOptions,
     as_json: AsJson = False,
     open_options: OpenOptions,
@@ -92,23 +81,24 @@ def add_labels(
 
     Exit code 2: wrong usage.
 
-    Example:  spinezarr add-labels ctspine1k.zarr --name prediction --labels 'pred/{scan}.nii.gz'
+    Example:  spinezarr add-labels ctspine1k.zarr --layer prediction --masks 'pred/{scan}.nii.gz'
     --model 'SPINEPS 2.1' --scheme spineps
 
-    Example:  spinezarr add-labels ctspine1k.zarr --name structures
-    --labels 'ts/{scan}/{part}.nii.gz' --scheme totalsegmentator --label-state predicted
+    Example:  spinezarr add-labels ctspine1k.zarr --layer structures
+    --masks 'ts/{scan}/{part}.nii.gz' --scheme totalsegmentator --label-state predicted
 
     Store and masks may be in buckets. The S3 options then apply to both. If an S3 option with --raw
     is given, only those with --raw apply to the masks.
     """
-    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.console import print_json
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.labels import print_added
     from spinezarr.label_schemes import named_scheme
 
     with show_progress() as on_progress:
         report = open_options.open(store).add_labels(
-            name,
-            labels,
+            layer,
+            masks,
             scheme=named_scheme(scheme),
             license=license,
             author=author,
@@ -127,7 +117,7 @@ def add_labels(
             on_progress=on_progress,
         )
     if as_json:
-        print_json(report.to_json())
+        print_json(report.to_json(), report.exit_code)
     else:
         print_added(report)
     raise typer.Exit(report.exit_code)

@@ -13,7 +13,7 @@ __all__ = ["audit"]
 @command
 def audit(
     stores: Annotated[
-        list[str], typer.Argument(metavar="URL", help="Paths, URLs or catalog names of stores.")
+        list[str], typer.Argument(metavar="STORE", help="Paths, URLs or catalog names of stores.")
     ],
     *,
     layer: Layer = "label",
@@ -39,7 +39,7 @@ def audit(
     Example:  spinezarr audit demo/ctspine1k.zarr --severity warning
     """
     from spinezarr.api import audit_stores
-    from spinezarr.cli.console import show_progress
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.audit import print_audits
 
     opened_stores = list({store.url: store for store in map(open_options.open, stores)}.values())

@@ -27,7 +27,8 @@ def bench(
 
     Example:  spinezarr bench demo/ctspine1k.zarr --seconds 10
     """
-    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.console import print_json
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.bench import print_benchmark
 
     with show_progress() as on_progress:

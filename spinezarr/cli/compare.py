@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.options import AsJson, OpenOptions, ScanOptions, StoreUrl, command
+from spinezarr.cli.completion import complete_masks
+from spinezarr.cli.options import (
+    AsJson,
+    OpenOptions,
+    ScanOptions,
+    StoreUrl,
+    TakeImageGrid,
+    command,
+)
 
 __all__ = ["compare"]
 
@@ -15,32 +23,35 @@ def compare(
     store: StoreUrl,
     *,
     layer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Predicted mask of the store.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Predicted mask of the store.", autocompletion=complete_masks
+        ),
     ] = None,
     masks: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH",
+            metavar="PATTERN",
             help="Predicted masks in files, such as 'predictions/{scan}.nii.gz'.",
         ),
     ] = None,
     truth: Annotated[
-        str, typer.Option("--with", metavar="NAME", help="True mask of the store.")
+        str,
+        typer.Option(
+            "--with",
+            metavar="NAME",
+            help="True mask of the store.",
+            autocompletion=complete_masks,
+        ),
     ] = "label",
     dataset_json: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="dataset.json of the nnU-Net model that wrote the files of --masks.",
+            help="The dataset.json of the nnU-Net model that wrote the files of --masks.",
         ),
     ] = None,
-    take_image_grid: Annotated[
-        bool,
-        typer.Option(
-            "--take-image-grid",
-            help="Give the files of --masks the affine of the image if only the affines differ.",
-        ),
-    ] = False,
+    take_image_grid: TakeImageGrid = False,
     scan_options: ScanOptions,
     csv: Annotated[
         Path | None,
@@ -75,7 +86,7 @@ def compare(
 
     Example:  spinezarr compare demo/ctspine1k.zarr --masks 'predictions/{scan}.nii.gz'
     """
-    from spinezarr.cli.console import show_progress
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.compare import print_comparison
 
     with show_progress() as on_progress:

@@ -2,28 +2,24 @@
 
 All output goes through this module. Names and texts may come from strangers, so all printed text is
 escaped (:func:`spinezarr.text.to_printable`) and never read as markup. Styles are arguments.
+
+Standard output gets the result of a command. Standard error gets errors, warnings, progress and
+notes; ``--quiet`` leaves out progress and notes.
 """
 
+import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
 import typer
+from rich.cells import cell_len
 from rich.columns import Columns
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, JustifyMethod, RenderableType
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as ProgressBars
+from rich.padding import Padding
 from rich.segment import Segment
 from rich.style import StyleType
 from rich.table import Table as RichTable
@@ -36,7 +32,6 @@ from spinezarr.errors import (
     UnknownScanError,
     UsageError,
 )
-from spinezarr.progress import OnProgress, Progress
 from spinezarr.redaction import redact_urls_in
 from spinezarr.text import MultilineText, describe_os_error, to_ascii_json, to_printable
 
@@ -54,19 +49,20 @@ __all__ = [
     "print_heading",
     "print_json",
     "print_side_by_side",
-    "show_progress",
-    "tracked",
+    "set_up_output",
 ]
-
-T = TypeVar("T")
 
 SOME_FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
 """Exit code that shells report for a command ended by Ctrl-C."""
+PIPE_CLOSED: Final = 141
+"""Exit code that shells report for a command whose output nobody reads any more."""
 
 MAX_ROWS: Final = 20
 """Most rows of a table that are printed. The others are only counted; --json prints all."""
+_READABLE_WIDTH: Final = 10
+"""Fewest characters of a column of text that is narrower than its longest line."""
 
 
 class _Console(RichConsole):
@@ -74,6 +70,8 @@ class _Console(RichConsole):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+        self.hides_notes = False
+        """Whether notes and progress are left out."""
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401  as in Rich
         # Text is escaped before the layout, so that the layout leaves room for the escapes.
@@ -93,12 +91,27 @@ class _Console(RichConsole):
                 lines = (to_printable(line, longest=None) for line in text.split("\n"))
                 yield Segment("\n".join(lines), segment.style)
 
+    def on_broken_pipe(self) -> None:
+        """End the program without a message, as after ``| head``."""
+        self.quiet = True
+        # Python writes what is left in its buffer when it ends.
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+        raise SystemExit(PIPE_CLOSED)
+
     def say(self, *parts: "str | StyledText", style: StyleType | None = None) -> None:
         """Print one line or a :class:`~spinezarr.text.MultilineText`, joined from parts."""
         line = Text(style=style or "")
         for part in parts:
             line.append(_styled(part))
         self.print(line, soft_wrap=True)
+
+    def note(self, *parts: "str | StyledText") -> None:
+        """Print a line that is neither a result nor an error, unless ``--quiet`` is given."""
+        if not self.hides_notes:
+            self.say(*parts)
 
 
 class StyledText:
@@ -118,9 +131,28 @@ OUT: Final = _Console()
 ERR: Final = _Console(stderr=True)
 
 
+def set_up_output(*, quiet: bool, no_color: bool) -> None:
+    """Choose what is printed on standard error, and whether colors are used.
+
+    Parameters
+    ----------
+    quiet
+        Whether progress and notes are left out.
+    no_color
+        Whether colors are left out. They are also left out if ``$NO_COLOR`` is set, if ``$TERM`` is
+        ``dumb``, and outside a terminal.
+    """
+    ERR.hides_notes = quiet
+    for console in (OUT, ERR):
+        console.no_color = no_color or bool(os.environ.get("NO_COLOR"))
+
+
 @contextmanager
-def errors_for_users() -> Iterator[None]:
-    """Print an error as a message, and exit with its code; only a bug shows a traceback."""
+def errors_for_users(*, as_json: bool = False) -> Iterator[None]:
+    """Print an error as a message, and exit with its code; only a bug shows a traceback.
+
+    With ``as_json``, the error is also printed as JSON on standard output.
+    """
     try:
         yield
     except SpinezarrError as problem:
@@ -130,21 +162,30 @@ def errors_for_users() -> Iterator[None]:
         _fail(
             MultilineText(*str(problem).split("\n")),  # a group that holds only KeyboardInterrupt
             WRONG_USAGE if wrong_usage else SOME_FAILED,
+            as_json=as_json,
         )
     except OSError as problem:
-        _fail(redact_urls_in(describe_os_error(problem)), SOME_FAILED)
+        _fail(redact_urls_in(describe_os_error(problem)), SOME_FAILED, as_json=as_json)
     except KeyboardInterrupt:
-        _fail("interrupted. Finished work is kept. Run the command again to continue.", INTERRUPTED)
+        _fail(
+            "interrupted. Finished work is kept. Run the command again to continue.",
+            INTERRUPTED,
+            as_json=as_json,
+        )
     except (typer.Exit, typer.Abort):
         raise
-    except Exception:  # noqa: BLE001  a bug; its text may come from a stranger
+    except Exception as problem:  # noqa: BLE001  a bug; its text may come from a stranger
         lines = redact_urls_in(traceback.format_exc().rstrip()).split("\n")
         ERR.say(MultilineText(*lines))
+        if as_json:
+            print_json({"error": redact_urls_in(repr(problem))}, SOME_FAILED)
         raise typer.Exit(SOME_FAILED) from None
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int, *, as_json: bool) -> None:
     print_error(message)
+    if as_json:
+        print_json({"error": message}, code)
     raise typer.Exit(code)
 
 
@@ -156,7 +197,8 @@ def print_error(message: str) -> None:
 class Table(RichTable):
     """A table of texts. The columns in ``right`` hold numbers. The title may be empty.
 
-    A cell is one line, unless it is a :class:`~spinezarr.text.MultilineText`.
+    A cell is one line, unless it is a :class:`~spinezarr.text.MultilineText`. Where the table does
+    not fit in the terminal, each row is printed as a paragraph.
     """
 
     def __init__(self, title: str, *columns: str, right: tuple[str, ...] = ()) -> None:
@@ -167,15 +209,50 @@ class Table(RichTable):
             header_style="bold",
             min_width=min(len(title), OUT.width),
         )
-        for column in columns:
+        self._cells: list[tuple[list[Text], StyleType | None]] = []
+        self._headings = [_styled(column) for column in columns]
+        for column, heading in zip(columns, self._headings, strict=True):
             justify: JustifyMethod = "right" if column in right else "left"
-            self.add_column(
-                _styled(column), justify=justify, overflow="fold", no_wrap=column in right
-            )
+            self.add_column(heading, justify=justify, overflow="fold", no_wrap=column in right)
 
     def add_row(self, *cells: Any, style: StyleType | None = None, **_: Any) -> None:  # noqa: ANN401
         """Add a row of texts."""
-        super().add_row(*map(_styled, cells), style=style)
+        texts = [_styled(cell) for cell in cells]
+        self._cells.append((texts, style))
+        super().add_row(*texts, style=style)
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> Iterator[Any]:
+        if self._narrowest_width() <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        if self.title:
+            yield self.title
+        for cells, style in self._cells:
+            yield from self._paragraphs(cells, style or "")
+
+    def _narrowest_width(self) -> int:
+        """Return the number of characters that the table needs to be readable."""
+        widths = []
+        for number, column in enumerate(self.columns):
+            texts = [self._headings[number], *(cells[number] for cells, _ in self._cells)]
+            natural = max(cell_len(line) for text in texts for line in text.plain.split("\n"))
+            widths.append(natural if column.no_wrap else min(natural, _READABLE_WIDTH))
+        borders = 3 * len(widths) + 1  # each cell has a space on both sides
+        return sum(widths) + borders
+
+    def _paragraphs(self, cells: list[Text], style: StyleType) -> Iterator[RenderableType]:
+        """Yield the first cell as a heading, then the numbers, then each text."""
+        named = list(zip(self._headings, cells, self.columns, strict=True))
+        first_name, first, _ = named[0]
+        heading = Text(style=style)
+        heading.append_text(Text(f"{first_name} ".lstrip(), style="bold"))
+        heading.append_text(first)
+        yield heading
+        rest = [(name, cell, column) for name, cell, column in named[1:] if cell.plain]
+        numbers = [f"{name} {cell}" for name, cell, column in rest if column.no_wrap]
+        texts = [f"{name}: {cell}" for name, cell, column in rest if not column.no_wrap]
+        for line in ([", ".join(numbers)] if numbers else []) + texts:
+            yield Padding(Text(line, style=style), (0, 0, 0, 2), expand=False)
 
 
 def print_capped(table: Table, total: int) -> None:
@@ -211,89 +288,15 @@ def megabytes(size_bytes: float) -> str:
     return f"{size_bytes / 1e6:,.1f} MB"
 
 
-def print_json(value: object) -> None:
-    """Print a dataclass or plain value as JSON on standard output."""
-    json_value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    print_document(f"{to_ascii_json(json_value)}\n")
+def print_json(report: Mapping[str, Any], exit_code: int = 0) -> None:
+    """Print a report as a JSON object on standard output, with the exit code of the command."""
+    print_document(f"{to_ascii_json({**report, 'exit_code': exit_code})}\n")
 
 
 def print_document(text: str) -> None:
     """Print a document byte for byte on standard output. Its texts must be safe to print."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-class _Description(ProgressColumn):
-    """Column with the task of a progress bar, such as the name of a scan."""
-
-    def render(self, task: Task) -> Text:
-        return Text(to_printable(task.description), style="bold")
-
-
-class _Amount(ProgressColumn):
-    """Column with the done and the total number of scans or bytes."""
-
-    _bytes = DownloadColumn()
-
-    def render(self, task: Task) -> Text:
-        progress: Progress = task.fields["progress"]
-        if progress.scans_total is not None:
-            return Text(f"{progress.scans_done}/{progress.scans_total} scans")
-        if progress.unit != "bytes":
-            unit = "s" if progress.unit == "seconds" else progress.unit
-            return Text(f"{progress.done:.0f}/{progress.total} {unit}")
-        return self._bytes.render(task)
-
-
-class _Speed(ProgressColumn):
-    """Column with MB/s if bytes are counted."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if speed is None or task.fields["progress"].unit != "bytes":
-            return Text("")
-        return Text(f"{speed / 1e6:.1f} MB/s", style="progress.data.speed")
-
-
-def _bars(*columns: ProgressColumn) -> ProgressBars:
-    """Return progress bars with descriptions and further columns, on standard error."""
-    return ProgressBars(
-        _Description(),
-        BarColumn(bar_width=None),
-        *columns,
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=ERR,
-    )
-
-
-@contextmanager
-def show_progress() -> Iterator[OnProgress]:
-    """Yield a callback that draws a bar for each step and prints messages above the bars."""
-    bars = _bars(_Amount(), _Speed())
-    task_ids: dict[str, TaskID] = {}
-
-    def show(progress: Progress) -> None:
-        if progress.message:
-            ERR.say(progress.message)
-        if progress.step not in task_ids:
-            bars.start()
-            task_ids[progress.step] = bars.add_task(progress.step, total=None, progress=progress)
-        bars.update(
-            task_ids[progress.step],
-            completed=progress.done,
-            total=progress.total,
-            description=progress.scan or progress.step,
-            progress=progress,
-        )
-
     try:
-        yield show
-    finally:
-        if task_ids:
-            bars.stop()
-
-
-def tracked(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield items, and show how many are done."""
-    with _bars() as bars:
-        yield from bars.track(items, total=total, description=description)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        OUT.on_broken_pipe()

@@ -10,6 +10,7 @@ import typer
 
 import spinezarr
 from spinezarr.cli.options import command
+from spinezarr.progress import ProgressCounter
 
 __all__ = ["demo"]
 
@@ -36,9 +37,9 @@ def demo(
     """
     import xarray as xr
 
-    from spinezarr.cli.console import OUT, print_heading, show_progress
+    from spinezarr.cli.console import OUT, print_heading
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.ingest import print_report
-    from spinezarr.progress import ProgressCounter
     from spinezarr.testing import CTSPINE1K_SCANS, write_ctspine1k
     from spinezarr.text import MultilineText
 
@@ -83,7 +84,7 @@ def _prepare(out: Path) -> None:
 
 def _rates(store: "spinezarr.Store", samples: int) -> dict[str, float]:
     """Stream random patches and slices; return samples per second by kind."""
-    from spinezarr.cli.console import tracked
+    from spinezarr.cli.progress import show_progress
 
     shortest = int(store.table.shape_zyx.min())
     side = min(128, shortest)
@@ -93,12 +94,19 @@ def _rates(store: "spinezarr.Store", samples: int) -> dict[str, float]:
         ),
         "axial slices": store.slices("axial", batch_size=8, n_samples=samples),
     }
-    return {name: _rate(tracked(stream, name, len(stream))) for name, stream in streams.items()}
+    with show_progress() as on_progress:
+        return {
+            name: _rate(stream, ProgressCounter(on_progress, name, "batches", len(stream)))
+            for name, stream in streams.items()
+        }
 
 
-def _rate(batches: Iterable[Sized]) -> float:
+def _rate(batches: Iterable[Sized], counter: ProgressCounter) -> float:
     started = time.perf_counter()
-    count = sum(len(batch) for batch in batches)
+    count = 0
+    for batch in batches:
+        count += len(batch)
+        counter.add()
     return count / (time.perf_counter() - started)
 
 

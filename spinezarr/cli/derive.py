@@ -1,23 +1,29 @@
 """``spinezarr derive``: how does a store become another store?"""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Final, Literal
 
 import typer
 
+from spinezarr.cli.completion import complete_masks
 from spinezarr.cli.ingest import WorkerOptions
 from spinezarr.cli.options import (
     AsJson,
+    Codec,
     IncludeRestricted,
     OpenOptions,
     Repair,
     ScanOptions,
+    Scratch,
     StoreUrl,
     command,
 )
 from spinezarr.errors import UsageError
-from spinezarr.store.layout import PROFILES
 
 __all__ = ["derive"]
+
+_SPACING: Final = "one number of at least 0.001 mm, or three for z, y and x, such as 3,1,1"
+_WINDOW: Final = "two numbers in HU, such as -200,1000"
 
 
 @command
@@ -33,6 +39,7 @@ def derive(
             metavar="NAME",
             help="Carry over only this mask beside 'label'; may be repeated. 'none' for none of "
             "them; by default all.",
+            autocompletion=complete_masks,
         ),
     ] = None,
     spacing_mm: Annotated[
@@ -66,27 +73,14 @@ def derive(
         ),
     ] = None,
     intensity: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="LOW HIGH",
-            help="Store images as uint8: LOW and HIGH are the HU of 0 and 255, such as -200 1000.",
-        ),
-    ] = None,
-    codec: Annotated[
         str | None,
         typer.Option(
-            metavar="PROFILE",
-            help=f"Chunks and codecs: {', '.join(PROFILES)}; by default those of the derived "
-            "store, or balanced for a new one.",
+            metavar="LOW,HIGH",
+            help="Store images as uint8: LOW and HIGH are the HU of 0 and 255, such as -200,1000.",
         ),
     ] = None,
-    scratch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for data that do not fit into memory; by default that of a local store.",
-        ),
-    ] = None,
+    codec: Codec = None,
+    scratch: Scratch = None,
     worker: WorkerOptions,
     repair: Repair = False,
     include_restricted: IncludeRestricted = False,
@@ -110,9 +104,11 @@ def derive(
     Both stores may be in buckets. The S3 options then apply to both. If only the derived store is
     in a bucket, they apply to it.
     """
-    from spinezarr.cli.console import show_progress
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.derive import print_derived
+    from spinezarr.stream.spacing import MIN_MM
 
+    window = _numbers("--intensity", intensity, (2,), _WINDOW)
     # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
     is_local_store = "://" in out and "://" not in store
     opened_store = (
@@ -123,12 +119,12 @@ def derive(
             out=out,
             **scan_options.names,
             layers=() if layers == ["none"] else layers,
-            spacing_mm=_spacing(spacing_mm),
+            spacing_mm=_numbers("--spacing-mm", spacing_mm, (1, 3), _SPACING, MIN_MM),
             antialias=not no_antialias,
             mask_interpolation=mask_interpolation,
             crop=crop,
             margin_mm=margin_mm,
-            intensity=intensity,
+            intensity=None if window is None else (window[0], window[1]),
             codec=codec,
             workers=worker.workers,
             scheduler=worker.scheduler,
@@ -142,13 +138,20 @@ def derive(
     raise typer.Exit(report.exit_code)
 
 
-def _spacing(text: str | None) -> tuple[float, ...] | None:
-    """Return the numbers of an option such as ``3,1,1``."""
+def _numbers(
+    option: str,
+    text: str | None,
+    counts: tuple[int, ...],
+    expected: str,
+    least: float = -math.inf,
+) -> tuple[float, ...] | None:
+    """Return the numbers of an option, such as ``3,1,1``."""
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(
-            f"--spacing-mm {text!r}: give one number in mm, or three for z, y and x such as 3,1,1."
-        ) from None
+        numbers = ()
+    if len(numbers) not in counts or not min(numbers) >= least:
+        raise UsageError(f"{option} {text!r}: give {expected}.")
+    return numbers

@@ -14,7 +14,7 @@ def doctor(
     store: Annotated[
         str | None,
         typer.Argument(
-            metavar="[URL]",
+            metavar="[STORE]",
             help="Path, URL or catalog name of a store, or a folder; by default the working one.",
         ),
     ] = None,
@@ -33,7 +33,8 @@ def doctor(
     Example:  spinezarr doctor demo/ctspine1k.zarr
     """
     from spinezarr.catalog import locate_store
-    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.console import print_json
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.doctor import print_diagnosis
     from spinezarr.verbs.doctor import diagnose
 
@@ -41,7 +42,7 @@ def doctor(
     with show_progress() as on_progress:
         diagnosis = diagnose(url, {**options, **open_options.storage_options}, on_progress)
     if as_json:
-        print_json(diagnosis.to_json())
+        print_json(diagnosis.to_json(), diagnosis.exit_code)
     else:
         print_diagnosis(diagnosis)
     raise typer.Exit(diagnosis.exit_code)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from spinezarr.cli.completion import complete_masks
 from spinezarr.cli.help import Command, command_group
 from spinezarr.cli.options import (
     AsJson,
@@ -34,6 +35,7 @@ def nifti(
         typer.Option(
             metavar="NAME",
             help="Mask to write: label, which is the default, or a further mask; may be repeated.",
+            autocompletion=complete_masks,
         ),
     ] = None,
     scan_options: ScanOptions,
@@ -62,7 +64,8 @@ def nifti(
 
     Example:  spinezarr export nifti demo/ctspine1k.zarr --out nifti
     """
-    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.console import print_json
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.export import print_files
 
     with show_progress() as on_progress:
@@ -77,7 +80,7 @@ def nifti(
             on_progress=on_progress,
         )
     if as_json:
-        print_json(report.to_json())
+        print_json(report.to_json(), report.exit_code)
     else:
         print_files(report)
     raise typer.Exit(report.exit_code)
@@ -93,11 +96,15 @@ def nnunet(
         typer.Option(metavar="DIR", envvar="nnUNet_raw", help="Folder of nnU-Net's raw datasets."),
     ],
     dataset_id: Annotated[
-        int, typer.Option(min=1, max=999, help="Number of the dataset in nnU-Net.")
+        int,
+        typer.Option(metavar="N", min=1, max=999, help="Number of the dataset in nnU-Net."),
     ] = 501,
     name: Annotated[
         str | None,
-        typer.Option(help="Name of the dataset in nnU-Net; the title of the store by default."),
+        typer.Option(
+            metavar="NAME",
+            help="Name of the dataset in nnU-Net; by default the title of the store.",
+        ),
     ] = None,
     layer: Layer = "label",
     scan_options: ScanOptions,
@@ -126,7 +133,8 @@ def nnunet(
 
     Example:  spinezarr export nnunet demo/ctspine1k.zarr --out nnUNet_raw
     """
-    from spinezarr.cli.console import OUT, print_json, show_progress
+    from spinezarr.cli.console import OUT, print_json
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.export import print_files
 
     with show_progress() as on_progress:
@@ -143,7 +151,7 @@ def nnunet(
             on_progress=on_progress,
         )
     if as_json:
-        print_json({**report.to_json(), "files": list(report.files)})
+        print_json({**report.to_json(), "files": list(report.files)}, report.exit_code)
     else:
         print_files(report)
         for path in report.files:
@@ -185,7 +193,8 @@ def ome_zarr(
 
     Example:  spinezarr export ome-zarr demo/ctspine1k.zarr --out images
     """
-    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.console import print_json
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.export import print_images
 
     # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
@@ -204,7 +213,53 @@ def ome_zarr(
             on_progress=on_progress,
         )
     if as_json:
-        print_json(report.to_json())
+        print_json(report.to_json(), report.exit_code)
     else:
         print_images(report)
     raise typer.Exit(report.exit_code)
+
+
+@app.command(cls=Command, no_args_is_help=True)
+@command
+def card(
+    store: StoreUrl,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="URL at which others will find the store; by default the URL that is read.",
+        ),
+    ] = None,
+    scan_options: ScanOptions,
+    overwrite: Overwrite = False,
+    include_restricted: IncludeRestricted = False,
+    as_json: AsJson = False,
+    open_options: OpenOptions,
+) -> None:
+    """Describe a store for a hub, for Croissant and for intake.
+
+    DIR gets README.md (a dataset card with license, citation, counts and splits), a picture,
+    scans.csv (the scans and their URLs), croissant.json and intake.yaml.
+
+    Exit code 0: the files were written; 2: wrong usage.
+
+    Example:  spinezarr export card demo/ctspine1k.zarr --url s3://lab/ctspine1k.zarr --out card
+    """
+    from spinezarr.cli.console import OUT, print_json
+    from spinezarr.cli.reports.export import print_left_out
+
+    report = open_options.open(store).export_card(
+        out=out,
+        url=url,
+        **scan_options.names,
+        overwrite=overwrite,
+        include_restricted=include_restricted,
+    )
+    if as_json:
+        print_json({"files": list(report.files), "left_out": report.left_out})
+    else:
+        for path in report.files:
+            OUT.say(f"Wrote {path}.")
+        print_left_out(report.left_out, {}, "describes")

@@ -4,7 +4,7 @@ Help is plain text. The layout of Typer imports parts of Rich, which takes longe
 steps of help.
 """
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -12,6 +12,14 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["Command", "Group", "command_group", "first_paragraph"]
 
 _WRONG_USAGE: Final = 2
+
+
+class _Offer(NamedTuple):
+    """A word that a shell offers, in the form of the completion items of click."""
+
+    value: str
+    help: str
+    type: str = "plain"
 
 
 class Command(TyperCommand):
@@ -42,6 +50,16 @@ class Group(TyperGroup):
             formatter.write_dl(
                 [(name, self.summary(ctx, name)) for name in self.list_commands(ctx)]
             )
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:  # noqa: ANN401
+        """Return the commands and options that a shell offers, without making any command."""
+        if incomplete.startswith("-"):
+            return list(super().shell_complete(ctx, incomplete))
+        return [
+            _Offer(name, self.summary(ctx, name))
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
 
     def summary(self, ctx: Any, name: str) -> str:  # noqa: ANN401
         """Return what a command does, in a sentence."""

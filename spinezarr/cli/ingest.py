@@ -6,18 +6,23 @@ from typing import Annotated
 import typer
 
 import spinezarr
+from spinezarr.cli.completion import complete_datasets
 from spinezarr.cli.options import (
     AsJson,
     BucketOptions,
     CatalogFile,
+    Codec,
+    DryRun,
     FollowLinks,
     RawBucketOptions,
     Repair,
+    Scratch,
+    TakeImageGrid,
     command,
 )
 from spinezarr.errata import Errata
 from spinezarr.formats.limits import DEFAULT_LIMITS
-from spinezarr.store.layout import LARGEST_AXIS, PROFILES
+from spinezarr.store.layout import LARGEST_AXIS
 
 __all__ = ["ingest"]
 
@@ -110,6 +115,7 @@ def ingest(
         typer.Argument(
             metavar="DATASET",
             help="Name in the catalog, name of a shipped recipe, path of a recipe, or 'pairs'.",
+            autocompletion=complete_datasets,
         ),
     ],
     *,
@@ -123,37 +129,16 @@ def ingest(
     license: Annotated[
         str | None, typer.Option(metavar="SPDX", help="License of the data, if not the recipe's.")
     ] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PROFILE",
-            help=f"Chunks and codecs: {', '.join(PROFILES)}; by default those of the store, or "
-            "balanced for a new store.",
-        ),
-    ] = None,
-    take_image_grid: Annotated[
-        bool,
-        typer.Option(
-            "--take-image-grid",
-            help="Give a mask its image's affine where both have the same shape.",
-        ),
-    ] = False,
+    codec: Codec = None,
+    take_image_grid: TakeImageGrid = False,
     pseudonym: PseudonymOptions,
     source_files: SourceFileOptions,
-    scratch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for data that do not fit into memory; by default that of a local store.",
-        ),
-    ] = None,
+    scratch: Scratch = None,
     errata: Annotated[
         Errata,
         typer.Option(help="Whether lists of errata only mark scans, or also correct their masks."),
     ] = "mark",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the scans and files, and write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     worker: WorkerOptions,
     repair: Repair = False,
     as_json: AsJson = False,
@@ -182,7 +167,7 @@ def ingest(
     Raw folder and store may be in buckets, s3://bucket/name. The S3 options then apply to both. If
     an S3 option with --raw is given, only those with --raw apply to the raw folder.
     """
-    from spinezarr.cli.console import show_progress
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.ingest import print_discovery, print_report
     from spinezarr.ingestion.run import IngestReport
 

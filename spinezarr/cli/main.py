@@ -4,6 +4,7 @@ A module of a command holds its options. It imports the code of the command when
 so that help and messages about wrong usage appear at once.
 """
 
+import codecs
 import io
 import sys
 from functools import cache
@@ -15,7 +16,7 @@ from typer.main import get_command
 
 from spinezarr.cli.help import Command, Group, command_group, first_paragraph
 from spinezarr.cli.logs import show_warnings_and_logs
-from spinezarr.text import MultilineText
+from spinezarr.text import MultilineText, did_you_mean
 
 __all__ = ["app", "main"]
 
@@ -24,6 +25,8 @@ _COMMANDS: Final = (
     "add-labels",
     "remove-labels",
     "derive",
+    "push",
+    "pull",
     "info",
     "audit",
     "verify",
@@ -42,6 +45,11 @@ _RUN_WITHOUT_ARGUMENTS: Final = {"doctor", "init", "demo"}
 """Commands that run without arguments. The others print their help then."""
 _USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
 """Base class of usage errors in click, or in the copy of click inside typer."""
+
+_REPLACE: Final = "spinezarr-replace"
+"""Name of the way in which characters are replaced that an encoding does not have."""
+_SPELLED: Final = {"²": "2", "³": "3", "…": "..."}
+"""Spelling of characters that spinezarr itself prints. All others become question marks."""
 
 
 class _Commands(Group):
@@ -111,10 +119,11 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. A question mark replaces characters that the terminal cannot show."""
+    """Run the command line. Characters that the terminal cannot show are replaced."""
+    codecs.register_error(_REPLACE, _replace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=_REPLACE)
     show_warnings_and_logs()
     try:
         code = app(standalone_mode=False)
@@ -124,10 +133,48 @@ def main() -> None:
     sys.exit(code)
 
 
-def _print_usage_error(problem: Any) -> None:  # noqa: ANN401
-    from spinezarr.cli.console import ERR, print_error
+def _replace(problem: UnicodeError) -> tuple[str, int]:
+    """Return the text for characters that an encoding does not have, and where to go on."""
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    found = problem.object[problem.start : problem.end]
+    return "".join(_SPELLED.get(char, "?") for char in found), problem.end
 
+
+def _print_usage_error(problem: Any) -> None:  # noqa: ANN401
+    from spinezarr.cli.console import ERR, print_error, print_json, set_up_output
+
+    words = sys.argv[1:]
+    set_up_output(quiet=False, no_color="--no-color" in words)
     if problem.ctx is not None:
         ERR.say(MultilineText(*problem.ctx.get_usage().split("\n")))
         ERR.say(f"Try '{problem.ctx.command_path} --help' for help.")
-    print_error(problem.format_message())
+    message = _usage_message(problem)
+    print_error(message)
+    if "--json" in words:
+        print_json({"error": message}, problem.exit_code)
+
+
+def _usage_message(problem: Any) -> str:  # noqa: ANN401
+    """Return the message of a usage error, with similar options as they are suggested elsewhere."""
+    if isinstance(problem, typer.BadParameter):
+        # Pydantic checks the values of options, and does not say what it has found.
+        found = _value_of(problem.param)
+        text = str(problem.format_message()).replace("Value error, ", "")
+        return text.replace("Input should be", f"{found} should be" if found else "it should be")
+    if getattr(problem, "option_name", None) is None or problem.ctx is None:
+        return str(problem.format_message())
+    known = [name for option in problem.ctx.command.params for name in option.opts]
+    is_unknown = problem.option_name not in known
+    hint = did_you_mean(problem.option_name, known) if is_unknown else ""
+    return f"{problem.message.rstrip('.')}.{hint}"
+
+
+def _value_of(parameter: Any) -> str:  # noqa: ANN401
+    """Return the word that follows an option on the command line, or an empty text."""
+    words = sys.argv[1:]
+    names = () if parameter is None else parameter.opts
+    for place, word in enumerate(words[:-1]):
+        if word in names:
+            return repr(words[place + 1])
+    return next((repr(word.partition("=")[2]) for word in words if word.split("=")[0] in names), "")

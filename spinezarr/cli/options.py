@@ -14,28 +14,44 @@ from typing import Annotated, Any, Final, TypedDict, get_type_hints
 import typer
 
 import spinezarr
+from spinezarr.cli.completion import (
+    complete_codecs,
+    complete_masks,
+    complete_scans,
+    complete_sources,
+    complete_splits,
+    complete_vertebrae,
+)
 
 __all__ = [
+    "OUTPUT",
     "AsJson",
     "BucketOptions",
+    "Codec",
+    "DryRun",
     "FollowLinks",
     "IncludeRestricted",
     "Layer",
+    "MaskName",
     "OpenOptions",
+    "OutputOptions",
     "Overwrite",
     "RawBucketOptions",
     "Repair",
     "ScanOptions",
+    "Scratch",
     "StoreUrl",
+    "TakeImageGrid",
     "Uncompressed",
     "command",
 ]
 
+OUTPUT: Final = "Output"
 _S3: Final = "S3"
 _RAW_S3: Final = "S3 options of the raw folder, if they differ from the store's"
 
 StoreUrl = Annotated[
-    str, typer.Argument(metavar="URL", help="Path, URL or catalog name of the store.")
+    str, typer.Argument(metavar="STORE", help="Path, URL or catalog name of the store.")
 ]
 CatalogFile = Annotated[
     Path | None,
@@ -53,16 +69,60 @@ FollowLinks = Annotated[
         help="Read voxels of .mhd files through links into this folder; may be repeated.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the report as JSON, with all figures and names.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Layer = Annotated[
     str,
     typer.Option(
         "--layer",
         metavar="NAME",
         help="Mask of the store: label, or the name of a further mask such as a prediction.",
+        autocompletion=complete_masks,
+    ),
+]
+MaskName = Annotated[
+    str,
+    typer.Option(
+        "--layer",
+        metavar="NAME",
+        help="Name of the further mask, such as 'prediction'.",
+        autocompletion=complete_masks,
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files and images.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would be written, and write nothing."),
+]
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROFILE",
+        help="Chunks and codecs: balanced, fast or small; by default those of the store, or "
+        "balanced for a new store.",
+        autocompletion=complete_codecs,
+    ),
+]
+Scratch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for data that do not fit into memory; by default that of a local store.",
+    ),
+]
+TakeImageGrid = Annotated[
+    bool,
+    typer.Option(
+        "--take-image-grid",
+        help="Give a mask file the affine of its image where both have the same shape.",
+    ),
+]
 IncludeRestricted = Annotated[
     bool,
     typer.Option(
@@ -167,20 +227,33 @@ class ScanOptions:
     """Options that select the scans of a command. A scan must meet every condition."""
 
     scan: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Only this scan; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="Only this scan; may be repeated.", autocompletion=complete_scans
+        ),
     ] = None
     split: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only scans of this split; may be repeated."),
+        typer.Option(
+            metavar="NAME",
+            help="Only scans of this split; may be repeated.",
+            autocompletion=complete_splits,
+        ),
     ] = None
     source: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only scans of this source; may be repeated."),
+        typer.Option(
+            metavar="NAME",
+            help="Only scans of this source; may be repeated.",
+            autocompletion=complete_sources,
+        ),
     ] = None
     vertebra: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Only scans whose mask shows this vertebra; may be repeated."
+            metavar="NAME",
+            help="Only scans whose mask shows this vertebra; may be repeated.",
+            autocompletion=complete_vertebrae,
         ),
     ] = None
 
@@ -192,11 +265,34 @@ class ScanOptions:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """Options of every command on what it prints."""
+
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            help="Print no progress and no notes, only results, warnings and errors.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    no_color: Annotated[
+        bool,
+        typer.Option(
+            "--no-color",
+            help="Use no colors; $NO_COLOR and TERM=dumb do the same.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a command from a function.
 
-    A parameter whose type is a dataclass becomes an option for each of its fields. Errors are
-    printed as messages, and end the program with their exit codes.
+    A parameter whose type is a dataclass becomes an option for each of its fields. Each command
+    gets the :class:`OutputOptions`, too. Errors are printed as messages, and end the program with
+    their exit codes.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters: list[Parameter] = []
@@ -205,24 +301,18 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         kind = hints[name]
         if isinstance(kind, type) and is_dataclass(kind):
             groups[name] = kind
-            types = get_type_hints(kind, include_extras=True)
-            parameters += [
-                Parameter(
-                    field.name,
-                    Parameter.KEYWORD_ONLY,
-                    default=field.default,
-                    annotation=types[field.name],
-                )
-                for field in fields(kind)
-            ]
+            parameters += _parameters_of(kind)
         else:
             parameters.append(parameter.replace(annotation=kind))
 
-    @wraps(function)
-    def run(**arguments: object) -> None:
-        from spinezarr.cli.console import errors_for_users
+    parameters += _parameters_of(OutputOptions)
 
-        with errors_for_users():
+    @wraps(function)
+    def run(**arguments: Any) -> None:  # noqa: ANN401
+        from spinezarr.cli.console import errors_for_users, set_up_output
+
+        set_up_output(quiet=arguments.pop("quiet"), no_color=arguments.pop("no_color"))
+        with errors_for_users(as_json=arguments.get("as_json", False)):
             for name, kind in groups.items():
                 arguments[name] = kind(
                     **{field.name: arguments.pop(field.name) for field in fields(kind)}
@@ -233,3 +323,17 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _parameters_of(kind: type[Any]) -> list[Parameter]:
+    """Return a parameter for each field of a dataclass."""
+    types = get_type_hints(kind, include_extras=True)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=types[field.name],
+        )
+        for field in fields(kind)
+    ]

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.options import Layer, OpenOptions, ScanOptions, StoreUrl, command
+from spinezarr.cli.completion import complete_masks
+from spinezarr.cli.options import AsJson, Layer, OpenOptions, ScanOptions, StoreUrl, command
 
 __all__ = ["preview"]
 
@@ -18,9 +19,15 @@ def preview(
     layer: Layer = "label",
     truth: Annotated[
         str | None,
-        typer.Option("--with", metavar="NAME", help="Also draw this mask, on the left."),
+        typer.Option(
+            "--with",
+            metavar="NAME",
+            help="Also draw this mask, on the left.",
+            autocompletion=complete_masks,
+        ),
     ] = None,
     scan_options: ScanOptions,
+    as_json: AsJson = False,
     open_options: OpenOptions,
 ) -> None:
     """Draw a PNG for each scan: a sagittal, a coronal and an axial plane with named vertebrae.
@@ -32,11 +39,15 @@ def preview(
 
     Example:  spinezarr preview demo/ctspine1k.zarr --out previews
     """
-    from spinezarr.cli.console import OUT, show_progress
+    from spinezarr.cli.console import OUT, print_json
+    from spinezarr.cli.progress import show_progress
     from spinezarr.text import count_noun
 
     with show_progress() as on_progress:
         paths = open_options.open(store).preview(
             out=out, layer=layer, truth=truth, **scan_options.names, on_progress=on_progress
         )
-    OUT.say(f"Wrote {count_noun(len(paths), 'picture')} to {out}.")
+    if as_json:
+        print_json({"pictures": [str(path) for path in paths]})
+    else:
+        OUT.say(f"Wrote {count_noun(len(paths), 'picture')} to {out}.")

@@ -9,6 +9,7 @@ import typer
 
 from spinezarr.cli.options import OpenOptions, command
 from spinezarr.errors import UsageError
+from spinezarr.redaction import redact_url
 from spinezarr.serve.log import LogForm
 
 __all__ = ["serve"]
@@ -65,7 +66,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="URL", help="Origin of web pages that may read; may be repeated."),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, max=256, help="Number of processes.")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=256, help="Answer requests in N processes."),
+    ] = 1,
     cache_mb: Annotated[
         int,
         typer.Option(
@@ -97,7 +101,7 @@ def serve(
             raise UsageError("--new-token: give the --token-file to which the token is added.")
         token = new_token(token_file, new_token_name)
         OUT.say(token)
-        ERR.say(f"{token_file} holds the hash of the token. The token itself is shown only now.")
+        ERR.note(f"{token_file} holds the hash of the token. The token itself is shown only now.")
         return
     if sign is not None:
         OUT.say(_sign_url(token_file, sign, signed_for, signed_as))
@@ -129,14 +133,17 @@ def serve(
     table = Table("", "store", "URL for xarray and zarr")
     for name in names:
         table.add_row(name, f"{base_url}/zarr/{name}")
-    if names:
+    if names and not ERR.hides_notes:
         ERR.print(table)
-    else:
-        ERR.say("There is no store yet. Stores are served as soon as they are added.")
-    ERR.say(f"Serving at {base_url}. Stop it with Ctrl-C.")
+    elif not names:
+        ERR.note(
+            f"There is no store yet in {', '.join(map(redact_url, settings.paths))}. Stores are "
+            "served as soon as they are added."
+        )
+    ERR.note(f"Serving at {base_url}. Stop it with Ctrl-C.")
     if token_file is not None:
-        ERR.say(f"To use a browser, sign in at {base_url}/login.")
-    run(settings, host, port, processes)
+        ERR.note(f"To use a browser, sign in at {base_url}/login.")
+    run(settings, host, port, workers)
 
 
 def _sign_url(token_file: Path | None, url: str, time: str | None, name: str | None) -> str:

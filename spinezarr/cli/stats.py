@@ -6,17 +6,24 @@ from typing import Annotated
 
 import typer
 
-from spinezarr.cli.options import Layer, OpenOptions, ScanOptions, StoreUrl, command
+from spinezarr.cli.options import (
+    OUTPUT,
+    AsJson,
+    Layer,
+    OpenOptions,
+    ScanOptions,
+    StoreUrl,
+    command,
+)
 
 __all__ = ["Format", "stats"]
 
 
 class Format(StrEnum):
-    """Format of the output."""
+    """Format of a document for people or spreadsheets."""
 
     TABLE = "table"
     MARKDOWN = "markdown"
-    JSON = "json"
     CSV = "csv"
 
 
@@ -26,9 +33,6 @@ def stats(
     *,
     layer: Layer = "label",
     scan_options: ScanOptions,
-    output: Annotated[
-        Format, typer.Option("--format", help="Print one document in this format.")
-    ] = Format.TABLE,
     plots: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Also draw detection.png, volumes.png and spacing.png."),
@@ -40,6 +44,11 @@ def stats(
             help="Compare with the dataset's published card, or with the card in a .yaml file.",
         ),
     ] = None,
+    output: Annotated[
+        Format,
+        typer.Option("--format", help="Print one document in this format.", rich_help_panel=OUTPUT),
+    ] = Format.TABLE,
+    as_json: AsJson = False,
     open_options: OpenOptions,
 ) -> None:
     """Print the figures that dataset cards publish, from the scan table, or compare them.
@@ -54,16 +63,19 @@ def stats(
     """
     from spinezarr.cli.console import ERR, SOME_FAILED
     from spinezarr.cli.reports.stats import print_comparison, print_statistics
+    from spinezarr.errors import UsageError
     from spinezarr.stats.compare import Comparison
     from spinezarr.verbs.stats import PLOTS
 
+    if as_json and output is not Format.TABLE:
+        raise UsageError(f"--json and --format {output}: give one of them.")
     opened_store = open_options.open(store)
     result = opened_store.stats(layer=layer, **scan_options.names, plots=plots, against=against)
     if isinstance(result, Comparison):
-        print_comparison(result, output)
+        print_comparison(result, output, as_json=as_json)
     else:
-        print_statistics(result, output)
+        print_statistics(result, output, as_json=as_json)
     if plots is not None:
-        ERR.say(f"Wrote {', '.join(PLOTS)} to {plots}.")
+        ERR.note(f"Wrote {', '.join(PLOTS)} to {plots}.")
     if isinstance(result, Comparison) and not result.agrees:
         raise typer.Exit(SOME_FAILED)

@@ -47,7 +47,8 @@ def verify(
     Example:  spinezarr verify demo/ctspine1k.zarr --against demo/raw
     """
     from spinezarr.catalog import locate_store
-    from spinezarr.cli.console import print_json, show_progress
+    from spinezarr.cli.console import print_json
+    from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.verify import print_verification
     from spinezarr.store.selection import ScanSelection
     from spinezarr.verbs.verify import verify as verify_url
@@ -65,7 +66,7 @@ def verify(
             on_progress=on_progress,
         )
     if as_json:
-        print_json(verification.to_json())
+        print_json(verification.to_json(), verification.exit_code)
     else:
         print_verification(verification, against or [])
     raise typer.Exit(verification.exit_code)

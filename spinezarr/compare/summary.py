@@ -199,6 +199,7 @@ class StoreComparison:
             "scans": [scan.to_json() for scan in self.scans],
             "failed": self.failed,
             "without_truth": list(self.without_truth),
+            "not_saved": self.not_saved,
         }
 
     def columns(self) -> "xr.Dataset":

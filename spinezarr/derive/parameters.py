@@ -126,6 +126,6 @@ def _window(values: Sequence[float]) -> tuple[float, float]:
     numbers = tuple(float(value) for value in values)
     if len(numbers) != 2 or not -LARGEST_HU <= numbers[0] < numbers[1] <= LARGEST_HU:  # noqa: PLR2004
         raise UsageError(
-            f"intensity {numbers}: give the HU of 0 and the larger HU of 255, such as -200 1000."
+            f"intensity {numbers}: give the HU of 0 and the larger HU of 255, e.g. -200 and 1000."
         )
     return (numbers[0], numbers[1])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spinezarr.errors import UsageError
+from spinezarr.redaction import redact_url, with_two_slashes
 from spinezarr.store.files import PARTIAL
 from spinezarr.text import add_path_to_disk_full_error
 
@@ -40,8 +41,13 @@ def make_folder(folder: Path) -> None:
     Raises
     ------
     UsageError
-        If it, or one above it, is a file.
+        If it, or one above it, is a file, or if it was a URL.
     """
+    if with_two_slashes(str(folder)):
+        raise UsageError(
+            f"{redact_url(str(folder))}: is a URL, and these files are only written to a disk. "
+            "Give a folder."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as problem:

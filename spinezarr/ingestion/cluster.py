@@ -328,7 +328,7 @@ class _Submission(Generic[TaskT]):
     """A scan that was submitted to the cluster."""
 
     task: TaskT
-    future: Future[ScanResult]
+    future: "Future[ScanResult]"  # a text, because older versions of distributed do not know it
     resubmissions: int
     """Number of times that it was submitted before."""
     starts: int = 0
@@ -442,7 +442,7 @@ class _Run(Generic[TaskT]):
         self._in_flight[scan_id] = _Submission(task, future, resubmissions)
         self._await_end(scan_id, future)
 
-    def _await_end(self, scan_id: str, future: Future[ScanResult]) -> None:
+    def _await_end(self, scan_id: str, future: "Future[ScanResult]") -> None:
         future.add_done_callback(lambda _: self._inbox.put(_EndMessage(scan_id)))
 
     def _next_result(self) -> Iterator[ScanResult]:

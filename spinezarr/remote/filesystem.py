@@ -6,11 +6,11 @@ from typing import Any, Final
 import fsspec
 
 from spinezarr.errors import UsageError
-from spinezarr.redaction import redact_url
+from spinezarr.redaction import redact_url, with_two_slashes
 
 __all__ = ["open_filesystem"]
 
-_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
+_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http", "hf": "hub"}
 """Extra of this package that installs the packages for a scheme."""
 _S3: Final = {"s3", "s3a"}
 
@@ -31,10 +31,15 @@ def open_filesystem(
     Raises
     ------
     UsageError
-        If no installed package reads such URLs, or the options do not fit.
+        If no installed package reads such URLs, the options do not fit, or a slash is missing.
     """
     scheme, separator, _ = url.partition("://")
     shown = redact_url(url)
+    if not separator and (meant := with_two_slashes(url)):
+        raise UsageError(
+            f"{shown}: is no URL, because two slashes follow the scheme. Did you mean "
+            f"{redact_url(meant)!r}?"
+        )
     if storage_options and not separator:
         raise UsageError(
             f"{shown}: is a path; endpoint, profile and other storage options are for URLs such as "

@@ -8,7 +8,7 @@ from spinezarr.card import STATISTICS, FigureKey
 from spinezarr.stats.compare import ComparedFigure, Comparison
 from spinezarr.stats.statistics import Spread, Statistics
 from spinezarr.store.layout import LABEL
-from spinezarr.text import escape_markdown, to_ascii_json, to_csv
+from spinezarr.text import escape_markdown, to_csv
 
 __all__ = [
     "TextTable",
@@ -20,6 +20,7 @@ __all__ = [
     "statistics_csv",
     "statistics_json",
     "statistics_markdown",
+    "statistics_sections",
     "statistics_tables",
     "summary_lines",
     "verdict_line",
@@ -132,9 +133,15 @@ def statistics_markdown(statistics: Statistics) -> str:
     """Return the figures as Markdown in the layout of the published cards."""
     parts = [f"# {escape_markdown(statistics.title)}"]
     parts += [f"{line}." for line in summary_lines(statistics)]
+    return "\n\n".join([*parts, *statistics_sections(statistics)]) + "\n"
+
+
+def statistics_sections(statistics: Statistics) -> list[str]:
+    """Return the headings and tables of the figures as paragraphs of Markdown."""
+    parts = []
     for table in statistics_tables(statistics):
         parts += [f"## {table.title}", _markdown_table(table)]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -175,26 +182,24 @@ def comparison_csv(comparison: Comparison) -> str:
     )
 
 
-def statistics_json(statistics: Statistics) -> str:
-    """Return all figures as JSON, unrounded."""
+def statistics_json(statistics: Statistics) -> dict[str, Any]:
+    """Return all figures as JSON values, unrounded."""
     regions = {"vertebrae_by_region": statistics.vertebrae_by_region}
-    return _json(asdict(statistics) | regions)
+    return asdict(statistics) | regions
 
 
-def comparison_json(comparison: Comparison) -> str:
-    """Return a comparison as JSON, unrounded."""
-    return _json(
-        {
-            "dataset": comparison.dataset,
-            "card": comparison.title,
-            "source": comparison.source,
-            "as_of": comparison.as_of,
-            "agrees": comparison.agrees,
-            "verdicts": comparison.verdicts,
-            "lines": [_record(line) for line in comparison.lines],
-            "caveats": comparison.caveats,
-        }
-    )
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as JSON values, unrounded."""
+    return {
+        "dataset": comparison.dataset,
+        "card": comparison.title,
+        "source": comparison.source,
+        "as_of": comparison.as_of,
+        "agrees": comparison.agrees,
+        "verdicts": comparison.verdicts,
+        "lines": [_record(line) for line in comparison.lines],
+        "caveats": comparison.caveats,
+    }
 
 
 def _record(line: ComparedFigure) -> dict[str, Any]:
@@ -276,7 +281,3 @@ def _markdown_table(table: TextTable) -> str:
         for width, is_right in zip(widths, right, strict=True)
     ]
     return "\n".join(map(line, [header, rule, *rows]))
-
-
-def _json(value: object) -> str:
-    return f"{to_ascii_json(value)}\n"

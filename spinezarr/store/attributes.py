@@ -164,11 +164,19 @@ class RootAttributes(StoredAttributes):
 
 
 class OtherFormatError(Exception):
-    """The store is written in another version of the format."""
+    """The store is written in another version of the format; the text says what to do."""
 
     def __init__(self, version: int) -> None:
-        self.version = version
-        super().__init__(f"format {version}, not {FORMAT_VERSION}")
+        advice = (
+            "Make it again in another place: run the same 'spinezarr ingest' or 'spinezarr "
+            "derive' with another --out."
+            if version < FORMAT_VERSION
+            else "Update spinezarr: pip install --upgrade spinezarr."
+        )
+        super().__init__(
+            f"is written in format {version}, and this spinezarr reads and writes format "
+            f"{FORMAT_VERSION}. {advice}"
+        )
 
 
 class _RootFormat(StoredModel):

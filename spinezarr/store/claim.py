@@ -8,14 +8,14 @@ from spinezarr.errors import DamagedMetadataError, UsageError
 from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_root
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.files import PARTIAL, open_store, publish_file, read_files
-from spinezarr.store.layout import FORMAT_VERSION, METADATA, TABLE, profile_named
+from spinezarr.store.layout import METADATA, TABLE, profile_named
 from spinezarr.store.metadata import root_files
 from spinezarr.store.sealed import unseal
 from spinezarr.store.table import root_from_table
 from spinezarr.store.table_file import parse_table
 from spinezarr.store.writable import WritableStore
 
-__all__ = ["claim_store", "stored_root"]
+__all__ = ["check_root", "claim_store", "stored_root"]
 
 
 def stored_root(
@@ -65,7 +65,7 @@ def claim_store(store: WritableStore, requested: RootAttributes, *, repair: bool
         if existing is None:
             existing = _root_from_table(store, repair=repair)
     if existing is not None:
-        _check_root(store.name, existing, requested)
+        check_root(store.name, existing, requested)
     profile = profile_named((existing or requested).codec_profile).name
     root = requested.model_copy(update={"codec_profile": profile})
     _write_root(store, root, stored)
@@ -95,10 +95,7 @@ def _read_root(store: WritableStore, *, repair: bool) -> RootAttributes | None:
             unseal(data)  # a flipped digit of the version must not pass for another format
         return parse_root(data)
     except OtherFormatError as problem:
-        raise UsageError(
-            f"{store.name}: is a store in format {problem.version}, not {FORMAT_VERSION}. "
-            "Choose another place, or a matching version of spinezarr."
-        ) from problem
+        raise UsageError(f"{store.name}: {problem}") from problem
     except DamagedMetadataError:
         return None
 
@@ -126,8 +123,23 @@ def _root_from_table(store: WritableStore, *, repair: bool) -> RootAttributes:
     )
 
 
-def _check_root(name: str, existing: RootAttributes, requested: RootAttributes) -> None:
-    """Refuse a store of another dataset, derivation, codec profile or pseudonym key."""
+def check_root(name: str, existing: RootAttributes, requested: RootAttributes) -> None:
+    """Refuse a store of another dataset, derivation, codec profile or pseudonym key.
+
+    Parameters
+    ----------
+    name
+        Path or URL of the store for messages.
+    existing
+        Attributes of its root.
+    requested
+        Attributes that the root would get; without a codec profile, any is accepted.
+
+    Raises
+    ------
+    UsageError
+        If the store is another one.
+    """
     if (existing.dataset, existing.title) != (requested.dataset, requested.title):
         raise UsageError(
             f"{name}: holds {_describe(existing)}, not {_describe(requested)}. "

@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import object_too_large_error
 from spinezarr.remote.filesystem import open_filesystem
+from spinezarr.remote.hub import web_location
 from spinezarr.remote.settings import METADATA_BYTES
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.layout import METADATA
@@ -46,10 +47,11 @@ def open_store(
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system and the path of a store.
 
-    A store on disk gets a :class:`StoreFileSystem`, which follows no links below its folder. For
-    others see :func:`spinezarr.remote.filesystem.open_filesystem`.
+    A store on disk gets a :class:`StoreFileSystem`, which follows no links below its folder. One on
+    a hub is read from the web server of the hub (:mod:`spinezarr.remote.hub`). For others see
+    :func:`spinezarr.remote.filesystem.open_filesystem`.
     """
-    fs, path = open_filesystem(url, storage_options)
+    fs, path = open_filesystem(*web_location(url, storage_options))
     return (StoreFileSystem(path) if isinstance(fs, LocalFileSystem) else fs), path
 
 

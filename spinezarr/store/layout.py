@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from spinezarr.errors import UsageError
 from spinezarr.mask_names import MASK_NAME, is_mask_name
+from spinezarr.text import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,7 +214,10 @@ def profile_named(name: str | None) -> Profile:
     if name is None:
         return BALANCED
     if name not in PROFILES:
-        raise UsageError(f"there is no codec profile {name!r}; choose {', '.join(PROFILES)}.")
+        raise UsageError(
+            f"there is no codec profile {name!r}; choose {', '.join(PROFILES)}."
+            f"{did_you_mean(name, PROFILES)}"
+        )
     return PROFILES[name]
 
 

@@ -6,7 +6,7 @@ the old one, under chunk keys with the other separator.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ from spinezarr.store.sealed import seal, unseal
 from spinezarr.store.shard_writer import ShardWriter
 from spinezarr.store.writable import WritableStore
 
-__all__ = ["MaskWriter", "remove_mask"]
+__all__ = ["MaskWriter", "remove_mask", "without_masks"]
 
 
 class MaskWriter:
@@ -149,17 +149,31 @@ def remove_mask(store: WritableStore, folder: str, name: str, published: bytes) 
     ScanAttributes
         The published attributes of the scan.
     """
-    group = unseal(published)
     old = parse_scan_group(published).attributes
-    scan = old.without_masks([name])
-    members = group["consolidated_metadata"]["metadata"]
-    kept = {key: node for key, node in members.items() if f"{key}/{METADATA}" in scan.manifest}
-    group["consolidated_metadata"]["metadata"] = kept
-    data = seal({**group, "attributes": scan.to_json()})
+    data = without_masks(published, [name])
+    scan = parse_scan_group(data).attributes
     with store.changing():
         publish_group(store.fs, folder, {METADATA: data}, replaces=True)
         remove_files(store.fs, folder, old.manifest.keys() - scan.manifest.keys())
     return scan
+
+
+def without_masks(published: bytes, names: Collection[str]) -> bytes:
+    """Return the ``zarr.json`` that a scan would have without some further masks.
+
+    Parameters
+    ----------
+    published
+        The ``zarr.json`` of the scan.
+    names
+        Names of the masks.
+    """
+    group = unseal(published)
+    scan = parse_scan_group(published).attributes.without_masks(names)
+    members = group["consolidated_metadata"]["metadata"]
+    kept = {key: node for key, node in members.items() if f"{key}/{METADATA}" in scan.manifest}
+    group["consolidated_metadata"]["metadata"] = kept
+    return seal({**group, "attributes": scan.to_json()})
 
 
 def _with_shapes_of(arrays: ScanArrays, profile: Profile) -> Profile:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from spinezarr.errors import (
     StoreNotFoundError,
     UnknownScanError,
 )
+from spinezarr.place import INGEST_ADVICE, describe_place, enclosing_store
 from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import NoSuchBucketError
 from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, RemoteSettings
@@ -34,7 +36,6 @@ from spinezarr.store.attributes import (
 )
 from spinezarr.store.bundle import TABLE_BUNDLE, unbundle_files
 from spinezarr.store.layout import (
-    FORMAT_VERSION,
     IMAGE,
     LABEL,
     TABLE,
@@ -61,6 +62,7 @@ T = TypeVar("T")
 
 _DAMAGED: Final = (DamagedMetadataError, OtherFormatError, CorruptStoreError)
 """Errors of reading and parsing a damaged file."""
+_GIVE_STORE: Final = "Give the folder that 'spinezarr ingest' named with --out."
 _CACHED_SCANS: Final = 4096
 """Number of scans whose metadata are kept in memory, at some 30 kB each."""
 
@@ -165,25 +167,26 @@ class StoreReader:
             self._bundle = files.get(self._bundle_path, b"")
         if path not in files:
             self._refuse_without_root("is missing")
-            raise StoreNotFoundError(
-                f"{self.name}: there is no store. 'spinezarr ingest' makes one."
+            place = (
+                INGEST_ADVICE if self.objects.is_remote else f" {describe_place(Path(self.path))}"
             )
+            raise StoreNotFoundError(f"{self.name}: there is no store.{place}")
         try:
             root = self._read(path, parse_root, files[path])
         except OtherFormatError as problem:
-            raise StoreNotFoundError(
-                f"{self.name}: is written in format {problem.version}; this spinezarr reads format "
-                f"{FORMAT_VERSION}. Install a matching version, or ingest again."
-            ) from problem
+            raise StoreNotFoundError(f"{self.name}: {problem}") from problem
         except DamagedMetadataError as problem:
             self._refuse_without_root("is damaged")
             raise StoreNotFoundError(
                 f"{self.name}: is not a store that spinezarr wrote ({problem}). "
-                "Give the folder that 'spinezarr ingest' named with --out."
+                f"{self._enclosing_store() or _GIVE_STORE}"
             ) from problem
         if root is None:
             raise StoreNotFoundError(f"{self.name}: was removed just now.")
         return root
+
+    def _enclosing_store(self) -> str:
+        return "" if self.objects.is_remote else enclosing_store(Path(self.path))
 
     def _refuse_without_root(self, problem: str) -> None:
         """Raise CorruptStoreError if there is a scan table, as only the root is then lost."""

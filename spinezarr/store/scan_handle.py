@@ -16,6 +16,7 @@ from spinezarr.store.attributes import ScanAttributes, parse_scan_group
 from spinezarr.store.blocks import BlockCoding
 from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.manifest import ShardEntry
+from spinezarr.text import did_you_mean
 
 __all__ = ["ArraySpec", "ScanHandle", "parse_scan"]
 
@@ -146,7 +147,7 @@ class ScanHandle:
         if name not in masks:
             raise UnknownMaskError(
                 f"scan {self.attributes.scan_id!r} has no mask {name!r}; it has "
-                f"{', '.join(self.mask_names) or 'none'}."
+                f"{', '.join(self.mask_names) or 'none'}.{did_you_mean(name, self.mask_names)}"
             )
         return masks[name]
 

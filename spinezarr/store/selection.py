@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from spinezarr.errors import UnknownScanError, UsageError
 from spinezarr.store.scan_table import TableColumns
-from spinezarr.text import to_nfc
+from spinezarr.text import count_noun, did_you_mean, to_nfc
 
 __all__ = ["Names", "ScanSelection", "check_scan_ids", "unknown_scan"]
 
@@ -99,7 +99,10 @@ class ScanSelection:
                 for name in names:
                     if name not in scans_of:
                         known = ", ".join(map(repr, scans_of)) or "none"
-                        raise UsageError(f"{condition} {name!r}: the store has {known}.")
+                        raise UsageError(
+                            f"{condition} {name!r}: the store has {known}."
+                            f"{did_you_mean(name, scans_of)}"
+                        )
                 keep &= np.any([scans_of[name] for name in names], axis=0)
         if self.scans is None:
             return np.flatnonzero(keep)
@@ -111,6 +114,36 @@ class ScanSelection:
     def scan_ids(self, table: TableColumns, store_name: str) -> list[str]:
         """Return the ids of the chosen scans; see :meth:`rows`."""
         return list(map(str, np.asarray(table["scan"])[self.rows(table, store_name)].tolist()))
+
+    def some_scan_ids(self, table: TableColumns, store_name: str) -> list[str]:
+        """Return the ids of the chosen scans, and refuse conditions that no scan meets together.
+
+        Raises
+        ------
+        UsageError
+            If each condition is met by some scans, and all of them by none.
+        UnknownScanError
+            As for :meth:`rows`.
+        """
+        scan_ids = self.scan_ids(table, store_name)
+        self.check_some(len(scan_ids), store_name)
+        return scan_ids
+
+    def check_some(self, n_scans: int, store_name: str) -> None:
+        """Refuse conditions that no scan meets together; see :meth:`some_scan_ids`."""
+        if n_scans or self.names_scans_only or self.scans == ():
+            return
+        given = {"scan": self.scans, "split": self.split, "source": self.source}
+        given |= {"vertebra": self.vertebra}
+        conditions = [
+            f"{condition} {' or '.join(map(repr, names))}"
+            for condition, names in given.items()
+            if names is not None
+        ]
+        raise UsageError(
+            f"{store_name}: no scan meets all conditions ({', '.join(conditions)}). Leave one of "
+            "them out; 'spinezarr info' counts the scans of each split and source."
+        )
 
 
 def _names(value: Names | None) -> tuple[str, ...] | None:
@@ -167,9 +200,24 @@ def check_scan_ids(requested: Iterable[str], known: Collection[str], store_name:
         For the first of these ids in alphabetical order.
     """
     for name in sorted(set(requested).difference(known)):
-        raise unknown_scan(store_name, name)
+        raise unknown_scan(store_name, name, known)
 
 
-def unknown_scan(store_name: str, scan_id: str) -> UnknownScanError:
-    """Return the error for a scan that a store does not have."""
-    return UnknownScanError(f"{store_name}: has no scan {scan_id!r}.")
+def unknown_scan(
+    store_name: str, scan_id: str, known: Collection[str] | None = None
+) -> UnknownScanError:
+    """Return the error for a scan that a store does not have.
+
+    Parameters
+    ----------
+    store_name, scan_id
+        Names of the store and of the scan.
+    known
+        Ids of all scans of the store; None if they are not known.
+    """
+    if known is None:
+        return UnknownScanError(f"{store_name}: has no scan {scan_id!r}.")
+    hint = did_you_mean(scan_id, known)
+    if not hint and known:
+        hint = f" It has {count_noun(len(known), 'scan')}, such as {next(iter(known))!r}."
+    return UnknownScanError(f"{store_name}: has no scan {scan_id!r}.{hint}")

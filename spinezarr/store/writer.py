@@ -5,17 +5,16 @@ scans and the registry of them.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-from spinezarr.errors import CorruptStoreError, ReadOnlyStoreError
 from spinezarr.redaction import redact_url
 from spinezarr.store.attributes import RootAttributes, ScanAttributes
 from spinezarr.store.claim import claim_store
-from spinezarr.store.files import is_read_only, open_store
+from spinezarr.store.files import open_store
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.store.layout import profile_named
-from spinezarr.store.lock import LATE_FILE, StoreLock
+from spinezarr.store.lock import StoreLock
 from spinezarr.store.recovery import recover_scan, recover_store
 from spinezarr.store.registry import ScanRegistry
 from spinezarr.store.stored_scans import StoredScans
@@ -93,20 +92,8 @@ class StoreWriter:
         ReadOnlyStoreError
             If the store cannot be written.
         """
-        files = self._files
-        with ExitStack() as stack:
-            try:
-                if is_read_only(files.fs):
-                    raise PermissionError("web servers are only read")
-                lock = stack.enter_context(StoreLock(files.fs, files.path, files.name, purpose))
-                files.has_late_write = files.fs.exists(f"{files.path}/{LATE_FILE}")
-                lock.took_over |= files.has_late_write
-            except CorruptStoreError:
-                raise
-            except (OSError, NotImplementedError) as problem:
-                raise ReadOnlyStoreError(f"{self.name}: cannot be written: {problem}.") from problem
+        with self._files.locked(purpose) as lock:
             self._claim(self.root)  # another run may have made a store here just now
-            files.guard = lock.guard
             yield lock
 
     def recover(self, trusted: Mapping[str, str] | None = None) -> dict[str, ScanAttributes]:

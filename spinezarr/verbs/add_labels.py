@@ -101,7 +101,7 @@ class AddLabelsReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as values that JSON has."""
-        return {**asdict(self), "exit_code": self.exit_code}
+        return asdict(self)
 
 
 def add_labels(
@@ -118,8 +118,8 @@ def add_labels(
     check_mask_name(name)
     check_worker_options(options.workers, options.scheduler, options.scan.scratch)
     started = time.monotonic()
-    folder = _MaskFolder.list(pattern, raw_options, options.facts)
-    scan_ids = selection.scan_ids(reader.columns, reader.name)
+    folder = _MaskFolder.list(pattern, raw_options, options.facts, on_progress)
+    scan_ids = selection.some_scan_ids(reader.columns, reader.name)
     found = [folder.of_scan(scan_id) for scan_id in scan_ids]
     if not any(scan.paths for scan in found):
         raise UsageError(
@@ -186,7 +186,13 @@ class _MaskFolder:
         self._vertebrae = facts.scheme.vertebrae
 
     @classmethod
-    def list(cls, pattern: str, raw_options: Mapping[str, Any], facts: MaskFacts) -> "_MaskFolder":
+    def list(
+        cls,
+        pattern: str,
+        raw_options: Mapping[str, Any],
+        facts: MaskFacts,
+        on_progress: OnProgress,
+    ) -> "_MaskFolder":
         """List the folder of a pattern."""
         start = min(
             (pattern.index(mark) for mark in _SPECIAL if mark in pattern), default=len(pattern)
@@ -196,16 +202,16 @@ class _MaskFolder:
         try:
             names = PathPattern(template).names
         except ValueError as problem:
-            raise UsageError(f"--labels: {problem}.") from problem
+            raise UsageError(f"--masks: {problem}.") from problem
         if _SCAN not in names or names - {_SCAN, _PART}:
             raise UsageError(
-                f"--labels {redact_url(pattern)}: must have {{scan}} for the scan id, may have "
+                f"--masks {redact_url(pattern)}: must have {{scan}} for the scan id, may have "
                 "{part} for the name of a structure in its scheme, and no other name, such as "
                 "'pred/{scan}.nii.gz'."
             )
         fs, path = open_filesystem(root, raw_options)
         try:
-            return cls(root, RawFolder.list(fs, path), template, facts)
+            return cls(root, RawFolder.list(fs, path, on_progress), template, facts)
         except OSError as problem:
             raise UsageError(
                 f"{redact_url(root)}: cannot be listed: {problem.strerror or problem}. Give a "

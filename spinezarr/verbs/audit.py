@@ -75,6 +75,7 @@ def audit_stores(
             name for store in stores for name in store.reader.table.scan.to_numpy().tolist()
         }
         check_scan_ids(selection.scans, known_ids, ", ".join(store.reader.name for store in stores))
+    selection.check_some(sum(map(len, selected)), ", ".join(store.reader.name for store in stores))
     if layer != LABEL:
         _check_mask(stores, selected, layer)
     counter = ProgressCounter(on_progress, "audit", "scans", sum(map(len, selected)))

@@ -107,7 +107,7 @@ def compare_scans(
 ) -> StoreComparison:
     """Compare the masks of scans; see :meth:`spinezarr.Store.compare`."""
     layer = masks.layer_to_save() if save else None
-    scan_ids = selection.scan_ids(reader.columns, reader.name)
+    scan_ids = selection.some_scan_ids(reader.columns, reader.name)
     stored = [mask.name for mask in (masks.prediction, masks.truth) if isinstance(mask, StoredMask)]
     if further := [name for name in stored if name != LABEL]:
         scans_with_masks(reader, selection, further)  # an error if no scan has them

@@ -25,7 +25,7 @@ from spinezarr.verbs.workers import check_worker_options, chosen_workers
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["DeriveReport", "derive"]
+__all__ = ["DeriveReport", "derive", "is_same_place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def derive(
     check_worker_options(workers, scheduler, scratch)
     # Scans may have been replaced since the store was opened.
     reader = StoreReader(reader.url, reader.storage_options)
-    if _is_same_place(reader.url, out):
+    if is_same_place(reader.url, out):
         raise UsageError(f"{reader.name}: is the store that is read. Choose another place.")
     scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
     if not scan_ids:
@@ -112,7 +112,7 @@ def derive(
     )
 
 
-def _is_same_place(store: str, other: str) -> bool:
+def is_same_place(store: str, other: str) -> bool:
     """Whether two paths or URLs lead to one store."""
     if "://" in store or "://" in other:
         return store.rstrip("/") == other.rstrip("/")

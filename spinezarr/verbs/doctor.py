@@ -34,7 +34,6 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """Return the findings as plain values."""
         return {
-            "exit_code": self.exit_code,
             "place": self.place,
             "findings": [asdict(finding) for finding in self.findings],
         }

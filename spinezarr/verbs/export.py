@@ -20,6 +20,7 @@ from spinezarr.store.layout import IMAGE, LABEL
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.engine import Engine
+from spinezarr.text import did_you_mean
 from spinezarr.verbs.sizes import uncompressed_bytes
 from spinezarr.view.ome_export import export_ome_zarr, ome_zarr_location
 
@@ -27,6 +28,7 @@ __all__ = [
     "ExportReport",
     "allows_derivatives",
     "check_has_mask",
+    "restricted_masks",
     "scans_to_share",
     "write_nifti_files",
     "write_nnunet_dataset",
@@ -92,7 +94,7 @@ def write_nifti_files(
     for name in masks:
         check_has_mask(reader, selection, name)
     scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
-    restricted = {} if include_restricted else _restricted_masks(reader, scan_ids, masks)
+    restricted = {} if include_restricted else restricted_masks(reader, scan_ids, masks)
     make_folder(folder)
     for scan_id in scan_ids:
         for array in (IMAGE, *masks):
@@ -135,7 +137,7 @@ def write_nnunet_dataset(
     scan_ids, left_out = scans_to_share(reader, selection, include_restricted=include_restricted)
     if not include_restricted:
         # A scan without its mask would become a case to predict, so it is left out, too.
-        left_out |= _restricted_masks(reader, scan_ids, [mask]).get(mask, {})
+        left_out |= restricted_masks(reader, scan_ids, [mask]).get(mask, {})
         scan_ids = [scan_id for scan_id in scan_ids if scan_id not in left_out]
     plan = NnunetExport.plan(
         reader,
@@ -178,7 +180,7 @@ def write_ome_zarr_images(
             _check_free(Path(ome_zarr_location(target, scan_id)), overwrite=overwrite)
 
     names = {name for scan_id in scan_ids for name in reader.scan(scan_id).masks}
-    restricted = {} if include_restricted else _restricted_masks(reader, scan_ids, sorted(names))
+    restricted = {} if include_restricted else restricted_masks(reader, scan_ids, sorted(names))
 
     def export(scan_id: str, on_bytes: _OnBytes) -> ExportedScan:
         masks = [
@@ -214,7 +216,7 @@ def scans_to_share(
     UsageError
         If no scan remains.
     """
-    scan_ids = list(selection.scan_ids(reader.columns, reader.name))
+    scan_ids = selection.some_scan_ids(reader.columns, reader.name)
     if include_restricted:
         return scan_ids, {}
     licenses = {scan_id: reader.scan(scan_id).attributes.license for scan_id in scan_ids}
@@ -257,11 +259,11 @@ def check_has_mask(reader: StoreReader, selection: ScanSelection, name: str) -> 
         names = sorted({mask for cell in cells for mask in cell.split()})
         raise UnknownMaskError(
             f"{reader.name}: no chosen scan has a mask {name!r}; further masks are: "
-            f"{', '.join(names) or 'none'}."
+            f"{', '.join(names) or 'none'}.{did_you_mean(name, names)}"
         )
 
 
-def _restricted_masks(
+def restricted_masks(
     reader: StoreReader, scan_ids: Sequence[str], masks: Sequence[str]
 ) -> dict[str, dict[str, str]]:
     """Return the licenses of further masks that allow no derivatives, by mask and scan id."""

@@ -178,7 +178,7 @@ def ingest(
     raw_storage_options
         Options for the file system of ``raw``.
     on_progress
-        Called when scans start, advance and end.
+        Called while files are found, and when scans start, advance and end.
 
     Returns
     -------
@@ -222,7 +222,12 @@ def ingest(
     locations = _locate(request, entry)
     dicom_folders = known_folders(locations.out, locations.out_options)
     discovery = discover(
-        recipe, locations.raw, locations.raw_options, known=dicom_folders, errata=errata
+        recipe,
+        locations.raw,
+        locations.raw_options,
+        known=dicom_folders,
+        errata=errata,
+        on_progress=on_progress,
     )
     if dry_run:
         return discovery

@@ -21,6 +21,7 @@ from spinezarr.formats.array_volume import ArrayVolume, SliceableArray
 from spinezarr.ingestion.masks import MaskFacts, MaskSource, write_mask
 from spinezarr.ingestion.voxels.memory import MemoryBudget
 from spinezarr.processors import cpu_count
+from spinezarr.progress import OnProgress, ProgressCounter
 from spinezarr.store.attributes import ScanAttributes
 from spinezarr.store.layout import LABEL, is_mask_name
 from spinezarr.store.lock import StoreLock
@@ -29,7 +30,7 @@ from spinezarr.store.records import ComparisonRecord
 from spinezarr.store.scan_handle import ScanHandle
 from spinezarr.store.selection import ScanSelection
 from spinezarr.store.writer import StoreWriter
-from spinezarr.text import describe_os_error
+from spinezarr.text import describe_os_error, did_you_mean
 
 __all__ = [
     "check_mask_name",
@@ -173,23 +174,31 @@ def update_table(store: StoreWriter, scans: Sequence[ScanAttributes]) -> None:
 
 
 def remove_labels(
-    reader: StoreReader, selection: ScanSelection, name: str, *, wait_s: float
+    reader: StoreReader,
+    selection: ScanSelection,
+    name: str,
+    *,
+    wait_s: float,
+    on_progress: OnProgress,
 ) -> tuple[str, ...]:
     """Remove a further mask of some scans; see :meth:`spinezarr.Store.remove_labels`."""
     check_mask_name(name)
     with writing_masks(reader, "a removal of masks", wait_s=wait_s) as store:
         current = StoreReader(reader.url, reader.storage_options)
-        scan_ids = selection.scan_ids(current.columns, current.name)
+        scan_ids = selection.some_scan_ids(current.columns, current.name)
         present = [scan_id for scan_id in scan_ids if name in current.scan(scan_id).masks]
         if not present:
+            known = _names_of_masks(current, scan_ids)
             raise UnknownMaskError(
                 f"{reader.name}: none of the chosen scans has a mask {name!r}; their masks are "
-                f"{_names_of_masks(current, scan_ids) or 'only label'}."
+                f"{', '.join(known) or 'only label'}.{did_you_mean(name, known)}"
             )
+        counter = ProgressCounter(on_progress, "remove-labels", "scans", len(present))
         changed: dict[str, ScanAttributes] = {}
         try:
             for scan_id in present:
                 changed[scan_id] = store.scans.remove_mask(scan_id, name)
+                counter.add()
         finally:
             update_table(store, [*changed.values()])
     return tuple(present)
@@ -247,8 +256,8 @@ def save_comparisons(
     return tuple(replaced)
 
 
-def _names_of_masks(reader: StoreReader, scan_ids: Sequence[str]) -> str:
-    return ", ".join(sorted({name for scan_id in scan_ids for name in reader.scan(scan_id).masks}))
+def _names_of_masks(reader: StoreReader, scan_ids: Sequence[str]) -> list[str]:
+    return sorted({name for scan_id in scan_ids for name in reader.scan(scan_id).masks})
 
 
 def _array_volume(values_zyx: npt.ArrayLike | SliceableArray, scan: ScanHandle) -> ArrayVolume:

@@ -10,6 +10,7 @@ from spinezarr.store.mask_columns import has_masks
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.scan_table import TableColumns
 from spinezarr.store.selection import ScanSelection
+from spinezarr.text import did_you_mean
 
 __all__ = ["no_such_mask", "scans_with_masks"]
 
@@ -51,7 +52,8 @@ def no_such_mask(
     cells = [str(cell) for table in chosen for cell in np.asarray(table["masks"]).tolist()]
     known += sorted({name for cell in cells for name in cell.split()})
     wanted = " and ".join(map(repr, masks))
+    hint = did_you_mean(masks[0], known) if len(masks) == 1 else ""
     return UnknownMaskError(
         f"{store}: none of the chosen scans has a mask {wanted}; their masks are "
-        f"{', '.join(known) or 'none'}."
+        f"{', '.join(known) or 'none'}.{hint}"
     )

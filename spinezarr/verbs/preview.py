@@ -39,7 +39,7 @@ def write_previews(
         raise UsageError(f"--with {truth}: is the mask of --layer. Name two masks.")
     shown = (layer,) if truth is None else (truth, layer)
     if shown == (LABEL,):
-        scan_ids = selection.scan_ids(reader.columns, reader.name)
+        scan_ids = selection.some_scan_ids(reader.columns, reader.name)
     else:
         scan_ids = scans_with_masks(reader, selection, shown)
     folder = Path(out)

@@ -42,6 +42,7 @@ def compute_stats(
             "leave out --layer."
         )
     rows = selection.rows(reader.columns, reader.name)
+    selection.check_some(len(rows), reader.name)
     if layer != LABEL:
         scans_with_masks(reader, selection, [layer])  # raises if there are none
     if plots is not None:

@@ -45,7 +45,7 @@ def verify(
     scan_ids: Collection[str] | None = selection.scans
     if not selection.names_scans_only:
         reader = StoreReader(url, storage_options)
-        scan_ids = selection.scan_ids(reader.columns, reader.name)
+        scan_ids = selection.some_scan_ids(reader.columns, reader.name)
     counter = ProgressCounter(on_progress, "verify")
     verification = verify_store(
         url,

@@ -14,7 +14,7 @@ from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_r
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.files import PARTIAL
-from spinezarr.store.layout import FORMAT_VERSION, SCANS, TABLE, scan_key
+from spinezarr.store.layout import SCANS, TABLE, scan_key
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE
 from spinezarr.store.manifest import ManifestEntry
@@ -103,7 +103,6 @@ class Verification:
             "leftovers": list(self.leftovers),
             "listed": self.listed,
             "not_compared": dict(self.not_compared),
-            "exit_code": self.exit_code,
         }
 
 
@@ -224,10 +223,7 @@ class _Check:
         except OSError as error:
             fault = read_error(None, _ROOT, error, written)
         except OtherFormatError as error:
-            raise StoreNotFoundError(
-                f"{redact_url(self._url)}: is written in format {error.version}, but this "
-                f"spinezarr checks format {FORMAT_VERSION}. Install a matching version."
-            ) from error
+            raise StoreNotFoundError(f"{redact_url(self._url)}: {error}") from error
         except DamagedMetadataError as error:
             fault = Fault(None, _ROOT, "damaged", unreadable(error), written)
         if not any(self._files.exists(key) for key in (_SCANS_GROUP, f"{TABLE}/zarr.json")):

@@ -76,7 +76,7 @@ def faulty(stores, tmp_path):
 def findings(output):
     return [
         (f["scan_id"], f["severity"], f["rule"], f["vertebra"])
-        for store in json.loads(output)
+        for store in json.loads(output)["audits"]
         for f in store["findings"]
     ]
 
@@ -109,7 +109,7 @@ def test_an_error_exits_with_1_and_is_printed_with_its_place(faulty):
 
 def test_json_holds_every_field_of_the_findings(faulty):
     result = run("audit", faulty, "--json", code=1)
-    (store,) = json.loads(result.stdout)
+    (store,) = json.loads(result.stdout)["audits"]
     assert store["url"] == str(faulty)
     assert store["scans"] == ["b", "c"]
     assert store["counts"]["skipped-level"] == {"error": 1}
@@ -162,7 +162,7 @@ def test_several_stores_are_compared(sound, faulty):
 def test_a_store_named_twice_is_audited_once(sound):
     result = run("audit", sound, f"{sound}/", "--json", "--severity", "warning")
     assert findings(result.stdout) == []
-    assert len(json.loads(result.stdout)) == 1
+    assert len(json.loads(result.stdout)["audits"]) == 1
 
 
 def test_long_tables_are_shortened(tmp_path):

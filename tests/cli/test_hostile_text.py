@@ -22,16 +22,18 @@ from markdown_it import MarkdownIt
 
 import spinezarr
 from spinezarr.cli.console import (
+    ERR,
     OUT,
     StyledText,
     Table,
     print_heading,
     print_side_by_side,
-    tracked,
 )
 from spinezarr.cli.logs import show_warnings_and_logs
+from spinezarr.cli.progress import progress_line
 from spinezarr.errors import ScanChangedError, SpinezarrError, UsageError
 from spinezarr.export.plane import PreviewPlane
+from spinezarr.progress import Progress
 from spinezarr.stats.statistics import compute_statistics
 from spinezarr.text import MultilineText
 
@@ -119,7 +121,7 @@ COMMANDS = [
     ["stats", "{store}"],
     ["stats", "{store}", "--format", "markdown"],
     ["stats", "{store}", "--format", "csv"],
-    ["stats", "{store}", "--format", "json"],
+    ["stats", "{store}", "--json"],
     ["stats", "{store}", "--split", EVIL],
     ["stats", "{store}", "--split", "no"],
     ["stats", "{store}", "--source", EVIL, "--plots", "out"],
@@ -128,7 +130,7 @@ COMMANDS = [
     ["stats", "{store}", "--against", "{card}"],
     ["stats", "{store}", "--against", "{card}", "--format", "markdown"],
     ["stats", "{store}", "--against", "{card}", "--format", "csv"],
-    ["stats", "{store}", "--against", "{card}", "--format", "json"],
+    ["stats", "{store}", "--against", "{card}", "--json"],
     ["preview", "{store}", "--out", "out"],
     ["preview", "{store}", "--out", "out", "--scan", EVIL],
     ["preview", "{damaged}", "--out", "out"],
@@ -206,7 +208,7 @@ def test_square_brackets_are_not_taken_for_markup(capsys):
         lambda: OUT.say(StyledText(marked, "bold")),
         lambda: print_heading(marked),
         lambda: print_side_by_side([(marked, StyledText(marked, "bold"))], gap=2),
-        lambda: list(tracked([1], marked)),
+        lambda: ERR.note(progress_line(Progress(marked, 1, None, "files"), 1.0)),
     ):
         prints()
         said = capsys.readouterr()
@@ -217,7 +219,7 @@ def test_square_brackets_are_not_taken_for_markup(capsys):
 def test_json_output_holds_every_text_unchanged(places, run):
     summary = json.loads(run("info", places["store"], "--json", code=0).out)
     assert [summary[key] for key in ("title", "license", "citation", "homepage")] == [EVIL] * 4
-    audited = json.loads(run("stats", places["store"], "--format", "json", code=0).out)
+    audited = json.loads(run("stats", places["store"], "--json", code=0).out)
     assert audited["title"] == EVIL
     assert set(audited["scans_by_split"]) == {EVIL, f"test{EVIL}"}
     found = json.loads(run("verify", places["store"], "--json", code=0).out)

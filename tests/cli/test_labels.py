@@ -109,7 +109,7 @@ def test_the_command_line_adds_and_removes(url, predictions, tmp_path, run):
     folder, values = predictions
     scheme = tmp_path / "scheme.yaml"
     scheme.write_text("labels:\n  upper part: 20\n  lower part: 21\n")
-    command = ["add-labels", url, "--name", "parts", "--labels", pattern(folder)]
+    command = ["add-labels", url, "--layer", "parts", "--masks", pattern(folder)]
     command += ["--scheme", scheme, "--model", "net 2"]
     assert b"Masks 'parts' in" in run(*command, code=0).out
     assert "upper_part" in spinezarr.open(url).scan("liver_0").parts.flag_meanings
@@ -118,7 +118,7 @@ def test_the_command_line_adds_and_removes(url, predictions, tmp_path, run):
     assert b"stranger.nii.gz" in run(*command, code=1).out
     scheme.write_text("labels:\n  upper part: 20\n  lower part: 20\n")
     assert b"several names have one value" in run(*command, code=2).err
-    remove = ["remove-labels", url, "--name", "parts"]
+    remove = ["remove-labels", url, "--layer", "parts"]
     assert run(*remove, code=0).out.split() == b"Removed the mask 'parts' from 2 scans.".split()
     assert b"none of the chosen scans has a mask 'parts'" in run(*remove, code=2).err
 
@@ -147,8 +147,8 @@ def test_one_file_for_each_structure_is_merged_by_the_scheme(url, structures, ru
     (folder / "README.txt").write_text("not a mask")
     shutil.copytree(folder / "liver_0", folder / "stranger")
     shutil.copy(folder / "liver_0/rib_left_1.nii.gz", folder / "liver_0/tooth.nii.gz")
-    command = ["add-labels", url, "--name", "structures", "--scheme", "totalsegmentator"]
-    command += ["--labels", f"{folder}/{{scan}}/{{part}}.nii.gz", "--label-state", "predicted"]
+    command = ["add-labels", url, "--layer", "structures", "--scheme", "totalsegmentator"]
+    command += ["--masks", f"{folder}/{{scan}}/{{part}}.nii.gz", "--label-state", "predicted"]
 
     said = run(*command, "--dry-run", code=0).out.decode()
     assert "nothing is written" in said
@@ -217,7 +217,7 @@ def test_workers_give_the_same_masks(url, structures, run, tmp_path):
     folder, merged = structures
     other = str(shutil.copytree(url, tmp_path / "other.zarr"))
     (folder / "liver_0/aorta.nii.gz").write_bytes(b"no nifti")
-    words = ["--name", "structures", "--scheme", "totalsegmentator", "--json", "--labels"]
+    words = ["--layer", "structures", "--scheme", "totalsegmentator", "--json", "--masks"]
     words.append(f"{folder.name}/{{scan}}/{{part}}.nii.gz")  # a relative path
     here = json.loads(run("add-labels", url, *words, code=1).out)
     there = json.loads(run("add-labels", other, *words, "--workers", 2, code=1).out)

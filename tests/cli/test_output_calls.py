@@ -28,10 +28,9 @@ WAYS_OUT = {
 """Functions that print, and the modules that may use them."""
 OF_RICH = {
     CONSOLE: None,
-    "cli/audit.py": {"MofNCompleteColumn", "TextColumn"},
-    "cli/ingest.py": {"ProgressColumn", "Task", "TaskID", "Text"},
+    "cli/progress.py": None,
 }
-"""Names of Rich that modules may import, such as columns of numbers; None means all."""
+"""Names of Rich that modules may import; None means all."""
 PAGES = ("cli", "verbs", "stats", "export", "audit")
 """Modules that write documents, whose JSON and names come from one function."""
 

@@ -241,7 +241,7 @@ def test_commands_take_names_in_any_unicode_form(raw, tmp_path, form, monkeypatc
         "Müller_seg.nii.gz",
     }
     audited = run("audit", store, "--scan", name, "--json", "--no-write", code=1)
-    assert json.loads(audited.stdout)[0]["scans"] == ["Müller"]
+    assert json.loads(audited.stdout)["audits"][0]["scans"] == ["Müller"]
     other = normalize("NFD" if form == "NFC" else "NFC", "Müller")
     (tmp_path / "catalog.yaml").write_text(
         f"datasets: {{{other}: {{recipe: verse, store: s.zarr}}}}", encoding="utf-8"

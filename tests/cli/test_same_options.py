@@ -20,9 +20,12 @@ VERBS = {
     "stats": Store.stats,
     "compare": Store.compare,
     "preview": Store.preview,
+    "push": Store.push,
+    "pull": Store.pull,
     "export nifti": Store.export_nifti,
     "export nnunet": Store.export_nnunet,
     "export ome-zarr": Store.export_ome_zarr,
+    "export card": Store.export_card,
 }
 WITHOUT_A_VERB = {
     "doctor": "it checks a machine; nothing of it is a store",
@@ -34,7 +37,7 @@ WITHOUT_A_VERB = {
 }
 OF_S3 = {"endpoint_url", "profile", "no_sign_request"}
 OF_RAW_S3 = {f"raw_{name}" for name in OF_S3}
-PRINTING = {"as_json", "output"}
+PRINTING = {"as_json", "output", "quiet", "no_color"}
 PLURAL = {"scan": "scans"}
 """Options that may be repeated, with the names of their parameters in Python."""
 NEGATED = {"uncompressed": "compressed", "no_write": "write", "no_antialias": "antialias"}
@@ -74,7 +77,7 @@ def test_a_command_and_its_function_have_the_same_options_and_defaults(command):
         # The store is open, with the options of its file system.
         for name in ("store", "stores", "catalog"):
             options.pop(name, None)
-        if command not in {"derive", "export ome-zarr"}:  # they may write to a bucket
+        if command not in {"derive", "push", "export ome-zarr"}:  # they may write to a bucket
             options.pop("storage_options")
     if command == "audit":
         assert found.pop("others") == ()  # replaces several stores
@@ -100,5 +103,5 @@ def test_required_options_are_required_in_both(command):
 
 @pytest.mark.parametrize("command", VERBS)
 def test_every_long_command_has_a_progress_callback(command):
-    takes_long = command not in {"info", "stats"}
+    takes_long = command not in {"info", "stats", "export card"}
     assert ("on_progress" in inspect.signature(VERBS[command]).parameters) == takes_long

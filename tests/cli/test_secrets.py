@@ -190,7 +190,7 @@ COMMANDS = [
     ["audit", "{}", "{}?other", "--json", "--no-write"],
     ["audit", "{}", "--scan", "absent"],
     ["stats", "{}"],
-    ["stats", "{}", "--format", "json"],
+    ["stats", "{}", "--json"],
     ["stats", "{}", "--against", "card"],
     ["stats", "{}", "--split", "absent"],
     ["preview", "{}", "--out", "out"],

@@ -56,7 +56,7 @@ def test_nothing_is_cut_at_a_width_of_80_columns(ctspine1k_url):
 
 def test_each_format_is_one_document(ctspine1k_url, store, tmp_path):
     found = store.stats()
-    words = [ctspine1k_url, "--format", "json", "--plots", tmp_path / "plots"]
+    words = [ctspine1k_url, "--json", "--plots", tmp_path / "plots"]
     as_json = json.loads(run(*words).stdout)
     assert as_json["slices"] == found.slices
     as_csv = csv.DictReader(io.StringIO(run(ctspine1k_url, "--format", "csv").stdout))
@@ -78,7 +78,7 @@ def test_a_file_in_place_of_the_plot_folder_is_wrong_usage(ctspine1k_url, tmp_pa
 
 
 def test_filters_restrict_counts_and_plots(ctspine1k_url, tmp_path):
-    words = [ctspine1k_url, "--split", "train", "--source", "COLONOG", "--format", "json"]
+    words = [ctspine1k_url, "--split", "train", "--source", "COLONOG", "--json"]
     assert json.loads(run(*words).stdout)["scans"] == 1
     assert "the store has" in run(ctspine1k_url, "--split", "x", code=2).stderr
 
@@ -99,7 +99,7 @@ def test_the_demo_differs_from_the_card_of_ctspine1k(ctspine1k_url):
     assert "printed as" in result.output
     assert "Note: C1 max cm³, C2 max cm³, C3 max cm³ and 22 more: printed as min\n" in result.output
     assert "│ median spacing k mm │ " in result.output, "the name must stay on one line"
-    lines = json.loads(run(ctspine1k_url, "--against", "card", "--format", "json", code=1).stdout)
+    lines = json.loads(run(ctspine1k_url, "--against", "card", "--json", code=1).stdout)
     split = next(line for line in lines["lines"] if line["name"] == "train")
     assert (split["store"], split["card"], split["difference"]) == (3, 610, -607)
     assert not lines["agrees"]
@@ -107,11 +107,12 @@ def test_the_demo_differs_from_the_card_of_ctspine1k(ctspine1k_url):
 
 @pytest.mark.parametrize("output", ["table", "markdown", "json", "csv"])
 def test_a_store_agrees_with_its_own_card(ctspine1k_url, own_card, output):
-    result = run(ctspine1k_url, "--against", own_card, "--format", output)
+    words = ["--against", own_card, *(["--json"] if output == "json" else ["--format", output])]
+    result = run(ctspine1k_url, *words)
     assert "differs" not in result.stdout
     assert "equal" in result.stdout
     own_card.write_text(own_card.read_text().replace("patients: 6", "patients: 7"))
-    assert "differs" in run(ctspine1k_url, "--against", own_card, "--format", output, code=1).stdout
+    assert "differs" in run(ctspine1k_url, *words, code=1).stdout
 
 
 def test_wrong_usage_of_cards_exits_with_2(ctspine1k_url, own_card, tmp_path):

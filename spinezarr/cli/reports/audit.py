@@ -30,7 +30,8 @@ def print_audits(audits: Sequence[StoreAudit], severity: Severity, *, as_json: b
         if audit.not_written:
             ERR.say(audit.not_written)
     if as_json:
-        print_json([audit.at_least(severity).to_json() for audit in audits])
+        reports = [audit.at_least(severity).to_json() for audit in audits]
+        print_json({"audits": reports}, max(audit.exit_code for audit in audits))
     else:
         for audit in audits:
             _print(audit, severity)

@@ -41,11 +41,11 @@ def print_comparison(
     if comparison.not_saved:
         print_error(comparison.not_saved)
     if as_json:
-        print_json(comparison.to_json())
+        print_json(comparison.to_json(), comparison.exit_code)
     else:
         _print(comparison)
     for path in written:
-        ERR.say(f"Wrote {path}.")
+        ERR.note(f"Wrote {path}.")
 
 
 def _print(comparison: StoreComparison) -> None:

@@ -13,7 +13,7 @@ __all__ = ["print_derived"]
 def print_derived(report: DeriveReport, *, as_json: bool) -> None:
     """Print what was derived; with ``as_json``, print the whole report as JSON."""
     if as_json:
-        print_json({**asdict(report), "exit_code": report.exit_code})
+        print_json(asdict(report), report.exit_code)
         return
     print_heading(f"Derive {report.store} from {report.source}")
     OUT.say(f"Each scan is {report.derivation}.")

@@ -31,7 +31,7 @@ _EXAMPLES: Final = 3
 def print_report(report: IngestReport, *, as_json: bool) -> None:
     """Print what an ingest did; with ``as_json``, print the whole report as JSON."""
     if as_json:
-        print_json({**asdict(report), "exit_code": report.exit_code})
+        print_json(asdict(report), report.exit_code)
         return
     print_heading(f"Ingest into {report.store}")
     print_run(
@@ -172,7 +172,7 @@ def print_discovery(discovery: Discovery, *, as_json: bool) -> None:
     """Print what an ingest would do; with ``as_json``, print the whole discovery as JSON."""
     if as_json:
         # Records of headers are only for the next run. Scans and notes hold their results.
-        print_json(replace(discovery, raw=redact_url(discovery.raw), folders={}))
+        print_json(asdict(replace(discovery, raw=redact_url(discovery.raw), folders={})))
         return
     scans = discovery.scans
     splits = sorted({scan.split for scan in scans})

@@ -6,10 +6,12 @@ from typing import Final
 
 from spinezarr.cli.console import (
     OUT,
+    SOME_FAILED,
     StyledText,
     Table,
     print_document,
     print_heading,
+    print_json,
 )
 from spinezarr.cli.stats import Format
 from spinezarr.stats.compare import Comparison, Verdict
@@ -54,18 +56,19 @@ _MAX_NAMED_FIGURES: Final = 3
 """Most figures that are named with a note that they share."""
 _STATISTICS_AS: Final[dict[Format, Callable[[Statistics], str]]] = {
     Format.MARKDOWN: statistics_markdown,
-    Format.JSON: statistics_json,
     Format.CSV: statistics_csv,
 }
 _COMPARISON_AS: Final[dict[Format, Callable[[Comparison], str]]] = {
     Format.MARKDOWN: comparison_markdown,
-    Format.JSON: comparison_json,
     Format.CSV: comparison_csv,
 }
 
 
-def print_statistics(statistics: Statistics, output: Format) -> None:
-    """Print the figures in a format."""
+def print_statistics(statistics: Statistics, output: Format, *, as_json: bool) -> None:
+    """Print the figures in a format, or as JSON."""
+    if as_json:
+        print_json(statistics_json(statistics))
+        return
     if output is not Format.TABLE:
         print_document(_STATISTICS_AS[output](statistics))
         return
@@ -77,8 +80,11 @@ def print_statistics(statistics: Statistics, output: Format) -> None:
         _print_sheet(sheet, narrow=narrow)
 
 
-def print_comparison(comparison: Comparison, output: Format) -> None:
-    """Print the comparison of each figure with that of the card, in a format."""
+def print_comparison(comparison: Comparison, output: Format, *, as_json: bool) -> None:
+    """Print the comparison of each figure with that of the card, in a format, or as JSON."""
+    if as_json:
+        print_json(comparison_json(comparison), 0 if comparison.agrees else SOME_FAILED)
+        return
     if output is not Format.TABLE:
         print_document(_COMPARISON_AS[output](comparison))
         return

@@ -21,6 +21,7 @@ from spinezarr.formats.dicom_series import CtSeries, group_series, series_name
 from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.ingestion.discovery.images import FoundImage, MatchedImages, PathNote, SeriesFiles
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
+from spinezarr.progress import OnProgress, ProgressCounter, ignore_progress
 from spinezarr.recipe import SERIES_NAMES, Recipe, SeriesInfo, SeriesSelection, fill_template
 from spinezarr.store.canonical_json import canonical_json
 from spinezarr.store.files import open_store
@@ -28,6 +29,7 @@ from spinezarr.store.ledger import LEDGER_FILE, FolderPart, FolderRecord, Ledger
 
 __all__ = ["InspectedFolders", "inspect_dicom_folders", "known_folders"]
 
+_STEP: Final = "read headers"
 _NOT_CT: Final = "ignored, not CT: "
 _NO_SLICE: Final = "ignored, not a CT slice: "
 _LOCALIZER: Final = "localizer"
@@ -73,6 +75,7 @@ def inspect_dicom_folders(
     raw: RawFolder,
     matched: MatchedImages,
     known: Mapping[str, FolderRecord] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> InspectedFolders:
     """Separate CTs from other DICOM objects, and series from each other.
 
@@ -90,22 +93,15 @@ def inspect_dicom_folders(
         Files and folders that the image patterns match, by names alone.
     known
         Records of an earlier run. Folders that have not changed since are not read.
+    on_progress
+        Called with the number of files in the folders that are looked through.
     """
     folders = [image for image in matched.images if image.path.endswith("/")]
     recipe_text = canonical_json(recipe)
     keys = {(image.layout, image.path): _record_key(recipe_text, raw, image) for image in folders}
     records = {key: known[key] for key in keys.values() if known and key in known}
     new = [image for image in folders if keys[image.layout, image.path] not in records]
-    single_scan_images = [image for image in new if recipe.layouts[image.layout].series is None]
-    single_scan_records = map_concurrently(
-        raw.fs, lambda image: _look_for_ct(raw, image.path), single_scan_images
-    )
-    inspected = list(zip(single_scan_images, single_scan_records, strict=True))
-    for image in new:
-        choice = recipe.layouts[image.layout].series
-        if choice is not None:
-            names = recipe.used_names(image.layout) & SERIES_NAMES
-            inspected.append((image, _look_for_series(raw, image.path, choice, names)))
+    inspected = _inspect(recipe, raw, new, on_progress) if new else []
     record_of_image = {image_key: records[key] for image_key, key in keys.items() if key in records}
     for image, (record, is_final) in inspected:
         image_key = image.layout, image.path
@@ -138,6 +134,29 @@ def inspect_dicom_folders(
         ignored=(*matched.ignored, *ignored.values()),
     )
     return InspectedFolders(ct_images.separate_misnamed(raw), records)
+
+
+def _inspect(
+    recipe: Recipe, raw: RawFolder, images: Sequence[FoundImage], on_progress: OnProgress
+) -> list[tuple[FoundImage, tuple[FolderRecord, bool]]]:
+    """Read headers in the folders of images; return the results of :func:`_look_for_ct`."""
+    n_files = sum(len(raw.folders[image.path]) for image in images)
+    counter = ProgressCounter(on_progress, _STEP, "files", n_files)
+
+    def look_for_ct(image: FoundImage) -> tuple[FolderRecord, bool]:
+        found = _look_for_ct(raw, image.path)
+        counter.add(len(raw.folders[image.path]))
+        return found
+
+    single_scans = [image for image in images if recipe.layouts[image.layout].series is None]
+    records = map_concurrently(raw.fs, look_for_ct, single_scans)
+    inspected = list(zip(single_scans, records, strict=True))
+    for image in images:
+        choice = recipe.layouts[image.layout].series
+        if choice is not None:
+            names = recipe.used_names(image.layout) & SERIES_NAMES
+            inspected.append((image, _look_for_series(raw, image.path, choice, names, counter)))
+    return inspected
 
 
 def _record_key(recipe_text: str, raw: RawFolder, image: FoundImage) -> str:
@@ -192,18 +211,23 @@ def _may_be_ct(result: "DicomObject | Exception | None") -> bool:
 
 
 def _look_for_series(
-    raw: RawFolder, folder: str, choice: SeriesSelection, names: Iterable[str]
+    raw: RawFolder,
+    folder: str,
+    choice: SeriesSelection,
+    names: Iterable[str],
+    counter: ProgressCounter,
 ) -> tuple[FolderRecord, bool]:
     """Read all headers of a folder, and choose among its CT series; see :func:`_look_for_ct`."""
     files = raw.folders[folder]
     paths = [path for path in files if not is_hidden(_name(path))]
-    results = dict(
-        zip(
-            paths,
-            map_concurrently(raw.fs, lambda path: _read_header(raw, path), paths),
-            strict=True,
-        )
-    )
+    counter.add(len(files) - len(paths))
+
+    def read_header(path: str) -> "DicomObject | Exception | None":
+        header = _read_header(raw, path)
+        counter.add()
+        return header
+
+    results = dict(zip(paths, map_concurrently(raw.fs, read_header, paths), strict=True))
     series = group_series(item for item in results.values() if isinstance(item, DicomObject))
     unreadable = [path for path, item in results.items() if isinstance(item, Exception)]
     parts: list[FolderPart] = []

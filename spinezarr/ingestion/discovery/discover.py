@@ -28,6 +28,8 @@ from spinezarr.ingestion.discovery.nothing_found import known_layouts, nothing_f
 from spinezarr.ingestion.discovery.pattern_use import PartUse, PatternUse, part_uses, pattern_uses
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
 from spinezarr.ingestion.discovery.tables import JoinedTables, TableUse, join_tables
+from spinezarr.place import is_archive
+from spinezarr.progress import OnProgress, ignore_progress
 from spinezarr.recipe import (
     CentroidConvention,
     EarlierValues,
@@ -281,6 +283,7 @@ def discover(
     *,
     known: Mapping[str, FolderRecord] | None = None,
     errata: Errata = "mark",
+    on_progress: OnProgress = ignore_progress,
 ) -> Discovery:
     """Match every file below ``raw`` against the recipe.
 
@@ -301,6 +304,8 @@ def discover(
         changed since are not opened.
     errata
         Whether lists of errata correct labels (``"apply"``), or only mark scans (``"mark"``).
+    on_progress
+        Called with the number of files that are listed, and of DICOM headers that are read.
 
     Raises
     ------
@@ -320,7 +325,7 @@ def discover(
             "Leave the option out."
         )
     try:
-        return _discover(recipe, raw, storage_options, known, errata)
+        return _discover(recipe, raw, storage_options, known, errata, on_progress=on_progress)
     except RecipeLimitError as problem:
         raise RecipeLimitError(f"{recipe.origin}: {problem}") from problem
 
@@ -331,13 +336,15 @@ def _discover(
     storage_options: Mapping[str, Any] | None,
     known: Mapping[str, FolderRecord] | None,
     errata: Errata,
+    *,
+    on_progress: OnProgress,
 ) -> Discovery:
-    folder = _list_folder(recipe, raw, storage_options)
+    folder = _list_folder(recipe, raw, storage_options, on_progress)
     splits, split_file = _read_splits(recipe, folder)
     by_name = match_images(recipe, folder)
     if not (by_name.images or by_name.misnamed):
         raise UsageError(nothing_found(recipe, raw, folder))
-    inspected = inspect_dicom_folders(recipe, folder, by_name, known)
+    inspected = inspect_dicom_folders(recipe, folder, by_name, known, on_progress)
     images = [*inspected.matched.images, *(image for image, _ in inspected.matched.misnamed)]
     chosen = choose_images(recipe, folder, inspected.matched)
     if chosen.refused and not chosen.pairs:
@@ -394,11 +401,18 @@ def _discover(
     )
 
 
-def _list_folder(recipe: Recipe, raw: str, storage_options: Mapping[str, Any] | None) -> RawFolder:
+def _list_folder(
+    recipe: Recipe,
+    raw: str,
+    storage_options: Mapping[str, Any] | None,
+    on_progress: OnProgress,
+) -> RawFolder:
     """Return the files of the raw folder; raise UsageError if it cannot be listed."""
     fs, root = open_filesystem(raw, storage_options)
     if not fs.isdir(root):
         state = "is a file" if fs.exists(root) else "does not exist"
+        if fs.exists(root) and is_archive(root):
+            state = "is an archive. Unpack it first"
         raise UsageError(
             MultilineText(
                 f"raw folder {redact_url(raw)!r} {state}. Give the folder that holds the "
@@ -407,7 +421,7 @@ def _list_folder(recipe: Recipe, raw: str, storage_options: Mapping[str, Any] | 
             )
         )
     try:
-        return RawFolder.list(fs, root)
+        return RawFolder.list(fs, root, on_progress)
     except OSError as problem:
         raise UsageError(
             f"raw folder {redact_url(raw)!r} cannot be listed: {problem.strerror or problem}. "

@@ -7,6 +7,7 @@ from typing import Final
 from spinezarr.ingestion.discovery.images import mask_matcher, match_images
 from spinezarr.ingestion.discovery.near_misses import SAME_DIGITS
 from spinezarr.ingestion.discovery.raw_folder import RawFolder
+from spinezarr.place import is_archive
 from spinezarr.recipe import PathPattern, Recipe
 from spinezarr.redaction import redact_url
 from spinezarr.text import MultilineText, count_noun
@@ -42,6 +43,7 @@ def nothing_found(recipe: Recipe, raw: str, folder: RawFolder) -> MultilineText:
         *examples,
         *more_line,
     ]
+    lines += [f"{path} is an archive. Unpack it first." for path in paths if is_archive(path)][:1]
     kinds = _one_of_each_kind(paths)
     lines += _counted_as_masks(recipe, kinds)
     inner_folder = _folder_that_matches(recipe, folder, kinds)

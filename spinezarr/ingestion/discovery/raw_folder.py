@@ -24,11 +24,15 @@ from spinezarr.errors import FormatError
 from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.formats.small_file import read_small_file
 from spinezarr.formats.system_files import is_system_file
+from spinezarr.progress import OnProgress, Progress, ignore_progress
 from spinezarr.recipe import PathPattern, fill_template, filled_template_regex
 from spinezarr.text import to_nfc, to_printable
 
 __all__ = ["RawFolder", "names_of", "other_names"]
 
+_STEP: Final = "list files"
+_REPORTED_FILES: Final = 256
+"""Number of files after which the progress is reported."""
 _VOXEL_ENDINGS: Final = {"mhd": ("raw", "zraw")}
 """Ending of the voxel file, by the ending of its header file."""
 _HIGHEST_CHARACTER: Final = "\U0010ffff"
@@ -154,16 +158,26 @@ class RawFolder:
     _folders_by_name: _NameIndex = field(repr=False)
 
     @classmethod
-    def list(cls, fs: fsspec.AbstractFileSystem, root: str) -> Self:
+    def list(
+        cls, fs: fsspec.AbstractFileSystem, root: str, on_progress: OnProgress = ignore_progress
+    ) -> Self:
         """List a folder; links to folders on disk are followed.
+
+        Parameters
+        ----------
+        fs, root
+            File system and path of the folder.
+        on_progress
+            Called with the number of files so far.
 
         Raises
         ------
         OSError
             If the folder itself cannot be listed.
         """
-        listing = _Listing()
+        listing = _Listing(on_progress)
         _list(fs, root, listing)
+        listing.finish()
         sizes = {path: size for path, (size, _) in listing.files.items()}
         stamps = {path: stamp for path, (_, stamp) in listing.files.items()}
         return cls.of_files(fs, root, sizes, stamps, listing)
@@ -292,6 +306,7 @@ def _span(names: Sequence[str], start: str) -> range:
 class _Listing:
     """Files that were found below a folder."""
 
+    on_progress: OnProgress = ignore_progress
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Size and stamp of each file."""
     system_files: set[str] = field(default_factory=set)
@@ -300,6 +315,8 @@ class _Listing:
 
     def add(self, path: str, size: int, stamp: str) -> None:
         """Add a file."""
+        if len(self.files) % _REPORTED_FILES == 0:
+            self.on_progress(Progress(_STEP, len(self.files), None, "files"))
         names = path.split("/")
         for depth, name in enumerate(names[:-1], 1):
             if is_system_file(name, folder=True):
@@ -312,6 +329,10 @@ class _Listing:
         if printable != path:
             self.unusable.add(printable)
         self.files[printable] = (size, stamp)
+
+    def finish(self) -> None:
+        """Report that all files are found."""
+        self.on_progress(Progress(_STEP, len(self.files), len(self.files) or None, "files"))
 
 
 def _list(fs: fsspec.AbstractFileSystem, root: str, listing: _Listing) -> None:
