@@ -7,10 +7,7 @@ a round, so that a slow moment of a shared machine affects all; ratios are withi
 """
 
 import argparse
-import importlib.util
 import json
-import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -21,17 +18,15 @@ from typing import Any
 
 import numpy as np
 from common import folder_bytes, ingest_pair, machine, phantom_pair, spread
+from nnunet_folders import missing_packages, plan
 from rich.console import Console
 from rich.table import Table
 
 import spinezarr
 
-DATASET = "Dataset501_bench"
 STREAMS = ("resampled on the way", "derived", "derived, spine", "derived, spine, uint8")
 COPY, LINKED = "nnU-Net, its copy", "nnU-Net, the derived store"
 LINKED_SOURCE = "nnU-Net, the source store"
-NNUNET_PACKAGES = ("nnunetv2", "acvl_utils", "batchgenerators", "skimage")
-"""What its preprocessing imports."""
 
 Read = Callable[[int], None]
 """Reads the patches of a round."""
@@ -98,33 +93,17 @@ def nnunet_readers(
     stores: dict[str, Path], work: Path, size: int, spacing_mm: float, n: int
 ) -> Iterator[Reader]:
     """Preprocess the scan by nnU-Net, and yield a reader of its copy and of each linked store."""
-    folders = {name: work / name for name in ("nnUNet_raw", "nnUNet_preprocessed")}
-    for name, folder in folders.items():
-        folder.mkdir()
-        os.environ[name] = str(folder)
-    os.environ["nnUNet_results"] = str(work)  # noqa: SIM112  nnU-Net spells it so
-    from nnunetv2.experiment_planning import plan_and_preprocess_api as api  # noqa: PLC0415
+    folders = plan(spinezarr.open(stores[LINKED_SOURCE]), work, spacing_mm)
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2  # noqa: PLC0415
 
-    from spinezarr.loaders.nnunet import StoreDataset, link_store  # noqa: PLC0415
+    from spinezarr.loaders.nnunet import StoreDataset  # noqa: PLC0415
 
-    raw, preprocessed = (folder / DATASET for folder in folders.values())
-    spinezarr.open(stores[LINKED_SOURCE]).export_nnunet(
-        out=raw.parent, name="bench", dataset_id=501
-    )
-    api.extract_fingerprints([501], num_processes=1)
-    api.plan_experiments([501], overwrite_target_spacing=(spacing_mm,) * 3)
-    plans = next(path for path in preprocessed.glob("*Plans*.json"))
-    for name in stores:
-        shutil.copytree(preprocessed, work / name)
-    api.preprocess([501], plans.stem, ("3d_fullres",), num_processes=[1])
-    configuration = json.loads(plans.read_text())["configurations"]["3d_fullres"]
-    copy = preprocessed / configuration["data_identifier"]
+    links = {name: folders.link(store, name) for name, store in stores.items()}
+    copy = folders.preprocess()
     yield Reader(COPY, by_nnunet(nnUNetDatasetBlosc2(str(copy)), size, n), folder_bytes(copy))
-    for name, store in stores.items():
-        link_store(str(store), raw, work / name, plans=plans.stem)
-        dataset = StoreDataset(str(work / name / configuration["data_identifier"]))
-        yield Reader(name, by_nnunet(dataset, size, n), folder_bytes(store))
+    for name, folder in links.items():
+        dataset = StoreDataset(str(folder))
+        yield Reader(name, by_nnunet(dataset, size, n), folder_bytes(stores[name]))
 
 
 def measure(readers: list[Reader], rounds: int, n: int) -> list[dict[str, object]]:
@@ -183,7 +162,7 @@ def main() -> None:
         streams = [*stream_readers(source, work, size, spacing_mm, options.patches)]
         result["streams"] = measure(streams, options.rounds, options.patches)
         print_table(result["streams"])
-        missing = [name for name in NNUNET_PACKAGES if importlib.util.find_spec(name) is None]
+        missing = missing_packages()
         if missing:
             print(f"nnU-Net is left out, because these packages are missing: {', '.join(missing)}")
         else:

@@ -214,7 +214,7 @@ def commands(
     n = str(options.processes)
     port = free_port()
     ours = [sys.executable, "-c", "from spinezarr.cli.main import main; main()", "serve"]
-    yield OURS, port, [*ours, str(store), "--port", str(port), "--processes", n]
+    yield OURS, port, [*ours, str(store), "--port", str(port), "--workers", n]
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if nginx is None:
         left_out.append(f"{NGINX}: is not installed (Debian: nginx-light)")
