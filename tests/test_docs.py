@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from http_client import fetch
+from hub_server import HubServer
 from server_process import server_process
 
 import spinezarr
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "examples" / "README.md",
     ROOT / "ingest" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
@@ -33,6 +35,7 @@ SERVES = re.compile(r"spinezarr serve [^-\s]\S*[ ]*(#.*)?\n?")
 NAMES_OF_OTHERS = {
     "blosc_getitem",
     "ijkToRasMatrix",
+    "local_dir",
     "ngff_image_to_itk_image",
     "nibabel_image_to_ngff_image",
 }
@@ -43,7 +46,24 @@ PARTS_OF_A_DECISION = [
     "Measured figures",
     "Consequences",
 ]
-MANY_COMMANDS = {"add-a-dataset.md", "cluster.md", "s3.md", "training.md"}
+FIXTURES = {
+    "publish.md": "buckets",
+    "s3.md": "buckets",
+    "train-from-a-bucket.md": "buckets",
+    "huggingface.md": "hub",
+}
+"""Servers that the blocks of a page use."""
+MANY_COMMANDS = {
+    "add-a-dataset.md",
+    "cluster.md",
+    "ctspine1k-baseline.md",
+    "datasets.md",
+    "migrate.md",
+    "publish.md",
+    "s3.md",
+    "train-from-a-bucket.md",
+    "training.md",
+}
 """Pages whose blocks take long to run."""
 
 
@@ -79,7 +99,7 @@ def tools():
 @pytest.fixture(scope="module")
 def working_folder(tmp_path_factory, tools):
     folder = tmp_path_factory.mktemp("docs")
-    run_bash("spinezarr demo --out demo --scale 0.25 --samples 4", folder, tools)
+    run_bash("spinezarr demo --out demo --scale 0.15 --samples 4", folder, tools)
     return folder
 
 
@@ -89,7 +109,7 @@ def make_targets():
 
 @pytest.fixture
 def buckets(s3_server, working_folder, monkeypatch):
-    """Set up a server, an empty bucket and a public one with files, for the page on buckets."""
+    """Set up a server, an empty bucket and a public one with files, for the pages on buckets."""
     own, public = s3_server.new_bucket(), s3_server.new_bucket()
     for path in (working_folder / "demo" / "raw").rglob("*"):
         if path.is_file():
@@ -105,6 +125,28 @@ def buckets(s3_server, working_folder, monkeypatch):
     monkeypatch.setenv("PUBLIC_BUCKET", public)
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    """Run a hub with an empty repository, for the page on Hugging Face."""
+    from huggingface_hub import constants  # noqa: PLC0415  slow
+
+    with HubServer("hf_secret") as server:
+        server.add("lab/spine")
+        for name, text in {
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": server.token,
+            "HF_HUB_DISABLE_XET": "1",
+        }.items():
+            monkeypatch.setenv(name, text)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        yield server
+        assert not server.leaked
+
+
+# LoadImaged creates all of MONAI's readers, and this one warns.
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")
 @pytest.mark.parametrize(
     "page",
     [
@@ -118,8 +160,8 @@ def buckets(s3_server, working_folder, monkeypatch):
 )
 def test_every_block_of_a_page_runs(page, working_folder, tools, monkeypatch, request):
     monkeypatch.chdir(working_folder)
-    if page.name == "s3.md":
-        request.getfixturevalue("buckets")
+    if page.name in FIXTURES:
+        request.getfixturevalue(FIXTURES[page.name])
     namespace = {}
     for language, code in blocks(page):
         if language == "python":
@@ -140,6 +182,14 @@ def test_every_block_of_a_page_runs(page, working_folder, tools, monkeypatch, re
             (working_folder / "block.yaml").write_text(code)
         else:
             assert language in NOT_CODE, f"no test knows how to run {language!r}"
+
+
+def test_every_page_begins_with_its_readers():
+    for page in PAGES:
+        if not re.match(r"\d{3}-", page.name):  # the index of the decisions says it for all of them
+            heading, first = page.read_text().split("\n\n", 2)[:2]
+            assert heading.startswith("# "), page
+            assert first.startswith("This page is for "), page
 
 
 def test_readme_has_two_commands_for_a_fresh_machine():
@@ -249,7 +299,7 @@ def test_every_decision_is_in_the_index():
 
 @pytest.mark.long
 def test_a_users_dataset_takes_ten_lines_and_no_code(working_folder, tools):
-    start = (ROOT / "docs" / "add-a-dataset.md").read_text().partition("\n## ")[0]
+    start = (ROOT / "docs" / "how-to" / "add-a-dataset.md").read_text().partition("\n## ")[0]
     (recipe,) = (code for language, code in BLOCK.findall(start) if language == "yaml")
     assert len(recipe.splitlines()) <= 10
     commands = [code for language, code in BLOCK.findall(start) if language == "bash"]
