@@ -292,9 +292,10 @@ def test_a_mask_that_is_removed_from_the_source_meanwhile_fails_only_its_scan(ow
 
 def test_no_scan_one_scan_and_scans_without_a_vertebra(small, tmp_path):
     store, out = spinezarr.open(small.url), tmp_path / "derived.zarr"
-    for selection in ({"scans": []}, {"split": "train", "scans": "oblique"}):
-        with pytest.raises(UsageError, match="has no scan to derive that meets all"):
-            store.derive(out=out, **selection)
+    with pytest.raises(UsageError, match="has no scan to derive that meets all"):
+        store.derive(out=out, scans=[])
+    with pytest.raises(UsageError, match=r"no scan meets all conditions .scan 'oblique', split"):
+        store.derive(out=out, split="train", scans="oblique")
     assert not out.exists()
     report = store.derive(out=out, crop="spine", scans=["empty", "bare"])
     reasons = {scan.scan_id: scan.reason for scan in report.failed}

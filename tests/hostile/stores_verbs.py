@@ -335,7 +335,7 @@ READING: dict[str, Callable[[Case], str]] = {
     "info json": _cli("info", "STORE", "--json"),
     "stats": _cli("stats", "STORE"),
     "stats markdown": _cli("stats", "STORE", "--format", "markdown"),
-    "stats json": _cli("stats", "STORE", "--format", "json"),
+    "stats json": _cli("stats", "STORE", "--json"),
     "stats csv": _cli("stats", "STORE", "--format", "csv"),
     "stats plots": _cli("stats", "STORE", "--plots", "OUT"),
     "stats card": _cli("stats", "STORE", "--against", "card"),

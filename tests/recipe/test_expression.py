@@ -59,13 +59,17 @@ def test_time_in_which_the_process_was_stopped_does_not_count():
 
     before = signal.signal(signal.SIGVTALRM, stop)
     try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.002)  # after some milliseconds of work
-        found = made("a").findall("a" * 30_000)
+        for _ in range(20):  # the timer may be coarser than a search takes
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)  # after a millisecond of work
+            found = made("a").findall("a" * 30_000)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            assert len(found) == 30_000
+            if stops:
+                break
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
     assert stops
-    assert len(found) == 30_000
 
 
 def matched(budget, length, took_s, times):
@@ -180,7 +184,7 @@ def test_bad_expressions_are_refused_wherever_a_recipe_may_hold_one(make, text):
 
 
 def test_the_text_of_a_filled_template_is_limited():
-    assert len(fill_template("{a}" * 8, {"a": "x" * 1_000})) == 8_000
+    assert len(fill_template("{a}" * 8, {"a": "x" * 1_000})) == 45_000
     with pytest.raises(RecipeLimitError, match=r"'\{a\}\{a\}.* gives a text of 9000 char.* 8192"):
         fill_template("{a}" * 9, {"a": "x" * 1_000})
 
@@ -258,6 +262,6 @@ def test_the_error_of_a_slow_pattern_names_the_recipe_file(tmp_path):
 
 
 def test_too_long_patterns_are_refused(tmp_path):
-    assert PathPattern("a" * 2_000).match("b") is None
+    assert PathPattern("a" * 45_000).match("b") is None
     with pytest.raises(ValueError, match=r"the pattern 'aaa.*has 2001 characters"):
         PathPattern("a" * 2_001)

@@ -536,7 +536,7 @@ def test_the_command_serves_a_catalog_of_buckets(s3_server, place, ctspine1k_url
         f"    storage_options: {{endpoint_url: '{s3_server.endpoint_url}'}}\n"
     )
     own = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "NO_COLOR": "1", "COLUMNS": "200"}
-    words = ("--catalog", str(catalog), "--processes", "2")
+    words = ("--catalog", str(catalog), "--workers", "2")
     process, port = serve_once(s3_server, *words, **own)
     try:
         wait_for_server(process, f"http://127.0.0.1:{port}")

@@ -216,7 +216,7 @@ def site(request, ctspine1k_url, tmp_path_factory):
     subprocess.run([program("openssl"), *line.split()], check=True, capture_output=True)
     token = new_token(folder / "tokens", "anna")
     serve = (sys.executable, "-c", MAIN, "serve", ctspine1k_url, "--port", port)
-    tokens = ("--token-file", folder / "tokens", "--processes", "2")
+    tokens = ("--token-file", folder / "tokens", "--workers", "2")
     direct, url = f"http://127.0.0.1:{port}", f"https://localhost:{ports[1]}"
     own = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder)}
     said = (folder / "said").open("w+")

@@ -393,7 +393,7 @@ def test_too_many_patches_are_refused_and_counted(ctspine1k_url):
 
 @pytest.mark.long
 def test_metrics_cover_all_processes(ctspine1k_url):
-    process, url = start_server(ctspine1k_url, "--processes", 2)
+    process, url = start_server(ctspine1k_url, "--workers", 2)
     try:
         for _ in range(40):
             fetch(f"{url}/v1/stores")

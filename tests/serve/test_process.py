@@ -282,7 +282,7 @@ def test_answers_are_finished_within_five_seconds_at_shutdown(large, tmp_path, r
 
 @pytest.mark.long
 def test_a_killed_worker_process_is_replaced(ctspine1k_url, tmp_path):
-    with server_process(tmp_path, ctspine1k_url, "--processes", 2) as server:
+    with server_process(tmp_path, ctspine1k_url, "--workers", 2) as server:
         url = f"{server.url}/zarr/ctspine1k/zarr.json"
         before = {worker.pid for worker in server.workers}
         assert len(before) == 2

@@ -55,7 +55,7 @@ def samples_of(process):
 
 @pytest.fixture
 def server(ctspine1k_url):
-    process, url = start_server(ctspine1k_url, "--processes", "2")
+    process, url = start_server(ctspine1k_url, "--workers", "2")
     yield f"{url}/ctspine1k"
     process.terminate()
     process.communicate(timeout=TIMEOUT_S)

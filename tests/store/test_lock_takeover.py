@@ -15,7 +15,7 @@ from spinezarr.errors import LostLockError, StoreBusyError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
 from spinezarr.recipe import Recipe
-from spinezarr.store import scan_writer, writer
+from spinezarr.store import scan_writer, writable
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE, LockTimes, StoreLock
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.writer import StoreWriter
@@ -51,7 +51,7 @@ def stopped(monkeypatch, store, name):
     Yields a function that lets it go on and returns its result.
     """
     times = LockTimes(renew_s=1000, watch_s=1.1, flock_s=0.2)
-    monkeypatch.setattr(writer, "StoreLock", partial(StoreLock, times=times))
+    monkeypatch.setattr(writable, "StoreLock", partial(StoreLock, times=times))
     raw = Path(store).parent / "raw"
     write(raw, 2)
     reached, go_on = threading.Event(), threading.Event()

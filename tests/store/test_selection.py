@@ -1,5 +1,6 @@
 """Selections choose the same scans as a plain loop over the table."""
 
+import re
 import unicodedata
 
 import numpy as np
@@ -80,3 +81,31 @@ def test_an_error_names_the_scan_that_is_missing():
     table = table_of([{"split": "", "source": "A", "shown": set()}])
     with pytest.raises(UnknownScanError, match=r"mine\.zarr: has no scan 's8'\."):
         ScanSelection.of(["s9", "s8", "s0"]).rows(table, "mine.zarr")
+
+
+def test_conditions_that_no_scan_meets_together_are_refused():
+    table = table_of(
+        [
+            {"split": "train", "source": "A", "shown": set()},
+            {"split": "test", "source": "B", "shown": set()},
+        ]
+    )
+    selection = ScanSelection.of(["s0"], split="test", source=["A", "B"])
+    assert selection.scan_ids(table, "it") == []
+    conditions = r"scan 's0', split 'test', source 'A' or 'B'"
+    with pytest.raises(UsageError, match=rf"it: no scan meets all conditions \({conditions}\)"):
+        selection.some_scan_ids(table, "it")
+    assert ScanSelection.of([], split="test").some_scan_ids(table, "it") == []
+    assert ScanSelection.of(["s0"], split="train").some_scan_ids(table, "it") == ["s0"]
+
+
+def test_an_error_suggests_names_that_are_alike():
+    table = table_of([{"split": "train", "source": "A", "shown": {"L1"}}] * 3)
+    for condition, name, hint in (
+        ("scans", "s11", "Did you mean 's1'"),
+        ("scans", "unlike", "It has 3 scans, such as 's0'"),
+        ("split", "trian", "Did you mean 'train'?"),
+        ("vertebra", "l1", "Did you mean 'L1'?"),
+    ):
+        with pytest.raises((UsageError, UnknownScanError), match=re.escape(hint)):
+            ScanSelection.of(**{condition: [name]}).rows(table, "it")

@@ -279,14 +279,20 @@ def test_the_error_of_a_damaged_root_names_the_repair(copied, content):
         StoreReader(str(copied))
 
 
-@pytest.mark.parametrize("version", [6, 8])
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        (6, "Make it again in another place: .* 'spinezarr ingest' .* with another --out"),
+        (8, "Update spinezarr: pip install --upgrade spinezarr"),
+    ],
+)
 @pytest.mark.parametrize("more", [{}, {"a_new_field": 1}], ids=["same fields", "new field"])
-def test_the_error_names_the_format_version_of_the_store(copied, version, more):
+def test_the_error_names_the_format_of_the_store_and_what_to_do(copied, version, advice, more):
     edit_json(
         copied / "zarr.json", lambda root: root["attributes"].update(format_version=version, **more)
     )
-    said = f"is written in format {version}; this spinezarr reads format 7. .* or ingest again"
-    with pytest.raises(StoreNotFoundError, match=said):
+    said = rf"is written in format {version}, and this spinezarr reads and writes format 7\. "
+    with pytest.raises(StoreNotFoundError, match=said + advice):
         StoreReader(str(copied))
 
 
@@ -407,7 +413,7 @@ def test_another_dataset_is_refused(copied):
 def test_a_store_of_another_format_is_refused(copied):
     root = root_of(copied)
     edit_json(copied / "zarr.json", lambda root: root["attributes"].update(format_version=3))
-    with pytest.raises(UsageError, match=f"in format 3, not {FORMAT_VERSION}"):
+    with pytest.raises(UsageError, match=rf"in format 3, .* {FORMAT_VERSION}\. Make it again"):
         StoreWriter(str(copied), root)
 
 

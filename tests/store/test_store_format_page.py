@@ -40,7 +40,7 @@ from spinezarr.store.sharding import crc32c
 from spinezarr.store.table import build_table, fixed_columns
 from spinezarr.vertebrae import LEVELS, NAME_OF_VALUE
 
-PAGE = (Path(__file__).parents[2] / "docs" / "store-format.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "store-format.md").read_text()
 NAME = re.compile(r"`([^`]+)`")
 
 

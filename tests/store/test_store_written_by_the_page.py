@@ -1,4 +1,4 @@
-"""A store written from ``docs/store-format.md`` alone is read by spinezarr as its own.
+"""A store written from ``docs/reference/store-format.md`` alone is read by spinezarr as its own.
 
 The writer below uses nothing of the package. Its section numbers are those of the page.
 """

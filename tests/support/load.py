@@ -278,7 +278,7 @@ def run(store: Path, seconds: float, connections: int, processes: int = 1) -> di
     """Run a load against a new server for a time, and return the summary."""
     with (
         tempfile.TemporaryDirectory(prefix="load-") as folder,
-        server_process(folder, store, "--processes", processes) as server,
+        server_process(folder, store, "--workers", processes) as server,
     ):
         return run_load(server, RequestSampler(store, BATCHES), seconds, connections)
 

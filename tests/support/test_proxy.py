@@ -892,11 +892,11 @@ def test_a_connection_that_the_server_closed_is_not_used_again():
 
 
 def test_an_unreachable_server_is_502():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    with proxy(upstream=url) as one:
-        assert get(one.url, "/")[0].status == 502
-        assert one.counts().statuses == {502: 1}
+    with socket.socket() as taken:  # nobody listens, and nobody else gets the port
+        taken.bind(("127.0.0.1", 0))
+        with proxy(upstream=f"http://127.0.0.1:{taken.getsockname()[1]}") as one:
+            assert get(one.url, "/")[0].status == 502
+            assert one.counts().statuses == {502: 1}
 
 
 def test_a_server_that_closes_without_an_answer_is_502():

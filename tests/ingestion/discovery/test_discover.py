@@ -356,10 +356,11 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path):
-    (tmp_path / "CTSpine1K.zip").touch()
-    message = refusal(tmp_path / "CTSpine1K.zip")
-    assert "is a file" in message
-    assert_lists_the_layouts(message)
+    for name, what in (("CTSpine1K.zip", "is an archive"), ("CTSpine1K.csv", "is a file")):
+        (tmp_path / name).touch()
+        message = refusal(tmp_path / name)
+        assert what in message
+        assert_lists_the_layouts(message)
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -195,7 +195,9 @@ def test_every_chunk_is_encoded_once_at_its_position(axcodes, budget):
     assert sum(done) == array.size
     assert min(done) > 0
     one_chunk = math.prod(BALANCED.chunk_shape_zyx) * array.itemsize
-    assert workspace.voxels.peak_bytes <= max(budget.voxel_bytes, one_chunk)
+    # A chunk above the budget is held alone, but for layers below it that wait to be encoded.
+    most_bytes = budget.voxel_bytes + (one_chunk if budget.voxel_bytes < one_chunk else 0)
+    assert workspace.voxels.peak_bytes <= most_bytes
     assert workspace.encoded.peak_bytes <= budget.encoded_bytes
     assert workspace.voxels._held_bytes == workspace.encoded._held_bytes == 0
 
@@ -216,7 +218,9 @@ def test_any_shape_is_encoded_completely_within_any_budget(shape, axcodes, budge
     workspace = MeteredWorkspace(budget)
     facts, shards = encode(MemoryVolume(array, axcodes), name_chunk, workspace=workspace)
     one_chunk = math.prod(BALANCED.chunk_shape_zyx) * array.itemsize
-    assert workspace.voxels.peak_bytes <= max(budget.voxel_bytes, one_chunk)
+    # A chunk above the budget is held alone, but for layers below it that wait to be encoded.
+    most_bytes = budget.voxel_bytes + (one_chunk if budget.voxel_bytes < one_chunk else 0)
+    assert workspace.voxels.peak_bytes <= most_bytes
     assert workspace.encoded.peak_bytes <= budget.encoded_bytes
     assert facts == expected_facts(array)
     assert dict(shards.chunks()) == {fact[0]: repr(fact).encode() for fact in facts}
