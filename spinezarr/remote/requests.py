@@ -246,6 +246,10 @@ class RemoteObjects:
 
     def _read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[Buffer | None]:
         """Read ranges in this thread, and those that did not come by the event loop."""
+        if any(stop <= start for _, start, stop in ranges):  # no request can ask for no bytes
+            filled = [item for item in ranges if item[2] > item[1]]
+            read_bytes = iter(self._read_ranges(filled) if filled else [])
+            return [next(read_bytes) if stop > start else b"" for _, start, stop in ranges]
         requests = self._requests.get()
         direct = self.transport.range_requests(ranges)
         if direct is None:
@@ -689,7 +693,8 @@ class _DurationEstimate:
 
     def add_wait(self, seconds: float) -> None:
         """Add how long requests waited for a place in flight."""
-        self._waits_s.append(seconds)
+        with self._lock:
+            self._waits_s.append(seconds)
 
     def add_each(self, responses: Iterable[tuple[float, int, float]]) -> None:
         """Add the duration, bytes, and time of the end of some requests."""

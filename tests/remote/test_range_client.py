@@ -332,6 +332,19 @@ def test_objects_use_it_after_their_first_range(serve, tmp_path):
     assert len(server.heads) == 3 * len(wanted)
 
 
+def test_empty_and_no_ranges_are_read_as_before(serve):
+    server = serve(right)
+    objects = RemoteObjects(server.url)
+    path = f"{server.url}/x"
+    for _ in range(3):
+        with objects.ranges([(path, 7, 7), (path, 0, 9), (path, 0, 0)]) as found:
+            assert [bytes(data) for data in found] == [b"", DATA[:9], b""]
+        with objects.ranges([]) as found:
+            assert found == []
+        with objects.ranges([(path, 4, 5)]) as found:
+            assert bytes(found[0]) == DATA[4:5]
+
+
 def test_a_late_response_is_requested_a_second_time(serve):
     is_first = [True]
 
