@@ -184,7 +184,7 @@ def test_bad_expressions_are_refused_wherever_a_recipe_may_hold_one(make, text):
 
 
 def test_the_text_of_a_filled_template_is_limited():
-    assert len(fill_template("{a}" * 8, {"a": "x" * 1_000})) == 45_000
+    assert len(fill_template("{a}" * 8, {"a": "x" * 1_000})) == 8_000
     with pytest.raises(RecipeLimitError, match=r"'\{a\}\{a\}.* gives a text of 9000 char.* 8192"):
         fill_template("{a}" * 9, {"a": "x" * 1_000})
 
@@ -262,6 +262,6 @@ def test_the_error_of_a_slow_pattern_names_the_recipe_file(tmp_path):
 
 
 def test_too_long_patterns_are_refused(tmp_path):
-    assert PathPattern("a" * 45_000).match("b") is None
+    assert PathPattern("a" * 2_000).match("b") is None
     with pytest.raises(ValueError, match=r"the pattern 'aaa.*has 2001 characters"):
         PathPattern("a" * 2_001)
