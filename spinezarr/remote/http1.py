@@ -43,7 +43,7 @@ _MAX_ERROR_BODY_BYTES: Final = 1 << 13
 MIN_RATE_BYTES: Final = 1 << 17
 """Number of bytes that must follow the head for a response to count in the rate of the link. For
 fewer bytes, waking the process takes most of the time."""
-MAX_IDLE: Final = 256
+MAX_IDLE: Final = 512
 """Largest number of idle connections to keep for each server."""
 _END: Final = b"\r\n\r\n"
 _HEAD: Final = re.compile(

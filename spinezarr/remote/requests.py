@@ -28,7 +28,12 @@ from spinezarr.redaction import redact_url
 from spinezarr.remote.errors import StalledResponseError
 from spinezarr.remote.object_request import ObjectRequest, ObjectResponse
 from spinezarr.remote.range_client import RangeCall
-from spinezarr.remote.settings import DEFAULT_REMOTE_SETTINGS, METADATA_BYTES, RemoteSettings
+from spinezarr.remote.settings import (
+    DEFAULT_REMOTE_SETTINGS,
+    METADATA_BYTES,
+    RemoteSettings,
+    max_connections,
+)
 from spinezarr.remote.transport import (
     NoRangesError,
     RangeRequests,
@@ -55,6 +60,11 @@ _OVERHEAD_BYTES: Final = 1 << 18
 sum of the size and this number."""
 _N_WAITS: Final = 64
 """Number of recent waits for a place in flight that are remembered."""
+_AHEAD_S: Final = 1.0
+"""So many seconds of the link may be requested at once. More would delay the first batches of a
+slow link, because all responses share it (decision 039)."""
+_LEAST_HELD_BYTES: Final = 32 << 20
+"""At least so many bytes are requested at once. It is the bound before the link is measured."""
 _CORE_S_EACH: Final = 250e-6
 """Core time that a request takes of client and server, in seconds (decision 039)."""
 _MIN_TIME_S: Final = 1e-9
@@ -254,7 +264,7 @@ class RemoteObjects:
         direct = self.transport.range_requests(ranges)
         if direct is None:
             return self._run(requests.get_ranges(ranges))
-        at_once = min(len(ranges), self.settings.requests_in_flight)
+        at_once = min(len(ranges), requests.places)
         began_s = time.monotonic()
         self._enter(requests.gate, at_once)
         requests.times.add_wait(time.monotonic() - began_s)
@@ -394,11 +404,13 @@ class _Requests:
         self._lock = Lock()
         self._extra = 0
         """Number of requests in flight that are the second one for the same bytes."""
-        self._max_extra = max(1, settings.requests_in_flight // _REQUESTS_PER_EXTRA)
+        self.places = min(settings.requests_in_flight, max_connections())
+        """Number of requests that may run at once."""
+        self._max_extra = max(1, self.places // _REQUESTS_PER_EXTRA)
         self.callers = ThreadPoolExecutor(_CALLER_THREADS, "spinezarr-wait")
-        self.gate = _FairSemaphore(settings.requests_in_flight)
-        self.memory = _FairSemaphore(settings.held_bytes)
-        self._posts = _FairSemaphore(_MAX_POSTS)
+        self.gate = _FairSemaphore(lambda: self.places)
+        self.memory = _FairSemaphore(self._bytes_to_hold)
+        self._posts = _FairSemaphore(lambda: _MAX_POSTS)
         self._has_responded = False
         self._has_sent_ranges = False
         """Whether the server has sent a range. A later response without one is then transient."""
@@ -530,6 +542,11 @@ class _Requests:
             if n_bytes in {0, size} or n_short == _MAX_SHORT_RESPONSES:
                 return data
             n_short += 1
+
+    def _bytes_to_hold(self) -> int:
+        """Return the number of bytes that may be requested or wait to be decoded."""
+        ahead_bytes = int(_AHEAD_S * (self._transport.link_bytes_per_s or 0.0))
+        return min(self.settings.held_bytes, max(_LEAST_HELD_BYTES, ahead_bytes))
 
     def add_extra(self, n: int) -> bool:
         """Count second requests for the same bytes in flight; False if there are too many."""
@@ -826,10 +843,10 @@ def _has_result(future: "Future[list[Buffer | None]]") -> bool:
 class _FairSemaphore:
     """A semaphore with amounts, in order of arrival, for threads and coroutines.
 
-    An amount above the limit is admitted alone.
+    An amount above the limit is admitted alone. The limit may change between two calls.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: Callable[[], int]) -> None:
         self._limit = limit
         self._in_use = 0
         self._waiting: deque[tuple[Future[None], int]] = deque()
@@ -869,7 +886,7 @@ class _FairSemaphore:
             waiter.set_result(None)
 
     def _fits(self, amount: int) -> bool:
-        return not self._in_use or self._in_use + amount <= self._limit
+        return not self._in_use or self._in_use + amount <= self._limit()
 
     def _admit(self) -> Iterator[Future[None]]:
         while self._waiting:

@@ -1,12 +1,13 @@
 """How many requests may a server get at once, and how long may an answer take?"""
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Final
 
 from spinezarr.errors import UsageError
 
-__all__ = ["DEFAULT_REMOTE_SETTINGS", "METADATA_BYTES", "RemoteSettings"]
+__all__ = ["DEFAULT_REMOTE_SETTINGS", "METADATA_BYTES", "RemoteSettings", "max_connections"]
 
 METADATA_BYTES: Final = 64 << 20
 """Largest object, in bytes, that is read whole before its size is known."""
@@ -24,9 +25,11 @@ class RemoteSettings:
     ----------
     requests_in_flight
         Requests that run at the same time. More of them hide a longer latency, but servers that
-        limit the rate refuse them. The default was measured; see ``benchmarks/README.md``.
+        limit the rate refuse them. At most half of the files that a process may open are
+        connections. The default was measured; see ``benchmarks/README.md``.
     held_bytes
-        Bytes of ranges that are requested or wait to be decoded. A larger range is read alone.
+        Bytes of ranges that are requested or wait to be decoded. They are fewer on a slow link:
+        those of a second, and at least 32 MiB. A larger range is read alone.
     least_gap_bytes, most_gap_bytes
         Two ranges of an object with at most so many bytes between them are read with one request.
         The number in use lies between these two, and follows the latency and the rate of the link.
@@ -90,10 +93,10 @@ class RemoteSettings:
     90.0
     """
 
-    requests_in_flight: int = 256
+    requests_in_flight: int = 384
     held_bytes: int = 256 << 20
     least_gap_bytes: int = 1 << 14
-    most_gap_bytes: int = 1 << 19
+    most_gap_bytes: int = 1 << 18
     longest_range_bytes: int = 8 << 20
     whole_shard_bytes: int = 1 << 19
     late_factor: float = 5.0
@@ -132,3 +135,16 @@ class RemoteSettings:
 
 
 DEFAULT_REMOTE_SETTINGS: Final = RemoteSettings()
+
+
+def max_connections() -> int:
+    """Return how many connections this process may open: half of the files that it may open.
+
+    macOS lets a process open 256 files unless it is told otherwise.
+    """
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource  # noqa: PLC0415  only on Unix
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 2)

@@ -4,7 +4,7 @@ The slowest link that must work carries 20 kB/s for all requests of a store toge
 (``RemoteSettings.slowest_link_bytes_per_s``). Of k requests in flight, each gets one k-th of this
 rate on average, and much less at times. A response stalls when it brings less than a quarter of one
 k-th over a window that grows with k. A silent server is an error after 20 s with one request in
-flight, and after 97 s with 256.
+flight, and after 135 s with 384.
 """
 
 import asyncio

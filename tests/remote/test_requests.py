@@ -50,6 +50,8 @@ def read_ranges(objects, wanted):
 class Scripted:
     """A transport that answers as scripted, and records the requests in flight."""
 
+    link_bytes_per_s = None
+
     async def get_ranges(self, _path, _spans):
         return None
 
@@ -283,6 +285,29 @@ def test_bytes_held_stay_within_their_limit(scripted):
         # A range larger than the limit is read alone.
         assert read_ranges(objects, [("p", 0, 5000)]) == [DATA[:5000]]
         assert read_ranges(objects, [("p", 0, 1000)]) == [DATA[:1000]]
+
+
+async def zeros(_number, _path, start, stop):
+    return bytes(stop - start)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "held_bytes", "waits"),
+    [(None, 1 << 30, True), (10e6, 1 << 30, True), (1e8, 1 << 30, False), (1e9, 33 << 20, True)],
+)
+def test_a_slow_link_holds_fewer_bytes(scripted, bytes_per_s, held_bytes, waits):
+    objects, transport = scripted(zeros, held_bytes=held_bytes)
+    transport.link_bytes_per_s = bytes_per_s
+    span = ("p", 0, 20 << 20)
+    with ThreadPoolExecutor(1) as thread:
+        with objects.ranges([span]):
+            further = thread.submit(read_ranges, objects, [span])
+            if waits:
+                time.sleep(0.1)
+                assert len(transport.asked) == 1
+            else:
+                wait_until(further.done)
+        assert len(further.result(TIMEOUT_S)[0]) == 20 << 20
 
 
 def test_a_failed_request_releases_its_memory(scripted):
@@ -595,7 +620,7 @@ def test_all_stores_share_one_thread(proxy):
 
 def test_the_turn_of_a_cancelled_request_goes_to_the_next():
     async def run():
-        gate = remote._FairSemaphore(1)
+        gate = remote._FairSemaphore(lambda: 1)
         await gate.acquire(1)
         waiting = asyncio.create_task(gate.acquire(1))
         await asyncio.sleep(0)

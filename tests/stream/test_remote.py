@@ -75,6 +75,27 @@ def assert_equal_streams(found, expected):
 # The same samples
 
 
+_READ_WITH_FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), 4096))
+import spinezarr
+store = spinezarr.open(sys.argv[1], remote=spinezarr.RemoteSettings(whole_shard_bytes=0))
+print(sum(len(batch) for batch in store.patches((20, 30, 30), batch_size=4, n_samples=600)))
+"""
+
+
+def test_few_files_that_may_be_open_are_enough(proxy, proxies, url):
+    proxy.set(proxies.Conditions(latency_s=0.03))
+    n_requests = {}
+    for limit in (1024, 48):
+        proxy.reset()
+        command = [sys.executable, "-c", _READ_WITH_FEW_FILES, url, str(limit)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=TIMEOUT_S)
+        assert int(done.stdout) == 600
+        n_requests[limit] = proxy.counts().requests
+    assert n_requests[48] < 1.1 * n_requests[1024]  # none failed and was sent again
+
+
 @pytest.mark.parametrize("shuffle", ["exact", "window"])
 def test_faults_of_a_server_change_no_sample(proxy, proxies, url, store, shuffle):
     proxy.set(proxies.Conditions(fault_rate=0.2, stall_s=20))

@@ -154,13 +154,21 @@ class BatchIterator(Iterator[Batch]):
         while (position := self._taken_groups + len(self._pending)) < len(self._groups):
             held_bytes = (1 + len(self._pending)) * ahead.group_bytes
             held_bytes += len(self._ready) * ahead.batch_bytes
-            # The caller waits for the first batch. Until it comes, request no more groups than the
-            # processors can decode.
-            concurrent = readers.n_threads if self._progress.n_given else ahead.threads
-            is_full = held_bytes > ahead.max_bytes or len(self._pending) >= 2 * concurrent
+            is_full = held_bytes > ahead.max_bytes or len(self._pending) >= self._most_pending
             if is_full and (self._pending or self._ready):
                 break
             self._pending.append(readers.submit(self._read_group, self._groups[position]))
+
+    @property
+    def _most_pending(self) -> int:
+        """Largest number of groups to request before the next one has come."""
+        ahead = self._ahead
+        if self._progress.n_given:
+            return 2 * ahead.concurrent_groups
+        # The caller waits for the first batch. Until it comes, request no more groups than the
+        # processors can decode, and no second one over a network, which they would share.
+        is_remote = ahead.concurrent_groups > ahead.threads
+        return 1 if is_remote else 2 * ahead.threads
 
     def _running_readers(self) -> "_Readers":
         if self._readers.peek() is None:

@@ -449,6 +449,28 @@ def test_closing_an_iterator_cancels_waiting_reads(counted):
     assert sorted(begun) == [0, 1, 2]
 
 
+class SlowFetcher(LocalFetcher):
+    concurrent_calls = 6  # as over a network
+
+
+@pytest.mark.parametrize(("fetcher", "at_first"), [(LocalFetcher, 2), (SlowFetcher, 1)])
+def test_over_a_network_the_first_batch_has_the_link_for_itself(stream, fetcher, at_first):
+    engine = Engine(fetcher(stream.batch_reader.reader.objects.folder))
+    stream, gate, begun = gated(with_engine(stream, engine).with_reading(threads=2), 0)
+    with ThreadPoolExecutor(1) as consumer:
+        batches = iter(stream)
+        first = consumer.submit(next, batches)
+        try:
+            wait_until(lambda: len(begun) >= at_first)
+            time.sleep(0.1)
+            assert len(begun) == at_first
+        finally:
+            gate.set()
+        assert digest(first.result(TIMEOUT_S)) == digest(next(iter(stream)))
+        wait_until(lambda: len(begun) > at_first + 1)  # then it reads ahead
+        batches.close()
+
+
 def fail_over(stream):
     for _ in stream:
         _ = 1 / 0
