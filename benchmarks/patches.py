@@ -40,7 +40,10 @@ from targets import OURS, TARGETS, Figures, PeerRates
 
 CONSOLE = Console(width=150)
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "real" / "lidc-idri"
-PEER_PACKAGES = ("tensorstore", "zarrs", "blosc2", "datasets", "torch", "monai", "torchio")
+PEER_PACKAGES = (
+    "tensorstore", "zarrs", "blosc2", "radiobject", "tiledb", "datasets", "torch", "monai",
+    "torchio",
+)  # fmt: skip
 FULL_SCANS = 1005
 """Number of scans of CTSpine1K."""
 COLD_KINDS = {

@@ -11,7 +11,9 @@ OURS, UPPER_BOUND = "spinezarr", ".npy (upper bound)"
 ZARR_OR_BLOSC2 = ("zarr-python", "zarr-python, fused", "zarrs", "tensorstore", "blosc2")
 GROUPED = ("MONAI, 4 a volume", "TorchIO, 10 a volume")
 """Readers of several patches per volume, whose draws are not exact; compared only with windows."""
-EXACT = (*ZARR_OR_BLOSC2, "Arrow 2D", "Arrow 3D", "MONAI", "TorchIO", ".nii.gz")
+EXACT = (
+    *ZARR_OR_BLOSC2, "RadiObject", "TileDB", "Arrow 2D", "Arrow 3D", "MONAI", "TorchIO", ".nii.gz",
+)  # fmt: skip
 MB = 1e6
 
 

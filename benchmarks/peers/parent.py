@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from peers import arrow, loaders, nnunet, ours, plain, zarr_stores
+from peers import arrow, loaders, nnunet, ours, plain, tiledb_arrays, zarr_stores
 from peers.data import Data
 from peers.reader import ReaderConfig
 
-_MODULES = (ours, plain, arrow, nnunet, zarr_stores, loaders)
+_MODULES = (ours, plain, arrow, nnunet, zarr_stores, tiledb_arrays, loaders)
 _FOLDER = Path(__file__).parents[1]
 
 

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,42 @@ def test_a_reader_that_returns_other_voxels_is_refused_before_it_is_timed(tmp_pa
     assert "int32" in dtype
     assert "not contiguous" in order
     assert "share an array" in shared
+
+
+@pytest.mark.skipif(find_spec("radiobject") is None, reason="RadiObject is not installed")
+def test_radiobject_and_tiledb_return_the_voxels_in_every_layout(tmp_path):
+    code = """if True:
+        import json, sys
+        from pathlib import Path
+        from peers.data import Data, files_below
+        from peers.tiledb_arrays import CONFIGS
+        data = Data.make(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 2)
+        stored = {}
+        for config in CONFIGS:
+            reader = config.open(data)
+            for kind in config.kinds:
+                reader.check(kind)
+            files = files_below(reader.files)
+            stored[config.name] = sum(path.stat().st_size for path in files)
+        print(json.dumps(stored))
+    """
+    stored = run_python(code, tmp_path / "data", *phantom_pair(tmp_path))
+    assert stored["RadiObject, 64³ LZ4, 1 threads"] == stored["TileDB, 64³ LZ4, 1 threads"]
+    assert {name.split(",")[0] for name in stored} == {"RadiObject", "TileDB"}
+    assert all(size > 0 for size in stored.values())
+
+
+@pytest.mark.skipif(find_spec("radiobject") is not None, reason="RadiObject is installed")
+def test_radiobject_is_left_out_with_a_line_if_it_is_not_installed():
+    code = """if True:
+        import json
+        from patches import choose_configs
+        left_out = []
+        assert choose_configs(["RadiObject"], False, left_out) == []
+        print(json.dumps(left_out))
+    """
+    lines = run_python(code)
+    assert "RadiObject, 64³ LZ4, 1 threads: radiobject is not installed" in lines
 
 
 @pytest.fixture
