@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from targets import OURS, UPPER_BOUND
 
-_COLORS = {OURS: "#08519c", UPPER_BOUND: "#bdbdbd"}
-_OTHER_COLOR = "#fd8d3c"
+OUR_COLOR = "#08519c"
+OTHER_COLOR = "#fd8d3c"
+_COLORS = {OURS: OUR_COLOR, UPPER_BOUND: "#bdbdbd"}
 _LOWEST_RATE = 0.1
 """Rate at which all bars begin."""
 _TITLES = {"128^3": "128³", "96^3": "96³"}
@@ -44,7 +45,7 @@ def draw_bars(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
         [row["per_s_median"] - row["per_s_min"] for row in rows],
         [row["per_s_max"] - row["per_s_median"] for row in rows],
     ]
-    colors = [_COLORS.get(row["reader"].split(",")[0], _OTHER_COLOR) for row in rows]
+    colors = [_COLORS.get(row["reader"].split(",")[0], OTHER_COLOR) for row in rows]
     axes.barh(
         range(len(rows)), values, color=colors, xerr=spread, error_kw={"lw": 0.8, "ecolor": "0.3"}
     )
