@@ -1,5 +1,6 @@
 """Synthetic copies of every dataset layout, ingested with the shipped recipes."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import openpyxl
 import pytest
 
 import spinezarr
+from spinezarr.cli.reports.ingest import print_discovery
 from spinezarr.errors import UsageError
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
@@ -312,6 +314,13 @@ def test_rerunning_a_neighbor_skips_every_scan(neighbor):
     assert len(again.skipped) == len(found.scans)
     assert not again.done
     assert not again.updated
+
+
+def test_dry_runs_print_every_scan_as_json(neighbor, capsys):
+    _, _, _, found, _, _ = neighbor
+    print_discovery(found, as_json=True)
+    scans = json.loads(capsys.readouterr().out)["scans"]
+    assert [scan["scan_id"] for scan in scans] == [scan.scan_id for scan in found.scans]
 
 
 def test_dry_runs_account_for_every_file(neighbor):

@@ -79,7 +79,9 @@ _READ_WITH_FEW_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), 4096))
 import spinezarr
-store = spinezarr.open(sys.argv[1], remote=spinezarr.RemoteSettings(whole_shard_bytes=0))
+never_late = {"least_late_s": 600, "first_late_s": 600}
+settings = spinezarr.RemoteSettings(whole_shard_bytes=0, **never_late)
+store = spinezarr.open(sys.argv[1], remote=settings)
 print(sum(len(batch) for batch in store.patches((20, 30, 30), batch_size=4, n_samples=600)))
 """
 

@@ -1,10 +1,12 @@
 """What do an ingest and a dry run print?"""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
+
+from pydantic import BaseModel
 
 from spinezarr.cli.console import (
     MAX_ROWS,
@@ -168,11 +170,20 @@ def _print_notes(notes: Sequence[PathNote]) -> None:
     print_capped(table, len(by_reason))
 
 
+def _members(items: Iterable[tuple[str, object]]) -> dict[str, object]:
+    """Return the members of a dataclass for JSON; parts of a recipe are pydantic models."""
+    return {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in items
+    }
+
+
 def print_discovery(discovery: Discovery, *, as_json: bool) -> None:
     """Print what an ingest would do; with ``as_json``, print the whole discovery as JSON."""
     if as_json:
         # Records of headers are only for the next run. Scans and notes hold their results.
-        print_json(asdict(replace(discovery, raw=redact_url(discovery.raw), folders={})))
+        shown = replace(discovery, raw=redact_url(discovery.raw), folders={})
+        print_json(asdict(shown, dict_factory=_members))
         return
     scans = discovery.scans
     splits = sorted({scan.split for scan in scans})
