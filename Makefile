@@ -71,7 +71,7 @@ test-newest:
 # that it names, in an environment of its own.
 OLDEST := build/oldest
 TEST_TOOLS := blosc2 datasets hypothesis ipykernel 'moto[server]>=5.1' nbclient ngff-zarr obstore pcodec playwright pytest \
-  pytest-xdist safetensors schemathesis SimpleITK tensorstore zarrs
+  pytest-xdist safetensors 'schemathesis>=4' SimpleITK tensorstore zarrs
 EXTRAS_TESTED := all,neuroglancer,notebook
 test-oldest:
 	mkdir -p build
