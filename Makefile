@@ -60,7 +60,7 @@ test-crash: $(VENV)/.installed
 
 # Runs the tests with the newest Python of Debian and the newest zarr, but for those that need PyTorch,
 # nnU-Net, MkDocs or a browser; needs Debian, root and debootstrap.
-NEEDS_TORCH := spinezarr/loaders tests/loaders tests/export/test_nifti.py tests/export/test_nnunet.py \
+NEEDS_TORCH := spinezarr/loaders tests/loaders tests/compare/test_surface.py tests/export/test_nifti.py tests/export/test_nnunet.py \
   tests/export/test_predictions.py tests/formats/test_file_kinds.py tests/real/test_exports.py \
   tests/stream/read/test_retry.py tests/stream/test_remote.py tests/test_docs.py tests/test_site.py
 test-newest:
@@ -70,7 +70,7 @@ test-newest:
 # Runs the same tests with Python 3.11 and the oldest versions that pyproject.toml allows, of all packages
 # that it names, in an environment of its own.
 OLDEST := build/oldest
-TEST_TOOLS := blosc2 datasets hypothesis ipykernel 'moto[server]>=5.1' nbclient ngff-zarr obstore pcodec playwright pytest \
+TEST_TOOLS := blosc2 datasets highdicom hypothesis ipykernel 'moto[server]>=5.1' nbclient ngff-zarr obstore pcodec playwright pytest \
   pytest-xdist safetensors 'schemathesis>=4' SimpleITK tensorstore zarrs
 EXTRAS_TESTED := all,neuroglancer,notebook
 test-oldest:
