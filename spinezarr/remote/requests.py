@@ -62,7 +62,7 @@ _N_WAITS: Final = 64
 """Number of recent waits for a place in flight that are remembered."""
 _AHEAD_S: Final = 1.0
 """So many seconds of the link may be requested at once. More would delay the first batches of a
-slow link, because all responses share it (decision 039)."""
+slow link, because all responses share it (decision 070)."""
 _LEAST_HELD_BYTES: Final = 32 << 20
 """At least so many bytes are requested at once. It is the bound before the link is measured."""
 _CORE_S_EACH: Final = 250e-6

@@ -66,9 +66,9 @@ class RemoteSettings:
         brings less than a quarter of its part of this rate.
     stall_window_s, stall_window_per_request_s
         Seconds over which that rate is measured: a fixed part, and one for each request in flight.
-        At 20 kB/s, one packet for each of 256 requests takes 18 s.
+        At 20 kB/s, one packet for each of 384 requests takes 28 s.
     longest_answer_s
-        Seconds that one answer may take. At 20 kB/s, 256 requests of 0.5 MB take 6,400 s.
+        Seconds that one answer may take. At 20 kB/s, 384 requests of 0.37 MB take 7,100 s.
     s3_first_byte_s
         Seconds until an answer of S3 begins. It includes the time in which botocore finds
         credentials and the region of the bucket.

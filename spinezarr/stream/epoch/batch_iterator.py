@@ -29,11 +29,10 @@ AbandonThreads = Callable[[Iterable[int]], None]
 class ReadAhead:
     """How far an iterator reads ahead of the batch that is used."""
 
-    threads: int
-    """Number of threads that decode."""
     concurrent_groups: int
-    """Number of groups that may be read at once; more than ``threads`` if reads wait for a network.
-    """
+    """Number of groups that may be read at once."""
+    first_groups: int
+    """Number of groups to request before the first batch has come; 1 if they share a network."""
     max_bytes: int
     """Largest number of bytes of voxels to hold; one group is always read, whatever its size."""
     group_bytes: int
@@ -154,21 +153,12 @@ class BatchIterator(Iterator[Batch]):
         while (position := self._taken_groups + len(self._pending)) < len(self._groups):
             held_bytes = (1 + len(self._pending)) * ahead.group_bytes
             held_bytes += len(self._ready) * ahead.batch_bytes
-            is_full = held_bytes > ahead.max_bytes or len(self._pending) >= self._most_pending
+            # The caller waits for the first batch, so fewer groups are requested until it comes.
+            most = 2 * ahead.concurrent_groups if self._progress.n_given else ahead.first_groups
+            is_full = held_bytes > ahead.max_bytes or len(self._pending) >= most
             if is_full and (self._pending or self._ready):
                 break
             self._pending.append(readers.submit(self._read_group, self._groups[position]))
-
-    @property
-    def _most_pending(self) -> int:
-        """Largest number of groups to request before the next one has come."""
-        ahead = self._ahead
-        if self._progress.n_given:
-            return 2 * ahead.concurrent_groups
-        # The caller waits for the first batch. Until it comes, request no more groups than the
-        # processors can decode, and no second one over a network, which they would share.
-        is_remote = ahead.concurrent_groups > ahead.threads
-        return 1 if is_remote else 2 * ahead.threads
 
     def _running_readers(self) -> "_Readers":
         if self._readers.peek() is None:

@@ -150,8 +150,8 @@ class PatchStream:
         """How far iterating reads ahead."""
         batch_bytes = min(self.batch_size, self.n_samples) * self.batch_reader.patch_bytes
         return ReadAhead(
-            threads=self.threads,
             concurrent_groups=max(self.threads, self.engine.concurrent_calls),
+            first_groups=1 if self.engine.concurrent_calls > 1 else 2 * self.threads,
             max_bytes=self.prefetch_bytes,
             group_bytes=self.batches_per_group * batch_bytes,
             batch_bytes=batch_bytes,
