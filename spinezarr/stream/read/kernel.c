@@ -35,7 +35,7 @@
 #endif
 
 enum { VERSION = 6, MAX_ITEMSIZE = 8, SLACK = 128, CHECKSUM = 4 };
-enum { AT_ONCE = 64, ROWS_AHEAD = 1 };
+enum { AT_ONCE = 64 };
 
 enum { MIN_SPLIT_ITEMS = 128 }; /* smaller blocks are not split into streams */
 enum { MIN_BLOCK = 4 + 1 + CHECKSUM }; /* a stream of one byte after its size, and the checksum */
@@ -204,11 +204,12 @@ static inline const uint8_t *longer(const uint8_t *in, const uint8_t *in_end, in
     return in;
 }
 
-/* Copies n bytes from ``offset`` bytes before, which is less than 16; the two may overlap. */
-static void copy_near(uint8_t *out, int64_t offset, int64_t n) {
+/* Copies n bytes or a few more from ``offset`` bytes before, which is less than 16; the two may overlap. */
+static inline void copy_near(uint8_t *out, int64_t offset, int64_t n) {
     const uint8_t *from = out - offset, *const end = out + n;
     if (offset == 1) {
-        memset(out, *from, (size_t)n);
+        const Bytes16 same = *from - (Bytes16){0};
+        for (; out < end; out += 16) *(Bytes16 *)out = same;
     } else if (offset >= 8) {
         for (; out < end; out += 8, from += 8) memcpy(out, from, 8);
     } else {
@@ -216,53 +217,113 @@ static void copy_near(uint8_t *out, int64_t offset, int64_t n) {
     }
 }
 
-/* Decodes at least the first ``wanted`` of ``size`` bytes. ``out`` has SLACK more bytes after ``size``.
- * Returns whether everything that was read is valid.
+/* Returns a number, or 0 if a condition, 1 or 0, does not hold. Compilers make a branch of ``?:``. */
+static inline int64_t if_true(int64_t condition, int64_t number) {
+    int64_t mask = -condition;
+    __asm__("" : "+r"(mask));
+    return number & mask;
+}
+
+/* The stream that is decoded, and what is decoded of it. */
+typedef struct {
+    const uint8_t *in, *in_end;
+    uint8_t *out, *out_start, *out_end, *enough;
+} Stream;
+
+enum { IN_AHEAD = 64, OUT_AHEAD = 128 };
+
+/* Decodes sequences of usual lengths far from both ends, and stops before any other, even a damaged one.
  *
  * The processor cannot predict the lengths in CT data, and a wrong prediction takes longer than to
- * decode a sequence. So short lengths are read without a branch, and more bytes are copied than needed. */
-static int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t wanted) {
-    const uint8_t *const in_end = in + n;
-    uint8_t *const start = out, *const out_end = out + size, *const enough = out + wanted;
-    while (out < enough) {
-        const int far = in_end - in >= 64; /* from the end of the input */
-        if (in >= in_end) return 0;
-        const unsigned token = *in++;
-        int64_t length = token >> 4;
-        if (far) {
-            const unsigned more = *in, is_long = length == 15;
-            length += is_long ? more : 0;
-            in += is_long;
-            if (is_long && more == 255 && !(in = longer(in, in_end, &length))) return 0;
-        } else if (length == 15 && !(in = longer(in, in_end, &length))) {
-            return 0;
+ * decode a sequence. So lengths of 15 and more are read without a branch, and more bytes are copied than
+ * needed. With ``few_literals`` a stream has almost no literals of 15 bytes, so that a branch is predicted,
+ * and the next sequence does not wait for their length. */
+static inline __attribute__((always_inline)) void lz4_far(Stream *stream, const int few_literals) {
+    const uint8_t *in = stream->in, *const in_end = stream->in_end;
+    uint8_t *out = stream->out, *const out_end = stream->out_end;
+    uint8_t *const enough = stream->enough;
+    while (in_end - in > IN_AHEAD && out_end - out > OUT_AHEAD && out < enough) {
+        const int64_t token = in[0], is_long = token >= 15 << 4;
+        if (few_literals && is_long) break;
+        const uint8_t *next = in + 1 + (few_literals ? 0 : is_long);
+        const int64_t n_literals = (token >> 4) + (few_literals ? 0 : if_true(is_long, in[1]));
+        copy16(out, next);
+        if (!few_literals) {
+            copy16(out + 16, next + 16);
+            if (n_literals > 32) {
+                if (n_literals >= 15 + 255) break;
+                if (in_end - next <= IN_AHEAD + n_literals) break;
+                if (out_end - out <= OUT_AHEAD + n_literals) break;
+                copy_on(out + 32, next + 32, n_literals - 32);
+            }
         }
-        if (length > in_end - in || length > out_end - out) return 0;
-        if (far && length <= 32) {
-            copy16(out, in);
-            copy16(out + 16, in + 16);
+        next += n_literals;
+        uint8_t *const to = out + n_literals;
+        const int64_t offset = next[0] | next[1] << 8, is_longer = (token & 15) == 15;
+        const int64_t n = 4 + (token & 15) + if_true(is_longer, next[2]);
+        next += 2 + is_longer;
+        if (offset > to - stream->out_start) break;
+        if (n > 64) {
+            if (n >= 4 + 15 + 255 || offset < 16 || n > out_end - to) break;
+            copy_on(to, to - offset, n);
+        } else if (offset >= 16) {
+            copy_on(to, to - offset, 32);
+            if (n > 32) copy_on(to + 32, to + 32 - offset, 32);
         } else {
-            memcpy(out, in, (size_t)length);
+            if (offset == 0) break;
+            copy_near(to, offset, n);
         }
-        in += length;
-        out += length;
-        if (in == in_end) return out == out_end;
-        if (out >= enough) return 1;
+        in = next;
+        out = to + n;
+    }
+    stream->in = in;
+    stream->out = out;
+}
+
+/* Decodes one sequence; returns whether it is valid. The last one of a stream has no match. */
+static int lz4_sequence(Stream *stream) {
+    const uint8_t *in = stream->in, *const in_end = stream->in_end;
+    uint8_t *out = stream->out, *const out_end = stream->out_end;
+    if (in >= in_end) return 0;
+    const unsigned token = *in++;
+    int64_t n = token >> 4;
+    if (n == 15 && !(in = longer(in, in_end, &n))) return 0;
+    if (n > in_end - in || n > out_end - out) return 0;
+    memcpy(out, in, (size_t)n);
+    in += n;
+    out += n;
+    if (in == in_end) {
+        if (out != out_end) return 0;
+    } else if (out < stream->enough) {
         if (in_end - in < 3) return 0; /* never the end: that is literals */
         const int64_t offset = in[0] | in[1] << 8;
         in += 2;
-        const unsigned more = *in, is_long = (token & 15) == 15;
-        length = 4 + (token & 15) + (is_long ? more : 0);
-        in += is_long;
-        if (is_long && more == 255 && !(in = longer(in, in_end, &length))) return 0;
-        if (offset == 0 || offset > out - start || length > out_end - out) return 0;
-        if (offset >= 16) {
-            copy_on(out, out - offset, 64);
-            if (length > 64) copy_on(out + 64, out + 64 - offset, length - 64);
-        } else {
-            copy_near(out, offset, length);
-        }
-        out += length;
+        n = token & 15;
+        if (n == 15 && !(in = longer(in, in_end, &n))) return 0;
+        n += 4;
+        if (offset == 0 || offset > out - stream->out_start || n > out_end - out) return 0;
+        if (offset >= 16)
+            copy_on(out, out - offset, n);
+        else
+            copy_near(out, offset, n);
+        out += n;
+    }
+    stream->in = in;
+    stream->out = out;
+    return 1;
+}
+
+/* Decodes at least the first ``wanted`` of ``size`` bytes. ``out`` has SLACK more bytes after ``size``.
+ * Returns whether everything that was read is valid. */
+static int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t wanted) {
+    Stream stream = {in, in + n, out, out, out + size, out + wanted};
+    const int few_literals = n < size / 4;
+    while (stream.out < stream.enough) {
+        if (few_literals)
+            lz4_far(&stream, 1);
+        else
+            lz4_far(&stream, 0);
+        if (stream.out < stream.enough && !lz4_sequence(&stream)) return 0;
     }
     return 1;
 }
@@ -344,7 +405,7 @@ static void copy_pairs(const Block *block, int64_t at, int64_t row, uint8_t *out
     } else if (stride_zyx[2] == 2) {
         for (int64_t y = 0; y < ny; y++, out += step) {
             /* Rows are too short for the processor to prefetch the next ones itself. */
-            const uintptr_t ahead = (uintptr_t)out + ROWS_AHEAD * (uintptr_t)step;
+            const uintptr_t ahead = (uintptr_t)out + (uintptr_t)stride_zyx[0];
             __builtin_prefetch((const void *)ahead, 1);
             __builtin_prefetch((const void *)(ahead + 2 * (uintptr_t)nx - 1), 1);
             pair_row(out, low + y * row, high + y * row, nx);

@@ -38,7 +38,7 @@ static void *exactly(int64_t n) {
 }
 
 /* A number that is right, nearly right, or far from it. */
-static int64_t made_up(int64_t right) {
+__attribute__((unused)) static int64_t made_up(int64_t right) {
     static const int64_t numbers[] = {
         INT64_MIN, INT64_MIN + 20, -((int64_t)1 << 32), INT32_MIN, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7,
         8, 9, 12, 15, 16, 17, 19, 20, 21, 36, 127, 128, 255, 256, 65535, 65536, (1 << 24) - 1,

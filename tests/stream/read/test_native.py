@@ -879,6 +879,15 @@ def run_driver(driver, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_lz4_streams_decode_as_byte_by_byte(tmp_path):
+    driver = build_driver(tmp_path, "lz4_driver")
+    if driver is None:
+        pytest.skip("the C compiler has no sanitizers")
+    told = run_driver(driver, 0, 50_000)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("50000 cases of LZ4: ")
+
+
 @pytest.mark.long
 def test_forged_tables_and_chunks_reach_no_other_memory(tmp_path):
     told = drive(tmp_path, n_records=80, first=0, count=400)
