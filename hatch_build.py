@@ -30,6 +30,7 @@ SOURCES = (
     Path("spinezarr") / "stream" / "read" / "plan.c",
     Path("spinezarr") / "stream" / "read" / "resample.c",
     Path("spinezarr") / "remote" / "ranges.c",
+    Path("spinezarr") / "ingestion" / "voxels" / "gather.c",
 )
 FLAGS = (
     *("-O3", "-g0", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),

@@ -6,10 +6,11 @@ import google_crc32c
 import numpy as np
 
 from spinezarr.measure.finding import Finding
+from spinezarr.native_library import NO_KERNEL
 from spinezarr.store.blocks import ChunkFrame, decode_blocks, encode_blocks
 from spinezarr.store.layout import PROFILES, BloscCodecSpec
 from spinezarr.store.sharding import ChunkDamagedError
-from spinezarr.stream.read.native import NO_KERNEL, kernel_problem
+from spinezarr.stream.read.native import kernel_problem
 
 __all__ = ["check_decoding"]
 

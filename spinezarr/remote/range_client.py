@@ -9,7 +9,6 @@ event loop. So there are no redirects, no errors and no retries here.
 import ctypes
 import os
 import socket
-import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,13 +21,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from spinezarr.native_library import is_turned_off, library_path
 from spinezarr.remote.http1 import MAX_HEAD_BYTES, MAX_IDLE, MIN_RATE_BYTES, Server
 from spinezarr.remote.stall_detection import RateMeter, RequestProgress, StallDetector, StalledError
 
-__all__ = ["NO_KERNEL", "RangeCall", "RangeClient", "ReadRange", "range_library"]
+__all__ = ["RangeCall", "RangeClient", "ReadRange", "range_library"]
 
-NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
-"""Environment variable that disables the C code, as it does that of the patch engine."""
 _VERSION: Final = 1
 _WAITING, _RUNNING, _DONE, _LOST = range(4)
 _CONNECTING, _FREE, _BUSY, _DEAD, _GONE = range(5)
@@ -110,12 +108,10 @@ def range_library() -> _Library | None:
 
     It is in the same library as the kernel of the patch engine.
     """
-    if os.environ.get(NO_KERNEL) or os.name != "posix":
+    if is_turned_off() or os.name != "posix":
         return None
-    suffix = ".dylib" if sys.platform == "darwin" else ".so"
-    path = Path(__file__).parents[1] / "stream" / "read" / f"libkernel{suffix}"
     try:
-        return _Library(path)
+        return _Library(library_path())
     except (OSError, AttributeError):
         return None
 

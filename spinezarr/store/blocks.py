@@ -172,11 +172,17 @@ def encode_blocks(chunk: npt.NDArray[Any], codec: BloscCodecSpec) -> bytes:
     coding = BlockCoding.of(codec, little.nbytes, little.dtype.itemsize)
     voxels = little.reshape(-1).view(np.uint8)
     checksum = crc32c(voxels.data)
+    blocks = _stream_bytes(voxels, coding)
+    plain = replace(codec, shuffle="noshuffle", blocksize=blocks.shape[2])
+    # The highest bytes of voxels are no noise. All streams of zstd are compressed.
+    noisy = range(0 if codec.cname == "zstd" else max(1, coding.n_streams - 1))
     parts: list[bytes] = []
     starts: list[int] = []
     at = coding.blocks_offset
-    for number, block in enumerate(_stream_bytes(voxels, coding)):
-        streams = b"".join([_stream(content, codec) for content in block])
+    for number, block in enumerate(blocks):
+        streams = b"".join(
+            [_stream(content, plain, may_be_noise=i in noisy) for i, content in enumerate(block)]
+        )
         tag = _tag(checksum, number, streams).to_bytes(CHECKSUM_BYTES, "little")
         starts.append(at)
         parts += (streams, tag)
@@ -189,19 +195,25 @@ def encode_blocks(chunk: npt.NDArray[Any], codec: BloscCodecSpec) -> bytes:
 
 def _stream_bytes(voxels: npt.NDArray[np.uint8], coding: BlockCoding) -> npt.NDArray[np.uint8]:
     """Return the decoded bytes of the streams, shape ``(blocks, streams, bytes)``."""
+    if coding.is_shuffled and coding.itemsize == np.dtype("<u2").itemsize:
+        # This takes a quarter of the time of the general way.
+        pairs = voxels.view("<u2").reshape(coding.n_blocks, -1)
+        halves = np.empty((coding.n_blocks, coding.itemsize, pairs.shape[1]), np.uint8)
+        np.copyto(halves[:, 0], pairs, casting="unsafe")
+        np.right_shift(pairs, 8, out=halves[:, 1], casting="unsafe")
+        return halves.reshape(coding.n_blocks, coding.n_streams, -1)
     if coding.is_shuffled:
         items = voxels.reshape(coding.n_blocks, -1, coding.itemsize)
         voxels = np.ascontiguousarray(items.transpose(0, 2, 1))
     return voxels.reshape(coding.n_blocks, coding.n_streams, -1)
 
 
-def _stream(content: npt.NDArray[np.uint8], codec: BloscCodecSpec) -> bytes:
+def _stream(content: npt.NDArray[np.uint8], codec: BloscCodecSpec, *, may_be_noise: bool) -> bytes:
     """Return one stream with its size before it. It is not compressed if that saves nothing."""
     size = content.nbytes
     stream = b""
-    if codec.cname == "zstd" or len(lz4.compress(content)) < _MOST_OF_NOISE * size:
-        plain = replace(codec, shuffle="noshuffle", blocksize=size)
-        packed = compress(content, plain, 1)
+    if not may_be_noise or len(lz4.compress(content)) < _MOST_OF_NOISE * size:
+        packed = compress(content, codec, 1)
         is_copied = packed[_FLAGS_AT] & _COPIED
         stream = b"" if is_copied else packed[BLOSC_HEADER.size + 2 * _START.size :]
     if not stream or len(stream) >= size:

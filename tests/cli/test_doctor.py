@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spinezarr.stream.read.native import NO_KERNEL
+from spinezarr.native_library import NO_KERNEL
 
 
 @pytest.fixture

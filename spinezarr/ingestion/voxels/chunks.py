@@ -11,6 +11,7 @@ import numpy.typing as npt
 from spinezarr.formats.rounding import Rounding, round_labels
 from spinezarr.geometry import ShapeZYX, SpacingZYX
 from spinezarr.ingestion.voxels.encode import Encoded
+from spinezarr.ingestion.voxels.gather import copy_voxels
 from spinezarr.scaling import VALUE_DTYPE, Scaling
 from spinezarr.store.blocks import encode_blocks
 from spinezarr.store.layout import IMAGE, Profile, fill_value
@@ -124,7 +125,7 @@ class _Buffers(threading.local):
             chunk = self._arrays[voxels.dtype] = np.empty(shape_zyx, voxels.dtype)
         if voxels.shape != shape_zyx:
             chunk.fill(fill)
-        chunk[tuple(slice(0, n) for n in voxels.shape)] = voxels
+        copy_voxels(voxels, chunk[tuple(slice(0, n) for n in voxels.shape)])
         return chunk
 
 

@@ -6,7 +6,6 @@ NumPy does. Everything works without it, but more slowly.
 """
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from spinezarr.native_library import NO_KERNEL, is_turned_off, library_path
 from spinezarr.store.blocks import BlockCoding, ChunkFrame, encode_blocks
 from spinezarr.store.layout import LARGEST_CHUNK_BYTES, BloscCodecSpec
 
@@ -26,7 +26,6 @@ __all__ = [
     "CHUNKS",
     "DONE",
     "NOT_TRIED",
-    "NO_KERNEL",
     "OUTPUTS",
     "PIECES",
     "PLACES",
@@ -41,8 +40,6 @@ __all__ = [
     "resampling_table",
 ]
 
-NO_KERNEL: Final = "SPINEZARR_NO_KERNEL"
-"""Environment variable that disables the kernel."""
 _VERSION: Final = 6
 _OTHER, _LZ4, _SHUFFLED_LZ4, BACKGROUND = 0, 1, 2, 3
 """How the blocks of a chunk are encoded; ``BACKGROUND`` is not stored."""
@@ -552,10 +549,9 @@ def kernel_problem() -> str:
 
 
 def _load() -> tuple[Kernel | None, str]:
-    if os.environ.get(NO_KERNEL):
+    if is_turned_off():
         return None, f"it is turned off by the environment variable {NO_KERNEL}"
-    suffix = ".dylib" if sys.platform == "darwin" else ".so"
-    path = Path(__file__).with_name(f"libkernel{suffix}")
+    path = library_path()
     try:
         library = Kernel(path)
     except AttributeError:

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 import spinezarr
 from spinezarr.errors import CorruptStoreError
 from spinezarr.geometry import Box
+from spinezarr.native_library import NO_KERNEL
 from spinezarr.store.blocks import BlockCoding, ChunkFrame, encode_blocks
 from spinezarr.store.folder import StoreFolder
 from spinezarr.store.layout import BALANCED, FAST, LARGEST_CHUNK_BYTES, BloscCodecSpec
@@ -624,7 +625,7 @@ def test_a_kernel_that_rounds_once_where_numpy_rounds_twice_is_not_used(tmp_path
 @pytest.fixture
 def no_kernel(monkeypatch):
     """Read without the kernel."""
-    monkeypatch.setenv(native.NO_KERNEL, "1")
+    monkeypatch.setenv(NO_KERNEL, "1")
     native.kernel.cache_clear()
     yield
     native.kernel.cache_clear()
