@@ -21,6 +21,7 @@ from threading import Event
 
 import fsspec
 import pytest
+import s3fs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 from raw_server import RawServer
 from timeouts import TIMEOUT_S
 
@@ -719,7 +721,8 @@ def test_s3fs_options_change_the_requests(server, way):
     assert "x-amz-request-payer" not in signed
     assert "x-amz-security-token: tok" in head(token="TOK")  # noqa: S106
     assert "authorization" not in head(anon=True)
-    assert "x-amz-request-payer: requester" in head(requester_pays=True)
+    if way == "direct" or Version(s3fs.__version__) >= Version("2026.9"):  # left out by older ones
+        assert "x-amz-request-payer: requester" in head(requester_pays=True)
     assert "/eu-west-1/s3/" in head(client_kwargs={"region_name": "eu-west-1"})
     assert "/eu-west-1/s3/" in head(config_kwargs={"region_name": "eu-west-1"})
     assert "credential=other/" in head(key=None, secret=None, username="OTHER", password="x")  # noqa: S106

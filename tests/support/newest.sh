@@ -35,7 +35,7 @@ git -C "$checkout" ls-files -z | tar --directory "$checkout" --null --files-from
 run() { chroot "$system" env -u PYTHONDONTWRITEBYTECODE HOME=/root bash -euc "cd /src/spinezarr; export BIN=/venv/bin; $1"; }
 # moto has many versions, through which pip would search if it were named together with the others.
 run 'test -x $BIN/python || python3 -m venv /venv
-$BIN/pip install --quiet --editable ".[all,neuroglancer,notebook]" blosc2 datasets hypothesis ipykernel nbclient ngff-zarr \
+$BIN/pip install --quiet --editable ".[all,neuroglancer,notebook]" blosc2 datasets hypothesis ipykernel nbclient ngff-zarr highdicom \
   obstore pcodec playwright pytest pytest-xdist safetensors schemathesis scipy SimpleITK tensorstore zarrs
 $BIN/pip install --quiet "moto[server]>=5.1" boto3
 $BIN/python -c "import sys, zarr; print(\"Python\", sys.version.split()[0], \"zarr\", zarr.__version__)"'
