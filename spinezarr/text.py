@@ -13,7 +13,6 @@ import errno
 import io
 import json
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -256,9 +255,8 @@ def is_valid_file_name(name: str) -> bool:
     >>> [is_valid_file_name(name) for name in ("liver_9", "1.3.6", "..", "a/b", "", "a\0b")]
     [True, True, False, False, False, False]
     """
-    separators = {"/", "\0", os.sep, os.altsep or "/", ":" if os.name == "nt" else "/"}
     is_too_long = len(name.encode(errors="surrogateescape")) > _NAME_BYTES
-    return name not in {"", ".", ".."} and separators.isdisjoint(name) and not is_too_long
+    return name not in {"", ".", ".."} and {"/", "\0"}.isdisjoint(name) and not is_too_long
 
 
 def count_noun(count: int, noun: str, plural: str = "") -> str:
