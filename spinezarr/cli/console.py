@@ -160,7 +160,7 @@ def errors_for_users(*, as_json: bool = False) -> Iterator[None]:
             problem, UsageError | StoreNotFoundError | UnknownMaskError | UnknownScanError
         )
         _fail(
-            MultilineText(*str(problem).split("\n")),  # a group that holds only KeyboardInterrupt
+            MultilineText(*str(problem).split("\n")),  # all line breaks are spinezarr's
             WRONG_USAGE if wrong_usage else SOME_FAILED,
             as_json=as_json,
         )
