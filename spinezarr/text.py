@@ -29,6 +29,7 @@ __all__ = [
     "escape_markdown",
     "is_printable",
     "is_valid_file_name",
+    "megabytes",
     "similar_names",
     "to_ascii_json",
     "to_csv",
@@ -277,6 +278,17 @@ def count_noun(count: int, noun: str, plural: str = "") -> str:
     ('1 scan', '1005 scans', '0 entries')
     """
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def megabytes(size_bytes: float) -> str:
+    """Format a size in MB of 10^6 bytes.
+
+    Examples
+    --------
+    >>> megabytes(34_627_583)
+    '34.6 MB'
+    """
+    return f"{size_bytes / 1e6:,.1f} MB"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -2,14 +2,8 @@
 
 from typing import Any, Final
 
-from spinezarr.cli.console import (
-    OUT,
-    StyledText,
-    Table,
-    megabytes,
-    print_side_by_side,
-)
-from spinezarr.text import count_noun, to_printable
+from spinezarr.cli.console import OUT, StyledText, Table, print_side_by_side
+from spinezarr.text import count_noun, megabytes, to_printable
 
 __all__ = ["print_summary"]
 
