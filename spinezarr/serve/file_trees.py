@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from spinezarr.serve.conditions import check_conditions
-from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.http import BYTES, IMMUTABLE, JSON, REVALIDATE, Answer, Request, text_answer
 from spinezarr.serve.served_files import GoneError, ServedFile, UnreadableError, split_scan_key
 from spinezarr.store.layout import METADATA, SAMPLING, is_mask_name
 from spinezarr.view.ome import FOLDER_SUFFIX, parse_ome_key
@@ -22,9 +22,6 @@ from spinezarr.view.ome import FOLDER_SUFFIX, parse_ome_key
 __all__ = ["Files", "answer_file"]
 
 METHODS: Final = ("GET", "HEAD", "OPTIONS")
-_REVALIDATE: Final = "no-cache"
-_IMMUTABLE: Final = "private, max-age=31536000, immutable"
-"""With ``public``, a shared cache could send the file to clients without a token."""
 _NOT_CACHED: Final = "no-store"
 """Cache control of partial answers. Chromium caches them, and then returns truncated bytes for
 adjacent ranges (https://github.com/learningequality/kolibri/pull/15105)."""
@@ -130,9 +127,9 @@ def _file_answer(
         headers["content-range"] = f"bytes {result.start}-{result.stop - 1}/{file.size_bytes}"
         headers["cache-control"] = _NOT_CACHED
     else:
-        headers["cache-control"] = _IMMUTABLE if is_immutable else _REVALIDATE
+        headers["cache-control"] = IMMUTABLE if is_immutable else REVALIDATE
     if status in _WITHOUT_BODY:
         return Answer(status, headers)
     is_json = key.endswith(METADATA)
-    headers["content-type"] = "application/json" if is_json else "application/octet-stream"
+    headers["content-type"] = JSON if is_json else BYTES
     return Answer(status, headers, file=file, start=result.start, stop=result.stop)
