@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.affine import check_affine
+from spinezarr.formats.affine import LPS_TO_RAS, check_affine
 from spinezarr.formats.file_kinds import KIND_BYTES, METAIMAGE, detect_kind
 from spinezarr.formats.header_text import redact_header_text
 from spinezarr.geometry import Grid, Matrix4x4, ShapeIJK
@@ -48,7 +48,6 @@ _BYTE_ORDER: Final = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 _SPATIAL_RANK: Final = 3
 _RANKS: Final = tuple(map(str, range(3, 11)))
 """Allowed numbers of axes: from three up to MetaIO's maximum of ten."""
-_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAX_MAGNITUDE: Final = 1e6
 """Largest magnitude of a position, spacing or direction: a kilometer in mm."""
 _MIN_SPACING_MM: Final = 1e-6
@@ -300,7 +299,7 @@ def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
     affine = np.eye(4)
     affine[:3, :3] = directions * spacing[:_SPATIAL_RANK]
     affine[:3, 3] = offset[:_SPATIAL_RANK]
-    affine = _LPS_TO_RAS @ affine
+    affine = LPS_TO_RAS @ affine
     check_affine(affine, fields.path)
     return affine
 
