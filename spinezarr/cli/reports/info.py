@@ -104,7 +104,7 @@ def _comparison(mask: dict[str, Any]) -> str:
 
 
 def _print_counts(title: str, counts: dict[str, int]) -> None:
-    """Print the number of scans of each vertebra, in columns."""
+    """Print the number of scans of each vertebra or other label, in columns."""
     OUT.say(title, style="bold")
     pairs = [(f"{name:>3} ", StyledText(str(n), "bold")) for name, n in counts.items()]
     if pairs:

@@ -1,4 +1,4 @@
-"""What do the commands that add and remove masks print?"""
+"""What does ``spinezarr add-labels`` print?"""
 
 from collections.abc import Sequence
 from typing import Final
