@@ -144,7 +144,7 @@ release-check: wheels $(VENV)/.installed
 	$(BIN)/python -m pytest -n 0 tests/release tests/golden
 	$(RELEASE_TOOLS)/bin/python .ci/release.py check
 
-$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard spinezarr/stream/read/*.[ch])
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard spinezarr/*/*.c spinezarr/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
