@@ -183,7 +183,7 @@ bench-derived: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/derived.py $(PAIR) --json build/derived.json
 
-# The Arrow form for comparison needs the package 'datasets', which nothing else needs.
+# Compares an ingest with building the Arrow form, which needs the package 'datasets'.
 bench-ingest: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p build
