@@ -22,6 +22,7 @@ from spinezarr.formats.affine import LPS_TO_RAS, check_affine
 from spinezarr.formats.file_kinds import KIND_BYTES, METAIMAGE, detect_kind
 from spinezarr.formats.header_text import redact_header_text
 from spinezarr.geometry import Grid, Matrix4x4, ShapeIJK
+from spinezarr.text import NAME_BYTES
 
 __all__ = ["HEADER_BYTES", "MetaImageGeometry", "MetaImageHeader", "parse_header"]
 
@@ -55,8 +56,6 @@ _UNIT_TOLERANCE: Final = 1e-3
 """Largest difference of the length of a direction from 1, which allows cosines of four digits."""
 _SPACING_RTOL: Final = 1e-4
 """Largest relative difference of voxel size and spacing, which allows for rounding."""
-_NAME_BYTES: Final = 255
-"""Longest file name on common file systems in bytes."""
 _WORDS: Final = frozenset(
     {*_DTYPES, "MET_NONE", "MET_ASCII_CHAR", "MET_STRING", "MET_OTHER", "True", "False"}
     | {"mm", "cm", "m", "um", "?", "Image", "Mesh", "Tube", "Scene", "LOCAL", "LIST"}
@@ -333,7 +332,7 @@ def _file_name(text: str) -> str:
         or text.startswith("LIST")
         or set(text) & set("/\\%")
         or not text.isprintable()
-        or len(text.encode()) > _NAME_BYTES
+        or len(text.encode()) > NAME_BYTES
     ):
         raise ValueError(
             "LOCAL, or the name of one file in the same folder: paths, lists and patterns are "
