@@ -122,7 +122,7 @@ class StoreFolder:
         CorruptStoreError
             If the folder, or one above it in the store, is not a folder.
         """
-        if make and not Path(self.root).is_dir():  # mkdir takes longer, even if there is nothing to do
+        if make and not Path(self.root).is_dir():  # making it takes longer, even if it is there
             Path(self.root).mkdir(parents=True, exist_ok=True)
         inside = self.root
         for part in self._parts(path):
