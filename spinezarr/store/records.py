@@ -28,6 +28,7 @@ __all__ = [
     "MaskRecord",
     "MetaImageRecord",
     "NiftiRecord",
+    "Number",
     "SizeZYX",
     "SourceRecord",
     "SpacingZYX",

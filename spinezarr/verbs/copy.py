@@ -24,7 +24,7 @@ from spinezarr.verbs.export import restricted_masks, scans_to_share
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.store import verify_store
 
-__all__ = ["CopyReport", "pull", "push"]
+__all__ = ["CopyReport", "describe_work", "pull", "push"]
 
 _HUB_OPTIONS: Final = {"endpoint", "token"}
 
