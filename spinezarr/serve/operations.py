@@ -255,9 +255,7 @@ OPERATIONS: Final = (
             ),
             **_FACTS,
             **_VERSION,
-            HTTPStatus.BAD_REQUEST: Content(
-                "The query is not valid; the text names the parameter."
-            ),
+            **_BAD_QUERY,
             HTTPStatus.UNPROCESSABLE_ENTITY: Content(
                 "The scan has no slice at this position; the text gives the range of positions."
             ),
@@ -279,9 +277,7 @@ OPERATIONS: Final = (
             ),
             **_FACTS,
             **_VERSION,
-            HTTPStatus.BAD_REQUEST: Content(
-                "The query is not valid; the text names the parameter."
-            ),
+            **_BAD_QUERY,
             **_TOO_MUCH,
         },
         query=LevelQuery,
@@ -326,9 +322,7 @@ OPERATIONS: Final = (
             HTTPStatus.OK: Content(
                 "Rows of the scan table.", (JSON,), ScansModel, headers=("ETag",)
             ),
-            HTTPStatus.BAD_REQUEST: Content(
-                "The query is not valid; the text names the parameter."
-            ),
+            **_BAD_QUERY,
             **_FACTS,
             **_CONDITIONAL,
         },
@@ -343,9 +337,7 @@ OPERATIONS: Final = (
         "Histograms of the spacings of scans, and how many show each vertebra",
         {
             HTTPStatus.OK: Content("The statistics.", (JSON,), StatisticsModel, headers=("ETag",)),
-            HTTPStatus.BAD_REQUEST: Content(
-                "The query is not valid; the text names the parameter."
-            ),
+            **_BAD_QUERY,
             **_FACTS,
             **_CONDITIONAL,
         },
@@ -410,9 +402,7 @@ OPERATIONS: Final = (
                 ),
                 **_FACTS,
                 **_VERSION,
-                HTTPStatus.BAD_REQUEST: Content(
-                    "The query is not valid; the text names the parameter."
-                ),
+                **_BAD_QUERY,
                 **missing,
                 HTTPStatus.TOO_MANY_REQUESTS: Content(
                     "Too many files are being sent.", headers=("Retry-After",)
