@@ -35,8 +35,8 @@ git -C "$checkout" ls-files -z | tar --directory "$checkout" --null --files-from
 run() { chroot "$system" env -u PYTHONDONTWRITEBYTECODE HOME=/root bash -euc "cd /src/spinezarr; export BIN=/venv/bin; $1"; }
 # moto has many versions, through which pip would search if it were named together with the others.
 run 'test -x $BIN/python || python3 -m venv /venv
-$BIN/pip install --quiet --editable ".[all,neuroglancer,notebook]" blosc2 datasets hypothesis ipykernel nbclient ngff-zarr \
-  obstore pcodec playwright pytest pytest-xdist safetensors schemathesis scipy SimpleITK tensorstore zarrs
+$BIN/pip install --quiet --editable ".[all,neuroglancer,notebook]" blosc2 datasets highdicom hypothesis ipykernel nbclient ngff-zarr \
+  obstore pcodec playwright pytest pytest-xdist safetensors schemathesis SimpleITK tensorstore zarrs
 $BIN/pip install --quiet "moto[server]>=5.1" boto3
 $BIN/python -c "import sys, zarr; print(\"Python\", sys.version.split()[0], \"zarr\", zarr.__version__)"'
 trap 'mkdir -p "$checkout/build" && cp "$copy"/build/*.json "$checkout/build/" 2>/dev/null || true' EXIT
