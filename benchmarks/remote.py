@@ -37,7 +37,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from common import absolute_path, machine, phantom_pair
-from patches import choose_pair
+from patches import choose_pair, log_progress
 from peers.data import Data
 from peers.ours import store_of
 from peers.parent import Child, PeerError, environment, python_module
@@ -245,11 +245,6 @@ class Bench:
             answer["patches"], answer["seconds"], answer["core_s"], counts.requests,
             counts.body_bytes,
         )  # fmt: skip
-
-
-def log_progress(text: str) -> None:
-    """Print the progress of the run."""
-    CONSOLE.print(f"{time.strftime('%H:%M:%S')} {text}", style="dim")
 
 
 def installed_configs(bench: Bench) -> list[RemoteConfig]:

@@ -286,14 +286,6 @@ def compare(job: Job) -> None:
             raise SystemExit(f"{name}: values differ by {apart}, and {others:.2g} of the mask")
 
 
-def fill_all(
-    method: Callable[[Job, int], tuple[Voxels, Voxels]], patches: Sequence[Job], threads: int
-) -> None:
-    """Fill some patches, one after the other."""
-    for job in patches:
-        method(job, threads)
-
-
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Return seconds, and core-seconds."""
     began, cores = time.perf_counter(), time.process_time()

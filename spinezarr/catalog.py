@@ -20,7 +20,7 @@ from spinezarr.place import INGEST_ADVICE, similar_path
 from spinezarr.redaction import with_two_slashes
 from spinezarr.regular_file import describe_irregular_file, expand_home
 from spinezarr.strict_model import StrictModel
-from spinezarr.text import did_you_mean, to_nfc
+from spinezarr.text import NAME_BYTES, did_you_mean, to_nfc
 
 __all__ = [
     "CATALOG_VARIABLE",
@@ -38,8 +38,6 @@ CATALOG_VARIABLE = "SPINEZARR_CATALOG"
 CATALOG_NAME = "catalog.yaml"
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_]\w*)\}", re.ASCII)
 _BARE_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*", re.ASCII)
-_MAX_NAME_LENGTH: Final = 255
-"""Longest name on common file systems in bytes (NAME_MAX in limits.h)."""
 _BUCKET_SCHEMES: Final = {"s3", "s3a"}
 _SHOWN_CHARACTERS: Final = 20
 _PUBLIC_SCHEMES: Final = {"file", "http", "https"}
@@ -61,10 +59,9 @@ def _checked_location(text: str) -> str:
             f"variables are written ${{{bare_variable[0][1:]}}}, found {bare_variable[0]!r}"
         )
     names = [] if "://" in text else text.encode(errors="replace").split(b"/")
-    if len(text.splitlines()) > 1 or max(map(len, names), default=0) > _MAX_NAME_LENGTH:
+    if len(text.splitlines()) > 1 or max(map(len, names), default=0) > NAME_BYTES:
         raise ValueError(
-            "it is not a path or URL: "
-            f"give one line, with names of at most {_MAX_NAME_LENGTH} bytes"
+            f"it is not a path or URL: give one line, with names of at most {NAME_BYTES} bytes"
         )
     return text
 

@@ -28,6 +28,7 @@ __all__ = [
     "SpinezarrError",
     "StoreBusyError",
     "StoreNotFoundError",
+    "UnknownMaskError",
     "UnknownScanError",
     "UsageError",
 ]

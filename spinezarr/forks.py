@@ -32,8 +32,7 @@ class _ForkCount:
 
 
 _FORKS: Final = _ForkCount()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_FORKS.increment)
+os.register_at_fork(after_in_child=_FORKS.increment)
 
 
 def process_number() -> int:
@@ -43,8 +42,7 @@ def process_number() -> int:
 
 def at_fork(*, before: Callable[[], object], in_child: Callable[[], object]) -> None:
     """Call a function before each fork of this process, and another one in each forked child."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_child=in_child)
+    os.register_at_fork(before=before, after_in_child=in_child)
 
 
 class PerProcess(Generic[T]):

@@ -21,7 +21,7 @@ _KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK
 """Flags for opening a file. Without O_NONBLOCK, opening a FIFO waits for a writer."""
 
 

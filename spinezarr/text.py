@@ -13,7 +13,6 @@ import errno
 import io
 import json
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from itertools import islice
 from typing import Any, Final, Self
 
 __all__ = [
+    "NAME_BYTES",
     "MultilineText",
     "add_path_to_disk_full_error",
     "count_noun",
@@ -30,6 +30,7 @@ __all__ = [
     "escape_markdown",
     "is_printable",
     "is_valid_file_name",
+    "megabytes",
     "similar_names",
     "to_ascii_json",
     "to_csv",
@@ -64,7 +65,7 @@ _NO_SPACE_ADVICE: Final = {
     errno.EFBIG: "Raise the limit of file sizes (ulimit -f). Then run the same command again.",
 }
 """Next step for each error that reports no space. The system does not name the file."""
-_NAME_BYTES: Final = 255
+NAME_BYTES: Final = 255
 """Longest file name on common file systems in bytes (``NAME_MAX``)."""
 _STRAY_BYTES: Final = range(0xDC80, 0xDD00)
 """Code points that stand for bytes of a file name that are not UTF-8 (PEP 383)."""
@@ -256,9 +257,8 @@ def is_valid_file_name(name: str) -> bool:
     >>> [is_valid_file_name(name) for name in ("liver_9", "1.3.6", "..", "a/b", "", "a\0b")]
     [True, True, False, False, False, False]
     """
-    separators = {"/", "\0", os.sep, os.altsep or "/", ":" if os.name == "nt" else "/"}
-    is_too_long = len(name.encode(errors="surrogateescape")) > _NAME_BYTES
-    return name not in {"", ".", ".."} and separators.isdisjoint(name) and not is_too_long
+    is_too_long = len(name.encode(errors="surrogateescape")) > NAME_BYTES
+    return name not in {"", ".", ".."} and {"/", "\0"}.isdisjoint(name) and not is_too_long
 
 
 def count_noun(count: int, noun: str, plural: str = "") -> str:
@@ -279,6 +279,17 @@ def count_noun(count: int, noun: str, plural: str = "") -> str:
     ('1 scan', '1005 scans', '0 entries')
     """
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def megabytes(size_bytes: float) -> str:
+    """Format a size in MB of 10^6 bytes.
+
+    Examples
+    --------
+    >>> megabytes(34_627_583)
+    '34.6 MB'
+    """
+    return f"{size_bytes / 1e6:,.1f} MB"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -308,7 +319,7 @@ def similar_names(name: str, known: Iterable[str]) -> list[str]:
     ['liver_1', 'liver_0']
     """
     spelled = {text.lower(): text for text in islice(known, _MOST_COMPARED)}
-    wanted = name[:_NAME_BYTES].lower()
+    wanted = name[:NAME_BYTES].lower()
     alike = difflib.get_close_matches(wanted, spelled, _MOST_SUGGESTIONS)
     if not alike and len(wanted) >= _SHORTEST_PART:
         alike = [text for text in spelled if wanted in text][:_MOST_SUGGESTIONS]

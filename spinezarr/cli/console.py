@@ -39,10 +39,10 @@ __all__ = [
     "ERR",
     "MAX_ROWS",
     "OUT",
+    "SOME_FAILED",
     "StyledText",
     "Table",
     "errors_for_users",
-    "megabytes",
     "print_capped",
     "print_document",
     "print_error",
@@ -160,7 +160,7 @@ def errors_for_users(*, as_json: bool = False) -> Iterator[None]:
             problem, UsageError | StoreNotFoundError | UnknownMaskError | UnknownScanError
         )
         _fail(
-            MultilineText(*str(problem).split("\n")),  # a group that holds only KeyboardInterrupt
+            MultilineText(*str(problem).split("\n")),  # all line breaks are spinezarr's
             WRONG_USAGE if wrong_usage else SOME_FAILED,
             as_json=as_json,
         )
@@ -275,17 +275,6 @@ def print_side_by_side(
         item if isinstance(item, Table) else Text.assemble(*map(_styled, item)) for item in items
     ]
     OUT.print(Columns(renderables, padding=(0, gap)))
-
-
-def megabytes(size_bytes: float) -> str:
-    """Format a size in MB of 10^6 bytes.
-
-    Examples
-    --------
-    >>> megabytes(34_627_583)
-    '34.6 MB'
-    """
-    return f"{size_bytes / 1e6:,.1f} MB"
 
 
 def print_json(report: Mapping[str, Any], exit_code: int = 0) -> None:

@@ -111,7 +111,8 @@ def _rate(batches: Iterable[Sized], counter: ProgressCounter) -> float:
 
 
 def _print_figures(store: "spinezarr.Store", rates: dict[str, float]) -> None:
-    from spinezarr.cli.console import OUT, Table, megabytes
+    from spinezarr.cli.console import OUT, Table
+    from spinezarr.text import megabytes
     from spinezarr.verbs.sizes import arrow_bytes
 
     table = store.table

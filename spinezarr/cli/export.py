@@ -197,11 +197,7 @@ def ome_zarr(
     from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.export import print_images
 
-    # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
-    is_local_store = "://" in out and "://" not in store
-    opened_store = (
-        OpenOptions(catalog=open_options.catalog) if is_local_store else open_options
-    ).open(store)
+    opened_store = open_options.open_source(store, out)
     with show_progress() as on_progress:
         report = opened_store.export_ome_zarr(
             out=out,

@@ -24,7 +24,7 @@ from spinezarr.errata import Errata
 from spinezarr.formats.limits import DEFAULT_LIMITS
 from spinezarr.store.layout import LARGEST_AXIS
 
-__all__ = ["ingest"]
+__all__ = ["SourceFileOptions", "WorkerOptions", "ingest"]
 
 
 @dataclass(frozen=True, slots=True)

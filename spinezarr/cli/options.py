@@ -27,6 +27,7 @@ __all__ = [
     "OUTPUT",
     "AsJson",
     "BucketOptions",
+    "CatalogFile",
     "Codec",
     "DryRun",
     "FollowLinks",
@@ -191,6 +192,14 @@ class OpenOptions(BucketOptions):
     def open(self, store: str) -> "spinezarr.Store":
         """Open a store by its path, URL or name."""
         return spinezarr.open(store, catalog=self.catalog, storage_options=self.storage_options)
+
+    def open_source(self, store: str, out: str) -> "spinezarr.Store":
+        """Open a store for a command that writes to ``out``.
+
+        The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
+        """
+        is_local_store = "://" in out and "://" not in store
+        return (OpenOptions(catalog=self.catalog) if is_local_store else self).open(store)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBars
 from rich.text import Text
 
-from spinezarr.cli.console import ERR, megabytes
+from spinezarr.cli.console import ERR
 from spinezarr.progress import OnProgress, Progress, ignore_progress
-from spinezarr.text import to_printable
+from spinezarr.text import megabytes, to_printable
 
 __all__ = ["progress_line", "show_progress"]
 

@@ -49,11 +49,7 @@ def push(
     from spinezarr.cli.progress import show_progress
     from spinezarr.cli.reports.copy import print_copy
 
-    # The S3 options apply to the bucket that is written, and to the store if it is in a bucket.
-    is_local_store = "://" in target and "://" not in store
-    opened_store = (
-        OpenOptions(catalog=open_options.catalog) if is_local_store else open_options
-    ).open(store)
+    opened_store = open_options.open_source(store, target)
     with show_progress() as on_progress:
         report = opened_store.push(
             target,

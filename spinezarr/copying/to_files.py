@@ -47,7 +47,7 @@ from spinezarr.store.registry import ScanRegistry
 from spinezarr.store.writable import WritableStore
 from spinezarr.verify.files import StoreFiles
 
-__all__ = ["copy_to_files", "survey_files"]
+__all__ = ["copy_to_files", "read_checked", "survey_files"]
 
 _SCANS_AT_ONCE: Final = 2
 _FILES_AT_ONCE: Final = 8

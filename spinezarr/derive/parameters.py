@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 from spinezarr.errors import UsageError
 from spinezarr.stream.spacing import TargetZYX, target_spacing
 
-__all__ = ["Crop", "Derivation", "MaskInterpolation"]
+__all__ = ["LARGEST_MARGIN_MM", "Crop", "Derivation", "MaskInterpolation"]
 
 Crop = Literal["spine"]
 """Part of a scan that is kept: the box of its vertebrae."""

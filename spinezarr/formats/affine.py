@@ -1,11 +1,16 @@
-"""Does the affine of a file place voxels in space?"""
+"""How do files place voxels in space, and can an affine do that?"""
+
+from typing import Final
 
 import numpy as np
 
 from spinezarr.errors import FormatError
 from spinezarr.geometry import Matrix4x4
 
-__all__ = ["check_affine"]
+__all__ = ["LPS_TO_RAS", "check_affine"]
+
+LPS_TO_RAS: Final[Matrix4x4] = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Matrix from the coordinates of DICOM and MetaImage to those of NIfTI and of a store."""
 
 
 def check_affine(affine: Matrix4x4, path: str) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import FormatError, LabelError
+from spinezarr.formats.affine import LPS_TO_RAS
 from spinezarr.formats.dicom_data_set import DataSet
 from spinezarr.formats.dicom_file import first_item, naming_file
 from spinezarr.formats.dicom_header import DicomHeader, pixel_source, read_header
@@ -51,7 +52,6 @@ _BYTE: Final = 8
 _POSITION_ROUNDING_MM: Final = 0.1
 """Error of positions that writers round, as for slices of CTs."""
 _ORIENTATION_TOLERANCE: Final = 1e-4
-_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READ_BYTES: Final = 1 << 22
 _MAX_SEGMENTS: Final = 65_535
 
@@ -367,7 +367,7 @@ def _place_frames(
         if position not in starts:
             affine = turn.copy()
             affine[:3, 2] = part.whole.affine_ijk[:3, 2]
-            affine[:3, 3] = _LPS_TO_RAS[:3, :3] @ position
+            affine[:3, 3] = LPS_TO_RAS[:3, :3] @ position
             starts[position] = part.start_of(
                 (columns, rows, 1), affine, rounding_mm=_POSITION_ROUNDING_MM
             )
@@ -411,7 +411,7 @@ def _directions(groups: tuple[DataSet, ...], path: str) -> Matrix4x4:
             f"{path}: its frames have no usable orientation and spacing: {cosines} and "
             f"{between_rows} x {between_columns} mm. Export it again."
         )
-    return np.asarray(_LPS_TO_RAS @ affine)
+    return np.asarray(LPS_TO_RAS @ affine)
 
 
 def _packed_frames(

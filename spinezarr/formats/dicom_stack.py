@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.errors import FormatError
+from spinezarr.formats.affine import LPS_TO_RAS
 from spinezarr.geometry import Grid
 from spinezarr.text import count_noun
 
@@ -49,7 +50,6 @@ spacing.
 _MIN_TILT_DEG: Final = 0.1
 """Angle between step and normal above which 512 slices are displaced by about a voxel."""
 
-_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAX_LISTED: Final = 3
 """Largest number of items named in a message."""
 _MIN_STRETCH_GAPS: Final = 3
@@ -203,7 +203,7 @@ def stack_slices(slices: Sequence[SliceHeader], folder: str) -> tuple[list[Slice
     affine[:3, :3] = np.stack([across * between_columns, down * between_rows, step_mm], axis=1)
     affine[:3, 3] = positions_lps_mm[0]
     rows, columns = ordered[0].shape_rows_columns
-    return ordered, Grid((columns, rows, len(ordered)), _LPS_TO_RAS @ affine)
+    return ordered, Grid((columns, rows, len(ordered)), LPS_TO_RAS @ affine)
 
 
 def _directions(header: SliceHeader) -> tuple[_Vectors, _Vectors]:

@@ -18,10 +18,11 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from spinezarr.errors import FormatError
-from spinezarr.formats.affine import check_affine
+from spinezarr.formats.affine import LPS_TO_RAS, check_affine
 from spinezarr.formats.file_kinds import KIND_BYTES, METAIMAGE, detect_kind
 from spinezarr.formats.header_text import redact_header_text
 from spinezarr.geometry import Grid, Matrix4x4, ShapeIJK
+from spinezarr.text import NAME_BYTES
 
 __all__ = ["HEADER_BYTES", "MetaImageGeometry", "MetaImageHeader", "parse_header"]
 
@@ -48,7 +49,6 @@ _BYTE_ORDER: Final = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 _SPATIAL_RANK: Final = 3
 _RANKS: Final = tuple(map(str, range(3, 11)))
 """Allowed numbers of axes: from three up to MetaIO's maximum of ten."""
-_LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAX_MAGNITUDE: Final = 1e6
 """Largest magnitude of a position, spacing or direction: a kilometer in mm."""
 _MIN_SPACING_MM: Final = 1e-6
@@ -56,8 +56,6 @@ _UNIT_TOLERANCE: Final = 1e-3
 """Largest difference of the length of a direction from 1, which allows cosines of four digits."""
 _SPACING_RTOL: Final = 1e-4
 """Largest relative difference of voxel size and spacing, which allows for rounding."""
-_NAME_BYTES: Final = 255
-"""Longest file name on common file systems in bytes."""
 _WORDS: Final = frozenset(
     {*_DTYPES, "MET_NONE", "MET_ASCII_CHAR", "MET_STRING", "MET_OTHER", "True", "False"}
     | {"mm", "cm", "m", "um", "?", "Image", "Mesh", "Tube", "Scene", "LOCAL", "LIST"}
@@ -300,7 +298,7 @@ def _affine(fields: _Fields, rank: int, notes: list[str]) -> Matrix4x4:
     affine = np.eye(4)
     affine[:3, :3] = directions * spacing[:_SPATIAL_RANK]
     affine[:3, 3] = offset[:_SPATIAL_RANK]
-    affine = _LPS_TO_RAS @ affine
+    affine = LPS_TO_RAS @ affine
     check_affine(affine, fields.path)
     return affine
 
@@ -334,7 +332,7 @@ def _file_name(text: str) -> str:
         or text.startswith("LIST")
         or set(text) & set("/\\%")
         or not text.isprintable()
-        or len(text.encode()) > _NAME_BYTES
+        or len(text.encode()) > NAME_BYTES
     ):
         raise ValueError(
             "LOCAL, or the name of one file in the same folder: paths, lists and patterns are "

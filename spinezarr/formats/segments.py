@@ -14,7 +14,7 @@ from spinezarr.scaling import Scaling
 from spinezarr.text import count_noun, to_nfc
 from spinezarr.vertebrae import LEVELS
 
-__all__ = ["Segmentation", "SegmentedLabels", "name_segments"]
+__all__ = ["Mask", "Segmentation", "SegmentedLabels", "name_segments"]
 
 _DTYPE: Final = np.dtype(np.uint8)
 _MAX_NAMES: Final = 40

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = [
+    "TABLE_INTERVAL_S",
     "Damage",
     "FailedScan",
     "IngestReport",
@@ -64,8 +65,8 @@ __all__ = [
     "run_job",
 ]
 
-_TABLE_INTERVAL_S: Final = 60.0
-"""Seconds between two updates of the scan table during an ingest, for concurrent readers."""
+TABLE_INTERVAL_S: Final = 60.0
+"""Seconds between two updates of the scan table during a run, for concurrent readers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -605,7 +606,7 @@ class _Run(Generic[Source]):
             else:
                 self._skipped.append(result.scan_id)
         self._listener.finished(source, result.outcome)
-        if time.monotonic() - self._table_written > _TABLE_INTERVAL_S:
+        if time.monotonic() - self._table_written > TABLE_INTERVAL_S:
             self.write_table()
 
     def record_unreported(self) -> None:

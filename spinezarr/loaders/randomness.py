@@ -103,8 +103,8 @@ def _seed(state: np.random.RandomState, word: int, owners: Iterable[Any]) -> Non
 
 
 def _words(seed: int, epoch: int, index: int, n: int) -> list[int]:
-    # Each number becomes two 32-bit words. numpy would split larger numbers itself, and keys could
-    # then coincide.
+    # Each number becomes two 32-bit words. NumPy would split only the numbers that need it, and
+    # keys could then coincide.
     key = (_KEY_PREFIX, *divmod(epoch, _WORD_VALUES), *divmod(index, _WORD_VALUES))
     words: list[int] = np.random.SeedSequence(seed, spawn_key=key).generate_state(n).tolist()
     return words

@@ -43,6 +43,7 @@ __all__ = [
     "TemplateText",
     "TemplateTexts",
     "Texts",
+    "as_tuple",
     "fill_template",
     "filled_template_regex",
     "pattern_names",
@@ -318,8 +319,8 @@ def _template_expression(template: str, regex_of_name: Callable[[str, str], str]
     return "".join(parts)
 
 
-def _as_tuple(value: object) -> object:
-    """Convert a single text to a tuple of one, so that YAML needs no list for it."""
+def as_tuple(value: object) -> object:
+    """Convert a single value to a tuple of one, so that YAML needs no list for it."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
@@ -369,10 +370,10 @@ def _checked_file_name(text: str) -> str:
 
 FileName = Annotated[str, AfterValidator(_checked_file_name)]
 PatternText = Annotated[str, AfterValidator(_checked_pattern)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 TemplateText = Annotated[str, AfterValidator(_checked_template)]
 PathTemplate = Annotated[TemplateText, AfterValidator(_checked_path)]
 PatternTexts = Annotated[
-    tuple[Annotated[PatternText, AfterValidator(_checked_path)], ...], BeforeValidator(_as_tuple)
+    tuple[Annotated[PatternText, AfterValidator(_checked_path)], ...], BeforeValidator(as_tuple)
 ]
-TemplateTexts = Annotated[tuple[PathTemplate, ...], BeforeValidator(_as_tuple)]
+TemplateTexts = Annotated[tuple[PathTemplate, ...], BeforeValidator(as_tuple)]

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from spinezarr.recipe.bounded_regex import compile_bounded
-from spinezarr.recipe.pattern import PathPattern, PatternText, Texts
+from spinezarr.recipe.pattern import PathPattern, PatternText, Texts, as_tuple
 from spinezarr.strict_model import StrictModel
 
 __all__ = ["SERIES_NAMES", "SeriesInfo", "SeriesSelection"]
@@ -59,13 +59,8 @@ def _as_name(text: str) -> str:
     return _NOT_IN_NAMES.sub("-", text).strip("-") or _ABSENT
 
 
-def _as_tuple(value: object) -> object:
-    """Convert a single value to a tuple of one, so that YAML needs no list for it."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-_Numbers = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
-_Patterns = Annotated[tuple[PatternText, ...], BeforeValidator(_as_tuple)]
+_Numbers = Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
+_Patterns = Annotated[tuple[PatternText, ...], BeforeValidator(as_tuple)]
 
 
 class SeriesSelection(StrictModel):

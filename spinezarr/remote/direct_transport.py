@@ -55,6 +55,8 @@ __all__ = [
     "ObjectLocator",
     "RangeRequests",
     "UnsupportedRequestError",
+    "credentials_renewal_error",
+    "is_link_local",
     "is_unambiguous_key",
     "location_of_url",
 ]

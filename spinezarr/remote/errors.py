@@ -26,6 +26,7 @@ __all__ = [
     "PAGE_BYTES",
     "ChangedObjectError",
     "NoRangesError",
+    "NoSuchBucketError",
     "StalledResponseError",
     "TransientError",
     "certificate_error",

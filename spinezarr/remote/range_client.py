@@ -7,7 +7,6 @@ event loop. So there are no redirects, no errors and no retries here.
 """
 
 import ctypes
-import os
 import socket
 import time
 import weakref
@@ -108,7 +107,7 @@ def range_library() -> _Library | None:
 
     It is in the same library as the kernel of the patch engine.
     """
-    if is_turned_off() or os.name != "posix":
+    if is_turned_off():
         return None
     try:
         return _Library(library_path())

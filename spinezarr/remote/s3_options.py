@@ -72,7 +72,6 @@ class _Settings:
     region: str
     endpoint_url: str | None
     is_secure: bool
-    is_anonymous: bool
     requester_pays: bool
     addressing: str
     verify: bool | str
@@ -268,7 +267,6 @@ def _settings(options: _Options, refresh: timedelta) -> _Settings:
         region=region,
         endpoint_url=endpoint_url,
         is_secure=options.use_ssl,
-        is_anonymous=options.anon,
         requester_pays=options.requester_pays,
         addressing=options.addressing or configured.addressing or "auto",
         verify=verify if verify is not None else configured.ca_bundle or True,

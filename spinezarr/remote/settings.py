@@ -1,6 +1,7 @@
 """How many requests may a server get at once, and how long may an answer take?"""
 
 import math
+import resource
 import sys
 from dataclasses import dataclass, fields
 from typing import Final
@@ -142,9 +143,5 @@ def max_connections() -> int:
 
     macOS lets a process open 256 files unless it is told otherwise.
     """
-    if sys.platform == "win32":
-        return sys.maxsize
-    import resource  # noqa: PLC0415  only on Unix
-
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 2)

@@ -10,15 +10,14 @@ from pydantic import BaseModel
 
 from spinezarr.serve.compression import gzip_bytes
 from spinezarr.serve.conditions import check_conditions
-from spinezarr.serve.http import Answer, Request, accepts_gzip
+from spinezarr.serve.http import JSON, REVALIDATE, Answer, Request, accepts_gzip
 from spinezarr.text import to_ascii_json
 
 __all__ = ["Body", "answer_json"]
 
-JSON: Final = "application/json"
 _MIN_COMPRESSED_BYTES: Final = 1 << 10
 """Smallest body that is compressed. A smaller one fits into a packet or two."""
-_REVALIDATE: Final[Mapping[str, str]] = MappingProxyType({"cache-control": "no-cache"})
+_HEADERS: Final[Mapping[str, str]] = MappingProxyType({"cache-control": REVALIDATE})
 
 
 class Body:
@@ -38,7 +37,7 @@ class Body:
         self,
         data: bytes,
         media_type: str = JSON,
-        headers: Mapping[str, str] = _REVALIDATE,
+        headers: Mapping[str, str] = _HEADERS,
     ) -> None:
         self.data = data
         self._media_type = media_type

@@ -19,7 +19,6 @@ from spinezarr.remote.requests import RemoteObjects
 from spinezarr.remote.settings import METADATA_BYTES, RemoteSettings
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.storage import (
-    METADATA,
     Content,
     CurrentFile,
     Identity,
@@ -30,6 +29,7 @@ from spinezarr.serve.storage import (
     VersionCache,
 )
 from spinezarr.store.files import read_files
+from spinezarr.store.layout import METADATA
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import CHECKSUM_BYTES, crc32, crc32c

@@ -6,15 +6,9 @@ from typing import Final
 
 from spinezarr.errors import CorruptStoreError
 from spinezarr.remote.settings import METADATA_BYTES
-from spinezarr.serve.storage import (
-    METADATA,
-    Content,
-    CurrentFile,
-    Identity,
-    Storage,
-    UnreadableError,
-)
+from spinezarr.serve.storage import Content, CurrentFile, Identity, Storage, UnreadableError
 from spinezarr.store.folder import StoreFolder
+from spinezarr.store.layout import METADATA
 from spinezarr.store.manifest import ManifestEntry, ShardEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.sharding import crc32

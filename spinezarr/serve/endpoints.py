@@ -23,7 +23,16 @@ from spinezarr.errors import SpinezarrError
 from spinezarr.serve.admission import AdmissionQueue, BusyError
 from spinezarr.serve.docs_page import page, policy
 from spinezarr.serve.guard import Guard
-from spinezarr.serve.http import Answer, Receive, Request, Scope, Send, text_answer
+from spinezarr.serve.http import (
+    REVALIDATE,
+    Answer,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    json_answer,
+    text_answer,
+)
 from spinezarr.serve.levels import LevelRequest, answer_level
 from spinezarr.serve.login import LOGIN, LOGOUT
 from spinezarr.serve.metrics import FORMAT, Metrics
@@ -47,7 +56,6 @@ from spinezarr.serve.tables import (
     prepare_tables,
 )
 from spinezarr.serve.views import answer_view
-from spinezarr.text import to_ascii_json
 
 __all__ = ["REQUEST", "ROUTE", "create_endpoints"]
 
@@ -125,23 +133,18 @@ async def _answer_unreadable(_: StarletteRequest, __: Exception) -> Response:
 def _descriptions(*, has_tokens: bool) -> tuple[Answer, Answer]:
     """Return the OpenAPI document and its page; all servers of a process share them."""
     openapi = document(has_tokens=has_tokens)
-    as_json = Answer(
-        HTTPStatus.OK,
-        {"content-type": "application/json", "cache-control": "no-cache"},
-        to_ascii_json(openapi, indent=None).encode(),
-    )
     as_page = Answer(
         HTTPStatus.OK,
         {
             "content-type": "text/html; charset=utf-8",
-            "cache-control": "no-cache",
+            "cache-control": REVALIDATE,
             "content-security-policy": policy(),
             "referrer-policy": "no-referrer",
             "x-content-type-options": "nosniff",
         },
         page(openapi).encode(),
     )
-    return as_json, as_page
+    return json_answer(openapi), as_page
 
 
 class _Endpoints:

@@ -14,17 +14,14 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from spinezarr.serve.conditions import check_conditions
-from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.http import BYTES, IMMUTABLE, JSON, REVALIDATE, Answer, Request, text_answer
 from spinezarr.serve.served_files import GoneError, ServedFile, UnreadableError, split_scan_key
-from spinezarr.store.layout import SAMPLING, is_mask_name
+from spinezarr.store.layout import METADATA, SAMPLING, is_mask_name
 from spinezarr.view.ome import FOLDER_SUFFIX, parse_ome_key
 
 __all__ = ["Files", "answer_file"]
 
 METHODS: Final = ("GET", "HEAD", "OPTIONS")
-_REVALIDATE: Final = "no-cache"
-_IMMUTABLE: Final = "private, max-age=31536000, immutable"
-"""With ``public``, a shared cache could send the file to clients without a token."""
 _NOT_CACHED: Final = "no-store"
 """Cache control of partial answers. Chromium caches them, and then returns truncated bytes for
 adjacent ranges (https://github.com/learningequality/kolibri/pull/15105)."""
@@ -89,7 +86,7 @@ def _is_of_version(key: str) -> bool:
     >>> _is_of_version("scans/liver_0/parts/c/0/0/0"), _is_of_version("scans/liver_0/zarr.json")
     (False, False)
     """
-    if key.endswith("zarr.json"):
+    if key.endswith(METADATA):
         return False
     key_in_image = key.partition(f"{FOLDER_SUFFIX}/")[2]
     if key_in_image:
@@ -104,7 +101,7 @@ def _is_of_version(key: str) -> bool:
 def _absent_store_answer(key: str, *, is_key: bool) -> Answer:
     """Answer for an absent store, which may have been removed while a client was reading it."""
     key_in_scan = key.partition(f"{FOLDER_SUFFIX}/")[2] or split_scan_key(key)[1]
-    if is_key and key_in_scan and not key_in_scan.endswith("zarr.json"):
+    if is_key and key_in_scan and not key_in_scan.endswith(METADATA):
         return text_answer(HTTPStatus.GONE, "The store does not exist any more.")
     return text_answer(HTTPStatus.NOT_FOUND, "There is no such file.")
 
@@ -130,9 +127,9 @@ def _file_answer(
         headers["content-range"] = f"bytes {result.start}-{result.stop - 1}/{file.size_bytes}"
         headers["cache-control"] = _NOT_CACHED
     else:
-        headers["cache-control"] = _IMMUTABLE if is_immutable else _REVALIDATE
+        headers["cache-control"] = IMMUTABLE if is_immutable else REVALIDATE
     if status in _WITHOUT_BODY:
         return Answer(status, headers)
-    is_json = key.endswith("zarr.json")
-    headers["content-type"] = "application/json" if is_json else "application/octet-stream"
+    is_json = key.endswith(METADATA)
+    headers["content-type"] = JSON if is_json else BYTES
     return Answer(status, headers, file=file, start=result.start, stop=result.stop)

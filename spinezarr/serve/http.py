@@ -8,14 +8,22 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from spinezarr.serve.served_files import ServedFile
+from spinezarr.text import to_ascii_json
 
 __all__ = [
+    "BYTES",
+    "GZIP",
+    "IMMUTABLE",
+    "JSON",
+    "REVALIDATE",
+    "TEXT",
     "Answer",
     "Receive",
     "Request",
     "Scope",
     "Send",
     "accepts_gzip",
+    "json_answer",
     "negotiate_media_type",
     "parse_request",
     "text_answer",
@@ -25,7 +33,15 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+BYTES: Final = "application/octet-stream"
+GZIP: Final = "application/gzip"
+JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
+REVALIDATE: Final = "no-cache"
+"""Cache control of answers for which a cache must ask again each time."""
+IMMUTABLE: Final = "private, max-age=31536000, immutable"
+"""Cache control of answers that never change. With ``public``, a shared cache could send them to
+clients without a token."""
 _MEDIA_RANGE: Final = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
 _ZERO_QUALITY: Final = re.compile(r"q[ \t]*=[ \t]*0(?:[.]0{0,3})?", re.ASCII)
 """A quality value of zero, for content that a client does not accept."""
@@ -91,6 +107,15 @@ def text_answer(status: HTTPStatus, text: str, **headers: str) -> Answer:
         status,
         {"content-type": TEXT, "cache-control": "no-store", **fields},
         f"{text}\n".encode(),
+    )
+
+
+def json_answer(value: Mapping[str, Any], cache_control: str = REVALIDATE) -> Answer:
+    """Return an answer with a JSON object."""
+    return Answer(
+        HTTPStatus.OK,
+        {"content-type": JSON, "cache-control": cache_control},
+        to_ascii_json(value, indent=None).encode(),
     )
 
 

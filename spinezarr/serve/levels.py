@@ -16,7 +16,7 @@ from pydantic import Field
 from spinezarr.errors import CorruptStoreError, ScanChangedError
 from spinezarr.geometry import Box
 from spinezarr.serve.compression import FAST, gzip_bytes
-from spinezarr.serve.http import Answer, Request, accepts_gzip, text_answer
+from spinezarr.serve.http import BYTES, GZIP, Answer, Request, accepts_gzip, text_answer
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.opened_scan import OpenedScan, mask_of
 from spinezarr.serve.patches import PatchSource
@@ -29,8 +29,6 @@ from spinezarr.view.levels import Level, LevelCache, LevelReader, levels_of, sho
 
 __all__ = ["LEVEL_HEADERS", "LevelQuery", "LevelRequest", "answer_level"]
 
-_BYTES: Final = "application/octet-stream"
-_GZIP: Final = "application/gzip"
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _DTYPE, _SHAPE = "x-spinezarr-dtype", "x-spinezarr-shape-zyx"
 LEVEL_HEADERS: Final = ("ETag", _DTYPE, _SHAPE)
@@ -132,7 +130,7 @@ def _answer(
     version_parts = (*version, level.factor_zyx, box, is_packed, is_file)
     headers = headers_of_version(
         request,
-        _BYTES,
+        BYTES,
         *map(str, version_parts),
         is_named=query.content_checksum is not None
         and (not is_mask_name(array.name) or query.mask_checksum is not None),
@@ -154,7 +152,7 @@ def _answer(
 
     body = retry_if_rewritten(read)
     headers |= {
-        "content-type": _GZIP if is_file else _BYTES,
+        "content-type": GZIP if is_file else BYTES,
         "x-content-type-options": "nosniff",
         _DTYPE: dtype.name,
         _SHAPE: ",".join(map(str, box.shape_zyx)),

@@ -20,12 +20,18 @@ from typing import Final
 from urllib.parse import quote
 
 from spinezarr.serve.body import Body
-from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.http import (
+    IMMUTABLE,
+    REVALIDATE,
+    Answer,
+    Request,
+    json_answer,
+    text_answer,
+)
 from spinezarr.serve.opened_scan import OpenedScan, mask_of
 from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.version_headers import RefusedError
-from spinezarr.text import to_ascii_json
 from spinezarr.view.neuroglancer_state import (
     SHOWN_DTYPES,
     LayerUrls,
@@ -67,7 +73,6 @@ _PAGE_POLICY: Final = _POLICY.format(evaluated="")
 _WORKER_POLICY: Final = _POLICY.format(evaluated=" 'unsafe-eval'")
 """Policy of scripts that run as workers. The worker that decodes chunks evaluates a string when it
 starts. The policy of the page applies to scripts inside the page."""
-_IMMUTABLE: Final = "private, max-age=31536000, immutable"
 _NO_FILE: Final = text_answer(HTTPStatus.NOT_FOUND, "The client has no such file.")
 
 
@@ -103,7 +108,7 @@ class _Client:
     def file(self, name: str) -> Body:
         """Return a file of the client."""
         headers = {
-            "cache-control": "no-cache" if name in {_INDEX, _STUB_SCRIPT} else _IMMUTABLE,
+            "cache-control": REVALIDATE if name in {_INDEX, _STUB_SCRIPT} else IMMUTABLE,
             "content-security-policy": _WORKER_POLICY if name.endswith(".js") else _PAGE_POLICY,
             "referrer-policy": "no-referrer",
             "x-content-type-options": "nosniff",
@@ -178,11 +183,7 @@ def answer_segments(source: PatchSource, scan_id: str, mask: str) -> Answer:
         mask_of(scan, mask, None)
     except RefusedError as refusal:
         return refusal.answer
-    return Answer(
-        HTTPStatus.OK,
-        {"content-type": "application/json", "cache-control": "no-cache"},
-        to_ascii_json(segment_properties(scan.attributes, mask), indent=None).encode(),
-    )
+    return json_answer(segment_properties(scan.attributes, mask))
 
 
 def answer_client(request: Request, requested_version: str, name: str) -> Answer:

@@ -24,9 +24,9 @@ from spinezarr.serve.served_files import (
     UnreadableError,
     chunk_index,
 )
-from spinezarr.serve.storage import METADATA, VersionCache
+from spinezarr.serve.storage import VersionCache
 from spinezarr.store.attributes import is_scan_id
-from spinezarr.store.layout import IMAGE, chunk_grid, scan_key
+from spinezarr.store.layout import IMAGE, METADATA, chunk_grid, scan_key
 from spinezarr.store.scan_handle import ArraySpec, ScanHandle, parse_scan
 from spinezarr.stream.read.retry import retry_if_rewritten
 from spinezarr.view.levels import LevelCache, LevelReader, piece_shape_zyx

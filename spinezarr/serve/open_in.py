@@ -8,12 +8,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.http import Answer, Request, json_answer, text_answer
 from spinezarr.serve.opened_scan import OpenedScan
 from spinezarr.serve.origin import origin_of
 from spinezarr.serve.patches import PatchSource
 from spinezarr.serve.version_headers import RefusedError
-from spinezarr.text import to_ascii_json
 from spinezarr.view.open_in import ServedScan, open_in_options
 
 __all__ = ["OpenInModel", "answer_open_in"]
@@ -79,9 +78,4 @@ def answer_open_in(
         OptionModel(name=option.name, kind=option.kind, text=option.text, hint=option.hint)
         for option in open_in_options(served_scan)
     )
-    model = OpenInModel(options=options)
-    return Answer(
-        HTTPStatus.OK,
-        {"content-type": "application/json", "cache-control": "no-store"},
-        to_ascii_json(model.model_dump(mode="json"), indent=None).encode(),
-    )
+    return json_answer(OpenInModel(options=options).model_dump(mode="json"), "no-store")

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from spinezarr.resources import package_version
-from spinezarr.serve.http import TEXT
+from spinezarr.serve.http import JSON, TEXT
 from spinezarr.serve.operations import OPERATIONS, PARAMETERS, Content, Operation
 from spinezarr.serve.query import parameters_of
 
@@ -31,7 +31,6 @@ _SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "basic": {"type": "http", "scheme": "basic", "description": "The token is the password."},
 }
-_JSON: Final = "application/json"
 _REF: Final = "#/components/schemas/{model}"
 
 
@@ -92,7 +91,7 @@ def _operation(
     if op.body is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {_JSON: {"schema": schemas[op.body]}},
+            "content": {JSON: {"schema": schemas[op.body]}},
         }
     if has_tokens:
         operation["security"] = [] if op.is_open else [{name: []} for name in _SCHEMES]

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from spinezarr.serve.http import TEXT
+from spinezarr.serve.http import BYTES, GZIP, JSON, TEXT
 from spinezarr.serve.levels import LEVEL_HEADERS, LevelQuery
 from spinezarr.serve.nifti import MaskNiftiQuery, NiftiQuery
 from spinezarr.serve.open_in import OpenInModel
@@ -26,9 +26,6 @@ from spinezarr.view.scan_view import ViewModel
 __all__ = ["FLAT", "OME", "OPERATIONS", "PARAMETERS", "ZARR", "Content", "Operation"]
 
 _HTML: Final = "text/html"
-_JSON: Final = "application/json"
-_BYTES: Final = "application/octet-stream"
-_GZIP: Final = "application/gzip"
 _CLIENT_FILES: Final = ("text/javascript", "text/css", "application/wasm")
 
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -143,9 +140,9 @@ _VERSION: Final = {
     HTTPStatus.GONE: Content("The scan or mask was replaced by another version, or removed."),
 }
 _BYTES_ANSWERS: Final = {
-    HTTPStatus.OK: Content("The file.", (_BYTES, _JSON), headers=("ETag", "Accept-Ranges")),
+    HTTPStatus.OK: Content("The file.", (BYTES, JSON), headers=("ETag", "Accept-Ranges")),
     HTTPStatus.PARTIAL_CONTENT: Content(
-        "A range of the file.", (_BYTES, _JSON), headers=("ETag", "Content-Range")
+        "A range of the file.", (BYTES, JSON), headers=("ETag", "Content-Range")
     ),
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: Content(
         "There is no such range.", (), headers=("Content-Range",)
@@ -258,9 +255,7 @@ OPERATIONS: Final = (
             ),
             **_FACTS,
             **_VERSION,
-            HTTPStatus.BAD_REQUEST: Content(
-                "The query is not valid; the text names the parameter."
-            ),
+            **_BAD_QUERY,
             HTTPStatus.UNPROCESSABLE_ENTITY: Content(
                 "The scan has no slice at this position; the text gives the range of positions."
             ),
@@ -276,15 +271,13 @@ OPERATIONS: Final = (
         "Pictures",
         "Voxels of a level of a scan: numbers in little-endian order, x fastest, then y",
         {
-            HTTPStatus.OK: Content("The voxels.", (_BYTES, _GZIP), headers=LEVEL_HEADERS),
+            HTTPStatus.OK: Content("The voxels.", (BYTES, GZIP), headers=LEVEL_HEADERS),
             HTTPStatus.UNPROCESSABLE_ENTITY: Content(
                 "The box is not inside the level, or the scan has no mask."
             ),
             **_FACTS,
             **_VERSION,
-            HTTPStatus.BAD_REQUEST: Content(
-                "The query is not valid; the text names the parameter."
-            ),
+            **_BAD_QUERY,
             **_TOO_MUCH,
         },
         query=LevelQuery,
@@ -297,7 +290,7 @@ OPERATIONS: Final = (
         "Pictures",
         "What a page shows of a scan: vertebrae with colors, findings, previous and next scan",
         {
-            HTTPStatus.OK: Content("The scan.", (_JSON,), ViewModel, headers=("ETag",)),
+            HTTPStatus.OK: Content("The scan.", (JSON,), ViewModel, headers=("ETag",)),
             **_FACTS,
             **_CONDITIONAL,
         },
@@ -309,7 +302,7 @@ OPERATIONS: Final = (
         "/v1/stores",
         "Facts",
         "The stores, with titles, licenses, scans and bytes",
-        {HTTPStatus.OK: Content("The stores.", (_JSON,), StoresModel), **_ACCESS, **_UNREADABLE},
+        {HTTPStatus.OK: Content("The stores.", (JSON,), StoresModel), **_ACCESS, **_UNREADABLE},
     ),
     Operation(
         "store",
@@ -317,7 +310,7 @@ OPERATIONS: Final = (
         "/v1/{store}",
         "Facts",
         "A store, with the limits of requests for its patches",
-        {HTTPStatus.OK: Content("The store.", (_JSON,), OneStoreModel), **_FACTS},
+        {HTTPStatus.OK: Content("The store.", (JSON,), OneStoreModel), **_FACTS},
     ),
     Operation(
         "scans",
@@ -327,11 +320,9 @@ OPERATIONS: Final = (
         "The scans of a store, filtered",
         {
             HTTPStatus.OK: Content(
-                "Rows of the scan table.", (_JSON,), ScansModel, headers=("ETag",)
+                "Rows of the scan table.", (JSON,), ScansModel, headers=("ETag",)
             ),
-            HTTPStatus.BAD_REQUEST: Content(
-                "The query is not valid; the text names the parameter."
-            ),
+            **_BAD_QUERY,
             **_FACTS,
             **_CONDITIONAL,
         },
@@ -345,10 +336,8 @@ OPERATIONS: Final = (
         "Facts",
         "Histograms of the spacings of scans, and how many show each vertebra",
         {
-            HTTPStatus.OK: Content("The statistics.", (_JSON,), StatisticsModel, headers=("ETag",)),
-            HTTPStatus.BAD_REQUEST: Content(
-                "The query is not valid; the text names the parameter."
-            ),
+            HTTPStatus.OK: Content("The statistics.", (JSON,), StatisticsModel, headers=("ETag",)),
+            **_BAD_QUERY,
             **_FACTS,
             **_CONDITIONAL,
         },
@@ -361,7 +350,7 @@ OPERATIONS: Final = (
         "/v1/{store}/scans/{scan_id}",
         "Facts",
         "All attributes of a scan",
-        {HTTPStatus.OK: Content("The attributes.", (_JSON,), ScanModel), **_FACTS},
+        {HTTPStatus.OK: Content("The attributes.", (JSON,), ScanModel), **_FACTS},
     ),
     Operation(
         "list_page",
@@ -413,9 +402,7 @@ OPERATIONS: Final = (
                 ),
                 **_FACTS,
                 **_VERSION,
-                HTTPStatus.BAD_REQUEST: Content(
-                    "The query is not valid; the text names the parameter."
-                ),
+                **_BAD_QUERY,
                 **missing,
                 HTTPStatus.TOO_MANY_REQUESTS: Content(
                     "Too many files are being sent.", headers=("Retry-After",)
@@ -437,7 +424,7 @@ OPERATIONS: Final = (
         "Facts",
         "Other programs that can open a scan: links, and text to paste",
         {
-            HTTPStatus.OK: Content("The programs.", (_JSON,), OpenInModel),
+            HTTPStatus.OK: Content("The programs.", (JSON,), OpenInModel),
             HTTPStatus.BAD_REQUEST: Content("The request names no host."),
             **_FACTS,
         },
@@ -471,7 +458,7 @@ OPERATIONS: Final = (
         "Pages",
         "Names and volumes of the segments of a mask, for neuroglancer",
         {
-            HTTPStatus.OK: Content("The properties of the segments.", (_JSON,)),
+            HTTPStatus.OK: Content("The properties of the segments.", (JSON,)),
             **_FACTS,
             **_NO_MASK,
         },
@@ -497,7 +484,7 @@ OPERATIONS: Final = (
         "/v1/openapi.json",
         "The server",
         "This description, for programs (OpenAPI 3.1)",
-        {HTTPStatus.OK: Content("The OpenAPI document.", (_JSON,)), **_ACCESS},
+        {HTTPStatus.OK: Content("The OpenAPI document.", (JSON,)), **_ACCESS},
     ),
     Operation(
         "docs",

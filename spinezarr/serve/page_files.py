@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Final
 
 from spinezarr.serve.body import Body
-from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.http import REVALIDATE, Answer, Request, text_answer
 
 __all__ = ["LIST_PAGE", "SCAN_PAGE", "answer_page_file"]
 
@@ -36,7 +36,7 @@ _POLICY: Final = (
 )
 """Content-Security-Policy of the pages, which load everything from this server."""
 _COMMON_HEADERS: Final = {
-    "cache-control": "no-cache",
+    "cache-control": REVALIDATE,
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
 }

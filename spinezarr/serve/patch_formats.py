@@ -26,6 +26,8 @@ from spinezarr.stream.read.tensors import Pack, write_tensors
 
 __all__ = [
     "BATCH_MEDIA_TYPES",
+    "NIFTI",
+    "NIFTI_GZ",
     "PATCH_MEDIA_TYPES",
     "FormatOptions",
     "encode_batch",

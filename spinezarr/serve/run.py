@@ -1,8 +1,8 @@
 """How does a server run, as a command or in a thread of a program?"""
 
 import os
+import resource
 import socket
-import sys
 from tempfile import TemporaryDirectory
 from threading import Thread
 from types import TracebackType
@@ -90,10 +90,6 @@ def run(settings: ServeSettings, host: str, port: int, processes: int) -> None:
 
 def _raise_connection_limit() -> int:
     """Raise the limit of open files as far as allowed; return how many may be connections."""
-    if sys.platform == "win32":
-        return _MAX_CONNECTIONS
-    import resource  # noqa: PLC0415  only on Unix
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _MAX_CONNECTIONS + _RESERVED_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:

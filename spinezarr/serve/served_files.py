@@ -17,7 +17,6 @@ from typing import Final
 from spinezarr.errors import DamagedMetadataError, SpinezarrError
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.storage import (
-    METADATA,
     Identity,
     KeyLocks,
     ServedFile,
@@ -28,7 +27,7 @@ from spinezarr.serve.storage import (
 )
 from spinezarr.store.attributes import ScanGroup, is_scan_id, parse_scan_group
 from spinezarr.store.bundle import TABLE_BUNDLE
-from spinezarr.store.layout import IMAGE, SAMPLING, SCANS, TABLE, chunk_grid, scan_key
+from spinezarr.store.layout import IMAGE, METADATA, SAMPLING, SCANS, TABLE, chunk_grid, scan_key
 from spinezarr.store.manifest import SCAN_FILE, ManifestEntry
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.table_file import is_table_file
@@ -44,7 +43,7 @@ __all__ = [
     "split_scan_key",
 ]
 
-_SHARED_FILES: Final = {"zarr.json", "scans/zarr.json", TABLE_BUNDLE}
+_SHARED_FILES: Final = {METADATA, f"{SCANS}/{METADATA}", TABLE_BUNDLE}
 """Files outside scans that are served in addition to the table. The ingest ledger is not served."""
 _CHUNK: Final = re.compile(rf"(?!.*zarr[.]json){SCAN_FILE}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)

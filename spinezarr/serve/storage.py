@@ -16,7 +16,6 @@ from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.reader import StoreReader
 
 __all__ = [
-    "METADATA",
     "Content",
     "CurrentFile",
     "Identity",
@@ -31,7 +30,6 @@ __all__ = [
 
 V = TypeVar("V")
 
-METADATA: Final = "zarr.json"
 _N_LOCKS: Final = 1024
 Identity = Hashable
 """Identity of a version of a file or object. A file that replaces it has another one."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from spinezarr.errors import DamagedMetadataError, SpinezarrError, UnknownScanError, UsageError
 from spinezarr.serve.body import Body
-from spinezarr.serve.http import Answer, Request, text_answer
+from spinezarr.serve.http import Answer, Request, json_answer, text_answer
 from spinezarr.serve.limits import ServeLimits
 from spinezarr.serve.patches import batch_limits
 from spinezarr.serve.query import QueryModel, WrongQueryError, parse_query
@@ -29,7 +29,6 @@ from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.stream.read.batch_limits import BatchLimits
 from spinezarr.stream.read.cache import BoundedCache
-from spinezarr.text import to_ascii_json
 from spinezarr.vertebrae import LEVELS
 
 __all__ = [
@@ -394,8 +393,4 @@ def answer_scan(served_table: ServedTable, scan_id: str) -> Answer:
 
 
 def _json(value: BaseModel) -> Answer:
-    return Answer(
-        HTTPStatus.OK,
-        {"content-type": "application/json", "cache-control": "no-cache"},
-        to_ascii_json(value.model_dump(mode="json"), indent=None).encode(),
-    )
+    return json_answer(value.model_dump(mode="json"))

@@ -22,12 +22,11 @@ from spinezarr.serve.served_files import (
     split_scan_key,
 )
 from spinezarr.store.array_metadata import chunk_key
-from spinezarr.store.layout import IMAGE, LABEL, chunk_grid, is_mask_name
+from spinezarr.store.layout import IMAGE, LABEL, METADATA, chunk_grid, is_mask_name
 from spinezarr.store.manifest import ShardEntry
 
 __all__ = ["UnshardedFolder"]
 
-_METADATA: Final = "zarr.json"
 _FILE_ATTRIBUTES: Final = {"manifest", "metadata_crc32c"}
 """Attributes that describe the stored files, which do not exist in this tree."""
 
@@ -48,16 +47,16 @@ class UnshardedFolder:
         """See :meth:`spinezarr.serve.served_files.ServedFolder.find`."""
         scan_id, key_in_scan = split_scan_key(key)
         array = key_in_scan.partition("/")[0]
-        if key_in_scan != _METADATA and not _is_volume(array):
+        if key_in_scan != METADATA and not _is_volume(array):
             return self._folder.find(key, version)
         scan = self._folder.scan(scan_id, version)
         if scan is None:
-            if key_in_scan.endswith(_METADATA):
+            if key_in_scan.endswith(METADATA):
                 return None
             raise GoneError(f"there is no scan {scan_id!r} in the store any more.")
-        if key_in_scan == _METADATA:
+        if key_in_scan == METADATA:
             return _without_shards(self._folder.metadata(scan_id, scan))
-        if key_in_scan.endswith(f"/{_METADATA}"):
+        if key_in_scan.endswith(f"/{METADATA}"):
             file = self._folder.file(scan_id, key_in_scan, scan)
             return None if file is None else _without_shards(file)
         return self._chunk(scan_id, array, key_in_scan[len(array) + 1 :], scan)

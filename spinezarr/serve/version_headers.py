@@ -6,12 +6,10 @@ from typing import Final
 
 from spinezarr.resources import package_version
 from spinezarr.serve.conditions import check_conditions
-from spinezarr.serve.http import Answer, Request
+from spinezarr.serve.http import IMMUTABLE, REVALIDATE, Answer, Request
 
 __all__ = ["RefusedError", "headers_of_version"]
 
-_REVALIDATE: Final = "no-cache"
-_IMMUTABLE: Final = "private, max-age=31536000, immutable"
 _CONDITIONS: Final = ("if-match", "if-none-match")
 
 
@@ -49,7 +47,7 @@ def headers_of_version(
     ]
     headers = {
         "etag": f'"{digest}"',
-        "cache-control": _IMMUTABLE if is_named else _REVALIDATE,
+        "cache-control": IMMUTABLE if is_named else REVALIDATE,
         **({} if vary is None else {"vary": vary}),
     }
     conditions = {name: request.headers[name] for name in _CONDITIONS if name in request.headers}

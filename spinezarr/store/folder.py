@@ -29,10 +29,9 @@ NOT_REGULAR: Final = -1
 """Size that stands for a link or a special file; no manifest contains it."""
 _READ: Final = (
     os.O_RDONLY
-    | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for a writer
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
+    | os.O_NONBLOCK  # opening a pipe would wait for a writer
+    | os.O_NOFOLLOW
+    | os.O_CLOEXEC
 )
 _ADVICE: Final = (
     "A store holds plain files and folders only, and links in it are not followed. Copy it with "

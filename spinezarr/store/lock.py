@@ -19,11 +19,11 @@ References
 """
 
 import errno
+import fcntl
 import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -42,9 +42,6 @@ from spinezarr.store.files import PARTIAL
 from spinezarr.store.folder import StoreFileSystem
 from spinezarr.strict_model import StrictModel
 from spinezarr.text import add_path_to_disk_full_error
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["LATE_FILE", "LOCK_FILE", "LOCK_TIMES", "LockGuard", "LockTimes", "StoreLock"]
 
@@ -506,14 +503,12 @@ def _hold_flock(descriptor: int, *, shared: bool, wait_s: float) -> Iterator[Non
     try:
         yield
     finally:
-        if is_locked and sys.platform != "win32":
+        if is_locked:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _acquire_flock(descriptor: int, *, shared: bool, wait_s: float) -> bool:
-    """Wait for a ``flock``; return False if the system or the file system has none."""
-    if sys.platform == "win32":
-        return False
+    """Wait for a ``flock``; return False if the file system has none."""
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     ends = time.monotonic() + wait_s
     while True:

@@ -11,7 +11,7 @@ from spinezarr.ingestion.discovery.raw_folder import RawFolder, names_of
 from spinezarr.ingestion.job import ScanResult
 from spinezarr.ingestion.label_file import LabelFiles
 from spinezarr.ingestion.masks import MaskFacts, MaskFiles
-from spinezarr.ingestion.run import FailedScan
+from spinezarr.ingestion.run import TABLE_INTERVAL_S, FailedScan
 from spinezarr.ingestion.scan import ScanOptions
 from spinezarr.ingestion.task import MaskJob, MaskSourceFiles, MaskTask
 from spinezarr.progress import OnProgress
@@ -36,8 +36,6 @@ _SCAN: Final = "scan"
 _PART: Final = "part"
 _SPECIAL: Final = "{*"
 """Characters with which the part of a pattern begins that differs between files."""
-_TABLE_INTERVAL_S: Final = 60.0
-"""Seconds between two updates of the scan table, for concurrent readers."""
 _MAX_SHOWN: Final = 3
 """Largest number of files that a message names."""
 _STEP: Final = "add-labels"
@@ -359,7 +357,7 @@ class _Run:
             self._done[result.scan_id] = self._unlisted[result.scan_id] = result.scan
         else:
             self._skipped.append(result.scan_id)
-        if time.monotonic() - self._table_written > _TABLE_INTERVAL_S:
+        if time.monotonic() - self._table_written > TABLE_INTERVAL_S:
             self.write_table(store)
 
     def write_table(self, store: StoreWriter) -> None:

@@ -51,7 +51,7 @@ class StoreSizes:
     source_bytes: int | None
     """Bytes of the source files; None if the scan table does not know them."""
     arrow_bytes: int
-    """Bytes of an Arrow data set of float32 images and int32 masks, uncompressed."""
+    """Bytes of an Arrow dataset of float32 images and int32 masks, uncompressed."""
     uncompressed_bytes: int
     """Bytes of the voxels in their stored types."""
 

@@ -18,13 +18,13 @@ from spinezarr.store.files import is_read_only, open_store
 from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.store.writable import WritableStore
-from spinezarr.text import count_noun
+from spinezarr.text import count_noun, megabytes
 from spinezarr.verbs.derive import is_same_place
 from spinezarr.verbs.export import restricted_masks, scans_to_share
 from spinezarr.verify.fault import Fault
 from spinezarr.verify.store import verify_store
 
-__all__ = ["CopyReport", "pull", "push"]
+__all__ = ["CopyReport", "describe_work", "pull", "push"]
 
 _HUB_OPTIONS: Final = {"endpoint", "token"}
 
@@ -257,7 +257,7 @@ def describe_work(work: CopyWork) -> str:
     compare = f"; to compare: {count_noun(work.to_compare, 'object')}" if work.to_compare else ""
     return (
         f"{count_noun(work.all.scans, 'scan')}: {count_noun(work.all.objects, 'object')}, "
-        f"{work.all.size_bytes / 1e6:,.1f} MB. To copy: "
+        f"{megabytes(work.all.size_bytes)}. To copy: "
         f"{count_noun(work.to_copy.objects, 'object')}, "
-        f"{work.to_copy.size_bytes / 1e6:,.1f} MB{compare}. {work.limit}"
+        f"{megabytes(work.to_copy.size_bytes)}{compare}. {work.limit}"
     )

@@ -34,7 +34,6 @@ from spinezarr.text import describe_os_error, did_you_mean
 
 __all__ = [
     "check_mask_name",
-    "encoding_threads",
     "remove_labels",
     "save_comparisons",
     "update_table",
@@ -115,13 +114,6 @@ def _enter_when_free(
             time.sleep(_RETRY_S)
 
 
-@contextmanager
-def encoding_threads() -> Iterator[ThreadPoolExecutor]:
-    """Start the threads that encode chunks, and end them when the context ends."""
-    with ThreadPoolExecutor(cpu_count(), thread_name_prefix="spinezarr-encode") as pool:
-        yield pool
-
-
 def write_labels(
     reader: StoreReader,
     scan_id: str,
@@ -135,7 +127,10 @@ def write_labels(
     check_mask_name(name)
     scan = reader.scan(scan_id)
     volume = _array_volume(values_zyx, scan)
-    with encoding_threads() as pool, writing_masks(reader, "a new mask", wait_s=wait_s) as store:
+    with (
+        ThreadPoolExecutor(cpu_count(), thread_name_prefix="spinezarr-encode") as pool,
+        writing_masks(reader, "a new mask", wait_s=wait_s) as store,
+    ):
         writer = store.scans.start_mask(scan.attributes.scan_id, name)
         if writer.scan.content_checksum != scan.content_checksum:
             raise ScanChangedError(

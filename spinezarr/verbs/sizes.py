@@ -39,7 +39,7 @@ def uncompressed_bytes(table: "xr.Dataset", *, further_masks: bool = False) -> i
 
 
 def arrow_bytes(table: "xr.Dataset") -> int:
-    """Return the bytes of all voxels as an Arrow data set holds them, uncompressed.
+    """Return the bytes of all voxels as an Arrow dataset holds them, uncompressed.
 
     That is float32 for the image and int32 for the mask, as in the Hugging Face script of
     CTSpine1K.

@@ -17,7 +17,7 @@ from spinezarr.store.reader import StoreReader
 from spinezarr.store.selection import ScanSelection
 from spinezarr.verbs.masked_scans import scans_with_masks
 
-__all__ = ["compute_stats"]
+__all__ = ["PLOTS", "compute_stats"]
 
 PLOTS = ("detection.png", "volumes.png", "spacing.png")
 """Names of the plots."""

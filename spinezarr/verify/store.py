@@ -14,7 +14,7 @@ from spinezarr.store.attributes import OtherFormatError, RootAttributes, parse_r
 from spinezarr.store.audit_log import AUDIT_FILE, AuditLog, scan_identity
 from spinezarr.store.bundle import TABLE_BUNDLE
 from spinezarr.store.files import PARTIAL
-from spinezarr.store.layout import SCANS, TABLE, scan_key
+from spinezarr.store.layout import METADATA, SCANS, TABLE, scan_key
 from spinezarr.store.ledger import LEDGER_FILE, Ledger
 from spinezarr.store.lock import LATE_FILE, LOCK_FILE
 from spinezarr.store.manifest import ManifestEntry
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Verification", "verify_store"]
 
 _Sealed = TypeVar("_Sealed", AuditLog, Ledger)
-_ROOT: Final = "zarr.json"
-_SCANS_GROUP: Final = f"{SCANS}/zarr.json"
+_SCANS_GROUP: Final = f"{SCANS}/{METADATA}"
 _LARGEST_POOL: Final = 16
 """Most scans that are read at once. Each takes the memory of a chunk and of data read ahead."""
 
@@ -169,7 +168,7 @@ class _Check:
         self._on_bytes = on_bytes
         self._faults: list[Fault] = []
         self._known_keys = {
-            *(_ROOT, _SCANS_GROUP, AUDIT_FILE, LEDGER_FILE),
+            *(METADATA, _SCANS_GROUP, AUDIT_FILE, LEDGER_FILE),
             *(f"{TABLE}/zarr.json", TABLE_BUNDLE),
         }
         """Keys of the files that belong to the store."""
@@ -214,18 +213,18 @@ class _Check:
     def _root(self) -> RootAttributes | None:
         written = "the root's metadata as spinezarr wrote them"
         try:
-            raw = self._files.read(_ROOT)
+            raw = self._files.read(METADATA)
             problem = seal_problem(raw)
             if problem is None:
                 self._on_bytes(len(raw))
                 return parse_root(raw)
-            fault = Fault(None, _ROOT, "damaged", problem, written)
+            fault = Fault(None, METADATA, "damaged", problem, written)
         except OSError as error:
-            fault = read_error(None, _ROOT, error, written)
+            fault = read_error(None, METADATA, error, written)
         except OtherFormatError as error:
             raise StoreNotFoundError(f"{redact_url(self._url)}: {error}") from error
         except DamagedMetadataError as error:
-            fault = Fault(None, _ROOT, "damaged", unreadable(error), written)
+            fault = Fault(None, METADATA, "damaged", unreadable(error), written)
         if not any(self._files.exists(key) for key in (_SCANS_GROUP, f"{TABLE}/zarr.json")):
             StoreReader(self._url, self._storage_options)  # raises StoreNotFoundError
         self._faults.append(fault)

@@ -66,7 +66,8 @@ _MASK_PREFIX: Final = "mask-"
 """Beginning of the folder of a further mask that has the name of the folder of ``label``."""
 _LEVEL: Final = re.compile(r"0|[1-9][0-9]?", re.ASCII)
 _VERSION: Final = "0.5"
-_LARGEST_LABEL: Final = 255
+_FULL_COLOR: Final = 255
+"""Largest value of a part of a color: red, green, blue or opacity."""
 _ORIENTATIONS: Final = {
     "z": "inferior-to-superior",
     "y": "posterior-to-anterior",
@@ -302,8 +303,8 @@ def _mask(scan: ScanHandle, name: str, datasets: Sequence[Node]) -> Node:
                 {
                     "label-value": label.value,
                     "rgba": [
-                        *(round(_LARGEST_LABEL * part) for part in label.color),
-                        _LARGEST_LABEL,
+                        *(round(_FULL_COLOR * part) for part in label.color),
+                        _FULL_COLOR,
                     ],
                 }
                 for label in labels

@@ -32,7 +32,7 @@ from spinezarr.redaction import redact_url
 from spinezarr.remote.filesystem import open_filesystem
 from spinezarr.store.array_metadata import chunk_key
 from spinezarr.store.files import PARTIAL, is_read_only
-from spinezarr.store.layout import chunk_grid, scan_key
+from spinezarr.store.layout import METADATA, chunk_grid, scan_key
 from spinezarr.store.manifest import ManifestEntry
 from spinezarr.store.objects import LocalObjects
 from spinezarr.store.reader import StoreReader
@@ -54,7 +54,6 @@ __all__ = ["export_ome_zarr", "ome_zarr_location"]
 
 OnBytes = Callable[[int], None]
 
-_METADATA: Final = "zarr.json"
 _BLOCK_BYTES: Final = 4 << 20
 """Bytes that are copied at once."""
 _FICLONE: Final = 0x40049409
@@ -98,11 +97,11 @@ def export_ome_zarr(
     """Write a scan as an OME-Zarr image; see :meth:`spinezarr.Store.export_ome_zarr`."""
     reader.scan(scan_id)  # raises the error if the scan is damaged
     folder = f"{reader.path}/{scan_key(scan_id)}"
-    data = reader.objects.read([f"{folder}/{_METADATA}"]).get(f"{folder}/{_METADATA}", b"")
+    data = reader.objects.read([f"{folder}/{METADATA}"]).get(f"{folder}/{METADATA}", b"")
     try:
         scan = parse_scan(data, folder)
     except DamagedMetadataError as problem:
-        raise CorruptStoreError(f"{folder}/{_METADATA}: is damaged ({problem}).") from problem
+        raise CorruptStoreError(f"{folder}/{METADATA}: is damaged ({problem}).") from problem
     stored = json.loads(data)["consolidated_metadata"]["metadata"]
     tree = ome_tree(scan, stored, masks=masks, coarsest_voxels=coarsest_voxels)
     written = [scan.mask(name) for name in scan.mask_names if masks is None or name in masks]
@@ -127,7 +126,7 @@ def export_ome_zarr(
 def _metadata(tree: OmeTree) -> Iterator[tuple[str, bytes]]:
     """Yield key and content of each ``zarr.json``; the one of the image comes last."""
     for node_path, node in sorted(tree.nodes.items(), key=lambda item: item[0], reverse=True):
-        yield f"{node_path}/{_METADATA}".lstrip("/"), json.dumps(node).encode()
+        yield f"{node_path}/{METADATA}".lstrip("/"), json.dumps(node).encode()
 
 
 def _copy_shards(
@@ -204,11 +203,11 @@ def _target(
         raise UsageError(f"{redact_url(location)}: images cannot be written to a web server.")
     if link:
         raise UsageError(f"{redact_url(location)}: hard links (--link) need a folder on disk.")
-    if fs.exists(f"{path}/{_METADATA}"):
+    if fs.exists(f"{path}/{METADATA}"):
         if not overwrite:
             raise _exists_error(redact_url(location))
         # Without its metadata, the old image is not visible while it is replaced.
-        fs.rm_file(f"{path}/{_METADATA}")
+        fs.rm_file(f"{path}/{METADATA}")
         others = fs.find(path)
         if others:
             fs.rm(others)
@@ -227,7 +226,7 @@ def _on_disk(path: Path, *, link: bool, overwrite: bool) -> Iterator["_Folder"]:
     check_not_link(path)
     if path.exists() and not overwrite:
         raise _exists_error(str(path))
-    if path.exists() and not (path / _METADATA).exists():
+    if path.exists() and not (path / METADATA).exists():
         raise UsageError(
             f"{path}: is not an OME-Zarr image, so it is not replaced. Choose another folder."
         )

@@ -24,7 +24,7 @@ from spinezarr.view.levels import COARSEST_VOXELS, Level, levels_of, shown_dtype
 from spinezarr.view.shown_labels import shown_labels
 from spinezarr.view.windows import WINDOWS_HU, WindowHU
 
-__all__ = ["ViewModel", "shown_vertebrae", "view_of"]
+__all__ = ["VertebraModel", "ViewModel", "shown_vertebrae", "view_of"]
 
 _MM3_PER_ML = 1000.0
 _LABEL_SCHEME = "vertebrae"

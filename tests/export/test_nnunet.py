@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
+from raw_files import files_below
 from typer.testing import CliRunner
 
 import spinezarr
@@ -43,10 +44,6 @@ def run(*words, code=0, **environment):
     assert result.exit_code == code, result.output + repr(result.exception)
     assert "Traceback" not in result.output
     return result
-
-
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def keeps_the_rules(folder, assert_read_alike):
@@ -101,7 +98,7 @@ def test_a_dataset_is_complete_and_follows_the_rules(
     expected = [f"imagesTr/{scan}_0000.nii.gz" for scan in TRAIN + VALIDATION]
     expected += [f"labelsTr/{scan}.nii.gz" for scan in TRAIN + VALIDATION]
     expected += [f"imagesTs/{TEST[0]}_0000.nii.gz", f"labelsTs/{TEST[0]}.nii.gz"]
-    assert files(folder) == sorted([*expected, "dataset.json", "splits_final.json"])
+    assert files_below(folder) == {*expected, "dataset.json", "splits_final.json"}
     facts = assert_keeps_the_rules(folder)
     assert json.loads((folder / "splits_final.json").read_text()) == [
         {"train": sorted(TRAIN), "val": sorted(VALIDATION)}
@@ -147,7 +144,7 @@ def test_splits_are_written_where_nnunet_reads_them(
     written = [folder / "splits_final.json", splits, folder / "dataset.json"]
     assert said["files"] == [str(path) for path in written]
     assert said["failed"] == {}
-    assert {name.split(".", 1)[1] for name in files(folder) if "liver" in name} == {"nii"}
+    assert {name.split(".", 1)[1] for name in files_below(folder) if "liver" in name} == {"nii"}
     assert_keeps_the_rules(folder)
 
 
@@ -289,8 +286,8 @@ def test_dataset_json_is_written_only_once_every_scan_is_there(
     assert "label chunk" in output
     assert "dataset.json was not written" in output
     folder = tmp_path / "raw/Dataset501_CTSpine1K"
-    assert {"dataset.json", "splits_final.json"}.isdisjoint(files(folder))
-    assert "labelsTr/liver_0.nii.gz" not in files(folder)
+    assert {"dataset.json", "splits_final.json"}.isdisjoint(files_below(folder))
+    assert "labelsTr/liver_0.nii.gz" not in files_below(folder)
     shard.write_bytes(good)
     assert "exists already" in " ".join(run(*words, code=2).stderr.split())
     run(*words, "--overwrite")
@@ -298,7 +295,7 @@ def test_dataset_json_is_written_only_once_every_scan_is_there(
     # A complete dataset loses its dataset.json while it is written again.
     shard.unlink()
     run(*words, "--overwrite", code=1)
-    assert "dataset.json" not in files(folder)
+    assert "dataset.json" not in files_below(folder)
 
 
 def test_datasets_that_nnunet_would_refuse_are_refused(ctspine1k_url, tmp_path):
@@ -371,8 +368,8 @@ def test_a_further_mask_with_gaps_becomes_a_dataset(with_parts, tmp_path, assert
     assert facts["stored_mask"] == "parts"
     # The scan without the mask is a case to predict, and the restricted one is left out.
     cases = [*TRAIN[:2], VALIDATION[0]]
-    assert files(folder / "labelsTr") == sorted(f"{scan}.nii.gz" for scan in cases)
-    assert files(folder / "imagesTs") == sorted(f"{s}_0000.nii.gz" for s in (TRAIN[2], *TEST))
+    assert files_below(folder / "labelsTr") == {f"{scan}.nii.gz" for scan in cases}
+    assert files_below(folder / "imagesTs") == {f"{s}_0000.nii.gz" for s in (TRAIN[2], *TEST)}
     stored = np.array([0, *(facts["stored_labels"][str(n)] for n in range(1, 5))])
     for scan_id in cases:
         path = str(folder / f"labelsTr/{scan_id}.nii.gz")

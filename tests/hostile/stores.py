@@ -756,12 +756,6 @@ def lie_in_chunk(draft: Draft) -> None:
     rebuild_shards(draft, scan, name, remade)
 
 
-@cache
-def blosc_bomb(size: int) -> bytes:
-    """Return a small Blosc chunk that expands to ``size`` zero bytes."""
-    return bytes(blosc_compress(np.zeros(size, np.uint8), b"zstd", 1, 0, 0, 1))
-
-
 def lie_in_column(draft: Draft) -> None:
     """Put a bomb, or strings with false lengths, into a column of the table."""
     rng = draft.rng

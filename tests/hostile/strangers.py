@@ -27,6 +27,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import openpyxl
+from harness import peak_bytes
 from typer.testing import CliRunner
 
 from spinezarr.cli.main import app
@@ -402,12 +403,6 @@ def run_case(number: int, sound: Path) -> dict[str, object]:
         "number": number, "case": name, "command": " ".join(command), "outcome": outcome,
         "seconds": seconds, "megabytes": extra >> 20,
     }  # fmt: skip
-
-
-def peak_bytes() -> int:
-    """Return the peak of resident memory since the last reset."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def run(numbers: list[int]) -> dict[str, object]:

@@ -46,12 +46,6 @@ def assert_only_good_is_stored(report, good, bad, fragments):
     assert not Path(report.store, "scans", bad).exists()
 
 
-def edit_header(header, old, new):
-    text = header.read_text()
-    assert old in text
-    header.write_text(text.replace(old, new))
-
-
 def name_passwd(root, header_path=f"patient0099/{PLANTED}/{PLANTED}.mhd"):
     """Name a file of the machine in a header, with exactly its size."""
     header = plant_data_file_of_other_size(root, 0)

@@ -17,6 +17,7 @@ import openpyxl
 import pydicom
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from harness import peak_bytes
 from pydicom.encaps import encapsulate, get_frame
 
 from spinezarr.errors import FormatError
@@ -41,11 +42,6 @@ VALUES = (np.arange(20 * 18 * 3).reshape(20, 18, 3) * 37 % 2000 - 1000).astype(n
 AFFINE = np.diag([-0.8, -0.9, 2.5, 1.0])
 RESET = Path("/proc/self/clear_refs")
 """File of Linux that resets the peak of resident memory when 5 is written to it."""
-
-
-def peak_bytes():
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def assert_bounded(work, record):

@@ -22,6 +22,7 @@ import psutil
 import pytest
 from distributed import Client
 from distributed.utils import LoopRunner, sync
+from raw_files import files_below
 
 import spinezarr
 from spinezarr.errors import LostClusterError, LostLockError, UsageError
@@ -189,10 +190,6 @@ def report_of(process, code=0):
     return json.loads(stdout)
 
 
-def relative_files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
 def assert_same_scans(a, b):
     """Compare the files of the scans, and the tables.
 
@@ -200,8 +197,8 @@ def assert_same_scans(a, b):
     another kind.
     """
     folders = a / "scans", b / "scans"
-    assert relative_files(folders[0]) == relative_files(folders[1])
-    for name in relative_files(folders[0]):
+    assert files_below(folders[0]) == files_below(folders[1])
+    for name in files_below(folders[0]):
         assert filecmp.cmp(folders[0] / name, folders[1] / name, shallow=False), name
     assert spinezarr.open(a).table.identical(spinezarr.open(b).table)
 

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import openpyxl
 import pytest
+from raw_files import canonical_zyx
 
 import spinezarr
 from spinezarr.cli.reports.ingest import print_discovery
@@ -48,11 +49,6 @@ def run(name, raw, out, **options):
     found = discover(recipe, str(raw))
     report = ingest(recipe, found, str(out), **options)
     return found, report, spinezarr.open(out)
-
-
-def canonical_zyx(path):
-    closest = nib.as_closest_canonical(nib.load(path))
-    return np.asanyarray(closest.dataobj).transpose(2, 1, 0)
 
 
 def by_image(root, written):

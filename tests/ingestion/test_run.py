@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_files import files_below
 
 import spinezarr
 from spinezarr.errors import UsageError
@@ -67,13 +68,9 @@ def shards(store, scan_id, array):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def relative_files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
 def assert_same_files(a, b):
-    assert relative_files(a) == relative_files(b)
-    for name in relative_files(a):
+    assert files_below(a) == files_below(b)
+    for name in files_below(a):
         assert filecmp.cmp(a / name, b / name, shallow=False), name
 
 

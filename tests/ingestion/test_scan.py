@@ -3,6 +3,7 @@ import threading
 
 import numpy as np
 import pytest
+from raw_files import files_below
 
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
@@ -36,10 +37,6 @@ def run(folder, out, **options):
     return ingest(PAIRS, discover(PAIRS, str(folder)), str(out), **options)
 
 
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
 @pytest.mark.parametrize("axes", ["LPS", "PIR", "SAR"])
 @pytest.mark.parametrize("kept", [np.int16(3), np.float32(0.5)])
 def test_the_memory_budget_changes_no_byte_of_a_store(tmp_path, axes, kept):
@@ -48,8 +45,8 @@ def test_the_memory_budget_changes_no_byte_of_a_store(tmp_path, axes, kept):
     write_pair(tmp_path / "raw", image=image, axes=axes, dtypes=(kept.dtype.name, None))
     for name, options in (("memory", ScanOptions()), ("disk", ALL_ON_DISK)):
         assert run(tmp_path / "raw", tmp_path / name, options=options).done == ("a",)
-    assert files(tmp_path / "memory") == files(tmp_path / "disk")
-    for name in files(tmp_path / "memory"):
+    assert files_below(tmp_path / "memory") == files_below(tmp_path / "disk")
+    for name in files_below(tmp_path / "memory"):
         assert filecmp.cmp(tmp_path / "memory" / name, tmp_path / "disk" / name, shallow=False)
 
 

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK
 import xarray as xr
 import zarr
+from raw_files import canonical_zyx
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
@@ -28,11 +29,6 @@ PATCH_MASK = REAL / "tptbox/sub-ct_seg-vert_label-22_msk.nii.gz"
 VERSE_MASK = REAL / "verse/sub-verse004_seg-vert_msk.nii.gz"
 LUNG = REAL / "elastix/3DCT_lung_baseline_small.mha"
 LEVELS = {"L5": 24, "L4": 23, "L3": 22, "L2": 21, "L1": 20, "T12": 19, "T11": 18, "C1": 1}
-
-
-def canonical_zyx(path):
-    closest = nib.as_closest_canonical(nib.load(path))
-    return np.asanyarray(closest.dataobj).transpose(2, 1, 0)
 
 
 def run(folder, recipe):

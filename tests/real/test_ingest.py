@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK
+from raw_files import canonical_zyx
 
 import spinezarr
 from spinezarr.ingestion.discovery.discover import discover
@@ -15,11 +16,6 @@ from spinezarr.recipe import Recipe
 from spinezarr.testing import write_ctspine1k_names
 
 REAL = Path(__file__).parents[3] / "shared/data/real"
-
-
-def canonical_zyx(path):
-    closest = nib.as_closest_canonical(nib.load(path))
-    return np.asanyarray(closest.dataobj).transpose(2, 1, 0)
 
 
 def stored(recipe, raw, out):

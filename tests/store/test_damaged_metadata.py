@@ -348,10 +348,6 @@ def test_no_file_outside_is_removed_when_a_scan_is_replaced(foreign, two_version
 # The table
 
 
-def columns_of(path):
-    return unseal(path.read_bytes())["consolidated_metadata"]["metadata"]
-
-
 COLUMN = (*ARRAYS, "patient_id")
 SIZES = (*ARRAYS, "shape_zyx")
 LIES_OF_A_TABLE = {

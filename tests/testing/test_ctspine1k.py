@@ -3,6 +3,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
+from raw_files import files_below
 
 from spinezarr.errors import UsageError
 from spinezarr.testing import (
@@ -36,10 +37,6 @@ SPLIT_FILE = (
 def official(tmp_path_factory):
     root = tmp_path_factory.mktemp("official")
     return root, write_ctspine1k(root, scale=SCALE)
-
-
-def files_below(root):
-    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
 
 
 def test_official_layout_has_the_folders_and_quirks_of_the_release(official):

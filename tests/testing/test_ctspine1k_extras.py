@@ -9,6 +9,7 @@ import openpyxl
 import pydicom
 import pytest
 import SimpleITK
+from raw_files import files_below
 
 from spinezarr.errors import UsageError
 from spinezarr.testing import (
@@ -30,10 +31,6 @@ SCAN_IDS = [plan.scan_id for plan in CTSPINE1K_SCANS]
 COLON = ["1.3.6.1.4.1.9328.50.4.0001", "CTC-1018399231", "1.3.6.1.4.1.9328.50.4.0505"]
 
 REAL = Path(__file__).parents[3] / "shared/data/real/ctspine1k/Path.csv"
-
-
-def files_below(root):
-    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
 
 
 def shape_of(text):

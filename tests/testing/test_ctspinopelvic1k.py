@@ -5,6 +5,7 @@ from functools import cache
 import nibabel as nib
 import numpy as np
 import pytest
+from raw_files import canonical_zyx
 
 from spinezarr.testing import make_phantom, write_ctspinopelvic1k
 from spinezarr.vertebrae import VALUE_OF_NAME
@@ -16,11 +17,6 @@ draw = cache(make_phantom)
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("ctspinopelvic1k")
     return root, write_ctspinopelvic1k(root)
-
-
-def read_zyx(path):
-    image = nib.as_closest_canonical(nib.load(path))
-    return np.asarray(image.dataobj).transpose(2, 1, 0)
 
 
 def test_names_have_an_infix_where_only_one_half_is_annotated(dataset):
@@ -39,8 +35,8 @@ def test_files_are_pir_on_one_grid_and_hold_the_phantoms(dataset):
         assert "".join(nib.aff2axcodes(image.affine)) == "PIR"
         np.testing.assert_array_equal(image.affine, label.affine)
         phantom = draw(scan.spec)
-        np.testing.assert_array_equal(read_zyx(scan.image_path), phantom.image)
-        mask = read_zyx(scan.label_path)
+        np.testing.assert_array_equal(canonical_zyx(scan.image_path), phantom.image)
+        mask = canonical_zyx(scan.label_path)
         for name in set(phantom.labeled) - {"sacrum"}:
             np.testing.assert_array_equal(
                 mask == VALUE_OF_NAME[name], phantom.label == VALUE_OF_NAME[name]
@@ -51,7 +47,9 @@ def test_files_are_pir_on_one_grid_and_hold_the_phantoms(dataset):
 
 def test_mask_values_follow_the_configurations(dataset):
     _, written = dataset
-    values = {scan.scan_id: set(np.unique(read_zyx(scan.label_path)).tolist()) for scan in written}
+    values = {
+        scan.scan_id: set(np.unique(canonical_zyx(scan.label_path)).tolist()) for scan in written
+    }
     spine, pelvis, ribs = set(range(18, 25)), {26, 29, 30, 31, 32, 33}, {34, 57}
     assert values == {
         "0001": {0} | spine | pelvis | ribs,
@@ -63,7 +61,7 @@ def test_mask_values_follow_the_configurations(dataset):
 
 def test_s1_lies_above_the_sacrum(dataset):
     _, written = dataset
-    mask = read_zyx(written[0].label_path)
+    mask = canonical_zyx(written[0].label_path)
     assert np.argwhere(mask == 29)[:, 0].mean() > np.argwhere(mask == 26)[:, 0].mean()
 
 

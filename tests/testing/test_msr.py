@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from raw_files import files_below
 
 from spinezarr.testing import (
     MSR_SCANS,
@@ -31,10 +32,6 @@ def nifti(tmp_path_factory):
 @pytest.fixture(params=["metaimage", "nifti"])
 def release(request):
     return request.getfixturevalue(request.param)[1]
-
-
-def files_below(root):
-    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
 
 
 def points_of(path):

@@ -6,6 +6,7 @@ import matplotlib.image
 import nibabel as nib
 import numpy as np
 import pytest
+from raw_files import files_below
 
 from spinezarr.testing import (
     VERSE_2019,
@@ -58,10 +59,6 @@ def challenge_2020(tmp_path_factory):
 @pytest.fixture(scope="module", params=["subjects", "challenge_2019", "challenge_2020"])
 def packing(request):
     return request.param, request.getfixturevalue(request.param)[1]
-
-
-def files_below(root):
-    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
 
 
 def canonical(path):

@@ -3,18 +3,11 @@
 from collections.abc import Iterator
 from typing import Final
 
-from spinezarr.cli.console import (
-    OUT,
-    StyledText,
-    Table,
-    megabytes,
-    print_heading,
-    print_side_by_side,
-)
+from spinezarr.cli.console import OUT, StyledText, Table, print_heading, print_side_by_side
 from spinezarr.measure.bound import Limit
 from spinezarr.measure.patch_rates import PatchRate
 from spinezarr.measure.places import describe_speed
-from spinezarr.text import count_noun
+from spinezarr.text import count_noun, megabytes
 from spinezarr.verbs.bench import Benchmark
 
 __all__ = ["print_benchmark"]

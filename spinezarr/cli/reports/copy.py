@@ -1,8 +1,8 @@
 """What do ``spinezarr push`` and ``spinezarr pull`` print?"""
 
-from spinezarr.cli.console import MAX_ROWS, OUT, Table, megabytes, print_capped, print_json
+from spinezarr.cli.console import MAX_ROWS, OUT, Table, print_capped, print_json
 from spinezarr.cli.reports.export import print_left_out
-from spinezarr.text import count_noun
+from spinezarr.text import count_noun, megabytes
 from spinezarr.verbs.copy import CopyReport, describe_work
 
 __all__ = ["print_copy"]

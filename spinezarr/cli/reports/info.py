@@ -2,14 +2,8 @@
 
 from typing import Any, Final
 
-from spinezarr.cli.console import (
-    OUT,
-    StyledText,
-    Table,
-    megabytes,
-    print_side_by_side,
-)
-from spinezarr.text import count_noun, to_printable
+from spinezarr.cli.console import OUT, StyledText, Table, print_side_by_side
+from spinezarr.text import count_noun, megabytes, to_printable
 
 __all__ = ["print_summary"]
 
@@ -110,7 +104,7 @@ def _comparison(mask: dict[str, Any]) -> str:
 
 
 def _print_counts(title: str, counts: dict[str, int]) -> None:
-    """Print the number of scans of each vertebra, in columns."""
+    """Print the number of scans of each vertebra or other label, in columns."""
     OUT.say(title, style="bold")
     pairs = [(f"{name:>3} ", StyledText(str(n), "bold")) for name, n in counts.items()]
     if pairs:

@@ -12,7 +12,6 @@ from spinezarr.cli.console import (
     MAX_ROWS,
     OUT,
     Table,
-    megabytes,
     print_capped,
     print_heading,
     print_json,
@@ -22,7 +21,7 @@ from spinezarr.ingestion.discovery.leftovers import UNMATCHED
 from spinezarr.ingestion.discovery.near_misses import NEARLY
 from spinezarr.ingestion.run import IngestReport, RunReport
 from spinezarr.redaction import redact_url
-from spinezarr.text import MultilineText, count_noun
+from spinezarr.text import MultilineText, count_noun, megabytes
 
 __all__ = ["print_by_scan", "print_discovery", "print_report", "print_run"]
 

@@ -1,11 +1,11 @@
-"""What do the commands that add and remove masks print?"""
+"""What does ``spinezarr add-labels`` print?"""
 
 from collections.abc import Sequence
 from typing import Final
 
-from spinezarr.cli.console import MAX_ROWS, OUT, Table, megabytes, print_capped, print_heading
+from spinezarr.cli.console import MAX_ROWS, OUT, Table, print_capped, print_heading
 from spinezarr.cli.reports.ingest import print_by_scan
-from spinezarr.text import MultilineText, count_noun
+from spinezarr.text import MultilineText, count_noun, megabytes
 from spinezarr.verbs.add_labels import AddLabelsReport
 
 __all__ = ["print_added"]

@@ -28,7 +28,7 @@ from spinezarr.store.scan_table import TableColumns
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import NATIVE_SPACING, TargetZYX, grid_shape_zyx, step_zyx
 
-__all__ = ["CenterFinder", "Centers", "Sampler"]
+__all__ = ["CenterFinder", "Centers", "PositionZYX", "Sampler"]
 
 Centers = Literal["voxel", "centroid"]
 """What balanced draws center patches on: one of the vertebra's voxels, or its centroid."""

@@ -28,11 +28,12 @@ from spinezarr.store.objects import Objects
 from spinezarr.store.table_reader import TableRow
 from spinezarr.stream.batch import Batch
 from spinezarr.stream.read.batch_reader import BatchReader, padding_zyx
-from spinezarr.stream.read.summary import ReadSummary, megabytes
+from spinezarr.stream.read.summary import ReadSummary
 from spinezarr.stream.read.tensors import DamagedTensorsError, Pack, Tensors
 from spinezarr.stream.read.transfer import MIN_READS, Transfer, TransferChoice
 from spinezarr.stream.request import PatchRequest
 from spinezarr.stream.spacing import grid_shape_zyx, step_zyx
+from spinezarr.text import megabytes
 
 if TYPE_CHECKING:
     from spinezarr.stream.read.batch_limits import BatchLimits

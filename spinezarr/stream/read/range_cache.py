@@ -21,6 +21,7 @@ fetched again.
 """
 
 import errno
+import fcntl
 import hashlib
 import math
 import os
@@ -118,10 +119,6 @@ class CacheSettings:
             raise UsageError(f"memory_bytes {self.memory_bytes}: must not be negative.")
         if self.folder is None:
             return
-        if not hasattr(os, "pread"):
-            raise UsageError(
-                "a cache on disk needs pread(), which this system lacks; open without a folder."
-            )
         folder = Path(self.folder)
         try:
             folder = folder.expanduser().absolute()
@@ -556,8 +553,6 @@ def _list_entries(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
 @contextmanager
 def _try_lock(path: Path) -> Iterator[bool]:
     """Try to hold a lock that ends with the process; yield whether it is held."""
-    import fcntl  # noqa: PLC0415  Windows lacks it
-
     descriptor = _open(path, create=True)
     try:
         # Unlike flock(), a fork does not keep this lock when the process that holds it is killed.

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from spinezarr.text import count_noun
+from spinezarr.text import count_noun, megabytes
 
-__all__ = ["ReadSummary", "megabytes"]
+__all__ = ["ReadSummary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,3 @@ class ReadSummary:
             f"{self.amplification:.2f} times the requested voxels{slowly}"
             f"{self.transfer and f'{chr(10)}read {self.transfer}'}"
         )
-
-
-def megabytes(n_bytes: float) -> str:
-    """Return a size as text, in MB of 10^6 bytes."""
-    return f"{n_bytes / 1e6:.1f} MB"

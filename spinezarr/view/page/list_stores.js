@@ -72,7 +72,7 @@ function fact(name, text, kind = "") {
 }
 
 /** URL of the list of a store's scans. */
-export function storeUrl(name) {
+function storeUrl(name) {
   return `/?${new URLSearchParams({ store: name })}`;
 }
 

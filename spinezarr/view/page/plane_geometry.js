@@ -89,13 +89,6 @@ export class Camera {
     this.#stayInside();
   }
 
-  /** Center a voxel, if only a part of the plane is visible. */
-  centerOn(voxel) {
-    if (this.zoom === MIN_ZOOM) return;
-    this.centerMm = voxel.map((index, axis) => (index + 0.5) * this.grid.spacing[axis]);
-    this.#stayInside();
-  }
-
   #stayInside() {
     this.centerMm = this.centerMm.map((mm, axis) =>
       Math.min(this.grid.sizeMm[axis], Math.max(0, mm)),

@@ -11,7 +11,7 @@ export const LAYOUTS = {
 };
 const DEFAULT_WINDOW = "bone";
 /** Opacity of labels in the server's pictures. */
-export const PICTURE_OPACITY = 0.4;
+const PICTURE_OPACITY = 0.4;
 
 /**
  * State of the page. It dispatches the event `change`.
