@@ -56,8 +56,8 @@ MISTAKES = [
     (f"{INGEST} {{own}}/raw --out {{own}}/zipped", "is not a store", "Choose an empty or new"),
     (f"{INGEST} {{own}}/raw --out s3:/b/x", "two slashes", "Did you mean 's3://b/x'?"),
     (f"{INGEST} {{own}}/raw --out x --codec balnced", "no codec", "Did you mean 'balanced'?"),
-    (f"{INGEST} {{own}}/raw --out x --workers 0", "'--workers'", "greater than or equal to 1"),
-    (f"{INGEST} {{own}}/raw --out x --max-volume-gb=-1", "-1", "greater than or equal to 0"),
+    (f"{INGEST} {{own}}/raw --out x --workers 0", "'--workers'", "greater than or equal to 1|x>=1"),
+    (f"{INGEST} {{own}}/raw --out x --max-volume-gb=-1", "-1", "greater than or equal to 0|x>=0"),
     ("verify {store} --scan bx", "has no scan 'bx'", "Did you mean 'box'?"),
     ("verify {store} --scan box.nii", "has no scan 'box.nii'", "Did you mean 'box'?"),
     ("verify {store} --against {own}/nowhere", "is not a folder", "Give the raw folder"),
@@ -83,7 +83,7 @@ MISTAKES = [
     ),
     ("remove-labels {store} --layer rib", "has a mask 'rib'", "Did you mean 'ribs'?"),
     ("bench {store} --seconds 0", "seconds 0", "try 10"),
-    ("serve {store} --port 99999", "99999", "less than or equal to 65535"),
+    ("serve {store} --port 99999", "99999", "less than or equal to 65535|x<=65535"),
     ("stats {store} --json --format csv", "--json and --format csv", "give one of them"),
 ]
 
@@ -96,7 +96,8 @@ def test_a_mistake_is_answered_by_what_was_found_and_the_next_step(
     done = run(*words.format(**names).split(), code=2)
     said = " ".join(done.err.decode().split())
     assert found.format(**names) in said
-    assert next_step.format(**names) in said
+    # Versions of typer word some steps in their own ways.
+    assert any(words in said for words in next_step.format(**names).split("|"))
     assert "Traceback" not in said
     assert (own / "file.txt").read_text() == "precious"
 
