@@ -50,6 +50,13 @@ def test_every_shard_and_every_chunk_of_a_small_scan_is_read_once(place, ctspine
     assert (speeds["random"].share_from_disk is not None) == knows_disk
 
 
+def test_progress_ends_with_all_the_time_although_a_small_store_takes_less(ctspine1k_url):
+    seconds: list[float] = []
+    measure_store(open_reader(ctspine1k_url, {}), ["liver_0"], 60.0, seconds.append)
+    assert seconds == sorted(seconds)
+    assert seconds[-2] < seconds[-1] == 60.0
+
+
 def test_a_store_without_scans_has_no_speed(ctspine1k_url):
     assert measure_store(open_reader(ctspine1k_url, {}), [], 1.0, lambda _: None) == ()
 
@@ -64,8 +71,10 @@ def test_a_missing_shard_is_an_error_that_names_it(two_versions, tmp_path):
 
 
 def test_a_folder_is_measured_by_a_file_that_is_gone_afterwards(tmp_path):
-    speeds = {speed.order: speed for speed in measure_folder(str(tmp_path), 0.3, lambda _: None)}
+    seconds: list[float] = []
+    speeds = {speed.order: speed for speed in measure_folder(str(tmp_path), 0.3, seconds.append)}
     assert list(speeds) == ["write", "sequential", "random"]
+    assert seconds == sorted(seconds)
     assert 0 < speeds["sequential"].n_bytes <= speeds["write"].n_bytes <= 128 << 20
     assert speeds["random"].n_bytes == speeds["random"].n_requests << 16
     assert list(tmp_path.iterdir()) == []
