@@ -249,7 +249,8 @@ def test_a_folder_that_is_no_store_does_not_hide_a_name_of_the_catalog(
 
 
 def test_importing_on_windows_is_an_error_that_says_what_to_do():
-    code = "import sys; sys.platform = 'win32'; import spinezarr"
+    # What Python itself imports on the way must not take this machine for Windows.
+    code = "import sys, tempfile; sys.platform = 'win32'; import spinezarr"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "ImportError: spinezarr runs on Linux and macOS" in done.stderr
