@@ -30,6 +30,7 @@ SOURCES = (
     Path("spinezarr") / "stream" / "read" / "kernel.c",
     Path("spinezarr") / "stream" / "read" / "plan.c",
     Path("spinezarr") / "stream" / "read" / "resample.c",
+    Path("spinezarr") / "store" / "lz4_encoder.c",
     Path("spinezarr") / "remote" / "ranges.c",
     Path("spinezarr") / "ingestion" / "voxels" / "gather.c",
 )

@@ -22,6 +22,7 @@ from numcodecs import lz4
 from typing_extensions import Buffer
 
 from spinezarr.store.layout import BloscCodecSpec
+from spinezarr.store.lz4_encoder import encode_lz4
 from spinezarr.store.sharding import (
     BLOSC_HEADER,
     CHECKSUM_BYTES,
@@ -172,25 +173,41 @@ def encode_blocks(chunk: npt.NDArray[Any], codec: BloscCodecSpec) -> bytes:
     coding = BlockCoding.of(codec, little.nbytes, little.dtype.itemsize)
     voxels = little.reshape(-1).view(np.uint8)
     checksum = crc32c(voxels.data)
-    blocks = _stream_bytes(voxels, coding)
-    plain = replace(codec, shuffle="noshuffle", blocksize=blocks.shape[2])
+    encoded = None
+    if codec.cname == "lz4hc":
+        encoded = encode_lz4(
+            voxels,
+            level=codec.clevel,
+            n_blocks=coding.n_blocks,
+            n_streams=coding.n_streams,
+            shuffled_itemsize=coding.itemsize if coding.is_shuffled else 1,
+            voxels_crc32c=checksum,
+            largest_block_bytes=coding.largest_block_bytes,
+        )
+    blocks, sizes = encoded or _encode_slowly(voxels, codec, coding, checksum)
+    *starts, end = accumulate(sizes, initial=coding.blocks_offset)
+    header = coding.header(coding.n_blocks, end)
+    table = struct.pack(f"<{len(starts) + 1}I", *starts, checksum)
+    frame = b"".join([header, table, blocks])
+    return frame + crc32c(frame).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def _encode_slowly(
+    voxels: npt.NDArray[np.uint8], codec: BloscCodecSpec, coding: BlockCoding, voxels_crc32c: int
+) -> tuple[bytes, list[int]]:
+    """Return the encoded blocks with their checksums, and the size of each."""
+    streams = _stream_bytes(voxels, coding)
+    plain = replace(codec, shuffle="noshuffle", blocksize=streams.shape[2])
     # The highest bytes of voxels are no noise. All streams of zstd are compressed.
     noisy = range(0 if codec.cname == "zstd" else max(1, coding.n_streams - 1))
-    parts: list[bytes] = []
-    starts: list[int] = []
-    at = coding.blocks_offset
-    for number, block in enumerate(blocks):
-        streams = b"".join(
-            [_stream(content, plain, may_be_noise=i in noisy) for i, content in enumerate(block)]
+    blocks: list[bytes] = []
+    for number, contents in enumerate(streams):
+        block = b"".join(
+            [_stream(content, plain, may_be_noise=i in noisy) for i, content in enumerate(contents)]
         )
-        tag = _tag(checksum, number, streams).to_bytes(CHECKSUM_BYTES, "little")
-        starts.append(at)
-        parts += (streams, tag)
-        at += len(streams) + CHECKSUM_BYTES
-    header = coding.header(coding.n_blocks, at)
-    table = struct.pack(f"<{len(starts) + 1}I", *starts, checksum)
-    frame = b"".join([header, table, *parts])
-    return frame + crc32c(frame).to_bytes(CHECKSUM_BYTES, "little")
+        tag = _tag(voxels_crc32c, number, block)
+        blocks.append(block + tag.to_bytes(CHECKSUM_BYTES, "little"))
+    return b"".join(blocks), [len(block) for block in blocks]
 
 
 def _stream_bytes(voxels: npt.NDArray[np.uint8], coding: BlockCoding) -> npt.NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """Blocks of a chunk: other readers, parts of a chunk, and blocks in a wrong place."""
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, combinations, pairwise
@@ -17,8 +18,10 @@ from spinezarr.errors import CorruptStoreError
 from spinezarr.geometry import Box
 from spinezarr.ingestion.discovery.discover import discover
 from spinezarr.ingestion.run import ingest
+from spinezarr.native_library import NO_KERNEL
 from spinezarr.recipe import Recipe
 from spinezarr.remote.settings import RemoteSettings
+from spinezarr.store import blocks, lz4_encoder
 from spinezarr.store.blocks import (
     SMALLEST_BLOCK_BYTES,
     BlockCoding,
@@ -33,11 +36,12 @@ from spinezarr.store.sharding import CHECKSUM_BYTES, ChunkDamagedError, crc32c, 
 from spinezarr.stream.read.engine import Engine
 from spinezarr.stream.read.fetch import LocalFetcher, fetcher_for
 from spinezarr.stream.read.native import kernel
-from spinezarr.testing import NiftiForm, write_nifti
+from spinezarr.testing import NiftiForm, PhantomSpec, make_phantom, write_nifti
 from spinezarr.verify.store import verify_store
 
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64")
 CODECS = [codec for profile in PROFILES.values() for codec in (profile.image, profile.label)]
+LIBRARY = lz4_encoder._library
 PAIRS = Recipe.from_pairs("{scan}_ct.nii", "{scan}_seg.nii", name="pairs")
 
 codecs = st.sampled_from(CODECS) | st.builds(
@@ -88,9 +92,23 @@ def decoded(encoded, first, stop, **changes):
 # Encoding
 
 
+@pytest.fixture(scope="module", params=["C", "numcodecs"])
+def encoder(request):
+    assert LIBRARY() is not None
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numcodecs":
+            patch.setattr(lz4_encoder, "_library", lambda: None)
+        yield request.param
+
+
+def test_the_kernel_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv(NO_KERNEL, "1")
+    assert LIBRARY.__wrapped__() is None
+
+
 @given(chunks(), codecs)
 @settings(max_examples=300)
-def test_a_chunk_comes_back_bit_for_bit(chunk, codec):
+def test_a_chunk_comes_back_bit_for_bit(encoder, chunk, codec):
     encoded = encode_blocks(chunk, codec)
     frame = ChunkFrame.of(encoded)
     coding = frame.coding
@@ -105,7 +123,7 @@ def test_a_chunk_comes_back_bit_for_bit(chunk, codec):
 
 @given(chunks(), codecs)
 @settings(max_examples=300)
-def test_a_chunk_has_the_bytes_that_its_coding_promises(chunk, codec):
+def test_a_chunk_has_the_bytes_that_its_coding_promises(encoder, chunk, codec):
     encoded = encode_blocks(chunk, codec)
     frame = ChunkFrame.of(encoded)
     coding = frame.coding
@@ -165,7 +183,35 @@ def test_every_part_of_a_chunk_of_a_profile_decodes_alone(codec):
         assert decoded(encoded, first, stop) == chunk.tobytes()[first * size : stop * size]
 
 
-def test_noise_is_stored_raw_and_grows_by_a_few_bytes_a_block():
+@pytest.mark.parametrize("array", ["image", "label"])
+def test_c_takes_no_more_bytes_than_numcodecs(array, monkeypatch):
+    phantom = make_phantom(PhantomSpec(shape_zyx=(96, 96, 96), levels=("L1", "L2")))
+    z, y, x = BALANCED.chunk_shape_zyx
+    codec = getattr(BALANCED, array)
+    voxels = np.ascontiguousarray(getattr(phantom, array)[16 : 16 + z, 32 : 32 + y, 32 : 32 + x])
+    assert voxels.shape == BALANCED.chunk_shape_zyx
+    monkeypatch.setattr(lz4_encoder, "_library", LIBRARY)
+    mine = encode_blocks(voxels, codec)
+    more_tries, one_try = (encode_blocks(voxels, replace(codec, clevel=n)) for n in (9, 1))
+    monkeypatch.setattr(blocks, "encode_lz4", lambda *_, **__: None)
+    theirs = encode_blocks(voxels, codec)
+    assert mine != theirs
+    assert len(mine) <= 1.005 * len(theirs)
+    assert len(more_tries) <= len(mine) < len(one_try)
+
+
+def test_chunks_of_many_threads_do_not_mix(encoder):
+    rng = np.random.default_rng(7)
+    voxels = [rng.integers(0, 3 + i, BALANCED.chunk_shape_zyx, np.int16) for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda chunk: encode_blocks(chunk, BALANCED.image), voxels * 2))
+    for chunk, encoded in zip(voxels * 2, made, strict=True):
+        whole = np.empty_like(chunk)
+        decode_chunk(encoded, whole)
+        assert np.array_equal(whole, chunk)
+
+
+def test_noise_is_stored_raw_and_grows_by_a_few_bytes_a_block(encoder):
     noise = np.random.default_rng(2).integers(-(2**15), 2**15, BALANCED.chunk_shape_zyx, np.int16)
     for codec in CODECS:
         encoded = encode_blocks(noise, codec)

@@ -15,6 +15,7 @@
  * bytes, and ``data`` of an output, with its strides, has its shape.
  */
 #define _GNU_SOURCE
+#include "kernel.h"
 #include "processor.h"
 #include "tables.h"
 
@@ -34,7 +35,7 @@
 #include <arm_neon.h>
 #endif
 
-enum { VERSION = 6, MAX_ITEMSIZE = 8, SLACK = 128, CHECKSUM = 4 };
+enum { VERSION = 6, MAX_ITEMSIZE = 8 };
 enum { AT_ONCE = 64 };
 
 enum { MIN_SPLIT_ITEMS = 128 }; /* smaller blocks are not split into streams */
@@ -164,14 +165,13 @@ static uint32_t crc32c(uint32_t before, const uint8_t *p, int64_t n) {
     return crc32c_by_table(before, p, n);
 }
 
-static void store32(uint8_t *p, uint32_t value) {
+void store32(uint8_t *p, uint32_t value) {
     for (int i = 0; i < 4; i++) p[i] = (uint8_t)(value >> 8 * i);
 }
 
-/* Returns the checksum of a block: of the checksum of the chunk's voxels, its number, its bytes. */
-static uint32_t block_checksum(const Chunk *chunk, int64_t number, const uint8_t *p, int64_t n) {
+uint32_t block_checksum(uint32_t voxels_crc32c, int64_t number, const uint8_t *p, int64_t n) {
     uint8_t prefix[8];
-    store32(prefix, chunk->voxels_crc32c);
+    store32(prefix, voxels_crc32c);
     store32(prefix + 4, (uint32_t)number);
     return crc32c(crc32c(0, prefix, 8), p, n);
 }
@@ -313,9 +313,7 @@ static int lz4_sequence(Stream *stream) {
     return 1;
 }
 
-/* Decodes at least the first ``wanted`` of ``size`` bytes. ``out`` has SLACK more bytes after ``size``.
- * Returns whether everything that was read is valid. */
-static int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t wanted) {
+int lz4(const uint8_t *in, int64_t n, uint8_t *out, int64_t size, int64_t wanted) {
     Stream stream = {in, in + n, out, out, out + size, out + wanted};
     const int few_literals = n < size / 4;
     while (stream.out < stream.enough) {
@@ -550,7 +548,7 @@ static int decode_block(const Chunk *chunk, const Call *call, int64_t number, co
     wanted(chunk, call->pieces + chunk->first_piece, block.first, block.first + count, &from, &to);
     if (from >= to) return DONE;
     n -= CHECKSUM;
-    if (load32(in + n) != block_checksum(chunk, number, in, n)) return DAMAGED;
+    if (load32(in + n) != block_checksum(chunk->voxels_crc32c, number, in, n)) return DAMAGED;
     const int64_t last = to - block.first;
     const int64_t n_streams = count >= MIN_SPLIT_ITEMS ? itemsize : 1;
     const int64_t stream_bytes = chunk->block_bytes / n_streams;

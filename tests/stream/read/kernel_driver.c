@@ -178,7 +178,7 @@ static void put_blocks(Case *c, Origin *origin, const Chunk *chunk, int kind) {
         }
         c->starts[c->n_starts++] = at;
         memcpy(origin->data + origin->n_data, block, (size_t)n);
-        put32(origin->data + origin->n_data + n, block_checksum(chunk, number, block, n));
+        put32(origin->data + origin->n_data + n, block_checksum(chunk->voxels_crc32c, number, block, n));
         origin->n_data += n + CHECKSUM, at += n + CHECKSUM;
         free(block);
     }

@@ -582,7 +582,8 @@ def changed_kernel(folder, text, other):
     if compiler is None:
         pytest.skip("no C compiler")
     n_found, sources = 0, []
-    for name in ("kernel.c", "plan.c", "processor.h", "resample.c", "resample_rows.h", "tables.h"):
+    headers = ("kernel.h", "processor.h", "resample_rows.h", "tables.h")
+    for name in ("kernel.c", "plan.c", "resample.c", *headers):
         source = Path(native.__file__).with_name(name).read_text()
         n_found += source.count(text)
         (folder / name).write_text(source.replace(text, other))
@@ -870,6 +871,12 @@ def drive_ranges(folder, first, count):
     return None if driver is None else run_driver(driver, first, count)
 
 
+def drive_encoding(folder, first, count):
+    """Encode made-up chunks under sanitizers; return as :func:`drive` does."""
+    driver = build_driver(folder, "lz4_encoder_driver")
+    return None if driver is None else run_driver(driver, first, count)
+
+
 def run_driver(driver, *arguments):
     environment = {
         **os.environ,
@@ -887,6 +894,14 @@ def test_lz4_streams_decode_as_byte_by_byte(tmp_path):
     told = run_driver(driver, 0, 50_000)
     assert told.returncode == 0, told.stderr
     assert told.stdout.startswith("50000 cases of LZ4: ")
+
+
+def test_encoded_streams_decode_byte_by_byte_and_end_as_lz4_demands(tmp_path):
+    told = drive_encoding(tmp_path, first=0, count=3000)
+    if told is None:
+        pytest.skip("the C compiler has no sanitizers")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("3000 cases of encoding: ")
 
 
 @pytest.mark.long
@@ -936,6 +951,7 @@ def main():
             drive_resampling(Path(folder), first=0, count=options.count),
             drive_planning(Path(folder), first=0, count=options.count),
             drive_ranges(Path(folder), first=0, count=options.count),
+            drive_encoding(Path(folder), first=0, count=options.count),
         ):
             if told is None:
                 raise SystemExit("the C compiler has no sanitizers")
