@@ -162,8 +162,8 @@ TARGETS = (
     Target("window axial, to Arrow 2D", 1.5, 3, _ratio_to_best("axial", _WINDOW, ("Arrow 2D",))),
     Target(
         "PyTorch loader 128³, to the stream",
-        0.85,
-        0.95,
+        0.9,
+        0.97,
         _ratio_to_best("128^3", f"{OURS}, PyTorch", (f"{OURS}, stream",)),
     ),
     Target("MB without batches and cache", 300, None, _memory, less=True),
