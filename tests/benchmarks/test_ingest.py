@@ -25,7 +25,7 @@ def test_the_ingest_the_arrow_form_and_the_lower_bound_are_measured(tmp_path):
     run("ingest.py", *pair, "--rounds", "1", "--copies", "2", "--json", tmp_path / "out.json")
     result = json.loads((tmp_path / "out.json").read_text())
     rows = {row["method"]: row for row in result["rows"]}
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert all(row["wall_s_median"] > 0 for row in rows.values())
     # Arrow writes two rows of float32 and int32, with a little overhead.
     overhead = rows["Arrow"]["written_bytes"] / (2 * phantom.image.size * 8)
@@ -37,6 +37,7 @@ def test_the_ingest_the_arrow_form_and_the_lower_bound_are_measured(tmp_path):
         assert rows[method]["written_bytes"] == pytest.approx(in_process, rel=0.01)
     assert result["times_faster_than_arrow"]["in process"] > 0
     assert 0 < result["share_of_bound"]["core seconds"] < 1
+    assert result["share_of_bound_of_numcodecs"]["core seconds"] > 0
     assert result["versions"]["datasets"]
 
 
