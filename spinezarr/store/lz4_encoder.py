@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spinezarr.native_library import is_turned_off, library_path
+from spinezarr.store.sharding import crc32c
 
 __all__ = ["encode_lz4"]
 
@@ -21,6 +22,8 @@ _LARGEST_LEVEL: Final = 9
 """Largest level of C-Blosc."""
 _LEVEL_OF_ONE_TRY: Final = 3
 """Level at which one earlier place is tried for a match. Each further level doubles the number."""
+_CHECKED_BYTES: Final = bytes(range(251)) * 17
+"""Bytes whose checksum the library must compute right, long enough for each of its loops."""
 _Encode = Callable[..., int]
 _MEMORY: Final = local()
 
@@ -78,16 +81,25 @@ def encode_lz4(
 
 @cache
 def _library() -> tuple[_Encode, int] | None:
-    """Return the C function, and the bytes of memory that it needs; None if there is none."""
+    """Return the C function, and the bytes of memory that it needs; None if there is none.
+
+    The function checks its streams itself. Its checksums must be those of another library, as a
+    chunk with wrong ones could not be read.
+    """
     if is_turned_off():
         return None
     try:
         library: Any = ctypes.CDLL(str(library_path()))
         encode = library.spinezarr_encode_lz4
         scratch_bytes = library.spinezarr_lz4_scratch_bytes
+        checksum = library.spinezarr_crc32c
     except (OSError, AttributeError):
         return None
     library.spinezarr_kernel_version()  # fills the tables of checksums
+    checksum.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int32]
+    checksum.restype = ctypes.c_uint32
+    if checksum(_CHECKED_BYTES, len(_CHECKED_BYTES), 0) != crc32c(_CHECKED_BYTES):
+        return None
     encode.argtypes = [
         *(ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_uint32, ctypes.c_int32),
         *[ctypes.c_void_p] * 3,

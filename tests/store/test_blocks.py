@@ -106,6 +106,12 @@ def test_the_kernel_can_be_turned_off(monkeypatch):
     assert LIBRARY.__wrapped__() is None
 
 
+def test_a_library_with_wrong_checksums_does_not_encode(monkeypatch):
+    assert LIBRARY.__wrapped__() is not None
+    monkeypatch.setattr(lz4_encoder, "crc32c", lambda data: crc32c(data) ^ 1)
+    assert LIBRARY.__wrapped__() is None
+
+
 @given(chunks(), codecs)
 @settings(max_examples=300)
 def test_a_chunk_comes_back_bit_for_bit(encoder, chunk, codec):
